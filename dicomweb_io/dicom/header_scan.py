@@ -1,0 +1,416 @@
+"""Where the data elements of a DICOM file are, found by bounded reads and without interpreting their values.
+
+`scan_header` walks the top-level elements of a file (PS3.10 and PS3.5 section 7) up to its pixel data. It notes tag,
+value representation, place and length of each and skips what it does not need, so an index can be built, a value be
+found and a metadata answer be encoded (`dicomweb_io.dicom.json_model`) without parsing the file into objects. Every
+encoding is read: implicit and explicit VR, little and big endian, deflated; with and without preamble and file meta
+information.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple
+
+from dicomweb_io.dicom.byte_sources import FileSource, InflatedSource, Source, as_source
+from dicomweb_io.dicom.element_heads import (
+    FIRST_READ,
+    LONG_VRS,
+    SHORT_VRS,
+    UNDEFINED,
+    Cut,
+    measure_undefined,
+    other_head,
+)
+
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
+EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_DEFLATED = frozenset(
+    (DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
+)  # PS3.5 sections A.5, A.7 (JPIP Referenced Deflate) and its HTJ2K form: the whole dataset is deflated
+
+LARGE_VALUE = 64 * 1024
+"""Values longer than this many bytes that lie outside of what was read anyway are left in the file."""
+_MAX_KEPT = 1 << 30
+_TELLING_UIDS = (0x00080016, 0x00080018, 0x0020000D, 0x00020002)
+_FRAGMENT_READ = 4096
+
+PIXEL_DATA_TAGS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
+UNDEFINED_LENGTH = -1
+
+
+class Part10Error(ValueError):
+    """A file cannot be used as a DICOM object.
+
+    Attributes:
+        reason: Why, in one sentence, without values of the dataset other than UIDs.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class NotDICOMError(Part10Error):
+    """The bytes are not a DICOM object."""
+
+
+class IncompleteDICOMError(Part10Error):
+    """The bytes are DICOM, but they are cut off or broken before what was needed."""
+
+
+class Element(NamedTuple):
+    """The place of one data element's value.
+
+    Attributes:
+        vr: The value representation as encoded; None where the encoding has none (implicit VR). A value of undefined
+            length that consists of items counts as ``"SQ"``.
+        offset: Where the value starts, in bytes from the start of the file (of the inflated file, if deflated).
+        length: Bytes of the value. For sequences of undefined length it is the real length with the sequence
+            delimiter; for pixel data of undefined length it is -1.
+    """
+
+    vr: str | None
+    offset: int
+    length: int
+
+
+@dataclass(slots=True)
+class HeaderScan:
+    """The result of `scan_header`.
+
+    Attributes:
+        segments: The bytes that were kept, as pairs of their offset and themselves, ascending. Usually one pair that
+            starts at 0. Large values between segments stayed in the file.
+        elements: Top-level elements by tag, in file order. Pixel data is not among them.
+        meta: Elements of the file meta information (group 0002) by tag.
+        pixel_data_tag: The tag of the pixel data element; None if there is none, or if the scan ended before it.
+        pixel_data: Its place.
+        transfer_syntax_uid: From the file meta information; a guess if it is absent there.
+        transfer_syntax_guessed: Whether it is a guess.
+        explicit_vr: How the dataset is really encoded, which need not be what the transfer syntax says.
+        little_endian: The byte order of the dataset.
+        deflated: Whether the dataset is deflated; offsets then count in the preamble and file meta information as they
+            are, followed by the inflated dataset.
+        has_preamble: Whether the 128 bytes of preamble and the prefix are there.
+        dataset_offset: Where the dataset starts, after the file meta information.
+        end: Where the scan stopped: the start of the pixel data element, or of the first element that was not wanted,
+            or the end of the dataset.
+        problem: Why the scan could not go on (the file is cut off or broken); None if all is well so far.
+    """
+
+    segments: list[tuple[int, bytes]] = field(repr=False)
+    elements: dict[int, tuple[str | None, int, int]] = field(repr=False, default_factory=dict)
+    meta: dict[int, tuple[str | None, int, int]] = field(repr=False, default_factory=dict)
+    pixel_data_tag: int | None = None
+    pixel_data: tuple[str | None, int, int] | None = None
+    transfer_syntax_uid: str = ""
+    transfer_syntax_guessed: bool = False
+    explicit_vr: bool = True
+    little_endian: bool = True
+    deflated: bool = False
+    has_preamble: bool = True
+    dataset_offset: int = 0
+    end: int = 0
+    problem: str | None = None
+
+    def value(self, tag: int) -> bytes | None:
+        """The bytes of a top-level or file meta value; None if the element is absent or its value was not kept."""
+        place = self.elements.get(tag) or self.meta.get(tag)
+        return None if place is None else self.read(place[1], place[2])
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """The bytes of a place in the file; None if they were not kept."""
+        for start, content in self.segments:
+            if start <= offset and offset + length <= start + len(content):
+                return content[offset - start : offset - start + length]
+        return None
+
+    def text(self, tag: int) -> str | None:
+        """A value of ASCII text without its padding, such as a UID or a code; None if absent, empty or not kept."""
+        value = self.value(tag)
+        if not value:
+            return None
+        return value.decode("latin-1").strip(" \0") or None
+
+
+def scan_header(
+    source: BinaryIO | bytes | Source,
+    *,
+    size: int | None = None,
+    stop_after: int | None = None,
+    large_value: int | None = LARGE_VALUE,
+    first_read: int = FIRST_READ,
+) -> HeaderScan:
+    """Finds the top-level elements of a DICOM file up to its pixel data.
+
+    Args:
+        source: A seekable binary file, read from offset 0 on; or the bytes of a file.
+        size: The file's size in bytes, where it is known already.
+        stop_after: A tag after which nothing is wanted; the default goes on to the pixel data or the end.
+        large_value: Values longer than this many bytes are not read if they reach beyond what was read so far; None
+            keeps every value before the pixel data.
+        first_read: Bytes to read at first.
+
+    Returns:
+        What was found. A file that is cut off or broken gives its elements up to there, and `HeaderScan.problem`.
+
+    Raises:
+        NotDICOMError: If the bytes are not DICOM.
+        IncompleteDICOMError: If they are, but hold no dataset that could be read.
+    """
+    reader = as_source(source, size)
+    data = reader.read(0, first_read)
+    start, has_preamble = _start_of_elements(data)
+    scan = HeaderScan([], has_preamble=has_preamble)
+    try:
+        data, position = _scan_meta(reader, data, start, scan)
+    except Cut as cut:
+        if not has_preamble:
+            raise NotDICOMError("it has no DICOM prefix and does not consist of data elements") from None
+        raise IncompleteDICOMError(f"the file meta information is broken: {cut}") from None
+    scan.dataset_offset = position
+    uid = scan_text(scan.meta.get(0x00020010), data)
+    if uid in _DEFLATED:
+        scan.deflated = True
+        reader = InflatedSource(reader, position)
+        data = data[:position] + reader.read(position, first_read)
+    elif len(data) < position + 12:
+        data += reader.read(len(data), first_read)
+    _find_encoding(scan, data, position, uid)
+    _scan_dataset(reader, data, 0, position, scan, stop_after, large_value)
+    if isinstance(reader, InflatedSource) and reader.problem:
+        scan.problem = reader.problem
+    if scan.problem is None and not scan.elements and scan.pixel_data is None and stop_after is None:
+        scan.problem = "it has no data elements after the file meta information"
+    if not has_preamble and not any(
+        (scan.text(tag) or "").startswith(("1.", "2.", "0."))
+        for tag in (0x00080016, 0x00080018, 0x0020000D, 0x00020002)
+    ):
+        raise NotDICOMError("it has no DICOM prefix and no UID where one is expected")
+    return scan
+
+
+def scan_trailing(
+    source: BinaryIO | bytes | Source, scan: HeaderScan, *, large_value: int | None = LARGE_VALUE
+) -> HeaderScan:
+    """Finds what follows the pixel data: digital signatures, padding (PS3.5 sections 7.1 and 8.1.1).
+
+    Encapsulated pixel data are walked fragment by fragment, unless the file ends with their delimiter.
+
+    Args:
+        source: What was scanned.
+        scan: Its scan, which ended at the pixel data.
+        large_value: See `scan_header`.
+
+    Returns:
+        A scan of the elements after the pixel data, with `HeaderScan.problem` if those, or the pixel data, are cut
+        off.
+    """
+    reader = as_source(source)
+    if scan.deflated:
+        reader = InflatedSource(reader, scan.dataset_offset)
+    result = HeaderScan(
+        [],
+        transfer_syntax_uid=scan.transfer_syntax_uid,
+        explicit_vr=scan.explicit_vr,
+        little_endian=scan.little_endian,
+        deflated=scan.deflated,
+    )
+    if scan.pixel_data is None:
+        result.end = scan.end
+        return result
+    vr, offset, length = scan.pixel_data
+    order = "<" if scan.little_endian else ">"
+    if length == UNDEFINED_LENGTH:
+        delimiter = struct.pack(order + "HHI", 0xFFFE, 0xE0DD, 0)
+        if isinstance(reader, FileSource) and reader.read(max(reader.size - 8, offset), 8) == delimiter:
+            result.end = reader.size
+            return result
+        try:
+            name, length = measure_undefined(
+                reader, b"", offset, 0, vr or "OB", scan.explicit_vr, order, step=_FRAGMENT_READ
+            )
+        except Cut as cut:
+            result.problem = f"the encapsulated pixel data do not end: {cut}"
+            return result
+        length += 0 if name == "SQ" else 8
+    end = offset + length
+    if not reader.reaches(end):
+        result.problem = f"the pixel data need {length} bytes from byte {offset} on, but the file ends before"
+        if isinstance(reader, InflatedSource) and reader.problem:
+            result.problem = reader.problem
+        return result
+    _scan_dataset(reader, reader.read(end, 1024), end, 0, result, None, large_value)
+    if isinstance(reader, InflatedSource):
+        reader.reaches(1 << 62)
+        result.problem = reader.problem or result.problem
+    return result
+
+
+def scan_text(place: tuple[str | None, int, int] | None, data: bytes) -> str:
+    """The text of a value inside `data`; empty if there is none."""
+    if place is None:
+        return ""
+    return data[place[1] : place[1] + place[2]].decode("latin-1").strip(" \0")
+
+
+def _start_of_elements(data: bytes) -> tuple[int, bool]:
+    if data[128:132] == b"DICM":
+        return 132, True
+    if not data:
+        raise NotDICOMError("the file is empty")
+    # Without the prefix only what begins like a file meta group or an image's first group passes as DICOM.
+    if len(data) < 16 or data[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
+        raise NotDICOMError("it has no DICOM prefix and does not begin with a data element")
+    return 0, False
+
+
+def _scan_meta(reader: Source, data: bytes, position: int, scan: HeaderScan) -> tuple[bytes, int]:
+    """Reads group 0002, which is explicit VR little endian; some writers use implicit VR."""
+    while True:
+        if len(data) < position + 12:
+            data += reader.read(len(data), FIRST_READ)
+        if data[position : position + 2] != b"\x02\x00" or len(data) < position + 8:
+            return data, position
+        number, vr, length = struct.unpack_from("<H2sH", data, position + 2)
+        start = position + 8
+        name = SHORT_VRS.get(vr)
+        if name is None:
+            name = LONG_VRS.get(vr)
+            if name is None:
+                length = struct.unpack_from("<I", data, position + 4)[0]
+            elif len(data) < start + 4:
+                raise Cut(f"it ends within (0002,{number:04X})")
+            else:
+                length = struct.unpack_from("<I", data, start)[0]
+                start += 4
+        position = start + length
+        if position > len(data):
+            if length > 16 << 20 or not reader.reaches(position):
+                raise Cut(f"(0002,{number:04X}) reaches beyond the end")
+            data += reader.read(len(data), max(position - len(data), FIRST_READ))
+        scan.meta[0x00020000 | number] = (name, start, length)
+
+
+def _find_encoding(scan: HeaderScan, data: bytes, position: int, uid: str) -> None:
+    """Decides on VR encoding and byte order: the transfer syntax says it, the first element proves it."""
+    explicit = uid != IMPLICIT_VR_LITTLE_ENDIAN
+    little = uid != EXPLICIT_VR_BIG_ENDIAN
+    if len(data) >= position + 6:
+        explicit = 0x41 <= data[position + 4] <= 0x5A and 0x41 <= data[position + 5] <= 0x5A
+        if not uid:
+            # Group 0008 read in the wrong order is 0800; little endian groups that high never come first.
+            little = not explicit or data[position + 1] < 4
+    scan.explicit_vr = explicit
+    scan.little_endian = little
+    if not uid:
+        scan.transfer_syntax_guessed = True
+        uid = IMPLICIT_VR_LITTLE_ENDIAN
+        if explicit:
+            uid = EXPLICIT_VR_LITTLE_ENDIAN if little else EXPLICIT_VR_BIG_ENDIAN
+    scan.transfer_syntax_uid = uid
+
+
+def _scan_dataset(
+    reader: Source,
+    data: bytes,
+    base: int,
+    position: int,
+    scan: HeaderScan,
+    stop_after: int | None,
+    large_value: int | None,
+) -> None:
+    """The loop over top-level elements, from `position` in `data` on, which holds the bytes from offset `base` on."""
+    stop = 0xFFFFFFFF if stop_after is None else stop_after
+    order = "<" if scan.little_endian else ">"
+    unpack = struct.Struct(order + ("HH2sH" if scan.explicit_vr else "HHI")).unpack_from
+    explicit = scan.explicit_vr
+    elements = scan.elements
+    short_vr = SHORT_VRS.get
+    have = len(data)
+    index = position
+    kept = 0
+    while True:
+        if index + 12 > have:
+            more = reader.read(base + have, min(max(have, FIRST_READ), 16 << 20))
+            if more:
+                data += more
+                have = len(data)
+                continue
+            if index + 8 > have:
+                scan.end = base + index
+                if index < have and data[index:have].strip(b"\0"):
+                    scan.problem = f"it ends within the head of an element at byte {base + index}"
+                break
+        if explicit:
+            group, number, vr, length = unpack(data, index)
+            name = short_vr(vr)
+            start = index + 8
+            if name is None:
+                name, start, length = other_head(data, index, have, vr, order)
+                if start > have:
+                    scan.end = base + index
+                    scan.problem = f"it ends within the head of an element at byte {base + index}"
+                    break
+        else:
+            group, number, length = unpack(data, index)
+            name = None
+            start = index + 8
+        tag = group << 16 | number
+        if tag > stop:
+            scan.end = base + index
+            break
+        if name is None or length > 0xFFFF or name in ("OB", "OW", "OF", "OD"):
+            if tag in PIXEL_DATA_TAGS:
+                scan.end = base + index
+                scan.pixel_data_tag = tag
+                scan.pixel_data = (name, base + start, UNDEFINED_LENGTH if length == UNDEFINED else length)
+                break
+            if group == 0xFFFE or tag == 0:
+                # A stray delimiter, or zeros as padding: nothing that belongs to the dataset can follow.
+                scan.end = base + index
+                if tag or data[index:have].strip(b"\0"):
+                    scan.problem = f"there is no data element at byte {base + index}"
+                break
+            if length == UNDEFINED:
+                try:
+                    name, length = measure_undefined(reader, data, base, start, name, explicit, order)
+                except Cut as cut:
+                    scan.end = base + index
+                    scan.problem = f"({group:04X},{number:04X}) does not end: {cut}"
+                    break
+        end = start + length
+        if end > have:
+            if not reader.reaches(base + end):
+                scan.end = base + index
+                scan.problem = (
+                    f"({group:04X},{number:04X}) needs {length} bytes from byte {base + start} on, "
+                    "but the file ends before"
+                )
+                break
+            if large_value is not None and length > large_value:
+                elements[tag] = (name, base + start, length)
+                scan.segments.append((base, data[:start]))
+                kept += start
+                base += end
+                index = 0
+                data = reader.read(base, FIRST_READ)
+                have = len(data)
+                continue
+            while end > have:
+                more = reader.read(base + have, max(end - have, min(have, 16 << 20)))
+                if not more:
+                    break
+                data += more
+                have = len(data)
+            if have + kept > _MAX_KEPT:
+                scan.end = base + index
+                scan.problem = "its header is larger than 1 GiB"
+                break
+        elements[tag] = (name, base + start, length)
+        index = end
+    scan.segments.append((base, data[: scan.end - base]))

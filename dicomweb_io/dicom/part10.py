@@ -1,0 +1,275 @@
+"""DICOM files (PS3.10): what a file holds, whether it is complete, and how a dataset becomes one."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from dicomweb_io.dicom.byte_sources import InflatedSource, as_source
+from dicomweb_io.dicom.header_scan import (
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    HeaderScan,
+    IncompleteDICOMError,
+    NotDICOMError,
+    Part10Error,
+    scan_header,
+    scan_trailing,
+)
+from dicomweb_io.dicom.uids import is_uid
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = [
+    "DICOMDIRError",
+    "Header",
+    "IncompleteDICOMError",
+    "MissingUIDError",
+    "NotDICOMError",
+    "Part10Error",
+    "check_complete",
+    "encode_dataset",
+    "header_from_scan",
+    "header_of",
+    "read_range",
+]
+
+MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
+
+_UIDS = {
+    "StudyInstanceUID": 0x0020000D,
+    "SeriesInstanceUID": 0x0020000E,
+    "SOPInstanceUID": 0x00080018,
+}
+
+
+class DICOMDIRError(Part10Error):
+    """The file is a media storage directory (DICOMDIR, PS3.10 section 8.6): it lists instances and is none."""
+
+
+class MissingUIDError(Part10Error):
+    """A DICOM object lacks a UID by which it could be addressed.
+
+    Attributes:
+        missing: The keywords of the UIDs that are absent or unusable.
+        uids: The UIDs that are there, by keyword.
+    """
+
+    def __init__(self, reason: str, missing: tuple[str, ...] = (), uids: dict[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.missing = missing
+        self.uids = uids or {}
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...], dict[str, str]]]:
+        return type(self), (self.reason, self.missing, self.uids)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What identifies a DICOM object.
+
+    Attributes:
+        study_instance_uid: From the dataset.
+        series_instance_uid: From the dataset.
+        sop_instance_uid: From the dataset, not from the file meta information.
+        sop_class_uid: From the dataset, else from the file meta information; None if neither has it.
+        transfer_syntax_uid: From the file meta information, else guessed from how the dataset is encoded.
+        transfer_syntax_guessed: Whether it is a guess.
+        dataset_offset: The byte at which the dataset starts, after preamble and file meta information.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str | None
+    transfer_syntax_uid: str
+    transfer_syntax_guessed: bool = False
+    dataset_offset: int = 0
+
+
+def header_of(file: BinaryIO, *, size: int | None = None) -> Header:
+    """Reads the UIDs of a DICOM file, and no more of it than that takes.
+
+    Files without preamble or file meta information are read too (PS3.10 section 7.1 wants both).
+
+    Args:
+        file: A seekable binary file; it is read from offset 0 on, and left anywhere.
+        size: Its size in bytes, where it is known already.
+
+    Raises:
+        NotDICOMError: If it is not DICOM.
+        DICOMDIRError: If it is a media directory.
+        IncompleteDICOMError: If it is cut off or broken before the UIDs.
+        MissingUIDError: If it lacks a study, series or SOP Instance UID.
+    """
+    scan = scan_header(file, size=size, stop_after=_UIDS["SeriesInstanceUID"])
+    if scan.problem is None and any(tag not in scan.elements for tag in _UIDS.values()):
+        # Some writers do not sort their elements.
+        scan = scan_header(file, size=size)
+    return header_from_scan(scan)
+
+
+def header_from_scan(scan: HeaderScan) -> Header:
+    """Takes the UIDs from a scan. See `header_of` for the errors."""
+    text = scan.text
+    media_class = text(0x00020002)
+    if media_class == MEDIA_STORAGE_DIRECTORY or 0x00041220 in scan.elements:
+        raise DICOMDIRError("it is a media directory (DICOMDIR), not an instance")
+    uids = {}
+    missing = []
+    for keyword, tag in _UIDS.items():
+        value = text(tag)
+        if is_uid(value, permissive=True):
+            uids[keyword] = str(value)
+        else:
+            missing.append(keyword)
+    if missing:
+        if scan.problem is not None:
+            raise IncompleteDICOMError(f"it has no {', '.join(missing)}: {scan.problem}")
+        raise MissingUIDError(f"it has no usable {', '.join(missing)}", tuple(missing), uids)
+    return Header(
+        uids["StudyInstanceUID"],
+        uids["SeriesInstanceUID"],
+        uids["SOPInstanceUID"],
+        text(0x00080016) or media_class,
+        scan.transfer_syntax_uid,
+        scan.transfer_syntax_guessed,
+        scan.dataset_offset,
+    )
+
+
+def check_complete(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan | None = None) -> str | None:
+    """Tells whether a file ends where its elements say, without reading its pixel data.
+
+    Every top-level element must lie within the file; encapsulated pixel data must end with their delimiter (PS3.5
+    section A.4), a deflated dataset must inflate to its end. Zeros after the last element are padding and allowed.
+    Whether the pixel data have as many bytes as rows, columns and frames ask for is not considered.
+
+    Args:
+        file: A seekable binary file, or the bytes of one.
+        size: Its size in bytes, where it is known already.
+        scan: Its scan up to the pixel data, if there is one already.
+
+    Returns:
+        Why the file is incomplete; None if it is complete.
+
+    Raises:
+        NotDICOMError, IncompleteDICOMError: As `dicomweb_io.dicom.header_scan.scan_header`.
+    """
+    source = as_source(file, size)
+    if scan is None:
+        scan = scan_header(source)
+    if scan.problem is not None:
+        return scan.problem
+    if scan.pixel_data is None:
+        return None
+    return scan_trailing(source, scan).problem
+
+
+def read_range(file: BinaryIO | bytes, scan: HeaderScan, offset: int, length: int) -> bytes:
+    """Reads bytes at an offset of a scan, which counts in the inflated dataset where the file is deflated.
+
+    Returns:
+        The bytes; fewer than `length` if the file ends before.
+    """
+    source = as_source(file)
+    if scan.deflated:
+        source = InflatedSource(source, scan.dataset_offset)
+    return source.read(offset, length)
+
+
+def encode_dataset(dataset: Dataset) -> bytes:
+    """Encodes a pydicom dataset as a DICOM file with preamble and complete file meta information.
+
+    The transfer syntax is that of the dataset's file meta information, else the one it was read with. The dataset is
+    not changed.
+
+    Args:
+        dataset: The dataset. It needs SOPClassUID and SOPInstanceUID.
+
+    Raises:
+        TypeError: If it is not a pydicom dataset.
+        ValueError: If it lacks those UIDs, if the transfer syntax is neither given nor known, or if an element cannot
+            be encoded. The message names tags, never values.
+    """
+    from pydicom.dataset import Dataset as PydicomDataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filewriter import dcmwrite
+    from pydicom.uid import UID
+
+    if not isinstance(dataset, PydicomDataset):
+        raise TypeError(f"a pydicom Dataset is needed, not {type(dataset).__name__}")
+    missing = [keyword for keyword in ("SOPClassUID", "SOPInstanceUID") if not dataset.get(keyword)]
+    if missing:
+        raise ValueError(f"the dataset lacks {' and '.join(missing)}, which the file meta information needs")
+    meta = FileMetaDataset(dict(getattr(dataset, "file_meta", None) or {}))
+    meta.TransferSyntaxUID = UID(_transfer_syntax(dataset))
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    copied = _shielded(dataset)
+    copied.file_meta = meta
+    buffer = io.BytesIO()
+    try:
+        dcmwrite(buffer, copied, enforce_file_format=True)
+    except Exception as error:
+        # The texts of pydicom's errors can hold values.
+        place = re.search(r"\([0-9A-Fa-f]{4}, ?[0-9A-Fa-f]{4}\)", str(error))
+        where = f" at {place.group()}" if place else ""
+        raise ValueError(f"pydicom cannot encode the dataset{where} ({type(error).__name__})") from None
+    return buffer.getvalue()
+
+
+def _transfer_syntax(dataset: Dataset) -> str:
+    meta = getattr(dataset, "file_meta", None)
+    given = meta.get("TransferSyntaxUID") if meta is not None else None
+    if given:
+        return str(given)
+    implicit, little = dataset.original_encoding
+    if implicit is None or little is None:
+        implicit, little = getattr(dataset, "_is_implicit_VR", None), getattr(dataset, "_is_little_endian", None)
+    pixel_data = dataset.get_item("PixelData") if "PixelData" in dataset else None
+    if pixel_data is not None and (
+        getattr(pixel_data, "is_undefined_length", False) or getattr(pixel_data, "length", 0) == 0xFFFFFFFF
+    ):
+        implicit = None
+    known: dict[tuple[bool | None, bool | None], str] = {
+        (True, True): IMPLICIT_VR_LITTLE_ENDIAN,
+        (False, True): EXPLICIT_VR_LITTLE_ENDIAN,
+        (False, False): EXPLICIT_VR_BIG_ENDIAN,
+    }
+    uid = known.get((implicit, little))
+    if uid is None:
+        raise ValueError(
+            "the dataset's transfer syntax is not known; set dataset.file_meta.TransferSyntaxUID "
+            "(1.2.840.10008.1.2.1 for uncompressed data)"
+        )
+    return uid
+
+
+def _shielded(dataset: Dataset) -> Dataset:
+    """A copy that pydicom's writer may change: it corrects ambiguous VRs and lengths in place. Values are shared."""
+    from pydicom.dataelem import DataElement
+    from pydicom.sequence import Sequence
+
+    copied = object.__new__(type(dataset))
+    copied.__dict__.update(dataset.__dict__)
+    elements = {}
+    for element in dataset.elements():
+        if isinstance(element, DataElement):
+            if element.VR == "SQ" and element.value is not None:
+                items = Sequence([_shielded(item) for item in element.value])
+                items.is_undefined_length = getattr(element.value, "is_undefined_length", False)
+                undefined = element.is_undefined_length
+                element = DataElement(element.tag, "SQ", items)
+                element.is_undefined_length = undefined
+            else:
+                element = copy.copy(element)
+        elements[element.tag] = element
+    copied._dict = elements
+    copied._private_blocks = {}
+    return copied

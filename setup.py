@@ -1,0 +1,61 @@
+"""Packaging of dicomweb_io: the connector and its runnable jobs."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+TESTING = ["starlette>=0.40", "uvicorn>=0.30"]
+IMAGES = ["pylibjpeg-openjpeg>=2.3", "pylibjpeg-rle>=2.0", "pyjpegls>=1.4", "python-gdcm>=3.0.24"]
+AWS = ["botocore>=1.34"]
+AZURE = ["azure-identity>=1.16"]
+
+setup(
+    name="dicomweb_io",
+    version="0.1.0",
+    description="DICOMweb archives as Apache Beam sources, transforms and sinks, and a complete DICOMweb client",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["dicomweb_io", "dicomweb_io.*", "pipelines", "pipelines.*"]),
+    package_data={"dicomweb_io": ["py.typed"], "pipelines": ["py.typed"]},
+    zip_safe=False,
+    install_requires=[
+        "apache-beam>=2.77,<3",
+        "requests>=2.32.4,<3",
+        "urllib3>=2.2,<3",
+        "pydicom>=3.0.1,<4",
+        "google-auth>=2.29",
+        "fsspec>=2024.6",
+        "orjson>=3.10",
+        "defusedxml>=0.7.1",
+        "rich>=13",
+    ],
+    extras_require={
+        "testing": TESTING,
+        "images": IMAGES,
+        "aws": AWS,
+        "azure": AZURE,
+        "test": [
+            *TESTING,
+            *AWS,
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "trustme>=1.1",
+        ],
+        "lint": ["ruff>=0.12", "import-linter>=2.1", "mypy>=1.15", "types-requests"],
+    },
+    entry_points={"console_scripts": ["dicomweb-io=dicomweb_io.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Healthcare Industry",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
+)
