@@ -1,0 +1,1 @@
+"""Bytes over HTTP: transport, credentials, multipart messages."""
