@@ -1,10 +1,13 @@
 """Packaging of dicomweb_io: the connector and its runnable jobs."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-README = Path(__file__).parent / "README.md"
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "dicomweb_io" / "_version.py").read_text(), re.MULTILINE)[1]
+README = HERE / "README.md"
 
 TESTING = ["starlette>=0.40", "uvicorn>=0.30"]
 IMAGES = ["pylibjpeg-openjpeg>=2.3", "pylibjpeg-rle>=2.0", "pyjpegls>=1.4", "python-gdcm>=3.0.24"]
@@ -13,7 +16,7 @@ AZURE = ["azure-identity>=1.16"]
 
 setup(
     name="dicomweb_io",
-    version="0.1.0",
+    version=VERSION,
     description="DICOMweb archives as Apache Beam sources, transforms and sinks, and a complete DICOMweb client",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",

@@ -18,7 +18,7 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.utils import get_environ_proxies
 
-import dicomweb_io
+from dicomweb_io._version import __version__
 from dicomweb_io.wire.connections import Exchange, WatchedAdapter
 from dicomweb_io.wire.urls import with_raw_target
 
@@ -63,11 +63,11 @@ class SessionSender:
         self._adapter = WatchedAdapter(pool_size)
         self._session = session if session is not None else requests.Session()
         if session is None:
-            self._session.headers["User-Agent"] = f"dicomweb_io/{dicomweb_io.__version__}"
+            self._session.headers["User-Agent"] = f"dicomweb_io/{__version__}"
             self._session.headers.pop("Accept", None)
         # For other origins: no authentication, no client certificate, no cookies, no headers of the user's.
         self._foreign = requests.Session()
-        self._foreign.headers["User-Agent"] = f"dicomweb_io/{dicomweb_io.__version__}"
+        self._foreign.headers["User-Agent"] = f"dicomweb_io/{__version__}"
         self._foreign.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._foreign.trust_env = self._session.trust_env
         self._foreign.proxies = dict(self._session.proxies)

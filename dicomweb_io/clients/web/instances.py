@@ -1,0 +1,276 @@
+"""Retrieving instances (WADO-RS, PS3.18 section 10.4.1.1.1): as they arrive, unparsed, complete or an error."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn
+
+from dicomweb_io.clients.protocol import MediaTypes
+from dicomweb_io.clients.web.searching import Searcher
+from dicomweb_io.clients.web.service import Service, logger
+from dicomweb_io.clients.web.urls import parameters, with_query
+from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, accept_spellings, parse_media_types
+from dicomweb_io.dicom.part10 import check_complete, header_of
+from dicomweb_io.elements import Instance, Resource, SearchQuery
+from dicomweb_io.wire.errors import (
+    ConnectionFailedError,
+    DICOMwebError,
+    MalformedResponseError,
+    ResponseIncompleteError,
+)
+from dicomweb_io.wire.multipart import Bytes
+from dicomweb_io.wire.retry import Deadline
+from dicomweb_io.wire.spool import Spool
+from dicomweb_io.wire.transport import Attempt, StreamedAnswer
+
+_NO_WHOLE_OBJECT = (404, 405, 501)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a caller of `iter_instances` asked for."""
+
+    accepts: tuple[str, ...]
+    query: str
+    max_bytes: int
+    directory: str | None
+
+
+class InstanceRetriever:
+    """Retrieves instances of one service."""
+
+    def __init__(self, service: Service, searcher: Searcher) -> None:
+        self._service = service
+        self._searcher = searcher
+
+    def iter_instances(
+        self,
+        resource: Resource,
+        *,
+        media_types: MediaTypes | None,
+        max_element_bytes: int,
+        spool_directory: str | None,
+        allow_transcoding: bool,
+        additional_params: Mapping[str, Any] | None,
+    ) -> Iterator[Instance]:
+        """See `DICOMClient.iter_instances`. Arguments are checked at once, requests begin with the iteration."""
+        if resource.level == "frame":
+            raise ValueError("frames are no instances: use iter_frames, or the reference's instance")
+        if not isinstance(max_element_bytes, int) or max_element_bytes < 0:
+            raise ValueError(f"max_element_bytes must be an integer of 0 or more, not {max_element_bytes!r}")
+        if spool_directory is not None:
+            spool_directory = os.fspath(spool_directory)
+            if not os.path.isdir(spool_directory):
+                raise ValueError(f"spool_directory is not a directory: {spool_directory!r}")
+        accepts = self._accepts(media_types, allow_transcoding)
+        wish = _Wish(accepts, parameters(additional_params), max_element_bytes, spool_directory)
+        return self._iterate(resource, wish)
+
+    def _accepts(self, media_types: MediaTypes | None, allow_transcoding: bool) -> tuple[str, ...]:
+        profile = self._service.profile
+        wishes = parse_media_types(media_types)
+        for wish in wishes:
+            if wish.name not in (DICOM, "*/*"):
+                raise ValueError(
+                    f"instances are {DICOM}, but {wish.name} was asked for; it is a form of frames or bulk data"
+                )
+        if not wishes or all(wish.transfer_syntax_uid == "*" for wish in wishes):
+            accepts = profile.original_accepts
+        else:
+            accepts = accept_spellings(wishes)
+        # The order matters: what transcodes is asked for only when nothing that keeps the bytes is accepted.
+        return tuple(dict.fromkeys((*accepts, *(profile.transcoding_accepts if allow_transcoding else ()))))
+
+    # From a reference to requests -----------------------------------------------------------------------------------
+
+    def _iterate(self, resource: Resource, wish: _Wish) -> Iterator[Instance]:
+        profile = self._service.profile
+        whole = {"study": profile.retrieve_study, "series": profile.retrieve_series}.get(resource.level, True)
+        name = f"retrieve_{resource.level}"
+        if whole is False or name in self._service.missing_resources:
+            yield from self._one_by_one(self._listed(resource), wish, resource, set(), None)
+            return
+        done: set[str] = set()
+        try:
+            yield from self._whole(resource, wish, done)
+            return
+        except DICOMwebError as error:
+            if done or resource.level == "instance" or whole or error.status not in _NO_WHOLE_OBJECT:
+                _note(error, resource, done, None)
+                raise
+            # The object may be unknown, or the server may have no such retrieval: its listing tells.
+            try:
+                references = self._listed(resource)
+            except DICOMwebError:
+                raise error from None
+            if not references:
+                raise
+        self._service.missing_resources.add(name)
+        logger.info("the server retrieves no whole %s; instances are retrieved one by one", resource.level)
+        yield from self._one_by_one(references, wish, resource, done, None)
+
+    def _listed(self, resource: Resource) -> list[Resource]:
+        query = SearchQuery("instance", resource.study_instance_uid, resource.series_instance_uid)
+        return [
+            reference
+            for reference in map(Resource.of, self._searcher.iter_search(query))
+            if reference.level == "instance" and resource.contains(reference)
+        ]
+
+    def _whole(self, resource: Resource, wish: _Wish, done: set[str]) -> Iterator[Instance]:
+        """The instances of one answer; after an answer that breaks off, only what is missing is asked for."""
+        remaining: list[Resource] | None = None
+        deadline: Deadline | None = None
+        for attempt in self._service.transport.attempts():
+            with attempt:
+                deadline = attempt.deadline
+                try:
+                    for instance in self._one_answer(resource, wish, attempt, done):
+                        attempt.progress()
+                        yield instance
+                except (ResponseIncompleteError, ConnectionFailedError) as error:
+                    if not done or resource.level == "instance":
+                        raise
+                    remaining = self._missing(resource, done, error)
+        if remaining:
+            yield from self._one_by_one(remaining, wish, resource, done, deadline)
+
+    def _missing(self, resource: Resource, done: set[str], error: DICOMwebError) -> list[Resource]:
+        try:
+            listed = self._listed(resource)
+        except DICOMwebError:
+            listed = []
+        if not listed:
+            raise error
+        missing = [reference for reference in listed if reference.sop_instance_uid not in done]
+        logger.info("%s broke off after %d instances; %d are asked for again", error.url, len(done), len(missing))
+        return missing
+
+    def _one_by_one(
+        self,
+        references: Sequence[Resource],
+        wish: _Wish,
+        resource: Resource,
+        done: set[str],
+        deadline: Deadline | None,
+    ) -> Iterator[Instance]:
+        for position, reference in enumerate(references):
+            if reference.sop_instance_uid in done:
+                continue
+            try:
+                for attempt in self._service.transport.attempts(deadline):
+                    with attempt:
+                        deadline = deadline or attempt.deadline
+                        yield from self._one_answer(reference, wish, attempt, done)
+            except DICOMwebError as error:
+                _note(error, resource, done, references[position:])
+                raise
+
+    # From an answer to instances ------------------------------------------------------------------------------------
+
+    def _one_answer(self, resource: Resource, wish: _Wish, attempt: Attempt, done: set[str]) -> Iterator[Instance]:
+        url = with_query(self._service.urls.retrieve(resource), wish.query)
+        # Compressing images costs more time than it saves, and hides where an answer breaks off.
+        with self._service.get(url, wish.accepts, attempt=attempt, headers={"Accept-Encoding": "identity"}) as answer:
+            count = 0
+            for chunks, may_break_off in self._parts(answer):
+                count += 1
+                instance = self._instance(chunks, resource, wish, answer, may_break_off=may_break_off)
+                uid = str(instance.reference.sop_instance_uid)
+                if uid in done:
+                    _remove(instance)
+                    continue
+                done.add(uid)
+                yield instance
+            if not count:
+                if resource.level == "instance":
+                    raise answer.error(
+                        "the answer holds no instance", ResponseIncompleteError, retryable=answer.status != 204
+                    )
+                logger.warning("%s: the answer holds no instance", answer.url)
+
+    def _parts(self, answer: StreamedAnswer) -> Iterator[tuple[Iterator[Bytes], bool]]:
+        """The content of each instance of an answer, and whether it could be cut short without notice."""
+        if answer.status == 204:
+            return
+        content_type = self._service.content_type(answer)
+        if content_type.is_multipart:
+            for part in self._service.parts(answer):
+                yield part.iter_bytes(), False
+        elif content_type.media_type in (DICOM, OCTET_STREAM, ""):
+            framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
+            yield iter(answer.iter_chunks(self._service.chunk_size)), not framed
+        else:
+            self._refuse(answer, content_type.media_type)
+
+    def _refuse(self, answer: StreamedAnswer, media_type: str) -> NoReturn:
+        hint = " (a login page?)" if media_type == "text/html" else ""
+        raise answer.error(f"expected DICOM instances, got {media_type}{hint}", MalformedResponseError)
+
+    def _instance(
+        self,
+        chunks: Iterable[Bytes],
+        resource: Resource,
+        wish: _Wish,
+        answer: StreamedAnswer,
+        *,
+        may_break_off: bool,
+    ) -> Instance:
+        with Spool(max_bytes=wish.max_bytes if wish.directory else sys.maxsize, directory=wish.directory) as spool:
+            for chunk in chunks:
+                spool.write(chunk)
+                if wish.directory is None and spool.size > wish.max_bytes:
+                    raise ValueError(
+                        f"an instance of {answer.url} has more than {wish.max_bytes} bytes; pass spool_directory so "
+                        f"that it can go to a file, or a larger max_element_bytes"
+                    )
+            size = spool.size
+            content, path = spool.finish()
+        try:
+            with open(path, "rb") if path is not None else io.BytesIO(content or b"") as file:
+                header = self._header(file, size, answer, may_break_off=may_break_off)
+            reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+            if not resource.contains(reference):
+                raise answer.error(
+                    f"the answer holds {reference.uri}, which does not belong to {resource.uri}", MalformedResponseError
+                )
+            return Instance(
+                reference, header.transfer_syntax_uid, content=content, path=path, sop_class_uid=header.sop_class_uid
+            )
+        except BaseException:
+            if path is not None:
+                os.unlink(path)
+            raise
+
+    def _header(self, file: BinaryIO, size: int, answer: StreamedAnswer, *, may_break_off: bool) -> Any:
+        try:
+            header = header_of(file, size=size)
+            reason = check_complete(file, size=size) if may_break_off else None
+        except ValueError as error:
+            kind = ResponseIncompleteError if may_break_off else MalformedResponseError
+            raise answer.error(f"the answer holds something that is no DICOM instance: {error}", kind) from error
+        if reason is not None:
+            raise answer.error(f"the instance breaks off: {reason}", ResponseIncompleteError, retryable=True)
+        return header
+
+
+def _remove(instance: Instance) -> None:
+    if instance.path is not None:
+        with suppress(FileNotFoundError):
+            os.unlink(instance.path)
+
+
+def _note(error: DICOMwebError, resource: Resource, done: set[str], missing: Sequence[Resource] | None) -> None:
+    """Adds to an error what was complete before it and what is missing."""
+    if resource.level == "instance" or not (done or missing):
+        return
+    text = f"; {len(done)} instances of {resource.uri} were complete before"
+    if missing:
+        shown = ", ".join(str(reference.sop_instance_uid) for reference in missing[:5])
+        text += f", missing: {shown}" + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    error.detail += text

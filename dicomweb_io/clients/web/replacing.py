@@ -1,0 +1,74 @@
+"""Replacing an instance on a server that keeps the old one: delete, then store, and never lose both."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+
+from dicomweb_io.clients.failures import RECOVERABLE
+from dicomweb_io.clients.web.deleting import Deleter
+from dicomweb_io.clients.web.existing import ExistingInstances
+from dicomweb_io.clients.web.store_sources import StoreItem
+from dicomweb_io.elements import Failure, Instance, StoredInstance
+
+Send = Callable[[Sequence[StoreItem]], None]
+
+
+class Replacer:
+    """Replaces instances of one service."""
+
+    def __init__(self, existing: ExistingInstances, deleter: Deleter) -> None:
+        self._existing = existing
+        self._deleter = deleter
+
+    def replace(self, item: StoreItem, send: Send) -> None:
+        """Takes the place of the archive's instance with an item's UID, and notes the outcome.
+
+        The old bytes are kept until the new ones are in, and put back if those are refused. If that fails too, they
+        stay in a file that the failure names.
+
+        Args:
+            item: What is to be there.
+            send: Stores items and notes their outcomes.
+        """
+        try:
+            with self._existing.retrieved(item.reference) as old:
+                self._deleter.delete(item.reference)
+                self._store_or_restore(item, old, send)
+        except RECOVERABLE as error:
+            if item.outcome is None:
+                item.fail_by(error)
+
+    def _store_or_restore(self, item: StoreItem, old: Instance, send: Send) -> None:
+        try:
+            send([item])
+        except RECOVERABLE as error:
+            item.fail_by(error)
+        if isinstance(item.outcome, StoredInstance):
+            return
+        reason = item.outcome.message if isinstance(item.outcome, Failure) else "nothing is known of the new one"
+        back = StoreItem(old, old.size)
+        try:
+            send([back])
+        except RECOVERABLE as error:
+            back.fail_by(error)
+        if isinstance(back.outcome, StoredInstance):
+            text = f"not replaced, the old one is back in place: {reason}"
+        else:
+            kept = self._keep(old)
+            text = f"neither the new nor the old one could be stored; the old bytes are kept in {kept}: {reason}"
+        facts = item.outcome if isinstance(item.outcome, Failure) else None
+        item.fail(
+            text,
+            url=facts.url if facts else None,
+            status=facts.status if facts else None,
+            reason_code=facts.reason_code if facts else None,
+        )
+
+    def _keep(self, old: Instance) -> str:
+        descriptor, path = tempfile.mkstemp(".dcm", f"{old.reference.sop_instance_uid}-")
+        with os.fdopen(descriptor, "wb") as target, old.open() as source:
+            shutil.copyfileobj(source, target)
+        return path

@@ -1,0 +1,406 @@
+"""Searching (QIDO-RS, PS3.18 section 10.6): one page, and pages that lose no row whatever the server's manners.
+
+The rules, each earned from a server: a limit is always sent, within the server's maximum; the offset advances by the
+rows received; a short page is the last one only where the maximum is known and nothing announces more; rows repeated
+across pages are dropped; a page without anything new, or one that begins like the first, ends the search with an error
+rather than in a circle; an error on a later page is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from dicomweb_io.clients.web.errors import FilterIgnoredError, PagingError, TooManyResultsError
+from dicomweb_io.clients.web.filter_check import contradiction
+from dicomweb_io.clients.web.service import Service, logger, warnings_of
+from dicomweb_io.clients.web.urls import filter_values, needs_escapes, query_string, with_query
+from dicomweb_io.clients.web.walking import parent_query, resource_name, walk
+from dicomweb_io.dicom import json_model
+from dicomweb_io.dicom.attributes import resolve, vr_of
+from dicomweb_io.dicom.media_types import DICOM_JSON
+from dicomweb_io.dicom.xml_model import parse_native_model
+from dicomweb_io.elements import JSONDataset, SearchLevel, SearchPage, SearchQuery
+from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError
+from dicomweb_io.wire.multipart import MultipartReader
+from dicomweb_io.wire.transport import Answer
+
+_ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
+_ABSENT = (404, 405, 501)
+_UIDS: dict[SearchLevel, tuple[str, str]] = {
+    "study": ("0020000D", "StudyInstanceUID"),
+    "series": ("0020000E", "SeriesInstanceUID"),
+    "instance": ("00080018", "SOPInstanceUID"),
+}
+
+
+class Searcher:
+    """Searches one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+        """One page; see `DICOMClient.search_page`.
+
+        Without a limit none is sent, and the server decides. A limit above the server's maximum is lowered to it.
+        """
+        if limit == 0:
+            return SearchPage([], offset, 0)
+        if self._walks(query):
+            return self._walked_page(query, offset, limit)
+        try:
+            return self._request_page(query, offset, self._allowed(query.level, limit))
+        except DICOMwebError as error:
+            if not self._lacks_resource(query, error):
+                raise
+        return self._walked_page(query, offset, limit)
+
+    def iter_search(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
+    ) -> Iterator[JSONDataset]:
+        """Every row of a query once; see `DICOMClient.iter_search`."""
+        if page_size is not None and (not isinstance(page_size, int) or isinstance(page_size, bool) or page_size < 1):
+            raise ValueError(f"page_size must be a positive integer or None, not {page_size!r}")
+        return self._iterate(query, offset, limit, page_size)
+
+    def count(self, query: SearchQuery) -> int | None:
+        """The number of rows by the server's count resource, if it has one."""
+        if not self._service.profile.count_resources or self._walks(query):
+            return None
+        text = query_string(query, escapes=self._decodes(query))
+        url = with_query(self._service.urls.search(query, count=True), text)
+        answer = self._service.get_all(url, ("application/json",))
+        document = _json(answer)
+        number = document.get("count") if isinstance(document, dict) else None
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise answer.error("the count resource does not answer with a number", MalformedResponseError)
+        return number
+
+    # Walking --------------------------------------------------------------------------------------------------------
+
+    def _walks(self, query: SearchQuery) -> bool:
+        name = resource_name(query)
+        return name is not None and (
+            getattr(self._service.profile, name) is False or name in self._service.missing_resources
+        )
+
+    def _lacks_resource(self, query: SearchQuery, error: DICOMwebError) -> bool:
+        """Whether a refusal means that the resource does not exist while its parents can be searched."""
+        name = resource_name(query)
+        if name is None or error.status not in _ABSENT or getattr(self._service.profile, name) is not None:
+            return False
+        try:
+            self._request_page(parent_query(query), 0, 1)
+        except DICOMwebError as parent_error:
+            raise error from parent_error
+        self._service.missing_resources.add(name)
+        logger.info("the server has no %s search; its parents are walked", name)
+        return True
+
+    def _walked_page(self, query: SearchQuery, offset: int, limit: int | None) -> SearchPage:
+        rows = list(self._iterate(query, offset, None if limit is None else limit + 1, None))
+        more = limit is not None and len(rows) > limit
+        return SearchPage(rows[:limit], offset, limit, more=more)
+
+    # Paging ---------------------------------------------------------------------------------------------------------
+
+    def _iterate(
+        self, query: SearchQuery, offset: int, limit: int | None, page_size: int | None
+    ) -> Iterator[JSONDataset]:
+        if limit == 0:
+            return
+        parts = [query] if self._service.profile.uid_lists else list(_split_uid_lists(query))
+        if len(parts) > 1 or self._walks(query):
+            stop = None if limit is None else offset + limit
+            yield from islice(self._flattened(parts, page_size), offset, stop)
+            return
+        yielded = False
+        try:
+            for row in self._paged(query, offset, limit, page_size):
+                yield row
+                yielded = True
+            return
+        except DICOMwebError as error:
+            if yielded or not self._lacks_resource(query, error):
+                raise
+        yield from self._iterate(query, offset, limit, page_size)
+
+    def _flattened(self, parts: list[SearchQuery], page_size: int | None) -> Iterator[JSONDataset]:
+        seen: set[bytes] = set()
+        for part in parts:
+            if self._walks(part):
+                rows = walk(part, lambda below: self._iterate(below, 0, None, page_size))
+            else:
+                rows = self._iterate(part, 0, None, page_size)
+            for row in rows:
+                key = _key(part.level, row)
+                if key is None or key not in seen:
+                    if key is not None:
+                        seen.add(key)
+                    yield row
+
+    def _paged(
+        self, query: SearchQuery, offset: int, limit: int | None, page_size: int | None
+    ) -> Iterator[JSONDataset]:
+        profile = self._service.profile
+        size = self._allowed(query.level, page_size or profile.page_size(query.level)) or 1
+        seen: set[bytes] = set()
+        first: bytes | None = None
+        total: int | None = None
+        position, received, yielded, stalled = offset, 0, 0, 0
+        while True:
+            asked = size if limit is None else min(size, limit - yielded)
+            self._check_caps(query, position)
+            if profile.max_rows is not None:
+                asked = min(asked, profile.max_rows - position)
+            # That rows follow is no news here: they are asked for next.
+            page = self._request_page(query, position, asked, level=logging.INFO)
+            total = page.total if page.total is not None else total
+            keys = [_key(query.level, row) for row in page.rows]
+            if keys and keys[0] is not None and keys[0] == first:
+                raise self._paging_error(
+                    query, position, "the server ignores offset: a later page begins like the first"
+                )
+            if first is None and keys:
+                first = keys[0]
+            fresh = 0
+            for row, key in zip(page.rows, keys, strict=True):
+                if key is not None:
+                    if key in seen:
+                        continue
+                    seen.add(key)
+                fresh += 1
+                yield row
+                yielded += 1
+                if yielded == limit:
+                    return
+            received += len(page.rows)
+            if fresh:
+                stalled = 0
+                position += len(page.rows)
+            else:
+                stalled += 1
+                if page.rows and (not profile.short_pages or stalled > 1):
+                    raise self._paging_error(query, position, "a page repeats only rows that were there before")
+                if not page.rows and (not profile.short_pages or stalled > 1):
+                    break
+                # Such servers count rows for the offset that they do not return.
+                position += max(asked, 1)
+                if page.more is False:
+                    break
+                continue
+            if page.more is False:
+                break
+        if total is not None and limit is None and received + offset != total:
+            logger.warning(
+                "%s: %d rows were announced and %d came; did the archive change during the search?",
+                self._service.urls.search(query),
+                total - offset,
+                received,
+            )
+
+    def _check_caps(self, query: SearchQuery, position: int) -> None:
+        profile = self._service.profile
+        cap = profile.max_rows
+        if cap is not None and position >= cap:
+            raise TooManyResultsError(
+                f"the server returns the first {cap} rows of a search only, and there may be more; narrow the search, "
+                f"for example by ranges of StudyDate",
+                method="GET",
+                url=self._service.urls.search(query),
+            )
+        if profile.max_offset is not None and position > profile.max_offset:
+            raise TooManyResultsError(
+                f"the server accepts no offset above {profile.max_offset}, and there may be more rows; narrow the "
+                f"search, for example by ranges of StudyDate",
+                method="GET",
+                url=self._service.urls.search(query),
+            )
+
+    def _paging_error(self, query: SearchQuery, position: int, what: str) -> PagingError:
+        return PagingError(
+            f"{what} (asked for rows from {position} on). The rows so far are not known to be all. Ask for one page "
+            f"with a limit that covers everything, or use a profile whose max_limits tell the server's true maximum",
+            method="GET",
+            url=self._service.urls.search(query),
+        )
+
+    # One request ----------------------------------------------------------------------------------------------------
+
+    def _allowed(self, level: SearchLevel, limit: int | None) -> int | None:
+        maximum = self._service.profile.max_limit(level)
+        return limit if limit is None or maximum is None else min(limit, maximum)
+
+    def _request_page(
+        self, query: SearchQuery, offset: int, limit: int | None, *, level: int = logging.WARNING
+    ) -> SearchPage:
+        profile = self._service.profile
+        if profile.order_by is not None:
+            name, value = profile.order_by
+            if all(given != name for given, _ in query.additional_params):
+                extra = (name, value.format(uid=_UIDS[query.level][1]))
+                query = replace(query, additional_params=(*query.additional_params, extra))
+        escapes = self._decodes(query)
+        text = query_string(query, offset=offset, limit=limit, escapes=escapes)
+        url = with_query(self._service.urls.search(query), text)
+        try:
+            answer = self._service.get_all(url, _ACCEPTS, level=level)
+        except DICOMwebError as error:
+            if error.status != 413:
+                raise
+            raise TooManyResultsError(
+                f"the search finds more than the server returns; narrow it, for example by ranges of StudyDate. "
+                f"{error.detail}".strip(),
+                status=413,
+                url=error.url,
+                method=error.method,
+                attempts=error.attempts,
+                response=error.response,
+            ) from error
+        rows = [_within(query, row) for row in rows_of(answer)]
+        for row in rows:
+            ignored = contradiction(query, row)
+            if ignored is not None:
+                raise answer.error(
+                    f"the server ignored the filter on {ignored}: a row of the answer contradicts it. Its other rows "
+                    f"cannot be trusted to match; search without this filter, or by an attribute that the server "
+                    f"supports",
+                    FilterIgnoredError,
+                )
+        warnings = warnings_of(answer)
+        total = _total(answer)
+        return SearchPage(
+            rows, offset, limit, total, self._more(query.level, answer, rows, offset, limit, total, warnings), warnings
+        )
+
+    def _decodes(self, query: SearchQuery) -> bool:
+        """Whether the server decodes percent escapes, asked only for a query that has some."""
+        known = self._service.profile.decodes_queries
+        if known is not None:
+            return known
+        if not needs_escapes(query):
+            return True
+        if self._service.decodes_queries is None:
+            url = with_query(self._service.urls.search(SearchQuery("study")), "limit=%31")
+            answer = self._service.transport.request("GET", url, headers={"Accept": DICOM_JSON}, accept_statuses=(400,))
+            self._service.decodes_queries = answer.status != 400
+        return self._service.decodes_queries
+
+    def _more(
+        self,
+        level: SearchLevel,
+        answer: Answer,
+        rows: list[JSONDataset],
+        offset: int,
+        limit: int | None,
+        total: int | None,
+        warnings: tuple[str, ...],
+    ) -> bool | None:
+        profile = self._service.profile
+        if total is not None and total > 0:
+            return offset + len(rows) < total
+        if 'rel="next"' in answer.headers.get("Link", "") or any("fuzzy" not in text.lower() for text in warnings):
+            return True
+        if profile.short_pages:
+            return None
+        if not rows:
+            return False
+        maximum = profile.max_limit(level)
+        if limit is not None and maximum is not None and limit <= maximum and len(rows) < limit:
+            return False
+        return None
+
+
+def rows_of(answer: Answer) -> list[JSONDataset]:
+    """The datasets of an answer in JSON or XML, by what its body is (PS3.18 sections 8.7.3.2 and F).
+
+    Raises:
+        MalformedResponseError: If it is neither.
+    """
+    if answer.status == 204:
+        return []
+    content = answer.content.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not content:
+        if answer.headers.get("Content-Length") == "0":
+            return []
+        raise answer.error("the answer is empty", MalformedResponseError)
+    content_type = answer.headers.get("Content-Type") or ""
+    if content_type.lower().startswith("multipart/"):
+        try:
+            parts = [part.read() for part in MultipartReader([answer.content], content_type)]
+            return [parse_native_model(part) for part in parts]
+        except ValueError as error:
+            raise answer.error(f"the answer is not multipart XML: {error}", MalformedResponseError) from error
+    if content[:1] == b"<":
+        try:
+            return [parse_native_model(content)]
+        except ValueError as error:
+            raise answer.error(f"expected DICOM JSON, got {_kind(content)}", MalformedResponseError) from error
+    document = _json(answer)
+    if isinstance(document, dict) and document and all(_is_tag(key) for key in document):
+        document = [document]
+    if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
+        raise answer.error(
+            f"expected a list of DICOM JSON datasets, got {type(document).__name__}", MalformedResponseError
+        )
+    return document
+
+
+def _json(answer: Answer) -> Any:
+    try:
+        return json_model.loads(answer.content)
+    except ValueError as error:
+        raise answer.error(
+            f"expected JSON, got {_kind(answer.content.lstrip())} ({answer.headers.get('Content-Type') or 'no type'})",
+            MalformedResponseError,
+        ) from error
+
+
+def _kind(content: bytes) -> str:
+    if content[:1] == b"<":
+        html = content[:200].lower().startswith((b"<!doctype html", b"<html"))
+        return "an HTML page (a login page?)" if html else "XML that is no Native DICOM Model"
+    return f"{len(content)} bytes of something else"
+
+
+def _is_tag(key: object) -> bool:
+    return isinstance(key, str) and len(key) == 8 and all(character in "0123456789ABCDEFabcdef" for character in key)
+
+
+def _total(answer: Answer) -> int | None:
+    text = (answer.headers.get("X-Total-Count") or "").strip()
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _key(level: SearchLevel, row: JSONDataset) -> bytes | None:
+    """A row's identity in 16 bytes, so that a million rows can be remembered; None if it has no UID."""
+    element = row.get(_UIDS[level][0])
+    values = element.get("Value") if isinstance(element, dict) else None
+    if not values or not isinstance(values[0], str):
+        return None
+    return hashlib.blake2b(values[0].encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _within(query: SearchQuery, row: JSONDataset) -> JSONDataset:
+    """The row with the UIDs that the resource searched implies, which servers may leave out."""
+    for tag, uid in (("0020000D", query.study_instance_uid), ("0020000E", query.series_instance_uid)):
+        if uid is not None and tag not in row:
+            row[tag] = {"vr": "UI", "Value": [uid]}
+    return row
+
+
+def _split_uid_lists(query: SearchQuery) -> Iterator[SearchQuery]:
+    """The query, once for each value of its lists of UIDs."""
+    for position, (key, text) in enumerate(query.search_filters):
+        values = filter_values(key, text)
+        if len(values) > 1 and vr_of(resolve(key)[-1]) == "UI":
+            for value in dict.fromkeys(values):
+                filters = (*query.search_filters[:position], (key, value), *query.search_filters[position + 1 :])
+                yield from _split_uid_lists(replace(query, search_filters=filters))
+            return
+    yield query

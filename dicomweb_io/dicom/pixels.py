@@ -1,0 +1,204 @@
+"""Pixel data between transfer syntaxes: what a syntax is called in HTTP, and how it is decoded.
+
+Decoding is pydicom's, with whatever decoder plugins are installed (the extra ``images`` brings them for JPEG, JPEG-LS,
+JPEG 2000 and RLE).
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dicomweb_io.dicom.frames import native_to_little_endian
+from dicomweb_io.dicom.json_values import swap_words
+from dicomweb_io.dicom.media_types import EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+DEFLATED = frozenset(("1.2.840.10008.1.2.1.99",))
+TARGETS = (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.5",
+    "1.2.840.10008.1.2.4.80",
+    "1.2.840.10008.1.2.4.90",
+)
+"""Transfer syntaxes that can be written without loss: Explicit VR LE, Deflated, RLE, and with the extra ``images`` JPEG-LS
+and JPEG 2000."""
+
+NATIVE = frozenset((IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)) | DEFLATED
+
+_JPEG = "1.2.840.10008.1.2.4."
+_MEDIA_TYPES = {
+    "image/jpeg": ("50", "51", "57", "70"),
+    "image/jls": ("80", "81"),
+    "image/jp2": ("90", "91"),
+    "image/jpx": ("92", "93"),
+    "image/jphc": ("201", "202", "203"),
+    "image/jxl": ("110", "111", "112"),
+    "video/mpeg": ("100", "100.1", "101", "101.1"),
+    "video/mp4": ("102", "102.1", "103", "103.1", "104", "104.1", "105", "105.1", "106", "106.1", "107", "108"),
+}
+_BY_SYNTAX = {_JPEG + suffix: name for name, suffixes in _MEDIA_TYPES.items() for suffix in suffixes}
+_BY_SYNTAX["1.2.840.10008.1.2.5"] = "image/dicom-rle"
+
+
+class TranscodingError(ValueError):
+    """Pixel data cannot be decoded, or not be brought into the form that is wanted."""
+
+
+def media_type_of(transfer_syntax_uid: str) -> str:
+    """The media type of frames in a transfer syntax (PS3.18 tables 8.7.3-4 to 8.7.3-6); octet-stream for native ones.
+
+    Args:
+        transfer_syntax_uid: A transfer syntax; unknown ones are taken as octets too.
+    """
+    return _BY_SYNTAX.get(transfer_syntax_uid, OCTET_STREAM)
+
+
+def with_one_frame(header: Dataset, content: bytes, transfer_syntax_uid: str) -> Dataset:
+    """A dataset that has one frame of another one, so that it can be decoded without the rest of the pixel data.
+
+    Args:
+        header: The dataset without its pixel data; it is not changed.
+        content: The frame as stored, native ones in little endian.
+        transfer_syntax_uid: The encoding of the frame.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import UID
+
+    result = Dataset()
+    result.update({element.tag: element for element in header})
+    result.file_meta = FileMetaDataset()
+    native = transfer_syntax_uid in NATIVE
+    result.file_meta.TransferSyntaxUID = UID(EXPLICIT_VR_LITTLE_ENDIAN if native else transfer_syntax_uid)
+    result.set_original_encoding(False, True)
+    # The functional groups stay: they say how this frame is to be shown.
+    result.NumberOfFrames = 1
+    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        if table in result:
+            del result[table]
+    if not native:
+        result.PixelData = encapsulate([content])
+        result["PixelData"].VR = "OB"
+        result["PixelData"].is_undefined_length = True
+        return result
+    padded = content + b"\0" * (len(content) % 2)
+    bits = result.get("BitsAllocated")
+    if bits is None or "PixelRepresentation" not in result:
+        # Float images lack what says how integers are stored (PS3.3 C.7.6.24).
+        keyword = "FloatPixelData" if bits in (None, 32) else "DoubleFloatPixelData"
+        result.add_new(keyword, "OF" if keyword == "FloatPixelData" else "OD", padded)
+        return result
+    result.PixelData = padded
+    result["PixelData"].VR = "OW" if bits > 8 else "OB"
+    return result
+
+
+def decode_frame(dataset: Dataset, number: int) -> bytes:
+    """Decodes one frame into native little-endian bytes, as PS3.18 section 8.7.3.3.2 wants octets.
+
+    Args:
+        dataset: The dataset with its pixel data and file meta information.
+        number: The frame, counted from 1.
+
+    Raises:
+        TranscodingError: If no installed decoder can.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+        content, found = decoder.as_buffer(dataset, index=number - 1, raw=True)
+    except Exception as error:
+        # Decoder plugins raise whatever their libraries do.
+        raise TranscodingError(f"frame {number} in {syntax} cannot be decoded: {error_summary(error)}") from None
+    samples = int(dataset.get("SamplesPerPixel", 1))
+    if samples > 1 and found.get("planar_configuration") == 1 and not dataset.get("PlanarConfiguration", 0):
+        # RLE keeps colours in planes whatever the dataset says of the image.
+        return _interleaved(bytes(content), samples, int(found["bits_allocated"]) // 8)
+    return bytes(content)
+
+
+def _interleaved(planes: bytes, samples: int, width: int) -> bytes:
+    """Colour by pixel from colour by plane."""
+    length = len(planes) // samples
+    result = bytearray(len(planes))
+    for sample in range(samples):
+        for byte in range(width):
+            result[sample * width + byte :: samples * width] = planes[
+                sample * length + byte : (sample + 1) * length : width
+            ]
+    return bytes(result)
+
+
+def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
+    """Re-encodes an instance without loss: the same pixels, the same UIDs, another transfer syntax.
+
+    Args:
+        file: A Part 10 file.
+        stored: How it is encoded, as its file meta information may not say so.
+        wanted: One of `TARGETS`.
+
+    Raises:
+        TranscodingError: If it cannot be parsed, decoded or encoded, or would lose something.
+    """
+    import pydicom
+
+    if wanted not in TARGETS:
+        raise TranscodingError(f"{wanted} cannot be written")
+    try:
+        dataset = pydicom.dcmread(file, force=True)
+        syntax = pydicom.uid.UID(stored)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        if syntax.is_encapsulated:
+            # The identity of the instance stays: it is the same image in another encoding.
+            dataset.decompress(generate_instance_uid=False)
+        # Going through all elements decodes them: undecoded ones would be written as they were.
+        for element in dataset.iterall():
+            if syntax == EXPLICIT_VR_BIG_ENDIAN and isinstance(element.value, bytes):
+                element.value = _little_endian(element, int(dataset.get("BitsAllocated", 8)))
+        meta = dataset.file_meta
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = meta.get("MediaStorageSOPClassUID") or dataset.SOPClassUID
+        meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.preamble = dataset.preamble or b"\0" * 128
+        buffer = io.BytesIO()
+        # Forced, because pydicom leaves a change of the byte order to the caller, who made it above.
+        pydicom.dcmwrite(buffer, dataset, implicit_vr=False, little_endian=True, force_encoding=True)
+        if wanted == EXPLICIT_VR_LITTLE_ENDIAN:
+            return buffer.getvalue()
+        buffer.seek(0)
+        plain = pydicom.dcmread(buffer)
+        if wanted in DEFLATED:
+            plain.file_meta.TransferSyntaxUID = pydicom.uid.UID(wanted)
+        elif "PixelData" in plain:
+            plain.compress(wanted, generate_instance_uid=False)
+        else:
+            raise TranscodingError(f"without pixel data it has no form {wanted}")
+        result = io.BytesIO()
+        plain.save_as(result, enforce_file_format=True)
+    except TranscodingError:
+        raise
+    except Exception as error:
+        # pydicom and its plugins raise whatever their libraries do.
+        raise TranscodingError(f"it cannot be re-encoded in {wanted}: {error_summary(error)}") from None
+    return result.getvalue()
+
+
+def _little_endian(element: Any, bits_allocated: int) -> bytes:
+    content: bytes = element.value
+    if element.keyword == "PixelData":
+        return native_to_little_endian(content, vr=element.VR, bits_allocated=bits_allocated)
+    return swap_words(content, element.VR)
+
+
+def error_summary(error: Exception) -> str:
+    """The kind of an error and the beginning of its text: decoders name plugins and syntaxes there, never values."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,107 @@
+"""The Native DICOM Model, datasets in XML (PS3.19 section A.1), read into the DICOM JSON model (PS3.18 Annex F)."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml.ElementTree import fromstring
+
+_INTEGERS = frozenset({"IS", "SL", "SS", "SV", "UL", "US", "UV"})
+_DECIMALS = frozenset({"DS", "FD", "FL"})
+_COMPONENTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
+_MAX_DEPTH = 64
+
+
+def parse_native_model(content: bytes) -> dict[str, Any]:
+    """Reads one dataset.
+
+    Document type definitions, entities and external references are refused, and so is nesting beyond 64 sequences.
+
+    Args:
+        content: The XML document, of which ``NativeDicomModel`` is the root, in any namespace or none.
+
+    Returns:
+        A DICOM JSON dataset with ascending tags.
+
+    Raises:
+        ValueError: If it is not such a document.
+    """
+    try:
+        root = fromstring(content, forbid_dtd=True)
+    except (ParseError, ValueError) as error:
+        # The texts of these errors name positions and entities, never values.
+        raise ValueError(f"not well-formed XML without entities: {error}") from None
+    if _name(root) != "NativeDicomModel":
+        raise ValueError(f"the root of the XML is {_name(root)!r:.60}, not NativeDicomModel")
+    return _dataset(root, 0)
+
+
+def _name(element: Element) -> str:
+    return element.tag.rpartition("}")[2]
+
+
+def _dataset(parent: Element, depth: int) -> dict[str, Any]:
+    if depth > _MAX_DEPTH:
+        raise ValueError("the XML nests sequences too deeply")
+    elements: dict[str, Any] = {}
+    for child in parent:
+        if _name(child) != "DicomAttribute":
+            continue
+        tag = (child.get("tag") or "").upper()
+        if len(tag) != 8 or any(character not in "0123456789ABCDEF" for character in tag):
+            raise ValueError(f"not a tag in the XML: {tag!r:.30}")
+        elements[tag] = _attribute(child, depth)
+    return dict(sorted(elements.items()))
+
+
+def _attribute(attribute: Element, depth: int) -> dict[str, Any]:
+    vr = attribute.get("vr") or "UN"
+    result: dict[str, Any] = {"vr": vr}
+    values: dict[int, Any] = {}
+    for position, child in enumerate(attribute, 1):
+        name = _name(child)
+        number = child.get("number") or ""
+        index = int(number) if number.isascii() and number.isdigit() else position
+        if name == "Value":
+            values[index] = _value(vr, child.text or "")
+        elif name == "Item":
+            values[index] = _dataset(child, depth + 1)
+        elif name == "PersonName":
+            values[index] = _person_name(child)
+        elif name == "InlineBinary":
+            result["InlineBinary"] = "".join((child.text or "").split())
+        elif name == "BulkData":
+            uri = child.get("uri") or child.get("uuid")
+            if uri:
+                result["BulkDataURI"] = uri
+    if values:
+        # Numbers left out stand for empty values. A huge number must not make a huge list.
+        dense = max(values) <= 2 * len(values) + 1000
+        result["Value"] = [values.get(index) for index in range(1, max(values) + 1)] if dense else list(values.values())
+    return result
+
+
+def _value(vr: str, text: str) -> Any:
+    if text == "":
+        return None
+    try:
+        if vr in _INTEGERS:
+            return int(text)
+        if vr in _DECIMALS:
+            number = float(text)
+            # JSON has no such numbers; they stay text.
+            return text.strip() if number != number or number in (float("inf"), float("-inf")) else number
+    except ValueError:
+        return text
+    return text
+
+
+def _person_name(element: Element) -> dict[str, str]:
+    groups = {}
+    for group in element:
+        parts = {_name(part): part.text or "" for part in group}
+        text = "^".join(parts.get(component, "") for component in _COMPONENTS).rstrip("^")
+        if text:
+            groups[_name(group)] = text
+    return groups

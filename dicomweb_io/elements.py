@@ -1,0 +1,477 @@
+"""The elements that move through clients and pipelines: references, instances, results and failures.
+
+All are frozen dataclasses without any dependency on Apache Beam. Field names are DICOM keywords in snake case.
+`dicomweb_io.transforms` registers a deterministic coder for each, so they keep their class across workers.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+
+from dicomweb_io.dicom.part10 import header_of
+from dicomweb_io.dicom.uids import check_uid
+from dicomweb_io.dicom.uris import URI, URIType
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+JSONDataset = dict[str, Any]
+"""One dataset in the DICOM JSON model (PS3.18 Annex F): 8-digit upper-case tags to ``{"vr": …, "Value": […]}``."""
+
+SearchLevel = Literal["study", "series", "instance"]
+Level = Literal["study", "series", "instance", "frame"]
+
+_STUDY_INSTANCE_UID = "0020000D"
+_SERIES_INSTANCE_UID = "0020000E"
+_SOP_INSTANCE_UID = "00080018"
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A reference to a study, a series, an instance or some frames of an instance. It holds no data.
+
+    Attributes:
+        study_instance_uid: The study.
+        series_instance_uid: The series, for references below study level.
+        sop_instance_uid: The instance, for references below series level.
+        frames: Frame numbers, counted from 1, in the order wanted; empty for a reference to a whole object.
+
+    Raises:
+        TypeError, ValueError: If a UID cannot be one (see `dicomweb_io.dicom.uids.is_uid`, permissive form), if a
+            level is skipped, or if a frame number is not a positive integer.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str | None = None
+    sop_instance_uid: str | None = None
+    frames: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_uid(self.study_instance_uid, "study_instance_uid", permissive=True)
+        if self.series_instance_uid is not None:
+            check_uid(self.series_instance_uid, "series_instance_uid", permissive=True)
+        if self.sop_instance_uid is not None:
+            check_uid(self.sop_instance_uid, "sop_instance_uid", permissive=True)
+            if self.series_instance_uid is None:
+                raise ValueError("sop_instance_uid needs series_instance_uid")
+        if not isinstance(self.frames, tuple):
+            object.__setattr__(self, "frames", tuple(self.frames))
+        if self.frames and self.sop_instance_uid is None:
+            raise ValueError("frames need sop_instance_uid")
+        for number in self.frames:
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise ValueError(f"frames must be positive integers, but one is {number!r}")
+
+    @property
+    def level(self) -> Level:
+        """What is referred to: ``"study"``, ``"series"``, ``"instance"`` or ``"frame"``."""
+        if self.frames:
+            return "frame"
+        if self.sop_instance_uid is not None:
+            return "instance"
+        return "series" if self.series_instance_uid is not None else "study"
+
+    @property
+    def uri(self) -> str:
+        """The path below a service's root (PS3.18 section 10.1), for example ``studies/1.2/series/1.3``."""
+        path = f"studies/{self.study_instance_uid}"
+        if self.series_instance_uid is not None:
+            path += f"/series/{self.series_instance_uid}"
+        if self.sop_instance_uid is not None:
+            path += f"/instances/{self.sop_instance_uid}"
+        if self.frames:
+            path += "/frames/" + ",".join(map(str, self.frames))
+        return path
+
+    @property
+    def instance(self) -> Resource:
+        """The same instance without frames; for study and series references the reference itself."""
+        if not self.frames:
+            return self
+        return Resource(self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid)
+
+    @property
+    def series(self) -> Resource:
+        """The series that holds the instance; for a study reference the reference itself."""
+        return Resource(self.study_instance_uid, self.series_instance_uid)
+
+    def contains(self, other: Resource) -> bool:
+        """Tells whether `other` is this object or lies inside it (frames are compared as sets)."""
+        if self.study_instance_uid != other.study_instance_uid:
+            return False
+        if self.series_instance_uid is not None and self.series_instance_uid != other.series_instance_uid:
+            return False
+        if self.sop_instance_uid is not None and self.sop_instance_uid != other.sop_instance_uid:
+            return False
+        return not self.frames or (bool(other.frames) and set(other.frames) <= set(self.frames))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reference as a JSON object with the attributes that are set."""
+        return {key: list(value) if key == "frames" else value for key, value in asdict(self).items() if value}
+
+    @classmethod
+    def of(cls, value: Resource | Mapping[str, Any] | URI | str) -> Resource:
+        """Makes a reference of whatever names one.
+
+        Args:
+            value: A `Resource`; a row of a search or metadata in the DICOM JSON model (the UIDs it holds decide the
+                level); a mapping with the attribute names of this class (as `to_dict` gives); a `URI` or the text of
+                a DICOMweb URI, absolute or from ``studies/`` on.
+
+        Raises:
+            TypeError, ValueError: If the value names no study.
+        """
+        if isinstance(value, Resource):
+            return value
+        if isinstance(value, Mapping):
+            if "study_instance_uid" in value:
+                known = {"study_instance_uid", "series_instance_uid", "sop_instance_uid", "frames"}
+                fields = {key: item for key, item in value.items() if key in known and item}
+                if "frames" in fields:
+                    fields["frames"] = tuple(fields["frames"])
+                return cls(**fields)
+            study = _uid_of(value, _STUDY_INSTANCE_UID)
+            if study is None:
+                raise ValueError(
+                    "a reference needs a StudyInstanceUID (0020000D); the row has only the tags "
+                    + ", ".join(sorted(map(str, value))[:20])
+                )
+            series = _uid_of(value, _SERIES_INSTANCE_UID)
+            return cls(study, series, _uid_of(value, _SOP_INSTANCE_UID) if series is not None else None)
+        uri = value if isinstance(value, URI) else None
+        if uri is None:
+            if not isinstance(value, str):
+                kind = type(value).__name__
+                raise TypeError(f"a reference is a Resource, a DICOM JSON row or a URI, but this is {kind}")
+            text = value if "://" in value else "http://localhost/" + value.lstrip("/")
+            uri = URI.from_string(text, permissive=True)
+        if uri.type is URIType.SERVICE or uri.study_instance_uid is None:
+            raise ValueError("the URI names a service, not a study, series, instance or frame")
+        return cls(uri.study_instance_uid, uri.series_instance_uid, uri.sop_instance_uid, tuple(uri.frames or ()))
+
+
+def _open(path: str) -> BinaryIO:
+    if "://" not in path:
+        return open(path, "rb")
+    import fsspec
+
+    return cast(BinaryIO, fsspec.open(path, "rb").open())
+
+
+def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:
+    element = row.get(tag)
+    values = element.get("Value") if isinstance(element, Mapping) else None
+    value = values[0] if values else None
+    return value if isinstance(value, str) and value else None
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One DICOM object as its Part 10 bytes (PS3.10), in memory or in a file, unparsed.
+
+    Exactly one of `content` and `path` is set.
+
+    Attributes:
+        reference: The instance.
+        transfer_syntax_uid: The transfer syntax of the bytes, from the file meta information.
+        content: The bytes.
+        path: A local path or fsspec URL of a file that holds the bytes. Who receives the element owns a spooled file.
+        sop_class_uid: The SOP class, where known.
+    """
+
+    reference: Resource
+    transfer_syntax_uid: str
+    content: bytes | None = field(default=None, repr=False)
+    path: str | None = None
+    sop_class_uid: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference.level != "instance":
+            raise ValueError(f"an Instance needs a reference to an instance, not to a {self.reference.level}")
+        if (self.content is None) == (self.path is None):
+            raise ValueError("an Instance has either content or path")
+        if self.content is not None and not isinstance(self.content, bytes):
+            object.__setattr__(self, "content", bytes(self.content))
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of the file."""
+        if self.content is not None:
+            return len(self.content)
+        path = cast(str, self.path)
+        if "://" not in path:
+            return os.stat(path).st_size
+        import fsspec
+
+        filesystem, name = fsspec.core.url_to_fs(path)
+        return int(filesystem.size(name))
+
+    def open(self) -> BinaryIO:
+        """Opens the bytes for reading from the start; the caller closes the file."""
+        return io.BytesIO(self.content) if self.content is not None else _open(cast(str, self.path))
+
+    def read(self) -> bytes:
+        """All bytes, wherever they are."""
+        if self.content is not None:
+            return self.content
+        with self.open() as file:
+            return file.read()
+
+    def dataset(self, **options: Any) -> Dataset:
+        """Parses the bytes with pydicom.
+
+        Args:
+            **options: Arguments of `pydicom.dcmread`, such as ``stop_before_pixels=True``.
+        """
+        import pydicom
+
+        options.setdefault("force", True)
+        with self.open() as file:
+            dataset: Dataset = pydicom.dcmread(file, **options)
+        return dataset
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Instance:
+        """Makes an instance of the bytes of a Part 10 file, reading only its header.
+
+        Raises:
+            ValueError: If they are no DICOM object or lack a UID.
+        """
+        header = header_of(io.BytesIO(content))
+        return cls(
+            Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid),
+            header.transfer_syntax_uid,
+            content=content,
+            sop_class_uid=header.sop_class_uid,
+        )
+
+    @classmethod
+    def from_path(cls, path: str | os.PathLike[str]) -> Instance:
+        """Makes an instance of a Part 10 file, which stays where it is; only its header is read.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If it is no DICOM object or lacks a UID.
+        """
+        name = os.fspath(path)
+        with _open(name) as file:
+            header = header_of(file)
+        return cls(
+            Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid),
+            header.transfer_syntax_uid,
+            path=name,
+            sop_class_uid=header.sop_class_uid,
+        )
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> Instance:
+        """Encodes a pydicom dataset as a Part 10 file.
+
+        The bytes are pydicom's encoding, which need not equal those of the file the dataset was read from; pass
+        paths or bytes where identity matters.
+
+        Raises:
+            ValueError: If the dataset lacks a UID or its transfer syntax.
+        """
+        from dicomweb_io.dicom.part10 import encode_dataset
+
+        return cls.from_bytes(encode_dataset(dataset))
+
+
+@dataclass(frozen=True)
+class SearchQuery:
+    """One QIDO-RS search, as plain data (PS3.18 section 10.6).
+
+    Attributes:
+        level: What the rows are: ``"study"``, ``"series"`` or ``"instance"``.
+        study_instance_uid: Search within this study only.
+        series_instance_uid: Search within this series only (instances; needs the study).
+        search_filters: Pairs of attribute (keyword, 8-digit tag, or a dotted path of them) and value, in order.
+        fields: Further attributes to return, by keyword or tag, or ``("all",)``.
+        fuzzymatching: Ask for fuzzy matching of person names; None sends no parameter.
+        additional_params: Further query parameters, sent as they are.
+    """
+
+    level: SearchLevel
+    study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    search_filters: tuple[tuple[str, str], ...] = ()
+    fields: tuple[str, ...] = ()
+    fuzzymatching: bool | None = None
+    additional_params: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.level not in ("study", "series", "instance"):
+            raise ValueError(f"level must be 'study', 'series' or 'instance', not {self.level!r}")
+        if self.series_instance_uid is not None and self.study_instance_uid is None:
+            raise ValueError("a search within a series needs study_instance_uid too")
+        if self.level == "study" and self.study_instance_uid is not None:
+            raise ValueError("a search for studies is not made within a study; filter by StudyInstanceUID instead")
+        if self.level == "series" and self.series_instance_uid is not None:
+            raise ValueError("a search for series is not made within a series; filter by SeriesInstanceUID instead")
+
+
+@dataclass(frozen=True)
+class SearchPage:
+    """One answer to a search.
+
+    Attributes:
+        rows: The rows, in the archive's order.
+        offset: The offset that was asked for.
+        limit: The limit that was sent; None if none was.
+        total: The number of all rows of the query, where the archive announced it.
+        more: True if the archive says that rows follow, False if it is known that none do, None if it cannot be known
+            from this page.
+        warnings: Texts of the answer's Warning headers.
+    """
+
+    rows: list[JSONDataset]
+    offset: int
+    limit: int | None = None
+    total: int | None = None
+    more: bool | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of an instance, as encoded by its transfer syntax.
+
+    Attributes:
+        reference: The instance with this one frame number in `frames`.
+        transfer_syntax_uid: The encoding of `content`; None if the server did not say.
+        media_type: The media type of the part, such as ``application/octet-stream`` or ``image/jpeg``.
+        content: The bytes.
+        path: A local path or fsspec URL that holds the bytes, for frames larger than an element may be.
+    """
+
+    reference: Resource
+    transfer_syntax_uid: str | None
+    media_type: str
+    content: bytes | None = field(default=None, repr=False)
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class RenderedImage:
+    """A rendered study, series, instance or frame in a consumer format (PS3.18 section 8.7.4).
+
+    Attributes:
+        reference: What was rendered.
+        media_type: For example ``image/jpeg``, ``image/png`` or ``text/html``.
+        content: The bytes.
+    """
+
+    reference: Resource
+    media_type: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Bulkdata:
+    """One bulk data value (PS3.18 section 10.4.1.1.5).
+
+    Attributes:
+        uri: Where it was, without query.
+        media_type: The media type of the part.
+        content: The bytes.
+        path: A local path or fsspec URL that holds the bytes, for values larger than an element may be.
+    """
+
+    uri: str
+    media_type: str
+    content: bytes | None = field(default=None, repr=False)
+    path: str | None = None
+
+
+StoreOutcome = Literal["stored", "exists", "replaced"]
+
+
+@dataclass(frozen=True)
+class StoredInstance:
+    """The proof that an instance is at its destination.
+
+    Attributes:
+        reference: The instance.
+        outcome: ``"stored"``: sent now and confirmed; ``"exists"``: was already there, nothing was sent or nothing
+            was changed; ``"replaced"``: took the place of another object with the same UID.
+        size: Bytes of the Part 10 file that were moved; 0 for ``"exists"``.
+        sop_class_uid: The SOP class, where known.
+        retrieve_url: Where the archive says that the instance can be retrieved, without query.
+        warning_reason: The Warning Reason (0008,1196) the archive gave, such as 45056 (coerced data elements).
+        verified: The evidence: ``"response"`` (named as stored in the answer), ``"uid"`` (found there afterwards), or
+            the tier at which the content was compared: ``"file"``, ``"dataset"``, ``"pixels"``.
+    """
+
+    reference: Resource
+    outcome: StoreOutcome = "stored"
+    size: int = 0
+    sop_class_uid: str | None = None
+    retrieve_url: str | None = None
+    warning_reason: int | None = None
+    verified: str = "response"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that could not be done, with everything needed to understand it and to try again.
+
+    It holds UIDs, paths and reasons, never payload bytes or patient names (a path may contain a name if the files were
+    named so; dead-letter files are therefore written for their owner only).
+
+    Attributes:
+        transform: The operation that failed, such as ``"RetrieveInstances"``.
+        message: What was tried, what came back, and what can be done.
+        reference: The study, series, instance or frames concerned.
+        rows: The half-open row range of a search that was lost, or None.
+        source: The path of the file concerned.
+        url: The address of the failed request, without query.
+        status: The HTTP status.
+        reason_code: The DICOM Failure Reason (0008,1197).
+        attempts: How many times it was tried.
+        retryable: Whether trying again later could help.
+    """
+
+    transform: str
+    message: str
+    reference: Resource | None = None
+    rows: tuple[int, int] | None = None
+    source: str | None = None
+    url: str | None = None
+    status: int | None = None
+    reason_code: int | None = None
+    attempts: int = 1
+    retryable: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The failure as a JSON object; absent values are left out."""
+        result = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.reference is not None:
+            result["reference"] = self.reference.to_dict()
+        if self.rows is not None:
+            result["rows"] = list(self.rows)
+        return result
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A file of a folder that is not an instance of its own, and why.
+
+    Attributes:
+        kind: ``"duplicate"``: a further file with a SOP Instance UID that another file represents; ``"ignored"``: not
+            DICOM, or a DICOMDIR; ``"unreadable"``: DICOM that cannot be served (truncated, no UIDs, cannot be read).
+        path: The file.
+        reason: Why, in words; for duplicates ``"identical"`` or ``"conflicting"`` comes first.
+        reference: The instance, where the file has its UIDs.
+        chosen: For a duplicate the file that represents the instance.
+    """
+
+    kind: Literal["duplicate", "ignored", "unreadable"]
+    path: str
+    reason: str
+    reference: Resource | None = None
+    chosen: str | None = None

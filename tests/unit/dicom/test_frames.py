@@ -1,0 +1,188 @@
+"""Locating frames inside pixel data."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.encaps import encapsulate
+
+from dicomweb_io.dicom.frames import (
+    FrameError,
+    OffsetTable,
+    PixelDescription,
+    align_bits,
+    encapsulated_layout,
+    frame_by_table,
+    group_fragments,
+    native_frame,
+    native_to_little_endian,
+    pack_groups,
+    packed_frame,
+    walk_fragments,
+)
+
+JPEG = "1.2.840.10008.1.2.4.50"
+RLE = "1.2.840.10008.1.2.5"
+END = b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+def reader(content: bytes):
+    return lambda start, end: content[start:end]
+
+
+@given(
+    rows=st.integers(1, 20), columns=st.integers(1, 20), samples=st.sampled_from([1, 3]),
+    bits=st.sampled_from([8, 16, 32, 64]), frames=st.integers(1, 5), offset=st.integers(0, 1000),
+)  # fmt: skip
+def test_native_frames_follow_one_another(
+    rows: int, columns: int, samples: int, bits: int, frames: int, offset: int
+) -> None:
+    description = PixelDescription(rows, columns, samples, bits, frames)
+    length = rows * columns * samples * bits // 8
+    for number in range(1, frames + 1):
+        place = native_frame(description, offset, length * frames + 1, number)
+        assert (place.start, place.end) == (offset + (number - 1) * length, offset + number * length)
+        assert place.shift == 0
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), frames=st.integers(1, 6), seed=st.integers(0, 99))
+def test_single_bits(rows: int, columns: int, frames: int, seed: int) -> None:
+    planes = np.random.default_rng(seed).integers(0, 2, (frames, rows * columns), dtype=np.uint8)
+    content = np.packbits(planes.reshape(-1), bitorder="little").tobytes()
+    description = PixelDescription(rows, columns, 1, 1, frames)
+    for number in range(1, frames + 1):
+        place = native_frame(description, 0, len(content), number)
+        found = align_bits(content[place.start : place.end], place.shift, place.bits)
+        assert found == np.packbits(planes[number - 1], bitorder="little").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("photometric", "expected"),
+    [("RGB", 4 * 6 * 3), ("YBR_FULL", 4 * 6 * 3), ("YBR_FULL_422", 4 * 6 * 2), ("YBR_PARTIAL_420", 4 * 6 * 3 // 2)],
+)
+def test_subsampled_colours_are_shorter(photometric: str, expected: int) -> None:
+    assert PixelDescription(4, 6, 3, 8, 1, photometric).frame_bits == expected * 8
+
+
+def test_errors_say_what_is_wrong() -> None:
+    description = PixelDescription(4, 4, 1, 8, 3)
+    for number in (0, 4):
+        with pytest.raises(FrameError, match="3 frames"):
+            native_frame(description, 0, 48, number)
+    with pytest.raises(FrameError, match="end before frame 3"):
+        native_frame(description, 0, 40, 3)
+    with pytest.raises(FrameError, match="Rows"):
+        native_frame(PixelDescription(0, 4), 0, 100, 1)
+
+
+@given(st.integers(1, 30), st.sampled_from([8, 16, 32, 64]))
+def test_byte_order(count: int, bits: int) -> None:
+    values = np.random.default_rng(count).integers(0, 200, count * 8 // (bits // 8) * 2).astype(f">u{bits // 8}")
+    if bits == 8:
+        words = values.view(">u2")
+        assert native_to_little_endian(words.tobytes(), vr="OW", bits_allocated=8) == words.astype("<u2").tobytes()
+        assert native_to_little_endian(values.tobytes(), vr="OB", bits_allocated=8) == values.tobytes()
+    else:
+        swapped = native_to_little_endian(values.tobytes(), vr="OW", bits_allocated=bits)
+        assert swapped == values.astype(f"<u{bits // 8}").tobytes()
+    with pytest.raises(FrameError):
+        native_to_little_endian(b"123", vr="OW", bits_allocated=16)
+
+
+FRAMES = st.lists(st.binary(min_size=2, max_size=60).filter(lambda frame: len(frame) % 2 == 0), min_size=1, max_size=12)
+
+
+@given(FRAMES, st.integers(1, 3), st.integers(0, 50))
+def test_a_basic_table_finds_every_frame(frames: list[bytes], fragments: int, offset: int) -> None:
+    content = b"x" * offset + encapsulate(frames, fragments_per_frame=1, has_bot=True) + END + b"after the pixel data"
+    read = reader(content)
+    layout = encapsulated_layout(read, offset, len(content))
+    assert layout.basic is not None
+    assert layout.basic.entries == len(frames)
+    for number, frame in enumerate(frames, 1):
+        assert frame_by_table(read, layout, layout.basic, len(frames), number) == frame
+
+
+@given(FRAMES, st.integers(0, 50))
+def test_without_a_table_a_walk_finds_every_frame(frames: list[bytes], offset: int) -> None:
+    content = b"x" * offset + encapsulate(frames, has_bot=False) + END
+    read = reader(content)
+    layout = encapsulated_layout(read, offset, len(content))
+    assert layout.basic is None
+    fragments = walk_fragments(read, layout)
+    assert [content[start : start + length] for start, length in fragments] == frames
+    packed = pack_groups(group_fragments(read, fragments, len(frames), RLE))
+    for number, frame in enumerate(frames, 1):
+        assert [content[start : start + length] for start, length in packed_frame(packed, number)] == [frame]
+    assert packed_frame(packed, len(frames) + 1) == []
+
+
+def test_several_fragments_of_a_frame_are_told_apart_by_their_beginning() -> None:
+    frames = [b"\xff\xd8\xff\xe0" + bytes([number]) * 200 for number in range(5)]
+    content = encapsulate(frames, fragments_per_frame=3, has_bot=False) + END
+    read = reader(content)
+    layout = encapsulated_layout(read, 0, len(content))
+    fragments = walk_fragments(read, layout)
+    assert len(fragments) == 15
+    groups = group_fragments(read, fragments, 5, JPEG)
+    assert [b"".join(content[start : start + length] for start, length in group)[:204] for group in groups] == frames
+    assert group_fragments(read, fragments, 1, JPEG) == [fragments]
+    for count, syntax in ((4, JPEG), (16, JPEG), (5, RLE)):
+        with pytest.raises(FrameError, match="15 fragments"):
+            group_fragments(read, fragments, count, syntax)
+
+
+def test_a_wrong_table_is_not_believed() -> None:
+    frames = [b"ab", b"cd", b"ef"]
+    content = encapsulate(frames, has_bot=True) + END
+    read = reader(content)
+    layout = encapsulated_layout(read, 0, len(content))
+    assert layout.basic is not None
+    assert frame_by_table(read, layout, layout.basic, 4, 1) is None
+    broken = content[:12] + b"\x03\0\0\0" + content[16:]
+    assert frame_by_table(reader(broken), layout, layout.basic, 3, 2) is None
+    backwards = content[:16] + b"\x00\0\0\0" + content[20:]
+    assert frame_by_table(reader(backwards), layout, layout.basic, 3, 2) is None
+
+
+def test_an_extended_table_gives_exact_lengths() -> None:
+    frames = [b"abc", b"defgh"]
+    content = encapsulate(frames, has_bot=False) + END
+    start = 8
+    entries = [start, start + 8 + 4]
+    table = b"".join((entry - start).to_bytes(8, "little") for entry in entries)
+    lengths = b"".join(len(frame).to_bytes(8, "little") for frame in frames)
+    whole = content + table + lengths
+    layout = encapsulated_layout(reader(whole), 0, len(content))
+    extended = OffsetTable(len(content), 2, 8, len(content) + 16)
+    assert [frame_by_table(reader(whole), layout, extended, 2, number) for number in (1, 2)] == frames
+
+
+@pytest.mark.parametrize("cut", [4, 9, 20, 30])
+def test_what_is_cut_off_is_an_error(cut: int) -> None:
+    content = (encapsulate([b"x" * 30, b"y" * 30], has_bot=False) + END)[:cut]
+    read = reader(content)
+
+    def locate() -> object:
+        return group_fragments(read, walk_fragments(read, encapsulated_layout(read, 0, len(content))), 2, RLE)
+
+    with pytest.raises(FrameError):
+        locate()
+
+
+def test_walking_over_large_fragments_does_not_read_them() -> None:
+    frames = [os.urandom(200_000) for _ in range(5)]
+    content = encapsulate(frames, has_bot=False) + END
+    read: list[int] = []
+
+    def counting(start: int, end: int) -> bytes:
+        read.append(end - start)
+        return content[start:end]
+
+    layout = encapsulated_layout(counting, 0, len(content))
+    assert len(walk_fragments(counting, layout)) == 5
+    assert sum(read) < 1000

@@ -1,0 +1,155 @@
+"""Bulk data: the right URL, the right bytes, and no credentials for strangers."""
+
+from __future__ import annotations
+
+import pytest
+
+from dicomweb_io.wire.credentials import BasicCredentials
+from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError
+
+VALUE = bytes(range(256))
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", None, "video/mpeg"])
+def test_a_single_body(web, kind):
+    server, client = web.connect(lambda request: web.Reply(200, VALUE, kind))
+    assert client.retrieve_bulkdata(f"{server.url}/studies/1.2/bulkdata/x") == [VALUE]
+
+
+def test_parts(web):
+    server, client = web.connect(
+        lambda request: web.multipart([VALUE, b"b"], kind="application/octet-stream", length=False)
+    )
+    assert client.retrieve_bulkdata(f"{server.url}/bulk") == [VALUE, b"b"]
+    assert list(client.iter_bulkdata(f"{server.url}/bulk")) == [VALUE, b"b"]
+    part = next(client.iter_bulkdata_parts(f"{server.url}/bulk?secret=1"))
+    assert part.uri == f"{server.url}/bulk"
+    assert part.media_type == "application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("studies/1.2/bulkdata/x", "/dicomweb/wado/studies/1.2/bulkdata/x"),
+        ("../other/x?a=1,2", "/dicomweb/other/x?a=1,2"),
+        ("/rooted/x", "/rooted/x"),
+        ("{base}/any%2Cthing,raw", "/dicomweb/any%2Cthing,raw"),
+        ("http://user:secret@127.0.0.1:{port}/x#part", "/x"),
+    ],
+)
+def test_addresses(web, url, target):
+    server, client = web.connect(
+        lambda request: web.Reply(200, VALUE, "application/octet-stream"), wado_url_prefix="wado"
+    )
+    client.retrieve_bulkdata(url.format(base=server.url, port=server.port))
+    assert server.asked() == [target]
+    assert server.requests[0].headers["host"] == f"127.0.0.1:{server.port}"
+
+
+@pytest.mark.parametrize("url", ["", "ftp://host/x", "file:///etc/passwd", "http://", "a b", "urn:oid:1.2"])
+def test_bad_addresses_are_refused_before_anything_is_sent(web, url):
+    server, client = web.connect(lambda request: web.Reply(200))
+    with pytest.raises(ValueError, match="URL of bulk data"):
+        client.retrieve_bulkdata(url)
+    assert server.requests == []
+
+
+def test_another_host_gets_its_own_host_header_and_no_credentials(web):
+    stranger = web.serve(lambda request: web.Reply(200, VALUE, "application/octet-stream"))
+    server, client = web.connect(
+        lambda request: web.Reply(200, VALUE, "application/octet-stream"),
+        credentials=BasicCredentials("me", password="secret"),
+        headers={"X-Secret": "yes"},
+    )
+    client.retrieve_bulkdata(f"{stranger.url}/bulk")
+    client.retrieve_bulkdata(f"{server.url}/bulk")
+    assert stranger.requests[0].headers["host"] == f"127.0.0.1:{stranger.port}"
+    assert not {"authorization", "x-secret"} & set(stranger.requests[0].headers)
+    assert {"authorization", "x-secret"} <= set(server.requests[0].headers)
+
+
+@pytest.mark.parametrize(
+    ("byte_range", "header", "expected"),
+    [
+        ((0, None), "bytes=0-", VALUE),
+        ((10, 19), "bytes=10-19", VALUE[10:20]),
+        ((250, 999), "bytes=250-999", VALUE[250:]),
+    ],
+)
+def test_byte_ranges(web, byte_range, header, expected):
+    def answer(request):
+        headers = {"Content-Range": f"bytes {byte_range[0]}-{byte_range[0] + len(expected) - 1}/256"}
+        return web.Reply(206, expected, "application/octet-stream", headers=headers)
+
+    server, client = web.connect(answer)
+    assert client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range) == [expected]
+    assert server.requests[0].headers["range"] == header
+    # A server may ignore Range and send everything (Orthanc does).
+    server, client = web.connect(lambda request: web.multipart([VALUE], kind="application/octet-stream"))
+    assert client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range) == [expected]
+
+
+def test_ranges_that_cannot_be_had(web):
+    server, client = web.connect(lambda request: web.multipart([VALUE, VALUE], kind="application/octet-stream"))
+    with pytest.raises(MalformedResponseError, match="several parts"):
+        client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(1, 2))
+    server, client = web.connect(lambda request: web.Reply(200, VALUE))
+    with pytest.raises(MalformedResponseError, match="after the last"):
+        client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(256, None))
+    wrong = web.Reply(206, VALUE, headers={"Content-Range": "bytes 0-255/256"})
+    server, client = web.connect(lambda request: wrong)
+    with pytest.raises(MalformedResponseError, match="asked for bytes from 5"):
+        client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(5, None))
+    server, client = web.connect(lambda request: web.Reply(416))
+    with pytest.raises(DICOMwebError) as caught:
+        client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(5, None))
+    assert caught.value.status == 416
+
+
+@pytest.mark.parametrize(
+    ("byte_range", "error"),
+    [
+        ((-1, 5), ValueError),
+        ((5, 4), ValueError),
+        (("0", 1), TypeError),
+        ((None, 4), TypeError),
+        ((1,), TypeError),
+        (5, TypeError),
+    ],
+)
+def test_bad_ranges(web, byte_range, error):
+    server, client = web.connect(lambda request: web.Reply(200))
+    with pytest.raises(error, match="byte_range"):
+        client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range)
+    assert server.requests == []
+
+
+def test_a_body_that_breaks_off_is_asked_for_again(web):
+    whole = web.multipart([VALUE, b"b" * 500], kind="application/octet-stream")
+    cuts = [300, len(whole.body) - 20, None]
+    server, client = web.connect(
+        lambda request: web.Reply(200, whole.body, whole.content_type, length=False, cut=cuts.pop(0))
+    )
+    assert client.retrieve_bulkdata(f"{server.url}/bulk") == [VALUE, b"b" * 500]
+    assert len(server.requests) == 3
+
+
+def test_media_types_and_other_spellings(web):
+    def answer(request):
+        return web.Reply(200, VALUE, "video/mp4") if request.headers["accept"] == "video/mp4" else web.Reply(400)
+
+    server, client = web.connect(answer)
+    assert client.retrieve_bulkdata(f"{server.url}/bulk", media_types=("video/mp4",)) == [VALUE]
+    assert server.requests[0].headers["accept"] == 'multipart/related; type="video/mp4"'
+    server, client = web.connect(
+        lambda request: web.Reply(200, VALUE) if request.headers["accept"] == "*/*" else web.Reply(400)
+    )
+    assert client.retrieve_bulkdata(f"{server.url}/bulk") == [VALUE]
+
+
+def test_nothing_and_login_pages(web):
+    server, client = web.connect(lambda request: web.Reply(204))
+    assert client.retrieve_bulkdata(f"{server.url}/bulk") == []
+    server, client = web.connect(lambda request: web.Reply(200, b"<html>", "text/html"))
+    with pytest.raises(MalformedResponseError, match="login page"):
+        client.retrieve_bulkdata(f"{server.url}/bulk")

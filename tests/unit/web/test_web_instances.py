@@ -1,0 +1,315 @@
+"""Retrieving instances: complete or an error, unparsed, each once, whatever breaks off."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import pytest
+
+from dicomweb_io.clients.profiles import ServerProfile
+from dicomweb_io.elements import Resource
+from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+
+ORIGINAL = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+
+
+@pytest.fixture
+def files(web):
+    return {f"1.2.3.1.{number}": web.dicom(f"1.2.3.1.{number}", filler=500 * number) for number in range(1, 6)}
+
+
+STUDY = Resource("1.2.3")
+SERIES = Resource("1.2.3", "1.2.3.1")
+ONE = Resource("1.2.3", "1.2.3.1", "1.2.3.1.1")
+
+
+def contents(instances):
+    return {instance.reference.sop_instance_uid: instance.content for instance in instances}
+
+
+def listing(web, files, offset_from=0):
+    return web.json([web.row("1.2.3", "1.2.3.1", uid) for uid in files])
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_study_arrives_unchanged_and_in_order(web, files, length):
+    server, client = web.connect(lambda request: web.multipart(files.values(), length=length))
+    found = list(client.iter_instances(STUDY))
+    assert [instance.reference.sop_instance_uid for instance in found] == list(files)
+    assert contents(found) == files
+    assert {instance.transfer_syntax_uid for instance in found} == {"1.2.840.10008.1.2.1"}
+    assert found[0].sop_class_uid == "1.2.840.10008.5.1.4.1.1.7"
+    assert server.requests[0].headers["accept"] == ORIGINAL
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+
+
+def test_it_is_lazy(web, files):
+    server, client = web.connect(lambda request: web.multipart(files.values()))
+    instances = client.iter_instances(STUDY)
+    assert server.requests == []
+    next(instances)
+    instances.close()
+    assert len(list(client.iter_instances(STUDY))) == 5
+
+
+@pytest.mark.parametrize("media_type", ["application/dicom", "application/octet-stream", None])
+def test_a_single_part_is_read_too_and_causes_no_warning(web, files, media_type):
+    content = files["1.2.3.1.1"]
+    _, client = web.connect(lambda request: web.Reply(200, content, media_type))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert contents(client.iter_instances(ONE)) == {"1.2.3.1.1": content}
+
+
+def test_other_spellings_of_the_same_wish(web, files):
+    """Servers that refuse one spelling of "as stored" are asked in another, and from then on in that one only."""
+
+    def answer(request):
+        if request.headers["accept"] != "application/dicom; transfer-syntax=*":
+            return web.Reply(406)
+        return web.Reply(200, files["1.2.3.1.1"], "application/dicom; transfer-syntax=1.2.840.10008.1.2.1")
+
+    server, client = web.connect(answer)
+    list(client.iter_instances(ONE))
+    list(client.iter_instances(ONE))
+    accepts = [request.headers["accept"] for request in server.requests]
+    assert accepts == [
+        ORIGINAL,
+        'multipart/related; type="application/dicom"; transfer-syntax="*"',
+        "application/dicom; transfer-syntax=*",
+        "application/dicom; transfer-syntax=*",
+    ]
+
+
+def test_nothing_that_transcodes_is_asked_for_unless_it_is_allowed(web, files):
+    def answer(request):
+        if "transfer-syntax" in request.headers["accept"]:
+            return web.Reply(406, b"cannot", "text/plain")
+        return web.multipart([files["1.2.3.1.1"]])
+
+    server, client = web.connect(answer)
+    with pytest.raises(DICOMwebError, match="refused for each of 3 spellings") as caught:
+        list(client.iter_instances(ONE))
+    assert caught.value.status == 406
+    assert all("transfer-syntax=" in request.headers["accept"] for request in server.requests)
+    assert len(list(client.iter_instances(ONE, allow_transcoding=True))) == 1
+
+
+def test_media_types_are_open_ended(web, files):
+    server, client = web.connect(lambda request: web.multipart([files["1.2.3.1.1"]]))
+    for syntax in ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2", "1.2.3.4.5"):
+        list(client.iter_instances(ONE, media_types=(("application/dicom", syntax),)))
+        assert server.requests[-1].headers["accept"].endswith(f'type="application/dicom"; transfer-syntax={syntax}')
+    with pytest.raises(ValueError, match="image/jp2"):
+        client.iter_instances(ONE, media_types=("image/jp2",))
+    with pytest.raises(ValueError, match="not a media type"):
+        client.iter_instances(ONE, media_types=("application/dicom\r\nX: y",))
+
+
+def test_only_what_is_missing_is_asked_for_after_a_body_that_breaks_off(web, files):
+    whole = web.multipart(files.values()).body
+
+    def answer(request):
+        if request.path == "/dicomweb/studies/1.2.3":
+            return web.multipart(files.values(), cut=len(whole) * 2 // 3)
+        if request.path == "/dicomweb/studies/1.2.3/instances":
+            return listing(web, files) if "offset" not in request.parameters else web.Reply(204)
+        return web.multipart([files[request.path.rpartition("/")[2]]])
+
+    server, client = web.connect(answer)
+    found = list(client.iter_instances(STUDY))
+    assert contents(found) == files
+    assert len(found) == 5
+    assert server.asked().count("/dicomweb/studies/1.2.3") == 1
+    single = [path for path in server.asked() if "/series/" in path]
+    assert 0 < len(single) < 5
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_without_a_listing_the_whole_is_asked_for_again_and_nothing_is_yielded_twice(web, files, length):
+    attempts = []
+
+    def answer(request):
+        if request.path != "/dicomweb/studies/1.2.3":
+            return web.Reply(404)
+        attempts.append(1)
+        body = web.multipart(files.values()).body
+        cut = len(body) * len(attempts) // 3
+        return web.multipart(files.values(), length=length, cut=cut if len(attempts) < 3 else None)
+
+    _, client = web.connect(answer)
+    found = [instance.reference.sop_instance_uid for instance in client.iter_instances(STUDY)]
+    assert found == list(files)
+    assert len(attempts) == 3
+
+
+def test_a_missing_closing_boundary_is_an_error_after_the_complete_parts(web, files):
+    def answer(request):
+        if request.path == "/dicomweb/studies/1.2.3":
+            return web.multipart(files.values(), closed=False, length=False)
+        return web.Reply(404)
+
+    _, client = web.connect(answer)
+    found = []
+    with pytest.raises(ResponseIncompleteError) as caught:
+        found.extend(client.iter_instances(STUDY))
+    # The last part's end is not proven by what arrived.
+    assert "4 instances of studies/1.2.3 were complete before" in str(caught.value)
+    assert caught.value.attempts >= 3
+
+
+def test_the_error_names_what_is_missing(web, files):
+    whole = web.multipart(files.values()).body
+
+    def answer(request):
+        if request.path == "/dicomweb/studies/1.2.3":
+            return web.multipart(files.values(), cut=len(whole) // 2)
+        if request.path == "/dicomweb/studies/1.2.3/instances":
+            return listing(web, files) if "offset" not in request.parameters else web.Reply(204)
+        return web.Reply(403)
+
+    _, client = web.connect(answer)
+    with pytest.raises(DICOMwebError, match=r"missing: 1\.2\.3\.1\.\d"):
+        list(client.iter_instances(STUDY))
+
+
+def test_a_truncated_single_part_without_length_is_noticed(web, files):
+    content = files["1.2.3.1.5"]
+    reference = Resource("1.2.3", "1.2.3.1", "1.2.3.1.5")
+    _, client = web.connect(lambda request: web.Reply(200, content, "application/dicom", length=False, cut=900))
+    with pytest.raises(ResponseIncompleteError, match="breaks off"):
+        list(client.iter_instances(reference))
+    _, client = web.connect(lambda request: web.Reply(200, content, "application/dicom", length=False))
+    assert contents(client.iter_instances(reference)) == {"1.2.3.1.5": content}
+
+
+def test_each_uid_comes_once(web, files):
+    twice = [*files.values(), *files.values()]
+    _, client = web.connect(lambda request: web.multipart(twice))
+    assert len(list(client.iter_instances(STUDY))) == 5
+
+
+def test_what_does_not_belong_is_an_error(web, files):
+    other = web.dicom("9.9", study="9")
+    _, client = web.connect(lambda request: web.multipart([files["1.2.3.1.1"], other]))
+    with pytest.raises(MalformedResponseError, match=r"does not belong to studies/1\.2\.3"):
+        list(client.iter_instances(STUDY))
+    _, client = web.connect(lambda request: web.multipart([files["1.2.3.1.2"]]))
+    with pytest.raises(MalformedResponseError, match="does not belong"):
+        list(client.iter_instances(ONE))
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ({"body": b"<html>", "content_type": "text/html"}, "login page"),
+        ({"body": b"PK", "content_type": "application/zip"}, "application/zip"),
+        ({"body": b"{}", "content_type": "application/json"}, "application/json"),
+        ({"body": b"nothing of the kind", "content_type": "application/dicom"}, "no DICOM instance"),
+    ],
+)
+def test_an_answer_that_is_no_instance_is_an_error(web, reply, words):
+    _, client = web.connect(lambda request: web.Reply(200, **reply))
+    with pytest.raises(MalformedResponseError, match=words):
+        list(client.iter_instances(ONE))
+
+
+def test_an_empty_answer(web):
+    _, client = web.connect(lambda request: web.Reply(204))
+    assert list(client.iter_instances(STUDY)) == []
+    with pytest.raises(ResponseIncompleteError, match="no instance"):
+        list(client.iter_instances(ONE))
+    _, client = web.connect(lambda request: web.Reply(200, b"--BOUND--\r\n", "multipart/related; boundary=BOUND"))
+    assert list(client.iter_instances(STUDY)) == []
+
+
+def test_large_instances_go_to_files(web, files, tmp_path):
+    _, client = web.connect(lambda request: web.multipart(files.values()))
+    with pytest.raises(ValueError, match="spool_directory"):
+        list(client.iter_instances(STUDY, max_element_bytes=1500))
+    found = list(client.iter_instances(STUDY, max_element_bytes=1500, spool_directory=str(tmp_path)))
+    in_files = [instance for instance in found if instance.path is not None]
+    assert {instance.reference.sop_instance_uid: instance.read() for instance in found} == files
+    assert 0 < len(in_files) < 5
+    assert all(os.stat(instance.path).st_mode & 0o777 == 0o600 for instance in in_files)
+    assert len(list(tmp_path.iterdir())) == len(in_files)
+
+
+def test_no_spool_file_is_left_behind_by_errors_and_repeats(web, files, tmp_path):
+    other = web.dicom("9.9", study="9", filler=5000)
+    options = {"max_element_bytes": 100, "spool_directory": str(tmp_path)}
+    _, client = web.connect(lambda request: web.multipart([other]))
+    with pytest.raises(MalformedResponseError):
+        list(client.iter_instances(STUDY, **options))
+    assert list(tmp_path.iterdir()) == []
+    _, client = web.connect(lambda request: web.multipart([files["1.2.3.1.1"]] * 3))
+    assert len(list(client.iter_instances(STUDY, **options))) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("profile", ["generic", ServerProfile("walks", retrieve_study=False, retrieve_series=False)])
+@pytest.mark.parametrize("resource", [STUDY, SERIES])
+def test_servers_without_study_retrieval_are_walked(web, files, profile, resource):
+    def answer(request):
+        if request.path.endswith("/instances"):
+            return listing(web, files) if "offset" not in request.parameters else web.Reply(204)
+        if "/instances/" in request.path:
+            return web.multipart([files[request.path.rpartition("/")[2]]])
+        return web.Reply(405)
+
+    server, client = web.connect(answer, profile=profile)
+    for _ in range(2):
+        assert contents(client.iter_instances(resource)) == files
+    refused = [path for path in server.asked() if path.endswith(resource.uri)]
+    assert len(refused) == (1 if profile == "generic" else 0)
+
+
+def test_an_unknown_study_is_404(web):
+    _, client = web.connect(lambda request: web.Reply(404, b"unknown", "text/plain"))
+    with pytest.raises(DICOMwebError) as caught:
+        list(client.iter_instances(STUDY))
+    assert caught.value.status == 404
+
+
+def test_bad_arguments(web, tmp_path):
+    server, client = web.connect(lambda request: web.Reply(500))
+    with pytest.raises(ValueError, match="frames"):
+        client.iter_instances(Resource("1.2", "1.3", "1.4", (1,)))
+    with pytest.raises(ValueError, match="max_element_bytes"):
+        client.iter_instances(STUDY, max_element_bytes=-1)
+    with pytest.raises(ValueError, match="not a directory"):
+        client.iter_instances(STUDY, spool_directory=str(tmp_path / "none"))
+    assert server.requests == []
+
+
+def test_named_methods_give_datasets(web, files):
+    _server, client = web.connect(lambda request: web.multipart(files.values()))
+    assert [dataset.SOPInstanceUID for dataset in client.retrieve_study("1.2.3")] == list(files)
+    assert [dataset.SOPInstanceUID for dataset in client.iter_series("1.2.3", "1.2.3.1")] == list(files)
+    _, client = web.connect(lambda request: web.multipart([files["1.2.3.1.1"]]))
+    assert client.retrieve_instance("1.2.3", "1.2.3.1", "1.2.3.1.1").SOPInstanceUID == "1.2.3.1.1"
+    with pytest.raises(ValueError, match="mixes"):
+        client.retrieve_instance("1.2.3", "1.2.3.1", "1.2.3.1.1", media_types=("application/dicom", "image/jp2"))
+    client.retrieve_study("1.2.3", additional_params={"imageSetId": "x y"})
+
+
+def test_missing_instances(web, files):
+    def answer(request):
+        return listing(web, files) if "offset" not in request.parameters else web.Reply(204)
+
+    _, client = web.connect(answer)
+    assert client.missing_instances(STUDY, list(files)) == []
+    some = [Resource("1.2.3", "1.2.3.1", "1.2.3.1.1"), "1.2.3.1.2"]
+    assert [item.sop_instance_uid for item in client.missing_instances(STUDY, some)] == list(files)[2:]
+
+
+def test_a_retry_after_a_failing_status_is_within_the_same_budget(web, files):
+    replies = [web.Reply(503), web.Reply(500), web.multipart([files["1.2.3.1.1"]])]
+    server, client = web.connect(lambda request: replies.pop(0))
+    assert len(list(client.iter_instances(ONE))) == 1
+    assert len(server.requests) == 3
+    server, client = web.connect(lambda request: web.Reply(503))
+    with pytest.raises(DICOMwebError) as caught:
+        list(client.iter_instances(ONE))
+    assert (caught.value.status, len(server.requests)) == (503, 3)

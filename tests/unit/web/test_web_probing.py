@@ -1,0 +1,104 @@
+"""Probing: the server's own answers decide, and only reads are made."""
+
+from __future__ import annotations
+
+import pytest
+
+from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.wire.errors import DICOMwebError
+
+
+def modest(web, **paths):
+    """A server with two studies, no flat searches, no metadata resource, and whatever `paths` add."""
+
+    def answer(request):
+        if request.path in paths:
+            return paths[request.path]
+        parts = request.path.split("/")[2:]
+        offset, limit = int(request.parameters.get("offset", 0)), request.parameters.get("limit", "9")
+        if limit == "%31":
+            limit = "1"
+        if not request.path.startswith("/dicomweb/studies"):
+            return web.Reply(404)
+        if parts == ["studies"]:
+            rows = [] if "StudyInstanceUID" in request.parameters else [web.row("1.2"), web.row("1.3")]
+        elif parts[2:] == ["series"]:
+            rows = [web.row(parts[1], "1.2.1")]
+        elif parts[-1] == "instances" and len(parts) == 5:
+            rows = [web.row(parts[1], parts[3], "1.2.1.1")]
+        elif len(parts) == 6:
+            return web.multipart([web.dicom("1.2.1.1", study="1.2", series="1.2.1")])
+        else:
+            return web.Reply(404)
+        return web.json(rows[offset : offset + int(limit)])
+
+    return answer
+
+
+def test_a_server_that_is_not_recognized_gets_a_profile_of_measured_facts(web):
+    server, client = web.connect(modest(web))
+    report = client.probe()
+    profile = report.profile
+    assert (profile.name, report.recognized) == ("generic", False)
+    assert (profile.flat_series, profile.flat_instances, profile.study_instances) == (False, False, False)
+    assert profile.offset_works is True
+    assert profile.decodes_queries is True
+    assert profile.metadata_resource is False
+    assert profile.count_resources is False
+    features = {finding.feature: finding.supported for finding in report.findings}
+    assert features["search of studies"] is True
+    assert features["search of all instances"] is False
+    assert features["metadata"] is False
+    assert features['retrieval as multipart/related; type="application/dicom"; transfer-syntax=*'] is True
+    assert {request.method for request in server.requests} == {"GET"}
+
+
+def test_a_count_resource_is_a_fact_and_no_fingerprint(web):
+    _, client = web.connect(modest(web, **{"/dicomweb/studies/count": web.json({"count": 2})}))
+    profile = client.probe().profile
+    assert (profile.name, profile.count_resources) == ("generic", True)
+
+
+def test_an_endpoint_pins_what_was_found(web):
+    server = web.serve(modest(web))
+    endpoint = Endpoint(server.url).probe()
+    assert endpoint.profile.flat_series is False
+    assert endpoint.url == server.url
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "name"),
+    [
+        ("/system", {"ApiVersion": 18, "Name": "x"}, "orthanc"),
+        ("/dicomweb/changefeed/latest", {"Sequence": 5}, "azure"),
+    ],
+)
+def test_servers_are_recognized_by_their_answers(web, path, document, name):
+    _, client = web.connect(modest(web, **{path: web.json(document, content_type="application/json")}))
+    report = client.probe()
+    assert (report.profile.name, report.recognized) == (name, True)
+    # What one archive shows does not overrule what is known of all of its kind.
+    assert report.profile.flat_series is True
+
+
+def test_a_server_that_ignores_offset(web):
+    def answer(request):
+        return web.json([web.row("1.2"), web.row("1.3")]) if request.path.endswith("/studies") else web.Reply(404)
+
+    _, client = web.connect(answer)
+    report = client.probe()
+    assert report.profile.offset_works is False
+    assert {finding.feature: finding.supported for finding in report.findings}["limit"] is False
+
+
+def test_an_empty_archive_leaves_questions_open(web):
+    _, client = web.connect(lambda request: web.Reply(204))
+    report = client.probe()
+    assert report.profile.offset_works is None
+    assert {finding.feature: finding.supported for finding in report.findings}["retrieval"] is None
+
+
+def test_a_server_that_refuses_everything_cannot_be_probed(web):
+    _, client = web.connect(lambda request: web.Reply(401))
+    with pytest.raises(DICOMwebError):
+        client.probe()

@@ -1,0 +1,418 @@
+"""Searches against servers with the manners of the field: no row lost, no endless loop, nothing ignored."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from dicomweb_io.clients.profiles import PROFILES, ServerProfile
+from dicomweb_io.clients.queries import make_query
+from dicomweb_io.clients.web.errors import FilterIgnoredError, PagingError, TooManyResultsError
+from dicomweb_io.elements import Resource
+from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError
+
+STUDIES = make_query("study")
+
+
+def archive(web, count, *, most=None, default=None, ignores_offset=False, empty=204, total=False, refuse_above=None):
+    """A server of `count` studies with a maximum, a default limit and habits of its own."""
+    rows = [web.row(f"1.{number}") for number in range(1, count + 1)]
+
+    def answer(request):
+        parameters = request.parameters
+        limit = int(parameters["limit"]) if "limit" in parameters else default
+        if refuse_above is not None and limit is not None and limit > refuse_above:
+            return web.Reply(400, b"limit too large", "text/plain")
+        offset = 0 if ignores_offset else int(parameters.get("offset", 0))
+        page = rows[offset:]
+        page = page[: min(value for value in (limit, most, len(page)) if value is not None)]
+        headers = {"X-Total-Count": str(count)} if total else {}
+        if not page and empty == 204:
+            return web.Reply(204)
+        return web.json(page, headers=headers)
+
+    return answer
+
+
+def uids(rows):
+    return [Resource.of(row).study_instance_uid for row in rows]
+
+
+@pytest.mark.parametrize("count", [0, 1, 11, 12, 13, 30, 401])
+@pytest.mark.parametrize("most", [None, 12, 100, 200])
+@pytest.mark.parametrize("empty", [200, 204])
+def test_all_rows_whatever_the_servers_maximum(web, count, most, empty):
+    _, client = web.connect(archive(web, count, most=most, empty=empty))
+    assert uids(client.iter_search_for_studies()) == [f"1.{n}" for n in range(1, count + 1)]
+    assert len(client.search_for_studies(get_remaining=True)) == count
+
+
+def test_an_explicit_limit_is_always_sent_and_the_offset_advances_by_rows_received(web):
+    server, client = web.connect(archive(web, 30, most=12))
+    assert len(list(client.iter_search(STUDIES, page_size=20))) == 30
+    assert [(r.parameters["limit"], r.parameters.get("offset", "0")) for r in server.requests] == [
+        ("20", "0"),
+        ("20", "12"),
+        ("20", "24"),
+        ("20", "30"),
+    ]
+
+
+def test_a_short_page_is_the_end_only_where_the_maximum_is_known(web):
+    server, client = web.connect(archive(web, 30), profile=PROFILES["azure"])
+    assert len(list(client.iter_search(STUDIES))) == 30
+    assert len(server.requests) == 1
+    server, client = web.connect(archive(web, 30))
+    assert len(list(client.iter_search(STUDIES))) == 30
+    assert len(server.requests) == 2
+
+
+def test_an_announced_total_ends_the_search_and_a_short_page_does_not(web):
+    server, client = web.connect(archive(web, 30, most=7, total=True), profile=PROFILES["dicomcloud"])
+    assert len(list(client.iter_search(STUDIES))) == 30
+    assert [request.parameters.get("offset", "0") for request in server.requests] == ["0", "7", "14", "21", "28"]
+
+
+def test_limits_stay_within_the_profiles_maximum(web):
+    server, client = web.connect(archive(web, 450, refuse_above=200), profile="azure")
+    assert len(list(client.iter_search(STUDIES, page_size=5000))) == 450
+    assert len(client.search_for_studies(limit=450)) == 200
+    assert {request.parameters["limit"] for request in server.requests} == {"200"}
+
+
+def test_a_true_limit_and_an_offset(web):
+    server, client = web.connect(archive(web, 50))
+    assert uids(client.iter_search_for_studies(limit=7, offset=10, page_size=3)) == [f"1.{n}" for n in range(11, 18)]
+    assert [request.parameters["limit"] for request in server.requests] == ["3", "3", "1"]
+    assert client.search_for_studies(limit=0) == []
+    assert list(client.iter_search(STUDIES, limit=0)) == []
+    assert len(server.requests) == 3
+
+
+def test_without_a_limit_one_request_leaves_it_to_the_server(web):
+    server, client = web.connect(archive(web, 50, default=20))
+    assert len(client.search_for_studies()) == 20
+    assert server.requests[0].query == ""
+
+
+@pytest.mark.parametrize("page_size", [0, -1, 2.5, True])
+def test_a_bad_page_size_is_refused_before_anything_is_sent(web, page_size):
+    server, client = web.connect(archive(web, 1))
+    with pytest.raises(ValueError, match="page_size"):
+        client.iter_search(STUDIES, page_size=page_size)
+    assert server.requests == []
+
+
+def test_an_ignored_offset_fails_instead_of_looping(web):
+    server, client = web.connect(archive(web, 10, ignores_offset=True))
+    seen = []
+    with pytest.raises(PagingError, match="ignores offset"):
+        seen.extend(client.iter_search(STUDIES, page_size=4))
+    assert len(server.requests) == 2
+
+
+def test_pages_that_repeat_fail_instead_of_looping(web):
+    pages = {0: ["1.1", "1.2"], 2: ["1.2", "1.1"]}
+
+    def answer(request):
+        return web.json([web.row(uid) for uid in pages[int(request.parameters.get("offset", 0))]])
+
+    _, client = web.connect(answer)
+    with pytest.raises(PagingError, match="repeats"):
+        list(client.iter_search(STUDIES, page_size=2))
+
+
+def test_rows_repeated_across_pages_are_dropped(web):
+    order = ["1.1", "1.2", "1.2", "1.3", "1.3", "1.4"]
+
+    def answer(request):
+        offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters["limit"])
+        return web.json([web.row(uid) for uid in order[offset : offset + limit]])
+
+    _, client = web.connect(answer)
+    assert uids(client.iter_search(STUDIES, page_size=2)) == ["1.1", "1.2", "1.3", "1.4"]
+
+
+def test_short_and_empty_pages_of_servers_that_count_hidden_rows(web):
+    """Older dcm4chee builds hide rejected studies after LIMIT: offsets count rows that are not returned."""
+    hidden = set(range(2, 6)) | {12}
+
+    def answer(request):
+        offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters["limit"])
+        numbers = [n for n in range(offset, min(offset + limit, 20)) if n not in hidden]
+        return web.json([web.row(f"1.{n}") for n in numbers]) if numbers else web.Reply(204)
+
+    _, client = web.connect(answer, profile=PROFILES["dcm4chee"])
+    assert uids(client.iter_search(STUDIES, page_size=3)) == [f"1.{n}" for n in range(20) if n not in hidden]
+
+
+def test_an_error_on_a_later_page_is_an_error(web):
+    inner = archive(web, 10)
+
+    def answer(request):
+        return web.Reply(403, b"no", "text/plain") if "offset" in request.parameters else inner(request)
+
+    _, client = web.connect(answer)
+    rows = client.iter_search(STUDIES, page_size=5)
+    assert len([next(rows) for _ in range(5)]) == 5
+    with pytest.raises(DICOMwebError) as caught:
+        next(rows)
+    assert caught.value.status == 403
+    assert caught.value.response.status_code == 403
+
+
+def test_too_many_results(web):
+    _, client = web.connect(lambda request: web.Reply(413, b"more than 1000 matches", "text/plain"))
+    with pytest.raises(TooManyResultsError, match="narrow") as caught:
+        client.search_for_studies()
+    assert caught.value.status == 413
+
+
+def test_caps_of_the_server_are_errors_not_ends(web):
+    capped = ServerProfile("capped", page_sizes=(10,) * 3, max_limits=(10,) * 3, max_rows=25)
+    server, client = web.connect(archive(web, 40), profile=capped)
+    with pytest.raises(TooManyResultsError, match="25 rows"):
+        list(client.iter_search(STUDIES))
+    assert [request.parameters["limit"] for request in server.requests] == ["10", "10", "5"]
+    server, client = web.connect(archive(web, 22), profile=capped)
+    assert len(list(client.iter_search(STUDIES))) == 22
+    offsets = ServerProfile("offsets", page_sizes=(10,) * 3, max_offset=15)
+    server, client = web.connect(archive(web, 40), profile=offsets)
+    with pytest.raises(TooManyResultsError, match="no offset above 15"):
+        list(client.iter_search(STUDIES))
+
+
+def test_warnings_and_partial_answers_reach_log_page_and_callback(web, caplog):
+    seen = []
+
+    def answer(request):
+        if "offset" in request.parameters:
+            return web.Reply(204)
+        text = '299 pacs "There are 5 additional results that can be requested"'
+        return web.json([web.row("1.1")], status=206, headers={"Warning": text})
+
+    _, client = web.connect(answer, callback=lambda response, *_, **__: seen.append(response.headers.get("Warning")))
+    with caplog.at_level(logging.WARNING, logger="dicomweb_io"):
+        page = client.search_page(STUDIES, limit=10)
+    assert page.warnings == ("There are 5 additional results that can be requested",)
+    assert page.more is True
+    assert "additional results" in caplog.text
+    assert "partial" in caplog.text
+    assert "additional results" in seen[0]
+
+
+def test_a_warning_about_fuzzy_matching_announces_no_rows(web):
+    text = '299 pacs "The fuzzymatching parameter is not supported. Only literal matching has been performed."'
+    _, client = web.connect(lambda request: web.json([web.row("1.1")], headers={"Warning": text}), profile="azure")
+    assert client.search_page(STUDIES, limit=10).more is False
+
+
+def test_a_total_that_does_not_come_true_is_reported(web, caplog):
+    def answer(request):
+        offset = int(request.parameters.get("offset", 0))
+        headers = {"X-Total-Count": "9"}
+        return web.json([web.row("1.1"), web.row("1.2")] if not offset else [], headers=headers)
+
+    _, client = web.connect(answer)
+    with caplog.at_level(logging.WARNING, logger="dicomweb_io"):
+        assert len(list(client.iter_search(STUDIES))) == 2
+    assert "9 rows were announced and 2 came" in caplog.text
+
+
+def test_the_query_goes_out_in_order_with_raw_commas_between_values_only(web):
+    server, client = web.connect(lambda request: web.json([]))
+    client.search_for_studies(
+        search_filters={
+            "StudyInstanceUID": ["1.2", "1.3"],
+            "PatientName": ["Doe, John^A&B", "X=Y*"],
+            "00080061": "CT,MR",
+            "StudyDescription": "a,b",
+        },
+        fields=["NumberOfStudyRelatedInstances", "00081030"],
+        fuzzymatching=True,
+        additional_params={"orderby": "-StudyDate,PatientName", "x": "1 2"},
+        limit=5,
+        offset=2,
+    )
+    assert server.requests[0].target == (
+        "/dicomweb/studies?StudyInstanceUID=1.2,1.3&PatientName=Doe%2C%20John%5EA%26B,X%3DY*&00080061=CT,MR"
+        "&StudyDescription=a%2Cb&includefield=NumberOfStudyRelatedInstances&includefield=00081030&fuzzymatching=true"
+        "&orderby=-StudyDate,PatientName&x=1%202&limit=5&offset=2"
+    )
+
+
+def test_accept_is_asked_again_in_another_spelling(web):
+    def answer(request):
+        if request.headers["accept"] == "application/dicom+json":
+            return web.Reply(406)
+        return web.json([web.row("1.1")], content_type="application/json; charset=utf-8")
+
+    server, client = web.connect(answer)
+    assert uids(client.search_for_studies()) == ["1.1"]
+    assert uids(client.search_for_studies()) == ["1.1"]
+    assert [request.headers["accept"] for request in server.requests] == [
+        "application/dicom+json",
+        "application/json",
+        "application/json",
+    ]
+
+
+def test_xml_answers_are_read(web):
+    def native(uid):
+        return (
+            '<?xml version="1.0"?><NativeDicomModel xmlns="http://dicom.nema.org/PS3.19/models/NativeDICOM">'
+            f'<DicomAttribute tag="0020000D" vr="UI"><Value number="1">{uid}</Value></DicomAttribute>'
+            "</NativeDicomModel>"
+        ).encode()
+
+    _, client = web.connect(lambda request: web.multipart([native("1.1"), native("1.2")], kind="application/dicom+xml"))
+    assert uids(client.search_for_studies()) == ["1.1", "1.2"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ({"body": b"<!DOCTYPE html><html>login</html>", "content_type": "text/html"}, "HTML page"),
+        ({"body": b"[1, 2]", "content_type": "application/dicom+json"}, "DICOM JSON"),
+        ({"body": b'{"HttpStatus": 200}', "content_type": "application/json"}, "DICOM JSON"),
+        ({"body": b"[{", "content_type": "application/json"}, "expected JSON"),
+        ({"body": b"", "content_type": "application/json", "length": False}, "empty"),
+        (
+            {
+                "body": b'<!DOCTYPE a [<!ENTITY x "y">]><NativeDicomModel>&x;</NativeDicomModel>',
+                "content_type": "application/dicom+xml",
+            },
+            "XML",
+        ),
+    ],
+)
+def test_an_answer_that_is_no_result_is_an_error(web, reply, words):
+    _, client = web.connect(lambda request: web.Reply(200, **reply))
+    with pytest.raises(MalformedResponseError, match=words):
+        client.search_for_studies()
+
+
+def test_one_dataset_instead_of_a_list_is_one_row(web):
+    _, client = web.connect(lambda request: web.json(web.row("1.1")))
+    assert uids(client.search_for_studies()) == ["1.1"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "values"),
+    [
+        ({"Modality": "CT"}, {"t00080060": "MR"}),
+        ({"StudyInstanceUID": ["1.5", "1.6"]}, {}),
+        ({"StudyDate": "20200101-20201231"}, {"t00080020": "20210101"}),
+        ({"00080020": "20200101"}, {"t00080020": "2020.01.02"}),
+        ({"ModalitiesInStudy": "CT"}, {"t00080061": ["MR", "PT"]}),
+    ],
+)
+def test_an_ignored_filter_is_an_error(web, filters, values):
+    _, client = web.connect(lambda request: web.json([web.row("1.1", **values)]))
+    with pytest.raises(FilterIgnoredError, match="ignored the filter"):
+        client.search_for_studies(search_filters=filters)
+    with pytest.raises(FilterIgnoredError):
+        list(client.iter_search_for_studies(search_filters=filters))
+
+
+@pytest.mark.parametrize(
+    ("filters", "values"),
+    [
+        ({"Modality": "ct"}, {"t00080060": "CT"}),
+        ({"Modality": "C*"}, {"t00080060": "CT "}),
+        ({"Modality": ["CT", "MR"]}, {"t00080060": "MR"}),
+        ({"Modality": ""}, {"t00080060": "MR"}),
+        ({"StudyDate": "20200101-"}, {"t00080020": "2021.01.01"}),
+        ({"StudyDate": "-20200101"}, {"t00080020": "20191231"}),
+        ({"ModalitiesInStudy": "CT"}, {"t00080061": ["MR", "CT"]}),
+        ({"SpecificCharacterSet": "ISO_IR 192"}, {"t00080005": "ISO_IR 100"}),
+        ({"PatientName": "Doe"}, {"t00100010": "Other"}),
+        ({"BodyPartExamined": "HEAD"}, {}),
+    ],
+)
+def test_a_filter_that_was_or_may_have_been_honoured_is_no_error(web, filters, values):
+    _, client = web.connect(lambda request: web.json([web.row("1.1", **values)]))
+    assert len(client.search_for_studies(search_filters=filters)) == 1
+
+
+def test_counting(web):
+    def answer(request):
+        assert request.target == "/dicomweb/studies/count?Modality=CT"
+        return web.json({"count": 17}, content_type="application/json")
+
+    _, client = web.connect(answer, profile="dcm4chee")
+    assert client.count(make_query("study", search_filters={"Modality": "CT"})) == 17
+    _, client = web.connect(answer)
+    assert client.count(STUDIES) is None
+    _, client = web.connect(lambda request: web.json({"total": 17}), profile="dcm4chee")
+    with pytest.raises(MalformedResponseError, match="number"):
+        client.count(STUDIES)
+
+
+def test_order_by_is_sent_where_rows_have_no_order_of_their_own(web):
+    server, client = web.connect(lambda request: web.json([]), profile="dcm4chee")
+    list(client.iter_search_for_series("1.2"))
+    assert server.requests[0].query == "orderby=SeriesInstanceUID&limit=1000"
+    client.search_for_series("1.2", additional_params={"orderby": "SeriesNumber"})
+    assert server.requests[-1].query == "orderby=SeriesNumber"
+
+
+def test_lists_of_uids_are_taken_apart_where_servers_do_not_know_them(web):
+    def answer(request):
+        uid = request.parameters["StudyInstanceUID"]
+        return web.json([web.row(uid)]) if "offset" not in request.parameters and "," not in uid else web.Reply(204)
+
+    profile = ServerProfile("no lists", uid_lists=False)
+    _, client = web.connect(answer, profile=profile)
+    rows = client.iter_search_for_studies(search_filters={"StudyInstanceUID": ["1.2", "1.3", "1.2"]})
+    assert uids(rows) == ["1.2", "1.3"]
+
+
+def test_a_server_that_does_not_decode_queries_is_asked_once_and_spared_escapes(web):
+    def answer(request):
+        if request.query == "limit=%31":
+            return web.Reply(400)
+        assert "%" not in request.query
+        return web.json([])
+
+    server, client = web.connect(answer, profile="orthanc")
+    for _ in range(2):
+        client.search_for_studies(search_filters={"PatientName": "Doe^John", "PatientID": "a?*"})
+    assert [request.query for request in server.requests] == [
+        "limit=%31",
+        "PatientName=Doe?John&PatientID=a?*",
+        "PatientName=Doe?John&PatientID=a?*",
+    ]
+    with pytest.raises(ValueError, match="does not decode"):
+        client.search_for_studies(search_filters={"PatientName": "Müller"})
+    assert len(server.requests) == 3
+
+
+def test_rows_of_a_nested_search_have_the_uids_of_their_resource(web):
+    _, client = web.connect(lambda request: web.json([{"00080018": {"vr": "UI", "Value": ["1.4"]}}]))
+    rows = client.search_for_instances("1.2", "1.3")
+    assert Resource.of(rows[0]) == Resource("1.2", "1.3", "1.4")
+
+
+def test_bad_arguments_are_refused_before_anything_is_sent(web):
+    server, client = web.connect(lambda request: web.json([]))
+    for arguments, error in [
+        ({"limit": "5"}, TypeError),
+        ({"limit": -1}, ValueError),
+        ({"offset": -1}, ValueError),
+        ({"offset": 1.5}, TypeError),
+        ({"fuzzymatching": "yes"}, TypeError),
+        ({"fields": [1]}, TypeError),
+        ({"fields": "PatientID"}, TypeError),
+        ({"search_filters": {1: "x"}}, TypeError),
+        ({"search_filters": {"PatientIdd": "x"}}, ValueError),
+        ({"search_filters": {"PatientID": []}}, ValueError),
+        ({"additional_params": {"limit": 5}}, ValueError),
+    ]:
+        with pytest.raises(error):
+            client.search_for_studies(**arguments)
+    for uid in ("1.2/../../admin", "", "1..2", "1.2?x", "a"):
+        with pytest.raises(ValueError, match="study_instance_uid"):
+            client.search_for_series(uid)
+    assert server.requests == []
