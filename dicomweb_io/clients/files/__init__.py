@@ -1,0 +1,1 @@
+"""The client of folders of DICOM files, on any fsspec filesystem."""

@@ -1,0 +1,271 @@
+"""Frames and bulk data of the files of a folder, read by range: a frame costs a frame, however large its file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+from dicomweb_io.clients.files.errors import FileClientError, http_error
+from dicomweb_io.clients.files.index import Index, IndexedFile
+from dicomweb_io.clients.files.retrieve import FolderReader, reference_of, uri_maker
+from dicomweb_io.dicom import frames as locate
+from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
+from dicomweb_io.dicom.json_model import BulkDataPlace, encode
+from dicomweb_io.dicom.json_values import swap_words
+from dicomweb_io.dicom.media_types import EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM, MediaType
+from dicomweb_io.dicom.part10 import read_range
+from dicomweb_io.dicom.pixels import TranscodingError, decode_frame, media_type_of, with_one_frame
+from dicomweb_io.elements import Bulkdata, Frame, JSONDataset, Resource
+
+_PIXEL_DATA, _FLOAT_PIXEL_DATA, _DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
+_EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
+_DESCRIPTION = ("00280002", "00280004", "00280008", "00280010", "00280011", "00280100")
+_PATH = re.compile(r"[0-9A-F]{8}(?:/[1-9][0-9]*/[0-9A-F]{8})*\Z")
+
+
+class PixelAccess:
+    """Reads frames and bulk data.
+
+    Args:
+        reader: Opens the files.
+        index: Keeps tables of fragments where a file has no offset table.
+        base_url: The folder's URL.
+    """
+
+    def __init__(self, reader: FolderReader, index: Index, base_url: str) -> None:
+        self._reader = reader
+        self._index = index
+        self._base_url = base_url
+
+    # Frames ---------------------------------------------------------------------------------------------------------
+
+    def frames(self, file: IndexedFile, numbers: Sequence[int], wishes: Sequence[MediaType]) -> Iterator[Frame]:
+        """Frames in the order asked for, each as often as asked for.
+
+        Raises:
+            requests.HTTPError: 404 if a frame is not there, 406 if it cannot be had in a wanted form.
+        """
+        instance = reference_of(file)
+        with self._reader.open(file) as opened:
+            image = _Image(file, opened, self._scan(file, opened), self._index)
+            decode = image.encapsulated and _wants_decoded(wishes, file.syntax)
+            if not decode and wishes and not _offers(wishes, image.stored_type, image.stored_syntax):
+                raise self._error(406, instance, f"its frames are stored as {image.stored_type} ({file.syntax}) only")
+            header = self._header(file) if decode else None
+            for number in numbers:
+                reference = Resource(
+                    instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid, (number,)
+                )
+                try:
+                    locate.check_frame_number(image.description.number_of_frames, number)
+                    content = image.frame(number)
+                    if header is not None:
+                        content = decode_frame(with_one_frame(header, content, file.syntax), 1)
+                except locate.FrameError as error:
+                    raise self._error(404, reference, str(error)) from None
+                except TranscodingError as error:
+                    raise self._error(406, reference, str(error)) from None
+                if decode:
+                    yield Frame(reference, EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM, content)
+                else:
+                    yield Frame(reference, image.stored_syntax, image.stored_type, content)
+
+    def _scan(self, file: IndexedFile, opened: BinaryIO) -> HeaderScan:
+        scan = self._index.scan_of(file.id)
+        return scan if scan is not None else scan_header(opened, size=file.size)
+
+    def _header(self, file: IndexedFile) -> Any:
+        import pydicom
+
+        with self._reader.open(file) as opened:
+            return pydicom.dcmread(opened, stop_before_pixels=True, force=True)
+
+    def _error(self, status: int, reference: Resource, what: str) -> FileClientError:
+        return http_error(status, f"{reference.uri}: {what}", url=f"{self._base_url}/{reference.uri}")
+
+    # Bulk data ------------------------------------------------------------------------------------------------------
+
+    def bulkdata(self, file: IndexedFile, path: str, byte_range: tuple[int, int | None] | None) -> Iterator[Bulkdata]:
+        """The value at a path of tags and item numbers; encapsulated pixel data as one part for each frame.
+
+        Raises:
+            requests.HTTPError: 404 if there is no such value, 416 if the range lies outside of it.
+        """
+        instance = reference_of(file)
+        uri = f"{self._base_url}/{instance.uri}/bulkdata/{path}"
+        if not _PATH.match(path):
+            raise self._error(404, instance, f"{path!r} is no path of tags and item numbers")
+        found: list[BulkDataPlace] = []
+        make = uri_maker("")
+
+        def note(place: BulkDataPlace) -> str:
+            name = make(place)
+            if name == f"/{path}":
+                found.append(place)
+            return name
+
+        with self._reader.open(file) as opened:
+            scan = self._scan(file, opened)
+            # The encoder knows how to walk through items; it is asked where things are, not what they are.
+            encode(scan, tags=[path[:8]], file=opened, bulk_data=note, bulk_data_threshold=0)
+            if not found:
+                encode(opened, tags=[path[:8]], bulk_data=note, bulk_data_threshold=0)
+            if not found or found[0].offset is None:
+                raise self._error(404, instance, f"there is no bulk data at {path}")
+            place = found[0]
+            if place.length < 0:
+                if byte_range is not None:
+                    raise self._error(416, instance, "encapsulated pixel data come in parts, which have no byte range")
+                image = _Image(file, opened, scan, self._index)
+                for number in range(1, image.description.number_of_frames + 1):
+                    try:
+                        yield Bulkdata(uri, image.stored_type, image.frame(number))
+                    except locate.FrameError as error:
+                        raise self._error(404, instance, str(error)) from None
+                return
+            start, end = _range(byte_range, place.length)
+            if start >= end and place.length:
+                raise self._error(
+                    416, instance, f"bytes {byte_range} lie outside of the {place.length} bytes at {path}"
+                )
+            yield Bulkdata(uri, OCTET_STREAM, _value(opened, scan, place, start, end))
+
+
+class _Image:
+    """The frames of one open file."""
+
+    def __init__(self, file: IndexedFile, opened: BinaryIO, scan: HeaderScan, index: Index) -> None:
+        self._file = file
+        self._opened = opened
+        self._scan = scan
+        self._index = index
+        if scan.pixel_data is None or scan.pixel_data_tag is None:
+            raise http_error(
+                404, f"{reference_of(file).uri} has no pixel data, so no frames", url=reference_of(file).uri
+            )
+        self.description = _description(encode(scan, tags=_DESCRIPTION), scan.pixel_data_tag)
+        self.encapsulated = scan.pixel_data[2] < 0
+        # Native pixel data go out as little-endian octets whatever they were stored as (PS3.18 section 8.7.3.3.2).
+        self.stored_syntax = file.syntax if self.encapsulated else EXPLICIT_VR_LITTLE_ENDIAN
+        self.stored_type = media_type_of(file.syntax) if self.encapsulated else OCTET_STREAM
+
+    def frame(self, number: int) -> bytes:
+        """One frame as stored."""
+        return self._encapsulated(number) if self.encapsulated else self._native(number)
+
+    def _read(self, start: int, end: int) -> bytes:
+        return read_range(self._opened, self._scan, start, end - start)
+
+    def _native(self, number: int) -> bytes:
+        assert self._scan.pixel_data is not None  # noqa: S101 - for the type checker; the constructor checked
+        vr, offset, length = self._scan.pixel_data
+        place = locate.native_frame(self.description, offset, length, number)
+        if self._scan.little_endian or vr == "OB":
+            content = self._read(place.start, place.end)
+        else:
+            # Big-endian words may reach over the ends of a frame: whole words are read, swapped and cut.
+            width = max(2, self.description.bits_allocated // 8)
+            start = offset + (place.start - offset) // width * width
+            end = min(offset + -(-(place.end - offset) // width) * width, offset + length)
+            words = locate.native_to_little_endian(
+                self._read(start, end), vr="OW", bits_allocated=self.description.bits_allocated
+            )
+            content = words[place.start - start : place.end - start]
+        if len(content) != place.end - place.start:
+            raise locate.FrameError(f"the file ends inside frame {number}")
+        if self.description.bits_allocated < 8:
+            return locate.align_bits(content, place.shift, place.bits)
+        return content
+
+    def _encapsulated(self, number: int) -> bytes:
+        assert self._scan.pixel_data is not None  # noqa: S101 - for the type checker; the constructor checked
+        frames = self.description.number_of_frames
+        layout = locate.encapsulated_layout(self._read, self._scan.pixel_data[1], self._file.size)
+        for table in (self._extended_table(), layout.basic):
+            if table is not None:
+                content = locate.frame_by_table(self._read, layout, table, frames, number)
+                if content is not None:
+                    return content
+        packed = self._index.fragments(self._file.id)
+        if packed is None:
+            fragments = locate.walk_fragments(self._read, layout)
+            groups = locate.group_fragments(self._read, fragments, frames, self._file.syntax)
+            packed = locate.pack_groups(groups)
+            self._index.keep_fragments(self._file.id, packed)
+        return b"".join(self._read(offset, offset + length) for offset, length in locate.packed_frame(packed, number))
+
+    def _extended_table(self) -> locate.OffsetTable | None:
+        offsets = self._scan.elements.get(_EXTENDED_OFFSETS)
+        lengths = self._scan.elements.get(_EXTENDED_LENGTHS)
+        if offsets is None or lengths is None or offsets[2] < 8 or lengths[2] != offsets[2]:
+            return None
+        return locate.OffsetTable(offsets[1], offsets[2] // 8, 8, lengths[1])
+
+
+def _description(dataset: JSONDataset, pixel_tag: int) -> locate.PixelDescription:
+    def number(tag: str, default: int) -> int:
+        values = dataset.get(tag, {}).get("Value") or [None]
+        try:
+            return int(values[0])
+        except (TypeError, ValueError):
+            return default
+
+    bits = {_FLOAT_PIXEL_DATA: 32, _DOUBLE_PIXEL_DATA: 64}.get(pixel_tag) or number("00280100", 0)
+    photometric = (dataset.get("00280004", {}).get("Value") or [""])[0]
+    return locate.PixelDescription(
+        rows=number("00280010", 0),
+        columns=number("00280011", 0),
+        samples_per_pixel=number("00280002", 1),
+        bits_allocated=bits,
+        number_of_frames=max(1, number("00280008", 1)),
+        photometric_interpretation=str(photometric),
+    )
+
+
+def _wants_decoded(wishes: Sequence[MediaType], syntax: str) -> bool:
+    """Whether the first wish that can be met asks for plain pixels instead of the compressed form that is stored."""
+    for wish in wishes:
+        if wish.name in (OCTET_STREAM, "application/*") and wish.transfer_syntax_uid in (
+            None,
+            EXPLICIT_VR_LITTLE_ENDIAN,
+        ):
+            return True
+        if _offers([wish], media_type_of(syntax), syntax):
+            return False
+    return False
+
+
+def _offers(wishes: Sequence[MediaType], media_type: str, syntax: str) -> bool:
+    """Whether a stored form meets one of the wishes; a type without transfer syntax takes any of its syntaxes."""
+    main = media_type.partition("/")[0]
+    for wish in wishes:
+        if wish.transfer_syntax_uid not in (None, "*", syntax):
+            continue
+        if wish.name in (media_type, f"{main}/*", "*/*") or (
+            wish.name == OCTET_STREAM and wish.transfer_syntax_uid == "*"
+        ):
+            return True
+    return False
+
+
+def _range(byte_range: tuple[int, int | None] | None, length: int) -> tuple[int, int]:
+    """A range with an inclusive end, as in HTTP, as start and exclusive end."""
+    if byte_range is None:
+        return 0, length
+    start, last = byte_range
+    if start < 0 or (last is not None and last < start):
+        raise ValueError(
+            f"byte_range must be (first, last) with 0 <= first <= last, or (first, None), not {byte_range!r}"
+        )
+    return start, length if last is None else min(last + 1, length)
+
+
+def _value(opened: BinaryIO, scan: HeaderScan, place: BulkDataPlace, start: int, end: int) -> bytes:
+    offset = place.offset or 0
+    if scan.little_endian:
+        return read_range(opened, scan, offset + start, end - start)
+    # Bulk data are little endian in HTTP: words that were stored the other way round are read whole and swapped.
+    first, last = start // 8 * 8, min(-(-end // 8) * 8, place.length)
+    content = swap_words(read_range(opened, scan, offset + first, last - first), place.vr)
+    return content[start - first : end - first]

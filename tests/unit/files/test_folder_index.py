@@ -1,0 +1,364 @@
+"""The index of a folder: incremental, disposable, shared, and right about duplicates."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dicomweb_io.clients.files.database import index_path, is_local_disk
+from dicomweb_io.clients.files.folders import folder_of
+from dicomweb_io.clients.files.index import Index
+from dicomweb_io.clients.files.records import pack_scan, read_record, unpack_scan
+from dicomweb_io.clients.files.views import ConflictingDuplicatesError
+from dicomweb_io.dicom.header_scan import scan_header
+
+Put = Callable[..., Path]
+
+
+def opened(folder: Path, place: Path | None = None, **options: object) -> Index:
+    index = Index(folder_of(folder), place=place, **options)  # type: ignore[arg-type]
+    index.open()
+    return index
+
+
+def sops(index: Index) -> list[str]:
+    return [row[0] for row in index.select("SELECT sop FROM instance ORDER BY sop, file")]
+
+
+def old(path: Path, seconds: int = 100) -> Path:
+    """Gives a file a time of modification in the past, as almost all files have."""
+    now = path.stat().st_mtime_ns
+    os.utime(path, ns=(now - seconds * 10**9, now - seconds * 10**9))
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "index" / "x.sqlite"
+
+
+def test_only_new_and_changed_files_are_read(folder: Path, place: Path, put: Put) -> None:
+    for number in range(5):
+        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}"))
+    index = opened(folder, place)
+    assert index.refresh() == (5, 0, 0)
+    put("new.dcm", "1.2", "1.2.3", "1.2.3.9")
+    put("0.dcm", "1.2", "1.2.3", "1.2.3.8")
+    (folder / "4.dcm").unlink()
+    assert index.refresh()[:2] == (5, 2)
+    assert sops(index) == ["1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.8", "1.2.3.9"]
+    index.close()
+    again = Index(folder_of(folder), place=place)
+    # What was written a moment ago might change again within the same tick of the clock, so it may be read once more.
+    assert again.refresh().read <= 2
+
+
+def test_series_and_study_rows_follow_their_instances(folder: Path, place: Path, put: Put) -> None:
+    old(put("a.dcm", "1.2", "1.2.3", "1.2.3.1", Modality="CT", SeriesNumber=1))
+    old(put("b.dcm", "1.2", "1.2.4", "1.2.4.1", Modality="MR", SeriesNumber=2))
+    index = opened(folder, place)
+    assert index.select("SELECT series, modality, instances FROM series ORDER BY series") == [
+        ("1.2.3", "CT", 1),
+        ("1.2.4", "MR", 1),
+    ]
+    put("c.dcm", "1.2", "1.2.4", "1.2.4.2", Modality="MR")
+    (folder / "a.dcm").unlink()
+    index.refresh()
+    assert index.select("SELECT series, modality, instances FROM series") == [("1.2.4", "MR", 2)]
+    assert index.select("SELECT study, instances FROM study") == [("1.2", 2)]
+    for path in folder.iterdir():
+        path.unlink()
+    index.refresh()
+    assert index.select("SELECT COUNT(*) FROM study") == [(0,)]
+    assert index.select("SELECT COUNT(*) FROM header") == [(0,)]
+
+
+def test_a_change_within_one_tick_of_the_clock_is_noticed(folder: Path, place: Path, put: Put) -> None:
+    path = put("a.dcm", "1.2", "1.2.3", "1.2.3.1")
+    index = opened(folder, place)
+    before = path.stat().st_mtime_ns
+    put("a.dcm", "1.2", "1.2.3", "1.2.3.2")
+    os.utime(path, ns=(before, before))
+    index.refresh()
+    assert sops(index) == ["1.2.3.2"]
+
+
+def test_the_index_is_for_its_owner_only(folder: Path, place: Path, put: Put) -> None:
+    put("a.dcm")
+    opened(folder, place)
+    for name in os.listdir(place.parent):
+        assert stat.S_IMODE((place.parent / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "old version", "foreign"])
+def test_a_damaged_index_is_made_anew(damage: str, folder: Path, place: Path, put: Put) -> None:
+    old(put("a.dcm"))
+    index = opened(folder, place)
+    index.close()
+    if damage == "garbage":
+        place.write_bytes(b"not a database" * 1000)
+    elif damage == "truncated":
+        place.write_bytes(place.read_bytes()[:5000])
+    else:
+        connection = sqlite3.connect(place)
+        connection.execute("PRAGMA user_version = 99" if damage == "old version" else "PRAGMA application_id = 7")
+        connection.close()
+    assert sops(opened(folder, place)) == ["1.2.1.1.1"]
+
+
+def test_damage_in_the_middle_is_noticed_and_repaired(folder: Path, place: Path, put: Put) -> None:
+    for number in range(50):
+        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}"))
+    opened(folder, place).close()
+    content = bytearray(place.read_bytes())
+    content[4096 * 2 :] = os.urandom(len(content) - 4096 * 2)
+    place.write_bytes(content)
+    for suffix in ("-wal", "-shm"):
+        Path(f"{place}{suffix}").unlink(missing_ok=True)
+    index = Index(folder_of(folder), place=place)
+    index.refresh()
+    assert len(sops(index)) == 50
+
+
+def test_an_interrupted_build_is_finished_by_the_next(folder: Path, place: Path, put: Put) -> None:
+    for number in range(3):
+        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}", Modality="CT"))
+    index = Index(folder_of(folder), place=place)
+    stats = list(index.folder.walk())
+    index._begin()
+    index._write([read_record(index.folder, stats[0])], set())  # type: ignore[arg-type]
+    index._database.writer.execute("COMMIT")
+    index.close()
+    again = opened(folder, place)
+    assert len(sops(again)) == 3
+    assert again.select("SELECT instances, modality FROM series") == [(3, "CT")]
+
+
+def test_a_killed_process_leaves_the_index_usable(folder: Path, place: Path, put: Put) -> None:
+    for number in range(20):
+        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}"))
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from dicomweb_io.clients.files.folders import folder_of\n"
+        "from dicomweb_io.clients.files import index as module\n"
+        "original = module.Views.choose\n"
+        "def die(*arguments):\n"
+        "    original(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "module.Views.choose = die\n"
+        "module.Index(folder_of(sys.argv[1]), place=Path(sys.argv[2])).refresh()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(folder), str(place)], check=False)
+    assert done.returncode == -9
+    assert len(sops(opened(folder, place))) == 20
+
+
+def test_processes_share_an_index(folder: Path, place: Path, put: Put) -> None:
+    for number in range(60):
+        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}"))
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from dicomweb_io.clients.files.folders import folder_of\n"
+        "from dicomweb_io.clients.files.index import Index\n"
+        "index = Index(folder_of(sys.argv[1]), place=Path(sys.argv[2]))\n"
+        "read = index.refresh().read\n"
+        "print(read, index.select('SELECT COUNT(*) FROM instance')[0][0], index._database.shared)\n"
+    )
+    command = [sys.executable, "-c", script, str(folder), str(place)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = [process.communicate(timeout=60)[0].split() for process in running]
+    assert [answer[1:] for answer in answers] == [["60", "True"]] * 3
+    assert sorted(int(answer[0]) for answer in answers) == [0, 0, 60]
+
+
+def test_a_snapshot_does_not_change_when_others_refresh(folder: Path, place: Path, put: Put) -> None:
+    old(put("a.dcm", "1.2", "1.2.3", "1.2.3.1"))
+    one, other = opened(folder, place), opened(folder, place)
+    put("b.dcm", "1.2", "1.2.3", "1.2.3.2")
+    other.refresh()
+    assert len(sops(other)) == 2
+    assert len(sops(one)) == 1
+    one.refresh()
+    assert len(sops(one)) == 2
+
+
+def test_without_a_writable_place_the_index_is_private(folder: Path, tmp_path: Path, put: Put) -> None:
+    put("a.dcm")
+    blocked = tmp_path / "blocked"
+    blocked.write_bytes(b"a file where a directory should be")
+    index = opened(folder, blocked / "x.sqlite")
+    assert not index._database.shared
+    assert sops(index) == ["1.2.1.1.1"]
+
+
+def test_an_index_in_memory_leaves_no_file(folder: Path, tmp_path: Path, put: Put) -> None:
+    put("a.dcm")
+    before = sorted(tmp_path.iterdir())
+    assert sops(opened(folder, in_memory=True)) == ["1.2.1.1.1"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_place_depends_on_folder_and_options_but_not_on_secrets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DICOMWEB_IO_CACHE", str(tmp_path))
+    one = index_path("s3://a", {"endpoint_url": "x", "secret": "s"}, "v", None)
+    assert one is not None
+    assert one.parent == tmp_path / "index"
+    assert one == index_path("s3://a", {"endpoint_url": "x", "secret": "t"}, "v", None)
+    assert one != index_path("s3://a", {"endpoint_url": "y", "secret": "s"}, "v", None)
+    assert one != index_path("s3://b", {"endpoint_url": "x", "secret": "s"}, "v", None)
+    assert one != index_path("s3://a", {"endpoint_url": "x", "secret": "s"}, "w", None)
+    assert index_path("s3://a", None, "v", str(tmp_path / "given")).parent == tmp_path / "given"  # type: ignore[union-attr]
+
+
+def test_the_place_follows_the_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DICOMWEB_IO_CACHE", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert index_path("file:///x", None, "", None).parent == tmp_path / "dicomweb_io" / "index"  # type: ignore[union-attr]
+
+
+def test_this_disk_is_local(tmp_path: Path) -> None:
+    assert is_local_disk(tmp_path)
+
+
+def test_a_fork_uses_connections_of_its_own(folder: Path, place: Path, put: Put) -> None:
+    old(put("a.dcm"))
+    index = opened(folder, place)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answer = b"failed"
+        try:
+            answer = repr((sops(index), index.refresh().files)).encode()
+        finally:
+            os.write(writing, answer)
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        assert file.read() == b"(['1.2.1.1.1'], 1)"
+    assert sops(index) == ["1.2.1.1.1"]
+
+
+def test_threads_may_search_and_refresh_at_once(folder: Path, place: Path, put: Put) -> None:
+    for number in range(30):
+        put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}")
+    index = opened(folder, place)
+    errors: list[BaseException] = []
+
+    def work(turn: int) -> None:
+        try:
+            for _ in range(10):
+                if turn % 2:
+                    index.refresh()
+                assert len(sops(index)) == 30
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(turn,)) for turn in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+# Duplicates ---------------------------------------------------------------------------------------------------------
+
+
+def shown(index: Index) -> list[str]:
+    return [
+        row[0].decode()
+        for row in index.select("SELECT f.path FROM instance i JOIN file f ON f.id = i.file ORDER BY f.path")
+    ]
+
+
+@pytest.fixture
+def twins(folder: Path, put: Put) -> Path:
+    """``b`` and ``d`` are identical, ``c`` differs, ``a`` is cut off, ``c`` is the newest."""
+    from pydicom.uid import CTImageStorage
+
+    content = put("b.dcm", PatientID="one", SOPClassUID=CTImageStorage, PatientComments="x" * 100).read_bytes()
+    (folder / "d.dcm").write_bytes(content)
+    (folder / "a.dcm").write_bytes(content[:-50])
+    put("c.dcm", PatientID="two", SOPClassUID=CTImageStorage, PatientComments="x" * 100)
+    for name, age in (("a", 50), ("b", 300), ("c", 100), ("d", 200)):
+        old(folder / f"{name}.dcm", age)
+    return folder
+
+
+@pytest.mark.parametrize(("rule", "paths"), [("first", ["b.dcm"]), ("newest", ["c.dcm"]), ("all", ["b.dcm", "c.dcm"])])
+def test_the_rule_decides_which_twin_stands_for_the_instance(rule: str, paths: list[str], twins: Path) -> None:
+    assert shown(opened(twins, duplicates=rule)) == paths
+
+
+def test_conflicts_can_be_refused(twins: Path) -> None:
+    with pytest.raises(ConflictingDuplicatesError, match=r"b\.dcm and c\.dcm"):
+        opened(twins, duplicates="error")
+    (twins / "c.dcm").unlink()
+    assert shown(opened(twins, duplicates="error")) == ["b.dcm"]
+
+
+def test_when_the_chosen_twin_goes_the_next_one_takes_its_place(twins: Path, place: Path) -> None:
+    index = opened(twins, place)
+    (twins / "b.dcm").unlink()
+    index.refresh()
+    assert shown(index) == ["c.dcm"]
+    (twins / "c.dcm").unlink()
+    (twins / "d.dcm").unlink()
+    index.refresh()
+    assert shown(index) == []
+
+
+def test_a_complete_twin_displaces_what_came_first_in_time(folder: Path, place: Path, put: Put) -> None:
+    put("m.dcm", PatientID="m")
+    index = opened(folder, place)
+    put("a.dcm", PatientID="a")
+    index.refresh()
+    assert shown(index) == ["a.dcm"]
+
+
+# Records ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_of_a_header_gives_the_same_scan(samples: list[Path]) -> None:
+    compared = 0
+    for path in samples:
+        folder = folder_of(path.parent)
+        stat_of_file = folder.stat(path.name)
+        assert stat_of_file is not None
+        record = read_record(folder, stat_of_file)
+        if record.scan is None:
+            continue
+        compared += 1
+        kept = unpack_scan(*pack_scan(record.scan))
+        for name in ("elements", "meta", "pixel_data", "pixel_data_tag", "transfer_syntax_uid", "end", "explicit_vr"):
+            assert getattr(kept, name) == getattr(record.scan, name), (path.name, name)
+        for place in record.scan.elements.values():
+            if place[2] <= 8192:
+                assert kept.read(place[1], place[2]) == record.scan.read(place[1], place[2])
+    assert compared > 140
+
+
+def test_long_values_stay_in_the_file(make_bytes: Callable[..., bytes]) -> None:
+    content = make_bytes(PatientComments="y" * 9000, EncapsulatedDocument=b"z" * 300_000, PatientID="p")
+    scan = scan_header(content)
+    form, packed = pack_scan(scan)
+    assert len(packed) < 3000
+    kept = unpack_scan(form, packed)
+    assert kept.elements == scan.elements
+    assert kept.text(0x00100020) == "p"
+    assert kept.value(0x00104000) is None

@@ -1,0 +1,420 @@
+"""Retrieving from folders: bytes, metadata, frames by range, and bulk data."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import requests
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
+from pydicom.uid import JPEGBaseline8Bit, RLELossless
+
+from dicomweb_io.clients.files.client import DICOMfileClient
+from dicomweb_io.clients.files.folders import folder_of
+from dicomweb_io.clients.files.remote import RangeFile
+from dicomweb_io.dicom.json_model import first_text, first_value, load_json_dataset
+from dicomweb_io.elements import Resource
+from dicomweb_io.testing.samples import clone
+
+Put = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def wheel(samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> DICOMfileClient:
+    return DICOMfileClient(samples[0].parent, in_memory=True)
+
+
+@pytest.fixture(scope="module")
+def clones(samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> DICOMfileClient:
+    """All samples that have UIDs, each with UIDs of its own: none hides behind another."""
+    folder = tmp_path_factory.mktemp("clones")
+    for path in samples:
+        try:
+            (folder / path.name).write_bytes(clone(path.read_bytes(), path.name))
+        except ValueError:
+            continue
+    return DICOMfileClient(folder)
+
+
+def frames_of(reference: Resource, *numbers: int) -> Resource:
+    return Resource(reference.study_instance_uid, reference.series_instance_uid, reference.sop_instance_uid, numbers)
+
+
+# Instances ----------------------------------------------------------------------------------------------------------
+
+
+def test_instances_come_back_byte_for_byte(wheel: DICOMfileClient, samples: list[Path]) -> None:
+    contents = {path.read_bytes() for path in samples}
+    count = 0
+    for row in wheel.search_for_studies():
+        reference = Resource.of(row)
+        for instance in wheel.iter_instances(reference):
+            count += 1
+            assert instance.content in contents
+            assert reference.contains(instance.reference)
+            dataset = instance.dataset(stop_before_pixels=True)
+            assert dataset.SOPInstanceUID == instance.reference.sop_instance_uid
+            assert (
+                dataset.file_meta.get("TransferSyntaxUID", instance.transfer_syntax_uid) == instance.transfer_syntax_uid
+            )
+    assert count == len(wheel.search_for_instances()) > 110
+
+
+def test_what_is_not_there_is_a_404(wheel: DICOMfileClient) -> None:
+    for reference in (Resource("9.9"), Resource("9.9", "9"), Resource("9.9", "9", "9")):
+        with pytest.raises(requests.HTTPError) as caught:
+            list(wheel.iter_instances(reference))
+        assert caught.value.response is not None
+        assert caught.value.response.status_code == 404
+        with pytest.raises(requests.HTTPError):
+            list(wheel.iter_metadata(reference))
+
+
+@pytest.fixture
+def one(folder: Path, put: Put) -> DICOMfileClient:
+    put("a.dcm", PatientComments="x" * 5000)
+    os.utime(folder / "a.dcm", (1e9, 1e9))
+    return DICOMfileClient(folder)
+
+
+REFERENCE = Resource("1.2.1", "1.2.1.1", "1.2.1.1.1")
+
+
+def test_large_instances_become_files_that_the_caller_owns(one: DICOMfileClient, folder: Path, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    instance = next(one.iter_instances(REFERENCE, max_element_bytes=100, spool_directory=str(spool)))
+    assert instance.content is None
+    assert instance.path is not None
+    assert Path(instance.path).parent == spool
+    assert instance.read() == (folder / "a.dcm").read_bytes()
+    os.unlink(instance.path)
+    assert (folder / "a.dcm").exists()
+    with pytest.raises(ValueError, match="max_element_bytes"):
+        next(one.iter_instances(REFERENCE, max_element_bytes=100))
+
+
+def test_large_instances_are_copied_where_links_are_not_possible(
+    one: DICOMfileClient, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    instance = next(one.iter_instances(REFERENCE, max_element_bytes=100, spool_directory=str(tmp_path)))
+    assert instance.path is not None
+    assert Path(instance.path).stat().st_nlink == 1
+    assert instance.read() == (folder / "a.dcm").read_bytes()
+
+
+def test_a_large_instance_can_be_borrowed(one: DICOMfileClient, folder: Path) -> None:
+    instance = next(one.iter_instances(REFERENCE, max_element_bytes=100, borrow=True))
+    assert instance.path == str(folder / "a.dcm")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_file_that_changed_or_vanished_is_an_error_that_names_it(
+    large: bool, one: DICOMfileClient, folder: Path, put: Put, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"max_element_bytes": 10, "spool_directory": str(tmp_path)} if large else {}
+    assert one.search_for_studies()
+    put("a.dcm", PatientComments="y" * 5000)
+    with pytest.raises(requests.HTTPError, match=r"a\.dcm .* changed") as caught:
+        list(one.iter_instances(REFERENCE, **options))
+    assert caught.value.response.status_code == 409  # type: ignore[union-attr]
+    (folder / "a.dcm").unlink()
+    with pytest.raises(requests.HTTPError, match=r"a\.dcm .* not there") as caught:
+        list(one.iter_instances(REFERENCE, **options))
+    assert caught.value.response.status_code == 404  # type: ignore[union-attr]
+    put("a.dcm", PatientComments="y" * 5000)
+    one.refresh()
+    assert len(list(one.iter_instances(REFERENCE, **options))) == 1
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
+
+
+def test_explicit_vr_little_endian_can_be_asked_for(clones: DICOMfileClient) -> None:
+    wanted = (("application/dicom", "1.2.840.10008.1.2.1"),)
+    compared = 0
+    for row in clones.search_for_instances():
+        reference = Resource.of(row)
+        if first_text(row, "AvailableTransferSyntaxUID") not in (
+            "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5",
+        ):  # fmt: skip
+            continue
+        stored = next(clones.iter_instances(reference)).dataset()
+        changed = next(clones.iter_instances(reference, media_types=wanted))
+        assert changed.transfer_syntax_uid == "1.2.840.10008.1.2.1"
+        dataset = changed.dataset()
+        assert dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+        assert dataset.SOPInstanceUID == stored.SOPInstanceUID
+        if "PixelData" in stored:
+            compared += 1
+            assert np.array_equal(dataset.pixel_array, stored.pixel_array)
+    assert compared > 5
+    reference = Resource.of(clones.search_for_instances(limit=1)[0])
+    with pytest.raises(requests.HTTPError) as caught:
+        list(clones.iter_instances(reference, media_types=(("application/dicom", "1.2.840.10008.1.2.4.107"),)))
+    assert caught.value.response.status_code == 406  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="image/png"):
+        clones.iter_instances(reference, media_types=("image/png",))
+
+
+# Metadata and bulk data ---------------------------------------------------------------------------------------------
+
+
+def bulk_uris(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["BulkDataURI"]] if "BulkDataURI" in value else []
+        return own + [uri for item in value.values() for uri in bulk_uris(item)]
+    return [uri for item in value for uri in bulk_uris(item)] if isinstance(value, list) else []
+
+
+def at(dataset: pydicom.Dataset, uri: str) -> Any:
+    """The element that a bulk data URI points at."""
+    steps = uri.partition("/bulkdata/")[2].split("/")
+    for tag, item in zip(steps[::2], steps[1::2], strict=False):
+        dataset = dataset[int(tag, 16)].value[int(item) - 1]
+    return dataset[int(steps[-1], 16)]
+
+
+def test_metadata_and_every_bulk_data_uri_in_it(clones: DICOMfileClient) -> None:
+    pixels = others = 0
+    for row in clones.search_for_instances():
+        reference = Resource.of(row)
+        (metadata,) = clones.iter_metadata(reference)
+        assert first_text(metadata, "SOPInstanceUID") == reference.sop_instance_uid
+        assert first_text(metadata, "AvailableTransferSyntaxUID")
+        assert not any(tag.startswith("0002") for tag in metadata)
+        if first_text(row, "AvailableTransferSyntaxUID") == "1.2.840.10008.1.2.2":
+            continue
+        dataset = next(clones.iter_instances(reference)).dataset()
+        for uri in bulk_uris(metadata):
+            parts = [part.content for part in clones.iter_bulkdata_parts(uri)]
+            element = at(dataset, uri)
+            if element.tag == 0x7FE00010 and dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+                frames = int(dataset.get("NumberOfFrames", 1) or 1)
+                assert parts == list(generate_frames(element.value, number_of_frames=frames))
+                pixels += 1
+            else:
+                assert parts == [element.value]
+                others += 1
+    assert pixels > 10
+    assert others > 30
+
+
+def test_bulk_data_ranges_and_errors(wheel: DICOMfileClient, samples: list[Path]) -> None:
+    dataset = pydicom.dcmread(next(path for path in samples if path.name == "CT_small.dcm"))
+    base = f"studies/{dataset.StudyInstanceUID}/series/{dataset.SeriesInstanceUID}/instances/{dataset.SOPInstanceUID}"
+    uri = f"{wheel.base_url}/{base}/bulkdata/7FE00010"
+    whole = dataset.PixelData
+    for byte_range, expected in (((0, 9), whole[:10]), ((100, None), whole[100:]), ((5, 10**9), whole[5:])):
+        (part,) = wheel.iter_bulkdata_parts(uri, byte_range=byte_range)
+        assert part.content == expected
+        assert part.uri == uri
+    assert wheel.retrieve_bulkdata(uri, byte_range=(1, 2)) == [whole[1:3]]
+    for bad, status in (
+        (base + "/bulkdata/00101010", 404),
+        (base + "/bulkdata/7FE00010/1/00101010", 404),
+        (base + "/bulkdata/PixelData", 404),
+        (base[:-5] + "/bulkdata/7FE00010", 404),
+    ):
+        with pytest.raises(requests.HTTPError) as caught:
+            list(wheel.iter_bulkdata_parts(bad))
+        assert caught.value.response.status_code == status, bad  # type: ignore[union-attr]
+    with pytest.raises(requests.HTTPError) as caught:
+        list(wheel.iter_bulkdata_parts(uri, byte_range=(len(whole), None)))
+    assert caught.value.response.status_code == 416  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="bulk data URI"):
+        wheel.iter_bulkdata_parts("https://elsewhere/studies/1/bulkdata/x")
+
+
+def test_metadata_of_big_endian_files_is_little_endian(clones: DICOMfileClient) -> None:
+    rows = clones.search_for_instances(search_filters={"AvailableTransferSyntaxUID": "1.2.840.10008.1.2.2"})
+    assert rows
+    for row in rows:
+        reference = Resource.of(row)
+        (metadata,) = clones.iter_metadata(reference)
+        stored = next(clones.iter_instances(reference)).dataset()
+
+        def fetch(tag: str, vr: str, uri: str) -> bytes:
+            return clones.retrieve_bulkdata(uri)[0]
+
+        dataset = load_json_dataset(metadata, fetch)
+        dataset.file_meta = copy.deepcopy(stored.file_meta)
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        dataset.set_original_encoding(False, True)
+        if "PixelData" in stored and stored.BitsAllocated <= 16:
+            assert np.array_equal(dataset.pixel_array, stored.pixel_array), reference
+
+
+# Frames -------------------------------------------------------------------------------------------------------------
+
+
+def test_frames_of_all_samples_agree_with_pydicom(clones: DICOMfileClient) -> None:
+    native = encapsulated = 0
+    for row in clones.search_for_instances():
+        if "00280010" not in row or not str(first_value(row, "NumberOfFrames", 1)).isdigit():
+            continue
+        reference = Resource.of(row)
+        dataset = next(clones.iter_instances(reference)).dataset()
+        count = int(first_value(row, "NumberOfFrames", 1))
+        frames = list(clones.iter_frames(frames_of(reference, *range(1, count + 1))))
+        assert [frame.reference.frames for frame in frames] == [(number,) for number in range(1, count + 1)]
+        contents = [frame.content or b"" for frame in frames]
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if syntax.is_encapsulated:
+            encapsulated += 1
+            assert contents == list(generate_frames(dataset.PixelData, number_of_frames=count))
+            assert frames[0].transfer_syntax_uid == syntax
+            assert frames[0].media_type.startswith("image/")
+            continue
+        native += 1
+        assert frames[0].media_type == "application/octet-stream"
+        if syntax != pydicom.uid.ExplicitVRBigEndian and dataset.BitsAllocated > 1:
+            samples_each = (
+                2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else dataset.get("SamplesPerPixel", 1)
+            )
+            length = count * dataset.Rows * dataset.Columns * samples_each * dataset.BitsAllocated // 8
+            # Without the padding that follows the last frame.
+            assert b"".join(contents) == dataset.PixelData[:length]
+        elif dataset.BitsAllocated == 1:
+            packed = np.packbits(dataset.pixel_array.reshape(count, -1), axis=1, bitorder="little")
+            assert b"".join(contents) == packed.tobytes()
+        elif dataset.get("PlanarConfiguration", 0) == 0:
+            little = dataset.pixel_array.astype(dataset.pixel_array.dtype.newbyteorder("<"))
+            assert b"".join(contents) == little.tobytes()
+    assert native > 20
+    assert encapsulated > 20
+
+
+def test_frames_come_in_the_order_asked_for(wheel: DICOMfileClient, samples: list[Path]) -> None:
+    dataset = pydicom.dcmread(next(path for path in samples if path.name == "examples_ybr_color.dcm"))
+    reference = Resource(dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
+    stored = list(generate_frames(dataset.PixelData, number_of_frames=30))
+    found = [frame.content for frame in wheel.iter_frames(frames_of(reference, 30, 2, 2, 1))]
+    assert found == [stored[29], stored[1], stored[1], stored[0]]
+    assert wheel.retrieve_instance_frames(*reference_uids(reference), [3], media_types=("image/jpeg",)) == [stored[2]]
+    with pytest.raises(requests.HTTPError, match="frame 31"):
+        list(wheel.iter_frames(frames_of(reference, 1, 31)))
+    with pytest.raises(requests.HTTPError) as caught:
+        list(wheel.iter_frames(frames_of(reference, 1), media_types=("image/jls",)))
+    assert caught.value.response.status_code == 406  # type: ignore[union-attr]
+
+
+def reference_uids(reference: Resource) -> tuple[str, str, str]:
+    return reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid)
+
+
+def test_octets_without_a_star_are_decoded_pixels(folder: Path, samples: list[Path]) -> None:
+    path = next(path for path in samples if path.name == "SC_rgb_rle_2frame.dcm")
+    (folder / path.name).write_bytes(path.read_bytes())
+    dataset = pydicom.dcmread(path)
+    reference = Resource(dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
+    client = DICOMfileClient(folder)
+    frames = list(client.iter_frames(frames_of(reference, 2, 1), media_types=("application/octet-stream",)))
+    assert [frame.transfer_syntax_uid for frame in frames] == ["1.2.840.10008.1.2.1"] * 2
+    planes = dataset.pixel_array
+    wanted = [planes[1], planes[0]]
+    for frame, plane in zip(frames, wanted, strict=True):
+        got = np.frombuffer(frame.content or b"", planes.dtype)
+        if dataset.get("PlanarConfiguration") == 1:
+            got = got.reshape(3, *plane.shape[:2]).transpose(1, 2, 0)
+        assert np.array_equal(got.reshape(plane.shape), plane)
+
+
+def test_an_instance_without_pixels_has_no_frames(one: DICOMfileClient) -> None:
+    with pytest.raises(requests.HTTPError, match="no pixel data") as caught:
+        list(one.iter_frames(frames_of(REFERENCE, 1)))
+    assert caught.value.response.status_code == 404  # type: ignore[union-attr]
+
+
+def multi_frame(make_bytes: Callable[..., bytes], frames: list[bytes], how: str, path: Path) -> None:
+    """A file of compressed frames, with a basic, an extended, or no offset table, in one or two fragments a frame."""
+    dataset = pydicom.dcmread(io.BytesIO(make_bytes()))
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 16, 16, 1
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.NumberOfFrames = len(frames)
+    dataset.file_meta.TransferSyntaxUID = RLELossless if how == "rle" else JPEGBaseline8Bit
+    if how == "extended":
+        content, offsets, lengths = encapsulate_extended(frames)
+        dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = offsets, lengths
+    else:
+        fragments = 2 if "2" in how else 1
+        content = encapsulate(frames, fragments_per_frame=fragments, has_bot=how.startswith("basic"))
+    dataset.PixelData = content
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    path.write_bytes(buffer.getvalue())
+
+
+@pytest.mark.parametrize("how", ["basic", "basic2", "extended", "none", "none2", "rle"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_encapsulated_frames_are_located(
+    how: str, remote: bool, folder: Path, make_bytes: Callable[..., bytes], request: pytest.FixtureRequest
+) -> None:
+    start = b"\xff\xd8\xff\xe0"
+    frames = [start + os.urandom(500 + 2 * number).replace(b"\xff", b"\xfe") for number in range(40)]
+    multi_frame(make_bytes, frames, how, folder / "m.dcm")
+    url: Any = folder
+    if remote:
+        url = f"memory://frames-{how}"
+        folder_of(url).publish("m.dcm", (folder / "m.dcm").read_bytes(), replace=True)
+    client = DICOMfileClient(url)
+    for number in (40, 1, 17, 18):
+        (frame,) = client.iter_frames(frames_of(REFERENCE, number))
+        assert frame.content is not None
+        assert frame.content.rstrip(b"\0") == frames[number - 1].rstrip(b"\0")
+    if how.startswith("none"):
+        file = client._files(REFERENCE)[0]
+        assert (client._current().fragments(file.id) is not None) is True
+
+
+def test_one_frame_of_a_large_remote_file_costs_one_frame(
+    folder: Path, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = columns = 256
+    pixels = np.arange(rows * columns, dtype="<u2")
+    content = b"".join((pixels + number).tobytes() for number in range(64))
+    path = put(
+        "big.dcm", Rows=rows, Columns=columns, SamplesPerPixel=1, BitsAllocated=16, BitsStored=16, HighBit=15,
+        PixelRepresentation=0, PhotometricInterpretation="MONOCHROME2", NumberOfFrames=64, PixelData=content,
+    )  # fmt: skip
+    folder_of("memory://ranges").publish("big.dcm", path.read_bytes(), replace=True)
+    client = DICOMfileClient("memory://ranges")
+    assert client.search_for_studies()
+    read: list[int] = []
+    original = RangeFile.readinto
+
+    def counting(self: RangeFile, buffer: Any) -> int:
+        count = original(self, buffer)
+        read.append(count)
+        return count
+
+    monkeypatch.setattr(RangeFile, "readinto", counting)
+    (frame,) = client.iter_frames(frames_of(REFERENCE, 33))
+    assert frame.content == (pixels + 32).tobytes()
+    assert sum(read) <= len(frame.content) + 256 * 1024
+
+
+def test_bits_that_do_not_start_on_a_byte(folder: Path, put: Put) -> None:
+    planes = np.random.default_rng(1).integers(0, 2, (5, 3, 3), dtype=np.uint8)
+    packed = np.packbits(planes.reshape(-1), bitorder="little").tobytes()
+    put(
+        "bits.dcm", Rows=3, Columns=3, SamplesPerPixel=1, BitsAllocated=1, BitsStored=1, HighBit=0,
+        PixelRepresentation=0, PhotometricInterpretation="MONOCHROME2", NumberOfFrames=5,
+        PixelData=packed + b"\0" * (len(packed) % 2),
+    )  # fmt: skip
+    client = DICOMfileClient(folder)
+    for number, frame in enumerate(client.iter_frames(frames_of(REFERENCE, 1, 2, 3, 4, 5))):
+        assert frame.content == np.packbits(planes[number].reshape(-1), bitorder="little").tobytes()
