@@ -1,0 +1,48 @@
+"""A DICOMweb server for tests, with the manners of real servers and faults on demand, and sample data.
+
+Needs the extra `testing` (``pip install dicomweb_io[testing]``). Never put this server on a network: it is made to
+misbehave, and it serves whatever folder it is given.
+
+The names below are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dicomweb_io.testing.faults import Fault as Fault
+    from dicomweb_io.testing.orthanc import Orthanc as Orthanc
+    from dicomweb_io.testing.orthanc import OrthancUnavailable as OrthancUnavailable
+    from dicomweb_io.testing.proxy import FaultyProxy as FaultyProxy
+    from dicomweb_io.testing.samples import charset_files as charset_files
+    from dicomweb_io.testing.samples import clone as clone
+    from dicomweb_io.testing.samples import copy_samples as copy_samples
+    from dicomweb_io.testing.samples import make_study as make_study
+    from dicomweb_io.testing.samples import sample_files as sample_files
+    from dicomweb_io.testing.samples import synthetic_instance as synthetic_instance
+    from dicomweb_io.testing.server import serve as serve
+
+_HOMES = {
+    "Fault": "dicomweb_io.testing.faults",
+    "FaultyProxy": "dicomweb_io.testing.proxy",
+    "Orthanc": "dicomweb_io.testing.orthanc",
+    "OrthancUnavailable": "dicomweb_io.testing.orthanc",
+    "charset_files": "dicomweb_io.testing.samples",
+    "clone": "dicomweb_io.testing.samples",
+    "copy_samples": "dicomweb_io.testing.samples",
+    "make_study": "dicomweb_io.testing.samples",
+    "sample_files": "dicomweb_io.testing.samples",
+    "serve": "dicomweb_io.testing.server",
+    "synthetic_instance": "dicomweb_io.testing.samples",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)

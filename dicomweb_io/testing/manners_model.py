@@ -1,0 +1,327 @@
+"""What can differ from server to server, as one frozen dataclass whose defaults are the standard's.
+
+`dicomweb_io.testing.manners` holds the table of known servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+Evidence = Literal["measured", "read in source", "documented", "seen", "unverified"]
+
+SEARCHES = frozenset(
+    {"studies", "series", "instances", "studies/series", "studies/instances", "studies/series/instances"}
+)
+"""The search resources of PS3.18 table 10.6.1-1, without the UIDs."""
+
+
+class Limits(NamedTuple):
+    """A number for each search level; None for no limit."""
+
+    study: int | None = None
+    series: int | None = None
+    instance: int | None = None
+
+    def at(self, level: str) -> int | None:
+        """The number of a level."""
+        number: int | None = getattr(self, level)
+        return number
+
+
+_UNLIMITED = Limits()
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing a server is known to do.
+
+    Attributes:
+        value: The value of the field of `Manners`.
+        evidence: How it is known: ``"measured"`` on a running server, ``"read in source"``, ``"documented"`` by the
+            vendor, ``"seen"`` in reports of others, or ``"unverified"``: the most plausible value, nobody checked.
+        source: Where it is from.
+    """
+
+    value: Any
+    evidence: Evidence
+    source: str
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How a server behaves where servers differ. The defaults follow the standard.
+
+    Attributes:
+        name: The name in the table.
+        title: What it stands for.
+        facts: The fields that differ from the defaults, with their evidence.
+
+        root: The path of the service.
+        qido_prefix, wado_prefix, stow_prefix, delete_prefix: Path segments between root and resource.
+
+        decodes_query: Whether percent escapes in queries are decoded.
+        searches: The search resources there are (`SEARCHES`); others are 404.
+        counts: Whether each search resource has ``/count``, answering ``{"count": N}``.
+        default_limit: Rows of an answer without ``limit``, by level.
+        max_limit: The most rows of an answer, by level.
+        over_limit: A larger limit is clamped silently, or refused with this status.
+        limit_zero: What ``limit=0`` means: ``"empty"``, ``"all"``, ``"one"``, or a status.
+        limit_negative: The status for a negative limit, or ``"one"``.
+        limit_malformed: The status for a limit that is no number.
+        offset: Whether it is honoured.
+        max_offset: The largest offset; beyond it 400.
+        max_rows: Rows that can be reached in all by paging; None for all.
+        too_many: A search with more rows than this is refused with 413.
+        empty_status: 204, or 200 with an empty list, where nothing matches.
+        unmatchable_status: The same where the server can tell at once that nothing can match.
+        past_end_status: The same where rows match but the offset skips them all.
+        total_header: Whether ``X-Total-Count`` is sent.
+        link_header: Whether a ``Link`` to the next page is sent.
+        more_warning: When Warning 299 says that rows remain: always, only if the client's limit is absent or above
+            the server's own, or never.
+        order: The order of rows: the archive's, newest arrivals first, or by update and number (studies newest first,
+            series and instances by number).
+        short_page: Rows by which a full page is short although more follow.
+
+        own_parameters: Query parameters beyond the standard's that are not filters. They have no effect, except
+            ``orderby``: a comma list of attributes, with ``-`` for descending order.
+        unknown_key: What a filter does that the server does not know: ``"ignore"``, or a status.
+        tag_keys: Whether filters may be given as 8 hexadecimal digits.
+        sequence_keys: What a dotted filter does: ``"match"``, ``"ignore"``, or a status.
+        lower_level_keys: What a filter of a lower level does: ``"match"`` (any child), ``"none"`` (no rows),
+            ``"ignore"``, or a status.
+        searchable: The only keywords that may be filters, or None; others as `unknown_key`.
+        uid_separators: What separates the UIDs of a list, in the raw query: ``","``, ``"%2C"``, ``"%5C"``.
+        value_separators: The same for other attributes.
+        empty_value: ``"universal"``, or the status of a filter without value.
+        wildcards: Whether ``*`` and ``?`` are wildcards.
+        ranges: Whether dates and times are matched by range.
+        undated_before: Whether a range without beginning (``-20040601``) takes in rows without a date.
+        ignore_case: Whether all text is matched without regard to case; person names always are.
+        person_names: How PatientName and its like match: ``"standard"`` or ``"substring"``.
+        fuzzy: What ``fuzzymatching=true`` does: ``"literal"`` matching, ``"warning"`` (the same, and Warning 299 says
+            so), or ``"prefix"`` (of any part of a name).
+        includefield: Whether it is honoured; if not, the answer has its default attributes, or ``"everything"``.
+        only_if_asked: Keywords of default attributes that come only if ``includefield`` names them.
+        search_types: The media types of search answers.
+        search_unacceptable: The status where none of them is acceptable, or ``"json"`` for JSON all the same.
+        xml_search_multipart: Whether a plain ``application/dicom+xml`` gives multipart XML and the multipart form JSON.
+
+        retrieves: The levels whose objects can be retrieved.
+        default_syntax: What a request without transfer syntax gets: Explicit VR Little Endian, or what is stored.
+        any_is_stored: Whether ``*/*`` or no Accept gets what is stored, whatever `default_syntax` says.
+        star_syntax: Whether ``transfer-syntax=*`` gives what is stored; if not it is ignored.
+        transcoding: The transfer syntaxes it can make; None for all that this server can.
+        transcoding_limit: Bytes above which it does not transcode.
+        unsupported_syntax: The status for a transfer syntax it cannot make.
+        undecodable: The status where the stored encoding cannot be decoded.
+        single_part: Whether a single instance can be had as a body without parts.
+        any_is_single: Whether ``*/*`` or no Accept gets a single part.
+        unacceptable: The status for media types it does not have.
+        accepts_alternatives: Whether an Accept list of several ranges is understood; if not, the whole header is read
+            as one range, and what then makes no sense is refused.
+        quoted_boundary: Whether the boundary in Content-Type is quoted.
+        part_headers: Headers of each part beside Content-Type: ``"location"``, ``"length"``, ``"mime"``.
+        part_syntax: Whether the Content-Type of a part names its transfer syntax.
+        known_length: ``"single"``: answers with one instance have a Content-Length; ``"never"``.
+        close_delimited: Whether answers with several instances end by closing the connection, without length.
+        metadata: Whether there are ``/metadata`` resources; if not the objects answer to dicom+json.
+        metadata_types: Their media types.
+        plain_json: Whether a request for ``application/json`` is answered under that name.
+        metadata_bulkdata: Whether binary values become BulkDataURI, or are left out.
+        metadata_syntax: Whether metadata names the stored transfer syntax (0008,3002).
+        frames: Whether there are frames resources.
+        frames_missing: The status for a frame number that does not exist, or ``"drop"``: the others with 206.
+        frames_limit: The most frames of one request; more are 400.
+        frames_unique: Whether a repeated frame number is refused.
+        bulkdata: Whether there are bulk data resources.
+        rendered: The levels that can be rendered.
+        rendered_types: The media types of rendered answers.
+        thumbnails: Whether there are thumbnails.
+        etags: Whether metadata answers have an ETag and 304 is given.
+
+        store_types: Accepted bodies: ``"multipart"``, ``"single"``.
+        store_unsupported: The status for other bodies.
+        store_needs_type: Whether multipart needs its ``type`` parameter.
+        max_body: Bytes of a request body above which it is 413.
+        store_gzip: A gzip body is refused with this status, or ``"swallowed"``: 200 and nothing stored.
+        store_empty: The status of a store without parts.
+        store_some, store_none: Statuses where some or all instances were refused.
+        garbage_status: The status where a part is not DICOM, or None to count it like any refusal.
+        garbage: Where such a part is named: ``"other"`` failures, ``"failed"`` without UIDs, or ``"nowhere"``.
+        garbage_reason, missing_uids_reason, wrong_study_reason: Failure Reasons.
+        wrong_study_status: The status where the study of the URL is another one.
+        same_again: An instance that exists with equal bytes is ``"stored"`` or ``"refused"``.
+        other_again: One that exists with other bytes is ``"refused"``, ``"keep_old"`` (and named as stored),
+            ``"replaced"``, or ``"hidden"`` (named as stored, never to be found).
+        duplicate_reason: The Failure Reason of a refused duplicate.
+        store_response: The default media type of the answer.
+        store_response_types: Its media types; if none is acceptable, 406.
+        empty_failed_sequence: Whether FailedSOPSequence is there although nothing failed.
+        store_warning: Whether a Warning header with a text comes with anything but full success.
+        failure_detail: What stands beside a Failure Reason: ``"none"``, a ``"private"`` text (creator GOOGLE), or
+            ``"attributes"``: FailedAttributesSequence with ErrorComment.
+        explicit_only: Whether Implicit VR is refused.
+        kept: What it keeps of a file: every ``"file"`` byte, the ``"dataset"`` (the preamble is zeroed), the
+            ``"pixels"`` (attributes are coerced), or ``"anonymized"``.
+        upsert: Whether ``PUT /studies`` stores and replaces.
+
+        deletes: The levels that can be deleted.
+        delete_unsupported: The status where they cannot.
+        delete_missing: The status for what does not exist.
+
+        head: Whether HEAD is answered; if not it is 404.
+        gzip: Whether answers are compressed when asked for.
+        error_style: ``"text"``: a sentence; ``"json"``: an object; ``"orthanc"``: Orthanc's JSON without Content-Type.
+        rate_limit: Requests per second and burst; beyond them 429.
+        keep_alive: Seconds after which an idle connection is closed.
+    """
+
+    name: str
+    title: str
+    facts: Mapping[str, Fact] = field(default_factory=dict, repr=False)
+
+    root: str = "/dicom-web"
+    qido_prefix: str = ""
+    wado_prefix: str = ""
+    stow_prefix: str = ""
+    delete_prefix: str = ""
+
+    decodes_query: bool = True
+    searches: frozenset[str] = SEARCHES
+    counts: bool = True
+    default_limit: Limits = _UNLIMITED
+    max_limit: Limits = _UNLIMITED
+    over_limit: Literal["clamp"] | int = "clamp"
+    limit_zero: Literal["empty", "all", "one"] | int = "empty"
+    limit_negative: Literal["one"] | int = 400
+    limit_malformed: int = 400
+    offset: bool = True
+    max_offset: int | None = None
+    max_rows: int | None = None
+    too_many: int | None = None
+    empty_status: int = 204
+    unmatchable_status: int = 204
+    past_end_status: int = 204
+    total_header: bool = False
+    link_header: bool = False
+    more_warning: Literal["always", "server limit", "never"] = "always"
+    order: Literal["archive", "newest", "updated and number"] = "archive"
+    short_page: int = 0
+
+    own_parameters: frozenset[str] = frozenset()
+    unknown_key: Literal["ignore"] | int = "ignore"
+    tag_keys: bool = True
+    sequence_keys: Literal["match", "ignore"] | int = "match"
+    lower_level_keys: Literal["match", "none", "ignore"] | int = "match"
+    searchable: frozenset[str] | None = None
+    uid_separators: frozenset[str] = frozenset({",", "%2C"})
+    value_separators: frozenset[str] = frozenset()
+    empty_value: Literal["universal"] | int = "universal"
+    wildcards: bool = True
+    ranges: bool = True
+    undated_before: bool = False
+    ignore_case: bool = False
+    person_names: Literal["standard", "substring"] = "standard"
+    fuzzy: Literal["literal", "warning", "prefix"] = "warning"
+    includefield: Literal["honoured", "ignored", "everything"] = "honoured"
+    only_if_asked: frozenset[str] = frozenset()
+    search_types: tuple[str, ...] = ("application/dicom+json", "application/dicom+xml")
+    search_unacceptable: Literal["json"] | int = 406
+    xml_search_multipart: bool = False
+
+    retrieves: frozenset[str] = frozenset({"study", "series", "instance"})
+    default_syntax: Literal["explicit", "stored"] = "explicit"
+    any_is_stored: bool = False
+    star_syntax: bool = True
+    transcoding: frozenset[str] | None = None
+    transcoding_limit: int | None = None
+    unsupported_syntax: int = 406
+    undecodable: int = 406
+    single_part: bool = True
+    any_is_single: bool = False
+    unacceptable: int = 406
+    accepts_alternatives: bool = True
+    quoted_boundary: bool = True
+    part_headers: tuple[str, ...] = ("location",)
+    part_syntax: bool = True
+    known_length: Literal["single", "never"] = "single"
+    close_delimited: bool = False
+    metadata: bool = True
+    metadata_types: tuple[str, ...] = ("application/dicom+json", "application/dicom+xml")
+    plain_json: bool = True
+    metadata_bulkdata: Literal["uri", "omitted"] = "uri"
+    metadata_syntax: bool = True
+    frames: bool = True
+    frames_missing: Literal["drop"] | int = 404
+    frames_limit: int | None = None
+    frames_unique: bool = False
+    bulkdata: bool = True
+    rendered: frozenset[str] = frozenset({"study", "series", "instance", "frame"})
+    rendered_types: tuple[str, ...] = ("image/jpeg", "image/png", "image/gif")
+    thumbnails: bool = True
+    etags: bool = False
+
+    store_types: frozenset[str] = frozenset({"multipart", "single"})
+    store_unsupported: int = 415
+    store_needs_type: bool = True
+    max_body: int | None = None
+    store_gzip: Literal["swallowed"] | int = 415
+    store_empty: int = 400
+    store_some: int = 202
+    store_none: int = 409
+    garbage_status: int | None = None
+    garbage: Literal["other", "failed", "nowhere"] = "other"
+    garbage_reason: int = 0xC000
+    missing_uids_reason: int = 0xC000
+    wrong_study_reason: int = 0x0110
+    wrong_study_status: int = 409
+    same_again: Literal["stored", "refused"] = "stored"
+    other_again: Literal["refused", "keep_old", "replaced", "hidden"] = "refused"
+    duplicate_reason: int = 0x0110
+    store_response: str = "application/dicom+json"
+    store_response_types: tuple[str, ...] = ("application/dicom+json", "application/dicom+xml")
+    empty_failed_sequence: bool = False
+    store_warning: bool = False
+    failure_detail: Literal["none", "private", "attributes"] = "none"
+    explicit_only: bool = False
+    kept: Literal["file", "dataset", "pixels", "anonymized"] = "file"
+    upsert: bool = False
+
+    deletes: frozenset[str] = frozenset({"study", "series", "instance"})
+    delete_unsupported: int = 405
+    delete_missing: int = 404
+
+    head: bool = True
+    gzip: bool = False
+    error_style: Literal["text", "json", "orthanc"] = "text"
+    rate_limit: tuple[float, int] | None = None
+    keep_alive: int = 5
+
+    def unverified(self) -> dict[str, Fact]:
+        """The facts that nobody has checked."""
+        return {name: fact for name, fact in self.facts.items() if fact.evidence == "unverified"}
+
+
+def manners(name: str, title: str, facts: Mapping[str, Fact], *, based_on: Manners | None = None) -> Manners:
+    """Makes manners of facts.
+
+    Args:
+        name: The name in the table.
+        title: What it stands for.
+        facts: Field to fact.
+        based_on: Manners whose facts hold too, unless replaced.
+
+    Raises:
+        ValueError: If a fact is about no field.
+    """
+    together = {**(based_on.facts if based_on is not None else {}), **facts}
+    known = {item.name for item in fields(Manners)} - {"name", "title", "facts"}
+    for key in together:
+        if key not in known:
+            raise ValueError(f"manners {name!r}: there is no field {key!r}")
+    values = {key: fact.value for key, fact in together.items()}
+    return Manners(name, title, MappingProxyType(together), **values)

@@ -1,0 +1,443 @@
+"""A TCP proxy that plays the faults below HTTP: resets, cut and stalled answers, dripping bytes, a dying server.
+
+It stands in front of any plain HTTP server (the test server, a real Orthanc) and understands just enough HTTP to tell
+one request from the next.
+
+    with FaultyProxy(("127.0.0.1", orthanc.port), [fault("reset", at="body", position=5000)]).start() as proxy:
+        client = DICOMwebClient(f"http://127.0.0.1:{proxy.port}/dicom-web")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import selectors
+import socket
+import struct
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from dicomweb_io.testing.faults import Fault, FaultPlan
+from dicomweb_io.testing.framing import Head, body_of_answer, body_of_request
+
+_CHUNK = 1 << 16
+_MAX_HEAD = 1 << 18
+
+
+class _Cut(Exception):
+    """The connection is over."""
+
+
+class FaultyProxy:
+    """A proxy in front of one server.
+
+    Args:
+        target: Host and port of the server.
+        faults: What goes wrong; only faults of the layer ``"wire"``.
+        host: The address to listen on.
+
+    Attributes:
+        faults: The plan, to which faults can be added while it runs.
+        connections: How many connections were accepted so far.
+
+    Raises:
+        ValueError: If a fault is not one of this layer.
+    """
+
+    def __init__(self, target: tuple[str, int], faults: Iterable[Fault] = (), *, host: str = "127.0.0.1") -> None:
+        chosen = list(faults)
+        for one in chosen:
+            if one.layer != "wire":
+                raise ValueError(f"the proxy cannot play {one.action!r}: that is for the server itself")
+        self.faults = FaultPlan(chosen)
+        self.connections = 0
+        self.port = 0
+        self._target = target
+        self._host = host
+        self._lock = threading.Lock()
+        self._listener: socket.socket | None = None
+        self._links: set[_Link] = set()
+        self._threads: set[threading.Thread] = set()
+        self._stopped = threading.Event()
+        self._stopped.set()
+
+    def start(self, port: int = 0) -> FaultyProxy:
+        """Begins to listen.
+
+        Args:
+            port: The port; 0 for any free one, or the one before.
+
+        Returns:
+            The proxy itself.
+        """
+        if self._stopped.is_set():
+            self._stopped = threading.Event()
+            self._listen(port or self.port)
+        return self
+
+    def stop(self) -> None:
+        """Resets all connections and listens no more; `start` listens on the same port again."""
+        self._stopped.set()
+        self._go_deaf()
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def down(self, seconds: float) -> None:
+        """Resets all connections and refuses new ones for a time, as if the server had died and come back."""
+        self._go_deaf()
+        self._spawn(self._come_back, seconds)
+
+    def __enter__(self) -> FaultyProxy:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # Listening --------------------------------------------------------------------------------------------------------
+
+    def _listen(self, port: int) -> None:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self._host, port))
+            listener.listen(256)
+        except OSError:
+            listener.close()
+            raise
+        with self._lock:
+            self._listener = listener
+        self.port = listener.getsockname()[1]
+        self._spawn(self._accept, listener, self._stopped)
+
+    def _go_deaf(self) -> None:
+        with self._lock:
+            listener, self._listener = self._listener, None
+            links = list(self._links)
+        if listener is not None:
+            with contextlib.suppress(OSError):  # not connected: that is what wakes the accepting thread
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        for link in links:
+            link.reset()
+
+    def _come_back(self, seconds: float) -> None:
+        if not self._stopped.wait(seconds):
+            self._listen(self.port)
+
+    def _accept(self, listener: socket.socket, stopped: threading.Event) -> None:
+        while not stopped.is_set():
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            link = _Link(self, client, self._target, stopped)
+            with self._lock:
+                self._links.add(link)
+                deaf = self._listener is not listener
+            if deaf:
+                link.reset()
+            self._spawn(self._run, link)
+
+    def _run(self, link: _Link) -> None:
+        try:
+            link.run()
+        finally:
+            with self._lock:
+                self._links.discard(link)
+
+    def _spawn(self, target: Any, *arguments: Any) -> None:
+        def run() -> None:
+            try:
+                target(*arguments)
+            finally:
+                with self._lock:
+                    self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run, name="faulty proxy", daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        thread.start()
+
+
+class _Link:
+    """One connection of a client, and the one to the server that belongs to it."""
+
+    def __init__(
+        self, proxy: FaultyProxy, client: socket.socket, target: tuple[str, int], stopped: threading.Event
+    ) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._target = target
+        self._stopped = stopped
+        self._server: socket.socket | None = None
+        self._unread = b""
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def run(self) -> None:
+        """Relays request after request until one side is done or a fault ends it."""
+        try:
+            while True:
+                self._one()
+        except (_Cut, OSError, ValueError):
+            # An OSError is a side that has gone; a ValueError a message that is no HTTP.
+            pass
+        finally:
+            self.close()
+
+    def reset(self) -> None:
+        """Ends the connection with a TCP reset, from any thread."""
+        with contextlib.suppress(OSError):  # closed already
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # A thread that waits for this socket would keep it open; ending its reading sends nothing yet.
+            self._client.shutdown(socket.SHUT_RD)
+        self._client.close()
+        if self._server is not None:
+            with contextlib.suppress(OSError):  # closed already
+                self._server.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Ends the connection in order."""
+        for end in (self._client, self._server):
+            if end is not None:
+                with contextlib.suppress(OSError):  # closed already
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+    # One request ------------------------------------------------------------------------------------------------------
+
+    def _one(self) -> None:
+        head = self._request_head()
+        faults = {one.action: one for one in self._proxy.faults.strike(head.method, head.target.partition("?")[0])}
+        if "down" in faults:
+            self._proxy.down(float(faults["down"].options["seconds"]))
+            raise _Cut
+        self._act(faults, "request")
+        pace = _Pace(faults.get("bandwidth"), self._stopped)
+        server = self._connected()
+        server.sendall(head.raw)
+        body = body_of_request(head)
+        upload: threading.Thread | None = None
+        if not body.done:
+            upload = threading.Thread(target=self._upload, args=(server, body, pace), daemon=True)
+            upload.start()
+        keep = self._answer(head, faults, pace)
+        if upload is not None:
+            # A server that answers before the end of the request does not want the rest.
+            upload.join(0.0 if not body.done else None)
+            keep = keep and body.done
+        if "close_after" in faults or not keep or head.closes:
+            raise _Cut
+
+    def _request_head(self) -> Head:
+        while True:
+            head = Head.parse(self._unread)
+            if head is not None:
+                self._unread = self._unread[len(head.raw) :]
+                return head
+            waiting = [self._client] if self._server is None else [self._client, self._server]
+            if self._server in _readable(waiting):
+                # The server closed the idle connection: so does the proxy.
+                raise _Cut
+            data = self._client.recv(_CHUNK)
+            if not data or len(self._unread) > _MAX_HEAD:
+                raise _Cut
+            self._unread += data
+
+    def _connected(self) -> socket.socket:
+        if self._server is None:
+            self._server = socket.create_connection(self._target)
+            self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._server
+
+    def _upload(self, server: socket.socket, body: Any, pace: _Pace) -> None:
+        data, self._unread = self._unread, b""
+        try:
+            while True:
+                if data:
+                    used = body.feed(data)
+                    pace.wait(used)
+                    server.sendall(data[:used])
+                    self._unread = data[used:]
+                if body.done:
+                    return
+                data = self._client.recv(_CHUNK)
+                if not data:
+                    server.shutdown(socket.SHUT_WR)
+                    return
+        except (OSError, _Cut):
+            # One side has gone; the thread that relays the answer notices.
+            return
+
+    def _answer(self, request: Head, faults: dict[str, Fault], pace: _Pace) -> bool:
+        """Relays the answer; returns whether the connection can be used again."""
+        server = self._connected()
+        received = b""
+        while True:
+            head = Head.parse(received)
+            if head is not None and 100 <= head.status < 200:
+                self._client.sendall(head.raw)
+                received = received[len(head.raw) :]
+                continue
+            if head is not None:
+                break
+            data = server.recv(_CHUNK)
+            if not data:
+                raise _Cut
+            received += data
+        self._act(faults, "answer")
+        rest = received[len(head.raw) :]
+        cut = faults.get("truncate")
+        plain = cut is not None and cut.options["framing"] == "close"
+        shown = head.without_length() if plain else head.raw
+        self._header(shown, faults)
+        body = body_of_answer(head, request.method, decode=plain)
+        output = _Output(self, faults, head.boundary(), pace)
+        while not body.done:
+            if rest:
+                used = body.feed(rest)
+                output.send(body.take() if plain else rest[:used])
+                rest = rest[used:]
+                continue
+            rest = server.recv(_CHUNK)
+            if not rest:
+                body.end()
+                output.finish()
+                return False
+        output.finish()
+        return not plain and not head.closes
+
+    def _header(self, raw: bytes, faults: dict[str, Fault]) -> None:
+        endless = faults.get("endless_headers")
+        if endless is not None:
+            self._client.sendall(raw[:-2])
+            number = 0
+            while not self._stopped.wait(float(endless.options["interval"])):
+                number += 1
+                self._client.sendall(f"X-Filler-{number}: {'x' * 1000}\r\n".encode())
+            raise _Cut
+        for one in faults.values():
+            if one.options.get("at") == "header":
+                position = min(int(one.options["position"]), len(raw) - 1)
+                self._client.sendall(raw[:position])
+                self._end(one, raw[position:])
+                return
+        self._client.sendall(raw)
+
+    def _act(self, faults: dict[str, Fault], at: str) -> None:
+        for one in faults.values():
+            if one.options.get("at") == at:
+                self._end(one, b"")
+
+    def _end(self, one: Fault, rest: bytes) -> None:
+        """Plays what happens at the chosen place; returns only from a drip."""
+        if one.action == "reset":
+            self.reset()
+            raise _Cut
+        if one.action == "truncate":
+            raise _Cut
+        if one.action == "stall":
+            self._stall()
+        if one.action == "drip":
+            self._drip(one, rest)
+
+    def _stall(self) -> None:
+        """Sends nothing until the client has gone or the proxy stops."""
+        while not self._stopped.is_set():
+            if _readable([self._client], 0.1) and not self._client.recv(_CHUNK):
+                break
+        raise _Cut
+
+    def _drip(self, one: Fault, data: bytes) -> None:
+        step = int(one.options["count"])
+        for start in range(0, len(data), step):
+            self._client.sendall(data[start : start + step])
+            if self._stopped.wait(float(one.options["interval"])):
+                raise _Cut
+
+
+def _readable(sockets: Iterable[socket.socket], timeout: float | None = None) -> list[Any]:
+    """Those of the sockets from which something can be read, even if it is their end."""
+    with selectors.DefaultSelector() as selector:
+        for one in sockets:
+            selector.register(one, selectors.EVENT_READ)
+        return [key.fileobj for key, _ in selector.select(timeout)]
+
+
+class _Pace:
+    """Limits the bytes per second of one exchange."""
+
+    def __init__(self, one: Fault | None, stopped: threading.Event) -> None:
+        self._rate = float(one.options["rate"]) if one is not None else None
+        self._stopped = stopped
+
+    def wait(self, size: int) -> None:
+        """Waits as long as so many bytes take."""
+        if self._rate is not None and self._stopped.wait(size / self._rate):
+            raise _Cut
+
+
+class _Output:
+    """The body of an answer on its way to the client, watched for the place of a fault."""
+
+    def __init__(self, link: _Link, faults: dict[str, Fault], boundary: bytes | None, pace: _Pace) -> None:
+        self._link = link
+        self._pace = pace
+        self._sent = 0
+        self._dripping: Fault | None = None
+        self._fault = next((one for one in faults.values() if one.options.get("at") in ("body", "part")), None)
+        self._position = int(self._fault.options["position"]) if self._fault is not None else 0
+        self._delimiter = b"--" + boundary if boundary else None
+        self._seen = 0
+        self._tail = b""
+
+    def send(self, data: bytes) -> None:
+        """Sends what came from the server, up to the place of the fault."""
+        if self._dripping is not None:
+            self._link._drip(self._dripping, data)
+            return
+        place = self._place(data)
+        if place is None:
+            self._pass(data)
+            return
+        self._pass(data[:place])
+        assert self._fault is not None  # noqa: S101 - for the type checker
+        self._dripping = self._fault
+        self._link._end(self._fault, data[place:])
+
+    def finish(self) -> None:
+        """The server has sent everything: a cut at the very end still happens."""
+        fault = self._fault
+        if fault is not None and self._dripping is None and fault.options["at"] == "body" and self._position < 0:
+            self._link._end(fault, b"")
+
+    def _pass(self, data: bytes) -> None:
+        self._pace.wait(len(data))
+        self._link._client.sendall(data)
+        self._sent += len(data)
+
+    def _place(self, data: bytes) -> int | None:
+        """Where in these bytes the fault strikes."""
+        if self._fault is None:
+            return None
+        if self._fault.options["at"] == "body":
+            return self._position - self._sent if 0 <= self._position - self._sent <= len(data) else None
+        if self._delimiter is None:
+            return None
+        joined = self._tail + data
+        for match in re.finditer(re.escape(self._delimiter), joined):
+            if match.end() <= len(self._tail):
+                continue
+            self._seen += 1
+            if self._seen == max(1, self._position):
+                return match.end() - len(self._tail)
+        self._tail = joined[-(len(self._delimiter) - 1) :]
+        return None
