@@ -1,0 +1,62 @@
+"""The connector: DICOMweb archives and folders of DICOM files as sources, transforms and sinks of Apache Beam.
+
+Search, retrieve, store::
+
+    import apache_beam as beam
+    from dicomweb_io.transforms import RetrieveInstances, SearchForInstances, StoreInstances
+
+    with beam.Pipeline() as p:
+        (
+            p
+            | SearchForInstances("https://pacs.example/dicom-web", search_filters={"Modality": "CT"})
+            | RetrieveInstances("https://pacs.example/dicom-web")
+            | StoreInstances("/data/ct")
+        )
+
+An endpoint is a URL, a path, any fsspec URL, or an `Endpoint` with credentials and options. Searches give rows in the
+DICOM JSON model; whatever names an object (a row, a `Resource`, a DICOMweb URI) can be retrieved. To move instances
+without looking at them, `CopyInstances` is faster and needs less memory.
+
+- **Sources**: `SearchForStudies`, `SearchForSeries`, `SearchForInstances`, `ReadFromDICOMweb`. Applied to a collection,
+  the searches run once for each element.
+- **Retrieves**: `RetrieveInstances`, `RetrieveMetadata`.
+- **Sinks**: `StoreInstances` (also called `WriteToDICOMweb`), `CopyInstances`; their result is a `StoreResult`.
+
+What could not be done after all retries fails the pipeline, unless a transform is told to go on: with
+``.with_error_handler(handler)`` or ``failures="collect"`` it becomes a `Failure`.
+
+References cross shuffles, pixels never do: do not put a shuffle (GroupByKey, Reshuffle, a Flatten of two retrieves, a
+side input made of instances) between a retrieve and the step that uses the bytes.
+"""
+
+from dicomweb_io.transforms.coders import ElementCoder, register_coders
+from dicomweb_io.transforms.copy import CopyInstances, StoreResult
+from dicomweb_io.transforms.doors import DistinctReferences, ReadFromDICOMweb, WriteToDICOMweb
+from dicomweb_io.transforms.retrieve import (
+    RetrievedInstances,
+    RetrievedMetadata,
+    RetrieveInstances,
+    RetrieveMetadata,
+)
+from dicomweb_io.transforms.search import SearchForInstances, SearchForSeries, SearchForStudies, SearchResult
+from dicomweb_io.transforms.store import StoreInstances
+
+register_coders()
+
+__all__ = [
+    "CopyInstances",
+    "DistinctReferences",
+    "ElementCoder",
+    "ReadFromDICOMweb",
+    "RetrieveInstances",
+    "RetrieveMetadata",
+    "RetrievedInstances",
+    "RetrievedMetadata",
+    "SearchForInstances",
+    "SearchForSeries",
+    "SearchForStudies",
+    "SearchResult",
+    "StoreInstances",
+    "StoreResult",
+    "WriteToDICOMweb",
+]

@@ -1,0 +1,359 @@
+"""What the transforms share: the endpoint, what happens to failures, and the DoFn that works through a bounded pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
+from apache_beam.utils.windowed_value import WindowedValue
+from typing_extensions import Self
+
+from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
+from dicomweb_io.clients.failures import RECOVERABLE, failure_of
+from dicomweb_io.clients.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
+from dicomweb_io.clients.protocol import DICOMClient
+from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.transforms.metrics import count, count_traffic
+
+FAILURES = "failures"
+"""The tag of the output that carries `Failure` elements."""
+
+FailureMode = Literal["raise", "collect"]
+
+
+class TransformFailed(RuntimeError):
+    """Fails the pipeline, because something could not be done and nobody asked for failures as elements.
+
+    Attributes:
+        failure: What, why, and whether trying again could help.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        subject = failure.reference.uri if failure.reference is not None else failure.source
+        super().__init__(
+            f"{failure.transform} failed"
+            + (f" for {subject}" if subject else "")
+            + f": {failure.message} (use .with_error_handler(…) or failures='collect' to go on without it)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failure,)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A failure on its way from a pool thread to the bundle's thread, with the exception if there was one."""
+
+    failure: Failure
+    error: BaseException | None = None
+
+    def raise_it(self) -> None:
+        """Fails the bundle."""
+        raise TransformFailed(self.failure) from self.error
+
+
+def problem_of(error: BaseException, transform: str, **details: Any) -> Problem:
+    """Makes a `Problem` of an exception; see `failure_of`."""
+    return Problem(failure_of(error, transform, **details), error)
+
+
+class DICOMwebTransform(beam.PTransform[Any, Any]):
+    """The base of all transforms that talk to an archive.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        failures: ``"raise"`` fails the pipeline at the first thing that could not be done, after all retries;
+            ``"collect"`` makes a `Failure` element of each.
+    """
+
+    _element_type: Any = None
+
+    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
+        super().__init__()
+        if failures not in ("raise", "collect"):
+            raise ValueError(f"failures must be 'raise' or 'collect', not {failures!r}")
+        self.endpoint = Endpoint.of(endpoint)
+        self._failure_mode: FailureMode = failures
+        self._error_handler: Any = None
+        if self._element_type is not None and failures == "raise":
+            # A hint holds for every output, so there is none where failures are an output too.
+            self.with_output_types(self._element_type)
+
+    def with_error_handler(self, error_handler: Any) -> Self:
+        """Sends failures to one of Beam's error handlers instead of failing the pipeline.
+
+        Args:
+            error_handler: A `apache_beam.transforms.error_handling.ErrorHandler`; it receives `Failure` elements. None
+                leaves everything as it was.
+        """
+        self._error_handler = error_handler
+        return self
+
+    @property
+    def collects(self) -> bool:
+        """Whether failures become elements."""
+        return self._failure_mode == "collect" or self._error_handler is not None
+
+    def display_data(self) -> dict[str, Any]:
+        """What monitoring pages show: the endpoint without secrets, and options."""
+        return {
+            "endpoint": DisplayDataItem(self.endpoint.safe_url, label="Endpoint"),
+            "failures": DisplayDataItem("collect" if self.collects else "raise", label="Failures"),
+        }
+
+    def _step(self, dofn: beam.DoFn, output_type: Any) -> Any:
+        """A step with the output ``main`` and one for failures, both typed."""
+        return (
+            beam.ParDo(dofn).with_output_types(output_type, **{FAILURES: Failure}).with_outputs(FAILURES, main="main")
+        )
+
+    def _report(self, parts: list[Any]) -> Any:
+        """Joins the failures of the inner steps into one collection and shows it to the error handler."""
+        failures = parts[0] if len(parts) == 1 else tuple(parts) | "JoinFailures" >> beam.Flatten()
+        if self._error_handler is not None:
+            self._error_handler.add_error_pcollection(failures)
+        return failures
+
+
+def several_windows(pcollection: Any) -> bool:
+    """Whether an element may be in more than one window at once."""
+    return not isinstance(pcollection.windowing.windowfn, (GlobalWindows, FixedWindows, Sessions))
+
+
+Place = tuple[Any, Any]
+"""The timestamp and window that an element was in."""
+
+
+@dataclass(eq=False)
+class Work:
+    """One thing to be done for one or more equal elements.
+
+    Attributes:
+        subject: The element.
+        places: Where the results are to go.
+        begun: True as soon as a result was given away; then no place can be added.
+    """
+
+    subject: Any
+    places: list[Place] = field(default_factory=list)
+    begun: bool = False
+
+
+def gathered(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:
+    """As few groups as possible: one for each timestamp with all its windows, unless a place occurs repeatedly."""
+    if len(places) == 1:
+        return [(places[0][0], (places[0][1],))]
+    groups: list[tuple[Any, list[Any]]] = []
+    for timestamp, window in places:
+        for known, windows in groups:
+            if known == timestamp and window not in windows:
+                windows.append(window)
+                break
+        else:
+            groups.append((timestamp, [window]))
+    return [(timestamp, tuple(windows)) for timestamp, windows in groups]
+
+
+class PooledDoFn(beam.DoFn):
+    """Does the same for each element in the threads of a shared pool, and gives results back on the bundle's thread.
+
+    Results keep the windows and the timestamp of their element. Equal elements that meet in a bundle are done once. An
+    element that lies in several windows arrives once for each; it is then held back until another one comes, so that
+    it is done once too.
+
+    Args:
+        endpoint: The archive.
+        purpose: See `dicomweb_io.clients.pool.shared_client`.
+        transform: The name for failures.
+        collect: Whether failures become elements (else they fail the bundle).
+        hold: Whether elements may lie in several windows.
+        ordered: Whether results come in the order of the elements.
+        max_bytes: The pool's budget.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        purpose: str,
+        transform: str,
+        *,
+        collect: bool,
+        hold: bool = False,
+        ordered: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
+        self._endpoint = endpoint
+        self._purpose = purpose
+        self._transform = transform
+        self._collect = collect
+        self._hold = hold
+        self._ordered = ordered
+        self._max_bytes = max_bytes
+        self._lease: Lease | None = None
+        self._lane: Lane[Work, Any] | None = None
+
+    # For subclasses ---------------------------------------------------------------------------------------------------
+
+    def produce(self, subject: Any, client: DICOMClient, room: Room) -> Iterator[Any]:
+        """Yields the results for an element, or `Problem`s. Runs in a pool thread.
+
+        Exceptions of the kinds `RECOVERABLE` that it raises become failures too.
+        """
+        raise NotImplementedError
+
+    def reference_of(self, subject: Any) -> Resource | None:
+        """What failures of an element refer to."""
+        return subject if isinstance(subject, Resource) else None
+
+    def taken(self, result: Any) -> None:
+        """Counts a result. Runs on the bundle's thread."""
+
+    # For Beam ---------------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Leases the process's client and pool."""
+        self._lease = shared_client(self._endpoint, self._purpose, max_bytes=self._max_bytes)
+
+    def start_bundle(self) -> None:
+        """Opens the lane of the bundle."""
+        self._abandon()
+        self._lane = cast(Lease, self._lease).pool.lane(ordered=self._ordered)
+        self._works: dict[Any, Work] = {}
+        self._held: Work | None = None
+
+    def process(
+        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+    ) -> Iterator[Any]:
+        """Starts the work for an element and gives back what is ready."""
+        place = (timestamp, window)
+        try:
+            if self._hold:
+                held = self._held
+                if held is not None and held.subject == element and held.places[0][0] == timestamp:
+                    held.places.append(place)
+                    return
+                self._held = Work(element, [place])
+                if held is not None:
+                    yield from self._start(held)
+                return
+            yield from self._start(Work(element, [place]))
+        except BaseException:
+            # The runner does not call finish_bundle after an error (or when it drops the bundle).
+            self._abandon()
+            raise
+
+    def finish_bundle(self) -> Iterator[Any]:
+        """Waits for the rest."""
+        lane = self._lane
+        if lane is None:
+            return
+        try:
+            held, self._held = self._held, None
+            if held is not None:
+                yield from self._start(held)
+            yield from self._finish()
+            for work, result in lane.drain():
+                yield from self._emit(work, result)
+            for lease in self._leases():
+                count_traffic(lease)
+        finally:
+            self._abandon()
+
+    def teardown(self) -> None:
+        """Cancels what is left and gives the client and the pool back."""
+        self._abandon()
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+    def _start(self, work: Work) -> Iterator[Any]:
+        lane = self._open_lane()
+        key = self._key(work.subject)
+        same = self._works.get(key) if key is not None else None
+        if same is not None and not same.begun:
+            same.places.extend(work.places)
+            results = lane.ready()
+        else:
+            if key is not None:
+                self._works[key] = work
+            results = lane.submit(work, lambda room: self._guarded(work.subject, room))
+        for done, result in results:
+            yield from self._emit(done, result)
+
+    def _finish(self) -> Iterator[Any]:
+        """Starts what still waits to be started at the end of a bundle."""
+        return iter(())
+
+    def _leases(self) -> list[Lease]:
+        """The leases whose traffic is counted at the end of a bundle."""
+        return [cast(Lease, self._lease)]
+
+    def _open_lane(self) -> Lane[Any, Any]:
+        if self._lane is None:
+            raise RuntimeError("there is no bundle")
+        return self._lane
+
+    def _key(self, subject: Any) -> Any:
+        return subject if isinstance(subject, Resource) else None
+
+    def _guarded(self, subject: Any, room: Room) -> Iterator[Any]:
+        try:
+            yield from self.produce(subject, cast(Lease, self._lease).client, room)
+        except RECOVERABLE as error:
+            yield problem_of(error, self._transform, reference=self.reference_of(subject))
+
+    def _emit(self, work: Work, result: Any) -> Iterator[Any]:
+        if not work.begun:
+            work.begun = True
+            key = self._key(work.subject)
+            if key is not None and self._works.get(key) is work:
+                del self._works[key]
+        if isinstance(result, Problem):
+            count("failures")
+            if not self._collect:
+                result.raise_it()
+            for timestamp, windows in gathered(work.places):
+                yield TaggedOutput(FAILURES, WindowedValue(result.failure, timestamp, windows))
+            return
+        self.taken(result)
+        for timestamp, windows in gathered(work.places):
+            yield WindowedValue(result, timestamp, windows)
+
+    def _abandon(self) -> None:
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.close()
+
+
+class AsReferences(beam.DoFn):
+    """Makes `Resource`s of whatever names one: references, rows of searches and metadata, URIs.
+
+    Args:
+        transform: The name for failures.
+        collect: Whether what names nothing becomes a `Failure`.
+        whole: Turn frame references into references to their instance.
+    """
+
+    def __init__(self, transform: str, *, collect: bool, whole: bool = True) -> None:
+        self._transform = transform
+        self._collect = collect
+        self._whole = whole
+
+    def process(self, element: Any) -> Iterator[Any]:
+        """Yields the reference."""
+        try:
+            reference = Resource.of(element)
+        except (TypeError, ValueError) as error:
+            problem = problem_of(error, self._transform)
+            count("failures")
+            if not self._collect:
+                problem.raise_it()
+            yield TaggedOutput(FAILURES, problem.failure)
+            return
+        yield reference.instance if self._whole else reference

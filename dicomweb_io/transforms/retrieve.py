@@ -1,0 +1,340 @@
+"""Retrieves (WADO-RS, PS3.18 section 10.4): `RetrieveInstances` and `RetrieveMetadata`.
+
+References are reshuffled before they are fetched, so that the work spreads; what is fetched never is: the steps that
+follow take it from the same worker. What comes for a study or series is compared with what a search lists.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.transforms.display import DisplayDataItem
+
+from dicomweb_io.clients.copying import PrivateDirectory, expand_reference
+from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
+from dicomweb_io.clients.failures import RECOVERABLE, failure_of
+from dicomweb_io.clients.pool import DEFAULT_MAX_BYTES, Room
+from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
+from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource
+from dicomweb_io.transforms.base import (
+    FAILURES,
+    AsReferences,
+    DICOMwebTransform,
+    FailureMode,
+    PooledDoFn,
+    Problem,
+    problem_of,
+    several_windows,
+)
+from dicomweb_io.transforms.metrics import count, observe
+
+logger = logging.getLogger("dicomweb_io")
+
+ReferenceInput = Resource | str | dict[str, Any]
+"""What names an object: a reference, a DICOMweb URI, or a row of a search or metadata."""
+
+_METADATA_BYTES = 64 * 1024
+
+
+class RetrievedInstances(NamedTuple):
+    """The output of `RetrieveInstances` with ``failures="collect"``."""
+
+    instances: Any
+    failures: Any
+
+
+class RetrievedMetadata(NamedTuple):
+    """The output of `RetrieveMetadata` with ``failures="collect"``."""
+
+    metadata: Any
+    failures: Any
+
+
+class _Retrieve(DICOMwebTransform):
+    def _fetch(self, pcollection: Any, dofn: PooledDoFn, output_type: Any) -> tuple[Any, Any]:
+        """References, reshuffled and fetched; gives the results and the failures."""
+        name = type(self).__name__
+        references = pcollection | "AsReferences" >> self._step(AsReferences(name, collect=self.collects), Resource)
+        fetched = references["main"] | "Reshuffle" >> beam.Reshuffle() | "Fetch" >> self._step(dofn, output_type)
+        return fetched["main"], self._report([references[FAILURES], fetched[FAILURES]])
+
+
+@beam.typehints.with_input_types(ReferenceInput)
+class RetrieveInstances(_Retrieve):
+    """Retrieves instances as unparsed Part 10 bytes: `Instance` elements.
+
+    The input is any reference: `Resource`s, rows of searches or metadata, DICOMweb URIs. Of a frame reference the
+    whole instance is retrieved. What comes for a study or series is compared with what a search lists; what is missing
+    is asked for once more by itself, and is a failure if it does not come.
+
+    In each worker process at most ``endpoint.max_in_flight`` retrieves run at once, and at most `max_bytes` wait to be
+    taken by the next step, for all bundles together: a slow consumer holds the retrieves back.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        media_types: Wanted encodings in order of preference; by default the stored one.
+        allow_transcoding: Take what the archive re-encodes if it cannot give the original.
+        max_element_bytes: Instances up to this size are elements with their bytes.
+        spool_directory: A directory, shared by whoever reads the elements, for larger ones: then the element has a
+            path, and the consumer owns the file. Without it a larger instance is a failure.
+        max_bytes: The bytes that may be read or wait at once in a process. One larger instance passes alone.
+        keep_order: Give results in the order of the references of a bundle.
+        additional_params: Further query parameters.
+        failures: ``"raise"`` or ``"collect"``; with the latter the output is a `RetrievedInstances`. See also
+            `with_error_handler`.
+    """
+
+    _element_type = Instance
+
+    def __init__(
+        self,
+        endpoint: EndpointLike,
+        *,
+        media_types: MediaTypes | None = None,
+        allow_transcoding: bool = False,
+        max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES,
+        spool_directory: str | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        keep_order: bool = False,
+        additional_params: Mapping[str, Any] | None = None,
+        failures: FailureMode = "raise",
+    ) -> None:
+        super().__init__(endpoint, failures=failures)
+        if max_element_bytes < 1:
+            raise ValueError(f"max_element_bytes must be 1 or more, not {max_element_bytes}")
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be 1 or more, not {max_bytes}")
+        self.how = InstanceOptions(
+            tuple(media_types) if media_types is not None else None,
+            allow_transcoding,
+            max_element_bytes,
+            spool_directory,
+            dict(additional_params) if additional_params else None,
+        )
+        self.max_bytes = max_bytes
+        self.keep_order = keep_order
+
+    def expand(self, pcollection: Any) -> Any:
+        """Builds the steps."""
+        dofn = _FetchInstances(
+            self.endpoint,
+            type(self).__name__,
+            self.how,
+            collect=self.collects,
+            hold=several_windows(pcollection),
+            ordered=self.keep_order,
+            max_bytes=self.max_bytes,
+        )
+        instances, failures = self._fetch(pcollection, dofn, Instance)
+        return RetrievedInstances(instances, failures) if self._failure_mode == "collect" else instances
+
+    def display_data(self) -> dict[str, Any]:
+        """The endpoint and limits."""
+        return {
+            **super().display_data(),
+            "max_element_bytes": DisplayDataItem(self.how.max_element_bytes, label="Largest element"),
+            "max_bytes": DisplayDataItem(self.max_bytes, label="Bytes in flight"),
+        }
+
+
+@dataclass(frozen=True)
+class InstanceOptions:
+    """How instances are asked for; see `RetrieveInstances`."""
+
+    media_types: tuple[Any, ...] | None = None
+    allow_transcoding: bool = False
+    max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES
+    spool_directory: str | None = None
+    additional_params: Mapping[str, Any] | None = None
+
+
+class _FetchInstances(PooledDoFn):
+    def __init__(self, endpoint: Endpoint, transform: str, how: InstanceOptions, **options: Any) -> None:
+        super().__init__(endpoint, "retrieve", transform, **options)
+        self._how = how
+
+    def setup(self) -> None:
+        super().setup()
+        self._spool = PrivateDirectory(self._how.spool_directory)
+
+    def teardown(self) -> None:
+        super().teardown()
+        # What was given away as a path was moved out of it before.
+        self._spool.remove()
+
+    def taken(self, result: Instance) -> None:
+        size = len(result.content) if result.content is not None else result.size
+        count("instances")
+        count("instance_bytes", size)
+        observe("instance_size", size)
+
+    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        if subject.level == "instance":
+            found = False
+            for item in self._stream(subject, client, room):
+                found = True
+                yield item
+            if not found:
+                yield Problem(self._missing(subject, client))
+            return
+        expected = {str(reference.sop_instance_uid): reference for reference in expand_reference(client, subject)}
+        try:
+            for item in self._stream(subject, client, room):
+                reference = item.reference if isinstance(item, Instance) else item.failure.reference
+                expected.pop(str(reference.sop_instance_uid), None)
+                yield item
+        except RECOVERABLE as error:
+            # One failure that the archive will repeat for each instance is better told once.
+            if not expected or not failure_of(error, self._transform).retryable:
+                yield problem_of(error, self._transform, reference=subject)
+                return
+            logger.warning(
+                "%s: %d instances of %s did not come and are asked for by themselves",
+                client.base_url,
+                len(expected),
+                subject.uri,
+            )
+        for reference in expected.values():
+            yield from self._again(reference, client, room)
+
+    def _again(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        """An instance that a search lists but that did not come with its study or series."""
+        found = False
+        try:
+            for item in self._stream(reference, client, room):
+                found = True
+                yield item
+        except RECOVERABLE as error:
+            yield problem_of(error, self._transform, reference=reference)
+            return
+        if not found:
+            yield Problem(self._missing(reference, client))
+
+    def _stream(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        how = self._how
+        # Every retrieve may hold so much without the others having to wait; what is larger goes to a file first, so
+        # that its size is known before it is read into memory.
+        threshold = min(room.fair_share, how.max_element_bytes)
+        room.reserve(threshold)
+        instances = client.iter_instances(
+            reference,
+            media_types=how.media_types,
+            max_element_bytes=threshold,
+            spool_directory=self._spool.path,
+            allow_transcoding=how.allow_transcoding,
+            additional_params=how.additional_params,
+        )
+        for instance in instances:
+            yield self._in_memory(instance, room)
+            room.reserve(threshold)
+
+    def _in_memory(self, instance: Instance, room: Room) -> Instance | Problem:
+        if instance.content is not None:
+            room.reserve(len(instance.content))
+            return instance
+        size = instance.size
+        try:
+            if size <= self._how.max_element_bytes:
+                room.reserve(size)
+                return replace(instance, content=instance.read(), path=None)
+            if self._how.spool_directory is not None:
+                room.reserve(0)
+                return replace(instance, path=self._spool.release(instance))
+        finally:
+            self._spool.discard(instance)
+        return Problem(
+            Failure(
+                self._transform,
+                f"the instance has {size} bytes, more than max_element_bytes ({self._how.max_element_bytes}); "
+                "raise that, or give a spool_directory",
+                reference=instance.reference,
+            )
+        )
+
+    def _missing(self, reference: Resource, client: DICOMClient) -> Failure:
+        return Failure(
+            self._transform,
+            f"{client.base_url} answered without the instance {reference.uri}",
+            reference=reference,
+            retryable=True,
+        )
+
+
+@beam.typehints.with_input_types(ReferenceInput)
+class RetrieveMetadata(_Retrieve):
+    """Retrieves the metadata of instances: dicts in the DICOM JSON model (PS3.18 Annex F), one for each instance.
+
+    The input and the comparison with what a search lists are those of `RetrieveInstances`.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        max_bytes: The estimated bytes of metadata that may be read or wait at once in a process.
+        keep_order: Give results in the order of the references of a bundle.
+        additional_params: Further query parameters.
+        failures: ``"raise"`` or ``"collect"``; with the latter the output is a `RetrievedMetadata`. See also
+            `with_error_handler`.
+    """
+
+    _element_type = dict[str, Any]
+
+    def __init__(
+        self,
+        endpoint: EndpointLike,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        keep_order: bool = False,
+        additional_params: Mapping[str, Any] | None = None,
+        failures: FailureMode = "raise",
+    ) -> None:
+        super().__init__(endpoint, failures=failures)
+        self.max_bytes = max_bytes
+        self.keep_order = keep_order
+        self.additional_params = dict(additional_params) if additional_params else None
+
+    def expand(self, pcollection: Any) -> Any:
+        """Builds the steps."""
+        dofn = _FetchMetadata(
+            self.endpoint,
+            type(self).__name__,
+            self.additional_params,
+            collect=self.collects,
+            hold=several_windows(pcollection),
+            ordered=self.keep_order,
+            max_bytes=self.max_bytes,
+        )
+        metadata, failures = self._fetch(pcollection, dofn, dict[str, Any])
+        return RetrievedMetadata(metadata, failures) if self._failure_mode == "collect" else metadata
+
+
+class _FetchMetadata(PooledDoFn):
+    def __init__(
+        self, endpoint: Endpoint, transform: str, additional_params: Mapping[str, Any] | None, **options: Any
+    ) -> None:
+        super().__init__(endpoint, "retrieve", transform, **options)
+        self._params = additional_params
+
+    def taken(self, result: JSONDataset) -> None:
+        count("metadata")
+
+    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        expected = {str(item.sop_instance_uid): item for item in expand_reference(client, subject)}
+        room.reserve(_METADATA_BYTES)
+        for row in client.iter_metadata(subject, additional_params=self._params):
+            expected.pop(str(Resource.of(row).sop_instance_uid), None)
+            yield row
+            room.reserve(_METADATA_BYTES)
+        for reference in expected.values():
+            try:
+                rows = [] if subject == reference else list(client.iter_metadata(reference))
+            except RECOVERABLE as error:
+                yield problem_of(error, self._transform, reference=reference)
+                continue
+            if rows:
+                yield rows[0]
+                continue
+            message = f"{client.base_url} answered without the metadata of {reference.uri}"
+            yield Problem(Failure(self._transform, message, reference=reference, retryable=True))

@@ -1,0 +1,445 @@
+"""Searches (QIDO-RS, PS3.18 section 10.6) as sources and as steps.
+
+A `Plan` step asks for the first page of each query, in the process's bounded pool, and learns the total if the archive
+tells it. What is left becomes ranges of row offsets for a splittable DoFn, which reads pages ahead and claims each row
+just before it gives it away.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import apache_beam as beam
+from apache_beam.pvalue import PBegin, TaggedOutput
+from apache_beam.transforms.display import DisplayDataItem
+
+from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
+from dicomweb_io.clients.failures import RECOVERABLE
+from dicomweb_io.clients.pool import Lease, Room, shared_client
+from dicomweb_io.clients.protocol import DICOMClient
+from dicomweb_io.clients.queries import check_limits, make_query
+from dicomweb_io.elements import JSONDataset, Resource, SearchLevel, SearchQuery
+from dicomweb_io.transforms.base import (
+    FAILURES,
+    DICOMwebTransform,
+    FailureMode,
+    PooledDoFn,
+    Problem,
+    problem_of,
+    several_windows,
+)
+from dicomweb_io.transforms.metrics import count, count_traffic, observe
+from dicomweb_io.transforms.paging import ClientReader, PageReader, manners_of, uid_of
+from dicomweb_io.transforms.row_range import END, RowRange, RowRangeProvider
+
+QueryInput = Resource | SearchQuery | str | dict[str, Any]
+"""What a search step takes: a reference, a query, a URI, a row of a search, or a mapping of filters."""
+
+_MOST_CARRIED = 100
+_TAG = re.compile(r"[0-9A-Fa-f]{8}")
+
+
+class SearchResult(NamedTuple):
+    """The output of a search with ``failures="collect"``."""
+
+    rows: Any
+    failures: Any
+
+
+@dataclass(frozen=True)
+class PlannedSearch:
+    """A part of a search: rows that are here already, or a range of offsets to be read.
+
+    Attributes:
+        query: The search.
+        rows: The range.
+        page: The rows of the range, if they are here.
+        page_size: How many rows to ask for at once: what the archive's first answer held.
+        first_uid: The UID of the very first row.
+        before: UIDs of the last rows before the range, which a moving archive may repeat.
+        by_offset: Whether pages may be asked for by offset; otherwise the client's own iterator is used.
+    """
+
+    query: SearchQuery
+    rows: RowRange
+    page: tuple[JSONDataset, ...] | None = None
+    page_size: int | None = None
+    first_uid: str | None = None
+    before: tuple[str, ...] = ()
+    by_offset: bool = True
+
+
+class _Search(DICOMwebTransform):
+    """The three searches; see `SearchForStudies`."""
+
+    _element_type = dict[str, Any]
+    _level: SearchLevel
+
+    def __init__(
+        self,
+        endpoint: EndpointLike,
+        search_filters: Mapping[str, Any] | None = None,
+        fields: Sequence[str] = (),
+        *,
+        limit: int | None = None,
+        fuzzymatching: bool | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+        page_size: int | None = None,
+        distinct: bool = False,
+        failures: FailureMode = "raise",
+    ) -> None:
+        super().__init__(endpoint, failures=failures)
+        check_limits(limit, None)
+        if page_size is not None and (not isinstance(page_size, int) or isinstance(page_size, bool) or page_size < 1):
+            raise ValueError(f"page_size must be a positive integer, not {page_size!r}")
+        self.query = make_query(
+            self._level,
+            fuzzymatching=fuzzymatching,
+            fields=fields,
+            search_filters=search_filters,
+            additional_params=additional_params,
+            permissive_uid=True,
+        )
+        self.limit = limit
+        self.page_size = page_size
+        self.distinct = distinct
+
+    def expand(self, pvalue: Any) -> Any:
+        """Builds the steps."""
+        name, collects = type(self).__name__, self.collects
+        failures = []
+        if isinstance(pvalue, PBegin):
+            queries = pvalue | "Query" >> beam.Create([self.query], reshuffle=False).with_output_types(SearchQuery)
+            hold = False
+        else:
+            hold = several_windows(pvalue)
+            made = pvalue | "MakeQueries" >> self._step(_MakeQueries(self.query, name, collect=collects), SearchQuery)
+            queries = made["main"]
+            failures.append(made[FAILURES])
+        plan = _Plan(
+            self.endpoint, "search", name, limit=self.limit, page_size=self.page_size, collect=collects, hold=hold
+        )
+        planned = queries | "Plan" >> self._step(plan, PlannedSearch)
+        found = planned["main"] | "Search" >> self._step(
+            _ReadRows(self.endpoint, name, collect=collects), dict[str, Any]
+        )
+        failures += [planned[FAILURES], found[FAILURES]]
+        rows = found["main"]
+        if self.distinct:
+            rows = rows | "Distinct" >> _DistinctRows(self._level)
+        lost = self._report(failures)
+        return SearchResult(rows, lost) if self._failure_mode == "collect" else rows
+
+    def display_data(self) -> dict[str, Any]:
+        """The endpoint and the names of the filters. Their values may be patients' names, so they are not shown."""
+        return {
+            **super().display_data(),
+            "level": DisplayDataItem(self._level, label="Level"),
+            "filters": DisplayDataItem(
+                ", ".join(key for key, _ in self.query.search_filters), label="Filtered by"
+            ).drop_if_default(""),
+            "limit": DisplayDataItem(self.limit, label="Limit").drop_if_none(),
+        }
+
+
+@beam.typehints.with_input_types(QueryInput)
+class SearchForStudies(_Search):
+    """Searches for studies; each row is a dict in the DICOM JSON model.
+
+    Applied to a pipeline it makes one search. Applied to a collection it makes one for each element, which may be a
+    reference or a row (its UIDs narrow the search), a mapping of attribute to value (more filters), a `SearchQuery`
+    or a URI.
+
+    Every row of an archive that does not change meanwhile comes once. A part of a search that fails after all retries
+    fails the pipeline, or becomes a `Failure` that names the rows it lost.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        search_filters: Attribute (keyword, 8-digit tag or dotted path) to value. They are checked at once: an unknown
+            keyword is an error, because servers ignore it and return everything.
+        fields: Further attributes to return, or ``["all"]``.
+        limit: The most rows of each search.
+        fuzzymatching: Ask for fuzzy matching of names.
+        additional_params: Further query parameters.
+        page_size: Rows to ask for at once; by default what the server's profile says.
+        distinct: Remove repeated rows also across the parts and elements of the search, by UID (a GroupByKey).
+        failures: ``"raise"`` or ``"collect"``; with the latter the output is a `SearchResult`. See also
+            `with_error_handler`.
+
+    Raises:
+        ValueError: If a filter, a field or a number is invalid.
+    """
+
+    _level: SearchLevel = "study"
+
+
+@beam.typehints.with_input_types(QueryInput)
+class SearchForSeries(_Search):
+    """Searches for series; applied to studies, for the series of each. Arguments as in `SearchForStudies`."""
+
+    _level: SearchLevel = "series"
+
+
+@beam.typehints.with_input_types(QueryInput)
+class SearchForInstances(_Search):
+    """Searches for instances; applied to studies or series, for the instances of each.
+
+    Arguments as in `SearchForStudies`.
+    """
+
+    _level: SearchLevel = "instance"
+
+
+def query_for(element: Any, base: SearchQuery) -> SearchQuery:
+    """Narrows a search to what an element names.
+
+    Args:
+        element: A reference, a URI, a row in the DICOM JSON model, a mapping of filters, or a `SearchQuery` (whose
+            filters are added).
+        base: The search.
+
+    Raises:
+        TypeError, ValueError: If the element names nothing, or contradicts the search's level.
+    """
+    if isinstance(element, SearchQuery):
+        if element.level != base.level:
+            raise ValueError(f"a search for {base.level} rows got a query for {element.level} rows")
+        return replace(
+            element,
+            search_filters=(*element.search_filters, *base.search_filters),
+            fields=tuple(dict.fromkeys((*element.fields, *base.fields))),
+            fuzzymatching=element.fuzzymatching if element.fuzzymatching is not None else base.fuzzymatching,
+            additional_params=(*element.additional_params, *base.additional_params),
+        )
+    if isinstance(element, Mapping) and "study_instance_uid" not in element and not _is_row(element):
+        more = make_query(base.level, search_filters=element, permissive_uid=True)
+        return replace(base, search_filters=(*base.search_filters, *more.search_filters))
+    reference = Resource.of(element)
+    study, series, instance = (
+        reference.study_instance_uid,
+        reference.series_instance_uid,
+        reference.sop_instance_uid,
+    )
+    filters = list(base.search_filters)
+    if base.level == "study":
+        filters.append(("StudyInstanceUID", study))
+        return replace(base, search_filters=tuple(filters))
+    if base.level == "series":
+        if series is not None:
+            filters.append(("SeriesInstanceUID", series))
+        return replace(base, study_instance_uid=study, search_filters=tuple(filters))
+    if instance is not None:
+        filters.append(("SOPInstanceUID", instance))
+    return replace(base, study_instance_uid=study, series_instance_uid=series, search_filters=tuple(filters))
+
+
+def _is_row(element: Mapping[str, Any]) -> bool:
+    return bool(element) and all(
+        isinstance(key, str) and _TAG.fullmatch(key) and isinstance(value, Mapping) for key, value in element.items()
+    )
+
+
+class _MakeQueries(beam.DoFn):
+    def __init__(self, base: SearchQuery, transform: str, *, collect: bool) -> None:
+        self._base = base
+        self._transform = transform
+        self._collect = collect
+
+    def process(self, element: Any) -> Iterator[Any]:
+        try:
+            query = query_for(element, self._base)
+        except (TypeError, ValueError) as error:
+            problem = problem_of(error, self._transform)
+            count("failures")
+            if not self._collect:
+                problem.raise_it()
+            yield TaggedOutput(FAILURES, problem.failure)
+            return
+        yield query
+
+
+class _Plan(PooledDoFn):
+    """Asks for the first page of each query, and plans the rest."""
+
+    def __init__(
+        self, endpoint: Endpoint, purpose: str, transform: str, *, limit: int | None, page_size: int | None, **how: Any
+    ) -> None:
+        super().__init__(endpoint, purpose, transform, **how)
+        self._limit = limit
+        self._page_size = page_size
+
+    def _key(self, subject: Any) -> Any:
+        return subject
+
+    def reference_of(self, subject: SearchQuery) -> Resource | None:
+        return narrowed_to(subject)
+
+    def produce(self, subject: SearchQuery, client: DICOMClient, room: Room) -> Iterator[Any]:
+        limit = self._limit
+        if limit == 0:
+            return
+        manners = manners_of(client, subject)
+        if not manners.by_offset:
+            yield PlannedSearch(subject, RowRange(0, limit, whole=True), page_size=self._page_size, by_offset=False)
+            return
+        size = self._page_size or manners.page_size
+        asked = size if limit is None else min(size, limit)
+        room.reserve(asked * 2048)
+        page = client.search_page(subject, offset=0, limit=asked)
+        rows = page.rows if limit is None else page.rows[:limit]
+        if rows:
+            yield PlannedSearch(subject, RowRange(0, len(rows)), page=tuple(rows))
+        if not page.rows and page.more is not True:
+            return
+        if page.more is False or len(rows) == limit:
+            return
+        total = page.total if page.total is not None else client.count(subject)
+        if page.more is None and total is not None and len(rows) >= total:
+            return
+        # The client walks the levels of servers without this search: then every page would start the walk afresh.
+        by_offset = not (manners.try_by_offset and page.more is True and page.total is None)
+        uids = [uid for row in rows if (uid := uid_of(row, subject.level)) is not None]
+        yield PlannedSearch(
+            subject,
+            # With a limit nothing is split: most of it would be read in vain.
+            RowRange(len(rows), limit, total, whole=limit is not None or not by_offset),
+            page_size=(len(rows) or size) if by_offset else self._page_size,
+            first_uid=uid_of(rows[0], subject.level) if rows else None,
+            before=tuple(uids[-_MOST_CARRIED:]),
+            by_offset=by_offset,
+        )
+
+    def taken(self, result: PlannedSearch) -> None:
+        if result.page is not None:
+            count("search_pages")
+            observe("page_rows", len(result.page))
+
+
+def narrowed_to(query: SearchQuery) -> Resource | None:
+    """The study or series that a search is made in, for failures; None if it is made in the whole archive."""
+    if query.study_instance_uid is None:
+        return None
+    return Resource(query.study_instance_uid, query.series_instance_uid)
+
+
+class _ReadRows(beam.DoFn):
+    """Reads ranges of rows. It catches its own errors: Beam's exception handling breaks splittable DoFns."""
+
+    def __init__(self, endpoint: Endpoint, transform: str, *, collect: bool) -> None:
+        self._endpoint = endpoint
+        self._transform = transform
+        self._collect = collect
+        self._lease: Lease | None = None
+
+    def setup(self) -> None:
+        self._lease = shared_client(self._endpoint, "search")
+
+    def teardown(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+    def process(
+        self,
+        element: PlannedSearch,
+        tracker: Any = beam.DoFn.RestrictionParam(RowRangeProvider()),  # noqa: B008 - Beam's way to ask for it
+    ) -> Iterator[Any]:
+        start = tracker.current_restriction().start
+        if element.page is not None:
+            yield from self._given(element, start, tracker)
+            return
+        reader = self._reader(element, start, tracker)
+        position = start - 1
+        failed: BaseException | None = None
+        claimed = 0
+        try:
+            for position, row in reader:
+                if not tracker.try_claim(position):
+                    return
+                claimed += 1
+                yield row
+        except RECOVERABLE as error:
+            failed = error
+        finally:
+            count("rows", claimed)
+            count("search_pages", reader.requests)
+            count("repeated_rows", reader.repeated)
+            count_traffic(cast(Lease, self._lease))
+        # Nothing more will come of this range: say so, or the runner would wait for the rest.
+        tracker.try_claim(END)
+        rows = tracker.current_restriction()
+        if failed is not None:
+            end = rows.likely_stop
+            lost = (position + 1, end if end is not None and end > position + 1 else END)
+            problem = self._lost(failed, element.query, lost)
+            count("failures")
+            if not self._collect:
+                problem.raise_it()
+            yield TaggedOutput(FAILURES, problem.failure)
+        elif rows.stop is None and rows.total is not None and rows.total != position + 1 and element.page is None:
+            count("total_mismatches")
+
+    def _given(self, element: PlannedSearch, start: int, tracker: Any) -> Iterator[Any]:
+        """Rows that came with the plan."""
+        rows = element.page or ()
+        for position in range(start, element.rows.start + len(rows)):
+            if not tracker.try_claim(position):
+                return
+            count("rows")
+            yield rows[position - element.rows.start]
+
+    def _reader(self, element: PlannedSearch, start: int, tracker: Any) -> PageReader | ClientReader:
+        lease = cast(Lease, self._lease)
+        if not element.by_offset:
+            stop = tracker.current_restriction().stop
+            return ClientReader(lease.client, element.query, start=start, stop=stop, page_size=element.page_size)
+        manners = manners_of(lease.client, element.query)
+        return PageReader(
+            lease.client,
+            element.query,
+            lease.pool,
+            start=start,
+            stop=lambda: cast("int | None", tracker.current_restriction().stop),
+            page_size=element.page_size or manners.page_size,
+            first_uid=element.first_uid,
+            before=element.before if start == element.rows.start else (),
+            manners=manners,
+        )
+
+    def _lost(self, error: BaseException, query: SearchQuery, rows: tuple[int, int]) -> Problem:
+        problem = problem_of(error, self._transform, reference=narrowed_to(query), rows=rows)
+        what = f"rows {rows[0]} to " + (str(rows[1]) if rows[1] < END else "the end")
+        message = f"the {query.level} search lost {what}: {problem.failure.message}"
+        return Problem(replace(problem.failure, message=message), problem.error)
+
+
+class _DistinctRows(beam.PTransform[Any, Any]):
+    """Keeps one of the rows with the same UIDs."""
+
+    def __init__(self, level: SearchLevel) -> None:
+        super().__init__()
+        self._level = level
+
+    def expand(self, pcollection: Any) -> Any:
+        level = self._level
+        return (
+            pcollection
+            | "KeyByUID"
+            >> beam.Map(lambda row: (row_key(row, level), row)).with_output_types(tuple[str, dict[str, Any]])
+            | "Group" >> beam.GroupByKey()
+            | "TakeOne" >> beam.Map(lambda pair: next(iter(pair[1]))).with_output_types(dict[str, Any])
+        )
+
+
+def row_key(row: JSONDataset, level: SearchLevel) -> str:
+    """The UIDs that identify a row, as one text."""
+    tags = {
+        "study": ("0020000D",),
+        "series": ("0020000D", "0020000E"),
+        "instance": ("0020000D", "0020000E", "00080018"),
+    }
+    values = [row.get(tag, {}).get("Value") or [""] for tag in tags[level]]
+    return "/".join(str(value[0]) for value in values)
