@@ -1,0 +1,1 @@
+"""Runnable jobs over the connector: ``python -m pipelines.NAME --help``."""

@@ -1,0 +1,390 @@
+"""The main job, end to end, on real images: folders, the test server, and Orthanc."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.clients.queries import make_query
+from dicomweb_io.elements import Resource
+from dicomweb_io.testing.faults import fault
+from dicomweb_io.testing.samples import make_study
+from dicomweb_io.transforms.metrics import TALLY
+from dicomweb_io.wire.retry import RetryPolicy
+from pipelines import transfer
+from pipelines.transfer import TransferJob, adds_up, main, run
+
+PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
+
+
+@pytest.fixture
+def job(tmp_path, capsys):
+    """Runs the job's command line; gives the exit code, the summary and what was printed."""
+
+    def start(source, destination, *arguments):
+        summary = tmp_path / "summary.json"
+        summary.unlink(missing_ok=True)
+        command = ["--source", str(source), "--destination", str(destination), "--summary", str(summary)]
+        code = main([*command, *arguments])
+        printed = capsys.readouterr()
+        numbers = json.loads(summary.read_text()) if summary.exists() else {}
+        if numbers:
+            assert numbers["found"] == sum(numbers[part] for part in PARTS)
+        return code, numbers, printed.out + printed.err
+
+    return start
+
+
+def bytes_of(directory):
+    return sorted(path.read_bytes() for path in Path(directory).rglob("*.dcm"))
+
+
+def brief(numbers):
+    return {part: numbers[part] for part in ("found", *PARTS)}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with 2 series of 20 small instances. Not to be written to."""
+    directory = tmp_path_factory.mktemp("small")
+    make_study(directory, series=2, instances=20, size=500)
+    return directory
+
+
+# On the sample data -------------------------------------------------------------------------------------------------
+
+
+def test_real_files_go_from_a_folder_to_a_server_and_to_a_folder(serve, job, sample_folder, tmp_path):
+    """Damaged files fail with a reason, what is not DICOM is ignored, twins are duplicates, the rest is identical."""
+    server = serve(tmp_path / "archive")
+    failures = tmp_path / "failures.jsonl"
+    code, there, printed = job(sample_folder, server.url, "--failures", str(failures))
+    assert code == 1
+    assert there["found"] == 176
+    assert there["transferred"] >= 110
+    assert there["already_there"] == 0
+    assert there["search_failures"] == 0
+    assert f"{there['found']} files" in printed
+    assert failures.stat().st_mode & 0o777 == 0o600
+    records = [json.loads(line) for line in failures.read_text().splitlines()]
+    assert len(records) == there["failed"] == sum(there["reasons"].values())
+    assert all(record["message"] and (record.get("source") or record.get("reference")) for record in records)
+    assert len(there["duplicates"]) == there["duplicate"]
+    for duplicate in there["duplicates"]:
+        assert Path(duplicate["chosen"].removeprefix("file://")).exists()
+        assert duplicate["reason"].startswith(("identical", "conflicting"))
+    assert len(there["ignored_files"]) == there["ignored"]
+    assert any("DICOMDIR" in item["path"] for item in there["ignored_files"])
+
+    code, again, printed = job(sample_folder, server.url)
+    assert brief(again) == brief(there) | {"transferred": 0, "already_there": there["transferred"]}
+    assert again["bytes"] == 0
+
+    code, back, printed = job(server.url, tmp_path / "copy")
+    assert code == 0
+    assert brief(back) == dict.fromkeys(("found", *PARTS), 0) | {
+        "found": there["transferred"],
+        "transferred": there["transferred"],
+    }
+    assert back["bytes"] == there["bytes"]
+    assert "Everything is at the destination." in printed
+    originals = {path.read_bytes() for path in sample_folder.rglob("*") if path.is_file()}
+    copies = bytes_of(tmp_path / "copy")
+    assert len(copies) == there["transferred"]
+    assert set(copies) <= originals
+
+    code, nothing, printed = job(server.url, tmp_path / "copy")
+    assert code == 0
+    assert nothing["transferred"] == 0
+    assert "Nothing was transferred: everything is at the destination already." in printed
+
+
+def test_everything_that_orthanc_accepts_comes_back_byte_for_byte(orthanc, job, sample_folder, tmp_path):
+    code, there, _ = job(sample_folder, orthanc.url)
+    assert code == 1
+    assert there["found"] == 176
+    assert 110 <= there["transferred"] <= 125
+    code, back, _ = job(orthanc.url, tmp_path / "copy")
+    assert code == 0
+    assert back["found"] == back["transferred"] == there["transferred"]
+    originals = {path.read_bytes() for path in sample_folder.rglob("*") if path.is_file()}
+    copies = bytes_of(tmp_path / "copy")
+    assert len(copies) == there["transferred"]
+    assert set(copies) <= originals
+    code, again, _ = job(sample_folder, orthanc.url)
+    assert brief(again) == brief(there) | {"transferred": 0, "already_there": there["transferred"]}
+
+
+def test_two_processes_give_the_same_result(job, sample_folder, tmp_path):
+    _, one, _ = job(sample_folder, tmp_path / "one")
+    _, two, _ = job(sample_folder, tmp_path / "two", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
+    assert brief(one) == brief(two)
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    names = [
+        sorted(str(path.relative_to(tmp_path / n)) for path in (tmp_path / n).rglob("*.dcm")) for n in ("one", "two")
+    ]
+    assert names[0] == names[1]
+
+
+# Every pair of endpoints --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source_kind", ["folder", "server"])
+@pytest.mark.parametrize("destination_kind", ["folder", "server"])
+def test_every_pair_of_endpoints(serve, job, small, folder, source_kind, destination_kind):
+    source = serve(small).url if source_kind == "server" else small
+    destination = serve(folder).url if destination_kind == "server" else folder
+    code, numbers, _ = job(source, destination, "--verify", "content")
+    assert code == 0
+    assert brief(numbers) == dict.fromkeys(("found", *PARTS), 0) | {"found": 40, "transferred": 40}
+    assert bytes_of(folder) == bytes_of(small)
+    code, numbers, printed = job(source, destination)
+    assert code == 0
+    assert (numbers["transferred"], numbers["already_there"]) == (0, 40)
+    assert "Nothing was transferred" in printed
+
+
+def test_the_portable_runner_gives_the_same(job, small, folder):
+    portable = ("--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK")
+    code, numbers, _ = job(small, folder, *portable)
+    assert code == 0
+    assert numbers["transferred"] == 40
+    assert bytes_of(folder) == bytes_of(small)
+
+
+def test_the_command_runs_as_a_module(small, folder):
+    command = [sys.executable, "-m", "pipelines.transfer", "--source", str(small), "--destination", str(folder)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert "transferred            40" in answer.stdout
+
+
+# What is copied -----------------------------------------------------------------------------------------------------
+
+
+def all_references(directory):
+    client = Endpoint(str(directory)).connect()
+    found = [Resource.of(row) for row in client.iter_search(make_query("instance"))]
+    client.close()
+    return found
+
+
+def test_filters_choose(serve, job, small, folder):
+    series = all_references(small)[0].series_instance_uid
+    code, numbers, _ = job(
+        serve(small).url, folder, "--filter", f"SeriesInstanceUID={series}", "--filter", "Modality=CT"
+    )
+    assert code == 0
+    assert numbers["found"] == numbers["transferred"] == 20
+
+
+@pytest.mark.parametrize("form", ["uids", "csv", "json lines", "uris"])
+def test_a_list_chooses(serve, job, small, folder, tmp_path, form):
+    references = all_references(small)
+    series = references[0].series
+    single = next(item for item in references if item.series != series)
+    lines = {
+        "uids": [series.study_instance_uid],
+        "csv": [
+            "StudyInstanceUID,SeriesInstanceUID,SOPInstanceUID",
+            f"{series.study_instance_uid},{series.series_instance_uid},",
+            ",".join(single.uri.split("/")[1::2]),
+        ],
+        "json lines": [json.dumps(series.to_dict()), json.dumps(single.to_dict())],
+        "uris": [series.uri, f"https://pacs.example/rs/{single.uri}", single.uri],
+    }[form]
+    wanted = tmp_path / "wanted"
+    wanted.write_text("\n".join(lines) + "\n")
+    code, numbers, _ = job(serve(small).url, folder, "--input", str(wanted))
+    assert code == 0
+    assert numbers["found"] == numbers["transferred"] == (40 if form == "uids" else 21)
+
+
+def test_the_failures_of_one_run_are_the_input_of_the_next(serve, job, small, folder, tmp_path):
+    references = all_references(small)[:5]
+    bad = [
+        fault("status", path=rf"/instances/{item.sop_instance_uid}$".replace(".", r"\."), status=404, times=1)
+        for item in references
+    ]
+    source = serve(small, faults=bad)
+    failures = tmp_path / "failures.jsonl"
+    code, numbers, printed = job(source.url, folder, "--failures", str(failures))
+    assert code == 1
+    assert (numbers["transferred"], numbers["failed"]) == (35, 5)
+    assert "5 x " in printed
+    code, numbers, _ = job(source.url, folder, "--input", str(failures), "--failures", str(failures))
+    assert code == 0
+    assert brief(numbers) == dict.fromkeys(("found", *PARTS), 0) | {"found": 5, "transferred": 5}
+    assert failures.read_text() == ""
+    assert bytes_of(folder) == bytes_of(small)
+
+
+def test_what_the_destination_refuses_is_listed_and_the_rest_arrives(serve, job, small, folder, tmp_path):
+    destination = serve(folder, faults=[fault("refuse_instances", method="POST", numbers=(1,), reason=0xA700)])
+    failures = tmp_path / "failures.jsonl"
+    code, numbers, _ = job(small, destination.url, "--failures", str(failures))
+    assert code == 1
+    assert (numbers["transferred"], numbers["failed"]) == (39, 1)
+    record = json.loads(failures.read_text())
+    assert record["reason_code"] == 0xA700
+    assert record["transform"] == "CopyInstances"
+    code, numbers, _ = job(small, destination.url, "--failures", str(failures))
+    assert code == 0
+    assert (numbers["transferred"], numbers["already_there"]) == (1, 39)
+
+
+def test_a_search_that_fails_is_said_and_never_success(serve, job, small, folder):
+    source = serve(small, faults=[fault("status", path="/instances$", times=None, status=403)])
+    code, numbers, printed = job(source.url, folder)
+    assert code == 1
+    assert numbers["search_failures"] == 1
+    assert "there may be more than was found" in printed
+
+
+# Interrupted --------------------------------------------------------------------------------------------------------
+
+
+def test_killing_orthanc_in_the_middle_loses_nothing_and_doubles_nothing(orthanc, tmp_path):
+    """The server dies during the transfer; when it is back, the same job finishes."""
+    make_study(tmp_path / "source", studies=2, series=2, instances=50, size=20_000)
+    # Few and short retries, or the job would wait for minutes for a server that stays dead.
+    quick = RetryPolicy(max_attempts=2, initial_delay=0.01)
+    endpoint = Endpoint(orthanc.url, retry=quick, max_in_flight=2)
+    whole = TransferJob(Endpoint(str(tmp_path / "source")), endpoint)
+    before = TALLY.snapshot().get("stored", 0)
+    done = threading.Event()
+
+    def kill_in_the_middle():
+        while not done.is_set() and TALLY.snapshot().get("stored", 0) < before + 20:
+            done.wait(0.002)
+        orthanc.kill()
+
+    killer = threading.Thread(target=kill_in_the_middle)
+    killer.start()
+    first = run(whole, PipelineOptions(["--runner=FnApiRunner"]))
+    done.set()
+    killer.join()
+    assert adds_up(first)
+    assert 0 < first["failed"] < 200
+    assert first["transferred"] == 200 - first["failed"]
+    orthanc.start()
+    second = run(whole, PipelineOptions(["--runner=FnApiRunner"]))
+    assert second["failed"] == 0
+    assert second["transferred"] + second["already_there"] == 200
+    assert second["already_there"] >= first["transferred"], "something that was confirmed is gone"
+    back = run(
+        TransferJob(Endpoint(orthanc.url), Endpoint(str(tmp_path / "copy"))), PipelineOptions(["--runner=FnApiRunner"])
+    )
+    assert back["found"] == back["transferred"] == 200
+    assert bytes_of(tmp_path / "copy") == bytes_of(tmp_path / "source")
+
+
+def test_a_server_that_restarts_while_the_job_runs_is_not_noticed(serve, small, folder):
+    destination = serve(folder, faults=[fault("down", method="POST", first=3, seconds=0.2)])
+    patient = RetryPolicy(max_attempts=8, initial_delay=0.05, max_delay=0.4)
+    whole = TransferJob(Endpoint(str(small)), Endpoint(destination.url, retry=patient))
+    summary = run(whole, PipelineOptions(["--runner=FnApiRunner"]))
+    assert (summary["transferred"], summary["failed"]) == (40, 0)
+    assert bytes_of(folder) == bytes_of(small)
+
+
+def test_five_percent_faults_conserve_every_element(serve, tmp_path, folder):
+    make_study(tmp_path / "source", studies=2, series=2, instances=40, size=200)
+    faults = [fault("status", times=None, probability=0.05, seed=1, status=503)]
+    faults += [fault("drop_part", times=None, probability=0.02, seed=2)]
+    source, destination = serve(tmp_path / "source", faults=faults), serve(folder, faults=faults[:1])
+    quick = RetryPolicy(max_attempts=6, initial_delay=0.01, max_delay=0.05)
+    whole = TransferJob(Endpoint(source.url, retry=quick), Endpoint(destination.url, retry=quick))
+    summary = run(whole, PipelineOptions(["--runner=FnApiRunner"]))
+    assert summary["found"] == 160
+    assert adds_up(summary)
+    arrived = bytes_of(folder)
+    assert len(arrived) == summary["transferred"]
+    assert set(arrived) <= set(bytes_of(tmp_path / "source"))
+
+
+# The command line ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--source is required"),
+        (["--source", "/a"], "--destination is required"),
+        (["--source", "/a", "--destination", "/b", "--filter", "Modality"], "expected KEY=VALUE"),
+        (["--source", "/a", "--destination", "/b", "--filter", "Modalitty=CT"], "Modalitty"),
+        (["--source", "/a", "--destination", "/b", "--on-exsiting", "skip"], "unknown arguments: --on-exsiting"),
+        (["--source", "/a", "--destination", "/b", "--source-user", "me"], "--source-password-env"),
+        (["--source", "http://a", "--destination", "/b", "--source-token-env", "T", "--source-google"], "one way"),
+        (["--source", "/a", "--destination", "/b", "--source-token-env", "T"], "only for servers"),
+        (["--source", "/a", "--destination", "/b", "--failures", "/no/such/folder/f"], "there is no folder"),
+        (["--source", "/a", "--destination", "/b", "--input", "/no/such/file"], "--input /no/such/file"),
+        (
+            ["--source", "/a", "--destination", "/b", "--runner=DataflowRunner", "--failures", "f"],
+            "cannot write to this machine",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_explained_and_does_nothing(capsys, arguments, message):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_credentials_are_names_of_variables(monkeypatch, serve, job, small, folder):
+    server = serve(small, auth=("me", "secret-word"))
+    code, numbers, _ = job(server.url, folder)
+    assert code == 1
+    assert numbers["search_failures"] == 1
+    monkeypatch.setenv("PACS_PASSWORD", "secret-word")
+    code, numbers, printed = job(server.url, folder, "--source-user", "me", "--source-password-env", "PACS_PASSWORD")
+    assert code == 0
+    assert numbers["transferred"] == 40
+    assert "secret-word" not in printed
+
+
+def test_options_are_beam_options_too(monkeypatch):
+    options = PipelineOptions(["--source", "/a", "--filter", "Modality=CT", "--destination", "/b"])
+    mine = options.view_as(transfer.TransferOptions)
+    assert (mine.source, mine.destination, mine.filters) == ("/a", "/b", ["Modality=CT"])
+
+
+def test_a_bad_line_of_a_list_is_named(tmp_path, capsys):
+    wanted = tmp_path / "wanted"
+    wanted.write_text('{"study_instance_uid": "1.2.3"}\n{"nothing": 1}\n')
+    assert main(["--source", "/a", "--destination", "/b", "--input", str(wanted)]) == 2
+    assert "line 2" in capsys.readouterr().err
+
+
+def test_numbers_that_do_not_add_up_are_said():
+    job = TransferJob(Endpoint("/a"), Endpoint("/b"))
+    document = {"counts": {"found": 3, "transferred": 1, "failed": 1}, "left_out": []}
+    summary = transfer.make_summary(document, 1.0)
+    assert not adds_up(summary)
+    assert any("DO NOT ADD UP" in line for line in transfer.summary_lines(summary, job))
+
+
+def test_a_failures_file_is_complete_or_absent(tmp_path):
+    from pipelines._common import publish
+
+    path = tmp_path / "report"
+    path.write_text("old")
+
+    def lines():
+        yield "new"
+        raise KeyError("in the middle")
+
+    with pytest.raises(KeyError):
+        publish(str(path), lines())
+    assert path.read_text() == "old"
+    publish(str(path), ["new"])
+    assert path.read_text() == "new\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["report"]
