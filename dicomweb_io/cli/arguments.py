@@ -1,0 +1,230 @@
+"""The grammar of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from dicomweb_io._version import __version__
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``dicomweb-io``: connection options, then a method and its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="dicomweb-io",
+        description="Search, retrieve, store and copy DICOM objects on DICOMweb servers and in folders of files.",
+        epilog="The exit code is 0 only if everything asked for was done.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("-v", "--verbosity", action="count", default=0, help="log more; repeat for even more")
+    add_connection_options(parser)
+    methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
+    _add_search(methods)
+    _add_retrieve(methods)
+    _add_store(methods)
+    _add_delete(methods)
+    _add_copy(methods)
+    _add_doctor(methods)
+    _add_serve(methods)
+    _add_index(methods)
+    return parser
+
+
+def add_connection_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that describe the archive and how to authenticate."""
+    group = parser.add_argument_group("archive")
+    group.add_argument("--url", help="a DICOMweb service (https://…), a folder, or an fsspec URL (gs://, s3://, …)")
+    group.add_argument("--qido-prefix", metavar="PATH", help="path segment before search resources")
+    group.add_argument("--wado-prefix", metavar="PATH", help="path segment before retrieve resources")
+    group.add_argument("--stow-prefix", metavar="PATH", help="path segment before store resources")
+    group.add_argument("--delete-prefix", metavar="PATH", help="path segment before delete resources")
+    group.add_argument("--profile", default="auto", help="the server's profile; by default chosen by its URL")
+    group.add_argument("--timeout", type=float, metavar="SECONDS", help="for connecting and for each read")
+    group.add_argument("--deadline", type=float, metavar="SECONDS", help="for each operation, retries included")
+    group.add_argument("--chunk-size", type=int, metavar="BYTES", help="size of the network reads and writes")
+    auth = parser.add_argument_group("authentication")
+    auth.add_argument("-u", "--user", metavar="NAME", help="user name for basic authentication")
+    auth.add_argument(
+        "-p", "--password", action="store_true", help="ask for the password (else: environment DICOMWEB_PASSWORD)"
+    )
+    auth.add_argument(
+        "--token", "--bearer-token", dest="token", metavar="TOKEN", help="bearer token (others may see it: see below)"
+    )
+    auth.add_argument("--token-env", metavar="NAME", help="environment variable that holds the bearer token")
+    auth.add_argument("--token-file", metavar="FILE", help="file that holds the bearer token, read when needed")
+    auth.add_argument("--google", action="store_true", help="Google application-default credentials")
+    auth.add_argument("--ca", metavar="FILE", help="bundle of certificate authorities to trust")
+    auth.add_argument("--cert", metavar="FILE", help="client certificate with its key, PEM")
+    auth.add_argument("--insecure-no-verify", action="store_true", help="do not verify the server's certificate")
+
+
+def _add_search(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    search = methods.add_parser("search", help="search for studies, series or instances (QIDO-RS)")
+    kinds = search.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
+    for kind in ("studies", "series", "instances"):
+        parser = kinds.add_parser(kind, help=f"search for {kind}")
+        if kind != "studies":
+            parser.add_argument("--study", metavar="UID", dest="study_instance_uid")
+        if kind == "instances":
+            parser.add_argument("--series", metavar="UID", dest="series_instance_uid")
+        parser.add_argument(
+            "--filter",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            dest="search_filters",
+            help="keyword, tag or dotted path and the value to match; repeatable",
+        )
+        parser.add_argument(
+            "--field", metavar="NAME", action="append", default=[], dest="fields", help="further attribute to return"
+        )
+        parser.add_argument("--limit", type=int, metavar="N", help="the most rows wanted; by default all")
+        parser.add_argument("--offset", type=int, default=0, metavar="N", help="rows to skip")
+        parser.add_argument("--fuzzy", action="store_true", default=None, help="fuzzy matching of person names")
+        _add_format(parser)
+        parser.set_defaults(command="search")
+
+
+def _add_retrieve(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    retrieve = methods.add_parser("retrieve", help="retrieve objects, metadata, frames, images, bulk data (WADO-RS)")
+    kinds = retrieve.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
+    for kind in ("studies", "series", "instances"):
+        parser = kinds.add_parser(kind, help=f"retrieve {kind}")
+        parser.add_argument("--study", metavar="UID", dest="study_instance_uid", required=True)
+        if kind != "studies":
+            parser.add_argument("--series", metavar="UID", dest="series_instance_uid", required=True)
+        if kind == "instances":
+            parser.add_argument("--instance", metavar="UID", dest="sop_instance_uid", required=True)
+        forms = parser.add_subparsers(dest="form", metavar="FORM", required=True)
+        metadata = forms.add_parser("metadata", help="the metadata in the DICOM JSON model")
+        _add_format(metadata)
+        _add_save(metadata)
+        full = forms.add_parser("full", help="the complete Part 10 files")
+        _add_save(full)
+        _add_media_type(full)
+        rendered = forms.add_parser("rendered", help="an image for viewing")
+        _add_save(rendered)
+        _add_media_type(rendered)
+        rendered.add_argument("--quality", type=int, metavar="1-100")
+        rendered.add_argument("--window", metavar="CENTER,WIDTH[,SHAPE]")
+        rendered.add_argument("--viewport", metavar="W,H[,SX,SY,SW,SH]")
+        rendered.add_argument("--thumbnail", action="store_true")
+        forms_with = [metadata, full, rendered]
+        if kind == "instances":
+            frames = forms.add_parser("frames", help="frames of the pixel data")
+            frames.add_argument("--numbers", type=int, nargs="+", required=True, metavar="N", help="counted from 1")
+            frames.add_argument("--show", action="store_true", help="open each frame in the system's image viewer")
+            _add_save(frames)
+            _add_media_type(frames)
+            forms_with.append(frames)
+        for form in forms_with:
+            form.set_defaults(command="retrieve")
+    bulkdata = kinds.add_parser("bulkdata", help="retrieve bulk data by its URI")
+    bulkdata.add_argument("--uri", required=True, dest="bulkdata_uri", metavar="URI")
+    _add_media_type(bulkdata)
+    _add_save(bulkdata)
+    bulkdata.set_defaults(command="retrieve", form="bulkdata")
+
+
+def _add_store(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    store = methods.add_parser("store", help="store Part 10 files (STOW-RS)")
+    kinds = store.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
+    parser = kinds.add_parser("instances", help="store instances")
+    parser.add_argument("files", nargs="+", metavar="PATH", help="files, or folders with all files below them")
+    parser.add_argument("--study", metavar="UID", dest="study_instance_uid", help="accept instances of this study only")
+    _add_policies(parser, on_existing="server")
+    parser.set_defaults(command="store")
+
+
+def _add_delete(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    delete = methods.add_parser("delete", help="delete a study, series or instance")
+    kinds = delete.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
+    for kind in ("study", "series", "instance"):
+        parser = kinds.add_parser(kind, help=f"delete one {kind}")
+        parser.add_argument("--study", metavar="UID", dest="study_instance_uid", required=True)
+        if kind != "study":
+            parser.add_argument("--series", metavar="UID", dest="series_instance_uid", required=True)
+        if kind == "instance":
+            parser.add_argument("--instance", metavar="UID", dest="sop_instance_uid", required=True)
+        parser.add_argument("--yes", action="store_true", required=True, help="required: there is no way back")
+        parser.set_defaults(command="delete")
+
+
+def _add_copy(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = methods.add_parser("copy", help="copy what matches from one archive to another; resumable")
+    parser.add_argument("source", help="URL or folder to read (authentication options above apply to it)")
+    parser.add_argument("destination", help="URL or folder to write")
+    parser.add_argument(
+        "--filter", metavar="KEY=VALUE", action="append", default=[], dest="search_filters", help="repeatable"
+    )
+    parser.add_argument("--failures", metavar="PATH", help="write what failed, one JSON object a line")
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="copies at once")
+    _add_policies(parser, on_existing="skip")
+    parser.add_argument("--destination-user", metavar="NAME", help="user name at the destination")
+    parser.add_argument("--destination-password-env", metavar="NAME", help="environment variable with its password")
+    parser.add_argument("--destination-token-env", metavar="NAME", help="environment variable with its bearer token")
+    parser.set_defaults(command="copy")
+
+
+def _add_doctor(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = methods.add_parser("doctor", help="ask an archive what it supports; changes nothing")
+    parser.add_argument("--json", action="store_true", help="a JSON object instead of a table")
+    parser.set_defaults(command="doctor")
+
+
+def _add_serve(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = methods.add_parser("serve", help="serve a folder as a DICOMweb server, for tests")
+    parser.add_argument("path", help="the folder")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8042)
+    parser.add_argument("--manner", default="generic", help="behave like this kind of server")
+    parser.set_defaults(command="serve")
+
+
+def _add_index(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = methods.add_parser("index", help="read a folder and tell what is in it")
+    parser.add_argument("path", help="the folder")
+    parser.add_argument("--list", action="store_true", help="list duplicate, ignored and unreadable files")
+    parser.set_defaults(command="index")
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--prettify", action="store_true", help="indented JSON")
+    group.add_argument("--dicomize", action="store_true", help="text for people")
+    group.add_argument("--json-lines", action="store_true", help="one JSON object a line")
+
+
+def _add_save(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--save", action="store_true", help="write files instead of printing")
+    parser.add_argument("--output-dir", metavar="PATH", default=".", help="where to; by default this folder")
+    parser.add_argument("--stdout", action="store_true", help="write the bytes to standard output")
+
+
+def _add_media_type(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--media-type",
+        metavar=("TYPE", "TRANSFER_SYNTAX_UID"),
+        action="append",
+        nargs="+",
+        default=[],
+        dest="media_types",
+        help="wanted media type and, if it matters, its transfer syntax; repeatable, best first",
+    )
+
+
+def _add_policies(parser: argparse.ArgumentParser, *, on_existing: str) -> None:
+    parser.add_argument(
+        "--on-existing",
+        choices=("server", "skip", "replace", "error"),
+        default=on_existing,
+        help="what to do with instances that are there already (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--verify",
+        choices=("response", "uid", "content"),
+        default="response",
+        help="the evidence wanted that an instance was stored (default: %(default)s)",
+    )

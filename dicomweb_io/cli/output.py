@@ -1,0 +1,152 @@
+"""What the commands print and save: JSON that pipes well, text for people, files with safe names, progress."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dicomweb_io.dicom.json_model import dumps, load_json_dataset
+from dicomweb_io.dicom.uids import is_uid
+from dicomweb_io.elements import JSONDataset
+
+_EXTENSIONS = {
+    "application/dicom": "dcm",
+    "application/dicom+json": "json",
+    "image/jpeg": "jpg",
+    "image/jls": "jls",
+    "image/x-jls": "jls",
+    "image/x-jpls": "jls",
+    "image/jp2": "jp2",
+    "image/jpx": "jpx",
+    "image/jphc": "jph",
+    "image/jxl": "jxl",
+    "image/png": "png",
+    "image/gif": "gif",
+    "image/dicom-rle": "rle",
+    "text/html": "html",
+    "text/plain": "txt",
+    "application/pdf": "pdf",
+    "video/mp4": "mp4",
+    "video/mpeg": "mpg",
+}
+
+
+def print_datasets(rows: Iterable[JSONDataset], args: argparse.Namespace) -> int:
+    """Prints DICOM JSON datasets as they arrive, in the form the options ask for.
+
+    A JSON list is closed only when every row is there: what a failed command has printed does not parse.
+
+    Returns:
+        The number of rows.
+    """
+    write = sys.stdout.write
+    count = 0
+    if args.dicomize or args.json_lines:
+        for row in rows:
+            write(f"{load_json_dataset(row)}\n\n" if args.dicomize else json_text(row) + "\n")
+            count += 1
+        return count
+    write("[")
+    for row in rows:
+        write((",\n" if count else "\n") + json_text(row, indent=args.prettify))
+        count += 1
+    write("\n]\n" if count else "]\n")
+    return count
+
+
+def json_text(value: Any, *, indent: bool = False) -> str:
+    """A value as JSON text with sorted keys."""
+    if not indent:
+        return dumps(value).decode("utf-8")
+    import json
+
+    return json.dumps(value, indent=4, sort_keys=True, ensure_ascii=False)
+
+
+def print_line(value: Any) -> None:
+    """Prints one JSON line."""
+    sys.stdout.write(json_text(value) + "\n")
+
+
+def extension(media_type: str) -> str:
+    """The file name extension for a media type, ``dat`` for unknown ones."""
+    return _EXTENSIONS.get(media_type.partition(";")[0].strip().lower(), "dat")
+
+
+def safe_name(stem: str, suffix: str) -> str:
+    """A file name for an object, from its UID and perhaps a number.
+
+    Raises:
+        ValueError: If the UID, which a server or file may have made up, cannot be part of a file name.
+    """
+    if not is_uid(stem.partition("_")[0]):
+        raise ValueError(f"cannot make a file name of the identifier {stem[:64]!r}: it is not a UID")
+    return f"{stem}.{suffix}"
+
+
+def save_bytes(directory: str, name: str, chunks: Iterable[bytes]) -> str:
+    """Writes a file whole or not at all and returns its path; an existing one is replaced."""
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, name)
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def write_bytes(chunks: Iterable[bytes]) -> None:
+    """Writes bytes to standard output."""
+    sys.stdout.flush()
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+class Progress:
+    """A line on the terminal that tells how far a command is; silent if nobody watches."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: Any = None
+        self._task: Any = None
+
+    def advance(self, size: int = 0) -> None:
+        """Counts one thing of `size` bytes."""
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, size=self._bar.tasks[0].fields["size"] + size)
+
+
+@contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Progress]:
+    """Shows progress on standard error while the block runs, if it is a terminal."""
+    shown = Progress(what)
+    if not sys.stderr.isatty():
+        yield shown
+        return
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    class _Size(TextColumn):
+        def render(self, task: Any) -> Any:
+            from rich.text import Text
+
+            return Text(decimal(task.fields["size"]))
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Size(""), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        shown._bar = bar
+        shown._task = bar.add_task(what, total=total, size=0)
+        yield shown

@@ -1,0 +1,64 @@
+"""Parses the arguments, runs the command, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import cast
+
+import requests
+
+from dicomweb_io.cli.arguments import build_parser
+from dicomweb_io.cli.endpoints import UsageError
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; see `dicomweb_io.cli.main`."""
+    args = build_parser().parse_args(argv)
+    with _logging(args.verbosity):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    module = import_module(f"dicomweb_io.cli.{args.command}")
+    command = cast(Callable[[argparse.Namespace], int], module.command)
+    try:
+        code = command(args)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        print(f"dicomweb-io: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has had enough, such as `head`. Python would complain once more at exit.
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("dicomweb-io: interrupted", file=sys.stderr)
+        return 130
+    except (requests.RequestException, ValueError, TypeError, KeyError, OSError) as error:
+        if args.verbosity > 1:
+            raise
+        print(f"dicomweb-io: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+@contextmanager
+def _logging(verbosity: int) -> Iterator[None]:
+    """Logs to standard error while a command runs. Whoever calls `main` in a program keeps its own logging."""
+    level = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO}.get(verbosity, logging.DEBUG)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("dicomweb_io")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

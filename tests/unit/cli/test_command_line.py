@@ -1,0 +1,158 @@
+"""The command line on a folder: grammar, output, exit codes. What needs a server is in tests/servers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from dicomweb_io.cli import main
+
+CT = Path(str(get_testdata_file("CT_small.dcm")))
+DATASET = pydicom.dcmread(CT)
+STUDY, SERIES, INSTANCE = map(str, (DATASET.StudyInstanceUID, DATASET.SeriesInstanceUID, DATASET.SOPInstanceUID))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "archive"
+    root.mkdir()
+    (root / "ct.dcm").write_bytes(CT.read_bytes())
+    return root
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_search_prints_one_json_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--url", folder, "search", "studies", "--filter", "PatientID=1CT1") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["0020000D"]["Value"] for row in rows] == [[STUDY]]
+
+
+def test_search_forms(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--url", folder, "search", "instances", "--json-lines", "--limit", "1") == 0
+    assert json.loads(capsys.readouterr().out)["00080018"]["Value"] == [INSTANCE]
+    assert run("--url", folder, "search", "series", "--study", STUDY, "--dicomize") == 0
+    assert "(0020,000E) Series Instance UID" in capsys.readouterr().out.replace("(0020,000e)", "(0020,000E)")
+    assert run("--url", folder, "search", "studies", "--filter", "PatientID=nobody") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_value_may_hold_an_equals_sign(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--url", folder, "search", "studies", "--filter", "PatientID=a=b=c") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["search", "studies"], "--url is required"),
+        (["--url", "x", "search", "studies", "--filter", "PatientID"], "KEY=VALUE"),
+        (["--url", "x", "search", "studies", "--filter", "PatientId=1"], "did you mean 'PatientID'"),
+        (["--url", "x", "search", "instances", "--limit", "-1"], "limit"),
+        (["--url", "https://h/", "--user", "me", "search", "studies"], "password"),
+        (["--url", "https://h/", "--token", "t", "--google", "search", "studies"], "one way to authenticate"),
+        (["--url", "https://h/", "--ca", "/nowhere.pem", "search", "studies"], "/nowhere.pem"),
+        (["--url", "x", "retrieve", "studies", "--study", "1/2", "full"], "valid UID"),
+    ],
+)
+def test_wrong_use_is_explained(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert captured.out == ""
+
+
+def test_frames_need_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("--url", "x", "retrieve", "instances", "--study", "1", "--series", "2", "--instance", "3", "frames")
+    assert ended.value.code == 2
+    assert "--numbers" in capsys.readouterr().err
+
+
+def test_full_objects_are_saved_unchanged_under_their_uid(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert run("--url", folder, "retrieve", "studies", "--study", STUDY, "full", "--save", "--output-dir", target) == 0
+    assert [path.name for path in target.iterdir()] == [f"{INSTANCE}.dcm"]
+    assert (target / f"{INSTANCE}.dcm").read_bytes() == CT.read_bytes()
+
+
+def test_bytes_reach_standard_output_only_when_asked(folder: Path) -> None:
+    command = [sys.executable, "-m", "dicomweb_io", "--url", str(folder)]
+    command += ["retrieve", "studies", "--study", STUDY, "full"]
+    described = subprocess.run(command, capture_output=True, check=True)
+    assert json.loads(described.stdout)["sop_instance_uid"] == INSTANCE
+    assert subprocess.run([*command, "--stdout"], capture_output=True, check=True).stdout == CT.read_bytes()
+
+
+def test_metadata(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ("--url", folder, "retrieve", "instances", "--study", STUDY, "--series", SERIES, "--instance", INSTANCE)
+    assert run(*where, "metadata") == 0
+    assert json.loads(capsys.readouterr().out)[0]["00080060"] == {"vr": "CS", "Value": ["CT"]}
+    assert run(*where, "metadata", "--save", "--output-dir", tmp_path) == 0
+    assert json.loads((tmp_path / f"{INSTANCE}.json").read_text())["00080018"]["Value"] == [INSTANCE]
+
+
+def test_frames_are_saved_with_number(folder: Path, tmp_path: Path) -> None:
+    where = ("--url", folder, "retrieve", "instances", "--study", STUDY, "--series", SERIES, "--instance", INSTANCE)
+    assert run(*where, "frames", "--numbers", "1", "--save", "--output-dir", tmp_path) == 0
+    assert (tmp_path / f"{INSTANCE}_1.dat").read_bytes() == DATASET.PixelData
+
+
+def test_what_is_missing_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--url", folder, "retrieve", "studies", "--study", "1.2.3", "metadata") == 1
+    assert "1.2.3" in capsys.readouterr().err
+
+
+def test_store_tells_of_each_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(b"no DICOM")
+    target = tmp_path / "target"
+    assert run("--url", target, "store", "instances", CT, broken) == 1
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["outcome"] for result in results] == ["stored", "failed"]
+    assert results[1]["source"] == str(broken)
+    assert run("--url", target, "store", "instances", "--study", "1.2.3", CT) == 1
+
+
+def test_copy_twice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "README").write_text("no DICOM")
+    (folder / "twin.dcm").write_bytes(CT.read_bytes())
+    (folder / "cut.dcm").write_bytes(CT.read_bytes()[:200])
+    failures = tmp_path / "failures.jsonl"
+    assert run("copy", folder, tmp_path / "copy", "--failures", failures) == 1
+    first = json.loads(capsys.readouterr().out)
+    expected = {"found": 4, "transferred": 1, "already_there": 0, "duplicate": 1, "ignored": 1, "failed": 1}
+    assert {name: first[name] for name in expected} == expected
+    assert first["bytes"] == CT.stat().st_size
+    assert json.loads(failures.read_text())["source"].endswith("cut.dcm")
+    assert os.stat(failures).st_mode & 0o777 == 0o600
+    (folder / "cut.dcm").unlink()
+    assert run("copy", folder, tmp_path / "copy") == 0
+    second = json.loads(capsys.readouterr().out)
+    assert (second["transferred"], second["already_there"], second["failed"]) == (0, 1, 0)
+
+
+def test_index_and_delete(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("index", folder) == 0
+    assert json.loads(capsys.readouterr().out)["instances"] == 1
+    assert run("--url", folder, "delete", "study", "--study", STUDY, "--yes") == 0
+    assert run("index", folder) == 0
+    assert json.loads(capsys.readouterr().out)["instances"] == 0
+
+
+def test_a_closed_pipe_is_no_traceback(folder: Path) -> None:
+    code = f"{sys.executable} -m dicomweb_io --url {folder} search instances | true; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    assert "Traceback" not in result.stderr

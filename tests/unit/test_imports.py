@@ -1,0 +1,41 @@
+"""What importing the package costs and what it brings along."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def _modules_after(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import dicomweb_io",
+        "from dicomweb_io import DICOMwebClient, DICOMfileClient, DICOMClient, Endpoint, Resource, Instance",
+        "import dicomweb_io.api, dicomweb_io.session_utils, dicomweb_io.uri",
+        "import dicomweb_io.cli.run",
+        "import dicomweb_io.testing",
+    ],
+)
+def test_everything_but_the_transforms_does_without_beam(statement: str) -> None:
+    assert not any(name.partition(".")[0] == "apache_beam" for name in _modules_after(statement))
+
+
+def test_the_package_itself_loads_nothing_heavy() -> None:
+    loaded = _modules_after("import dicomweb_io")
+    assert not loaded & {"pydicom", "requests", "numpy", "fsspec", "apache_beam"}
+
+
+def test_public_names_can_be_loaded_and_listed() -> None:
+    import dicomweb_io
+
+    for name in dicomweb_io.__all__:
+        assert getattr(dicomweb_io, name) is not None
+        assert name in dir(dicomweb_io)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        dicomweb_io.no_such_name  # noqa: B018
