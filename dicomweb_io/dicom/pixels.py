@@ -26,8 +26,8 @@ TARGETS = (
     "1.2.840.10008.1.2.4.80",
     "1.2.840.10008.1.2.4.90",
 )
-"""Transfer syntaxes that can be written without loss: Explicit VR LE, Deflated, RLE, and with the extra ``images`` JPEG-LS
-and JPEG 2000."""
+"""Transfer syntaxes that can be written without loss: Explicit VR Little Endian, Deflated, RLE, and with the extra
+``images`` JPEG-LS and JPEG 2000."""
 
 NATIVE = frozenset((IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)) | DEFLATED
 
@@ -135,6 +135,11 @@ def _interleaved(planes: bytes, samples: int, width: int) -> bytes:
                 sample * length + byte : (sample + 1) * length : width
             ]
     return bytes(result)
+
+
+def to_explicit_little_endian(file: BinaryIO, transfer_syntax_uid: str) -> bytes:
+    """Re-encodes an instance in Explicit VR Little Endian; see `transcode`."""
+    return transcode(file, transfer_syntax_uid, EXPLICIT_VR_LITTLE_ENDIAN)
 
 
 def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, unquote
 
 from dicomweb_io.testing.exchange import Answer, Exchange
 
@@ -176,7 +176,8 @@ class SigV4Authentication(Authentication):
         from botocore.credentials import Credentials
 
         names = fields.get("SignedHeaders", "").split(";")
-        query = "&".join(f"{name}={value}" for name, value in exchange.query)
+        # As AWS does it: every name and value decoded and encoded again, whichever characters the client left raw.
+        query = "&".join(f"{_canonical(name)}={_canonical(value)}" for name, value in exchange.query)
         url = exchange.base_url.partition("://")[0] + "://" + exchange.headers.get("host", "") + exchange.path
         request = AWSRequest(
             exchange.method,
@@ -191,6 +192,10 @@ class SigV4Authentication(Authentication):
             return ""
         canonical = signer.canonical_request(request)
         return str(signer.signature(signer.string_to_sign(request, canonical), request))
+
+
+def _canonical(text: str) -> str:
+    return quote(unquote(text), safe="-_.~")
 
 
 def authentication_of(value: Any) -> Authentication:

@@ -126,6 +126,7 @@ class Manners:
         quoted_boundary: Whether the boundary in Content-Type is quoted.
         part_headers: Headers of each part beside Content-Type: ``"location"``, ``"length"``, ``"mime"``.
         part_syntax: Whether the Content-Type of a part names its transfer syntax.
+        root_syntax: Whether the ``type`` of a multipart answer with frames names it, inside the quotes.
         known_length: ``"single"``: answers with one instance have a Content-Length; ``"never"``.
         close_delimited: Whether answers with several instances end by closing the connection, without length.
         metadata: Whether there are ``/metadata`` resources; if not the objects answer to dicom+json.
@@ -248,6 +249,7 @@ class Manners:
     quoted_boundary: bool = True
     part_headers: tuple[str, ...] = ("location",)
     part_syntax: bool = True
+    root_syntax: bool = False
     known_length: Literal["single", "never"] = "single"
     close_delimited: bool = False
     metadata: bool = True

@@ -163,7 +163,7 @@ def _answer(site: Site, exchange: Exchange, parts: Iterator[PartOut], single: bo
         raise Refusal(404, "There is nothing to send.")
     if single:
         return single_answer(first)
-    root = first.content_type.partition(";")[0]
+    root = first.content_type if site.manners.root_syntax else first.content_type.partition(";")[0]
     return multipart_answer(exchange, site.manners, itertools.chain([first], parts), root, status=status)
 
 

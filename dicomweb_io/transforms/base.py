@@ -17,7 +17,7 @@ from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
 from dicomweb_io.clients.failures import RECOVERABLE, failure_of
 from dicomweb_io.clients.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.clients.protocol import DICOMClient
-from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.elements import Failure, Resource, SearchQuery
 from dicomweb_io.transforms.metrics import count, count_traffic
 
 FAILURES = "failures"
@@ -145,6 +145,12 @@ class Work:
     begun: bool = False
 
 
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two elements in a row are one element in two windows."""
+    # One object is given for each window of an element; after a shuffle there are equal ones.
+    return one is other or (isinstance(one, (Resource, SearchQuery)) and one == other)
+
+
 def gathered(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:
     """As few groups as possible: one for each timestamp with all its windows, unless a place occurs repeatedly."""
     if len(places) == 1:
@@ -235,7 +241,7 @@ class PooledDoFn(beam.DoFn):
         try:
             if self._hold:
                 held = self._held
-                if held is not None and held.subject == element and held.places[0][0] == timestamp:
+                if held is not None and _is_same(held.subject, element) and held.places[0][0] == timestamp:
                     held.places.append(place)
                     return
                 self._held = Work(element, [place])

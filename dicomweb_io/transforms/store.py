@@ -28,6 +28,7 @@ from dicomweb_io.transforms.base import (
     Problem,
     Work,
     problem_of,
+    several_windows,
 )
 from dicomweb_io.transforms.copy import StoreResult, count_stored
 
@@ -67,7 +68,13 @@ class StoreInstances(DICOMwebTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        dofn = _Store(self.endpoint, type(self).__name__, self.options, collect=self.collects)
+        dofn = _Store(
+            self.endpoint,
+            type(self).__name__,
+            self.options,
+            collect=self.collects,
+            hold=several_windows(pcollection),
+        )
         stored = pcollection | "Store" >> self._step(dofn, StoredInstance)
         return StoreResult(stored["main"], self._report([stored[FAILURES]]))
 

@@ -33,6 +33,7 @@ from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, MediaTypes, 
 from dicomweb_io.clients.queries import check_limits
 from dicomweb_io.clients.web.errors import StoreError
 from dicomweb_io.dicom.media_types import DICOM, parse_media_types
+from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
     Bulkdata,
     Exclusion,
@@ -141,7 +142,7 @@ class DICOMfileClient(ClientBase):
     @classmethod
     def from_endpoint(cls, endpoint: Endpoint) -> Self:
         """Makes a client of the description of a folder."""
-        return cls(endpoint.url, storage_options=endpoint.storage_options, index=endpoint.index, permissive_uid=True)
+        return cls(endpoint.url, storage_options=endpoint.storage_options, index=endpoint.index)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
@@ -488,6 +489,8 @@ class DICOMfileClient(ClientBase):
             requests.HTTPError: 403 if the client is read-only.
             ValueError: If an argument is wrong.
         """
+        if study_instance_uid is not None:
+            check_uid(study_instance_uid, "study_instance_uid", permissive=self._permissive_uid)
         self._check_writable("store into", "POST")
         store = FolderStore(self._folder, self._elsewhere, self._note)
         return store.store(instances, study_instance_uid, on_existing, verify)

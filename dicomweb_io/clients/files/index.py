@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from dicomweb_io.clients.files.database import Database, discard
+from dicomweb_io.clients.files.database import Database, discard, is_local_disk
 from dicomweb_io.clients.files.location import FileStat, Folder, Problem
 from dicomweb_io.clients.files.records import (
     IGNORED,
@@ -247,8 +247,8 @@ class Index:
                 record.stat = record.stat._replace(version="!")
             return record
 
-        if self.folder.is_local or len(changed) < 2:
-            # Parsing holds the interpreter's lock, and a warm disk answers at once: threads would only take turns.
+        if len(changed) < 2 or (self.folder.is_local and is_local_disk(Path(self.folder.url))):
+            # Parsing holds the interpreter's lock, and a disk answers at once: threads would only take turns.
             yield from map(read, changed)
             return
         with ThreadPoolExecutor(_REMOTE_READERS, thread_name_prefix="dicomweb_io-index") as pool:

@@ -170,6 +170,11 @@ class RangeFile(io.RawIOBase):
         self._size = size
         self._position = 0
 
+    @property
+    def name(self) -> str:
+        """The name in its filesystem."""
+        return self._name
+
     def readable(self) -> bool:
         """Always true."""
         return True

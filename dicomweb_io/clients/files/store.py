@@ -127,6 +127,10 @@ class FolderStore:
             return self._resolve(instance, size, target, existing, on_existing, verify)
         # A file without a usable instance at this very place is the rest of somebody's broken copy.
         leftover = self._folder.stat(target) is not None
+        if leftover and (other := self._uid_at(target)) not in (None, instance.reference.sop_instance_uid):
+            raise ValueError(
+                f"{self._folder.location_of(target)} holds another instance, {other}, and was left as it is"
+            )
         if not self._publish(target, instance, replace=leftover):
             # Another writer was first.
             return self._resolve(instance, size, target, [target], on_existing, verify)
@@ -139,14 +143,18 @@ class FolderStore:
 
     def _holds(self, path: str, reference: Resource) -> bool:
         """Whether a complete file with this SOP Instance UID is at a path now."""
+        return self._uid_at(path) == reference.sop_instance_uid
+
+    def _uid_at(self, path: str) -> str | None:
+        """The SOP Instance UID of the complete file at a path, None if there is none."""
         stat = self._folder.stat(path)
         if stat is None:
-            return False
+            return None
         try:
             with self._folder.open(path, stat.size) as file:
-                return _complete_uid(file, stat.size) == reference.sop_instance_uid
+                return _complete_uid(file, stat.size)
         except FileNotFoundError:
-            return False
+            return None
 
     def _resolve(
         self,

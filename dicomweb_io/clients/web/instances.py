@@ -93,7 +93,10 @@ class InstanceRetriever:
         whole = {"study": profile.retrieve_study, "series": profile.retrieve_series}.get(resource.level, True)
         name = f"retrieve_{resource.level}"
         if whole is False or name in self._service.missing_resources:
-            yield from self._one_by_one(self._listed(resource), wish, resource, set(), None)
+            references = self._listed(resource)
+            if not references:
+                raise self._service.not_listed(resource)
+            yield from self._one_by_one(references, wish, resource, set(), None)
             return
         done: set[str] = set()
         try:

@@ -38,8 +38,12 @@ class MetadataRetriever:
 
     def _iterate(self, resource: Resource, query: str) -> Iterator[JSONDataset]:
         if resource.level == "study" and not self._service.profile.study_metadata:
+            known = False
             for row in self._searcher.iter_search(SearchQuery("series", resource.study_instance_uid)):
+                known = True
                 yield from self._one(Resource.of(row), query)
+            if not known:
+                raise self._service.not_listed(resource)
             return
         yield from self._one(resource, query)
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dicomweb_io.clients.profiles import ServerProfile
 from dicomweb_io.clients.web.urls import ServiceURLs
 from dicomweb_io.dicom.media_types import ContentType, parse_content_type
+from dicomweb_io.elements import Resource
 from dicomweb_io.wire.errors import DICOMwebError, safe_url
 from dicomweb_io.wire.multipart import MultipartReader
 from dicomweb_io.wire.transport import Answer, Attempt, StreamedAnswer, Transport
@@ -134,6 +135,11 @@ class Service:
     def parts(self, answer: StreamedAnswer) -> MultipartReader:
         """The parts of an answer as they arrive."""
         return MultipartReader(answer.iter_chunks(self.chunk_size), answer.headers.get("Content-Type") or "")
+
+    def not_listed(self, resource: Resource) -> DICOMwebError:
+        """The error for what does not exist, where it can only be listed: as if it could be asked for as a whole."""
+        detail = f"the server lists nothing for {resource.uri}"
+        return DICOMwebError(detail, status=404, url=self.urls.retrieve(resource), method="GET")
 
     @staticmethod
     def content_type(answer: Answer | StreamedAnswer) -> ContentType:

@@ -32,12 +32,18 @@ def test_it_is_a_dicom_client(folder: Path) -> None:
 
 
 def test_an_endpoint_makes_one(folder: Path, tmp_path: Path, put: Put) -> None:
-    put("a.dcm", sop="not-strictly.a-uid")
+    put("a.dcm", sop="not-strictly.a-uid", PatientID="")
     client = Endpoint(str(folder), index=str(tmp_path / "elsewhere")).connect()
     assert isinstance(client, DICOMfileClient)
     assert len(client.search_for_instances()) == 1
     assert len(client.retrieve_series("1.2.1", "1.2.1.1")) == 1
-    assert client.retrieve_instance("1.2.1", "1.2.1.1", "not-strictly.a-uid").SOPInstanceUID == "not-strictly.a-uid"
+    # References take identifiers that some archives hold; the methods with UIDs as arguments are strict unless told.
+    (instance,) = client.iter_instances(Resource("1.2.1", "1.2.1.1", "not-strictly.a-uid"))
+    assert instance.dataset().SOPInstanceUID == "not-strictly.a-uid"
+    with pytest.raises(ValueError, match="not-strictly"):
+        client.retrieve_instance("1.2.1", "1.2.1.1", "not-strictly.a-uid")
+    permissive = DICOMfileClient(folder, permissive_uid=True)
+    assert permissive.retrieve_instance("1.2.1", "1.2.1.1", "not-strictly.a-uid").PatientID == ""
     assert any(name.suffix == ".sqlite" for name in (tmp_path / "elsewhere").iterdir())
 
 

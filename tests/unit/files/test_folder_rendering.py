@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from dicomweb_io.clients.files.client import DICOMfileClient
+from dicomweb_io.clients.files.folders import folder_of
 from dicomweb_io.dicom.rendering import RenderingOptions
 from dicomweb_io.elements import RenderedImage, Resource
 
@@ -177,6 +178,15 @@ def test_multi_frame_images(folder: Path, put: Put) -> None:
         assert caught.value.response.status_code == status  # type: ignore[union-attr]
 
 
+def test_images_of_remote_folders(folder: Path, put: Put) -> None:
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    content = put("a.dcm", **image(pixels)).read_bytes()
+    folder_of("memory://rendering").publish("a.dcm", content, replace=True)
+    client = DICOMfileClient("memory://rendering")
+    assert np.array_equal(shown(client.retrieve_rendered(REFERENCE, media_types=("image/png",))), pixels)
+    assert client.retrieve_instance_frames("1.2.1", "1.2.1.1", "1.2.1.1.1", [1]) == [pixels.tobytes()]
+
+
 def test_windows_of_functional_groups(folder: Path, put: Put) -> None:
     def group(center: float) -> Dataset:
         window = Dataset()
@@ -203,7 +213,7 @@ def test_annotations_change_the_image(render: Callable[..., np.ndarray]) -> None
     plain = render(pixels, PatientName="Someone", Modality="CT")
     assert plain.max() == 0
     written = render(pixels, {"annotation": "patient,technique"}, PatientName="Someone", Modality="CT")
-    assert written.max() == 255
+    assert written.max() > 200
 
 
 def test_all_samples_that_pydicom_decodes_are_rendered(samples: list[Path], folder: Path) -> None:
@@ -212,7 +222,7 @@ def test_all_samples_that_pydicom_decodes_are_rendered(samples: list[Path], fold
         try:
             dataset = pydicom.dcmread(path)
             pixels = dataset.pixel_array
-        except Exception:  # noqa: S112 - whatever pydicom cannot decode is not asked for here
+        except Exception:  # whatever pydicom cannot decode is not asked for here
             continue
         if pixels.size == 0 or "StudyInstanceUID" not in dataset or "SOPInstanceUID" not in dataset:
             continue

@@ -139,6 +139,16 @@ def test_the_rest_of_a_broken_copy_is_replaced(folder: Path, make_bytes: MakeByt
     assert (folder / PATH).read_bytes() == content
 
 
+def test_another_instance_at_the_same_path_is_never_overwritten(folder: Path, make_bytes: MakeBytes) -> None:
+    misplaced = make_bytes(sop="7.7")
+    (folder / PATH).parent.mkdir(parents=True)
+    (folder / PATH).write_bytes(misplaced)
+    outcome = one(DICOMfileClient(folder), make_bytes(), on_existing="replace")
+    assert isinstance(outcome, Failure)
+    assert "7.7" in outcome.message
+    assert (folder / PATH).read_bytes() == misplaced
+
+
 def test_a_folder_with_another_layout_is_asked_too(folder: Path, put: Put, make_bytes: MakeBytes) -> None:
     first = put("scans/a.dcm", PatientID="one").read_bytes()
     (folder / "scans" / "copy.dcm").write_bytes(first)
@@ -211,6 +221,8 @@ def test_wrong_arguments_are_refused_before_anything_is_stored(client: DICOMfile
         client.iter_store_instances([make_bytes()], on_existing="overwrite")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="verify"):
         client.iter_store_instances([make_bytes()], verify="hash")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="study_instance_uid"):
+        client.store_instances([make_bytes()], "1.2/..")
 
 
 # Names --------------------------------------------------------------------------------------------------------------

@@ -270,6 +270,6 @@ def test_metrics_are_counted(serve, archive):
     assert counters["rows"] == 60
     # Pages that were read ahead beyond the end are not counted: nobody took them.
     assert counters["search_pages"] == 9
-    assert counters["requests"] == len(server.records)
+    assert 9 <= counters["requests"] <= len(server.records)
     assert counters["bytes_in"] > 60 * 100
     assert NAMESPACE == "dicomweb_io"

@@ -164,6 +164,17 @@ def test_results_stay_in_their_window(archive, folder):
         assert_that(seen, equal_to([(65, 60)]))
 
 
+def test_an_element_in_three_windows_is_stored_once(serve, archive, folder):
+    server = serve(folder)
+    contents = [path.read_bytes() for path in files_of(archive)[:3]]
+    with pipeline() as p:
+        elements = p | beam.Create(contents) | beam.Map(lambda item: TimestampedValue(item, 65))
+        result = elements | beam.WindowInto(SlidingWindows(30, 10)) | StoreInstances(server.url)
+        windows = result.stored | beam.Map(lambda item, window=beam.DoFn.WindowParam: (item.outcome, int(window.start)))
+        assert_that(windows, equal_to([("stored", start) for start in (40, 50, 60)] * 3))
+    assert sum(record.bytes_in for record in server.records.of("POST")) < 2 * sum(map(len, contents))
+
+
 def test_an_error_handler_receives_failures(archive, folder):
     with pipeline() as p:
         with ErrorHandler(beam.Map(lambda failure: failure.transform)) as handler:

@@ -12,7 +12,7 @@ import requests
 
 from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.elements import Resource
-from dicomweb_io.wire.credentials import BasicCredentials
+from dicomweb_io.wire.credentials import BasicCredentials, BearerToken
 from dicomweb_io.wire.errors import ConnectionFailedError, DICOMwebError
 
 BASIC = "Basic bWU6cDp3"
@@ -149,6 +149,26 @@ def test_credentials_headers_and_sessions(web):
         session.proxies,
         {key: list(hooks) for key, hooks in session.hooks.items()},
     )
+
+
+def test_a_token_that_expires_half_way_through_a_search_is_renewed_and_nothing_is_lost(web, tmp_path):
+    file = tmp_path / "token"
+    file.write_text("first")
+    answered = []
+
+    def answer(request):
+        valid = "first" if len(answered) < 2 else "second"
+        file.write_text(valid)
+        if request.headers.get("authorization") != f"Bearer {valid}":
+            return web.Reply(401, headers={"WWW-Authenticate": "Bearer"})
+        answered.append(1)
+        offset = int(request.parameters.get("offset", 0))
+        return web.json([web.row(f"1.{number}") for number in range(offset, min(offset + 3, 10))])
+
+    server, client = web.connect(answer, credentials=BearerToken(file=str(file)))
+    rows = [Resource.of(row).study_instance_uid for row in client.iter_search_for_studies(page_size=3)]
+    assert rows == [f"1.{number}" for number in range(10)]
+    assert len(server.requests) == len(answered) + 1
 
 
 def test_settings(web):
