@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from dicomweb_io.clients.queries import make_query
 from dicomweb_io.elements import Resource
 from dicomweb_io.testing.samples import copy_samples
 from dicomweb_io.testing.server import serve
+
+
+# The transfers write to the same output from processes of their own.
+say = partial(print, flush=True)
 
 
 class DemoError(Exception):
@@ -53,13 +58,13 @@ def _demonstrate(folder: Path) -> None:
     source, archive, copy = (folder / name for name in ("source", "archive", "copy"))
     count = len(copy_samples(source))
     archive.mkdir(exist_ok=True)
-    print(f"Sample data: {count} files of the pydicom package, among them damaged and duplicate ones.\n")
+    say(f"Sample data: {count} files of the pydicom package, among them damaged and duplicate ones.\n")
     with serve(archive) as server:
-        print(f"1. From the folder to an empty DICOMweb server at {server.url}")
+        say(f"1. From the folder to an empty DICOMweb server at {server.url}")
         there = _transfer(str(source), server.url, folder / "there.json")
-        print("\n2. The same command again: everything is there already")
+        say("\n2. The same command again: everything is there already")
         again = _transfer(str(source), server.url, folder / "again.json")
-        print("\n3. From the server to a second folder")
+        say("\n3. From the server to a second folder")
         back = _transfer(server.url, str(copy), folder / "back.json")
     _expect(again["transferred"] == 0, "the second run transferred something")
     _expect(again["already_there"] == there["transferred"], "the second run did not find everything")
@@ -69,7 +74,7 @@ def _demonstrate(folder: Path) -> None:
     _expect(
         identical == there["transferred"], f"{there['transferred']} were transferred, {identical} came back identical"
     )
-    print(f"\nIdentical: all {identical} instances in the second folder equal the files in the first, byte for byte.")
+    say(f"\nIdentical: all {identical} instances in the second folder equal the files in the first, byte for byte.")
 
 
 def _transfer(source: str, destination: str, summary: Path) -> dict[str, Any]:
