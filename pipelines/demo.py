@@ -24,7 +24,6 @@ from dicomweb_io.elements import Resource
 from dicomweb_io.testing.samples import copy_samples
 from dicomweb_io.testing.server import serve
 
-
 # The transfers write to the same output from processes of their own.
 say = partial(print, flush=True)
 

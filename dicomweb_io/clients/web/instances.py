@@ -14,8 +14,9 @@ from dicomweb_io.clients.protocol import MediaTypes
 from dicomweb_io.clients.web.searching import Searcher
 from dicomweb_io.clients.web.service import Service, logger
 from dicomweb_io.clients.web.urls import parameters, with_query
-from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, accept_spellings, parse_media_types
+from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, MediaType, accept_spellings, parse_media_types
 from dicomweb_io.dicom.part10 import check_complete, header_of
+from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.elements import Instance, Resource, SearchQuery
 from dicomweb_io.wire.errors import (
     ConnectionFailedError,
@@ -29,13 +30,15 @@ from dicomweb_io.wire.spool import Spool
 from dicomweb_io.wire.transport import Attempt, StreamedAnswer
 
 _NO_WHOLE_OBJECT = (404, 405, 501)
+_ANY: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class _Wish:
-    """What a caller of `iter_instances` asked for."""
+    """What a caller of `iter_instances` asked for; `syntaxes` is empty if any transfer syntax will do."""
 
     accepts: tuple[str, ...]
+    syntaxes: frozenset[str]
     query: str
     max_bytes: int
     directory: str | None
@@ -67,13 +70,14 @@ class InstanceRetriever:
             spool_directory = os.fspath(spool_directory)
             if not os.path.isdir(spool_directory):
                 raise ValueError(f"spool_directory is not a directory: {spool_directory!r}")
-        accepts = self._accepts(media_types, allow_transcoding)
-        wish = _Wish(accepts, parameters(additional_params), max_element_bytes, spool_directory)
+        wishes = parse_media_types(media_types)
+        accepts = self._accepts(wishes, allow_transcoding)
+        syntaxes = _ANY if allow_transcoding else _exact_syntaxes(wishes)
+        wish = _Wish(accepts, syntaxes, parameters(additional_params), max_element_bytes, spool_directory)
         return self._iterate(resource, wish)
 
-    def _accepts(self, media_types: MediaTypes | None, allow_transcoding: bool) -> tuple[str, ...]:
+    def _accepts(self, wishes: Sequence[MediaType], allow_transcoding: bool) -> tuple[str, ...]:
         profile = self._service.profile
-        wishes = parse_media_types(media_types)
         for wish in wishes:
             if wish.name not in (DICOM, "*/*"):
                 raise ValueError(
@@ -242,6 +246,12 @@ class InstanceRetriever:
                 raise answer.error(
                     f"the answer holds {reference.uri}, which does not belong to {resource.uri}", MalformedResponseError
                 )
+            if not _is_wanted(header.transfer_syntax_uid, resource, wish):
+                raise answer.error(
+                    f"asked for {reference.uri} in {' or '.join(sorted(wish.syntaxes))}, got "
+                    f"{header.transfer_syntax_uid}; without a transfer syntax it comes as the server keeps it",
+                    MalformedResponseError,
+                )
             return Instance(
                 reference, header.transfer_syntax_uid, content=content, path=path, sop_class_uid=header.sop_class_uid
             )
@@ -260,6 +270,23 @@ class InstanceRetriever:
         if reason is not None:
             raise answer.error(f"the instance breaks off: {reason}", ResponseIncompleteError, retryable=True)
         return header
+
+
+def _exact_syntaxes(wishes: Sequence[MediaType]) -> frozenset[str]:
+    """The transfer syntaxes of which one was asked for; empty if one of the wishes leaves it open."""
+    syntaxes = [wish.transfer_syntax_uid for wish in wishes]
+    return frozenset(syntax for syntax in syntaxes if syntax) if None not in syntaxes and "*" not in syntaxes else _ANY
+
+
+def _is_wanted(syntax: str, resource: Resource, wish: _Wish) -> bool:
+    """Whether an instance came as it was asked for.
+
+    Some servers ignore the transfer syntax instead of refusing it. Of several instances, some may have no form in a
+    compressed syntax at all, such as reports; they come in a native one.
+    """
+    if not wish.syntaxes or syntax in wish.syntaxes:
+        return True
+    return resource.level != "instance" and syntax in NATIVE and not wish.syntaxes <= NATIVE
 
 
 def _remove(instance: Instance) -> None:
