@@ -198,6 +198,10 @@ class StreamedAnswer:
     def _failure(self, error: Exception) -> DICOMwebError:
         self._deadline_check()
         chain = causes(error)
+        # From Python 3.12 on, a context manager of urllib3 forms a cycle with the traceback, which would keep this
+        # answer alive until the garbage collector runs.
+        for item in chain:
+            item.__traceback__ = None
         if any(isinstance(item, (TimeoutError, urllib3.exceptions.TimeoutError)) for item in chain):
             return self.error(
                 f"nothing arrived for {self._exchange.read_timeout:g} s after {self.bytes_in} bytes of the answer",
