@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from dicomweb_io.clients.failures import RECOVERABLE, failure_of
+from dicomweb_io.clients.files.client import DICOMfileClient
 from dicomweb_io.clients.pool import WorkCancelled
 from dicomweb_io.clients.protocol import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.clients.queries import make_query
@@ -317,14 +318,7 @@ class InstanceCopier:
         kept: Instance | None = None
         surplus = 0
         try:
-            instances = self._source.iter_instances(
-                reference,
-                media_types=self._media_types,
-                max_element_bytes=self._threshold,
-                spool_directory=self._spool.path,
-                allow_transcoding=self._allow_transcoding,
-            )
-            for instance in instances:
+            for instance in self._instances(reference):
                 if kept is None and instance.reference == reference:
                     kept = instance
                 else:
@@ -343,6 +337,27 @@ class InstanceCopier:
                 retryable=not surplus,
             )
         return kept
+
+    def _instances(self, reference: Resource) -> Iterator[Instance]:
+        source = self._source
+        if isinstance(source, DICOMfileClient) and source.is_local:
+            # The store only reads: a large file of a local folder need not be copied for it. What is borrowed lies
+            # outside of the private directory, so it is never deleted.
+            return source.iter_instances(
+                reference,
+                media_types=self._media_types,
+                max_element_bytes=self._threshold,
+                spool_directory=self._spool.path,
+                allow_transcoding=self._allow_transcoding,
+                borrow=True,
+            )
+        return source.iter_instances(
+            reference,
+            media_types=self._media_types,
+            max_element_bytes=self._threshold,
+            spool_directory=self._spool.path,
+            allow_transcoding=self._allow_transcoding,
+        )
 
     def _store(self, batch: _Batch) -> dict[Resource, CopyResult]:
         results = self._storer.store(batch.instances)
@@ -391,12 +406,12 @@ def expand_reference(client: DICOMClient, reference: Resource) -> Iterator[Resou
         yield reference.instance
         return
     query = make_query("instance", reference.study_instance_uid, reference.series_instance_uid, permissive_uid=True)
-    seen: set[str] = set()
+    # Not by SOP Instance UID alone: some archives hold one in several series (Orthanc does).
+    seen: set[Resource] = set()
     for row in client.iter_search(query):
         found = instance_of_row(row, reference)
-        uid = str(found.sop_instance_uid)
-        if uid not in seen:
-            seen.add(uid)
+        if found not in seen:
+            seen.add(found)
             yield found
 
 

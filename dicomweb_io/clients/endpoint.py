@@ -158,7 +158,11 @@ class Endpoint:
 
 
 def _check_web_url(url: str) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        # Its text may hold the user information.
+        raise ValueError(f"url is not valid: {url.rpartition('@')[2]!r}") from None
     if not parts.hostname:
         raise ValueError(f"url has no host: {url.rpartition('@')[2]!r} (expected https://host[:port][/path])")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.wire.errors import DeadlineExceededError
 
 RECOVERABLE = (OSError, ValueError, EOFError)
 """What an archive, a network, a disk or bad data can raise. (`requests.RequestException` is an `OSError`.)
@@ -34,6 +35,9 @@ def failure_of(
     """
     message = str(error) or type(error).__name__
     retryable = getattr(error, "retryable", None)
+    if isinstance(error, DeadlineExceededError):
+        # It is not tried again at once, because its time is up; later there may be more of it.
+        retryable = True
     if not isinstance(retryable, bool):
         retryable = isinstance(error, (ConnectionError, TimeoutError)) or (
             isinstance(error, OSError) and error.errno in _PASSING

@@ -121,7 +121,8 @@ class NamedSearches(Primitives):
             return list(self.iter_search(query, offset=offset or 0, limit=limit))
         if limit == 0:
             return []
-        return self.search_page(query, offset=offset or 0, limit=limit).rows
+        # Some archives ignore limits.
+        return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
 
     def iter_search_for_studies(
         self, *, limit: int | None = None, offset: int = 0, page_size: int | None = None, **arguments: Any
@@ -167,12 +168,11 @@ class NamedSearches(Primitives):
     def expected_instances(self, resource: Resource) -> Iterator[Resource]:
         """Yields references to the instances that a search lists for a study or series, each once."""
         query = SearchQuery("instance", resource.study_instance_uid, resource.series_instance_uid)
-        seen: set[str] = set()
+        seen: set[Resource] = set()
         for row in self.iter_search(query):
             reference = Resource.of(row)
-            uid = reference.sop_instance_uid
-            if uid is not None and uid not in seen and resource.contains(reference):
-                seen.add(uid)
+            if reference.level == "instance" and reference not in seen and resource.contains(reference):
+                seen.add(reference)
                 yield reference
 
     def missing_instances(self, resource: Resource, received: Iterable[str | Resource | Instance]) -> list[Resource]:

@@ -307,7 +307,8 @@ class _Registry(Generic[R]):
     """Objects by key, made when first wanted and closed when the last user has gone."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may drop a lease, and so release it, on the thread that is just acquiring.
+        self._lock = threading.RLock()
         self._entries: dict[Any, list[Any]] = {}
 
     def acquire(self, key: Any, make: Callable[[], R]) -> R:
@@ -347,7 +348,7 @@ class Lease:
 
     def __init__(self, endpoint: Endpoint, purpose: str, max_bytes: int) -> None:
         self.endpoint = endpoint
-        identity = _identity(endpoint)
+        identity = identity_of(endpoint)
         # A folder needs no connections: all work on it shares one client, and so one index.
         client_key = (identity, purpose if endpoint.is_web else "")
         pool_key = (identity, purpose, max_bytes)
@@ -371,6 +372,11 @@ class Lease:
             _TRAFFIC[self.client] = now
         return {name: number - before.get(name, 0) for name, number in now.items()}
 
+    def take_durations(self) -> list[float]:
+        """Seconds that each request took since this was last asked, by whichever user of the client."""
+        stats = getattr(getattr(self.client, "transport", None), "stats", None)
+        return stats.take_durations() if isinstance(stats, Stats) else []
+
     def close(self) -> None:
         """Gives both back. May be repeated."""
         self._finalizer()
@@ -392,7 +398,8 @@ def shared_client(endpoint: Endpoint, purpose: str = "", *, max_bytes: int = DEF
     return Lease(endpoint, purpose, max_bytes)
 
 
-def _identity(endpoint: Endpoint) -> Any:
+def identity_of(endpoint: Endpoint) -> Any:
+    """A key that equal descriptions have in common, whichever object they are."""
     # Endpoints hold mappings and arbitrary authentication objects, so they cannot be compared; their pickles can. The
     # second round makes the copy of a worker and the original pickle alike.
     try:

@@ -66,6 +66,8 @@ class ServerProfile:
             that could be relied on.
         metadata_bulkdata: Whether metadata refers to large values by BulkDataURI.
         thumbnails: Whether thumbnails exist; None: unknown.
+        changes: How it tells what is new: ``"orthanc"`` (its log of changes beside DICOMweb), ``"azure"`` (a change
+            feed), ``"receive_time"`` (searches by the time it received studies), or None.
     """
 
     name: str
@@ -103,6 +105,7 @@ class ServerProfile:
     identity_tier: Tier = "none"
     metadata_bulkdata: bool = True
     thumbnails: bool | None = None
+    changes: Literal["orthanc", "azure", "receive_time"] | None = None
 
     def page_size(self, level: str) -> int:
         """Rows to ask for per page of a search for ``"study"``, ``"series"`` or ``"instance"``."""
@@ -146,6 +149,7 @@ ORTHANC = ServerProfile(
         "measured on Orthanc 1.10.1 of Debian: percent escapes in a query are taken literally (PatientID=%31 does not "
         "find 1, limit=%31 is 400)",
         "deletion by POST /tools/lookup and DELETE of the native resource (Orthanc Book, REST API; measured)",
+        "changes by GET /changes of the native interface, mapped by POST /tools/bulk-content (measured)",
     ),
     fingerprint=("../system", "ApiVersion"),
     page_sizes=(1000, 1000, 1000),
@@ -162,6 +166,7 @@ ORTHANC = ServerProfile(
     replace="delete",
     delete="orthanc",
     identity_tier="file",
+    changes="orthanc",
 )
 
 DCM4CHEE = ServerProfile(
@@ -175,6 +180,7 @@ DCM4CHEE = ServerProfile(
         "dcm4chee-arc-light issue 3469: a file from another source is ignored, yet reported as stored: no safe replace",
         "attributes of the database are merged into what is served (read): pixels are what is kept",
         "DELETE /studies/UID (read); several instances of one UID list separated by commas (read)",
+        "StudyReceiveDateTime=FROM- as a parameter of searches (read)",
     ),
     page_sizes=(1000, 1000, 1000),
     max_limits=(1000, 1000, 1000),
@@ -190,6 +196,7 @@ DCM4CHEE = ServerProfile(
     count_resources=True,
     metadata_resource=True,
     identity_tier="pixels",
+    changes="receive_time",
 )
 
 DICOMCLOUD = ServerProfile(
@@ -256,6 +263,7 @@ AZURE = ServerProfile(
         "newest first; 409 with reason 45070 for an instance that exists, 45071 while one is pending; PUT /v2/studies "
         "is an upsert; 4 GB per request; JSON answers only; preamble zeroed; metadata without bulk data URIs",
         "microsoft/dicom-server pull request 1364: */* gives the original",
+        "Azure DICOM service change feed (January 2024): startTime, offset and limit up to 200 at /v2/changefeed",
     ),
     fingerprint=("changefeed/latest", "Sequence"),
     page_sizes=(200, 200, 200),
@@ -274,6 +282,7 @@ AZURE = ServerProfile(
     identity_tier="dataset",
     metadata_bulkdata=False,
     thumbnails=False,
+    changes="azure",
 )
 
 HEALTHIMAGING = ServerProfile(

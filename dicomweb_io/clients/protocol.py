@@ -141,7 +141,7 @@ class DICOMClient(Protocol):
             additional_params: Further query parameters.
 
         Yields:
-            `Instance`, each SOP Instance UID once, in the archive's order.
+            `Instance`, each once, in the archive's order.
 
         Raises:
             requests.HTTPError: After all retries. What was yielded before is complete and correct; the exception

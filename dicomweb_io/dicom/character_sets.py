@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from functools import lru_cache
 
@@ -96,7 +95,8 @@ def _codec(name: str) -> str:
     if codec is None or codec == "iso8859":
         return _DEFAULT
     try:
-        codecs.lookup(codec)
-    except LookupError:
+        # Only what decodes texts, and damage with marks: no codec of bytes, and none that knows no such marks.
+        b"A".decode(codec, "replace")
+    except (LookupError, ValueError):
         return _DEFAULT
     return codec

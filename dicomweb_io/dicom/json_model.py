@@ -68,10 +68,8 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        if isinstance(text, str):
-            return json.loads(text.lstrip("\ufeff"))
         try:
-            return json.loads(bytes(text))
+            return json.loads(text.lstrip("\ufeff") if isinstance(text, str) else bytes(text))
         except UnicodeDecodeError as error:
             raise ValueError(f"the text is neither UTF-8 nor UTF-16 nor UTF-32 JSON (byte {error.start})") from None
         except RecursionError:

@@ -1,7 +1,7 @@
-"""Pixel data between transfer syntaxes: what a syntax is called in HTTP, and how it is decoded.
+"""Pixel data between transfer syntaxes: what a syntax is called in HTTP, how it is decoded and encoded anew.
 
 Decoding is pydicom's, with whatever decoder plugins are installed (the extra ``images`` brings them for JPEG, JPEG-LS,
-JPEG 2000 and RLE).
+JPEG 2000, HTJ2K and RLE).
 """
 
 from __future__ import annotations
@@ -9,6 +9,15 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from dicomweb_io.dicom.frame_encoding import (
+    ENCODINGS,
+    encode_all_frames,
+    encode_frame,
+    interleaved,
+    missing_library,
+    safest_plugin,
+    to_colour_by_pixel,
+)
 from dicomweb_io.dicom.frames import native_to_little_endian
 from dicomweb_io.dicom.json_values import swap_words
 from dicomweb_io.dicom.media_types import EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM
@@ -19,15 +28,9 @@ if TYPE_CHECKING:
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = frozenset(("1.2.840.10008.1.2.1.99",))
-TARGETS = (
-    EXPLICIT_VR_LITTLE_ENDIAN,
-    "1.2.840.10008.1.2.1.99",
-    "1.2.840.10008.1.2.5",
-    "1.2.840.10008.1.2.4.80",
-    "1.2.840.10008.1.2.4.90",
-)
-"""Transfer syntaxes that can be written without loss: Explicit VR Little Endian, Deflated, RLE, and with the extra
-``images`` JPEG-LS and JPEG 2000."""
+TARGETS = (EXPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.1.99", *ENCODINGS)
+"""Transfer syntaxes that can be written, all without loss: Explicit VR Little Endian, Deflated, RLE, with the extra
+``images`` JPEG-LS and JPEG 2000, and with the extra ``htj2k`` High-Throughput JPEG 2000."""
 
 NATIVE = frozenset((IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)) | DEFLATED
 
@@ -109,32 +112,68 @@ def decode_frame(dataset: Dataset, number: int) -> bytes:
     Raises:
         TranscodingError: If no installed decoder can.
     """
+    return _decoded(dataset, number)[0]
+
+
+def recode_frame(header: Dataset, content: bytes, stored: str, wanted: str) -> bytes:
+    """Brings one frame from one transfer syntax into another one, without loss of what is stored.
+
+    Args:
+        header: The dataset without its pixel data; it is not changed.
+        content: The frame as stored, native ones in little endian.
+        stored: Its transfer syntax.
+        wanted: One of `dicomweb_io.dicom.frame_encoding.ENCODINGS`.
+
+    Raises:
+        TranscodingError: If it cannot be decoded, or not be encoded so.
+    """
+    image = with_one_frame(header, content, stored)
+    if stored not in NATIVE:
+        plain, found = _decoded(image, 1)
+        # What decoders give is colour by pixel, at full resolution, in the colours that the image has.
+        image = with_one_frame(header, plain, EXPLICIT_VR_LITTLE_ENDIAN)
+        image.BitsAllocated = int(found["bits_allocated"])
+        image["PixelData"].VR = "OW" if image.BitsAllocated > 8 else "OB"
+        image.PhotometricInterpretation = str(found["photometric_interpretation"])
+        if int(image.get("SamplesPerPixel", 1)) > 1:
+            image.PlanarConfiguration = int(found["planar_configuration"])
+    try:
+        to_colour_by_pixel(image)
+        return encode_frame(image, 1, wanted)
+    except Exception as error:
+        # Encoder plugins raise whatever their libraries do.
+        raise TranscodingError(f"it cannot be re-encoded in {wanted}: {error_summary(error)}") from None
+
+
+def _decoded(dataset: Dataset, number: int) -> tuple[bytes, dict[str, Any]]:
+    """A frame's native bytes, and how they are laid out, in the words of pydicom's decoders."""
     from pydicom.pixels.decoders.base import get_decoder
 
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
-        content, found = decoder.as_buffer(dataset, index=number - 1, raw=True)
+        plugin = safest_plugin(decoder.available_plugins)
+        content, properties = decoder.as_buffer(dataset, index=number - 1, raw=True, decoding_plugin=plugin)
+        found = dict(properties)
     except Exception as error:
         # Decoder plugins raise whatever their libraries do.
         raise TranscodingError(f"frame {number} in {syntax} cannot be decoded: {error_summary(error)}") from None
     samples = int(dataset.get("SamplesPerPixel", 1))
     if samples > 1 and found.get("planar_configuration") == 1 and not dataset.get("PlanarConfiguration", 0):
         # RLE keeps colours in planes whatever the dataset says of the image.
-        return _interleaved(bytes(content), samples, int(found["bits_allocated"]) // 8)
-    return bytes(content)
+        found["planar_configuration"] = 0
+        return interleaved(bytes(content), samples, int(found["bits_allocated"]) // 8), found
+    return bytes(content), found
 
 
-def _interleaved(planes: bytes, samples: int, width: int) -> bytes:
-    """Colour by pixel from colour by plane."""
-    length = len(planes) // samples
-    result = bytearray(len(planes))
-    for sample in range(samples):
-        for byte in range(width):
-            result[sample * width + byte :: samples * width] = planes[
-                sample * length + byte : (sample + 1) * length : width
-            ]
-    return bytes(result)
+def decoding_plugin(transfer_syntax_uid: str) -> str:
+    """The decoder plugin of pydicom to use for a transfer syntax; empty if pydicom may say what is missing."""
+    from pydicom.pixels.decoders.base import get_decoder
+
+    try:
+        return safest_plugin(get_decoder(transfer_syntax_uid).available_plugins)
+    except NotImplementedError:
+        return ""
 
 
 def to_explicit_little_endian(file: BinaryIO, transfer_syntax_uid: str) -> bytes:
@@ -157,13 +196,15 @@ def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
 
     if wanted not in TARGETS:
         raise TranscodingError(f"{wanted} cannot be written")
+    missing = missing_library(wanted) if wanted in ENCODINGS else None
+    if missing is not None:
+        raise TranscodingError(missing)
     try:
         dataset = pydicom.dcmread(file, force=True)
         syntax = pydicom.uid.UID(stored)
         dataset.file_meta.TransferSyntaxUID = syntax
         if syntax.is_encapsulated:
-            # The identity of the instance stays: it is the same image in another encoding.
-            dataset.decompress(generate_instance_uid=False)
+            _decompress(dataset)
         # Going through all elements decodes them: undecoded ones would be written as they were.
         for element in dataset.iterall():
             if syntax == EXPLICIT_VR_BIG_ENDIAN and isinstance(element.value, bytes):
@@ -183,7 +224,7 @@ def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
         if wanted in DEFLATED:
             plain.file_meta.TransferSyntaxUID = pydicom.uid.UID(wanted)
         elif "PixelData" in plain:
-            plain.compress(wanted, generate_instance_uid=False)
+            encode_all_frames(plain, wanted)
         else:
             raise TranscodingError(f"without pixel data it has no form {wanted}")
         result = io.BytesIO()
@@ -194,6 +235,29 @@ def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
         # pydicom and its plugins raise whatever their libraries do.
         raise TranscodingError(f"it cannot be re-encoded in {wanted}: {error_summary(error)}") from None
     return result.getvalue()
+
+
+def _decompress(dataset: Dataset) -> None:
+    """Decodes the pixel data in place; colours become RGB. It stays the same instance in another encoding.
+
+    pydicom's own `decompress` leaves extended offset tables behind, and cannot correct the sign of JPEG 2000 images
+    that Pillow decoded.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    pixels, found = get_decoder(syntax).as_array(dataset, decoding_plugin=decoding_plugin(syntax))
+    content = pixels.tobytes()
+    dataset.PixelData = content + b"\0" * (len(content) % 2)
+    dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    dataset["PixelData"].is_undefined_length = False
+    dataset.BitsAllocated = pixels.itemsize * 8
+    dataset.PhotometricInterpretation = str(found["photometric_interpretation"])
+    if int(dataset.get("SamplesPerPixel", 1)) > 1:
+        dataset.PlanarConfiguration = 0
+    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        if table in dataset:
+            del dataset[table]
 
 
 def _little_endian(element: Any, bits_allocated: int) -> bytes:

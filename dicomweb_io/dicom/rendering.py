@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dicomweb_io.dicom.pixels import error_summary
+from dicomweb_io.dicom.pixels import decoding_plugin, error_summary
 
 if TYPE_CHECKING:
     import numpy
@@ -204,7 +204,10 @@ def _frame_image(dataset: Dataset, number: int, options: RenderingOptions) -> Im
     if int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) > _PIXELS_PER_IMAGE:
         raise RenderingError("the image is larger than 268 million pixels; ask for its frames instead")
     photometric = str(dataset.get("PhotometricInterpretation", ""))
-    values = pixel_array(dataset, index=0) if "PixelData" in dataset else _float_pixels(dataset)
+    if "PixelData" in dataset:
+        values = pixel_array(dataset, index=0, decoding_plugin=decoding_plugin(dataset.file_meta.TransferSyntaxUID))
+    else:
+        values = _float_pixels(dataset)
     if photometric == "PALETTE COLOR":
         colours = apply_color_lut(values, dataset)
         image = Image.fromarray(_to_bytes(colours, 16 if colours.dtype.itemsize == 2 else 8), "RGB")

@@ -65,7 +65,7 @@ def _item(item: Dataset, depth: int) -> Iterator[str]:
     kind = str(item.get("ValueType", ""))
     if kind == "CONTAINER":
         level = min(depth, 6)
-        yield f"<section><h{level}>{name}</h{level}>\n"
+        yield f"<section><h{level}>{name}</h{level}>\n" if name else "<section>\n"
         yield from _children(item, depth + 1)
         yield "</section>\n"
         return

@@ -78,7 +78,7 @@ ORTHANC = manners(
         "quoted_boundary": _measured(False),
         "part_headers": _measured(("length", "mime")),
         "part_syntax": _measured(False),
-        "root_syntax": _measured(True, f"{_ORTHANC}: type=\"image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50\""),
+        "root_syntax": _measured(True, f'{_ORTHANC}: type="image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50"'),
         "close_delimited": _measured(True),
         "metadata_syntax": _measured(False),
         "frames_missing": _measured(400),

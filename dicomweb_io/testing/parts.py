@@ -105,7 +105,8 @@ def multipart_answer(
     cut = exchange.fault("cut_part")
     cut_number = int(cut.options["part"]) if cut else None
     close = manners.close_delimited and len(started) > 1
-    if len(started) == 1 and manners.known_length == "single" and complete and cut is None:
+    doubled = exchange.fault("duplicate_part") is not None
+    if len(started) == 1 and manners.known_length == "single" and complete and cut is None and not doubled:
         heads = len(_head(started[0], manners, boundary, first=True))
         headers["Content-Length"] = str(heads + started[0].size + len(boundary) + 8)
     # Content-Length stands above for: head, content, CRLF, and the closing delimiter with its line end.

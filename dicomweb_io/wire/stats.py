@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import dataclass
+
+_MOST_DURATIONS = 4096
 
 
 @dataclass
@@ -15,7 +18,8 @@ class Stats:
         retries: How often something was tried again.
         bytes_in: Bytes of bodies received, before decompression.
         bytes_out: Bytes sent, headers included.
-        throttled_seconds: Seconds that threads waited for the rate limit or a Retry-After of another request.
+        throttled_seconds: Seconds that threads waited for the rate limit, a Retry-After of another request, or because
+            the server had been overloaded.
     """
 
     requests: int = 0
@@ -25,7 +29,23 @@ class Stats:
     throttled_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close an abandoned answer, which counts, on the thread that is counting.
+        self._lock = threading.RLock()
+        self._durations: deque[float] = deque(maxlen=_MOST_DURATIONS)
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a request took, from sending until the answer was read or given up."""
+        self._durations.append(seconds)
+
+    def take_durations(self) -> list[float]:
+        """Seconds of each request since this was last asked; of very many only the latest."""
+        taken = []
+        while self._durations:
+            try:
+                taken.append(self._durations.popleft())
+            except IndexError:
+                break  # Another thread was quicker.
+        return taken
 
     def add(self, **amounts: float) -> None:
         """Adds to some of the numbers."""

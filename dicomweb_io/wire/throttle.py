@@ -12,12 +12,18 @@ from dicomweb_io.wire.retry import Deadline
 
 
 class Slot:
-    """The right to have one request in flight; released once, from any thread."""
+    """The right to have one request in flight; released once, from any thread.
 
-    def __init__(self, throttle: Throttle, thread: int) -> None:
+    Attributes:
+        waited: Seconds that it came later because the server had been overloaded.
+    """
+
+    def __init__(self, throttle: Throttle, thread: int, era: int, waited: float) -> None:
         self._throttle = throttle
         self._thread = thread
+        self._era = era
         self._held = True
+        self.waited = waited
 
     def release(self) -> None:
         """Gives it back; a second call does nothing."""
@@ -35,6 +41,10 @@ class Slot:
 class Throttle:
     """Bounds what all threads of one transport do together.
 
+    A server that answers 429 or 503 is overloaded: from then on half as many requests are in flight at once, at least
+    one, and with each as many answers as are in flight one more again (additive increase, multiplicative decrease). So
+    a server that names no time to wait gets the rest it needs.
+
     Args:
         max_in_flight: Requests at once, from sending until the body was read.
         requests_per_second: Requests begun per second, on average; bursts of up to one second's worth (at least one
@@ -47,6 +57,8 @@ class Throttle:
         if requests_per_second is not None and not requests_per_second > 0:
             raise ValueError(f"requests_per_second must be positive, not {requests_per_second!r}")
         self._max_in_flight = max_in_flight
+        self._limit = float(max_in_flight)
+        self._era = 0
         self._rate = requests_per_second
         self._burst = max(1.0, requests_per_second or 1.0)
         self._tokens = self._burst
@@ -61,6 +73,11 @@ class Throttle:
         """How many slots are taken."""
         return self._in_flight
 
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight now."""
+        return int(self._limit)
+
     def acquire(self, deadline: Deadline) -> Slot:
         """Waits for a slot.
 
@@ -71,13 +88,38 @@ class Throttle:
             DeadlineExceededError: If none becomes free in time.
         """
         me = threading.get_ident()
+        waited = 0.0
         with self._condition:
-            while self._in_flight >= self._max_in_flight and not self._holders[me]:
+            while self._in_flight >= self.limit and not self._holders[me]:
+                # Only what the server's state costs counts as throttled, not the user's own limit.
+                overloaded, began = self._in_flight < self._max_in_flight, time.monotonic()
                 if not self._condition.wait(deadline.remaining()) and deadline.expired:
-                    raise deadline.error(f"waiting for one of {self._max_in_flight} requests in flight to end")
+                    # A slot that became free in this very moment was announced to this thread, which does not take it.
+                    self._condition.notify()
+                    raise deadline.error(f"waiting for one of {self.limit} requests in flight to end")
+                waited += time.monotonic() - began if overloaded else 0.0
             self._in_flight += 1
             self._holders[me] += 1
-        return Slot(self, me)
+            return Slot(self, me, self._era, waited)
+
+    def answered(self, slot: Slot, status: int | None) -> None:
+        """Learns from an answer how much the server can take; to be called before the slot is released.
+
+        Args:
+            slot: The request's.
+            status: The HTTP status; None, if there was no answer, tells nothing.
+        """
+        with self._condition:
+            if status in (429, 503):
+                # Requests that were under way already when the limit was lowered say nothing new.
+                if slot._era == self._era:
+                    self._limit = max(1.0, self._limit / 2)
+                    self._era += 1
+            elif status is not None and status < 500 and self._limit < self._max_in_flight:
+                before = self.limit
+                self._limit = min(float(self._max_in_flight), self._limit + 1 / self._limit)
+                if self.limit > before:
+                    self._condition.notify()
 
     def _release(self, slot: Slot) -> None:
         with self._condition:

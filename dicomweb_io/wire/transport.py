@@ -440,14 +440,16 @@ class Transport:
         exchange = Exchange(deadline.at, read)
 
         def finished(status: int | None, bytes_in: int) -> None:
+            self._throttle.answered(slot, status)
             slot.release()
+            seconds = time.monotonic() - started
             self.stats.add(bytes_in=bytes_in, bytes_out=exchange.bytes_out)
+            self.stats.took(seconds)
             if self._observer is not None:
-                seconds = time.monotonic() - started
                 self._observer(RequestRecord(method, safe_url(url), status, seconds, bytes_in, exchange.bytes_out))
 
         try:
-            self.stats.add(throttled_seconds=self._throttle.pace(deadline))
+            self.stats.add(throttled_seconds=slot.waited + self._throttle.pace(deadline))
             headers = {**self._headers} if own else {}
             for name, value in call.headers.items():
                 if own or name.lower() in _NEUTRAL_HEADERS:

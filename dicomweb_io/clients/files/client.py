@@ -152,6 +152,11 @@ class DICOMfileClient(ClientBase):
         """The folder as a URL, without user information."""
         return self._folder.base_url
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on this computer, so that their paths can be lent (``borrow`` in `iter_instances`)."""
+        return self._folder.is_local
+
     def close(self) -> None:
         """Closes the index. The client can be used again: it then opens the index anew."""
         with self._lock:
@@ -189,6 +194,7 @@ class DICOMfileClient(ClientBase):
             in_memory=self._in_memory,
             duplicates=self._duplicates,
             rebuild=self._recreate_db,
+            tidy=not self._readonly,
         )
         self._recreate_db = False
         return index
@@ -339,8 +345,8 @@ class DICOMfileClient(ClientBase):
             media_types: ``application/dicom`` with a transfer syntax: of what an installed decoder reads, those of
                 `dicomweb_io.dicom.pixels.TARGETS`. By default, and for ``"*"``, the stored file.
             max_element_bytes: Larger files are yielded by path.
-            spool_directory: Where such a file gets a name that the caller then owns: a hard link where that is possible
-                (do not write to it), else a copy.
+            spool_directory: Where such a file is copied to; the caller owns the copy. Where the filesystem can share
+                blocks between files (Btrfs, XFS), the copy takes next to no time and no space.
             allow_transcoding: Of no effect: the stored form is always to be had.
             additional_params: Of no effect.
             borrow: Yield a larger file by its own path instead: the caller must neither change nor delete it.
@@ -379,7 +385,9 @@ class DICOMfileClient(ClientBase):
         Args:
             resource: A reference to frames.
             media_types: By default frames come as they are stored, native ones as little-endian octets. The type
-                ``application/octet-stream`` without ``"*"`` asks for decoded pixels.
+                ``application/octet-stream`` without ``"*"`` asks for decoded pixels; ``image/dicom-rle``,
+                ``image/jls``, ``image/jp2`` and ``image/jphc`` re-encode without loss what is stored otherwise (see
+                `dicomweb_io.dicom.pixels.TARGETS` for the libraries that it takes).
             additional_params: Of no effect.
 
         Raises:

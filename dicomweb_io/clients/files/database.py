@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x44574946
 _BUSY_SECONDS = 60.0
+# UIDs come in no order: while an index of 100,000 files is built, the tables of its keys have to stay in memory.
+_WRITER_CACHE_KIB = 64_000
 _SECRET_WORDS = ("secret", "key", "token", "password", "credential", "sas")
 
 _SCHEMA = """
@@ -192,7 +194,7 @@ class Database:
 
     def _connect_shared(self, path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        writer = _connect(str(path))
+        writer = _connect(str(path), cache_kib=_WRITER_CACHE_KIB)
         try:
             if writer.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise OSError("SQLite has no write-ahead log there")
@@ -256,12 +258,12 @@ def discard(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def _connect(target: str) -> sqlite3.Connection:
+def _connect(target: str, cache_kib: int = 16_000) -> sqlite3.Connection:
     connection = sqlite3.connect(
         target, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     # In the write-ahead log NORMAL loses nothing when a process dies, and is not damaged when the power goes.
-    for pragma in ("synchronous = NORMAL", "temp_store = MEMORY", "cache_size = -16000"):
+    for pragma in ("synchronous = NORMAL", "temp_store = MEMORY", f"cache_size = -{cache_kib}"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
 

@@ -85,6 +85,7 @@ class Index:
         in_memory: Keep a private index in memory.
         duplicates: The rule for files with one SOP Instance UID.
         rebuild: Throw away what is there.
+        tidy: Remove from the folder the temporary files of writers that died.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Index:
         in_memory: bool = False,
         duplicates: Duplicates = "first",
         rebuild: bool = False,
+        tidy: bool = False,
     ) -> None:
         self.folder = folder
         self.lock = threading.RLock()
@@ -102,6 +104,7 @@ class Index:
         self._place = place
         self._in_memory = in_memory
         self._duplicates = duplicates
+        self._tidy = tidy
         self._views = Views(folder, duplicates)
         self._fragments: dict[int, bytes] = {}
         if rebuild and place is not None:
@@ -186,9 +189,10 @@ class Index:
         }
         everything = not self._is_complete()
         changed: list[FileStat | Problem] = []
+        abandoned: list[str] | None = [] if self._tidy else None
         files = 0
         try:
-            for found in self.folder.walk():
+            for found in self.folder.walk(abandoned):
                 files += 1
                 size, version = (found.size, found.version) if isinstance(found, FileStat) else (-1, found.reason)
                 old = known.pop(path_key(found.path), None)
@@ -199,6 +203,8 @@ class Index:
                 self._remove([number for number, _, _ in known.values()], set())
                 self._finish(None)
             raise
+        if abandoned:
+            self.folder.sweep(abandoned)
         gone = [number for number, _, _ in known.values()]
         if changed or gone or everything:
             touched: Touched = set()

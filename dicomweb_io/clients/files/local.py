@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import stat as stat_modes
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from dicomweb_io.clients.files.location import FileStat, Folder, Problem, is_temporary, temporary_name
+from dicomweb_io.clients.files.location import (
+    ABANDONED_SECONDS,
+    FileStat,
+    Folder,
+    Problem,
+    is_temporary,
+    temporary_name,
+)
+
+logger = logging.getLogger(__name__)
 
 _COPY_CHUNK = 1 << 20
 _LINK_UNSUPPORTED = {
@@ -45,7 +56,7 @@ class LocalFolder(Folder):
         """Whether the directory exists."""
         return os.path.isdir(self.url)
 
-    def walk(self) -> Iterator[FileStat | Problem]:
+    def walk(self, abandoned: list[str] | None = None) -> Iterator[FileStat | Problem]:
         """Yields every file; symbolic links are followed, loops are not."""
         if os.path.isfile(self.url):
             raise NotADirectoryError(errno.ENOTDIR, "a folder is needed, but this is a file", self.url)
@@ -72,6 +83,8 @@ class LocalFolder(Folder):
                         yield Problem(prefix + name, f"cannot be read: {error.strerror or error}")
                         continue
                     if name.startswith(".") and is_temporary(name):
+                        if abandoned is not None and time.time() - found.st_mtime > ABANDONED_SECONDS:
+                            abandoned.append(prefix + name)
                         continue
                     if not stat_modes.S_ISREG(found.st_mode):
                         yield Problem(prefix + name, "not a regular file")
@@ -123,6 +136,14 @@ class LocalFolder(Folder):
                 os.unlink(temporary)
             except FileNotFoundError:
                 pass  # It was moved to its final name, or never made.
+
+    def sweep(self, abandoned: list[str]) -> None:
+        """Removes what writers that died left behind, and directories that become empty."""
+        for path in abandoned:
+            try:
+                self.remove(path)
+            except OSError as error:
+                logger.info("the abandoned temporary file %s cannot be removed: %s", self._path(path), error.strerror)
 
     def remove(self, path: str) -> bool:
         """Removes a file and what becomes empty."""

@@ -14,6 +14,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 _TEMPORARY = re.compile(r"\.[^/]*\.[0-9a-f]{16}\.part\Z")
 
+ABANDONED_SECONDS = 24 * 3600
+"""A temporary file that was not written to for so long belongs to a writer that died, whatever the clocks say."""
+
 
 class FileStat(NamedTuple):
     """One file of a listing.
@@ -67,8 +70,11 @@ class Folder:
         """The folder as a URL without user information, query and trailing slash."""
         raise NotImplementedError
 
-    def walk(self) -> Iterator[FileStat | Problem]:
+    def walk(self, abandoned: list[str] | None = None) -> Iterator[FileStat | Problem]:
         """Yields every file, and what cannot be looked at; hidden directories and temporary files are left out.
+
+        Args:
+            abandoned: Takes the paths of temporary files that no writer has touched for `ABANDONED_SECONDS`.
 
         Raises:
             FileNotFoundError: If the folder itself does not exist.
@@ -106,6 +112,9 @@ class Folder:
             OSError: If it could not be written; nothing is left behind.
         """
         raise NotImplementedError
+
+    def sweep(self, abandoned: list[str]) -> None:
+        """Removes temporary files that `walk` found abandoned. One that cannot be removed stays: it does no harm."""
 
     def remove(self, path: str) -> bool:
         """Removes a file, and directories that become empty with it; False if it was not there."""

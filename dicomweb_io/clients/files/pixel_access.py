@@ -10,12 +10,13 @@ from dicomweb_io.clients.files.errors import FileClientError, http_error
 from dicomweb_io.clients.files.index import Index, IndexedFile
 from dicomweb_io.clients.files.retrieve import FolderReader, reference_of, uri_maker
 from dicomweb_io.dicom import frames as locate
+from dicomweb_io.dicom.frame_encoding import ENCODINGS, missing_library
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_model import BulkDataPlace, encode
 from dicomweb_io.dicom.json_values import swap_words
 from dicomweb_io.dicom.media_types import EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM, MediaType
 from dicomweb_io.dicom.part10 import read_range
-from dicomweb_io.dicom.pixels import TranscodingError, decode_frame, media_type_of, with_one_frame
+from dicomweb_io.dicom.pixels import TranscodingError, decode_frame, media_type_of, recode_frame, with_one_frame
 from dicomweb_io.elements import Bulkdata, Frame, JSONDataset, Resource
 
 _PIXEL_DATA, _FLOAT_PIXEL_DATA, _DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
@@ -49,10 +50,16 @@ class PixelAccess:
         instance = reference_of(file)
         with self._reader.open(file) as opened:
             image = _Image(file, opened, self._scan(file, opened), self._index)
-            decode = image.encapsulated and _wants_decoded(wishes, file.syntax)
-            if not decode and wishes and not _offers(wishes, image.stored_type, image.stored_syntax):
-                raise self._error(406, instance, f"its frames are stored as {image.stored_type} ({file.syntax}) only")
-            header = self._header(file) if decode else None
+            form = _form(wishes, image)
+            if form is None:
+                raise self._error(
+                    406,
+                    instance,
+                    f"its frames are stored as {image.stored_type} ({file.syntax}), and can be had as "
+                    f"{OCTET_STREAM}, {', '.join(map(media_type_of, ENCODINGS))} too",
+                )
+            syntax, media_type = form
+            header = self._header(file) if syntax != image.stored_syntax else None
             for number in numbers:
                 reference = Resource(
                     instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid, (number,)
@@ -60,16 +67,15 @@ class PixelAccess:
                 try:
                     locate.check_frame_number(image.description.number_of_frames, number)
                     content = image.frame(number)
-                    if header is not None:
+                    if header is not None and syntax in ENCODINGS:
+                        content = recode_frame(header, content, image.stored_syntax, syntax)
+                    elif header is not None:
                         content = decode_frame(with_one_frame(header, content, file.syntax), 1)
                 except locate.FrameError as error:
                     raise self._error(404, reference, str(error)) from None
                 except TranscodingError as error:
                     raise self._error(406, reference, str(error)) from None
-                if decode:
-                    yield Frame(reference, EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM, content)
-                else:
-                    yield Frame(reference, image.stored_syntax, image.stored_type, content)
+                yield Frame(reference, syntax, media_type, content)
 
     def _scan(self, file: IndexedFile, opened: BinaryIO) -> HeaderScan:
         scan = self._index.scan_of(file.id)
@@ -223,17 +229,29 @@ def _description(dataset: JSONDataset, pixel_tag: int) -> locate.PixelDescriptio
     )
 
 
-def _wants_decoded(wishes: Sequence[MediaType], syntax: str) -> bool:
-    """Whether the first wish that can be met asks for plain pixels instead of the compressed form that is stored."""
+def _form(wishes: Sequence[MediaType], image: _Image) -> tuple[str, str] | None:
+    """Transfer syntax and media type of the first wish that can be met: as stored, decoded, or encoded anew."""
+    stored = image.stored_syntax, image.stored_type
+    if not wishes:
+        return stored
+    possible: tuple[str, str] | None = None
     for wish in wishes:
-        if wish.name in (OCTET_STREAM, "application/*") and wish.transfer_syntax_uid in (
-            None,
-            EXPLICIT_VR_LITTLE_ENDIAN,
+        wanted = wish.with_default.transfer_syntax_uid
+        if (
+            image.encapsulated
+            and wish.name in (OCTET_STREAM, "application/*")
+            and wish.transfer_syntax_uid in (None, EXPLICIT_VR_LITTLE_ENDIAN)
         ):
-            return True
-        if _offers([wish], media_type_of(syntax), syntax):
-            return False
-    return False
+            return EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM
+        if _offers([wish], image.stored_type, image.stored_syntax):
+            return stored
+        if wanted in ENCODINGS and wish.name in (media_type_of(wanted), "image/*", "*/*"):
+            form = wanted, media_type_of(wanted)
+            if missing_library(wanted) is None:
+                return form
+            # A later wish may be met; if none is, this one's error says what is missing.
+            possible = possible or form
+    return possible
 
 
 def _offers(wishes: Sequence[MediaType], media_type: str, syntax: str) -> bool:

@@ -57,8 +57,8 @@ class RemoteFolder(Folder):
         filesystem.invalidate_cache()
         return not root or bool(filesystem.isdir(root))
 
-    def walk(self) -> Iterator[FileStat | Problem]:
-        """Yields every object below the prefix, from one listing."""
+    def walk(self, abandoned: list[str] | None = None) -> Iterator[FileStat | Problem]:
+        """Yields every object below the prefix, from one listing. Writers leave no temporary objects behind."""
         filesystem, root = self._resolve()
         filesystem.invalidate_cache()
         found = filesystem.find(root, detail=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import secrets
@@ -12,12 +13,15 @@ from typing import Any, BinaryIO
 from dicomweb_io.clients.files.errors import FileClientError, http_error
 from dicomweb_io.clients.files.index import IndexedFile
 from dicomweb_io.clients.files.location import FileStat, Folder
+from dicomweb_io.dicom.frame_encoding import ENCODINGS, missing_library
 from dicomweb_io.dicom.json_model import BulkDataPlace, encode
 from dicomweb_io.dicom.media_types import DICOM, MediaType, parse_media_types
 from dicomweb_io.dicom.pixels import TARGETS, TranscodingError, transcode
 from dicomweb_io.elements import Instance, JSONDataset, Resource
 
 _AVAILABLE_TRANSFER_SYNTAX_UID = "00083002"
+# Between filesystems, from special ones, or on old kernels: then bytes are read and written.
+_NOT_COPYABLE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 
 def reference_of(file: IndexedFile) -> Resource:
@@ -126,22 +130,15 @@ class FolderReader:
         return Instance(reference, file.syntax, path=path, sop_class_uid=file.sop_class)
 
     def _copy(self, file: IndexedFile, path: str) -> None:
-        """Puts a file into the spool: by a further name where that is possible, else by copying."""
-        if self._folder.is_local:
-            try:
-                os.link(os.path.realpath(self._folder.location_of(file.path)), path)
-            except OSError:
-                pass  # Another filesystem, or one without links: copy.
-            else:
-                found = os.stat(path)
-                if found.st_size == file.size and file.version in ("!", str(found.st_mtime_ns)):
-                    return
-                os.unlink(path)
-                raise self._changed(file)
+        """Copies a file into the spool. Never a further name of it: whoever owns the copy may write to it."""
         try:
             with self.open(file) as source, _created(path) as target:
+                if self._folder.is_local:
+                    _copy_in_kernel(source.fileno(), target.fileno(), file.size)
+                    source.seek(target.seek(0, os.SEEK_END))
                 shutil.copyfileobj(source, target, 1 << 20)
                 size = target.tell()
+                self._check(file, source)
             if size != file.size:
                 raise self._changed(file)
         except BaseException:
@@ -153,13 +150,19 @@ class FolderReader:
         """The transfer syntax to re-encode in, by the first wish that can be met; None for the stored form."""
         if not wishes:
             return None
+        possible: str | None = None
         for wish in wishes:
             wanted = wish.with_default.transfer_syntax_uid
             # A wish for anything at all, or for what is there.
             if wanted in (None, "*", file.syntax):
                 return None
             if wanted in TARGETS:
-                return wanted
+                possible = possible or wanted
+                # A later wish may be met where a library for this one is missing.
+                if wanted not in ENCODINGS or missing_library(wanted) is None:
+                    return wanted
+        if possible is not None:
+            return possible
         asked = ", ".join(dict.fromkeys(str(wish.transfer_syntax_uid) for wish in wishes))
         raise self._error(
             406,
@@ -203,6 +206,22 @@ def _spool_path(reference: Resource, size: int, limit: int, directory: str | Non
 
 def _created(path: str) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "wb")
+
+
+def _copy_in_kernel(source: int, target: int, size: int) -> None:
+    """Copies what the system can copy by itself, as shared blocks where the filesystem has them; maybe nothing."""
+    copy = getattr(os, "copy_file_range", None)
+    done = 0
+    while copy is not None and done < size:
+        try:
+            count = copy(source, target, size - done, offset_src=done, offset_dst=done)
+        except OSError as error:
+            if error.errno not in _NOT_COPYABLE:
+                raise
+            return
+        if not count:
+            return
+        done += count
 
 
 def instance_wishes(media_types: Any) -> tuple[MediaType, ...]:

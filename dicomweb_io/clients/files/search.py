@@ -101,7 +101,8 @@ class Searcher:
         plan = _plan(query)
         found = self._matches(plan)
         part = found[offset:] if limit is None else found[offset : offset + limit]
-        rows = list(self._rows(plan, part))
+        with _collector_paused():
+            rows = list(self._rows(plan, part))
         return SearchPage(rows, offset, limit, total=len(found), more=offset + len(part) < len(found))
 
     def iterate(
@@ -112,7 +113,9 @@ class Searcher:
         found = self._matches(plan)
         part = found[offset:] if limit is None else found[offset : offset + limit]
         for start in range(0, len(part), page_size or _CHUNK):
-            yield from self._rows(plan, part[start : start + (page_size or _CHUNK)])
+            with _collector_paused():
+                rows = list(self._rows(plan, part[start : start + (page_size or _CHUNK)]))
+            yield from rows
 
     def count(self, query: SearchQuery) -> int:
         """How many rows a query has."""
@@ -237,9 +240,7 @@ class Searcher:
             elif plan.query.level == "series":
                 yield from self._series_rows(plan, part)
             else:
-                with _collector_paused():
-                    rows = self._instance_rows(plan, part)
-                yield from rows
+                yield from self._instance_rows(plan, part)
 
     def _study_rows(self, plan: _Plan, numbers: Sequence[int]) -> Iterator[JSONDataset]:
         rows = {

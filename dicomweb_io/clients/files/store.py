@@ -66,11 +66,19 @@ def is_layout_path(path: str) -> bool:
 
 
 def has_other_layout(folder: Folder) -> bool:
-    """Whether a folder holds files that were not stored under `layout_path`; one that does not exist holds none."""
+    """Whether a folder holds files that were not stored under `layout_path`; one that does not exist holds none.
+
+    For writers: what dead ones left behind is removed on the way.
+    """
+    abandoned: list[str] = []
     try:
-        return any(not isinstance(found, Problem) and not is_layout_path(found.path) for found in folder.walk())
+        return any(
+            not isinstance(found, Problem) and not is_layout_path(found.path) for found in folder.walk(abandoned)
+        )
     except FileNotFoundError:
         return False
+    finally:
+        folder.sweep(abandoned)
 
 
 class FolderStore:

@@ -102,6 +102,8 @@ class BulkdataRetriever:
             if answer.status == 204:
                 return
             content_type = self._service.content_type(answer)
+            if answer.status == 206 and byte_range is None:
+                raise answer.error("the answer is partial (206), but the whole was asked for", ResponseIncompleteError)
             if byte_range is None or answer.status == 206:
                 _check_range(answer, byte_range)
                 yield from self._parts(answer, content_type, url)
@@ -136,11 +138,17 @@ class BulkdataRetriever:
 
 
 def _check_range(answer: StreamedAnswer, byte_range: tuple[int, int | None] | None) -> None:
-    match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
-    if byte_range is not None and match is not None and int(match[1]) != byte_range[0]:
-        raise answer.error(
-            f"asked for bytes from {byte_range[0]} on, got them from {match[1]} on", MalformedResponseError
-        )
+    match = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("Content-Range") or "")
+    if byte_range is None or match is None:
+        return
+    first, last = byte_range
+    if int(match[1]) != first:
+        raise answer.error(f"asked for bytes from {first} on, got them from {match[1]} on", MalformedResponseError)
+    ends = [] if last is None else [last]
+    if match[3] != "*":
+        ends.append(int(match[3]) - 1)
+    if ends and int(match[2]) < min(ends):
+        raise answer.error(f"asked for bytes up to {min(ends)}, got them up to {match[2]}", ResponseIncompleteError)
 
 
 def range_header(byte_range: tuple[int, int | None]) -> str:

@@ -12,6 +12,7 @@ from dicomweb_io.elements import Resource
 from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError
 from dicomweb_io.wire.transport import Answer
 
+_NO_INTERFACE = (404, 405)
 _ORTHANC_TYPES = {"study": "Study", "series": "Series", "instance": "Instance"}
 
 
@@ -35,18 +36,25 @@ class Deleter:
             raise ValueError(
                 f"servers with the profile {profile.name!r} delete nothing by DICOMweb; use the server's own interface"
             )
-        if profile.delete == "orthanc":
-            self._delete_in_orthanc(resource)
+        # The address alone may make a server look like Orthanc: one without its interface is asked by DICOMweb.
+        if profile.delete == "orthanc" and self._delete_in_orthanc(resource):
             return
         url = with_query(self._service.urls.delete(resource), parameters(additional_params))
         answer = self._service.transport.request("DELETE", url, headers={"Accept": "*/*"}, accept_statuses=(404,))
         # A 404 after a lost answer is the proof that the first attempt did it.
         if answer.status == 404 and answer.attempts == 1:
             raise answer.error(f"the server does not have {resource.uri}", DICOMwebError)
+        if answer.content_type == "text/html":
+            # Portals in front of an archive answer anything with 200 and a page.
+            raise answer.error("expected a confirmation, got an HTML page (a login page?)", MalformedResponseError)
         self._service.report_warnings(answer)
 
-    def _delete_in_orthanc(self, resource: Resource) -> None:
-        """By Orthanc's own REST interface, which lies beside the DICOMweb root: look the UID up, then delete."""
+    def _delete_in_orthanc(self, resource: Resource) -> bool:
+        """By Orthanc's own REST interface, which lies beside the DICOMweb root: look the UID up, then delete.
+
+        Returns:
+            Whether there is such an interface.
+        """
         urls, transport = self._service.urls, self._service.transport
         root = urls.origin + urls.path.rpartition("/")[0]
         uid = resource.sop_instance_uid or resource.series_instance_uid or resource.study_instance_uid
@@ -56,7 +64,10 @@ class Deleter:
             headers={"Content-Type": "text/plain", "Accept": "application/json"},
             body=uid.encode("ascii", "strict"),
             idempotent=True,
+            accept_statuses=_NO_INTERFACE,
         )
+        if answer.status in _NO_INTERFACE:
+            return False
         found = self._json(answer)
         paths = [
             str(item.get("Path"))
@@ -75,6 +86,7 @@ class Deleter:
             )
         for path in matching:
             transport.request("DELETE", root + path, accept_statuses=(404,))
+        return True
 
     def _belongs(self, url: str, resource: Resource) -> bool:
         checks: list[tuple[str, str, str | None]] = []

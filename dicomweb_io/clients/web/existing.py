@@ -55,13 +55,14 @@ class ExistingInstances:
         filters = (("SOPInstanceUID", "\\".join(uids)),)
         nested = SearchQuery("instance", series.study_instance_uid, series.series_instance_uid, search_filters=filters)
         try:
-            found = self._uids(nested, limit=len(uids))
-            if found or len(uids) == 1:
-                return found & set(uids)
+            found = self._uids(nested, limit=len(uids)) & set(uids)
+            if len(found) == len(uids) or len(uids) == 1:
+                return found
         except FilterIgnoredError:
             found = set()
-        # Some servers do not know lists of UIDs, or this filter: the whole series tells.
-        return self._uids(SearchQuery("instance", series.study_instance_uid, series.series_instance_uid)) & set(uids)
+        # Some servers do not know lists of UIDs, take one of them, or ignore this filter: the whole series tells.
+        whole = SearchQuery("instance", series.study_instance_uid, series.series_instance_uid)
+        return found | (self._uids(whole) & set(uids))
 
     def _uids(self, query: SearchQuery, *, limit: int | None = None) -> set[str]:
         found = set()
@@ -88,8 +89,16 @@ class ExistingInstances:
         tier = self._service.profile.identity_tier
         return tier if tier in ("file", "dataset") else "uid"
 
-    def is_ours(self, item: StoreItem) -> bool:
-        """Whether the archive has exactly what an item holds, as far as it keeps the bytes; otherwise its UID."""
+    def is_ours(self, item: StoreItem, *, refused: bool = False) -> bool:
+        """Whether the archive has exactly what an item holds, as far as it keeps the bytes; otherwise its UID.
+
+        Args:
+            item: What was sent.
+            refused: Whether the archive refused it. Then its UID alone proves nothing, unless it was not there before.
+        """
+        if self.proof == "uid" and (item.existed or (refused and item.existed is None)):
+            # What is there may as well be the object that was there before.
+            return False
         if not self.finds(item):
             return False
         if self.proof == "uid":

@@ -108,7 +108,11 @@ class FrameRetriever:
     ) -> Iterator[Frame]:
         url = with_query(self._service.urls.retrieve(replace(batch, frames=tuple(numbers))), query)
         accepts = accept_spellings(wishes, single=len(numbers) == 1)
-        with self._service.get(url, accepts, attempt=attempt) as answer:
+        # Where one of several formats will do, a server that fails to make one may have another (Orthanc 1.10.1 fails
+        # with 500 for JPEG of a JPEG 2000 image, and takes the last of a list of media types only).
+        several = wishes != _STORED and (len(wishes) > 1 or any("*" in wish.name for wish in wishes))
+        failures = (500, 501) if several else ()
+        with self._service.get(url, accepts, attempt=attempt, also_refusals=failures) as answer:
             # Parts that name their frame are put into order; the others are in the order asked for (PS3.18 8.7.1).
             waiting: dict[int, Frame] = {}
             position = received = 0

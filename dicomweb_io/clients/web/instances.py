@@ -15,7 +15,7 @@ from dicomweb_io.clients.web.searching import Searcher
 from dicomweb_io.clients.web.service import Service, logger
 from dicomweb_io.clients.web.urls import parameters, with_query
 from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, MediaType, accept_spellings, parse_media_types
-from dicomweb_io.dicom.part10 import check_complete, header_of
+from dicomweb_io.dicom.part10 import IncompleteDICOMError, check_complete, header_of
 from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.elements import Instance, Resource, SearchQuery
 from dicomweb_io.wire.errors import (
@@ -102,7 +102,7 @@ class InstanceRetriever:
                 raise self._service.not_listed(resource)
             yield from self._one_by_one(references, wish, resource, set(), None)
             return
-        done: set[str] = set()
+        done: set[Resource] = set()
         try:
             yield from self._whole(resource, wish, done)
             return
@@ -129,7 +129,7 @@ class InstanceRetriever:
             if reference.level == "instance" and resource.contains(reference)
         ]
 
-    def _whole(self, resource: Resource, wish: _Wish, done: set[str]) -> Iterator[Instance]:
+    def _whole(self, resource: Resource, wish: _Wish, done: set[Resource]) -> Iterator[Instance]:
         """The instances of one answer; after an answer that breaks off, only what is missing is asked for."""
         remaining: list[Resource] | None = None
         deadline: Deadline | None = None
@@ -147,14 +147,14 @@ class InstanceRetriever:
         if remaining:
             yield from self._one_by_one(remaining, wish, resource, done, deadline)
 
-    def _missing(self, resource: Resource, done: set[str], error: DICOMwebError) -> list[Resource]:
+    def _missing(self, resource: Resource, done: set[Resource], error: DICOMwebError) -> list[Resource]:
         try:
             listed = self._listed(resource)
         except DICOMwebError:
             listed = []
         if not listed:
             raise error
-        missing = [reference for reference in listed if reference.sop_instance_uid not in done]
+        missing = [reference for reference in listed if reference not in done]
         logger.info("%s broke off after %d instances; %d are asked for again", error.url, len(done), len(missing))
         return missing
 
@@ -163,11 +163,11 @@ class InstanceRetriever:
         references: Sequence[Resource],
         wish: _Wish,
         resource: Resource,
-        done: set[str],
+        done: set[Resource],
         deadline: Deadline | None,
     ) -> Iterator[Instance]:
         for position, reference in enumerate(references):
-            if reference.sop_instance_uid in done:
+            if reference in done:
                 continue
             try:
                 for attempt in self._service.transport.attempts(deadline):
@@ -180,7 +180,7 @@ class InstanceRetriever:
 
     # From an answer to instances ------------------------------------------------------------------------------------
 
-    def _one_answer(self, resource: Resource, wish: _Wish, attempt: Attempt, done: set[str]) -> Iterator[Instance]:
+    def _one_answer(self, resource: Resource, wish: _Wish, attempt: Attempt, done: set[Resource]) -> Iterator[Instance]:
         url = with_query(self._service.urls.retrieve(resource), wish.query)
         # Compressing images costs more time than it saves, and hides where an answer breaks off.
         with self._service.get(url, wish.accepts, attempt=attempt, headers={"Accept-Encoding": "identity"}) as answer:
@@ -188,12 +188,18 @@ class InstanceRetriever:
             for chunks, may_break_off in self._parts(answer):
                 count += 1
                 instance = self._instance(chunks, resource, wish, answer, may_break_off=may_break_off)
-                uid = str(instance.reference.sop_instance_uid)
-                if uid in done:
+                if instance.reference in done:
                     _remove(instance)
                     continue
-                done.add(uid)
+                done.add(instance.reference)
                 yield instance
+            single = not self._service.content_type(answer).is_multipart
+            if resource.level != "instance" and (answer.status == 206 or (count and single)):
+                raise answer.error(
+                    f"the answer is {'partial (206)' if answer.status == 206 else 'a single instance'}, "
+                    f"and may not be all of the {resource.level}",
+                    ResponseIncompleteError,
+                )
             if not count:
                 if resource.level == "instance":
                     raise answer.error(
@@ -263,10 +269,13 @@ class InstanceRetriever:
     def _header(self, file: BinaryIO, size: int, answer: StreamedAnswer, *, may_break_off: bool) -> Any:
         try:
             header = header_of(file, size=size)
-            reason = check_complete(file, size=size) if may_break_off else None
+            # A part may be whole and yet hold half a file, if the server broke off in the middle of its own reading.
+            reason = check_complete(file, size=size)
         except ValueError as error:
-            kind = ResponseIncompleteError if may_break_off else MalformedResponseError
-            raise answer.error(f"the answer holds something that is no DICOM instance: {error}", kind) from error
+            cut = isinstance(error, IncompleteDICOMError)
+            kind = ResponseIncompleteError if cut or may_break_off else MalformedResponseError
+            text = f"the answer holds something that is no DICOM instance: {error}"
+            raise answer.error(text, kind, retryable=cut) from error
         if reason is not None:
             raise answer.error(f"the instance breaks off: {reason}", ResponseIncompleteError, retryable=True)
         return header
@@ -295,7 +304,7 @@ def _remove(instance: Instance) -> None:
             os.unlink(instance.path)
 
 
-def _note(error: DICOMwebError, resource: Resource, done: set[str], missing: Sequence[Resource] | None) -> None:
+def _note(error: DICOMwebError, resource: Resource, done: set[Resource], missing: Sequence[Resource] | None) -> None:
     """Adds to an error what was complete before it and what is missing."""
     if resource.level == "instance" or not (done or missing):
         return

@@ -77,16 +77,16 @@ class MetadataRetriever:
         yield from rows
 
     def _requested(self, resource: Resource, url: str) -> Iterator[JSONDataset]:
-        seen: set[str] = set()
+        seen: set[tuple[str, str]] = set()
         for attempt in self._service.transport.attempts():
             with attempt:
                 count = 0
                 for row in self._one_answer(resource, url, attempt):
                     count += 1
-                    uid = json_model.first_text(row, "00080018")
-                    if uid and uid in seen:
+                    uids = (json_model.first_text(row, "0020000E"), json_model.first_text(row, "00080018"))
+                    if uids[1] and uids in seen:
                         continue
-                    seen.add(uid)
+                    seen.add(uids)
                     attempt.progress()
                     yield row
 

@@ -11,7 +11,7 @@ from dicomweb_io.clients.web.service import Service
 from dicomweb_io.clients.web.urls import parameters, with_query
 from dicomweb_io.dicom.media_types import accept_header, parse_content_type, parse_media_types
 from dicomweb_io.elements import RenderedImage, Resource
-from dicomweb_io.wire.errors import MalformedResponseError
+from dicomweb_io.wire.errors import MalformedResponseError, ResponseIncompleteError
 
 _SHAPES = ("linear", "linear-exact", "sigmoid")
 
@@ -73,10 +73,24 @@ class RenderedRetriever:
                     content = answer.read() if answer.status != 204 else b""
                 if not content:
                     raise answer.error("the answer holds no rendered image", MalformedResponseError)
-                if content_type.is_json:
+                if content_type.is_json or (wishes and not any(_similar(wish.name, media_type) for wish in wishes)):
                     raise answer.error(f"expected a rendered image, got {media_type}", MalformedResponseError)
+                framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
+                if not framed and _breaks_off(content, media_type):
+                    raise answer.error("the image breaks off", ResponseIncompleteError, retryable=True)
                 return RenderedImage(resource, media_type or "application/octet-stream", content)
         raise AssertionError("attempts() ends with a result or an error")
+
+
+def _similar(wish: str, media_type: str) -> bool:
+    """Whether a type is of the kind that was asked for: another image type will do, a page instead of an image not."""
+    return wish == "*/*" or wish.partition("/")[0] == media_type.partition("/")[0]
+
+
+def _breaks_off(content: bytes, media_type: str) -> bool:
+    """Whether an image lacks its end, for the types that have a mark there."""
+    mark = {"image/png": b"IEND\xaeB`\x82", "image/jpeg": b"\xff\xd9", "image/gif": b";"}.get(media_type)
+    return mark is not None and mark not in content[-64:]
 
 
 def check_rendering_params(params: Mapping[str, Any] | None, *, thumbnail: bool = False) -> dict[str, Any]:

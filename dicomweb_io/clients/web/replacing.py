@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dicomweb_io.clients.failures import RECOVERABLE
 from dicomweb_io.clients.web.deleting import Deleter
 from dicomweb_io.clients.web.existing import ExistingInstances
+from dicomweb_io.clients.web.service import logger
 from dicomweb_io.clients.web.store_sources import StoreItem
 from dicomweb_io.elements import Failure, Instance, StoredInstance
 
@@ -35,11 +36,36 @@ class Replacer:
         """
         try:
             with self._existing.retrieved(item.reference) as old:
-                self._deleter.delete(item.reference)
-                self._store_or_restore(item, old, send)
+                if not self._delete(item, old):
+                    return
+                try:
+                    self._store_or_restore(item, old, send)
+                except BaseException:
+                    logger.error("replacing %s was interrupted; the old bytes are in %s", item.uid, self._keep(old))
+                    raise
         except RECOVERABLE as error:
             if item.outcome is None:
                 item.fail_by(error)
+
+    def _delete(self, item: StoreItem, old: Instance) -> bool:
+        """Deletes the old one; False if it is still there or nobody knows, which is noted then."""
+        try:
+            self._deleter.delete(item.reference)
+        except RECOVERABLE as error:
+            # The answer may be all that was lost.
+            try:
+                there = item.uid in self._existing.present([item])
+            except RECOVERABLE:
+                item.fail(
+                    f"not replaced, and it is not known whether the old one is still there; its bytes are kept in "
+                    f"{self._keep(old)}: {error}",
+                    status=getattr(error, "status", None),
+                )
+                return False
+            if there:
+                item.fail_by(error)
+                return False
+        return True
 
     def _store_or_restore(self, item: StoreItem, old: Instance, send: Send) -> None:
         try:
@@ -54,7 +80,12 @@ class Replacer:
             send([back])
         except RECOVERABLE as error:
             back.fail_by(error)
-        if isinstance(back.outcome, StoredInstance):
+        restored = isinstance(back.outcome, StoredInstance)
+        if restored and self._existing.proof != "uid" and not self._existing.is_ours(back):
+            # A server that keeps what it has says "stored" too, though it is the new one that has arrived after all.
+            kept = self._keep(old)
+            text = f"it is not certain which one the archive has now; the old bytes are kept in {kept}: {reason}"
+        elif restored:
             text = f"not replaced, the old one is back in place: {reason}"
         else:
             kept = self._keep(old)
@@ -65,6 +96,8 @@ class Replacer:
             url=facts.url if facts else None,
             status=facts.status if facts else None,
             reason_code=facts.reason_code if facts else None,
+            attempts=facts.attempts if facts else 1,
+            retryable=facts.retryable if facts else False,
         )
 
     def _keep(self, old: Instance) -> str:

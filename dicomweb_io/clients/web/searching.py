@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from dicomweb_io.clients.web.errors import FilterIgnoredError, PagingError, TooManyResultsError
 from dicomweb_io.clients.web.filter_check import contradiction
+from dicomweb_io.clients.web.json_stream import IncompleteJSONError, iter_json_objects
 from dicomweb_io.clients.web.service import Service, logger, warnings_of
 from dicomweb_io.clients.web.urls import filter_values, needs_escapes, query_string, with_query
 from dicomweb_io.clients.web.walking import parent_query, resource_name, walk
@@ -25,9 +27,13 @@ from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import JSONDataset, SearchLevel, SearchPage, SearchQuery
-from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError
+from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.wire.multipart import MultipartReader
 from dicomweb_io.wire.transport import Answer
+
+T = TypeVar("T")
+
+_BEGINNING = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?(?:\{\s*(?:"|\Z)|\Z)')
 
 _ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
 _ABSENT = (404, 405, 501)
@@ -74,8 +80,7 @@ class Searcher:
             return None
         text = query_string(query, escapes=self._decodes(query))
         url = with_query(self._service.urls.search(query, count=True), text)
-        answer = self._service.get_all(url, ("application/json",))
-        document = _json(answer)
+        answer, document = self._read(url, ("application/json",), _json)
         number = document.get("count") if isinstance(document, dict) else None
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise answer.error("the count resource does not answer with a number", MalformedResponseError)
@@ -152,7 +157,7 @@ class Searcher:
         seen: set[bytes] = set()
         first: bytes | None = None
         total: int | None = None
-        position, received, yielded, stalled = offset, 0, 0, 0
+        position, yielded, stalled = offset, 0, 0
         while True:
             asked = size if limit is None else min(size, limit - yielded)
             self._check_caps(query, position)
@@ -162,12 +167,12 @@ class Searcher:
             page = self._request_page(query, position, asked, level=logging.INFO)
             total = page.total if page.total is not None else total
             keys = [_key(query.level, row) for row in page.rows]
-            if keys and keys[0] is not None and keys[0] == first:
+            begins = (keys[0] or _fingerprint(page.rows[0])) if keys else None
+            if begins is not None and begins == first:
                 raise self._paging_error(
                     query, position, "the server ignores offset: a later page begins like the first"
                 )
-            if first is None and keys:
-                first = keys[0]
+            first = begins if first is None else first
             fresh = 0
             for row, key in zip(page.rows, keys, strict=True):
                 if key is not None:
@@ -179,10 +184,10 @@ class Searcher:
                 yielded += 1
                 if yielded == limit:
                     return
-            received += len(page.rows)
             if fresh:
                 stalled = 0
-                position += len(page.rows)
+                # Of more rows than asked for only the new ones count: the page may begin with rows of the one before.
+                position += len(page.rows) if len(page.rows) <= asked else fresh
             else:
                 stalled += 1
                 if page.rows and (not profile.short_pages or stalled > 1):
@@ -194,14 +199,15 @@ class Searcher:
                 if page.more is False:
                     break
                 continue
-            if page.more is False:
+            # A total is believed only where as many different rows have come: rows may move between pages.
+            if page.more is False and (page.total is None or offset + yielded >= page.total):
                 break
-        if total is not None and limit is None and received + offset != total:
+        if total is not None and limit is None and offset + yielded != total:
             logger.warning(
                 "%s: %d rows were announced and %d came; did the archive change during the search?",
                 self._service.urls.search(query),
                 total - offset,
-                received,
+                yielded,
             )
 
     def _check_caps(self, query: SearchQuery, position: int) -> None:
@@ -249,7 +255,7 @@ class Searcher:
         text = query_string(query, offset=offset, limit=limit, escapes=escapes)
         url = with_query(self._service.urls.search(query), text)
         try:
-            answer = self._service.get_all(url, _ACCEPTS, level=level)
+            answer, found = self._read(url, _ACCEPTS, rows_of, level=level)
         except DICOMwebError as error:
             if error.status != 413:
                 raise
@@ -262,7 +268,7 @@ class Searcher:
                 attempts=error.attempts,
                 response=error.response,
             ) from error
-        rows = [_within(query, row) for row in rows_of(answer)]
+        rows = [_within(query, row) for row in found]
         for row in rows:
             ignored = contradiction(query, row)
             if ignored is not None:
@@ -277,6 +283,16 @@ class Searcher:
         return SearchPage(
             rows, offset, limit, total, self._more(query.level, answer, rows, offset, limit, total, warnings), warnings
         )
+
+    def _read(
+        self, url: str, accepts: Sequence[str], reader: Callable[[Answer], T], *, level: int = logging.WARNING
+    ) -> tuple[Answer, T]:
+        """An answer and what a reader makes of it; asked for again if the reader finds that it breaks off."""
+        for attempt in self._service.transport.attempts():
+            with attempt:
+                answer = self._service.get_all(url, accepts, level=level, attempt=attempt)
+                return answer, reader(answer)
+        raise AssertionError("attempts() ends with a result or an error")
 
     def _decodes(self, query: SearchQuery) -> bool:
         """Whether the server decodes percent escapes, asked only for a query that has some."""
@@ -303,7 +319,10 @@ class Searcher:
     ) -> bool | None:
         profile = self._service.profile
         if total is not None and total > 0:
-            return offset + len(rows) < total
+            if offset + len(rows) < total:
+                return True
+            # Totals can be wrong: behind a full page the next one is looked at all the same.
+            return None if limit is not None and len(rows) >= limit else False
         if 'rel="next"' in answer.headers.get("Link", "") or any("fuzzy" not in text.lower() for text in warnings):
             return True
         if profile.short_pages:
@@ -355,10 +374,30 @@ def _json(answer: Answer) -> Any:
     try:
         return json_model.loads(answer.content)
     except ValueError as error:
+        if _breaks_off(answer.content):
+            raise answer.error(
+                f"expected JSON, got a text that breaks off after {len(answer.content)} bytes",
+                ResponseIncompleteError,
+                retryable=True,
+            ) from error
         raise answer.error(
             f"expected JSON, got {_kind(answer.content.lstrip())} ({answer.headers.get('Content-Type') or 'no type'})",
             MalformedResponseError,
         ) from error
+
+
+def _breaks_off(content: bytes) -> bool:
+    """Whether a text that is no JSON is the beginning of some."""
+    if not _BEGINNING.match(content):
+        return False
+    try:
+        for _ in iter_json_objects([content]):
+            pass
+    except IncompleteJSONError:
+        return True
+    except ValueError:
+        return False
+    return False
 
 
 def _kind(content: bytes) -> str:
@@ -378,12 +417,26 @@ def _total(answer: Answer) -> int | None:
 
 
 def _key(level: SearchLevel, row: JSONDataset) -> bytes | None:
-    """A row's identity in 16 bytes, so that a million rows can be remembered; None if it has no UID."""
-    element = row.get(_UIDS[level][0])
-    values = element.get("Value") if isinstance(element, dict) else None
-    if not values or not isinstance(values[0], str):
+    """A row's identity in 16 bytes, so that a million rows can be remembered; None if it has no UID.
+
+    The UIDs of the study and series are part of it: some archives hold one UID in several of them (Orthanc does), and
+    each can be retrieved by itself.
+    """
+    uids: list[str] = []
+    for name, (tag, _) in _UIDS.items():
+        element = row.get(tag)
+        values = element.get("Value") if isinstance(element, dict) else None
+        uids.append(values[0] if values and isinstance(values[0], str) else "")
+        if name == level:
+            break
+    if not uids[-1]:
         return None
-    return hashlib.blake2b(values[0].encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b("/".join(uids).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _fingerprint(row: JSONDataset) -> bytes:
+    """What tells a row without UID from others: all of it."""
+    return hashlib.blake2b(json_model.dumps(row), digest_size=16).digest()
 
 
 def _within(query: SearchQuery, row: JSONDataset) -> JSONDataset:

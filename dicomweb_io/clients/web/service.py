@@ -92,13 +92,16 @@ class Service:
             refusal.detail = f"{refusal.detail} (refused for each of {len(accepts)} spellings of Accept)".strip()
         raise refusal
 
-    def get_all(self, url: str, accepts: Sequence[str], *, level: int = logging.WARNING) -> Answer:
+    def get_all(
+        self, url: str, accepts: Sequence[str], *, level: int = logging.WARNING, attempt: Attempt | None = None
+    ) -> Answer:
         """Asks for a small answer with the first spelling of a wish that the server does not refuse.
 
         Args:
             url: What to ask for.
             accepts: Accept headers that mean the same, best first.
             level: How loudly warnings of the server are logged.
+            attempt: The attempt this request belongs to, of a caller who asks again if he cannot read the answer.
 
         Raises:
             DICOMwebError: The first refusal, if all spellings are refused; any other failure at once.
@@ -106,7 +109,7 @@ class Service:
         refusal: DICOMwebError | None = None
         for accept in self._in_order(accepts):
             try:
-                answer = self.transport.request("GET", url, headers={"Accept": accept})
+                answer = self.transport.request("GET", url, headers={"Accept": accept}, attempt=attempt)
             except DICOMwebError as error:
                 # A 400 says more often that the query is wrong than that Accept is: it is asked again all the same.
                 if error.status not in REFUSALS:

@@ -72,17 +72,22 @@ def parse_store_response(content: bytes) -> StoreResponse:
         response.retrieve_url = response.retrieve_url or url or None
         for tag in (REFERENCED_SOP_SEQUENCE, _REFERENCED_INSTANCE_SEQUENCE):
             for item in _items(dataset, tag):
-                uid = json_model.first_text(item, REFERENCED_SOP_INSTANCE_UID)
+                uid = _uid(item)
                 if uid:
                     response.stored.setdefault(uid, item)
         for tag in (FAILED_SOP_SEQUENCE, OTHER_FAILURES_SEQUENCE):
             for item in _items(dataset, tag):
-                uid = json_model.first_text(item, REFERENCED_SOP_INSTANCE_UID)
+                uid = _uid(item)
                 if uid:
                     response.failed.setdefault(uid, item)
                 else:
                     response.nameless.append(item)
     return response
+
+
+def _uid(item: JSONDataset) -> str:
+    """The instance that an item names; some servers send the padding of the encoded value too (PS3.5 section 9.1)."""
+    return json_model.first_text(item, REFERENCED_SOP_INSTANCE_UID).strip(" \0")
 
 
 def _datasets(content: bytes) -> list[JSONDataset]:

@@ -32,6 +32,7 @@ class StoreItem:
         said: What the server said of it, for the response module.
         temporary: A file to remove when the outcome is out.
         existed: Whether the destination had its UID before, as far as that was looked up.
+        wants_place: Whether it is no success if the destination has another object in its place.
         study_url: The Retrieve URL of the study that the answer gave.
     """
 
@@ -41,6 +42,7 @@ class StoreItem:
     said: JSONDataset | None = None
     temporary: str | None = None
     existed: bool | None = None
+    wants_place: bool = False
     study_url: str | None = None
 
     @property

@@ -66,20 +66,16 @@ class Storer:
     ) -> Dataset:
         """See `DICOMwebClient.store_instances`."""
         document: JSONDataset = {}
-        stored: list[JSONDataset] = []
-        failed: list[JSONDataset] = []
+        sequences: dict[str, list[JSONDataset]] = {}
         outcomes: list[StoredInstance | Failure] = []
         for item in self._checked(instances, study_instance_uid, "server", "response", additional_params):
             if item.outcome is None:
                 continue
             outcomes.append(item.outcome)
-            (failed if isinstance(item.outcome, Failure) else stored).append(_response_item(item))
+            sequences.setdefault(_sequence_of(item), []).append(_response_item(item))
             if item.study_url and module.RETRIEVE_URL not in document:
                 document[module.RETRIEVE_URL] = {"vr": "UR", "Value": [item.study_url]}
-        if failed:
-            document[module.FAILED_SOP_SEQUENCE] = {"vr": "SQ", "Value": failed}
-        if stored:
-            document[module.REFERENCED_SOP_SEQUENCE] = {"vr": "SQ", "Value": stored}
+        document.update({tag: {"vr": "SQ", "Value": results} for tag, results in sequences.items()})
         dataset = json_model.load_json_dataset(dict(sorted(document.items())))
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         if failures:
@@ -168,6 +164,7 @@ class Storer:
         batch.clear()
 
     def _look_before(self, item: StoreItem, on_existing: OnExisting) -> None:
+        item.wants_place = on_existing != "skip"
         try:
             item.existed = self._existing.holds(item.reference)
         except RECOVERABLE as error:
@@ -208,6 +205,14 @@ class Storer:
             self._prove(unknown, "the server's answer does not name it", answer)
             return
         others_have_news = len(unknown) < len(items)
+        if answer.attempts > 1:
+            # An earlier try, whose answer was lost, may have stored them, and this one was refused for it.
+            for item in unknown:
+                if self._existing.is_ours(item, refused=True):
+                    item.outcome = self._stored(item, None, verified=self._existing.proof)
+            unknown = [item for item in unknown if item.outcome is None]
+            if not unknown:
+                return
         if len(unknown) == 1 and (len(items) == 1 or (others_have_news and answer.status != 413)):
             self._blame(unknown[0], response, answer)
         else:
@@ -250,22 +255,23 @@ class Storer:
     def _note(self, item: StoreItem, response: StoreResponse, answer: Answer) -> bool:
         """Notes what an answer says of an item; False if it says nothing."""
         item.study_url = response.retrieve_url
-        said = response.stored.get(item.uid)
-        if said is not None:
-            item.said = said
-            item.outcome = self._stored(item, said)
-            return True
+        confirmed = response.stored.get(item.uid)
         said = response.failed.get(item.uid)
+        if confirmed is not None and said is None:
+            item.said = confirmed
+            item.outcome = self._stored(item, confirmed)
+            return True
         if said is None:
             return False
         item.said = said
         code = module.number_of(said, module.FAILURE_REASON)
         profile = self._service.profile
-        if answer.attempts > 1 and self._existing.is_ours(item):
-            # An earlier try, whose answer was lost, did it; this one met its result.
+        doubtful = answer.attempts > 1 or confirmed is not None
+        if doubtful and self._existing.is_ours(item, refused=True):
+            # An earlier try, whose answer was lost, did it and this one met its result; or the answer says both.
             item.outcome = self._stored(item, None, verified=self._existing.proof)
             return True
-        if code in profile.duplicate_reasons and self._existing.finds(item):
+        if code in profile.duplicate_reasons and not item.wants_place and self._existing.finds(item):
             item.outcome = StoredInstance(
                 item.reference, "exists", sop_class_uid=item.given.sop_class_uid, verified="uid"
             )
@@ -309,7 +315,7 @@ class Storer:
                 # Neither storing nor searching reaches the archive.
                 raise error from None
         for item in items:
-            if item.uid in found and not item.existed and self._existing.is_ours(item):
+            if item.uid in found and self._existing.is_ours(item):
                 item.outcome = self._stored(item, None, verified=self._existing.proof)
             else:
                 item.fail_by(error)
@@ -331,6 +337,13 @@ class Storer:
                     attempts=answer.attempts,
                     retryable=True,
                 )
+
+
+def _sequence_of(item: StoreItem) -> str:
+    """Where the response module lists an outcome; what has no UID is among the other failures (PS3.18 table I.1-1)."""
+    if not isinstance(item.outcome, Failure):
+        return module.REFERENCED_SOP_SEQUENCE
+    return module.OTHER_FAILURES_SEQUENCE if item.instance is None else module.FAILED_SOP_SEQUENCE
 
 
 def _response_item(item: StoreItem) -> JSONDataset:

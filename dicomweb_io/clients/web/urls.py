@@ -50,9 +50,15 @@ class ServiceURLs:
             raise TypeError(f"url must be a str, not {type(base_url).__name__}")
         if any(character.isspace() or ord(character) < 32 for character in base_url):
             raise ValueError("url contains white space or a control character")
-        parts = urlsplit(base_url)
+        try:
+            parts = urlsplit(base_url)
+        except ValueError:
+            # Its text may hold the user information.
+            raise ValueError(f"url is not valid: {safe_url(base_url)!r}") from None
         if parts.scheme.lower() not in ("http", "https"):
-            raise ValueError(f"url must begin with http:// or https://, not {parts.scheme or base_url[:30]!r}")
+            raise ValueError(
+                f"url must begin with http:// or https://, not {parts.scheme or safe_url(base_url)[:30]!r}"
+            )
         if not parts.hostname:
             raise ValueError("url has no host (expected https://host[:port][/path])")
         if parts.query or parts.fragment:

@@ -93,10 +93,11 @@ def test_the_destination_is_listed_once_for_each_series_however_many_threads_ask
     web.close()
 
 
-def test_large_instances_wait_in_a_private_file_that_is_removed(source, destination, tmp_path):
+def test_large_instances_wait_in_a_private_file_that_is_removed(source, serve, destination, tmp_path):
     spool = tmp_path / "spool"
     spool.mkdir()
     references = references_of(source)
+    web = Endpoint(serve(tmp_path / "source").url).connect()
     seen = []
 
     def watch():
@@ -105,13 +106,32 @@ def test_large_instances_wait_in_a_private_file_that_is_removed(source, destinat
             seen.extend(directory.iterdir())
         return False
 
-    with InstanceCopier(source, destination, spool_directory=str(spool), memory_threshold=100) as copier:
+    with InstanceCopier(web, destination, spool_directory=str(spool), memory_threshold=100) as copier:
         results = copier.copy(references, cancelled=watch)
         assert {result.outcome for result in results} == {"stored"}
         assert seen, "nothing was spooled"
         assert [list(directory.iterdir()) for directory in spool.iterdir()] == [[]]
     assert list(spool.iterdir()) == []
     assert contents_of(fresh(destination)) == contents_of(source)
+
+
+def test_large_files_of_a_local_folder_are_borrowed_and_left_alone(source, destination, tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    references = references_of(source)
+    contents = contents_of(source)
+    seen = []
+
+    def watch():
+        seen.extend(path for directory in spool.iterdir() for path in directory.iterdir())
+        return False
+
+    with InstanceCopier(source, destination, spool_directory=str(spool), memory_threshold=100) as copier:
+        results = copier.copy(references, cancelled=watch)
+    assert {result.outcome for result in results} == {"stored"}
+    assert seen == []
+    assert contents_of(fresh(source)) == contents
+    assert contents_of(fresh(destination)) == contents
 
 
 def test_what_fails_is_reported_and_the_rest_arrives(source, destination):

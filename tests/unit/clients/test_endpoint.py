@@ -99,3 +99,10 @@ def test_replacing():
 def test_a_folder_needs_no_probe(tmp_path):
     endpoint = Endpoint(str(tmp_path))
     assert endpoint.probe() is endpoint
+
+
+@pytest.mark.parametrize("url", ["http://user:s3cret\u2100@host/x", "http://user:s3cret@[::1/x"])
+def test_errors_about_urls_hold_no_user_information(url):
+    with pytest.raises(ValueError, match="url") as caught:
+        Endpoint(url)
+    assert "s3cret" not in str(caught.value)

@@ -9,7 +9,7 @@ from collections import deque
 import pytest
 
 from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.pool import BoundedPool, WorkCancelled, shared_client
+from dicomweb_io.clients.pool import BoundedPool, WorkCancelled, _Registry, shared_client
 
 WAIT = 20
 
@@ -259,3 +259,26 @@ def test_a_dropped_lease_gives_back_too(tmp_path):
     lease = shared_client(Endpoint(str(tmp_path)), "search")
     assert lease.client is not client
     lease.close()
+
+
+def test_a_lease_that_is_dropped_while_another_is_made_does_not_block():
+    """The garbage collector may run, and release, on the thread that is just acquiring."""
+
+    class Thing:
+        def close(self):
+            return
+
+    registry = _Registry()
+    registry.acquire("dropped", Thing)
+    done = threading.Event()
+
+    def make():
+        registry.release("dropped")
+        return Thing()
+
+    def acquire():
+        registry.acquire("new", make)
+        done.set()
+
+    threading.Thread(target=acquire, daemon=True).start()
+    assert done.wait(10)

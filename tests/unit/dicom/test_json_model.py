@@ -348,6 +348,8 @@ def test_character_sets(name: str, text: str) -> None:
 
 
 def test_character_sets_that_are_misspelt_unknown_or_mixed() -> None:
+    for name in ("ISO_IR 100\x08\x00", "hex", "zlib", "undefined", "idna"):
+        assert character_set((name,)).codecs == character_set(()).codecs
     assert character_set(("ISO IR 144",)).codecs == character_set(("ISO_IR 144",)).codecs
     assert character_set(("ISO-2022-IR 87",)).codecs == character_set(("ISO 2022 IR 87",)).codecs
     assert character_set(("nonsense",)).decode(b"\xe9") == "é"

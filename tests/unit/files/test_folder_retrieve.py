@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import io
 import os
 from collections.abc import Callable
@@ -101,17 +102,47 @@ def test_large_instances_become_files_that_the_caller_owns(one: DICOMfileClient,
         next(one.iter_instances(REFERENCE, max_element_bytes=100))
 
 
-def test_large_instances_are_copied_where_links_are_not_possible(
-    one: DICOMfileClient, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_writing_to_a_spooled_instance_does_not_reach_the_archive(
+    one: DICOMfileClient, folder: Path, tmp_path: Path
 ) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
+    stored = (folder / "a.dcm").read_bytes()
     instance = next(one.iter_instances(REFERENCE, max_element_bytes=100, spool_directory=str(tmp_path)))
     assert instance.path is not None
     assert Path(instance.path).stat().st_nlink == 1
+    assert Path(instance.path).stat().st_mode & 0o777 == 0o600
+    with open(instance.path, "r+b") as file:
+        file.write(b"overwritten")
+    assert (folder / "a.dcm").read_bytes() == stored
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EINVAL, errno.ENOSYS])
+@pytest.mark.parametrize("done", [0, 1000])
+def test_large_instances_are_copied_where_the_system_cannot(
+    error: int, done: int, one: DICOMfileClient, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = []
+
+    def refuse(source: int, target: int, size: int, *, offset_src: int, offset_dst: int) -> int:
+        if done and not copied:
+            copied.append(os.pwrite(target, os.pread(source, done, offset_src), offset_dst))
+            return done
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    instance = next(one.iter_instances(REFERENCE, max_element_bytes=100, spool_directory=str(tmp_path)))
     assert instance.read() == (folder / "a.dcm").read_bytes()
+
+
+def test_a_full_disk_leaves_no_half_copy(one: DICOMfileClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "copy_file_range", full, raising=False)
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    with pytest.raises(OSError, match="No space"):
+        next(one.iter_instances(REFERENCE, max_element_bytes=100, spool_directory=str(spool)))
+    assert list(spool.iterdir()) == []
 
 
 def test_a_large_instance_can_be_borrowed(one: DICOMfileClient, folder: Path) -> None:
@@ -304,7 +335,7 @@ def test_frames_come_in_the_order_asked_for(wheel: DICOMfileClient, samples: lis
     with pytest.raises(requests.HTTPError, match="frame 31"):
         list(wheel.iter_frames(frames_of(reference, 1, 31)))
     with pytest.raises(requests.HTTPError) as caught:
-        list(wheel.iter_frames(frames_of(reference, 1), media_types=("image/jls",)))
+        list(wheel.iter_frames(frames_of(reference, 1), media_types=("image/jxl",)))
     assert caught.value.response.status_code == 406  # type: ignore[union-attr]
 
 

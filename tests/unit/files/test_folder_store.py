@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomweb_io.clients.files.client import DICOMfileClient
+from dicomweb_io.clients.files.location import temporary_name
 from dicomweb_io.clients.files.store import is_layout_path, is_safe_name, layout_path
 from dicomweb_io.clients.web.errors import StoreError
 from dicomweb_io.dicom.uids import is_uid
@@ -360,3 +362,79 @@ def test_a_writer_killed_half_way_leaves_nothing_that_a_search_can_see(tmp_path:
     assert client.search_for_instances() == []
     assert list(client.iter_exclusions()) == []
     assert one(client, source).outcome == "stored"  # type: ignore[union-attr]
+
+
+def test_a_killed_writer_leaves_whole_instances_only(tmp_path: Path, samples: list[Path]) -> None:
+    source = next(path for path in samples if path.name == "CT_small.dcm")
+    folder = tmp_path / "killed"
+    count = 4000
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), str(source), "0", str(count)], stdout=subprocess.PIPE
+    )
+    while sum(len(names) for _, _, names in os.walk(folder)) < 25:
+        assert writer.poll() is None, "the writer ended by itself"
+    writer.kill()
+    writer.communicate()
+    client = DICOMfileClient(folder)
+    rows = client.search_for_instances()
+    assert 20 <= len(rows) < count
+    assert list(client.iter_exclusions()) == []
+    size = source.stat().st_size
+    for instance in client.iter_instances(Resource.of(rows[0]).series):
+        assert instance.content is not None
+        assert abs(len(instance.content) - size) < 200
+    # The next writer takes up where the killed one stopped.
+    small = 60
+    done = subprocess.run(
+        [sys.executable, "-c", WRITER, str(folder), str(source), "0", str(small)], stdout=subprocess.PIPE, check=True
+    )
+    assert set(json.loads(done.stdout)) <= {"stored", "exists"}
+    assert client.refresh().files >= small
+
+
+def test_what_dead_writers_left_is_removed_a_day_later(folder: Path, put: Put, make_bytes: MakeBytes) -> None:
+    put("1.2.1/1.2.1.1/1.2.1.1.1.dcm")
+
+    def leave(name: str, hours: float) -> Path:
+        path = folder / "1.2.9" / temporary_name(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+        written = time.time() - hours * 3600
+        os.utime(path, (written, written))
+        return path
+
+    busy, dead = leave("busy.dcm", 23), leave("dead.dcm", 25)
+    DICOMfileClient(folder, readonly=True).refresh()
+    assert (busy.exists(), dead.exists()) == (True, True)
+    client = DICOMfileClient(folder)
+    assert client.refresh().files == 1
+    assert (busy.exists(), dead.exists()) == (True, False)
+    other = leave("other.dcm", 25)
+    one(DICOMfileClient(folder), make_bytes("1.2.1", "1.2.1.1", "1.2.1.1.2"))
+    assert (busy.exists(), other.exists()) == (True, False)
+    busy.unlink()
+    last = leave("last.dcm", 25)
+    client.refresh()
+    assert not last.parent.exists()
+
+
+@pytest.mark.slow
+def test_eight_processes_store_four_thousand_instances_with_overlaps(tmp_path: Path, samples: list[Path]) -> None:
+    source = next(path for path in samples if path.name == "CT_small.dcm")
+    folder = tmp_path / "shared"
+    # Eight writers of 1,000, each overlapping its neighbours by a half, cover 4,000 instances twice.
+    code = WRITER.replace("% (count * 2)", "% (count * 4)")
+    commands = [[sys.executable, "-c", code, str(folder), str(source), str(turn), "1000"] for turn in range(8)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    client = DICOMfileClient(folder)
+    outcomes: Counter[str] = Counter()
+    for process in running:
+        outcomes.update(json.loads(process.communicate(timeout=300)[0]))
+        # Whatever a reader sees in between is whole.
+        client.refresh()
+        assert list(client.iter_exclusions()) == []
+    assert outcomes == {"stored": 4000, "exists": 4000}
+    client.refresh()
+    rows = client.search_for_instances()
+    assert len({row["00080018"]["Value"][0] for row in rows}) == len(rows) == 4000
+    assert list(client.iter_exclusions()) == []

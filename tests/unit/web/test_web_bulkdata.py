@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dicomweb_io.wire.credentials import BasicCredentials
-from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError
+from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 
 VALUE = bytes(range(256))
 
@@ -152,4 +152,14 @@ def test_nothing_and_login_pages(web):
     assert client.retrieve_bulkdata(f"{server.url}/bulk") == []
     server, client = web.connect(lambda request: web.Reply(200, b"<html>", "text/html"))
     with pytest.raises(MalformedResponseError, match="login page"):
+        client.retrieve_bulkdata(f"{server.url}/bulk")
+
+
+def test_less_than_was_asked_for_is_an_error(web):
+    half = web.Reply(206, VALUE[:50], "application/octet-stream", headers={"Content-Range": "bytes 0-49/256"})
+    server, client = web.connect(lambda request: half)
+    for byte_range in [(0, 99), (0, None)]:
+        with pytest.raises(ResponseIncompleteError, match="up to 49"):
+            client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range)
+    with pytest.raises(ResponseIncompleteError, match="partial"):
         client.retrieve_bulkdata(f"{server.url}/bulk")

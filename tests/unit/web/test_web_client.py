@@ -264,3 +264,13 @@ def test_multipart_messages_that_other_readers_stumble_over(web, quirk):
     _, client = web.connect(lambda request: reply)
     (instance,) = client.iter_instances(Resource("1.2.3", "1.2.3.1", "1.2.3.1.1"))
     assert instance.content == content
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["//user:s3cret@host/x", "http://user:s3cret\u2100@host/x", "http://user:s3cret@[::1/x", "s3://u:s3cret@host"],
+)
+def test_errors_about_urls_hold_no_user_information(url):
+    with pytest.raises(ValueError, match="url") as caught:
+        DICOMwebClient(url)
+    assert "s3cret" not in str(caught.value)

@@ -99,12 +99,25 @@ def test_nothing_that_transcodes_is_asked_for_unless_it_is_allowed(web, files):
 def test_media_types_are_open_ended(web, files):
     server, client = web.connect(lambda request: web.multipart([files["1.2.3.1.1"]]))
     for syntax in ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2", "1.2.3.4.5"):
-        list(client.iter_instances(ONE, media_types=(("application/dicom", syntax),)))
+        with pytest.raises(MalformedResponseError, match=f"in {syntax}, got 1.2.840.10008.1.2.1"):
+            list(client.iter_instances(ONE, media_types=(("application/dicom", syntax),)))
         assert server.requests[-1].headers["accept"].endswith(f'type="application/dicom"; transfer-syntax={syntax}')
     with pytest.raises(ValueError, match="image/jp2"):
         client.iter_instances(ONE, media_types=("image/jp2",))
     with pytest.raises(ValueError, match="not a media type"):
         client.iter_instances(ONE, media_types=("application/dicom\r\nX: y",))
+
+
+def test_what_is_not_in_the_transfer_syntax_asked_for_is_an_error(web, files):
+    _, client = web.connect(lambda request: web.multipart(files.values()))
+    explicit, implicit, jpeg = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.4.50"
+    for syntaxes in (explicit, "*", None, (jpeg, explicit), (implicit, "*")):
+        assert list(client.iter_instances(STUDY, media_types=(("application/dicom", syntaxes),)))
+    # Of a study, some instances have no compressed form; every one has a native form.
+    assert list(client.iter_instances(STUDY, media_types=(("application/dicom", jpeg),)))
+    with pytest.raises(MalformedResponseError, match=explicit):
+        list(client.iter_instances(STUDY, media_types=(("application/dicom", implicit),)))
+    assert list(client.iter_instances(STUDY, media_types=(("application/dicom", implicit),), allow_transcoding=True))
 
 
 def test_only_what_is_missing_is_asked_for_after_a_body_that_breaks_off(web, files):
@@ -313,3 +326,35 @@ def test_a_retry_after_a_failing_status_is_within_the_same_budget(web, files):
     with pytest.raises(DICOMwebError) as caught:
         list(client.iter_instances(ONE))
     assert (caught.value.status, len(server.requests)) == (503, 3)
+
+
+@pytest.mark.parametrize("status", [200, 206])
+def test_a_series_of_which_one_instance_comes_is_completed_by_its_listing(web, files, status):
+    """A single body (200), or what the server itself calls partial (206)."""
+
+    def answer(request):
+        if request.path.endswith("/instances"):
+            return listing(web, [] if request.parameters.get("offset") else files)
+        content = files.get(request.path.rpartition("/")[2])
+        if content is not None:
+            return web.multipart([content])
+        reply = web.multipart([files["1.2.3.1.1"]])
+        return web.Reply(206, reply.body, reply.content_type) if status == 206 else web.Reply(200, files["1.2.3.1.1"])
+
+    _, client = web.connect(answer)
+    assert contents(client.iter_instances(SERIES)) == files
+
+
+def test_a_partial_series_is_an_error_if_nothing_tells_what_is_missing(web, files):
+    reply = web.multipart([files["1.2.3.1.1"]])
+
+    def answer(request):
+        if request.path.endswith("/instances"):
+            return web.Reply(404)
+        return web.Reply(206, reply.body, reply.content_type)
+
+    _, client = web.connect(answer)
+    instances = client.iter_instances(SERIES)
+    assert next(instances).content == files["1.2.3.1.1"]
+    with pytest.raises(ResponseIncompleteError, match=r"partial \(206\)"):
+        next(instances)

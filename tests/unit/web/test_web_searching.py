@@ -9,8 +9,8 @@ import pytest
 from dicomweb_io.clients.profiles import PROFILES, ServerProfile
 from dicomweb_io.clients.queries import make_query
 from dicomweb_io.clients.web.errors import FilterIgnoredError, PagingError, TooManyResultsError
-from dicomweb_io.elements import Resource
-from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError
+from dicomweb_io.elements import Resource, SearchQuery
+from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 
 STUDIES = make_query("study")
 
@@ -276,7 +276,7 @@ def test_xml_answers_are_read(web):
         ({"body": b"<!DOCTYPE html><html>login</html>", "content_type": "text/html"}, "HTML page"),
         ({"body": b"[1, 2]", "content_type": "application/dicom+json"}, "DICOM JSON"),
         ({"body": b'{"HttpStatus": 200}', "content_type": "application/json"}, "DICOM JSON"),
-        ({"body": b"[{", "content_type": "application/json"}, "expected JSON"),
+        ({"body": b"[{1", "content_type": "application/json"}, "expected JSON"),
         ({"body": b"", "content_type": "application/json", "length": False}, "empty"),
         (
             {
@@ -291,6 +291,19 @@ def test_an_answer_that_is_no_result_is_an_error(web, reply, words):
     _, client = web.connect(lambda request: web.Reply(200, **reply))
     with pytest.raises(MalformedResponseError, match=words):
         client.search_for_studies()
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(web):
+    bodies = [b"[{", b'[{"0020000D":{"vr":"UI","Value":["1.']
+    whole = web.json([web.row("1.1")])
+    replies = [*(web.Reply(200, body, "application/dicom+json") for body in bodies), whole]
+    server, client = web.connect(lambda request: replies[len(server.requests) - 1])
+    assert uids(client.search_for_studies()) == ["1.1"]
+    _, client = web.connect(lambda request: web.Reply(200, bodies[0], "application/dicom+json"))
+    with pytest.raises(ResponseIncompleteError, match="breaks off") as caught:
+        client.search_for_studies()
+    assert caught.value.retryable
+    assert caught.value.attempts == 3
 
 
 def test_one_dataset_instead_of_a_list_is_one_row(web):
@@ -416,3 +429,16 @@ def test_bad_arguments_are_refused_before_anything_is_sent(web):
         with pytest.raises(ValueError, match="study_instance_uid"):
             client.search_for_series(uid)
     assert server.requests == []
+
+
+def test_an_ignored_offset_is_noticed_even_if_rows_have_no_uid(web):
+    _, client = web.connect(lambda request: web.json([web.row(t00080060="CT"), web.row(t00080060="MR")]))
+    with pytest.raises(PagingError, match="ignores offset"):
+        list(client.iter_search(SearchQuery("series", "1.2.3")))
+
+
+def test_one_uid_in_several_series_is_several_rows(web):
+    """Orthanc keeps instances of one UID in several series, each of which can be retrieved."""
+    rows = [web.row("1.1", "1.1.1", "9.9"), web.row("1.1", "1.1.2", "9.9"), web.row("2.2", "2.2.1", "9.9")]
+    _, client = web.connect(lambda request: web.json([] if request.parameters.get("offset") else rows))
+    assert list(client.iter_search(SearchQuery("instance"))) == rows

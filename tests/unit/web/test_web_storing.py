@@ -604,3 +604,179 @@ def test_iterables_are_read_lazily(web, files):
     next(results)
     assert len(given) <= 3
     assert len(server.requests) == 1
+
+
+# Evidence ----------------------------------------------------------------------------------------------------------
+
+
+def found_only_after(web, posted, uid=UIDS[0]):
+    """A listing that has one instance once something was posted."""
+    return web.json([web.row("1.2.3", "1.2.3.1", uid)] if posted else [])
+
+
+def test_an_answer_that_names_an_instance_both_as_stored_and_as_failed_proves_nothing(web, files):
+    archive = Archive(web, silent=UIDS)
+    keeps = True
+
+    def answer(request):
+        if request.method != "POST":
+            return archive(request)
+        if keeps:
+            archive(request)
+        return web.json(web.module([UIDS[0]], [(UIDS[0], 0xA700)]))
+
+    _, client = web.connect(answer)
+    assert outcomes(store(client, files[:1])) == ["stored"]
+    keeps = False
+    archive.kept.clear()
+    (result,) = store(client, files[:1])
+    assert isinstance(result, Failure)
+    assert result.reason_code == 0xA700
+
+
+def test_uids_with_padding_in_the_answer(web, files):
+    _, client = web.connect(lambda request: web.json(web.module([UIDS[0] + "\0"], [(UIDS[1] + " ", 0xA900)])))
+    results = store(client, files[:2])
+    assert outcomes(results) == ["stored", "failed"]
+    assert results[1].reason_code == 0xA900
+
+
+def test_error_and_replace_are_no_success_if_another_writer_was_first(web, files):
+    """Nothing is there when it is looked for; when it is sent, the server has it."""
+    posted = []
+
+    def answer(request):
+        if request.method == "GET":
+            return found_only_after(web, posted)
+        posted.append(request)
+        return web.json(web.module([], [(UIDS[0], 45070)]), status=409)
+
+    for policy, expected in [("error", "failed"), ("replace", "failed"), ("skip", "exists"), ("server", "exists")]:
+        posted.clear()
+        _, client = web.connect(answer, profile="azure")
+        assert outcomes(store(client, files[:1], on_existing=policy)) == [expected], policy
+
+
+def test_an_old_instance_is_no_proof_that_it_was_replaced(web, files):
+    upserts = GENERIC.with_facts(replace="upsert", identity_tier="none")
+    _, client = web.connect(
+        lambda request: web.Reply(200) if request.method == "PUT" else found_only_after(web, True), profile=upserts
+    )
+    (result,) = store(client, files[:1], on_existing="replace")
+    assert isinstance(result, Failure)
+
+
+def test_a_refusal_after_a_busy_server_is_no_success_where_contents_cannot_be_compared(web, files):
+    posted = []
+
+    def answer(request):
+        if request.method == "GET":
+            return found_only_after(web, True)
+        posted.append(request)
+        return web.Reply(503) if len(posted) == 1 else web.json(web.module([], [(UIDS[0], 272)]), status=409)
+
+    _, client = web.connect(answer, profile="dicomcloud")
+    (result,) = store(client, files[:1])
+    assert isinstance(result, Failure)
+    assert result.reason_code == 272
+
+
+def test_a_bare_conflict_after_a_lost_answer_is_no_failure(web, files):
+    archive = Archive(web)
+    posted = []
+
+    def answer(request):
+        if request.method != "POST":
+            return archive(request)
+        posted.append(request)
+        if len(posted) > 1:
+            return web.Reply(409)
+        archive(request)
+        return web.Reply(502)
+
+    _, client = web.connect(answer)
+    results = store(client, files)
+    assert outcomes(results) == ["stored"] * 8
+    assert {result.verified for result in results} == {"file"}
+    assert len(posted) == 2
+
+
+def test_a_look_up_believes_no_list_of_uids_of_which_one_was_taken(web, files):
+    archive = Archive(web)
+
+    def answer(request):
+        if request.method == "POST":
+            archive(request)
+            return web.Reply(202)
+        wanted = request.parameters.get("SOPInstanceUID", "")
+        if "," in wanted:
+            offset = request.parameters.get("offset")
+            return web.json([] if offset else [web.row("1.2.3", "1.2.3.1", wanted.partition(",")[0])])
+        return archive(request)
+
+    _, client = web.connect(answer)
+    assert outcomes(store(client, files)) == ["stored"] * 8
+
+
+def test_a_deletion_whose_answer_is_lost_loses_nothing(web, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    archive = Archive(web)
+    old = web.dicom(UIDS[0], comment="old")
+    searchable = True
+
+    def answer(request):
+        if request.method == "DELETE":
+            archive(request)
+            return web.Reply(500)
+        if request.path.endswith("/instances") and UIDS[0] not in archive.kept and not searchable:
+            return web.Reply(503)
+        return archive(request)
+
+    archive.kept = {UIDS[0]: old}
+    _, client = web.connect(answer, profile=DELETES)
+    assert outcomes(store(client, files[:1], on_existing="replace")) == ["replaced"]
+    assert archive.kept == {UIDS[0]: files[0]}
+    searchable = False
+    archive.kept = {UIDS[0]: old}
+    (result,) = store(client, files[:1], on_existing="replace")
+    assert isinstance(result, Failure)
+    (kept,) = tmp_path.glob("*.dcm")
+    assert str(kept) in result.message
+    assert kept.read_bytes() == old
+
+
+def test_the_new_one_that_arrived_without_an_answer_is_not_taken_for_the_old_one(web, files):
+    """A server that keeps what it has confirms the old one without storing it."""
+    archive = Archive(web)
+    archive.kept = {UIDS[0]: web.dicom(UIDS[0], comment="old")}
+
+    def answer(request):
+        if request.method != "POST":
+            return archive(request)
+        for part in web.stored_parts(request):
+            archive.kept.setdefault(sop(part), part)
+        if web.stored_parts(request) == [files[0]]:
+            return web.Reply(500)
+        return web.json(web.module([UIDS[0]]))
+
+    _, client = web.connect(answer, profile=DELETES)
+    (result,) = store(client, files[:1], on_existing="replace")
+    assert (result.outcome, result.verified) == ("replaced", "file")
+    assert archive.kept == {UIDS[0]: files[0]}
+
+
+def test_an_interrupted_replacement_keeps_the_old_bytes(web, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    archive = Archive(web)
+    old = web.dicom(UIDS[0], comment="old")
+    archive.kept = {UIDS[0]: old}
+
+    def interrupt(response, *_, **__):
+        if response.request.method == "POST":
+            raise KeyboardInterrupt
+
+    _, client = web.connect(archive, profile=DELETES, callback=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store(client, files[:1], on_existing="replace")
+    (kept,) = tmp_path.glob("*.dcm")
+    assert kept.read_bytes() == old

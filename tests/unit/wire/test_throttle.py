@@ -8,6 +8,7 @@ import pytest
 
 from dicomweb_io.wire.errors import DeadlineExceededError
 from dicomweb_io.wire.retry import Deadline
+from dicomweb_io.wire.stats import Stats
 from dicomweb_io.wire.throttle import Throttle
 
 
@@ -64,3 +65,22 @@ def test_the_rate_holds_on_average() -> None:
 def test_impossible_limits(arguments) -> None:
     with pytest.raises(ValueError, match="must be"):
         Throttle(*arguments)
+
+
+def test_counting_within_counting_does_not_block():
+    """The garbage collector may close an abandoned answer, which counts, on the thread that is counting."""
+    stats = Stats()
+    done = threading.Event()
+
+    class Amount(int):
+        def __radd__(self, other):
+            stats.add(retries=1)
+            return int(other) + int(self)
+
+    def count():
+        stats.add(requests=Amount(1))
+        done.set()
+
+    threading.Thread(target=count, daemon=True).start()
+    assert done.wait(10)
+    assert (stats.requests, stats.retries) == (1, 1)

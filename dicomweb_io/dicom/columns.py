@@ -1,0 +1,162 @@
+"""Attributes as columns of a table: from values of the DICOM JSON model to dates, numbers, text and lists of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from pydicom.datadict import dictionary_VM
+
+from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.json_values import BINARY_VRS
+from dicomweb_io.dicom.person_names import name_text
+from dicomweb_io.dicom.temporal import parse_date
+
+_INTEGER_VRS = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
+_FLOAT_VRS = frozenset(("DS", "FD", "FL"))
+_LARGEST = 1 << 63
+
+
+@dataclass(frozen=True)
+class Column:
+    """One attribute as a column.
+
+    Attributes:
+        name: The column's name: the keyword, or ``tag_`` and 8 digits where there is none; the parts of a path into
+            sequences are joined by ``_``.
+        path: The tags, outermost first.
+        kind: The type of a value: `datetime.date` (VR DA), `int`, `float` or `str`. Times are text, as are date-times
+            (VRs TM, DT): without an offset from UTC they name no instant.
+        many: Whether a cell is a list: attributes of which PS3.6 allows several values, and those in sequences.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    kind: type
+    many: bool
+
+    @property
+    def field(self) -> str:
+        """What to ask an archive for, so that rows have it: the outermost tag."""
+        return self.path[0]
+
+    def cell(self, row: Mapping[str, Any]) -> tuple[Any, bool]:
+        """The column's value in a dataset of the DICOM JSON model.
+
+        Returns:
+            The value (None, or an empty list, where the attribute has none), and whether everything there was is in
+            it: values that are not of the column's type are left out.
+        """
+        found: list[Any] = []
+        _collect(row, self.path, found)
+        clean = True
+        values = []
+        for value in found:
+            if value is None or value == "":
+                # A place in a list of texts is kept, because others may belong to it.
+                if self.many and self.kind is str:
+                    values.append("")
+                continue
+            converted = _convert(value, self.kind)
+            if converted is None:
+                clean = False
+            else:
+                values.append(converted)
+        if self.many:
+            return values, clean
+        if len(values) < 2:
+            return (values[0] if values else None), clean
+        return ("\\".join(values), clean) if self.kind is str else (values[0], False)
+
+
+def column_of(attribute: str) -> Column:
+    """The column of an attribute.
+
+    Args:
+        attribute: A keyword, 8 hexadecimal digits, or a dotted path into sequences. Attributes that PS3.6 does not
+            know are text.
+
+    Raises:
+        ValueError: If it is unknown, a sequence, or binary.
+    """
+    path = resolve(attribute)
+    vr = vr_of(path[-1])
+    if vr == "SQ":
+        raise ValueError(f"{attribute} is a sequence: name an attribute in it, such as {attribute}.CodeValue")
+    if vr in BINARY_VRS and vr != "UN":
+        raise ValueError(f"{attribute} is binary (VR {vr}) and cannot be a column")
+    kind: type = str
+    if vr == "DA":
+        kind = date
+    elif vr in _INTEGER_VRS:
+        kind = int
+    elif vr in _FLOAT_VRS:
+        kind = float
+    return Column("_".join(map(_name, path)), path, kind, len(path) > 1 or _multiplicity(path[-1]) != "1")
+
+
+def columns_of(attributes: Iterable[str]) -> tuple[Column, ...]:
+    """The columns of attributes, in order.
+
+    Raises:
+        TypeError: If `attributes` is one text.
+        ValueError: If there are none, one occurs twice, or one cannot be a column.
+    """
+    if isinstance(attributes, str):
+        raise TypeError("columns must be a sequence of keywords or tags, not one str")
+    columns = tuple(column_of(attribute) for attribute in attributes)
+    if not columns:
+        raise ValueError("columns is empty: name at least one attribute")
+    names = [column.name for column in columns]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"columns names an attribute more than once: {', '.join(twice)}")
+    return columns
+
+
+def _name(tag: str) -> str:
+    try:
+        return lookup_keyword(tag)
+    except KeyError:
+        return f"tag_{tag}"
+
+
+def _multiplicity(tag: str) -> str:
+    try:
+        return str(dictionary_VM(int(tag, 16)))
+    except KeyError:
+        return "1"
+
+
+def _collect(row: Mapping[str, Any], path: tuple[str, ...], found: list[Any]) -> None:
+    element = row.get(path[0])
+    values = element.get("Value") if isinstance(element, Mapping) else None
+    if not isinstance(values, (list, tuple)):
+        return
+    if len(path) == 1:
+        found.extend(values)
+        return
+    for item in values:
+        if isinstance(item, Mapping):
+            _collect(item, path[1:], found)
+
+
+def _convert(value: Any, kind: type) -> Any:
+    """The value as `kind`; None if it is none. Archives send numbers as texts and the other way round."""
+    if kind is str:
+        return value if isinstance(value, str) else name_text(value)
+    if kind is date:
+        text = parse_date(value) if isinstance(value, str) else None
+        return None if text is None else date(int(text[:4]), int(text[4:6]), int(text[6:]))
+    if isinstance(value, bool):
+        return None
+    try:
+        if kind is float:
+            return float(value)
+        number = int(value) if isinstance(value, (int, str)) else int(value) if value == int(value) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+    # Tables know integers of 64 bits.
+    return number if number is not None and -_LARGEST <= number < _LARGEST else None

@@ -1,0 +1,156 @@
+"""One frame of a multi-frame file of a gigabyte: what is read for it, and what the index keeps.
+
+The files are sparse: their frames begin like JPEG images and are holes otherwise, so they cost no disk.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydicom
+import pytest
+
+from dicomweb_io.clients.files.client import DICOMfileClient
+from dicomweb_io.clients.files.local import LocalFolder
+from dicomweb_io.elements import Resource
+
+FRAMES = 2000
+FRAME_BYTES = 512 * 1024
+START = b"\xff\xd8\xff\xe0"
+REFERENCE = Resource("1.2.1", "1.2.1.1", "1.2.1.1.1")
+
+
+class CountingFile(io.FileIO):
+    """Counts the bytes that are read from the disk."""
+
+    count = 0
+
+    def readinto(self, buffer: Any) -> int | None:
+        found = super().readinto(buffer)
+        CountingFile.count += found or 0
+        return found
+
+    def read(self, size: int | None = -1) -> bytes | None:  # type: ignore[override]
+        found = super().read(-1 if size is None else size)
+        CountingFile.count += len(found or b"")
+        return found
+
+    def readall(self) -> bytes | None:  # type: ignore[override]
+        found = super().readall()
+        CountingFile.count += len(found or b"")
+        return found
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Tells how many bytes were read from files of folders since it was last asked."""
+
+    def open_counting(self: LocalFolder, path: str, size: int | None = None) -> BinaryIO:
+        return io.BufferedReader(CountingFile(self.location_of(path)))
+
+    monkeypatch.setattr(LocalFolder, "open", open_counting)
+    CountingFile.count = 0
+
+    def take() -> int:
+        found, CountingFile.count = CountingFile.count, 0
+        return found
+
+    return take
+
+
+def header(make_bytes: Callable[..., bytes], syntax: str, **attributes: Any) -> bytes:
+    content = make_bytes(
+        Rows=512, Columns=1024, SamplesPerPixel=1, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0,
+        PhotometricInterpretation="MONOCHROME2", NumberOfFrames=FRAMES, **attributes,
+    )  # fmt: skip
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def large_file(path: Path, make_bytes: Callable[..., bytes], how: str) -> None:
+    """Writes a file of a gigabyte whose frames can be told apart by the number after their first four bytes."""
+    offsets = [number * (FRAME_BYTES + 8) for number in range(FRAMES)]
+    if how == "native":
+        content = header(make_bytes, "1.2.840.10008.1.2.1")
+        with open(path, "wb") as file:
+            file.write(content + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, FRAMES * FRAME_BYTES))
+            start = file.tell()
+            for number in range(FRAMES):
+                file.seek(start + number * FRAME_BYTES)
+                file.write(START + struct.pack("<I", number + 1))
+            file.truncate(start + FRAMES * FRAME_BYTES)
+        return
+    tables = {}
+    if how == "extended":
+        tables = {
+            "ExtendedOffsetTable": struct.pack(f"<{FRAMES}Q", *offsets),
+            "ExtendedOffsetTableLengths": struct.pack(f"<{FRAMES}Q", *[FRAME_BYTES] * FRAMES),
+        }
+    content = header(make_bytes, "1.2.840.10008.1.2.4.50", **tables)
+    basic = struct.pack(f"<{FRAMES}I", *offsets) if how == "basic" else b""
+    with open(path, "wb") as file:
+        file.write(content + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF))
+        file.write(b"\xfe\xff\x00\xe0" + struct.pack("<I", len(basic)) + basic)
+        for number in range(FRAMES):
+            file.write(b"\xfe\xff\x00\xe0" + struct.pack("<I", FRAME_BYTES) + START + struct.pack("<I", number + 1))
+            file.seek(FRAME_BYTES - 8, io.SEEK_CUR)
+        file.write(b"\xfe\xff\xdd\xe0" + bytes(4))
+
+
+def frame_of(number: int) -> bytes:
+    return START + struct.pack("<I", number) + bytes(FRAME_BYTES - 8)
+
+
+@pytest.mark.parametrize("how", ["native", "basic", "extended", "none"])
+def test_a_frame_of_a_gigabyte_costs_a_frame(
+    how: str, folder: Path, tmp_path: Path, make_bytes: Callable[..., bytes], counted: Callable[[], int]
+) -> None:
+    path = folder / "large.dcm"
+    large_file(path, make_bytes, how)
+    os.utime(path, (1_600_000_000, 1_600_000_000))
+    assert path.stat().st_size > 1_000_000_000
+    client = DICOMfileClient(folder, index=tmp_path / "index")
+    assert len(client.search_for_instances()) == 1
+    assert counted() < 256 * 1024
+    first = True
+    for number in (FRAMES, 1, 1234):
+        (frame,) = client.iter_frames(frames(number))
+        assert frame.content == frame_of(number)
+        scan = FRAMES * 9000 if first and how == "none" else 0
+        assert counted() <= FRAME_BYTES + 256 * 1024 + scan
+        first = False
+    client.close()
+    again = DICOMfileClient(folder, index=tmp_path / "index")
+    (frame,) = again.iter_frames(frames(77))
+    assert frame.content == frame_of(77)
+    # The result of the scan outlives the client.
+    assert counted() <= FRAME_BYTES + 256 * 1024
+
+
+def frames(number: int) -> Resource:
+    return Resource(REFERENCE.study_instance_uid, "1.2.1.1", "1.2.1.1.1", (number,))
+
+
+def test_frames_of_deflated_files(folder: Path, make_bytes: Callable[..., bytes]) -> None:
+    planes = [bytes([number]) * (64 * 64) for number in range(1, 31)]
+    content = make_bytes(
+        Rows=64, Columns=64, SamplesPerPixel=1, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0,
+        PhotometricInterpretation="MONOCHROME2", NumberOfFrames=30, PixelData=b"".join(planes),
+    )  # fmt: skip
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(folder / "deflated.dcm", enforce_file_format=True)
+    stored = (folder / "deflated.dcm").read_bytes()
+    assert len(stored) < 10_000
+    client = DICOMfileClient(folder)
+    found = list(client.iter_frames(Resource("1.2.1", "1.2.1.1", "1.2.1.1.1", (30, 1, 17))))
+    assert [frame.content for frame in found] == [planes[29], planes[0], planes[16]]
+    assert next(client.iter_instances(REFERENCE)).content == stored
