@@ -10,9 +10,20 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "dicomweb_io" / "_version
 README = HERE / "README.md"
 
 TESTING = ["starlette>=0.40", "uvicorn>=0.30"]
-IMAGES = ["pylibjpeg-openjpeg>=2.3", "pylibjpeg-rle>=2.0", "pyjpegls>=1.4", "python-gdcm>=3.0.24"]
+IMAGES = [
+    "numpy>=1.26",
+    "pillow>=10.3",
+    "pylibjpeg>=2.0",
+    "pylibjpeg-openjpeg>=2.3",
+    "pylibjpeg-rle>=2.0",
+    "pyjpegls>=1.4",
+    "python-gdcm>=3.0.24",
+]
+# The encoder in imagecodecs came with this version, which needs Python 3.11.
+HTJ2K = ["imagecodecs>=2026.1.14; python_version >= '3.11'"]
 AWS = ["botocore>=1.34"]
 AZURE = ["azure-identity>=1.16"]
+YAML = ["apache-beam[yaml]>=2.77,<3"]
 
 setup(
     name="dicomweb_io",
@@ -22,7 +33,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["dicomweb_io", "dicomweb_io.*", "pipelines", "pipelines.*"]),
-    package_data={"dicomweb_io": ["py.typed"], "pipelines": ["py.typed"]},
+    package_data={"dicomweb_io": ["py.typed", "transforms/yaml/*.yaml"], "pipelines": ["py.typed"]},
     zip_safe=False,
     install_requires=[
         "apache-beam>=2.77,<3",
@@ -38,11 +49,16 @@ setup(
     extras_require={
         "testing": TESTING,
         "images": IMAGES,
+        "htj2k": [*IMAGES, *HTJ2K],
         "aws": AWS,
         "azure": AZURE,
+        "yaml": YAML,
         "test": [
             *TESTING,
             *AWS,
+            *IMAGES,
+            *HTJ2K,
+            *YAML,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

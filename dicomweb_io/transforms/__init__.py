@@ -18,9 +18,13 @@ DICOM JSON model; whatever names an object (a row, a `Resource`, a DICOMweb URI)
 without looking at them, `CopyInstances` is faster and needs less memory.
 
 - **Sources**: `SearchForStudies`, `SearchForSeries`, `SearchForInstances`, `ReadFromDICOMweb`. Applied to a collection,
-  the searches run once for each element.
-- **Retrieves**: `RetrieveInstances`, `RetrieveMetadata`.
+  the searches run once for each element; `ReadAllFromDICOMweb` reads the instances that each element names.
+- **Retrieves**: `RetrieveInstances`, `RetrieveMetadata`, `RetrieveFrames`, `RetrieveRendered`, `RetrieveBulkdata`.
 - **Sinks**: `StoreInstances` (also called `WriteToDICOMweb`), `CopyInstances`; their result is a `StoreResult`.
+  `DownloadInstances` writes files and gives their paths. `DeleteInstances` deletes.
+- **News**: `WatchForStudies` and `WatchForInstances` tell what comes to an archive; `ParseNotifications` makes
+  references of the messages in which archives tell it themselves.
+- **Tables**: `AsRows` makes rows with a schema of elements and of search rows; searches do it with ``columns=``.
 
 What could not be done after all retries fails the pipeline, unless a transform is told to go on: with
 ``.with_error_handler(handler)`` or ``failures="collect"`` it becomes a `Failure`.
@@ -29,34 +33,59 @@ References cross shuffles, pixels never do: do not put a shuffle (GroupByKey, Re
 side input made of instances) between a retrieve and the step that uses the bytes.
 """
 
+from dicomweb_io.transforms.bulkdata import RetrieveBulkdata, RetrievedBulkdata
 from dicomweb_io.transforms.coders import ElementCoder, register_coders
 from dicomweb_io.transforms.copy import CopyInstances, StoreResult
-from dicomweb_io.transforms.doors import DistinctReferences, ReadFromDICOMweb, WriteToDICOMweb
+from dicomweb_io.transforms.delete import DeleteInstances, DeleteResult
+from dicomweb_io.transforms.doors import DistinctReferences, ReadAllFromDICOMweb, ReadFromDICOMweb, WriteToDICOMweb
+from dicomweb_io.transforms.download import DownloadInstances, DownloadResult
+from dicomweb_io.transforms.frames import RetrievedFrames, RetrieveFrames
+from dicomweb_io.transforms.notifications import ParsedNotifications, ParseNotifications
+from dicomweb_io.transforms.rendered import RetrievedRendered, RetrieveRendered
 from dicomweb_io.transforms.retrieve import (
     RetrievedInstances,
     RetrievedMetadata,
     RetrieveInstances,
     RetrieveMetadata,
 )
+from dicomweb_io.transforms.rows import AsRows
 from dicomweb_io.transforms.search import SearchForInstances, SearchForSeries, SearchForStudies, SearchResult
 from dicomweb_io.transforms.store import StoreInstances
+from dicomweb_io.transforms.watch import Watched, WatchForInstances, WatchForStudies
 
 register_coders()
 
 __all__ = [
+    "AsRows",
     "CopyInstances",
+    "DeleteInstances",
+    "DeleteResult",
     "DistinctReferences",
+    "DownloadInstances",
+    "DownloadResult",
     "ElementCoder",
+    "ParseNotifications",
+    "ParsedNotifications",
+    "ReadAllFromDICOMweb",
     "ReadFromDICOMweb",
+    "RetrieveBulkdata",
+    "RetrieveFrames",
     "RetrieveInstances",
     "RetrieveMetadata",
+    "RetrieveRendered",
+    "RetrievedBulkdata",
+    "RetrievedFrames",
     "RetrievedInstances",
     "RetrievedMetadata",
+    "RetrievedRendered",
     "SearchForInstances",
     "SearchForSeries",
     "SearchForStudies",
     "SearchResult",
     "StoreInstances",
     "StoreResult",
+    "WatchForInstances",
+    "WatchForStudies",
+    "Watched",
     "WriteToDICOMweb",
 ]

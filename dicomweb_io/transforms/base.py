@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -13,12 +14,17 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
 from apache_beam.utils.windowed_value import WindowedValue
 from typing_extensions import Self
 
+from dicomweb_io.clients.copying import expand_reference
 from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
 from dicomweb_io.clients.failures import RECOVERABLE, failure_of
 from dicomweb_io.clients.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.clients.protocol import DICOMClient
+from dicomweb_io.clients.secrets import literal_secrets
 from dicomweb_io.elements import Failure, Resource, SearchQuery
+from dicomweb_io.transforms.lineage import Role, report_lineage
 from dicomweb_io.transforms.metrics import count, count_traffic
+
+logger = logging.getLogger("dicomweb_io")
 
 FAILURES = "failures"
 """The tag of the output that carries `Failure` elements."""
@@ -63,22 +69,20 @@ def problem_of(error: BaseException, transform: str, **details: Any) -> Problem:
     return Problem(failure_of(error, transform, **details), error)
 
 
-class DICOMwebTransform(beam.PTransform[Any, Any]):
-    """The base of all transforms that talk to an archive.
+class FailingTransform(beam.PTransform[Any, Any]):
+    """A transform that some elements may fail in.
 
     Args:
-        endpoint: An `Endpoint`, a URL or a path.
         failures: ``"raise"`` fails the pipeline at the first thing that could not be done, after all retries;
             ``"collect"`` makes a `Failure` element of each.
     """
 
     _element_type: Any = None
 
-    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
+    def __init__(self, *, failures: FailureMode = "raise") -> None:
         super().__init__()
         if failures not in ("raise", "collect"):
             raise ValueError(f"failures must be 'raise' or 'collect', not {failures!r}")
-        self.endpoint = Endpoint.of(endpoint)
         self._failure_mode: FailureMode = failures
         self._error_handler: Any = None
         if self._element_type is not None and failures == "raise":
@@ -101,17 +105,13 @@ class DICOMwebTransform(beam.PTransform[Any, Any]):
         return self._failure_mode == "collect" or self._error_handler is not None
 
     def display_data(self) -> dict[str, Any]:
-        """What monitoring pages show: the endpoint without secrets, and options."""
-        return {
-            "endpoint": DisplayDataItem(self.endpoint.safe_url, label="Endpoint"),
-            "failures": DisplayDataItem("collect" if self.collects else "raise", label="Failures"),
-        }
+        """What monitoring pages show."""
+        return {"failures": DisplayDataItem("collect" if self.collects else "raise", label="Failures")}
 
-    def _step(self, dofn: beam.DoFn, output_type: Any) -> Any:
-        """A step with the output ``main`` and one for failures, both typed."""
-        return (
-            beam.ParDo(dofn).with_output_types(output_type, **{FAILURES: Failure}).with_outputs(FAILURES, main="main")
-        )
+    def _step(self, dofn: beam.DoFn, output_type: Any, **others: Any) -> Any:
+        """A step with the output ``main`` and one for failures (and perhaps others), all typed."""
+        types = {FAILURES: Failure, **others}
+        return beam.ParDo(dofn).with_output_types(output_type, **types).with_outputs(*types, main="main")
 
     def _report(self, parts: list[Any]) -> Any:
         """Joins the failures of the inner steps into one collection and shows it to the error handler."""
@@ -119,6 +119,51 @@ class DICOMwebTransform(beam.PTransform[Any, Any]):
         if self._error_handler is not None:
             self._error_handler.add_error_pcollection(failures)
         return failures
+
+
+class DICOMwebTransform(FailingTransform):
+    """The base of all transforms that talk to one archive.
+
+    A secret that is given literally travels in the pickled job; a warning says so.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        failures: See `FailingTransform`.
+    """
+
+    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
+        super().__init__(failures=failures)
+        self.endpoint = Endpoint.of(endpoint)
+        self._part_of_another = False
+
+    def display_data(self) -> dict[str, Any]:
+        """The endpoint without secrets, and what becomes of failures."""
+        return {"endpoint": DisplayDataItem(self.endpoint.safe_url, label="Endpoint"), **super().display_data()}
+
+    def inside(self, outer: FailingTransform) -> Self:
+        """Makes this a step of another transform, which says what becomes of failures and warns of secrets."""
+        self._part_of_another = True
+        self._failure_mode = "collect" if outer.collects else "raise"
+        return self
+
+    def _report(self, parts: list[Any]) -> Any:
+        if not self._part_of_another:
+            warn_of_secrets(self, self.endpoint)
+        return super()._report(parts)
+
+
+def warn_of_secrets(transform: beam.PTransform[Any, Any], *endpoints: Endpoint) -> None:
+    """Logs which secrets will travel in the pickled job, by kind, never by value."""
+    for endpoint in endpoints:
+        kinds = literal_secrets(endpoint)
+        if kinds:
+            logger.warning(
+                "%s: the pickled job will hold %s literally, for %s; refer to secrets by environment variable, file, "
+                "command or cloud identity instead",
+                type(transform).__name__,
+                ", ".join(kinds),
+                endpoint.safe_url,
+            )
 
 
 def several_windows(pcollection: Any) -> bool:
@@ -183,6 +228,8 @@ class PooledDoFn(beam.DoFn):
         max_bytes: The pool's budget.
     """
 
+    _role: Role = "source"
+
     def __init__(
         self,
         endpoint: Endpoint,
@@ -228,7 +275,8 @@ class PooledDoFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         """Opens the lane of the bundle."""
-        self._abandon()
+        self.abandon()
+        self._report_lineage()
         self._lane = cast(Lease, self._lease).pool.lane(ordered=self._ordered)
         self._works: dict[Any, Work] = {}
         self._held: Work | None = None
@@ -251,7 +299,7 @@ class PooledDoFn(beam.DoFn):
             yield from self._start(Work(element, [place]))
         except BaseException:
             # The runner does not call finish_bundle after an error (or when it drops the bundle).
-            self._abandon()
+            self.abandon()
             raise
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -269,11 +317,11 @@ class PooledDoFn(beam.DoFn):
             for lease in self._leases():
                 count_traffic(lease)
         finally:
-            self._abandon()
+            self.abandon()
 
     def teardown(self) -> None:
         """Cancels what is left and gives the client and the pool back."""
-        self._abandon()
+        self.abandon()
         if self._lease is not None:
             self._lease.close()
             self._lease = None
@@ -291,6 +339,9 @@ class PooledDoFn(beam.DoFn):
             results = lane.submit(work, lambda room: self._guarded(work.subject, room))
         for done, result in results:
             yield from self._emit(done, result)
+
+    def _report_lineage(self) -> None:
+        report_lineage(self._endpoint, self._role)
 
     def _finish(self) -> Iterator[Any]:
         """Starts what still waits to be started at the end of a bundle."""
@@ -331,7 +382,8 @@ class PooledDoFn(beam.DoFn):
         for timestamp, windows in gathered(work.places):
             yield WindowedValue(result, timestamp, windows)
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Cancels what the bundle still does, and drops its results. May be repeated."""
         lane, self._lane = self._lane, None
         if lane is not None:
             lane.close()
@@ -351,10 +403,14 @@ class AsReferences(beam.DoFn):
         self._collect = collect
         self._whole = whole
 
+    def reference_of(self, element: Any) -> Resource:
+        """The reference that an element is or names."""
+        return Resource.of(element)
+
     def process(self, element: Any) -> Iterator[Any]:
         """Yields the reference."""
         try:
-            reference = Resource.of(element)
+            reference = self.reference_of(element)
         except (TypeError, ValueError) as error:
             problem = problem_of(error, self._transform)
             count("failures")
@@ -363,3 +419,17 @@ class AsReferences(beam.DoFn):
             yield TaggedOutput(FAILURES, problem.failure)
             return
         yield reference.instance if self._whole else reference
+
+
+class ExpandReferences(PooledDoFn):
+    """Makes instance references of study and series references."""
+
+    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        """Yields references, or a `Problem` if the archive lists nothing: a reference must not vanish."""
+        found = False
+        for reference in expand_reference(client, subject):
+            found = True
+            yield reference
+        if not found:
+            message = f"{client.base_url} lists no instances of {subject.uri}"
+            yield Problem(Failure(self._transform, message, reference=subject))

@@ -8,21 +8,24 @@ from typing import Any, NamedTuple, cast
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
 
-from dicomweb_io.clients.copying import MAX_BATCH_INSTANCES, InstanceCopier, check_policies, expand_reference
+from dicomweb_io.clients.copying import MAX_BATCH_INSTANCES, InstanceCopier, check_policies
 from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
 from dicomweb_io.clients.pool import Lease, Room, shared_client
-from dicomweb_io.clients.protocol import DICOMClient, MediaTypes, OnExisting, Verify
+from dicomweb_io.clients.protocol import MediaTypes, OnExisting, Verify
 from dicomweb_io.elements import Failure, Resource, StoredInstance
 from dicomweb_io.transforms.base import (
     FAILURES,
     AsReferences,
     DICOMwebTransform,
+    ExpandReferences,
     FailureMode,
     PooledDoFn,
     Problem,
     Work,
     several_windows,
+    warn_of_secrets,
 )
+from dicomweb_io.transforms.lineage import report_lineage
 from dicomweb_io.transforms.metrics import count
 from dicomweb_io.transforms.retrieve import ReferenceInput
 
@@ -92,7 +95,7 @@ class CopyInstances(DICOMwebTransform):
         hold = several_windows(pcollection)
         references = pcollection | "AsReferences" >> self._step(AsReferences(name, collect=collects), Resource)
         expanded = references["main"] | "Expand" >> self._step(
-            _Expand(self.endpoint, "search", name, collect=collects, hold=hold), Resource
+            ExpandReferences(self.endpoint, "search", name, collect=collects, hold=hold), Resource
         )
         copied = (
             expanded["main"]
@@ -102,6 +105,7 @@ class CopyInstances(DICOMwebTransform):
                 _Copy(self.endpoint, self.destination, name, self.options, collect=collects, hold=hold), StoredInstance
             )
         )
+        warn_of_secrets(self, self.destination)
         failures = self._report([references[FAILURES], expanded[FAILURES], copied[FAILURES]])
         return StoreResult(copied["main"], failures)
 
@@ -113,13 +117,6 @@ class CopyInstances(DICOMwebTransform):
             "on_existing": DisplayDataItem(self.options["on_existing"], label="If it exists"),
             "verify": DisplayDataItem(self.options["verify"], label="Verification"),
         }
-
-
-class _Expand(PooledDoFn):
-    """Makes instance references of study and series references."""
-
-    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        yield from expand_reference(client, subject)
 
 
 class _Copy(PooledDoFn):
@@ -159,6 +156,10 @@ class _Copy(PooledDoFn):
         self._group[work.subject] = work
         if len(self._group) >= MAX_BATCH_INSTANCES:
             yield from self._submit()
+
+    def _report_lineage(self) -> None:
+        super()._report_lineage()
+        report_lineage(self._destination, "sink")
 
     def _leases(self) -> list[Lease]:
         return [*super()._leases(), cast(Lease, self._receiver)]

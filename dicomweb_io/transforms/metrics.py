@@ -2,6 +2,18 @@
 
 Both are to be called on a bundle's own thread: Beam's counters ignore what other threads count. Metrics count attempts
 of bundles; results are to be counted from output collections.
+
+Every transform uses the same names, in the namespace ``dicomweb_io``:
+
+- traffic: ``requests``, ``retries``, ``bytes_in``, ``bytes_out``, ``throttled_msecs``; the distribution
+  ``request_msecs``;
+- searches: ``rows``, ``search_pages``, ``repeated_rows``, ``total_mismatches``, ``unreadable_values``; the distribution
+  ``page_rows``;
+- retrieves: ``instances``, ``instance_bytes``, ``metadata``, ``frames``, ``frame_bytes``, ``rendered_images``,
+  ``rendered_bytes``, ``bulkdata``, ``bulkdata_bytes``, ``downloaded``, ``downloaded_bytes``; the distributions
+  ``instance_size`` and ``frame_size``;
+- stores: ``stored``, ``replaced``, ``exists``, ``stored_bytes``, ``deleted``;
+- ``failures``.
 """
 
 from __future__ import annotations
@@ -57,6 +69,8 @@ def count_traffic(lease: Lease) -> None:
     waited = traffic.pop("throttled_msecs", 0)
     for name, number in traffic.items():
         count(name, number)
+    for seconds in lease.take_durations():
+        observe("request_msecs", int(1000 * seconds))
     if waited:
         Metrics.counter("beam-throttling-metrics", "throttling-msecs").inc(waited)
         count("throttled_msecs", waited)

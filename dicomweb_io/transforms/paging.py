@@ -27,10 +27,17 @@ class PagingError(ValueError):
 
 
 def uid_of(row: JSONDataset, level: SearchLevel) -> str | None:
-    """The UID that tells the rows of a search apart; None if the row has none."""
-    values = row.get(_UID_TAGS[level], {}).get("Value")
-    value = values[0] if values else None
-    return value if isinstance(value, str) else None
+    """What tells the rows of a search apart: the UIDs from the study down; None if the row has none of its own.
+
+    Some archives hold one SOP Instance UID in several series (Orthanc does), and each can be retrieved by itself.
+    """
+    uids: list[str] = []
+    for name, tag in _UID_TAGS.items():
+        values = row.get(tag, {}).get("Value")
+        uids.append(values[0] if values and isinstance(values[0], str) else "")
+        if name == level:
+            break
+    return "/".join(uids) if uids[-1] else None
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ class Slot:
 
     Attributes:
         offset: The first row.
-        rows: The rows.
+        rows: The rows; more than `size` if the archive ignores limits or repeats rows of the page before.
+        size: How many were asked for.
         ended: The archive has no more rows.
         error: What happened after `rows`.
         requests: The requests it took.
@@ -88,6 +96,7 @@ class Slot:
 
     offset: int
     rows: list[JSONDataset]
+    size: int
     ended: bool = False
     error: BaseException | None = None
     requests: int = 0
@@ -99,7 +108,7 @@ def read_slot(client: DICOMClient, query: SearchQuery, offset: int, size: int, m
     Rows are counted as they are received: archives answer with fewer than asked for, and a short page is the end only
     if the client knows that nothing follows.
     """
-    slot = Slot(offset, [])
+    slot = Slot(offset, [], size)
     try:
         while len(slot.rows) < size:
             wanted = size - len(slot.rows)
@@ -110,7 +119,7 @@ def read_slot(client: DICOMClient, query: SearchQuery, offset: int, size: int, m
                 )
             page = client.search_page(query, offset=offset + len(slot.rows), limit=wanted)
             slot.requests += 1
-            slot.rows.extend(page.rows[:wanted])
+            slot.rows.extend(page.rows)
             if not page.rows or page.more is False:
                 # More rows than asked for: some archives ignore limits. The rest will be asked for again.
                 slot.ended = len(page.rows) <= wanted
@@ -174,14 +183,20 @@ class PageReader:
         for slot in self._slots():
             self.requests += slot.requests
             self._check(slot)
+            crowded = len(slot.rows) > slot.size
+            fresh = 0
             for index, row in enumerate(slot.rows):
+                if fresh == slot.size:
+                    # What is left of too many rows is asked for with the next offset.
+                    break
                 uid = uid_of(row, self._query.level)
                 if uid is not None:
                     if uid in self._seen:
                         self.repeated += 1
                         continue
                     self._seen[uid] = None
-                yield slot.offset + index, row
+                yield slot.offset + (fresh if crowded else index), row
+                fresh += 1
             while len(self._seen) > _MOST_REMEMBERED:
                 self._seen.popitem(last=False)
             if slot.error is not None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
 
-from dicomweb_io.clients.copying import PrivateDirectory, expand_reference
+from dicomweb_io.clients.copying import PrivateDirectory, expand_reference, instance_of_row
 from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
 from dicomweb_io.clients.failures import RECOVERABLE, failure_of
 from dicomweb_io.clients.pool import DEFAULT_MAX_BYTES, Room
@@ -31,6 +31,7 @@ from dicomweb_io.transforms.base import (
     several_windows,
 )
 from dicomweb_io.transforms.metrics import count, observe
+from dicomweb_io.wire.errors import DeadlineExceededError
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -54,7 +55,9 @@ class RetrievedMetadata(NamedTuple):
     failures: Any
 
 
-class _Retrieve(DICOMwebTransform):
+class RetrieveTransform(DICOMwebTransform):
+    """What the retrieves share: references in, reshuffled, and fetched after that."""
+
     def _fetch(self, pcollection: Any, dofn: PooledDoFn, output_type: Any) -> tuple[Any, Any]:
         """References, reshuffled and fetched; gives the results and the failures."""
         name = type(self).__name__
@@ -64,7 +67,7 @@ class _Retrieve(DICOMwebTransform):
 
 
 @beam.typehints.with_input_types(ReferenceInput)
-class RetrieveInstances(_Retrieve):
+class RetrieveInstances(RetrieveTransform):
     """Retrieves instances as unparsed Part 10 bytes: `Instance` elements.
 
     The input is any reference: `Resource`s, rows of searches or metadata, DICOMweb URIs. Of a frame reference the
@@ -181,15 +184,16 @@ class _FetchInstances(PooledDoFn):
             if not found:
                 yield Problem(self._missing(subject, client))
             return
-        expected = {str(reference.sop_instance_uid): reference for reference in expand_reference(client, subject)}
+        expected = dict.fromkeys(expand_reference(client, subject))
         try:
             for item in self._stream(subject, client, room):
                 reference = item.reference if isinstance(item, Instance) else item.failure.reference
-                expected.pop(str(reference.sop_instance_uid), None)
+                expected.pop(reference, None)
                 yield item
         except RECOVERABLE as error:
             # One failure that the archive will repeat for each instance is better told once.
-            if not expected or not failure_of(error, self._transform).retryable:
+            hopeless = isinstance(error, DeadlineExceededError) or not failure_of(error, self._transform).retryable
+            if not expected or hopeless:
                 yield problem_of(error, self._transform, reference=subject)
                 return
             logger.warning(
@@ -198,7 +202,7 @@ class _FetchInstances(PooledDoFn):
                 len(expected),
                 subject.uri,
             )
-        for reference in expected.values():
+        for reference in expected:
             yield from self._again(reference, client, room)
 
     def _again(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
@@ -265,7 +269,7 @@ class _FetchInstances(PooledDoFn):
 
 
 @beam.typehints.with_input_types(ReferenceInput)
-class RetrieveMetadata(_Retrieve):
+class RetrieveMetadata(RetrieveTransform):
     """Retrieves the metadata of instances: dicts in the DICOM JSON model (PS3.18 Annex F), one for each instance.
 
     The input and the comparison with what a search lists are those of `RetrieveInstances`.
@@ -321,20 +325,40 @@ class _FetchMetadata(PooledDoFn):
         count("metadata")
 
     def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        expected = {str(item.sop_instance_uid): item for item in expand_reference(client, subject)}
+        yield from complete_metadata(client, subject, room, transform=self._transform, additional_params=self._params)
+
+
+def complete_metadata(
+    client: DICOMClient,
+    subject: Resource,
+    room: Room,
+    *,
+    transform: str,
+    additional_params: Mapping[str, Any] | None = None,
+) -> Iterator[Any]:
+    """Yields the metadata of every instance that a search lists for a reference, and a `Problem` for what is missing.
+
+    Args:
+        client: The archive.
+        subject: A study, series or instance.
+        room: Where room for each row is reserved.
+        transform: The name for failures.
+        additional_params: Further query parameters.
+    """
+    expected = dict.fromkeys(expand_reference(client, subject))
+    room.reserve(_METADATA_BYTES)
+    for row in client.iter_metadata(subject, additional_params=additional_params):
+        expected.pop(instance_of_row(row, subject), None)
+        yield row
         room.reserve(_METADATA_BYTES)
-        for row in client.iter_metadata(subject, additional_params=self._params):
-            expected.pop(str(Resource.of(row).sop_instance_uid), None)
-            yield row
-            room.reserve(_METADATA_BYTES)
-        for reference in expected.values():
-            try:
-                rows = [] if subject == reference else list(client.iter_metadata(reference))
-            except RECOVERABLE as error:
-                yield problem_of(error, self._transform, reference=reference)
-                continue
-            if rows:
-                yield rows[0]
-                continue
-            message = f"{client.base_url} answered without the metadata of {reference.uri}"
-            yield Problem(Failure(self._transform, message, reference=reference, retryable=True))
+    for reference in expected:
+        try:
+            rows = [] if subject == reference else list(client.iter_metadata(reference))
+        except RECOVERABLE as error:
+            yield problem_of(error, transform, reference=reference)
+            continue
+        if rows:
+            yield rows[0]
+            continue
+        message = f"{client.base_url} answered without the metadata of {reference.uri}"
+        yield Problem(Failure(transform, message, reference=reference, retryable=True))

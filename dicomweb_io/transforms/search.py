@@ -21,6 +21,8 @@ from dicomweb_io.clients.failures import RECOVERABLE
 from dicomweb_io.clients.pool import Lease, Room, shared_client
 from dicomweb_io.clients.protocol import DICOMClient
 from dicomweb_io.clients.queries import check_limits, make_query
+from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.dicom.columns import columns_of
 from dicomweb_io.elements import JSONDataset, Resource, SearchLevel, SearchQuery
 from dicomweb_io.transforms.base import (
     FAILURES,
@@ -31,9 +33,12 @@ from dicomweb_io.transforms.base import (
     problem_of,
     several_windows,
 )
+from dicomweb_io.transforms.lineage import report_lineage
 from dicomweb_io.transforms.metrics import count, count_traffic, observe
 from dicomweb_io.transforms.paging import ClientReader, PageReader, manners_of, uid_of
 from dicomweb_io.transforms.row_range import END, RowRange, RowRangeProvider
+from dicomweb_io.transforms.rows import TakeColumns, row_type
+from dicomweb_io.transforms.study_dates import REST, KeepUndated, SplitByStudyDate, is_dated
 
 QueryInput = Resource | SearchQuery | str | dict[str, Any]
 """What a search step takes: a reference, a query, a URI, a row of a search, or a mapping of filters."""
@@ -88,17 +93,26 @@ class _Search(DICOMwebTransform):
         fuzzymatching: bool | None = None,
         additional_params: Mapping[str, Any] | None = None,
         page_size: int | None = None,
+        columns: Sequence[str] | None = None,
         distinct: bool = False,
+        split_by: str | None = None,
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(endpoint, failures=failures)
         check_limits(limit, None)
+        if split_by not in (None, "StudyDate"):
+            raise ValueError(f"split_by must be 'StudyDate' or None, not {split_by!r}")
+        if split_by is not None and limit is not None:
+            raise ValueError("a search with a limit is not split: give either limit or split_by")
+        self.columns = columns_of(columns) if columns is not None else None
+        if self.columns is not None and failures == "raise":
+            self.with_output_types(row_type(self.columns))
         if page_size is not None and (not isinstance(page_size, int) or isinstance(page_size, bool) or page_size < 1):
             raise ValueError(f"page_size must be a positive integer, not {page_size!r}")
         self.query = make_query(
             self._level,
             fuzzymatching=fuzzymatching,
-            fields=fields,
+            fields=self._all_fields(fields, split_by),
             search_filters=search_filters,
             additional_params=additional_params,
             permissive_uid=True,
@@ -106,6 +120,15 @@ class _Search(DICOMwebTransform):
         self.limit = limit
         self.page_size = page_size
         self.distinct = distinct
+        self.split_by = split_by
+
+    def _all_fields(self, fields: Sequence[str], split_by: str | None) -> Sequence[str]:
+        """What was asked for, and what columns and the split need."""
+        if isinstance(fields, str) or "all" in fields:
+            return fields
+        more = [column.field for column in self.columns or ()] + (["00080020"] if split_by else [])
+        known = {resolve(name)[0] for name in fields if isinstance(name, str)}
+        return [*fields, *dict.fromkeys(tag for tag in more if tag not in known)]
 
     def expand(self, pvalue: Any) -> Any:
         """Builds the steps."""
@@ -119,19 +142,46 @@ class _Search(DICOMwebTransform):
             made = pvalue | "MakeQueries" >> self._step(_MakeQueries(self.query, name, collect=collects), SearchQuery)
             queries = made["main"]
             failures.append(made[FAILURES])
+        if self.split_by is None:
+            rows = self._rows(queries, "", hold, failures)
+        else:
+            rows = self._split_rows(queries, hold, failures)
+        if self.distinct:
+            rows = rows | "Distinct" >> _DistinctRows(self._level)
+        if self.columns is not None:
+            rows = rows | "TakeColumns" >> beam.ParDo(TakeColumns(self.columns)).with_output_types(
+                row_type(self.columns)
+            )
+        lost = self._report(failures)
+        return SearchResult(rows, lost) if self._failure_mode == "collect" else rows
+
+    def _rows(self, queries: Any, which: str, hold: bool, failures: list[Any]) -> Any:
+        """The rows of queries, and their failures added to a list."""
+        name, collects = type(self).__name__, self.collects
         plan = _Plan(
             self.endpoint, "search", name, limit=self.limit, page_size=self.page_size, collect=collects, hold=hold
         )
-        planned = queries | "Plan" >> self._step(plan, PlannedSearch)
-        found = planned["main"] | "Search" >> self._step(
+        planned = queries | f"Plan{which}" >> self._step(plan, PlannedSearch)
+        found = planned["main"] | f"Search{which}" >> self._step(
             _ReadRows(self.endpoint, name, collect=collects), dict[str, Any]
         )
         failures += [planned[FAILURES], found[FAILURES]]
-        rows = found["main"]
-        if self.distinct:
-            rows = rows | "Distinct" >> _DistinctRows(self._level)
-        lost = self._report(failures)
-        return SearchResult(rows, lost) if self._failure_mode == "collect" else rows
+        return found["main"]
+
+    def _split_rows(self, queries: Any, hold: bool, failures: list[Any]) -> Any:
+        """The rows of the ranges, and those that are in no range."""
+        name = type(self).__name__
+        how: dict[str, Any] = {"collect": self.collects, "hold": hold}
+        split = queries | "SplitByStudyDate" >> self._step(
+            SplitByStudyDate(self.endpoint, "search", name, **how), SearchQuery, **{REST: SearchQuery}
+        )
+        spread = split["main"] | "Reshuffle" >> beam.Reshuffle()
+        dated = self._rows(spread, "", hold, failures)
+        rest = self._rows(split[REST], "Rest", hold, failures)
+        maybe = rest | "DropDated" >> beam.Filter(lambda row: not is_dated(row)).with_output_types(dict[str, Any])
+        undated = maybe | "KeepUndated" >> self._step(KeepUndated(self.endpoint, "search", name, **how), dict[str, Any])
+        failures += [split[FAILURES], undated[FAILURES]]
+        return (dated, undated["main"]) | "JoinRows" >> beam.Flatten()
 
     def display_data(self) -> dict[str, Any]:
         """The endpoint and the names of the filters. Their values may be patients' names, so they are not shown."""
@@ -142,6 +192,10 @@ class _Search(DICOMwebTransform):
                 ", ".join(key for key, _ in self.query.search_filters), label="Filtered by"
             ).drop_if_default(""),
             "limit": DisplayDataItem(self.limit, label="Limit").drop_if_none(),
+            "columns": DisplayDataItem(
+                ", ".join(column.name for column in self.columns or ()), label="Columns"
+            ).drop_if_default(""),
+            "split_by": DisplayDataItem(self.split_by, label="Split by").drop_if_none(),
         }
 
 
@@ -165,7 +219,14 @@ class SearchForStudies(_Search):
         fuzzymatching: Ask for fuzzy matching of names.
         additional_params: Further query parameters.
         page_size: Rows to ask for at once; by default what the server's profile says.
+        columns: Give typed rows with a schema instead of dicts: these attributes (keywords, tags, or dotted paths into
+            sequences), which are asked for too. See `AsRows`.
         distinct: Remove repeated rows also across the parts and elements of the search, by UID (a GroupByKey).
+        split_by: ``"StudyDate"`` makes several searches of one whose rows are more than 10,000, or more than the
+            archive gives out at once: by ranges of dates with about as many rows each, which workers read at the same
+            time. That works best on archives that tell totals. Studies without a date are in no range: if the totals
+            do not prove that there are none, the whole search is made once more, and of its rows those are kept that no
+            range matches. Searches inside a study and those with a limit are not split.
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `SearchResult`. See also
             `with_error_handler`.
 
@@ -341,6 +402,9 @@ class _ReadRows(beam.DoFn):
         if self._lease is not None:
             self._lease.close()
             self._lease = None
+
+    def start_bundle(self) -> None:
+        report_lineage(self._endpoint, "source")
 
     def process(
         self,

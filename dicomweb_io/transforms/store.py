@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 
 from dicomweb_io.clients.copying import (
@@ -17,23 +20,30 @@ from dicomweb_io.clients.copying import (
 )
 from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
 from dicomweb_io.clients.failures import RECOVERABLE
-from dicomweb_io.clients.pool import DEFAULT_MAX_BYTES, Lease, Room
+from dicomweb_io.clients.pool import DEFAULT_MAX_BYTES, Lease, Room, identity_of
 from dicomweb_io.clients.protocol import OnExisting, Verify
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.transforms.base import (
     FAILURES,
-    DICOMwebTransform,
+    FailingTransform,
     FailureMode,
     PooledDoFn,
     Problem,
     Work,
     problem_of,
     several_windows,
+    warn_of_secrets,
 )
 from dicomweb_io.transforms.copy import StoreResult, count_stored
+from dicomweb_io.transforms.metrics import count
+
+Destination = EndpointLike | Callable[[Any], EndpointLike]
+"""Where instances go: one archive, or a function that tells the archive of each element."""
+
+MAX_DESTINATIONS = 8
 
 
-class StoreInstances(DICOMwebTransform):
+class StoreInstances(FailingTransform):
     """Stores instances: `Instance` elements, Part 10 bytes, paths, pydicom datasets, or Beam's ``ReadableFile``.
 
     Bytes and files are stored unchanged; a dataset is encoded by pydicom. Each element has one result: a
@@ -43,11 +53,15 @@ class StoreInstances(DICOMwebTransform):
     bundle is repeated (every policy but ``"error"``), a repeated bundle does no harm.
 
     Args:
-        endpoint: An `Endpoint`, a URL or a path.
+        endpoint: An `Endpoint`, a URL or a path; or a function that is given an element and returns one, so that
+            different elements go to different archives. The function must be cheap: elements in several windows ask it
+            for each.
         on_existing: ``"server"`` leaves duplicates to the archive; ``"skip"`` leaves an instance whose UID it has;
             ``"replace"`` puts the instance in the other's place; ``"error"`` makes a failure of it.
         verify: The proof wanted: ``"response"``, ``"uid"`` or ``"content"``; see
             `dicomweb_io.clients.copying.InstanceStorer`.
+        max_destinations: With a function: the most archives that a worker thread is connected to at once. What waits
+            for the one used longest ago is sent before another takes its place.
         failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
 
     Returns:
@@ -56,31 +70,42 @@ class StoreInstances(DICOMwebTransform):
 
     def __init__(
         self,
-        endpoint: EndpointLike,
+        endpoint: Destination,
         *,
         on_existing: OnExisting = "server",
         verify: Verify = "response",
+        max_destinations: int = MAX_DESTINATIONS,
         failures: FailureMode = "raise",
     ) -> None:
-        super().__init__(endpoint, failures=failures)
+        super().__init__(failures=failures)
         check_policies(on_existing, verify)
+        if max_destinations < 1:
+            raise ValueError(f"max_destinations must be 1 or more, not {max_destinations}")
+        by_element = callable(endpoint) and not isinstance(endpoint, Endpoint)
+        self.choose: Callable[[Any], EndpointLike] | None = cast(Any, endpoint) if by_element else None
+        self.endpoint: Endpoint | None = None if by_element else Endpoint.of(cast(EndpointLike, endpoint))
         self.options: dict[str, Any] = {"on_existing": on_existing, "verify": verify}
+        self.max_destinations = max_destinations
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        dofn = _Store(
-            self.endpoint,
-            type(self).__name__,
-            self.options,
-            collect=self.collects,
-            hold=several_windows(pcollection),
-        )
+        name = type(self).__name__
+        how: dict[str, Any] = {"collect": self.collects, "hold": several_windows(pcollection)}
+        dofn: beam.DoFn
+        if self.choose is not None:
+            dofn = _StoreEach(self.choose, name, self.options, self.max_destinations, how)
+        else:
+            endpoint = cast(Endpoint, self.endpoint)
+            warn_of_secrets(self, endpoint)
+            dofn = _Store(endpoint, name, self.options, **how)
         stored = pcollection | "Store" >> self._step(dofn, StoredInstance)
         return StoreResult(stored["main"], self._report([stored[FAILURES]]))
 
     def display_data(self) -> dict[str, Any]:
         """The endpoint and the policies."""
+        shown = self.endpoint.safe_url if self.endpoint is not None else "chosen for each element"
         return {
+            "endpoint": DisplayDataItem(shown, label="Endpoint"),
             **super().display_data(),
             "on_existing": DisplayDataItem(self.options["on_existing"], label="If it exists"),
             "verify": DisplayDataItem(self.options["verify"], label="Verification"),
@@ -128,8 +153,10 @@ def source_of(element: Any) -> str | None:
 class _Store(PooledDoFn):
     """Sends what a bundle collects in batches: one task for each batch, one result for each element."""
 
+    _role = "sink"
+
     def __init__(self, endpoint: Endpoint, transform: str, options: dict[str, Any], **how: Any) -> None:
-        super().__init__(endpoint, "store", transform, max_bytes=DEFAULT_MAX_BYTES, **how)
+        super().__init__(endpoint, "store", transform, **how)
         self._options = options
 
     def setup(self) -> None:
@@ -201,3 +228,86 @@ class _Store(PooledDoFn):
 
     def taken(self, result: StoredInstance) -> None:
         count_stored(result)
+
+
+class _StoreEach(beam.DoFn):
+    """Hands each element to the `_Store` of its archive, of which it keeps a few."""
+
+    def __init__(
+        self,
+        choose: Callable[[Any], EndpointLike],
+        transform: str,
+        options: dict[str, Any],
+        most: int,
+        how: dict[str, Any],
+    ) -> None:
+        self._choose = choose
+        self._transform = transform
+        self._options = options
+        self._most = most
+        self._how = how
+        self._stores: OrderedDict[Any, _Store] = OrderedDict()
+
+    def setup(self) -> None:
+        """Starts without archives."""
+        self._stores = OrderedDict()
+
+    def start_bundle(self) -> None:
+        """Begins the bundle of each archive."""
+        for store in self._stores.values():
+            store.start_bundle()
+
+    def process(
+        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+    ) -> Iterator[Any]:
+        """Stores an element."""
+        try:
+            endpoint = Endpoint.of(self._choose(element))
+        except (*RECOVERABLE, TypeError) as error:
+            problem = problem_of(error, self._transform, source=source_of(element))
+            count("failures")
+            if not self._how["collect"]:
+                self._abandon()
+                problem.raise_it()
+            yield TaggedOutput(FAILURES, problem.failure)
+            return
+        try:
+            key = identity_of(endpoint)
+            store = self._stores.get(key)
+            if store is None:
+                if len(self._stores) >= self._most:
+                    _, oldest = self._stores.popitem(last=False)
+                    try:
+                        yield from oldest.finish_bundle()
+                    finally:
+                        oldest.teardown()
+                # All archives together may use as much memory as one.
+                budget = max(1, DEFAULT_MAX_BYTES // self._most)
+                store = _Store(endpoint, self._transform, self._options, max_bytes=budget, **self._how)
+                store.setup()
+                store.start_bundle()
+                self._stores[key] = store
+            self._stores.move_to_end(key)
+            yield from store.process(element, timestamp, window)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def finish_bundle(self) -> Iterator[Any]:
+        """Sends and waits for the rest."""
+        try:
+            for store in self._stores.values():
+                yield from store.finish_bundle()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def teardown(self) -> None:
+        """Gives all clients back."""
+        stores, self._stores = self._stores, OrderedDict()
+        for store in stores.values():
+            store.teardown()
+
+    def _abandon(self) -> None:
+        for store in self._stores.values():
+            store.abandon()

@@ -221,13 +221,15 @@ def test_a_copy_continues_where_another_ended(serve, archive, folder):
 
 
 def test_a_reference_that_cannot_be_copied_is_a_failure(archive, folder):
-    unknown = [Resource("1.2.3", "1.2.4", "1.2.5"), "junk"]
+    unknown = [Resource("1.2.3", "1.2.4", "1.2.5"), "junk", Resource("1.2.3"), Resource("1.2.3", "1.2.4")]
     known = references_of(archive)[:3]
     with pipeline() as p:
         result = p | beam.Create([*unknown, *known]) | CopyInstances(str(archive), str(folder), failures="collect")
         assert_that(result.stored | beam.Map(lambda item: item.reference), equal_to(known), label="stored")
         seen = result.failures | beam.Map(lambda item: item.reference and item.reference.uri)
-        assert_that(seen, equal_to([unknown[0].uri, None]), label="failures")
+        assert_that(
+            seen, equal_to([item.uri if isinstance(item, Resource) else None for item in unknown]), label="failures"
+        )
 
 
 def test_a_copied_element_in_three_windows_is_moved_once(serve, archive, folder):

@@ -1,0 +1,174 @@
+"""`AsRows` and ``columns=``: typed rows with a schema, for SQL, YAML, other languages, and tables.
+
+The elements of this package keep their classes, which schemas would lose (see `dicomweb_io.transforms.coders`). Where a
+schema is wanted, this makes rows of them.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any, Optional
+
+import apache_beam as beam
+from apache_beam.pvalue import Row
+from apache_beam.typehints.row_type import RowTypeConstraint
+
+from dicomweb_io import elements
+from dicomweb_io.dicom.columns import Column, columns_of
+from dicomweb_io.elements import JSONDataset, Resource
+from dicomweb_io.transforms.metrics import count
+
+ROW_ELEMENTS: tuple[type, ...] = (
+    elements.Resource,
+    elements.Instance,
+    elements.Frame,
+    elements.RenderedImage,
+    elements.Bulkdata,
+    elements.StoredInstance,
+    elements.Failure,
+    elements.Exclusion,
+)
+"""The classes that `AsRows` can make rows of without being told the columns."""
+
+
+class AsRows(beam.PTransform[Any, Any]):
+    """Makes rows with a schema of elements, or of rows of searches and metadata.
+
+    Of an element every field becomes a column; the fields of a reference stand beside the others
+    (``study_instance_uid``, ``series_instance_uid``, ``sop_instance_uid``, ``frames``). A `Failure`'s ``rows`` become
+    ``first_row`` and ``end_row``.
+
+    Of a dataset in the DICOM JSON model the `columns` are taken: dates as `datetime.date`, numbers as numbers, person
+    names as text (``Alphabetic=Ideographic=Phonetic``), times as text, attributes that may have several values as
+    lists. What is absent is None or an empty list. Values that are not of their column's type are left out and
+    counted (metric ``unreadable_values``).
+
+    Args:
+        columns: For datasets: keywords, tags, or dotted paths into sequences.
+        element_type: For elements: their class, where the collection has no type hint.
+
+    Raises:
+        TypeError, ValueError: If a column does not exist or cannot be one, or both arguments are given.
+    """
+
+    def __init__(self, columns: Sequence[str] | None = None, *, element_type: type | None = None) -> None:
+        super().__init__()
+        if columns is not None and element_type is not None:
+            raise ValueError("columns are for datasets, element_type is for elements: give one of them")
+        if element_type is not None and element_type not in ROW_ELEMENTS:
+            raise ValueError(f"element_type must be one of {_names()}, not {element_type!r}")
+        self.columns = columns_of(columns) if columns is not None else None
+        self.element_type = element_type
+
+    def expand(self, pcollection: Any) -> Any:
+        """Builds the step."""
+        if self.columns is not None:
+            return pcollection | "TakeColumns" >> beam.ParDo(TakeColumns(self.columns)).with_output_types(
+                row_type(self.columns)
+            )
+        element_type = self.element_type or pcollection.element_type
+        if element_type not in ROW_ELEMENTS:
+            raise TypeError(
+                f"AsRows cannot tell what to make of a collection of {element_type}: give columns for datasets, or the "
+                f"element_type ({_names()})"
+            )
+        cells = cells_of(element_type)
+        names = [name for name, _, _ in cells]
+        takes = [take for _, _, take in cells]
+        schema = RowTypeConstraint.from_fields([(name, kind) for name, kind, _ in cells])
+        return pcollection | "TakeFields" >> beam.Map(
+            lambda element: Row(**{name: take(element) for name, take in zip(names, takes, strict=True)})
+        ).with_output_types(schema)
+
+
+class TakeColumns(beam.DoFn):
+    """Makes a row of a dataset.
+
+    Args:
+        columns: What the row has.
+    """
+
+    def __init__(self, columns: tuple[Column, ...]) -> None:
+        self._columns = columns
+
+    def process(self, element: JSONDataset) -> Iterator[Row]:
+        """Yields the row."""
+        values: dict[str, Any] = {}
+        unreadable = 0
+        for column in self._columns:
+            values[column.name], clean = column.cell(element)
+            unreadable += not clean
+        count("unreadable_values", unreadable)
+        yield Row(**values)
+
+
+def row_type(columns: Sequence[Column]) -> Any:
+    """The type hint of rows with these columns."""
+    return RowTypeConstraint.from_fields(
+        [(column.name, _sequence(column.kind) if column.many else _optional(column.kind)) for column in columns]
+    )
+
+
+def _optional(kind: Any) -> Any:
+    return Optional[kind]  # noqa: UP045 - made of a variable
+
+
+def _sequence(kind: Any) -> Any:
+    return typing.Sequence[kind]
+
+
+Cell = tuple[str, Any, Callable[[Any], Any]]
+
+
+def cells_of(element_type: type) -> list[Cell]:
+    """The columns of an element class: name, type, and how to take the value."""
+    hints = typing.get_type_hints(element_type)
+    cells: list[Cell] = []
+    for item in fields(element_type):  # type: ignore[arg-type, unused-ignore]
+        hint = hints[item.name]
+        absent = type(None) in typing.get_args(hint)
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if absent else [hint]
+        kind = kinds[0]
+        if kind is Resource:
+            cells += _reference_cells(item.name, absent)
+        elif item.name == "rows":
+            cells.append(("first_row", _optional(int), _Take(item.name, index=0)))
+            cells.append(("end_row", _optional(int), _Take(item.name, index=1)))
+        elif typing.get_origin(kind) is tuple:
+            cells.append((item.name, _sequence(typing.get_args(kind)[0]), _Take(item.name, many=True)))
+        else:
+            plain = str if typing.get_origin(kind) is typing.Literal else kind
+            cells.append((item.name, _optional(plain) if absent else plain, _Take(item.name)))
+    return cells
+
+
+def _reference_cells(attribute: str, absent: bool) -> list[Cell]:
+    return [
+        ("study_instance_uid", _optional(str) if absent else str, _Take(attribute, "study_instance_uid")),
+        ("series_instance_uid", _optional(str), _Take(attribute, "series_instance_uid")),
+        ("sop_instance_uid", _optional(str), _Take(attribute, "sop_instance_uid")),
+        ("frames", _sequence(int), _Take(attribute, "frames", many=True)),
+    ]
+
+
+class _Take:
+    """Takes a field, or a field of a field; a tuple as a list, or one item of it."""
+
+    def __init__(self, *names: str, many: bool = False, index: int | None = None) -> None:
+        self._names = names
+        self._many = many
+        self._index = index
+
+    def __call__(self, element: Any) -> Any:
+        value = element
+        for name in self._names:
+            value = None if value is None else getattr(value, name)
+        if self._many:
+            return list(value or ())
+        return value if self._index is None or value is None else value[self._index]
+
+
+def _names() -> str:
+    return ", ".join(kind.__name__ for kind in ROW_ELEMENTS)

@@ -1,0 +1,419 @@
+"""`WatchForStudies` and `WatchForInstances`: unbounded sources of what is new in an archive.
+
+A splittable DoFn asks a change source (`dicomweb_io.clients.changes`) again and again. The restriction is the place
+that was reached: what one poll found and the place after it are claimed together, so that a repeated bundle asks again
+from the same place, and nothing is told twice or left out.
+
+Between polls the DoFn hands itself back to the runner. A runner that comes back too early (FnApiRunner does not wait
+at all, measured with Beam 2.77) is made to wait: no archive is asked more often than the interval by wall clock.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, cast
+
+import apache_beam as beam
+from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.pvalue import PBegin, TaggedOutput
+from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import Duration, Timestamp
+
+from dicomweb_io.clients.changes import (
+    DEFAULT_MOST,
+    ChangeMethod,
+    ChangeSource,
+    Cursor,
+    Start,
+    WatchLevel,
+    change_source,
+    check_start,
+    moment_of,
+)
+from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
+from dicomweb_io.clients.failures import RECOVERABLE
+from dicomweb_io.clients.pool import Lease, shared_client
+from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.transforms.base import FAILURES, DICOMwebTransform, FailureMode, TransformFailed, problem_of
+from dicomweb_io.transforms.metrics import count, count_traffic
+
+LONGEST_WAIT = 5.0
+"""Seconds that the DoFn waits by itself at most before it hands itself back to the runner."""
+
+
+class Watched(NamedTuple):
+    """The output of a watch with ``failures="collect"``."""
+
+    references: Any
+    failures: Any
+
+
+@dataclass(frozen=True, eq=False)
+class WatchState:
+    """The place that a watch has reached: its restriction.
+
+    Attributes:
+        cursor: Where the last poll ended; None before the first.
+        polls: How many polls were made.
+        due: The wall-clock time in seconds before which the archive is not to be asked.
+        unfinished: Whether the last poll has more to tell, so that it goes on at once.
+        done: Whether nothing is left to do.
+    """
+
+    cursor: Cursor | None = None
+    polls: int = 0
+    due: float = 0.0
+    unfinished: bool = False
+    done: bool = False
+
+
+class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
+    """Tracks a watch. What is claimed is the state after a poll; it splits only into what was done and what is left."""
+
+    def __init__(self, state: WatchState, bounded: bool = False) -> None:
+        self._state = state
+        self._bounded = bounded
+        self._ended = state.done
+
+    def current_restriction(self) -> WatchState:
+        """The state."""
+        return self._state
+
+    def try_claim(self, position: WatchState) -> bool:
+        """Moves on to the state after a poll; False if what is left was given away."""
+        if self._ended:
+            return False
+        self._state = position
+        self._ended = position.done
+        return True
+
+    def check_done(self) -> None:
+        """Checks that what is left was given away, or that nothing is.
+
+        Raises:
+            ValueError: If neither is the case.
+        """
+        if not self._ended:
+            raise ValueError(f"the watch was left after {self._state.polls} polls without handing back the rest")
+
+    def try_split(self, fraction_of_remainder: float) -> tuple[WatchState, WatchState] | None:
+        """Gives away everything that is left, whatever the fraction: only one may ask the archive."""
+        if self._ended:
+            return None
+        residual = self._state
+        self._state, self._ended = replace(residual, done=True), True
+        return self._state, residual
+
+    def current_progress(self) -> RestrictionProgress:
+        """How much is done: nothing is known of what is still to come."""
+        if self._ended:
+            return RestrictionProgress(fraction=1.0)
+        return RestrictionProgress(completed=self._state.polls, remaining=1)
+
+    def is_bounded(self) -> bool:
+        """Whether the watch has an end."""
+        return self._bounded
+
+
+class WatchProvider(RestrictionProvider):  # type: ignore[misc, unused-ignore]
+    """Gives a watch its restriction. A drain ends it: the default for what is unbounded."""
+
+    def __init__(self, bounded: bool) -> None:
+        self._bounded = bounded
+
+    def initial_restriction(self, element: Any) -> WatchState:
+        """The beginning, or the place that was given."""
+        return cast(WatchState, element)
+
+    def create_tracker(self, restriction: WatchState) -> WatchTracker:
+        """A tracker."""
+        return WatchTracker(restriction, self._bounded)
+
+    def restriction_size(self, element: Any, restriction: WatchState) -> int:
+        """One unit of work, or none."""
+        return 0 if restriction.done else 1
+
+
+class _Rhythm:
+    """When each watch of this process was last made to poll, by a clock that nobody sets."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: dict[str, float] = {}
+
+    def remaining(self, watch: str, interval: float, due: float) -> float:
+        """Seconds until the next poll is due: by this process's own memory, or else by the wall clock."""
+        with self._lock:
+            last = self._last.get(watch)
+        # A clock that was set back must not stop the watch.
+        by_wall_clock = min(due - time.time(), interval)
+        by_memory = -math.inf if last is None else last + interval - time.monotonic()
+        return max(by_wall_clock, by_memory)
+
+    def begin(self, watch: str) -> None:
+        """Notes that a poll begins."""
+        with self._lock:
+            self._last[watch] = time.monotonic()
+
+
+_RHYTHM = _Rhythm()
+
+
+class _Watch(beam.DoFn):
+    """Polls. It catches its own errors: Beam's exception handling breaks splittable DoFns."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        source: ChangeSource,
+        transform: str,
+        *,
+        start: Start,
+        stop: datetime | None,
+        interval: float,
+        max_polls: int | None,
+        most: int,
+        collect: bool,
+    ) -> None:
+        self._endpoint = endpoint
+        self._source = source
+        self._transform = transform
+        self._start = start
+        self._stop = stop.timestamp() if stop is not None else None
+        self._interval = interval
+        self._max_polls = max_polls
+        self._most = most
+        self._collect = collect
+        self._watch = uuid.uuid4().hex
+        self._lease: Lease | None = None
+
+    def setup(self) -> None:
+        """Leases the process's client."""
+        self._lease = shared_client(self._endpoint, "watch")
+        self._leaving = threading.Event()
+
+    def teardown(self) -> None:
+        """Gives it back."""
+        self._leaving.set()
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+    def watch(self, tracker: Any, estimator: Any) -> Iterator[Any]:
+        """Makes one poll when it is due, and hands the rest back."""
+        state: WatchState = tracker.current_restriction()
+        wait = self._remaining(state)
+        if wait > 0:
+            self._leaving.wait(min(wait, LONGEST_WAIT))
+            wait = self._remaining(state)
+        if wait > 0:
+            tracker.defer_remainder(Duration.of(wait))
+            return
+        if self._ended(state, time.time()):
+            tracker.try_claim(replace(state, done=True))
+            return
+        if not state.unfinished:
+            _RHYTHM.begin(self._watch)
+        began = time.time()
+        next_state = replace(state, polls=state.polls + 1, due=began + self._interval, unfinished=False)
+        references: tuple[Resource, ...] = ()
+        failures: tuple[Failure, ...] = ()
+        try:
+            changes = self._source.poll(
+                cast(Lease, self._lease).client, state.cursor, start=self._start, most=self._most
+            )
+        except RECOVERABLE as error:
+            # The place stays as it is, so the next poll finds what this one did not.
+            problem = problem_of(error, self._transform)
+            if not self._collect:
+                count("failures")
+                problem.raise_it()
+            failures = (problem.failure,)
+        else:
+            references, failures = changes.references, changes.failures
+            next_state = replace(next_state, cursor=changes.cursor)
+            if changes.more:
+                # It is one poll, however many answers it takes; each is a bundle of its own.
+                next_state = replace(next_state, polls=state.polls, due=state.due, unfinished=True)
+        ended = not next_state.unfinished and self._ended(next_state, next_state.due)
+        if not tracker.try_claim(next_state):
+            return
+        if not next_state.unfinished:
+            count("polls")
+        count("changes", len(references))
+        yield from self._told(references, failures, began)
+        estimator.set_watermark(Timestamp.of(began))
+        count_traffic(cast(Lease, self._lease))
+        if ended:
+            tracker.try_claim(replace(next_state, done=True))
+        else:
+            tracker.defer_remainder(Duration.of(max(self._remaining(next_state), 0.0)))
+
+    def _told(self, references: tuple[Resource, ...], failures: tuple[Failure, ...], moment: float) -> Iterator[Any]:
+        for failure in failures:
+            count("failures")
+            if not self._collect:
+                raise TransformFailed(failure)
+            yield TaggedOutput(FAILURES, TimestampedValue(failure, moment))
+        for reference in references:
+            yield TimestampedValue(reference, moment)
+
+    def _remaining(self, state: WatchState) -> float:
+        # The rest of a poll that was cut short is not a poll of its own.
+        return 0.0 if state.unfinished else _RHYTHM.remaining(self._watch, self._interval, state.due)
+
+    def _ended(self, state: WatchState, next_poll: float) -> bool:
+        if self._max_polls is not None and state.polls >= self._max_polls:
+            return True
+        return self._stop is not None and next_poll >= self._stop
+
+
+_BOUNDED, _UNBOUNDED = WatchProvider(bounded=True), WatchProvider(bounded=False)
+
+
+class _BoundedWatch(_Watch):
+    def process(
+        self,
+        element: WatchState,
+        tracker: Any = beam.DoFn.RestrictionParam(_BOUNDED),  # noqa: B008 - Beam's way to ask for it
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),  # noqa: B008
+    ) -> Iterator[Any]:
+        yield from self.watch(tracker, estimator)
+
+
+class _UnboundedWatch(_Watch):
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: WatchState,
+        tracker: Any = beam.DoFn.RestrictionParam(_UNBOUNDED),  # noqa: B008 - Beam's way to ask for it
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),  # noqa: B008
+    ) -> Iterator[Any]:
+        yield from self.watch(tracker, estimator)
+
+
+class _WatchTransform(DICOMwebTransform):
+    """The two watches; see `WatchForInstances`."""
+
+    _element_type = Resource
+    _level: WatchLevel
+
+    def __init__(
+        self,
+        endpoint: EndpointLike,
+        search_filters: Mapping[str, Any] | None = None,
+        *,
+        interval: timedelta | float = 60.0,
+        start: Start = "now",
+        stop: datetime | None = None,
+        max_polls: int | None = None,
+        method: ChangeMethod = "auto",
+        lookback: timedelta | float | None = None,
+        cursor: Cursor | None = None,
+        most: int = DEFAULT_MOST,
+        failures: FailureMode = "raise",
+    ) -> None:
+        super().__init__(endpoint, failures=failures)
+        self.interval = interval.total_seconds() if isinstance(interval, timedelta) else float(interval)
+        if not 0 < self.interval < math.inf:
+            raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
+        if max_polls is not None and (not isinstance(max_polls, int) or isinstance(max_polls, bool) or max_polls < 1):
+            raise ValueError(f"max_polls must be a positive integer or None, not {max_polls!r}")
+        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+            raise ValueError(f"most must be a positive integer, not {most!r}")
+        if stop is not None and not isinstance(stop, datetime):
+            raise TypeError(f"stop must be a datetime or None, not {type(stop).__name__}")
+        self.source = change_source(
+            self.endpoint, self._level, search_filters=search_filters, method=method, lookback=lookback
+        )
+        self.start = check_start(start)
+        self.stop = moment_of(stop) if stop is not None else None
+        self.max_polls = max_polls
+        self.cursor = cursor
+        self.most = most
+        self._filters = ", ".join(search_filters or ())
+
+    def expand(self, pbegin: PBegin) -> Any:
+        """Builds the steps."""
+        if not isinstance(pbegin, PBegin):
+            raise TypeError(f"{type(self).__name__} is a source: apply it to a pipeline, not to a collection")
+        kind = _UnboundedWatch if self.stop is None and self.max_polls is None else _BoundedWatch
+        dofn = kind(
+            self.endpoint,
+            self.source,
+            type(self).__name__,
+            start=self.start,
+            stop=self.stop,
+            interval=self.interval,
+            max_polls=self.max_polls,
+            most=self.most,
+            collect=self.collects,
+        )
+        begin = pbegin | "Begin" >> beam.Create([WatchState(self.cursor)], reshuffle=False)
+        told = begin | "Poll" >> self._step(dofn, Resource)
+        failures = self._report([told[FAILURES]])
+        return Watched(told["main"], failures) if self._failure_mode == "collect" else told["main"]
+
+    def display_data(self) -> dict[str, Any]:
+        """The endpoint, the rhythm, and the names of the filters."""
+        return {
+            **super().display_data(),
+            "level": DisplayDataItem(self._level, label="Level"),
+            "method": DisplayDataItem(self.source.method, label="Method"),
+            "interval": DisplayDataItem(self.interval, label="Seconds between polls"),
+            "max_polls": DisplayDataItem(self.max_polls, label="Most polls").drop_if_none(),
+            "filters": DisplayDataItem(self._filters, label="Filtered by").drop_if_default(""),
+        }
+
+
+class WatchForInstances(_WatchTransform):
+    """Tells what instances come to an archive: `Resource` elements, each once, as soon as a poll finds them.
+
+    An element's timestamp is the time of the poll that found it, and the watermark follows the polls, so no element is
+    late. How new instances are found is a fact of the server's profile (see `dicomweb_io.clients.changes`): Orthanc's
+    log of changes, Azure's change feed, the time of reception at dcm4chee; other servers are searched for studies of
+    the last days, folders are listed as a whole. What a search finds depends on its window: an instance of a study
+    whose StudyDate lies further back than `lookback` is not found by ``"study_date"``.
+
+    The source is unbounded and for runners with streaming, such as Prism. With `stop` or `max_polls` it is bounded, and
+    ends. On FnApiRunner nothing passes a shuffle before a source ends (Beam 2.77): there, ``python -m pipelines.watch``
+    copies what is new in rounds.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        search_filters: What must match. Feeds cannot be filtered, so with a feed it costs a search for each study.
+        interval: Seconds between the beginnings of polls, or a timedelta. The archive is never asked more often.
+        start: ``"now"``, ``"all"`` (what is there already comes first), a date, or a datetime (UTC without a zone).
+        stop: Make no poll after this moment.
+        max_polls: Make at most so many polls. With ``start="now"`` the first one only finds out what is there.
+        method: How to find out; see `dicomweb_io.clients.changes.ChangeMethod`.
+        lookback: How long after its time something may still arrive: seconds, or a timedelta.
+        cursor: Go on from here instead of `start`.
+        most: The most references of one bundle.
+        failures: With ``"raise"`` a poll that fails after all retries fails the bundle, which the runner repeats or
+            not. With ``"collect"`` the output is a `Watched`; each such poll is a `Failure`, and the next one finds
+            what it missed. See also `with_error_handler`.
+
+    Raises:
+        TypeError, ValueError: If an argument is not valid.
+    """
+
+    _level: WatchLevel = "instance"
+
+
+class WatchForStudies(_WatchTransform):
+    """Tells what studies come to an archive, each once: when it is first seen. More of it may still be on its way.
+
+    To get all of what comes, watch for instances. Arguments as in `WatchForInstances`.
+    """
+
+    _level: WatchLevel = "study"

@@ -1,0 +1,324 @@
+"""The connector for Beam YAML, and for pipelines in other languages: rows in, rows out, plain parameters.
+
+`providers.yaml` beside this module lists these transforms for Beam YAML; ``docs/beam-doors.md`` shows how to use them,
+there and through Python's expansion service. They are the transforms of `dicomweb_io.transforms` with parameters that
+have a schema. Secrets are named, not given: the name of an environment variable on the workers.
+
+With ``error_handling: {output: NAME}`` what cannot be done becomes a row in the output ``NAME``, with the fields of
+`dicomweb_io.elements.Failure`; without, it fails the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import apache_beam as beam
+
+from dicomweb_io import transforms
+from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.transforms.rows import AsRows
+from dicomweb_io.wire.credentials import BasicCredentials, BearerToken, Credentials, GoogleCredentials
+
+__all__ = [
+    "CopyInstances",
+    "ReadFromDICOMweb",
+    "SearchForInstances",
+    "SearchForSeries",
+    "SearchForStudies",
+    "WriteToDICOMweb",
+]
+
+_STUDY = ["StudyInstanceUID", "PatientID", "AccessionNumber", "StudyDate", "StudyDescription"]
+_SERIES = ["StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription"]
+_INSTANCE = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "InstanceNumber"]
+
+_UIDS = {
+    "study_instance_uid": ("study_instance_uid", "StudyInstanceUID"),
+    "series_instance_uid": ("series_instance_uid", "SeriesInstanceUID"),
+    "sop_instance_uid": ("sop_instance_uid", "SOPInstanceUID"),
+}
+
+
+def _endpoint(
+    url: str, profile: str, token_env: str | None, user: str | None, password_env: str | None, google: bool
+) -> Endpoint:
+    ways = [name for name, given in (("token_env", token_env), ("user", user), ("google", google)) if given]
+    if len(ways) > 1:
+        raise ValueError(f"give one way to authenticate, not {' and '.join(ways)}")
+    if bool(user) != bool(password_env):
+        raise ValueError("user and password_env belong together")
+    credentials: Credentials | None = None
+    if token_env:
+        credentials = BearerToken(env=token_env)
+    elif user:
+        credentials = BasicCredentials(user, password_env=password_env)
+    elif google:
+        credentials = GoogleCredentials()
+    return Endpoint(url, credentials=credentials, profile=profile)
+
+
+def _outputs(rows: Any, failures: Any, error_handling: Mapping[str, Any] | None) -> Any:
+    """The rows alone, or beside what failed under the name that was asked for."""
+    if error_handling is None:
+        return rows
+    return {"good": rows, error_handling["output"]: failures | "FailuresAsRows" >> AsRows(element_type=Failure)}
+
+
+def _check_error_handling(error_handling: Mapping[str, Any] | None) -> None:
+    if error_handling is None:
+        return
+    name = error_handling.get("output")
+    if not isinstance(name, str) or not name or name == "good":
+        raise ValueError("error_handling needs the name of an output: {output: failed}")
+
+
+class _Search(beam.PTransform[Any, Any]):
+    # Beam YAML: a source.
+    _yaml_requires_inputs = False
+    _search: Any
+    _columns: list[str]
+
+    def __init__(
+        self,
+        endpoint: str,
+        search_filters: Optional[Mapping[str, str]] = None,  # noqa: UP045 - Beam YAML reads these annotations
+        columns: Optional[Sequence[str]] = None,  # noqa: UP045
+        limit: Optional[int] = None,  # noqa: UP045
+        profile: str = "auto",
+        token_env: Optional[str] = None,  # noqa: UP045
+        user: Optional[str] = None,  # noqa: UP045
+        password_env: Optional[str] = None,  # noqa: UP045
+        google: bool = False,
+        error_handling: Optional[Mapping[str, str]] = None,  # noqa: UP045
+    ) -> None:
+        """Searches an archive; see `dicomweb_io.transforms.SearchForStudies`.
+
+        Args:
+            endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
+            search_filters: Attribute (keyword, tag or path) to value.
+            columns: Attributes that become columns of the rows; by default the UIDs and a few others.
+            limit: The most rows.
+            profile: The server's manners; by default by its URL.
+            token_env: The environment variable that holds a bearer token.
+            user: A user name.
+            password_env: The environment variable that holds the user's password.
+            google: Use Google's application-default credentials.
+            error_handling: Where to output what failed.
+        """
+        super().__init__()
+        _check_error_handling(error_handling)
+        self._error_handling = error_handling
+        self._inner = type(self)._search(
+            _endpoint(endpoint, profile, token_env, user, password_env, google),
+            dict(search_filters or {}),
+            limit=limit,
+            columns=list(columns) if columns else self._columns,
+            failures="raise" if error_handling is None else "collect",
+        )
+
+    def expand(self, pbegin: Any) -> Any:
+        """Builds the steps."""
+        found = pbegin | "Search" >> self._inner
+        if self._error_handling is None:
+            return found
+        return _outputs(found.rows, found.failures, self._error_handling)
+
+
+class SearchForStudies(_Search):
+    """Searches for studies."""
+
+    _search = transforms.SearchForStudies
+    _columns = _STUDY
+
+
+class SearchForSeries(_Search):
+    """Searches for series."""
+
+    _search = transforms.SearchForSeries
+    _columns = _SERIES
+
+
+class SearchForInstances(_Search):
+    """Searches for instances."""
+
+    _search = transforms.SearchForInstances
+    _columns = _INSTANCE
+
+
+class ReadFromDICOMweb(beam.PTransform[Any, Any]):
+    """Reads the instances that match a search: rows with their UIDs, their transfer syntax and their bytes."""
+
+    _yaml_requires_inputs = False
+
+    def __init__(
+        self,
+        endpoint: str,
+        search_filters: Optional[Mapping[str, str]] = None,  # noqa: UP045
+        limit: Optional[int] = None,  # noqa: UP045
+        spool_directory: Optional[str] = None,  # noqa: UP045
+        profile: str = "auto",
+        token_env: Optional[str] = None,  # noqa: UP045
+        user: Optional[str] = None,  # noqa: UP045
+        password_env: Optional[str] = None,  # noqa: UP045
+        google: bool = False,
+        error_handling: Optional[Mapping[str, str]] = None,  # noqa: UP045
+    ) -> None:
+        """Reads instances; see `dicomweb_io.transforms.ReadFromDICOMweb`.
+
+        Args:
+            endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
+            search_filters: Attribute (keyword, tag or path) to value.
+            limit: The most instances.
+            spool_directory: Where instances above 64 MiB go; their rows have a path.
+            profile: The server's manners; by default by its URL.
+            token_env: The environment variable that holds a bearer token.
+            user: A user name.
+            password_env: The environment variable that holds the user's password.
+            google: Use Google's application-default credentials.
+            error_handling: Where to output what failed.
+        """
+        super().__init__()
+        _check_error_handling(error_handling)
+        self._error_handling = error_handling
+        self._inner = transforms.ReadFromDICOMweb(
+            _endpoint(endpoint, profile, token_env, user, password_env, google),
+            dict(search_filters or {}),
+            limit=limit,
+            spool_directory=spool_directory,
+            failures="raise" if error_handling is None else "collect",
+        )
+
+    def expand(self, pbegin: Any) -> Any:
+        """Builds the steps."""
+        read = pbegin | "Read" >> self._inner
+        if self._error_handling is None:
+            return read | "AsRows" >> AsRows(element_type=Instance)
+        rows = read.instances | "AsRows" >> AsRows(element_type=Instance)
+        return _outputs(rows, read.failures, self._error_handling)
+
+
+class WriteToDICOMweb(beam.PTransform[Any, Any]):
+    """Stores instances: rows with ``content`` (Part 10 bytes) or ``path``. Gives a row for each that arrived."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        on_existing: str = "server",
+        verify: str = "response",
+        profile: str = "auto",
+        token_env: Optional[str] = None,  # noqa: UP045
+        user: Optional[str] = None,  # noqa: UP045
+        password_env: Optional[str] = None,  # noqa: UP045
+        google: bool = False,
+        error_handling: Optional[Mapping[str, str]] = None,  # noqa: UP045
+    ) -> None:
+        """Stores instances; see `dicomweb_io.transforms.StoreInstances`.
+
+        Args:
+            endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
+            on_existing: What to do with instances whose UID is there: server, skip, replace or error.
+            verify: The proof wanted: response, uid or content.
+            profile: The server's manners; by default by its URL.
+            token_env: The environment variable that holds a bearer token.
+            user: A user name.
+            password_env: The environment variable that holds the user's password.
+            google: Use Google's application-default credentials.
+            error_handling: Where to output what failed.
+        """
+        super().__init__()
+        _check_error_handling(error_handling)
+        self._error_handling = error_handling
+        options: dict[str, Any] = {"on_existing": on_existing, "verify": verify}
+        self._inner = transforms.WriteToDICOMweb(
+            _endpoint(endpoint, profile, token_env, user, password_env, google),
+            failures="raise" if error_handling is None else "collect",
+            **options,
+        )
+
+    def expand(self, pcollection: Any) -> Any:
+        """Builds the steps."""
+        written = pcollection | "Content" >> beam.Map(storable_of_row) | "Write" >> self._inner
+        rows = written.stored | "AsRows" >> AsRows(element_type=StoredInstance)
+        return _outputs(rows, written.failures, self._error_handling)
+
+
+class CopyInstances(beam.PTransform[Any, Any]):
+    """Copies what rows name by their UIDs from one archive to another, without the bytes ever becoming rows."""
+
+    def __init__(
+        self,
+        source: str,
+        destination: str,
+        on_existing: str = "skip",
+        verify: str = "response",
+        source_profile: str = "auto",
+        source_token_env: Optional[str] = None,  # noqa: UP045
+        destination_profile: str = "auto",
+        destination_token_env: Optional[str] = None,  # noqa: UP045
+        error_handling: Optional[Mapping[str, str]] = None,  # noqa: UP045
+    ) -> None:
+        """Copies instances; see `dicomweb_io.transforms.CopyInstances`.
+
+        Args:
+            source: Where to copy from.
+            destination: Where to copy to.
+            on_existing: What to do with instances whose UID is there: skip, server, replace or error.
+            verify: The proof wanted: response, uid or content.
+            source_profile: The source's manners; by default by its URL.
+            source_token_env: The environment variable that holds a bearer token for the source.
+            destination_profile: The destination's manners; by default by its URL.
+            destination_token_env: The environment variable that holds a bearer token for the destination.
+            error_handling: Where to output what failed.
+        """
+        super().__init__()
+        _check_error_handling(error_handling)
+        self._error_handling = error_handling
+        options: dict[str, Any] = {"on_existing": on_existing, "verify": verify}
+        self._inner = transforms.CopyInstances(
+            _endpoint(source, source_profile, source_token_env, None, None, False),
+            _endpoint(destination, destination_profile, destination_token_env, None, None, False),
+            failures="raise" if error_handling is None else "collect",
+            **options,
+        )
+
+    def expand(self, pcollection: Any) -> Any:
+        """Builds the steps."""
+        references = pcollection | "References" >> beam.Map(reference_of_row).with_output_types(Resource)
+        copied = references | "Copy" >> self._inner
+        rows = copied.stored | "AsRows" >> AsRows(element_type=StoredInstance)
+        return _outputs(rows, copied.failures, self._error_handling)
+
+
+def _fields_of(row: Any) -> dict[str, Any]:
+    fields = getattr(row, "_asdict", None) or getattr(row, "as_dict", None)
+    return dict(fields() if fields is not None else row)
+
+
+def storable_of_row(row: Any) -> Any:
+    """The bytes or the path that a row holds.
+
+    Raises:
+        ValueError: If it has neither.
+    """
+    fields = _fields_of(row)
+    content, path = fields.get("content"), fields.get("path")
+    if content is None and path is None:
+        raise ValueError(f"a row to be stored needs content or path; this one has {', '.join(fields) or 'nothing'}")
+    return bytes(content) if content is not None else path
+
+
+def reference_of_row(row: Any) -> Resource:
+    """The reference that a row names, by DICOM keywords or by names in snake case.
+
+    Raises:
+        TypeError, ValueError: If it names no study.
+    """
+    fields = _fields_of(row)
+    uids = {
+        name: next((fields[key] for key in keys if fields.get(key) is not None), None) for name, keys in _UIDS.items()
+    }
+    if uids["study_instance_uid"] is None:
+        raise ValueError(f"a row to be copied needs StudyInstanceUID; this one has {', '.join(fields) or 'nothing'}")
+    return Resource.of(uids)
