@@ -1,9 +1,9 @@
 """The file client against a plain loop of pydicom, and against dicomweb-client where that is installed.
 
-    python benchmarks/file_index.py [--instances 2000] [--large-frames] [--writers 8]
+    python benchmarks/file_index.py [--instances 2000] [--small-files] [--large-frames] [--writers 8]
 
-It makes copies of pydicom's ``CT_small.dcm`` (10 studies of 4 series) with UIDs of their own, and measures in one run,
-in fresh processes of this interpreter, best of `--repeat`:
+It makes copies of pydicom's ``CT_small.dcm`` (studies of 4 series of 50), each with UIDs of its own, and measures in
+one run, in fresh processes of this interpreter, best of `--repeat`:
 
 - a loop of ``dcmread(path, stop_before_pixels=True)`` over all files: what it costs to look at each header once;
 - building the index, opening it again with nothing changed, and searches;
@@ -15,6 +15,7 @@ in fresh processes of this interpreter, best of `--repeat`:
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-STUDIES, SERIES = 10, 4
+SERIES, INSTANCES = 4, 50
 
 
 def best(work: Callable[[], Any], repeat: int, before: Callable[[], Any] = lambda: None) -> float:
@@ -39,16 +40,21 @@ def best(work: Callable[[], Any], repeat: int, before: Callable[[], Any] = lambd
     return min(times)
 
 
-def make_archive(folder: Path, instances: int) -> None:
+def make_archive(folder: Path, instances: int, small: bool) -> None:
+    import pydicom
+
     from dicomweb_io.testing.samples import make_study, sample_file
 
-    make_study(
-        folder,
-        STUDIES,
-        SERIES,
-        max(1, instances // (STUDIES * SERIES)),
-        template=sample_file("CT_small.dcm").read_bytes(),
-    )
+    template = sample_file("CT_small.dcm").read_bytes()
+    if small:
+        # The same header with 16 by 16 pixels: what counts is the number of files.
+        dataset = pydicom.dcmread(io.BytesIO(template))
+        dataset.Rows = dataset.Columns = 16
+        dataset.PixelData = bytes(512)
+        buffer = io.BytesIO()
+        dataset.save_as(buffer)
+        template = buffer.getvalue()
+    make_study(folder, max(1, instances // (SERIES * INSTANCES)), SERIES, INSTANCES, template=template)
     # Files are older than the index in real life; just written ones are read twice.
     for directory, _, names in os.walk(folder):
         for name in names:
@@ -217,6 +223,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=2000)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--small-files", action="store_true", help="make images of 16 by 16 pixels")
+    parser.add_argument("--no-peer", action="store_true", help="leave out dicomweb-client, which takes long")
     parser.add_argument("--large-frames", action="store_true", help="make and read a file of 1 GB")
     parser.add_argument("--writers", type=int, default=0, help="processes that store into one folder")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
@@ -232,10 +240,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         archive = Path(directory) / "archive"
-        make_archive(archive, arguments.instances)
+        make_archive(archive, arguments.instances, arguments.small_files)
         loop = in_fresh_process("loop", archive, arguments.repeat)
         ours = in_fresh_process("ours", archive, arguments.repeat)
-        peer = in_fresh_process("peer", archive, arguments.repeat)
+        peer = {} if arguments.no_peer else in_fresh_process("peer", archive, arguments.repeat)
         print(f"{loop['files']} files; times in ms, best of {arguments.repeat}")
         print(f"{'dcmread loop':30}{loop['dcmread loop'] * 1000:10.1f}")
         print(f"{'':30}{'ours':>10}{'peer':>10}")

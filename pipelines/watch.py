@@ -1,0 +1,416 @@
+"""Copies what comes to one archive to another, in rounds, for as long as it runs. ``python -m pipelines.watch --help``.
+
+Each round asks the source what is new and copies it in a bounded pipeline, as ``pipelines.transfer`` does. How far it
+came is written to the file ``--cursor`` after each round, complete or not at all: stop it at any time, and run the same
+command again to go on. What was copied in a round that was cut short is met again, and is skipped.
+
+What could not be copied is tried again in the next rounds. What fails five times is given up: it is written to
+``--failures``, from where ``pipelines.transfer --input`` can take it later.
+
+The exit code is 0 if nothing was given up and nothing waits to be tried again, 1 if something was or does (or the last
+poll failed), 2 if the command line is wrong. An interrupt or SIGTERM ends it after the round that is running.
+
+    python -m pipelines.watch --source https://pacs.example/dicom-web --destination /data/new --cursor watch.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from typing import Any, cast, get_args
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from dicomweb_io.clients.changes import ChangeMethod, Changes, ChangeSource, Cursor, Start, change_source
+from dicomweb_io.clients.failures import RECOVERABLE, failure_of
+from dicomweb_io.elements import Failure, Resource
+from pipelines import transfer
+from pipelines._common import (
+    Arguments,
+    UsageError,
+    add_endpoint_arguments,
+    check_writable,
+    endpoint_from,
+    filters_from,
+    format_bytes,
+    is_local,
+    parse,
+    publish,
+    read_json,
+)
+
+ATTEMPTS = 5
+"""Rounds in which an instance is tried before it is given up."""
+
+ROUND = 10_000
+"""The most new instances of a round."""
+
+_VERSION = 1
+_SUMS = ("found", "transferred", "already_there", "failed", "bytes")
+
+
+class WatchOptions(PipelineOptions):
+    """The options of the job, also usable as Beam pipeline options."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: Any) -> None:
+        parser = Arguments(parser)
+        add_endpoint_arguments(parser, "source", "where to copy from")
+        add_endpoint_arguments(parser, "destination", "where to copy to")
+        parser.add_argument("--cursor", metavar="PATH", help="the file that keeps the place reached (required)")
+        parser.add_argument(
+            "--interval", metavar="SECONDS", type=float, default=60.0, help="seconds between polls (default: 60)"
+        )
+        parser.add_argument(
+            "--start",
+            metavar="now|all|DATE",
+            default="now",
+            help="where to begin, when there is no cursor yet: with what comes from now on (default), with everything "
+            "that is there, or with a day (YYYY-MM-DD)",
+        )
+        parser.add_argument(
+            "--max-polls", metavar="N", type=int, help="end after so many polls (default: when it is stopped)"
+        )
+        parser.add_argument(
+            "--method",
+            choices=get_args(ChangeMethod),
+            default="auto",
+            help="how to find out what is new (default: by the source's profile)",
+        )
+        parser.add_argument(
+            "--lookback", metavar="SECONDS", type=float, help="how long after its time something may still arrive"
+        )
+        parser.add_argument(
+            "--filter",
+            dest="filters",
+            metavar="KEY=VALUE",
+            action="append",
+            help="copy only what matches: an attribute's keyword or tag, and its value (repeatable)",
+        )
+        parser.add_argument("--failures", metavar="PATH", help="add what was given up here, one JSON object a line")
+        parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON, after each round")
+        parser.add_argument(
+            "--on-existing",
+            choices=("skip", "server", "replace", "error"),
+            default="skip",
+            help="what to do with instances whose UID the destination has (default: skip)",
+        )
+        parser.add_argument(
+            "--verify",
+            choices=("response", "uid", "content"),
+            default="response",
+            help="the proof wanted for each instance: the destination's answer, a search for its UID, or its content",
+        )
+
+
+@dataclass(frozen=True)
+class WatchJob:
+    """One watch, ready to run. The attributes are those of the command line."""
+
+    transfer: transfer.TransferJob
+    source: ChangeSource
+    cursor: str
+    start: Start = "now"
+    interval: float = 60.0
+    max_polls: int | None = None
+    failures: str | None = None
+    summary: str | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the cursor file belongs to."""
+        return {"source": self.transfer.source.safe_url, "filters": self.transfer.filters}
+
+
+@dataclass
+class Place:
+    """What the cursor file holds.
+
+    Attributes:
+        cursor: Where the source was read to; None at the beginning.
+        pending: What is to be tried again, with the number of tries so far.
+    """
+
+    cursor: Cursor | None = None
+    pending: dict[Resource, int] = field(default_factory=dict)
+
+
+def read_place(job: WatchJob) -> Place:
+    """Reads the cursor file; without one, the beginning.
+
+    Raises:
+        UsageError: If the file is damaged, or belongs to another source or other filters.
+    """
+    if not os.path.exists(job.cursor):
+        return Place()
+    try:
+        document = read_json(job.cursor)
+        if not isinstance(document, Mapping) or document.get("version") != _VERSION:
+            raise ValueError("it was not written by this version of this job")
+        cursor = Cursor.from_json(document["cursor"]) if document["cursor"] is not None else None
+        pending = {Resource.of(item["reference"]): int(item["attempts"]) for item in document["pending"]}
+        watched = document["watched"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"--cursor {job.cursor}: this is no cursor file: {error}") from error
+    if watched != job.identity:
+        raise UsageError(
+            f"--cursor {job.cursor}: this cursor belongs to {watched.get('source')} with the filters "
+            f"{sorted(watched.get('filters', {}))}; use another file"
+        )
+    return Place(cursor, pending)
+
+
+def write_place(job: WatchJob, place: Place) -> None:
+    """Writes the cursor file, complete or not at all, for its owner only."""
+    document = {
+        "version": _VERSION,
+        "watched": job.identity,
+        "cursor": place.cursor.to_json() if place.cursor is not None else None,
+        "pending": [
+            {"reference": reference.to_dict(), "attempts": attempts} for reference, attempts in place.pending.items()
+        ],
+    }
+    publish(job.cursor, [json.dumps(document)])
+
+
+# Rounds ---------------------------------------------------------------------------------------------------------------
+
+
+def run_round(
+    job: WatchJob, options: PipelineOptions, place: Place, changes: Changes, totals: dict[str, Any]
+) -> list[Failure]:
+    """Copies what is new and what is to be tried again, and moves the place on.
+
+    Returns:
+        What was given up.
+
+    Raises:
+        RuntimeError: If a failure names no object, so that nobody can tell what it is about. The place stays.
+    """
+    wanted = dict.fromkeys([*place.pending, *changes.references])
+    if not wanted:
+        place.cursor = changes.cursor
+        return list(changes.failures)
+    scratch = tempfile.mkdtemp(prefix="dicomweb_io-watch-")
+    try:
+        path = os.path.join(scratch, "failures.jsonl")
+        once = replace(job.transfer, wanted=tuple(wanted), failures=path)
+        summary = transfer.run(once, options, show_progress=False)
+        with open(path, encoding="utf-8") as file:
+            failures = [json.loads(line) for line in file]
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if not transfer.adds_up(summary) or summary["search_failures"]:
+        reasons = "; ".join(summary["reasons"])
+        raise RuntimeError(
+            f"the round is not accounted for in full and is repeated: {reasons or 'no reason was given'}"
+        )
+    for name in _SUMS:
+        totals[name] += summary[name]
+    pending: dict[Resource, int] = {}
+    given_up = list(changes.failures)
+    for item in failures:
+        if "reference" not in item:
+            raise RuntimeError(f"a failure of the round names no object, so the round is repeated: {item['message']}")
+        reference = Resource.of(item["reference"])
+        attempts = place.pending.get(reference, 0) + 1
+        if attempts < ATTEMPTS:
+            pending[reference] = attempts
+        else:
+            given_up.append(_failure_from(item, reference))
+    place.cursor, place.pending = changes.cursor, pending
+    return given_up
+
+
+def _failure_from(item: Mapping[str, Any], reference: Resource) -> Failure:
+    known = {key: value for key, value in item.items() if key in Failure.__dataclass_fields__ and key != "rows"}
+    return Failure(**{**known, "reference": reference})
+
+
+def append_failures(path: str, failures: Sequence[Failure]) -> None:
+    """Adds dead letters to a file that only its owner can read, and waits until they are on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(failure.to_dict()) + "\n" for failure in failures)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def run(job: WatchJob, options: PipelineOptions, stopping: threading.Event | None = None) -> dict[str, Any]:
+    """Watches until it is stopped, or has made as many polls as it may.
+
+    Args:
+        job: What to do.
+        options: Beam's options, for each round.
+        stopping: Ends it after the round that is running, once set.
+
+    Returns:
+        The summary: ``polls``, ``failed_polls``, ``rounds`` (with something to copy), ``found`` (with each try of
+        what was tried again), ``transferred``, ``already_there``, ``failed``, ``bytes``, ``given_up``, ``pending``, and
+        ``last_error`` (of the last poll, or None).
+    """
+    stopping = stopping or threading.Event()
+    place = read_place(job)
+    totals: dict[str, Any] = dict.fromkeys(("polls", "failed_polls", "rounds", *_SUMS, "given_up"), 0)
+    totals["last_error"] = None
+    client = job.transfer.source.connect()
+    try:
+        while not stopping.is_set():
+            began = time.monotonic()
+            totals["polls"] += 1
+            more = _poll_and_copy(job, options, client, place, totals, stopping)
+            totals["pending"] = len(place.pending)
+            if job.summary is not None:
+                publish(job.summary, [json.dumps(totals, indent=2)])
+            if stopping.is_set() or (job.max_polls is not None and totals["polls"] >= job.max_polls and not more):
+                break
+            stopping.wait(max(0.0, began + job.interval - time.monotonic()))
+    finally:
+        client.close()
+    totals["pending"] = len(place.pending)
+    return totals
+
+
+def _poll_and_copy(
+    job: WatchJob,
+    options: PipelineOptions,
+    client: Any,
+    place: Place,
+    totals: dict[str, Any],
+    stopping: threading.Event,
+) -> bool:
+    """One poll, with as many rounds as it takes to copy what it tells. Gives whether it was left unfinished."""
+    while True:
+        try:
+            changes = job.source.poll(client, place.cursor, start=job.start, most=ROUND)
+            busy = bool(place.pending or changes.references)
+            given_up = run_round(job, options, place, changes, totals)
+        except (*RECOVERABLE, RuntimeError) as error:
+            # The place has not moved: the next poll finds the same again.
+            totals["failed_polls"] += 1
+            totals["last_error"] = failure_of(error, "Watch").message
+            print(f"watch: {totals['last_error']}", file=sys.stderr)
+            return False
+        totals["last_error"] = None
+        totals["rounds"] += busy
+        if given_up:
+            totals["given_up"] += len(given_up)
+            if job.failures is not None:
+                # Before the place moves on: rather a dead letter twice than never.
+                append_failures(job.failures, given_up)
+        write_place(job, place)
+        if busy or given_up:
+            print(_line(totals, len(place.pending)), flush=True)
+        if not changes.more or stopping.is_set():
+            return changes.more and not stopping.is_set()
+
+
+def _line(totals: Mapping[str, Any], pending: int) -> str:
+    return (
+        f"poll {totals['polls']:,}: {totals['transferred']:,} transferred, {totals['already_there']:,} already there, "
+        f"{pending:,} to be tried again, {totals['given_up']:,} given up, {format_bytes(totals['bytes'])}"
+    )
+
+
+# Command line ---------------------------------------------------------------------------------------------------------
+
+
+def job_from(args: Any, options: PipelineOptions) -> WatchJob:
+    """Makes the job of parsed arguments.
+
+    Raises:
+        UsageError: If they are not valid.
+    """
+    if not is_local(options):
+        raise UsageError(
+            "it copies in rounds on this machine; for a streaming runner use the transforms WatchForInstances and "
+            "CopyInstances in a pipeline of your own"
+        )
+    if not args.cursor:
+        raise UsageError("--cursor is required: the file that keeps the place reached")
+    for option in ("cursor", "failures", "summary"):
+        path = getattr(args, option)
+        if path and "://" in path:
+            raise UsageError(f"--{option} {path}: give a path on this machine")
+        if path:
+            check_writable(path, True, f"--{option}")
+    if not 0 < args.interval < float("inf"):
+        raise UsageError(f"--interval must be a positive number of seconds, not {args.interval}")
+    if args.max_polls is not None and args.max_polls < 1:
+        raise UsageError(f"--max-polls must be 1 or more, not {args.max_polls}")
+    try:
+        copied = transfer.TransferJob(
+            source=endpoint_from(args, "source"),
+            destination=endpoint_from(args, "destination"),
+            filters=filters_from(args.filters),
+            on_existing=args.on_existing,
+            verify=args.verify,
+        )
+        source = change_source(
+            copied.source, "instance", search_filters=copied.filters, method=args.method, lookback=args.lookback
+        )
+        start = _start_from(args.start)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    return WatchJob(copied, source, args.cursor, start, args.interval, args.max_polls, args.failures, args.summary)
+
+
+def _start_from(text: str) -> Start:
+    if text in ("now", "all"):
+        return cast(Start, text)
+    try:
+        return datetime.fromisoformat(text) if len(text) > len("2026-01-01") else date.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"--start {text!r}: expected now, all, or a day as YYYY-MM-DD") from error
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and an interrupt set; a second interrupt ends the process at once."""
+    stopping = threading.Event()
+
+    def stop(number: int, _: Any) -> None:
+        if stopping.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopping.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job of a command line and returns the exit code."""
+    try:
+        args, options = parse(WatchOptions, "python -m pipelines.watch", __doc__ or "", argv)
+        job = job_from(args, options)
+        with stopped_by_signals() as stopping:
+            totals = run(job, options, stopping)
+    except UsageError as error:
+        print(f"watch: {error}", file=sys.stderr)
+        return 2
+    print(f"Ended after {_line(totals, totals['pending'])}")
+    return 1 if totals["given_up"] or totals["pending"] or totals["last_error"] is not None else 0
+
+
+if __name__ == "__main__":
+    # Workers import the steps by the module's name; those of __main__ would have to be sent to them.
+    from pipelines.watch import main as run_as_module
+
+    sys.exit(run_as_module())

@@ -1,0 +1,202 @@
+"""The watch job: what is new is copied in rounds, and the cursor survives whatever happens."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.elements import Instance
+from dicomweb_io.testing.faults import fault
+from dicomweb_io.testing.samples import make_study
+from pipelines import watch
+from pipelines.watch import ATTEMPTS, main
+
+_counter = itertools.count()
+
+
+def fresh(directory, instances=4):
+    number = next(_counter)
+    return make_study(directory / f"batch-{number}", instances=instances, size=200, seed=("watch", number))
+
+
+def bytes_of(directory):
+    return sorted(path.read_bytes() for path in Path(directory).rglob("*.dcm"))
+
+
+@pytest.fixture
+def source(tmp_path):
+    directory = tmp_path / "source"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def job(tmp_path, folder, capsys):
+    """Runs the job's command line; gives the exit code, the summary and what was printed."""
+
+    def start(source, *arguments, destination=folder, polls=1):
+        summary = tmp_path / "summary.json"
+        command = ["--source", str(source), "--destination", str(destination), "--summary", str(summary)]
+        command += ["--cursor", str(tmp_path / "cursor.json"), "--interval", "0.02", "--max-polls", str(polls)]
+        code = main([*command, *arguments])
+        printed = capsys.readouterr()
+        numbers = json.loads(summary.read_text()) if summary.exists() else {}
+        return code, numbers, printed.out + printed.err
+
+    return start
+
+
+def test_it_goes_on_where_it_ended(job, source, folder, tmp_path):
+    fresh(source)
+    code, numbers, _ = job(source)
+    assert (code, numbers["found"]) == (0, 0), "what was there before 'now' was copied"
+    new = fresh(source)
+    code, numbers, printed = job(source)
+    assert (code, numbers["found"], numbers["transferred"]) == (0, 4, 4)
+    assert bytes_of(folder) == sorted(path.read_bytes() for path in new)
+    assert "4 transferred" in printed
+    code, numbers, _ = job(source, polls=3)
+    assert (code, numbers["polls"], numbers["rounds"]) == (0, 3, 0)
+    cursor = tmp_path / "cursor.json"
+    assert cursor.stat().st_mode & 0o777 == 0o600
+    assert not list(tmp_path.glob(".cursor*")), "a temporary file was left"
+
+
+def test_everything_and_filters(job, serve, source, folder):
+    fresh(source)
+    code, numbers, _ = job(serve(source).url, "--start", "all", "--filter", "Modality=CT", "--method", "list")
+    assert (code, numbers["transferred"]) == (0, 4)
+    assert bytes_of(folder) == bytes_of(source)
+
+
+def test_rounds_are_bounded(job, source, folder, monkeypatch):
+    monkeypatch.setattr(watch, "ROUND", 3)
+    fresh(source, instances=7)
+    code, numbers, _ = job(source, "--start", "all")
+    assert (code, numbers["polls"], numbers["rounds"], numbers["transferred"]) == (0, 1, 3, 7)
+    assert bytes_of(folder) == bytes_of(source)
+
+
+def test_orthanc_is_followed(job, orthanc, source, folder):
+    code, numbers, _ = job(orthanc.url)
+    assert (code, numbers["found"]) == (0, 0)
+    client = Endpoint(orthanc.url).connect()
+    client.store_instances([str(path) for path in fresh(source)])
+    client.close()
+    code, numbers, _ = job(orthanc.url, polls=2)
+    assert (code, numbers["transferred"]) == (0, 4)
+    assert bytes_of(folder) == bytes_of(source)
+
+
+def test_what_fails_is_tried_again_and_arrives(job, serve, source, folder):
+    """The destination refuses the first round for good; the next one succeeds."""
+    fresh(source)
+    destination = serve(folder, faults=[fault("status", path="studies", method="POST", times=2, status=507)])
+    code, numbers, printed = job(source, "--start", "all", destination=destination.url, polls=4)
+    assert (code, numbers["transferred"], numbers["pending"], numbers["given_up"]) == (0, 4, 0, 0), printed
+    assert numbers["failed"] > 0
+    assert bytes_of(folder) == bytes_of(source)
+
+
+def test_what_fails_always_is_given_up_and_told(job, serve, source, folder, tmp_path):
+    paths = fresh(source, instances=2)
+    broken = serve(folder, faults=[fault("status", path="studies", method="POST", times=None, status=507)])
+    failures = tmp_path / "failures.jsonl"
+    options = ("--start", "all", "--failures", str(failures))
+    code, numbers, _ = job(source, *options, destination=broken.url, polls=ATTEMPTS - 2)
+    assert (code, numbers["pending"], numbers["given_up"]) == (1, 2, 0)
+    # A later run goes on counting.
+    code, numbers, _ = job(source, *options, destination=broken.url, polls=3)
+    assert (code, numbers["pending"], numbers["given_up"]) == (1, 0, 2)
+    assert failures.stat().st_mode & 0o777 == 0o600
+    told = [json.loads(line)["reference"]["sop_instance_uid"] for line in failures.read_text().splitlines()]
+    assert sorted(told) == sorted(str(Instance.from_path(path).reference.sop_instance_uid) for path in paths)
+    assert job(source, *options, destination=broken.url)[0] == 0
+
+
+def test_a_source_that_cannot_be_asked_loses_nothing(job, serve, source, folder):
+    fresh(source)
+    faults = [fault("status", path="instances", first=1, times=1, status=403)]
+    server = serve(source, faults=faults)
+    options = ("--start", "all", "--method", "list")
+    code, numbers, printed = job(server.url, *options)
+    assert (code, numbers["failed_polls"]) == (1, 1)
+    assert "403" in printed
+    code, numbers, _ = job(server.url, *options)
+    assert (code, numbers["transferred"]) == (0, 4)
+    assert bytes_of(folder) == bytes_of(source)
+
+
+def test_a_round_that_is_cut_short_is_repeated(job, source, folder, monkeypatch):
+    """The process dies after the copies and before the cursor is written."""
+    fresh(source)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "write_place", die)
+        with pytest.raises(KeyboardInterrupt):
+            job(source, "--start", "all")
+    assert bytes_of(folder) == bytes_of(source)
+    code, numbers, _ = job(source, "--start", "all")
+    assert (code, numbers["already_there"], numbers["transferred"]) == (0, 4, 0)
+
+
+def test_a_signal_ends_it_in_order(source, folder, tmp_path):
+    fresh(source)
+    cursor = tmp_path / "cursor.json"
+    command = [sys.executable, "-m", "pipelines.watch", "--source", str(source), "--destination", str(folder)]
+    command += ["--cursor", str(cursor), "--interval", "3600", "--start", "all"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    try:
+        assert process.stdout is not None
+        assert "4 transferred" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert "Ended after poll 1" in out
+    assert bytes_of(folder) == bytes_of(source)
+    assert json.loads(cursor.read_text())["watched"]["source"] == str(source)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--interval", "0"], "--interval must be"),
+        (["--max-polls", "0"], "--max-polls must be"),
+        (["--start", "tomorrow"], "--start 'tomorrow'"),
+        (["--filter", "Modality"], "expected KEY=VALUE"),
+        (["--filter", "Modalit=CT"], "Modalit"),
+        (["--failures", "/no/such/folder/f"], "there is no folder"),
+        (["--cursor", "gs://bucket/cursor"], "give a path on this machine"),
+        (["--method", "orthanc"], "is a folder"),
+        (["--runner", "DataflowRunner"], "in rounds on this machine"),
+        (["--nonsense"], "unknown arguments"),
+    ],
+)
+def test_wrong_command_lines(job, source, arguments, message):
+    code, _, printed = job(source, *arguments)
+    assert code == 2
+    assert message in printed
+
+
+def test_a_cursor_of_something_else_is_refused(job, source, tmp_path):
+    assert job(source)[0] == 0
+    code, _, printed = job(source, "--filter", "Modality=CT")
+    assert (code, "belongs to" in printed) == (2, True)
+    (tmp_path / "cursor.json").write_text("{")
+    code, _, printed = job(source)
+    assert (code, "no cursor file" in printed) == (2, True)
+    assert main(["--source", str(source), "--destination", str(tmp_path)]) == 2

@@ -1,0 +1,125 @@
+"""Frames, images, bulk data, downloads, deletions, columns and the front doors on engines with real processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.internal import pickler
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that, equal_to
+from requests.auth import HTTPBasicAuth
+
+from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.elements import Failure, Instance, Resource
+from dicomweb_io.testing.samples import make_study
+from dicomweb_io.transforms import (
+    AsRows,
+    DeleteInstances,
+    DownloadInstances,
+    ReadAllFromDICOMweb,
+    ReadFromDICOMweb,
+    RetrieveBulkdata,
+    RetrieveFrames,
+    RetrieveRendered,
+    SearchForInstances,
+    SearchForStudies,
+    WriteToDICOMweb,
+)
+from dicomweb_io.wire.credentials import (
+    AWSSigV4,
+    AzureCredentials,
+    BasicCredentials,
+    BearerToken,
+    GoogleCredentials,
+    OAuth2ClientCredentials,
+)
+
+ENGINES = {
+    "two processes": ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+    "portable": ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"],
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_other_transforms_give_the_same_on_every_engine(serve, tmp_path, engine):
+    paths = make_study(tmp_path / "archive", studies=2, instances=3, size=2048)
+    contents = {Instance.from_path(path).reference: path.read_bytes() for path in paths}
+    server = serve(tmp_path / "archive")
+    old = make_study(tmp_path / "old", instances=2, size=100, seed="old")
+    uids = sorted(item.sop_instance_uid for item in contents)
+    target, split = tmp_path / "target", str(tmp_path / "split")
+    url = server.url
+    with beam.Pipeline(options=PipelineOptions(ENGINES[engine])) as p:
+        studies = p | SearchForStudies(url, split_by="StudyDate")
+        frames = studies | RetrieveFrames(url, lambda row: [1] if row["00280010"]["Value"][0] else [])
+        images = studies | RetrieveRendered(url, media_types=["image/png"])
+        bulkdata = studies | RetrieveBulkdata(url)
+        files = studies | DownloadInstances(url, target)
+        again = files | WriteToDICOMweb(lambda path: split + "-" + Path(path).parts[-3])
+        read = p | ReadFromDICOMweb(url)
+        below = studies | ReadAllFromDICOMweb(url, limit=1)
+        rows = p | SearchForInstances(url, columns=["SOPInstanceUID", "InstanceNumber"])
+        gone = p | beam.Create(list(map(str, old))) | beam.Map(lambda path: Instance.from_path(path).reference)
+        gone = gone | DeleteInstances(str(tmp_path / "old"))
+        lost = p | "L" >> beam.Create([Resource("1.2.3")]) | "Lost" >> RetrieveFrames(url, failures="collect")
+        failures = lost.failures | AsRows(element_type=Failure)
+        outcomes = [
+            frames | "1" >> beam.Map(lambda item: ("frame", item.reference.sop_instance_uid)),
+            images | "2" >> beam.Map(lambda item: ("image", item.reference.sop_instance_uid)),
+            bulkdata | "3" >> beam.Map(lambda item: ("bulkdata", len(item.content))),
+            again.stored | "4" >> beam.Map(lambda item: ("written", item.reference.sop_instance_uid)),
+            read | "5" >> beam.Map(lambda item: ("read", item.reference.sop_instance_uid)),
+            below | "6" >> beam.Map(lambda item: ("below", item.reference.study_instance_uid)),
+            rows | beam.Reshuffle() | "7" >> beam.Map(lambda row: ("row", row.SOPInstanceUID)),
+            gone | "8" >> beam.Map(lambda item: ("gone", item.level)),
+            failures | "9" >> beam.Map(lambda row: ("lost", row.study_instance_uid)),
+        ]
+        expected = [(kind, uid) for kind in ("frame", "image", "written", "read", "row") for uid in uids]
+        expected += [("below", uid) for uid in sorted({item.study_instance_uid for item in contents})]
+        expected += [("bulkdata", 2048)] * 6 + [("gone", "instance")] * 2 + [("lost", "1.2.3")]
+        assert_that(tuple(outcomes) | beam.Flatten(), equal_to(expected))
+    assert sorted(path.read_bytes() for path in target.rglob("*.dcm")) == sorted(contents.values())
+    assert sorted(path.read_bytes() for path in tmp_path.glob("split-*/**/*.dcm")) == sorted(contents.values())
+    assert not list((tmp_path / "old").rglob("*.dcm"))
+
+
+CREDENTIALS = [
+    None,
+    BasicCredentials("me", password_env="PACS_PASSWORD"),
+    BasicCredentials("me", "literal-secret"),
+    BearerToken(file="/run/secrets/token"),
+    BearerToken("literal-secret"),
+    OAuth2ClientCredentials("https://login.example/token", "me", client_secret_env="SECRET"),
+    GoogleCredentials(),
+    AzureCredentials(),
+    AWSSigV4("eu-central-1"),
+    HTTPBasicAuth("me", "literal-secret"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(CREDENTIALS)))
+def test_the_other_transforms_pickle_with_every_kind_of_credentials(number):
+    endpoint = Endpoint("https://pacs.example/rs", credentials=CREDENTIALS[number], headers={"X-Key": "header-secret"})
+    made = [
+        RetrieveFrames(endpoint, lambda row: [1]),
+        RetrieveRendered(endpoint, params={"quality": 90}),
+        RetrieveBulkdata(endpoint, attributes=["PixelData"]),
+        DownloadInstances(endpoint, "s3://bucket/x", storage_options={"secret": "literal-secret"}),
+        DeleteInstances(endpoint),
+        ReadAllFromDICOMweb(endpoint),
+        SearchForInstances(endpoint, columns=["PatientID"]),
+        SearchForStudies(endpoint, split_by="StudyDate"),
+        WriteToDICOMweb(lambda _: endpoint),
+    ]
+    for transform in made:
+        copy = pickler.loads(pickler.dumps(transform))
+        assert type(copy) is type(transform)
+        if copy.endpoint is not None:
+            assert repr(copy.endpoint) == repr(endpoint)
+        shown = repr(copy.endpoint) + repr(copy.display_data()) + repr(copy)
+        shown += repr(getattr(copy, "directory", ""))
+        assert "secret" not in shown.replace("client_secret_env", "").replace("/run/secrets", "").replace(
+            "'secret':", ""
+        )
