@@ -244,7 +244,12 @@ class _Link:
                 self._unread = self._unread[len(head.raw) :]
                 return head
             waiting = [self._client] if self._server is None else [self._client, self._server]
-            if self._server in _readable(waiting):
+            # A socket that `reset` closes between its shutdown and our waking is forgotten without an event: look again
+            # from time to time, and a closed one is refused with a ValueError.
+            ready = _readable(waiting, 0.5)
+            if not ready:
+                continue
+            if self._server in ready:
                 # The server closed the idle connection: so does the proxy.
                 raise _Cut
             data = self._client.recv(_CHUNK)

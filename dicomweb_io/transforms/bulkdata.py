@@ -212,7 +212,8 @@ class _FetchBulkdata(PooledDoFn):
             yield Problem(Failure(self._transform, message, url=safe_url(subject), retryable=True))
 
     def _emit(self, work: Work, result: Any) -> Iterator[Any]:
-        if isinstance(result, Problem) and result.failure.url is None:
+        if isinstance(result, Problem):
+            # What was asked for, also where a redirect led elsewhere: it is all that names the value.
             result = Problem(replace(result.failure, url=safe_url(work.subject)), result.error)
         yield from super()._emit(work, result)
 

@@ -358,7 +358,8 @@ class _Plan(PooledDoFn):
         if page.more is False or len(rows) == limit:
             return
         total = page.total if page.total is not None else client.count(subject)
-        if page.more is None and total is not None and len(rows) >= total:
+        # Totals can be wrong: behind a full page the next one is looked at all the same.
+        if page.more is None and total is not None and asked > len(rows) >= total:
             return
         # The client walks the levels of servers without this search: then every page would start the walk afresh.
         by_offset = not (manners.try_by_offset and page.more is True and page.total is None)

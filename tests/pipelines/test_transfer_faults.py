@@ -16,8 +16,8 @@ PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
 
 
 def faults():
-    """One request in twenty goes wrong, in one of several ways; some of them stay wrong for good."""
-    share = 0.05 / 4
+    """One request in twenty goes wrong, in one of five ways; a refusal is never repeated by itself."""
+    share = 0.05 / 5
     return [
         fault("status", status=503, times=None, probability=share, seed=1),
         fault("missing_closing_boundary", method="GET", times=None, probability=share, seed=2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import secrets
 import shutil
@@ -18,6 +19,8 @@ from dicomweb_io.dicom.json_model import BulkDataPlace, encode
 from dicomweb_io.dicom.media_types import DICOM, MediaType, parse_media_types
 from dicomweb_io.dicom.pixels import TARGETS, TranscodingError, transcode
 from dicomweb_io.elements import Instance, JSONDataset, Resource
+
+logger = logging.getLogger(__name__)
 
 _AVAILABLE_TRANSFER_SYNTAX_UID = "00083002"
 # Between filesystems, from special ones, or on old kernels: then bytes are read and written.
@@ -180,10 +183,19 @@ class FolderReader:
     # Metadata -------------------------------------------------------------------------------------------------------
 
     def metadata(self, file: IndexedFile) -> JSONDataset:
-        """The metadata of one instance, binary values above 1 KiB and pixel data as BulkDataURI."""
-        base = f"{self._folder.base_url}/{reference_of(file).uri}/bulkdata"
+        """The metadata of one instance, binary values above 1 KiB and pixel data as BulkDataURI.
+
+        An element that cannot be decoded is left out, and a warning in the log names it.
+        """
+        reference = reference_of(file)
+        base = f"{self._folder.base_url}/{reference.uri}/bulkdata"
+
+        def report(path: tuple[str | int, ...], reason: str) -> None:
+            place = "/".join(map(str, path))
+            logger.warning("the metadata of %s lack the element %s: %s", reference.uri, place, reason)
+
         with self.open(file) as opened:
-            dataset: JSONDataset = encode(opened, bulk_data=uri_maker(base))
+            dataset: JSONDataset = encode(opened, bulk_data=uri_maker(base), on_problem=report)
         if _AVAILABLE_TRANSFER_SYNTAX_UID not in dataset:
             dataset[_AVAILABLE_TRANSFER_SYNTAX_UID] = {"vr": "UI", "Value": [file.syntax]}
             dataset = dict(sorted(dataset.items()))

@@ -240,6 +240,20 @@ def test_metadata_and_every_bulk_data_uri_in_it(clones: DICOMfileClient) -> None
     assert others > 30
 
 
+def test_elements_that_cannot_be_decoded_are_named_and_the_rest_is_delivered(
+    folder: Path, make_bytes: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = make_bytes(PatientWeight="70", PatientName="Secret^Name", PatientComments="x")
+    (folder / "a.dcm").write_bytes(content.replace(b"DS\x02\x0070", b"DS\x02\x00x!"))
+    (metadata,) = DICOMfileClient(folder).iter_metadata(REFERENCE)
+    assert "00101030" not in metadata
+    assert first_text(metadata, "PatientComments") == "x"
+    (message,) = [record.getMessage() for record in caplog.records if "lack" in record.getMessage()]
+    assert "00101030" in message
+    assert "x!" not in message
+    assert "Secret" not in caplog.text
+
+
 def test_bulk_data_ranges_and_errors(wheel: DICOMfileClient, samples: list[Path]) -> None:
     dataset = pydicom.dcmread(next(path for path in samples if path.name == "CT_small.dcm"))
     base = f"studies/{dataset.StudyInstanceUID}/series/{dataset.SeriesInstanceUID}/instances/{dataset.SOPInstanceUID}"

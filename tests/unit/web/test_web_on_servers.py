@@ -21,6 +21,9 @@ from dicomweb_io.testing.server import serve
 from dicomweb_io.wire.errors import DICOMwebError
 from dicomweb_io.wire.retry import RetryPolicy
 
+# The suite in tests/servers covers the same ground faster; this one looks from the web client's side.
+pytestmark = pytest.mark.slow
+
 NAMES = (
     "CT_small.dcm",
     "MR_small.dcm",
