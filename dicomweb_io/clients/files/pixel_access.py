@@ -246,8 +246,8 @@ def _form(wishes: Sequence[MediaType], image: _Image) -> tuple[str, str] | None:
         if _offers([wish], image.stored_type, image.stored_syntax):
             return stored
         if wanted in ENCODINGS and wish.name in (media_type_of(wanted), "image/*", "*/*"):
-            if _offers(wishes, image.stored_type, image.stored_syntax):
-                # Nothing is encoded anew if what is stored is welcome too.
+            if image.encapsulated and _offers(wishes, image.stored_type, image.stored_syntax):
+                # What is compressed already is not compressed in another way if the stored form is welcome too.
                 return stored
             form = wanted, media_type_of(wanted)
             if missing_library(wanted) is None:
