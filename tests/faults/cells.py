@@ -1,0 +1,227 @@
+"""Runs one cell of the matrix and judges what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from dicomweb_io.clients.profiles import PROFILES
+from dicomweb_io.clients.web.errors import StoreError
+from dicomweb_io.elements import Failure
+from dicomweb_io.testing.server import TestServer
+from dicomweb_io.wire.errors import DICOMwebError
+from tests.faults.bench import LONGEST, MANNERS, Bench, within
+from tests.faults.expectations import Expected
+from tests.faults.operations import Operation, Seen
+from tests.faults.troubles import Trouble
+
+# Rows of which only the identity can be compared: the trouble is in their other attributes.
+_SPOILT = ("NaN in JSON", "wrong VRs")
+
+
+def settings_of(operation: Operation, trouble: Trouble | None) -> dict[str, Any]:
+    """The options of the endpoint for a cell."""
+    settings: dict[str, Any] = dict(trouble.settings) if trouble is not None else {}
+    profile = PROFILES["generic"]
+    if operation.options.get("on_existing") == "replace":
+        settings["profile"] = replace(profile, replace="delete")
+    if operation.name == "count":
+        settings["profile"] = replace(profile, count_resources=True)
+    return settings
+
+
+def perform(bench: Bench, operation: Operation, trouble: Trouble | None) -> Seen:
+    """Does an operation with or without a trouble, and looks for secrets in everything that was said."""
+    with ExitStack() as stack:
+        folder = None
+        if operation.writes:
+            folder = bench.folder()
+            operation.fill(bench, folder)
+            server: TestServer = stack.enter_context(bench.archive(folder, MANNERS))
+        else:
+            server = bench.telling if operation.telling else bench.server
+        settings = settings_of(operation, trouble)
+        if trouble is not None:
+            bench.inject(server, trouble.faults(operation.method, operation.path, operation.first))
+        bench.listener.texts.clear()
+        bench.elsewhere.headers.clear()
+        try:
+            seen = within(LONGEST, lambda: operation.perform(bench, server, settings, folder))
+            struck = sum(server.faults.struck) + sum(server.proxy.faults.struck)
+        finally:
+            server.clear_faults()
+        check_discretion(bench, seen, server)
+        if trouble is not None:
+            seen.struck = struck
+        return seen
+
+
+def undisturbed(bench: Bench, operation: Operation) -> Seen:
+    """What an operation gives without trouble; done once."""
+    known: Seen | None = bench.undisturbed.get(operation.name)
+    if known is None:
+        known = perform(bench, operation, None)
+        assert known.error is None, repr(known.error)
+        assert known.items
+        bench.undisturbed[operation.name] = known
+    return known
+
+
+def check_discretion(bench: Bench, seen: Seen, *servers: TestServer) -> None:
+    """No secret, no name and no query in logs, errors and failures; no credentials at another host."""
+    said = [repr(failure) for failure in seen.failures]
+    error: BaseException | None = seen.error
+    while error is not None:
+        said += [str(error), repr(error)]
+        error = error.__cause__ or error.__context__
+    said += bench.listener.texts
+    for secret in bench.secrets(*servers):
+        for text in said:
+            assert secret not in text, f"{secret!r} in {text[:500]!r}"
+    for text in said:
+        assert "limit=" not in text, f"a query in {text[:500]!r}"
+    for headers in bench.elsewhere.headers:
+        assert "authorization" not in headers
+        assert "cookie" not in headers
+
+
+def judge(operation: Operation, trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
+    """Asserts that an outcome is the declared one."""
+    if wanted.outcome == "recovered":
+        _recovered(trouble, seen, base)
+    elif wanted.outcome == "reported":
+        _reported(trouble, wanted, seen, base)
+    elif wanted.outcome == "taken at its word":
+        assert seen.error is None, repr(seen.error)
+        assert (seen.items, seen.files) != (base.items, base.files), "it was recovered from: the cell is out of date"
+    else:
+        _recovered(trouble, seen, base)
+    _undamaged(seen, base)
+
+
+def _identity(items: list[Any]) -> list[Any]:
+    return [item[:2] for item in items]
+
+
+def _recovered(trouble: Trouble, seen: Seen, base: Seen) -> None:
+    assert seen.error is None, repr(seen.error)
+    if trouble.name in _SPOILT:
+        assert _identity(seen.items) == _identity(base.items)
+    else:
+        assert seen.items == base.items, _told(seen)
+    assert seen.files == base.files
+
+
+def _told(seen: Seen) -> str:
+    return "; ".join(failure.message[:200] for failure in seen.failures) or f"{len(seen.items)} items"
+
+
+def _reported(trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
+    if isinstance(seen.error, StoreError):
+        failures = [outcome for outcome in seen.error.outcomes if isinstance(outcome, Failure)]
+        assert failures
+        assert len(seen.error.outcomes) == len(base.items)
+        for failure in failures:
+            _clear_failure(wanted, failure)
+        return
+    if seen.error is not None:
+        _clear_error(wanted, seen.error)
+        keys = _identity(seen.items)
+        assert len(set(keys)) == len(keys), "something came twice"
+        for item in seen.items:
+            assert item in base.items or item[0] == "failed", f"{item} is not what an undisturbed run gives"
+        return
+    known = {failure.reference for failure in base.failures}
+    new = [failure for failure in seen.failures if failure.reference not in known]
+    assert new, f"nothing was reported, and the outcome is another one: {_told(seen)}"
+    assert len(seen.items) == len(base.items)
+    for item, usual in zip(seen.items, base.items, strict=True):
+        assert item[1] == usual[1], "results are not one for one and in order"
+        assert item == usual or item[0] == "failed" or usual[0] == "failed"
+    for failure in new:
+        _clear_failure(wanted, failure)
+
+
+def _clear_error(wanted: Expected, error: Exception) -> None:
+    names = [kind.__name__ for kind in type(error).__mro__]
+    assert any(name in names for name in wanted.errors), f"{names[0]} is none of {wanted.errors}: {error}"
+    assert str(error)
+    assert isinstance(error, DICOMwebError)
+    assert "dicom-web" in error.url
+    if wanted.status is not None:
+        assert error.status == wanted.status, str(error)
+    if wanted.retryable is not None:
+        assert error.retryable is wanted.retryable, str(error)
+    assert "?" not in error.url
+
+
+def _clear_failure(wanted: Expected, failure: Failure) -> None:
+    assert failure.message
+    assert failure.reference is not None
+    assert failure.url is None or "?" not in failure.url
+    if wanted.status is not None:
+        assert failure.status in (wanted.status, None), failure.message
+    if "DeadlineExceededError" in wanted.errors and "deadline" in failure.message:
+        # Not now, as its time is up, but perhaps later.
+        assert failure.retryable
+    elif wanted.retryable is not None:
+        assert failure.retryable is wanted.retryable, failure.message
+
+
+def _undamaged(seen: Seen, base: Seen) -> None:
+    """What is at a final name is whole: what was there before, or what an undisturbed run puts there."""
+    if seen.files is None:
+        return
+    good: Mapping[str, set[str]] = base.good
+    for path, content in seen.files.items():
+        assert path in good, f"{path} does not belong there"
+        assert content in good[path], f"{path} is damaged"
+
+
+def judge_transform(trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
+    """The same for a transform, whose results have no order, and which never raises: failures are elements."""
+    assert seen.error is None
+    if wanted.outcome in ("recovered", "cannot occur"):
+        assert not seen.failures, _told(seen)
+        if trouble.name in _SPOILT:
+            assert sorted(_identity(seen.items)) == sorted(_identity(base.items))
+        else:
+            assert seen.items == base.items
+        assert seen.files == base.files
+        return
+    if wanted.outcome == "taken at its word":
+        assert not seen.failures
+        assert (seen.items, seen.files) != (base.items, base.files), "it was recovered from: the cell is out of date"
+        return
+    assert len(set(seen.items)) == len(seen.items), "something came twice"
+    assert seen.failures, f"nothing was reported: {len(seen.items)} of {len(base.items)} items came"
+    for failure in seen.failures:
+        assert failure.message
+        assert failure.url is None or "?" not in failure.url
+        if wanted.status is not None:
+            assert failure.status in (wanted.status, None), failure.message
+        if "DeadlineExceededError" in wanted.errors and "deadline" in failure.message:
+            assert failure.retryable
+        elif wanted.retryable is not None:
+            assert failure.retryable is wanted.retryable, failure.message
+    for item in seen.items:
+        assert item in base.items, f"{item} is not what an undisturbed run gives"
+    # Nothing is lost silently: what did not come is in what a failure names. A lost search names the rows.
+    for item in base.items:
+        if item not in seen.items and item[0] != "row":
+            assert any(_names(failure, str(item[1])) for failure in seen.failures), f"{item} was lost without a word"
+    for path, content in (seen.files or {}).items():
+        assert (base.files or {}).get(path, content) == content, f"{path} is damaged"
+
+
+def _names(failure: Failure, place: str) -> bool:
+    reference = failure.reference
+    if failure.transform.startswith("SearchFor"):
+        # All rows, or those that it tells.
+        return True
+    if reference is None:
+        return failure.url is not None and place in failure.url
+    uids = [reference.study_instance_uid, reference.series_instance_uid, reference.sop_instance_uid]
+    return all(uid in place for uid in uids if uid is not None)

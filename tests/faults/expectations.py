@@ -1,0 +1,286 @@
+"""What must come of each trouble in each operation: the declared cells of the matrix.
+
+Four outcomes are right:
+
+``recovered``: the results are those of an undisturbed run;
+``reported``: one clear error or `Failure` for exactly what was affected, the rest undisturbed;
+``taken at its word``: the answer is whole and valid, and nothing in it could tell; the cell says what does tell;
+``cannot occur``: with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from tests.faults.troubles import TROUBLES, Trouble
+
+Outcome = Literal["recovered", "reported", "taken at its word", "cannot occur"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One cell.
+
+    Attributes:
+        outcome: The right outcome.
+        why: Why it cannot occur; or what tells where the answer does not.
+        errors: The class of the error, by name, or one of several.
+        status: The HTTP status that the error or failure carries.
+        retryable: Whether trying again later could help; None where it depends on who was quicker.
+    """
+
+    outcome: Outcome
+    why: str = ""
+    errors: tuple[str, ...] = ()
+    status: int | None = None
+    retryable: bool | None = None
+
+
+RECOVERED = Expected("recovered")
+
+
+def reported(*errors: str, status: int | None = None, retryable: bool | None = False) -> Expected:
+    """An outcome that is an error of one of these classes, or failures with these facts."""
+    return Expected("reported", errors=errors or ("DICOMwebError",), status=status, retryable=retryable)
+
+
+def word(why: str) -> Expected:
+    """An answer that is whole and valid, and wrong."""
+    return Expected("taken at its word", why)
+
+
+_DEADLINE = reported("DeadlineExceededError", retryable=False)
+_BROKEN = reported("ResponseIncompleteError", "ConnectionFailedError", "MalformedResponseError", retryable=True)
+
+DEFAULTS: dict[str, Expected] = {
+    **{f"status {code}": reported(status=code) for code in (403, 404, 405, 409, 410, 422, 501)},
+    "status 413": reported("TooManyResultsError", "DICOMwebError", status=413),
+    **{f"status {code} always": reported(status=code) for code in (400, 401, 403, 404, 409, 501)},
+    "status 413 always": reported("TooManyResultsError", "DICOMwebError", status=413),
+    **{f"status {code} always": reported(status=code, retryable=True) for code in (429, 500, 503)},
+    "retry after too long": reported(status=503, retryable=True),
+    "redirect loop": reported("RedirectError", status=302),
+    "redirect elsewhere": reported(status=403),
+    "login page": reported("MalformedResponseError", status=200),
+    "login page always": reported("MalformedResponseError", status=200),
+    "endless body": reported("DeadlineExceededError", "MalformedResponseError"),
+    "gzip bomb": reported("MalformedResponseError", status=200),
+    "bad gzip always": reported("MalformedResponseError", status=200, retryable=True),
+    "truncated gzip always": reported("ResponseIncompleteError", status=200, retryable=True),
+    "bad JSON always": reported("ResponseIncompleteError", "MalformedResponseError", status=200, retryable=None),
+    "truncated JSON always": reported("ResponseIncompleteError", status=200, retryable=True),
+    "deep JSON": reported("MalformedResponseError", status=200),
+    "offset ignored": reported("PagingError"),
+    "filters ignored": reported("FilterIgnoredError", status=200),
+    "no closing boundary always": reported("ResponseIncompleteError", status=200, retryable=True),
+    "wrong boundary always": reported("ResponseIncompleteError", status=200, retryable=True),
+    "missing part always": reported("ResponseIncompleteError", status=200, retryable=True),
+    "foreign part": reported("MalformedResponseError", status=200),
+    "halved part always": reported("ResponseIncompleteError", status=200, retryable=True),
+    "reset after always": reported("ConnectionFailedError", retryable=True),
+    "reset in body always": _BROKEN,
+    "cut in body always": _BROKEN,
+    "cut without length always": _BROKEN,
+    "silence always": _DEADLINE,
+    "silence in body always": _DEADLINE,
+    "dripping header": _DEADLINE,
+    "dripping body": _DEADLINE,
+    "endless headers": reported("MalformedResponseError"),
+}
+"""What is right in most operations; what is not named here is recovered from."""
+
+Rule = tuple[Callable[[str, frozenset[str], Trouble], bool], Expected]
+
+
+def _in(*names: str) -> Callable[[str, frozenset[str], Trouble], bool]:
+    """Matches ``"operation: trouble"``; each side may be ``*`` or begin or end with it."""
+    pairs = [name.split(" / ") for name in names]
+
+    def matches(operation: str, traits: frozenset[str], trouble: Trouble) -> bool:
+        return any(_like(operation, left) and _like(trouble.name, right) for left, right in pairs)
+
+    return matches
+
+
+def _like(text: str, pattern: str) -> bool:
+    start, star, end = pattern.partition("*")
+    return text == pattern if not star else text.startswith(start) and text.endswith(end)
+
+
+RULES: list[Rule] = []
+"""What differs from the defaults; the first that matches holds."""
+
+
+def rule(expected: Expected, *names: str) -> None:
+    """Adds a rule; see `_in`."""
+    RULES.append((_in(*names), expected))
+
+
+# Searching: one page is what was asked for; the client that pages asks for what is left.
+rule(
+    word("one request gives one page; get_remaining and iter_search ask for the rest"), "search for * / shrinking page"
+)
+rule(word("an empty page is the end of a search"), "page through studies / shrinking page")
+rule(reported("PagingError"), "page through studies / duplicate rows", "page through studies / moving rows")
+rule(word("the number is what was asked for"), "count / total too *")
+rule(
+    RECOVERED,
+    # Another spelling of Accept may be what the server wants.
+    *(
+        f"{name} / status {code}"
+        for code in (400, 406, 415)
+        for name in ("search *", "page *", "retrieve *", "stream *")
+    ),
+    *(
+        f"{name} / status {code}"
+        for code in (400, 406, 415)
+        for name in ("metadata *", "*frame", "frames", "*bulk data")
+    ),
+    # The whole series tells where a search by UID does not.
+    *(
+        f"store: {name} / status {code}"
+        for code in (400, 406, 415)
+        for name in ("the listing*", "the search*", "reading*")
+    ),
+)
+for _code in (400, 406, 415):
+    rule(reported(status=_code), f"count / status {_code}", f"rendered / status {_code}", f"thumbnail / status {_code}")
+
+# Retrieving: a listing proves that nothing is missing after an answer that has no proper end.
+for _what in ("retrieve study", "retrieve series", "stream study*"):
+    rule(RECOVERED, f"{_what} / no closing boundary always", f"{_what} / truncated gzip always")
+    rule(
+        word("the answer is whole and valid; missing_instances() and the transforms compare it with a search"),
+        f"{_what} / missing part*",
+    )
+for _what in ("frames", "one frame"):
+    rule(reported("MalformedResponseError", status=200), f"{_what} / duplicate part")
+    rule(word("nothing tells how long a frame must be"), f"{_what} / halved part*")
+rule(word("bulk data may have several parts, equal ones too"), "bulk data / duplicate part")
+rule(reported("MalformedResponseError", status=200), "range of bulk data / duplicate part")
+rule(RECOVERED, "range of bulk data / halved part*")
+rule(word("nothing tells how long bulk data must be"), "bulk data / halved part*")
+
+# Storing: where the server did its work, a look-up tells; where it did not, every instance of the request has failed.
+_DID_ITS_WORK = (
+    *("bad gzip always", "truncated gzip always", "bad JSON always", "truncated JSON always", "deep JSON"),
+    *("reset after always", "reset in body always", "cut in body always", "cut without length always"),
+    *("silence always", "silence in body always", "dripping header", "dripping body", "endless headers"),
+)
+_POSTS = ("store: server*", "store: skip*", "store: error*", "store: replace*", "store_instances")
+_POSTS = (*_POSTS, "StoreInstances", "CopyInstances (store)")
+for _post in _POSTS:
+    rule(RECOVERED, *(f"{_post} / {name}" for name in _DID_ITS_WORK))
+    rule(
+        RECOVERED,
+        *(f"{_post} / status {code}" for code in (406, 400, 409, 413, 415, 422) if _post != "store: replace*"),
+    )
+    rule(reported("RedirectError", status=307), f"{_post} / redirect elsewhere")
+    rule(reported("RedirectError", status=302), f"{_post} / redirect found", f"{_post} / redirect loop")
+    for _reason in ("A900", "C000", "0110", "0122", "B00E"):
+        rule(reported(status=202), f"{_post} / refused {_reason}")
+    rule(reported(status=202, retryable=True), f"{_post} / refused A700", f"{_post} / refused B00F")
+    rule(reported(status=409), f"{_post} / one refused by 409", f"{_post} / all refused")
+    rule(reported(status=200, retryable=True), f"{_post} / login page*", f"{_post} / nothing stored")
+for _code in (400, 409, 413, 415, 422):
+    rule(reported(status=_code), f"store: replace* / status {_code}")
+rule(RECOVERED, "store: replace* / status 406")
+_UNTOLD = word("the answer is believed, as asked for; verify='uid' and verify='content' tell")
+rule(_UNTOLD, "store: *, response / lie: stored", "store_instances / lie: stored")
+rule(_UNTOLD, "StoreInstances / lie: stored", "CopyInstances (store) / lie: stored")
+rule(reported(retryable=True), "store: *, uid / lie: stored")
+rule(reported(retryable=None), "store: *, content / lie: stored")
+_OLD = word("the answer is believed, as asked for; verify='content' tells")
+rule(_OLD, "store: server, response / old bytes kept", "store: server, uid / old bytes kept")
+
+# What storing asks besides.
+rule(RECOVERED, "store: the search after / filters ignored", "store: the search after / status 404")
+rule(reported(retryable=True), "store: the search after / status 404 always")
+rule(
+    word("to many servers 404 means that there is no such series: then everything is sent"),
+    "store: the listing before / status 404*",
+)
+
+rule(RECOVERED, "store: the search after / offset ignored")
+rule(reported("PagingError"), "store: the listing before / moving rows")
+# Whether an instance was deleted can be looked up.
+rule(
+    RECOVERED,
+    *(f"store: the delete before / {name}" for name in ("dripping header", "endless headers", "reset after always")),
+    "store: the delete before / silence always",
+)
+rule(reported(status=503, retryable=None), "store: the delete before / retry after too long")
+
+# Deleting.
+for _what in ("delete *", "store: the delete before"):
+    rule(reported("RedirectError", status=307), f"{_what} / redirect elsewhere")
+    rule(reported("RedirectError", status=302), f"{_what} / redirect found", f"{_what} / redirect loop")
+    for _code in (400, 406, 415):
+        rule(reported(status=_code), f"{_what} / status {_code}")
+
+
+# Transforms.
+rule(
+    RECOVERED,
+    *(
+        f"{name} / status {code}"
+        for code in (400, 406, 415)
+        for name in ("SearchFor*", "ReadFrom*", "RetrieveInstances*")
+    ),
+    *(
+        f"{name} / status {code}"
+        for code in (400, 406, 415)
+        for name in ("RetrieveMeta*", "RetrieveFrames", "RetrieveBulk*")
+    ),
+    *(f"{name} / status {code}" for code in (400, 406, 415) for name in ("CopyInstances*", "DownloadInstances")),
+)
+# What does not come with its study is asked for by itself.
+rule(
+    RECOVERED,
+    *(f"RetrieveInstances (studies) / {name} always" for name in ("bad gzip", "truncated gzip", "no closing boundary")),
+    *(f"RetrieveInstances (studies) / {name} always" for name in ("wrong boundary", "halved part", "reset after")),
+    *(
+        f"RetrieveInstances (studies) / {name} always"
+        for name in ("reset in body", "cut in body", "cut without length")
+    ),
+    *(f"RetrieveInstances (studies) / status {code} always" for code in (429, 500, 503)),
+    "RetrieveInstances (studies) / missing part*",
+)
+# So are frames.
+rule(RECOVERED, *(f"RetrieveFrames / status {code}" for code in (403, 404, 405, 409, 410, 413, 422, 501)))
+rule(RECOVERED, "RetrieveFrames / login page", "RetrieveFrames / redirect elsewhere")
+rule(reported("MalformedResponseError", status=200), "RetrieveFrames / duplicate part")
+rule(word("nothing tells how long a frame must be"), "RetrieveFrames / halved part*")
+rule(word("nothing tells how long bulk data must be"), "RetrieveBulkdata / halved part*")
+rule(word("bulk data may have several parts, equal ones too"), "RetrieveBulkdata / duplicate part")
+rule(reported("PagingError"), "SearchForStudies / moving rows", "SearchForSeries / moving rows")
+rule(reported("PagingError"), "SearchForStudies / duplicate rows", "SearchForSeries / duplicate rows")
+rule(
+    word("an empty page is the end of a search"),
+    "SearchForStudies / shrinking page",
+    "SearchForSeries / shrinking page",
+)
+rule(
+    word("to many servers 404 means that there is no such series: then everything is sent"),
+    "CopyInstances (listing) / status 404*",
+)
+rule(reported("PagingError"), "CopyInstances (listing) / moving rows")
+rule(reported("RedirectError", status=307), "DeleteInstances / redirect elsewhere")
+rule(reported("RedirectError", status=302), "DeleteInstances / redirect found", "DeleteInstances / redirect loop")
+
+
+def expected(operation: str, traits: frozenset[str], trouble: Trouble) -> Expected:
+    """The declared cell of an operation and a trouble."""
+    reason = trouble.impossible(traits)
+    if reason is not None:
+        return Expected("cannot occur", reason)
+    for matches, outcome in RULES:
+        if matches(operation, traits, trouble):
+            return outcome
+    return DEFAULTS.get(trouble.name, RECOVERED)
+
+
+for _name in DEFAULTS:
+    assert _name in TROUBLES, _name
