@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import socket
 import ssl
 import time
@@ -24,9 +25,13 @@ from dicomweb_io.wire.errors import (
     TimedOutError,
     public_response,
     safe_url,
+    server_message,
+    without_secrets,
 )
 from dicomweb_io.wire.multipart import MultipartReader, parse_content_type
 from dicomweb_io.wire.retry import Deadline
+
+logger = logging.getLogger("dicomweb_io")
 
 MAX_ANSWER_BYTES = 1 << 30
 """The most that a complete answer may take in memory where no other limit is given."""
@@ -51,6 +56,7 @@ class Answer:
         url: Where it came from in the end, without user information and query.
         attempts: How often the request was sent.
         response: The same as in requests; its request holds neither credentials nor query.
+        said: What the body says in words, if the status is an error (see `server_message`); no secret of the request.
     """
 
     status: int
@@ -59,6 +65,7 @@ class Answer:
     url: str
     attempts: int
     response: requests.Response
+    said: str = ""
 
     @property
     def content_type(self) -> str:
@@ -234,7 +241,7 @@ class StreamedAnswer:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def read_beginning(self) -> bytes:
-        """As much of an error's body as a message may need; never raises."""
+        """As much of an error's body as a message may need, without the request's secrets; never raises."""
         chunks: list[bytes] = []
         size = 0
         until = time.monotonic() + _ERROR_BODY_SECONDS
@@ -244,10 +251,10 @@ class StreamedAnswer:
                 size += len(chunk)
                 if size >= _ERROR_BODY or time.monotonic() >= until:
                     break
-        except DICOMwebError:
+        except DICOMwebError as error:
             # The status is what counts; that its explanation broke off is no second error.
-            return b"".join(chunks)
-        return b"".join(chunks)
+            logger.debug("the explanation broke off: %s", error.discreet)
+        return without_secrets(b"".join(chunks), self._response.request.headers)
 
     def multipart(self, *, max_header_bytes: int = 65536) -> MultipartReader:
         """A reader of the body's parts.
@@ -284,7 +291,11 @@ class StreamedAnswer:
     def complete(self, max_bytes: int | None) -> Answer:
         """Reads the body and makes a complete answer of it."""
         content = self.read(max_bytes)
-        return Answer(self.status, self.headers, content, self.url, self.attempts, self.public_response(content))
+        said = ""
+        if self.status >= 400:
+            request = self._response.request
+            said = server_message(without_secrets(content, request.headers), request.url or "")
+        return Answer(self.status, self.headers, content, self.url, self.attempts, self.public_response(content), said)
 
     def close(self, *, drain: bool = False) -> None:
         """Ends it; what was not read is lost.

@@ -7,6 +7,7 @@ that an error can be logged and pickled.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ import requests
 _SHOWN_HEADERS = frozenset({"accept", "accept-encoding", "content-type", "content-length", "range", "user-agent"})
 _MESSAGE_KEYS = ("Message", "Details", "message", "errorMessage", "error_description", "detail", "title", "error")
 _MAX_MESSAGE = 300
+# What the HTTP library sends by itself; anything else in a request may be somebody's key.
+_KNOWN_HEADERS = _SHOWN_HEADERS | {"host", "connection", "transfer-encoding", "x-amz-date", "x-amz-content-sha256"}
+_SHORTEST_SECRET = 4
 
 
 def safe_url(url: str) -> str:
@@ -44,6 +48,7 @@ class DICOMwebError(requests.HTTPError):
         attempts: How often it was tried.
         retryable: Whether trying again later may help.
         detail: What happened or what the server said, without the method and URL.
+        said: What of that is the server's own words. They are not in logs, because a server may name a patient.
         retry_after: Seconds that the server asked to wait, if it did.
         response: The answer, as in requests; None if none arrived. Its body is cut after 1 MiB, its request holds
             neither credentials nor query.
@@ -63,6 +68,7 @@ class DICOMwebError(requests.HTTPError):
     ) -> None:
         super().__init__(detail, response=response)
         self.detail = detail
+        self.said = ""
         self.status = status if status is not None else (response.status_code if response is not None else None)
         self.url = safe_url(url)
         self.method = method
@@ -71,11 +77,19 @@ class DICOMwebError(requests.HTTPError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
+        return self._told(self.detail)
+
+    @property
+    def discreet(self) -> str:
+        """The same without the server's own words, for logs."""
+        return self._told(self.detail.replace(self.said, "").strip("; ") if self.said else self.detail)
+
+    def _told(self, detail: str) -> str:
         words = [" ".join(filter(None, (self.method, self.url)))]
         if self.status is not None:
             words.append(f"HTTP {self.status}")
-        if self.detail:
-            words.append(self.detail)
+        if detail:
+            words.append(detail)
         text = ": ".join(filter(None, words)) or "request failed"
         return f"{text} (after {self.attempts} attempts)" if self.attempts > 1 else text
 
@@ -168,6 +182,37 @@ def public_response(response: requests.Response, content: bytes) -> requests.Res
     request.hooks = {"response": []}
     copy.request = request
     return copy
+
+
+def without_secrets(content: bytes, headers: Mapping[str, str]) -> bytes:
+    """A body without what the request's headers held in confidence, should the server repeat it.
+
+    Args:
+        content: The body of an error answer.
+        headers: The headers of the request: all but the usual ones are taken for secrets, so that a key in a header
+            of the user's own is one too.
+
+    Returns:
+        The body, with ``***`` for the values and for what they are made of: the token after the scheme, the name and
+        password of basic authentication, the members of a list of parameters.
+    """
+    secrets: set[bytes] = set()
+    for name, value in headers.items():
+        if name.lower() in _KNOWN_HEADERS:
+            continue
+        raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+        scheme, _, rest = raw.partition(b" ")
+        secrets |= {raw, rest.strip(), *re.split(rb"[\s,;=]+", raw)} - {scheme if rest else b""}
+        if scheme.lower() == b"basic":
+            try:
+                user, _, password = base64.b64decode(rest, validate=True).partition(b":")
+            except ValueError:
+                continue
+            secrets |= {user + b":" + password, password}
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            content = content.replace(secret, b"***")
+    return content
 
 
 def server_message(content: bytes, url: str) -> str:

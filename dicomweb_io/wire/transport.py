@@ -407,7 +407,8 @@ class Transport:
             retry_after = min(retry_after, _MAX_RETRY_AFTER)
         if status in (429, 503) and retry_after and self._throttle.back_off(min(retry_after, _MAX_RETRY_AFTER)):
             logger.warning("%s asks to wait %.1f s (HTTP %d)", safe_url(self.base_url), retry_after, status)
-        words = [server_message(body, url), _ADVICE.get(status, "")]
+        said = server_message(body, url)
+        words = [said, _ADVICE.get(status, "")]
         if status in (401, 403) and not own:
             words.append("credentials were not sent there, because it is not the archive's own origin")
         error = answer.error(
@@ -415,6 +416,7 @@ class Transport:
             DICOMwebError,
             retryable=status in self.retry.statuses,
         )
+        error.said = said
         error.retry_after = retry_after
         error.attempts = budget.tries
         error.response = answer.public_response(body)

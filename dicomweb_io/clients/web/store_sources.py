@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from dicomweb_io.clients.failures import RECOVERABLE, failure_of
 from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, Storable
+from dicomweb_io.clients.web.discretion import without_names
 from dicomweb_io.dicom.media_types import DICOM
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource, StoredInstance
 from dicomweb_io.wire.multipart import BodyPart
@@ -77,12 +78,16 @@ class StoreItem:
         """Notes a failure."""
         source = self.instance.path if self.instance is not None and self.temporary is None else None
         reference = self.instance.reference if self.instance is not None else None
+        if self.instance is not None:
+            message = without_names(message, self.instance)
         self.outcome = Failure(TRANSFORM, message, reference=reference, source=source, **facts)
 
     def fail_by(self, error: BaseException) -> None:
         """Notes a failure by an exception."""
         reference = self.instance.reference if self.instance is not None else None
         failure = failure_of(error, TRANSFORM, reference=reference)
+        if self.instance is not None:
+            failure = replace(failure, message=without_names(failure.message, self.instance))
         if failure.source is None and self.instance is not None and self.temporary is None:
             failure = replace(failure, source=self.instance.path)
         self.outcome = failure

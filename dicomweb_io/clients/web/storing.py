@@ -25,7 +25,7 @@ from dicomweb_io.dicom import json_model
 from dicomweb_io.dicom.media_types import DICOM_JSON, DICOM_XML
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import Failure, JSONDataset, StoredInstance
-from dicomweb_io.wire.errors import ConnectionFailedError, DICOMwebError, safe_url, server_message
+from dicomweb_io.wire.errors import ConnectionFailedError, DICOMwebError, safe_url
 from dicomweb_io.wire.multipart import MultipartBody
 from dicomweb_io.wire.transport import Answer
 
@@ -237,12 +237,11 @@ class Storer:
 
     def _blame(self, item: StoreItem, response: StoreResponse, answer: Answer) -> None:
         reason = module.number_of(response.nameless[0], module.FAILURE_REASON) if response.nameless else None
-        said = server_message(answer.content, answer.url)
         words = [f"the server refused it with HTTP {answer.status}"]
         if response.nameless:
             words.append(describe_reason(reason, response.nameless[0]))
-        if said:
-            words.append(said)
+        if answer.said:
+            words.append(answer.said)
         item.fail(
             ": ".join(words),
             url=answer.url,
@@ -324,7 +323,7 @@ class Storer:
         try:
             found = self._existing.present(items)
         except RECOVERABLE as error:
-            logger.info("the look-up after storing failed: %s", error)
+            logger.info("the look-up after storing failed: %s", getattr(error, "discreet", error))
             found = set()
         for item in items:
             if item.uid in found and self._existing.is_ours(item):

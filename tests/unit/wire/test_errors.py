@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from dicomweb_io.wire import errors
-from dicomweb_io.wire.errors import DICOMwebError, public_response, safe_url, server_message
+from dicomweb_io.wire.errors import DICOMwebError, public_response, safe_url, server_message, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,28 @@ def test_server_messages(content, message) -> None:
 def test_the_text_of_an_error_without_an_answer() -> None:
     assert str(DICOMwebError("why", method="GET", url="http://h/")) == "GET http://h/: why"
     assert repr(DICOMwebError("why")) == "DICOMwebError('why')"
+
+
+@pytest.mark.parametrize(
+    ("headers", "said", "left"),
+    [
+        ({"Authorization": "Bearer abc.def"}, b"no abc.def, sorry", b"no ***, sorry"),
+        ({"Authorization": "Bearer abc.def"}, b"got 'Bearer abc.def'", b"got '***'"),
+        ({"Authorization": "Basic dTpzZWNyZXQ="}, b"u:secret or dTpzZWNyZXQ= or secret", b"*** or *** or ***"),
+        ({"Authorization": "Basic !notbase64"}, b"what is !notbase64?", b"what is ***?"),
+        ({"x-api-key": "k3y-of-mine"}, b"k3y-of-mine is unknown", b"*** is unknown"),
+        ({"Cookie": "session=12345678; a=b"}, b"session 12345678 is over", b"*** *** is over"),
+        ({"Accept": "application/dicom+json", "Host": "archive"}, b"archive has application/dicom+json", None),
+        ({"X-Tenant": "ct"}, b"structure", None),
+    ],
+)
+def test_what_was_sent_in_confidence_is_not_repeated(headers, said, left) -> None:
+    assert without_secrets(said, headers) == (said if left is None else left)
+
+
+def test_logs_leave_the_words_of_the_server_out() -> None:
+    error = DICOMwebError("Jane Doe is unknown; try later", method="GET", url="http://h/", status=500)
+    error.said = "Jane Doe is unknown"
+    assert error.discreet == "GET http://h/: HTTP 500: try later"
+    assert "Jane" in str(error)
+    assert pickle.loads(pickle.dumps(error)).discreet == error.discreet
