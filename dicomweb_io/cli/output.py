@@ -51,11 +51,10 @@ def print_datasets(rows: Iterable[JSONDataset], args: argparse.Namespace) -> int
             write(f"{load_json_dataset(row)}\n\n" if args.dicomize else json_text(row) + "\n")
             count += 1
         return count
-    write("[")
     for row in rows:
-        write((",\n" if count else "\n") + json_text(row, indent=args.prettify))
+        write((",\n" if count else "[\n") + json_text(row, indent=args.prettify))
         count += 1
-    write("\n]\n" if count else "]\n")
+    write("\n]\n" if count else "[]\n")
     return count
 
 
@@ -84,7 +83,8 @@ def safe_name(stem: str, suffix: str) -> str:
     Raises:
         ValueError: If the UID, which a server or file may have made up, cannot be part of a file name.
     """
-    if not is_uid(stem.partition("_")[0]):
+    uid, underscore, number = stem.partition("_")
+    if not is_uid(uid) or (underscore and not (number.isascii() and number.isdigit())):
         raise ValueError(f"cannot make a file name of the identifier {stem[:64]!r}: it is not a UID")
     return f"{stem}.{suffix}"
 

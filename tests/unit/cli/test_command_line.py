@@ -110,6 +110,11 @@ def test_frames_are_saved_with_number(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / f"{INSTANCE}_1.dat").read_bytes() == DATASET.PixelData
 
 
+def test_a_search_that_fails_at_once_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", "http://127.0.0.1:1/dicomweb", "--deadline", "0.2", "search", "studies"]) == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_missing_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--url", folder, "retrieve", "studies", "--study", "1.2.3", "metadata") == 1
     assert "1.2.3" in capsys.readouterr().err
