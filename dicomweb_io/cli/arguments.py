@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from dicomweb_io._version import __version__
+from dicomweb_io.cli.serve_arguments import add_serve_arguments
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -43,11 +44,14 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--profile", default="auto", help="the server's profile; by default chosen by its URL")
     group.add_argument("--timeout", type=float, metavar="SECONDS", help="for connecting and for each read")
     group.add_argument("--deadline", type=float, metavar="SECONDS", help="for each operation, retries included")
-    group.add_argument("--chunk-size", type=int, metavar="BYTES", help="size of the network reads and writes")
+    group.add_argument("--chunk-size", type=int, metavar="BYTES", help="most bytes to read from the network at once")
     auth = parser.add_argument_group("authentication")
     auth.add_argument("-u", "--user", metavar="NAME", help="user name for basic authentication")
     auth.add_argument(
-        "-p", "--password", action="store_true", help="ask for the password (else: environment DICOMWEB_PASSWORD)"
+        "-p",
+        "--password",
+        action="store_true",
+        help="ask for the password, also if the environment variable DICOMWEB_PASSWORD is set",
     )
     auth.add_argument(
         "--token", "--bearer-token", dest="token", metavar="TOKEN", help="bearer token (others may see it: see below)"
@@ -176,10 +180,7 @@ def _add_doctor(methods: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_serve(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = methods.add_parser("serve", help="serve a folder as a DICOMweb server, for tests")
-    parser.add_argument("path", help="the folder")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8042)
-    parser.add_argument("--manner", default="generic", help="behave like this kind of server")
+    add_serve_arguments(parser)
     parser.set_defaults(command="serve")
 
 
@@ -193,7 +194,7 @@ def _add_index(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_format(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--prettify", action="store_true", help="indented JSON")
-    group.add_argument("--dicomize", action="store_true", help="text for people")
+    group.add_argument("--dicomize", action="store_true", help="text for people, not JSON")
     group.add_argument("--json-lines", action="store_true", help="one JSON object a line")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dicomweb_io.dicom.media_types import ContentType, parse_content_type
+from dicomweb_io.testing.exchange import Exchange, Refusal
+from dicomweb_io.testing.manners_model import Manners
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,21 @@ class MediaRange:
         if self.media_type in ("*/*", media_type):
             return True
         return self.media_type.endswith("/*") and media_type.startswith(self.media_type[:-1])
+
+
+def media_ranges(manners: Manners, exchange: Exchange) -> list[MediaRange]:
+    """What a request accepts, as this server reads it.
+
+    Raises:
+        Refusal: If the server cannot make sense of it.
+    """
+    header = exchange.headers.get("accept")
+    if manners.accepts_alternatives:
+        return parse_accept(header, exchange.parameter("accept"))
+    ranges = parse_as_one(header)
+    if ranges is None:
+        raise Refusal(manners.unacceptable, "A list of media types is not understood.")
+    return ranges
 
 
 def parse_accept(header: str | None, parameter: str | None = None) -> list[MediaRange]:

@@ -9,37 +9,35 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
-from urllib.parse import quote
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 import requests
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Resource, SearchLevel
-from dicomweb_io.testing import pixels, qido, stow, wado
+from dicomweb_io.testing import bulkdata, pixels, qido, stow, wado
 from dicomweb_io.testing.auth import Authentication
+from dicomweb_io.testing.azure_feed import change_feed
+from dicomweb_io.testing.connection import ClientGone, Connection
 from dicomweb_io.testing.exchange import (
     Answer,
     Exchange,
     Refusal,
     Site,
     error_answer,
-    parse_query,
     path_segments,
     pieces_of,
     warning_header,
 )
 from dicomweb_io.testing.fault_answers import afterwards, instead
 from dicomweb_io.testing.faults import FaultPlan
-from dicomweb_io.testing.manners_model import Manners
-from dicomweb_io.testing.qido import Target
-from dicomweb_io.testing.records import Record, Records
+from dicomweb_io.testing.orthanc_interface import own_interface
+from dicomweb_io.testing.records import Records
+from dicomweb_io.testing.search_request import Target
 
 _THREADS = 256
-_GATHER = 1 << 16
 _SEARCHES: dict[tuple[str, ...], tuple[str, SearchLevel]] = {
     ("studies",): ("studies", "study"),
     ("series",): ("series", "series"),
@@ -48,10 +46,6 @@ _SEARCHES: dict[tuple[str, ...], tuple[str, SearchLevel]] = {
     ("studies", "*", "instances"): ("studies/instances", "instance"),
     ("studies", "*", "series", "*", "instances"): ("studies/series/instances", "instance"),
 }
-
-
-class ClientGone(ConnectionError):
-    """The client closed the connection while its request was handled."""
 
 
 class App:
@@ -85,14 +79,14 @@ class App:
             raise RuntimeError(f"only http is served, not {scope['type']}")
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(_THREADS)
-        connection = _Connection(scope, receive, send, self.records)
+        connection = Connection(scope, receive, send, self.records)
         async with anyio.create_task_group() as tasks:
             connection.tasks = tasks
             # One thread makes and sends the whole answer: archives need not bear iterators that change threads.
             await anyio.to_thread.run_sync(self._handle, connection, limiter=self._limiter)
             tasks.cancel_scope.cancel()
 
-    def _handle(self, connection: _Connection) -> None:
+    def _handle(self, connection: Connection) -> None:
         record = connection.record
         struck = tuple(
             fault for fault in self.faults.strike(record.method, connection.raw_path) if fault.layer == "http"
@@ -101,9 +95,14 @@ class App:
         exchange = connection.exchange(self.site.manners, struck)
         try:
             answer = self._answer(exchange)
+            if self.site.manners.keep_alive_header and not answer.close_delimited:
+                answer.headers.setdefault("Keep-Alive", f"timeout={self.site.manners.keep_alive}")
             connection.send_answer(afterwards(exchange, self._compressed(exchange, answer)))
         except ClientGone:
             return
+        except Refusal:
+            # In the middle of an answer: what follows cannot be had. The connection is closed.
+            raise
         except Exception:
             self.errors.append(traceback.format_exc())
             raise
@@ -131,12 +130,10 @@ class App:
             status = getattr(error, "status", None) or (
                 error.response.status_code if error.response is not None else 500
             )
-            return error_answer(
-                self.site.manners,
-                Refusal(status, str(getattr(error, "detail", "")) or http.HTTPStatus(status).phrase),
-                exchange.method,
-                exchange.path,
-            )
+            # Where the archive is, is nobody's business.
+            detail = str(getattr(error, "detail", "")).replace(self.site.archive.base_url, "the archive")
+            failure = Refusal(status, detail or http.HTTPStatus(status).phrase)
+            return error_answer(self.site.manners, failure, exchange.method, exchange.path)
         except ValueError as error:
             return error_answer(self.site.manners, Refusal(400, str(error)), exchange.method, exchange.path)
         except Exception:
@@ -146,18 +143,25 @@ class App:
             )
 
     def _compressed(self, exchange: Exchange, answer: Answer) -> Answer:
-        wanted = "gzip" in exchange.headers.get("accept-encoding", "")
-        if not (self.site.manners.gzip and wanted and answer.status == 200) or exchange.method == "HEAD":
+        accepted = exchange.headers.get("accept-encoding", "")
+        coding = next((name for name in ("gzip", "deflate") if name in accepted), None)
+        if not self.site.manners.gzip or coding is None or answer.status != 200 or exchange.method == "HEAD":
             return answer
         headers = {name: value for name, value in answer.headers.items() if name.lower() != "content-length"}
-        body = _gzip(answer.body)
-        return Answer(200, {**headers, "Content-Encoding": "gzip"}, body, answer.close_delimited, answer.on_end)
+        body = _squeezed(answer.body, coding)
+        return Answer(200, {**headers, "Content-Encoding": coding}, body, answer.close_delimited, answer.on_end)
 
     # Routing ----------------------------------------------------------------------------------------------------------
 
     def _route(self, exchange: Exchange) -> Answer:
         manners = self.site.manners
-        rest = _below(path_segments(exchange.path), manners.root)
+        self.site.let_go()
+        segments = path_segments(exchange.path)
+        if manners.feed == "orthanc":
+            own = own_interface(self.site, exchange, segments)
+            if own is not None:
+                return own
+        rest = _below(segments, manners.root)
         if rest is None:
             raise Refusal(404, "There is nothing here.")
         method = exchange.method
@@ -166,32 +170,41 @@ class App:
         if method in ("GET", "HEAD"):
             answer = self._get(exchange, rest)
         elif method == "POST" or (method == "PUT" and manners.upsert):
-            answer = self._post(exchange, _below(rest, manners.stow_prefix))
+            answer = self._post(exchange, rest)
         elif method == "DELETE":
             answer = self._delete(exchange, _below(rest, manners.delete_prefix))
         else:
-            raise Refusal(405, f"{method} is not supported here.", {"Allow": "GET, HEAD, POST, DELETE"})
+            status = manners.options if method == "OPTIONS" else 405
+            raise Refusal(status, f"{method} is not supported here.", {"Allow": "GET, HEAD, POST, DELETE"})
         if answer is None:
             raise Refusal(404, "There is no such resource.")
         return answer
 
     def _get(self, exchange: Exchange, rest: list[str]) -> Answer | None:
+        if self.site.manners.feed == "azure":
+            feed = change_feed(self.site, exchange, rest)
+            if feed is not None:
+                return feed
         search = _below(rest, self.site.manners.qido_prefix)
         if search is not None:
-            counted = search[-1:] == ["count"]
-            found = _target(search[:-1] if counted else search)
+            found = _target(search)
             if found is not None:
-                return (qido.count if counted else qido.search)(self.site, exchange, found)
+                return qido.search(self.site, exchange, found)
+            found = _target(search[:-1]) if search[-1:] in (["count"], ["size"]) else None
+            if found is not None:
+                return (qido.count if search[-1] == "count" else qido.size)(self.site, exchange, found)
         path = _below(rest, self.site.manners.wado_prefix)
         if path is None:
             return None
         resource, tail = _resource(path)
         if resource is None:
             return None
-        return self._object(exchange, resource, tail)
+        if self.site.is_leaving(resource):
+            raise Refusal(404, f"There is no such {resource.level}.")
+        image_set = exchange.parameter("imageSetId") if self.site.manners.other_again == "hidden" else None
+        return self._object(self.site.of_image_set(image_set), exchange, resource, tail)
 
-    def _object(self, exchange: Exchange, resource: Resource, tail: list[str]) -> Answer | None:
-        site = self.site
+    def _object(self, site: Site, exchange: Exchange, resource: Resource, tail: list[str]) -> Answer | None:
         simple: dict[tuple[str, ...], Callable[[], Answer]] = {
             (): lambda: wado.retrieve(site, exchange, resource),
             ("metadata",): lambda: wado.metadata(site, exchange, resource),
@@ -200,10 +213,12 @@ class App:
         }
         if tuple(tail) in simple:
             return simple[tuple(tail)]()
+        if tail in (["bulkdata"], ["pixeldata"]):
+            return bulkdata.all_bulkdata(site, exchange, resource, only_pixels=tail == ["pixeldata"])
         if resource.level != "instance":
             return None
-        if tail[0] == "bulkdata":
-            return pixels.bulkdata(site, exchange, resource, tail[1:])
+        if tail[0] == site.manners.bulkdata_segment:
+            return bulkdata.bulkdata(site, exchange, resource, tail[1:])
         if tail[0] != "frames" or len(tail) not in (2, 3):
             return None
         if len(tail) == 2:
@@ -218,7 +233,11 @@ class App:
         )
         return pixels.rendered(site, exchange, framed, thumbnail=tail[2] == "thumbnail")
 
-    def _post(self, exchange: Exchange, path: list[str] | None) -> Answer | None:
+    def _post(self, exchange: Exchange, rest: list[str]) -> Answer | None:
+        if rest[-2:-1] == ["reject"]:
+            resource, tail = _resource(rest)
+            return stow.reject(self.site, resource, tail[1]) if resource is not None and len(tail) == 2 else None
+        path = _below(rest, self.site.manners.stow_prefix)
         if path is None or len(path) not in (1, 2) or path[0] != "studies":
             return None
         study = _checked(path[1]) if len(path) == 2 else None
@@ -254,128 +273,8 @@ class _Bucket:
             return True
 
 
-class _Connection:
-    """The two ways of one request, as a thread sees them."""
-
-    tasks: Any = None
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, records: Records) -> None:
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._body_read = False
-        self._gone = threading.Event()
-        self.raw_path = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1").partition("?")[0]
-        headers: dict[str, str] = {}
-        for name, value in scope["headers"]:
-            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
-        self.record = Record(scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers)
-        records.add(self.record)
-
-    def exchange(self, manners: Manners, faults: tuple[Any, ...]) -> Exchange:
-        headers = self.record.headers
-        server = self._scope.get("server") or ("localhost", None)
-        host = headers.get("host") or f"{server[0]}:{server[1]}"
-        return Exchange(
-            self.record.method,
-            self.raw_path,
-            parse_query(self.record.query),
-            headers,
-            f"{self._scope['scheme']}://{host}{manners.root}",
-            self._body(),
-            faults,
-            manners.decodes_query,
-        )
-
-    async def _received(self) -> Message:
-        return await self._receive()
-
-    async def _sent(self, message: Message) -> None:
-        await self._send(message)
-
-    def _body(self) -> Iterator[bytes]:
-        while not self._body_read:
-            message: Message = anyio.from_thread.run(self._received)
-            if message["type"] == "http.disconnect":
-                raise ClientGone("the client left before the end of its request")
-            chunk = message.get("body", b"")
-            self._body_read = not message.get("more_body", False)
-            self.record.bytes_in += len(chunk)
-            if chunk:
-                yield chunk
-
-    def send_answer(self, answer: Answer) -> None:
-        """Sends the answer, piece by piece if it is made so."""
-        record = self.record
-        try:
-            self._start(answer)
-            if record.method != "HEAD" and answer.status not in (204, 304):
-                for piece in _gathered(pieces_of(answer.body)):
-                    if self._gone.is_set():
-                        raise ClientGone("the client left before the end of the answer")
-                    record.bytes_out += len(piece)
-                    self._push({"type": "http.response.body", "body": bytes(piece), "more_body": True})
-            # The end of the answer looks to the watcher as if the client had left, and who has counted to the announced
-            # length may really have.
-            whole = not self._gone.is_set() or record.answer_headers.get("content-length") == str(record.bytes_out)
-            self._push({"type": "http.response.body", "body": b"", "more_body": False})
-            record.complete = whole
-        finally:
-            close = getattr(answer.body, "close", None)
-            if callable(close):
-                close()
-            if answer.on_end is not None:
-                answer.on_end()
-
-    def _start(self, answer: Answer) -> None:
-        headers = {name.lower(): value for name, value in answer.headers.items()}
-        if isinstance(answer.body, bytes) and answer.status not in (204, 304):
-            headers.setdefault("content-length", str(len(answer.body)))
-        elif self.record.method == "HEAD" and "content-length" not in headers:
-            headers["transfer-encoding"] = "chunked"
-        if answer.close_delimited:
-            headers["connection"] = "close"
-            headers.pop("content-length", None)
-            # h11 writes an answer without length as HTTP/1.0 knew it, ended by the end of the connection.
-            protocol = getattr(getattr(self._send, "__self__", None), "conn", None)
-            if protocol is not None:
-                protocol.their_http_version = b"1.0"
-        self.record.status = answer.status
-        self.record.answer_headers = headers
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        self._push({"type": "http.response.start", "status": answer.status, "headers": raw})
-        anyio.from_thread.run_sync(self.tasks.start_soon, self._watch)
-
-    async def _watch(self) -> None:
-        """Notes that the client has left, while the answer is sent."""
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._gone.set()
-                return
-            self.record.bytes_in += len(message.get("body", b""))
-
-    def _push(self, message: Message) -> None:
-        anyio.from_thread.run(self._sent, message)
-
-
-def _gathered(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """Joins small pieces, as each piece costs a change of threads."""
-    waiting: list[bytes | memoryview] = []
-    size = 0
-    for piece in pieces:
-        waiting.append(piece)
-        size += len(piece)
-        if size >= _GATHER:
-            yield b"".join(waiting) if len(waiting) > 1 else piece
-            waiting, size = [], 0
-    if waiting:
-        yield b"".join(waiting)
-
-
-def _gzip(body: Any) -> Iterator[bytes]:
-    squeeze = zlib.compressobj(wbits=31)
+def _squeezed(body: Any, coding: str) -> Iterator[bytes]:
+    squeeze = zlib.compressobj(wbits=31 if coding == "gzip" else 15)
     for piece in pieces_of(body):
         packed = squeeze.compress(piece)
         if packed:

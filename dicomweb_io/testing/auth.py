@@ -82,6 +82,16 @@ class BearerAuthentication(Authentication):
             self._valid_until[token] = float("inf") if seconds is None else time.monotonic() + seconds
         return token
 
+    def accept(self, token: str, lifetime: float | None = None) -> None:
+        """Lets a token pass.
+
+        Args:
+            token: The token.
+            lifetime: Seconds from now; None for ever.
+        """
+        with self._lock:
+            self._valid_until[token] = float("inf") if lifetime is None else time.monotonic() + lifetime
+
     def expire(self) -> None:
         """All tokens become invalid now."""
         with self._lock:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import quote, unquote, unquote_plus
 
 from dicomweb_io.clients.protocol import DICOMClient
+from dicomweb_io.elements import Resource
+from dicomweb_io.testing.change_log import ChangeLog
 from dicomweb_io.testing.faults import Fault
 from dicomweb_io.testing.manners_model import Manners
 
@@ -40,6 +45,7 @@ class Answer:
         body: All bytes, or pieces that are made as they are sent.
         close_delimited: Whether the end of the body is the end of the connection.
         on_end: Called after the body was sent or given up.
+        reason: The reason phrase of the status line; None for the usual one.
     """
 
     status: int = 200
@@ -47,6 +53,7 @@ class Answer:
     body: bytes | Iterable[bytes | memoryview] = b""
     close_delimited: bool = False
     on_end: Callable[[], None] | None = None
+    reason: str | None = None
 
 
 @dataclass
@@ -62,6 +69,7 @@ class Exchange:
         body: The pieces of the body as they arrive.
         faults: Those that strike this request.
         decodes: Whether percent escapes in the query are decoded.
+        origin: Scheme, host and port as the client wrote them.
         warnings: Texts for Warning 299 headers.
     """
 
@@ -73,6 +81,7 @@ class Exchange:
     body: Iterable[bytes]
     faults: tuple[Fault, ...] = ()
     decodes: bool = True
+    origin: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def parameter(self, name: str) -> str | None:
@@ -90,19 +99,33 @@ class Exchange:
 
 
 class Arrivals:
-    """The order in which instances came to the server, for those of them that order their rows by it."""
+    """When objects came to the server, for those servers that order rows or search by it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
+        self._times: dict[str, tuple[datetime, datetime]] = {}
         self._next = 0
+        self._begin = datetime.now(timezone.utc)
 
     def add(self, *uids: str) -> None:
         """Notes that something about these objects arrived now."""
+        now = datetime.now(timezone.utc)
         with self._lock:
             self._next += 1
             for uid in uids:
                 self._numbers[uid] = self._next
+                self._times[uid] = (self._times.get(uid, (now, now))[0], now)
+
+    def remove(self, uid: str) -> None:
+        """Notes that an object is gone: if it comes again, it is new."""
+        with self._lock:
+            self._times.pop(uid, None)
+
+    def times(self, uid: str) -> tuple[datetime, datetime]:
+        """When an object arrived and when last something of it did; the server's start for what was there before."""
+        with self._lock:
+            return self._times.get(uid, (self._begin, self._begin))
 
     def number(self, uid: str) -> int:
         """The greater, the later; 0 for what was there before."""
@@ -120,6 +143,9 @@ class Site:
         spool_above: Bytes of a part above which it goes to a file there.
         arrivals: The order of arrival.
         store_lock: Held while an instance is compared and stored.
+        log: What came and went; kept for servers with a feed of changes only.
+        erroneous: Keywords of attributes whose values are malformed in a stored instance.
+        image_sets: Archives of instances that are hidden from searches, by their number (AWS HealthImaging).
     """
 
     def __init__(self, archive: DICOMClient, manners: Manners, directory: str | os.PathLike[str]) -> None:
@@ -128,7 +154,72 @@ class Site:
         self.directory = os.fspath(directory)
         self.spool_above = _SPOOL_ABOVE
         self.arrivals = Arrivals()
-        self.store_lock = threading.Lock()
+        self.store_lock = threading.RLock()
+        self.log = ChangeLog(archive)
+        self.erroneous: set[str] = set()
+        self.image_sets: dict[str, DICOMClient] = {}
+        self._leaving: list[tuple[Resource, float]] = []
+
+    def of_image_set(self, number: str | None) -> Site:
+        """The same server with the archive of an image set that searches do not show; itself without a number.
+
+        Raises:
+            Refusal: 404 if there is no such image set.
+        """
+        if number is None:
+            return self
+        if number not in self.image_sets:
+            raise Refusal(404, "There is no such image set.")
+        other = copy.copy(self)
+        other.archive = self.image_sets[number]
+        return other
+
+    def url_of(self, exchange: Exchange, resource: Resource) -> str:
+        """Where a client of this server retrieves an object."""
+        path = "/".join(quote(segment, safe=",") for segment in resource.uri.split("/"))
+        return "/".join(filter(None, (exchange.base_url, self.manners.wado_prefix, path)))
+
+    def is_leaving(self, resource: Resource) -> bool:
+        """Whether an object was deleted, although searches may show it still."""
+        return any(one.contains(resource) for one, _ in self._leaving)
+
+    def let_go(self, *, all_at_once: bool = False) -> None:
+        """Lets what was deleted disappear from searches, once the time has come."""
+        if not self._leaving:
+            return
+        with self.store_lock:
+            now = time.monotonic()
+            due = [one for one, moment in self._leaving if all_at_once or moment <= now]
+            self._leaving = [(one, moment) for one, moment in self._leaving if one not in due]
+            for one in due:
+                self.delete(one, now=True)
+
+    def delete(self, resource: Resource, *, now: bool = False) -> None:
+        """Deletes a study, series or instance.
+
+        Args:
+            resource: What to delete.
+            now: Do not wait as the server's manners say.
+
+        Raises:
+            requests.HTTPError: If the archive has not got it.
+        """
+        study, series, instance = resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid
+        with self.store_lock:
+            if self.manners.delete_lag and not now:
+                self._leaving.append((resource, time.monotonic() + self.manners.delete_lag))
+                return
+            if self.manners.feed != "none":
+                self.log.begin()
+            if series is None:
+                self.archive.delete_study(study)
+            elif instance is None:
+                self.archive.delete_series(study, series)
+            else:
+                self.archive.delete_instance(study, series, instance)
+            self.arrivals.remove(instance or series or study)
+            if self.manners.feed != "none":
+                self.log.deleted(resource)
 
 
 def parse_query(text: str) -> list[tuple[str, str]]:
@@ -154,6 +245,7 @@ def warning_header(texts: Iterable[str], host: str = "dicomweb-io-testing") -> s
 def error_answer(manners: Manners, refusal: Refusal, method: str, path: str) -> Answer:
     """An error as this kind of server writes it."""
     headers = dict(refusal.headers)
+    reason = refusal.message if manners.reason_phrase else None
     if manners.error_style == "orthanc":
         content: dict[str, Any] = {
             "Details": refusal.message,
@@ -165,12 +257,14 @@ def error_answer(manners: Manners, refusal: Refusal, method: str, path: str) -> 
             "OrthancStatus": 0,
             "Uri": path,
         }
-        return Answer(refusal.status, headers, json.dumps(content, indent=1).encode())
+        return Answer(refusal.status, headers, json.dumps(content, indent=1).encode(), reason=reason)
     if manners.error_style == "json":
         body = json.dumps({"error": {"code": refusal.status, "message": refusal.message}}).encode()
-        return Answer(refusal.status, {"Content-Type": "application/json; charset=utf-8", **headers}, body)
+        return Answer(
+            refusal.status, {"Content-Type": "application/json; charset=utf-8", **headers}, body, reason=reason
+        )
     body = refusal.message.encode()
-    return Answer(refusal.status, {"Content-Type": "text/plain; charset=utf-8", **headers}, body)
+    return Answer(refusal.status, {"Content-Type": "text/plain; charset=utf-8", **headers}, body, reason=reason)
 
 
 def pieces_of(body: bytes | Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:

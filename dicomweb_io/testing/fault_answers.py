@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import time
 import zlib
 from collections.abc import Iterator
@@ -82,11 +83,16 @@ def _endless(exchange: Exchange, chunk: int) -> Answer:
 
 
 def _bomb(size: int) -> Iterator[bytes]:
-    squeeze = zlib.compressobj(9, wbits=31)
     block = b" " * (1 << 20)
-    yield squeeze.compress(b"[")
-    for start in range(0, size, len(block)):
-        piece = squeeze.compress(block[: size - start])
-        if piece:
-            yield piece
-    yield squeeze.compress(b"]") + squeeze.flush()
+    squeeze = zlib.compressobj(9, wbits=-15)
+    start = squeeze.compress(b"[") + squeeze.flush(zlib.Z_FULL_FLUSH)
+    # After a full flush nothing refers to what was before: one squeezed block stands for all.
+    squeezed = squeeze.compress(block) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    check = zlib.crc32(b"[")
+    yield b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + start
+    for _ in range(size // len(block)):
+        check = zlib.crc32(block, check)
+        yield squeezed
+    end = block[: size % len(block)] + b"]"
+    length = (size + 2) & 0xFFFFFFFF
+    yield squeeze.compress(end) + squeeze.flush() + struct.pack("<II", zlib.crc32(end, check), length)

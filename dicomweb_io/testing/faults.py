@@ -7,6 +7,7 @@ TCP proxy in front of it, see `dicomweb_io.testing.proxy`.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import threading
@@ -245,6 +246,32 @@ def fault(
         ValueError: If there is no such action or option, or a number is out of range.
     """
     return Fault(action, method, path, first, times, probability, seed, options)
+
+
+def faults_of_json(text: str | bytes) -> list[Fault]:
+    """Reads faults from a JSON list such as ``[{"action": "status", "method": "POST", "status": 503, "times": 2}]``.
+
+    Args:
+        text: The list; its objects have the keys of `fault`. `Fault.to_dict` makes them.
+
+    Raises:
+        ValueError: If it is no JSON, or an object is no fault; the message says which.
+    """
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"faults must be a JSON list: {error}") from None
+    if not isinstance(entries, list):
+        raise ValueError(f"faults must be a JSON list, not {type(entries).__name__}")
+    faults = []
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("action"), str):
+            raise ValueError(f"fault {number} must be an object with an action")
+        try:
+            faults.append(fault(**entry))
+        except (TypeError, ValueError, re.error) as error:
+            raise ValueError(f"fault {number}: {error}") from None
+    return faults
 
 
 class FaultPlan:

@@ -40,6 +40,9 @@ def _texts(value: Any) -> Iterator[str]:
 def _matches(text: str, wanted: str, name: bool, manners: Manners, fuzzy: bool) -> bool:
     if name or manners.ignore_case:
         text, wanted = text.casefold(), wanted.casefold()
+    if name and fuzzy and manners.fuzzy == "soundex":
+        sounds = {soundex(part) for part in re.split(r"[\s^=]+", text) if part}
+        return all(soundex(one) in sounds for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
     if name and fuzzy:
         parts = [part for part in re.split(r"[\s^=]+", text) if part]
         return all(any(part.startswith(one) for part in parts) for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
@@ -50,3 +53,27 @@ def _matches(text: str, wanted: str, name: bool, manners: Manners, fuzzy: bool) 
         return text == wanted
     pattern = "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in wanted)
     return re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+_CODES = {
+    letter: code for code, letters in enumerate(("bfpv", "cgjkqsxz", "dt", "l", "mn", "r"), 1) for letter in letters
+}
+
+
+def soundex(word: str) -> str:
+    """The American Soundex of a word: its first letter and three digits for how the rest sounds.
+
+    Letters other than those of English are left out.
+    """
+    letters = [letter for letter in word.casefold() if "a" <= letter <= "z"]
+    if not letters:
+        return word.casefold()
+    digits = ""
+    before = _CODES.get(letters[0])
+    for letter in letters[1:]:
+        code = _CODES.get(letter)
+        if code is not None and code != before:
+            digits += str(code)
+        if letter not in "hw":
+            before = code
+    return (letters[0] + digits + "000")[:4]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from dicomweb_io.elements import Instance
 from dicomweb_io.testing.exchange import Answer, Exchange
 from dicomweb_io.testing.manners_model import Manners
 
@@ -32,6 +34,12 @@ class PartOut:
     path: str | None = None
     remove: bool = False
 
+    @classmethod
+    def of(cls, instance: Instance, directory: str, content_type: str = "application/dicom") -> PartOut:
+        """A part with an instance; if it is a file in the directory for spooled ones, that is removed afterwards."""
+        spooled = instance.path is not None and os.path.dirname(os.path.abspath(instance.path)) == directory
+        return cls(content_type, None, instance.content, instance.path, spooled)
+
     @property
     def size(self) -> int:
         """Its bytes, without headers."""
@@ -52,6 +60,15 @@ class PartOut:
                     raise OSError("the spooled file is shorter than it was")
                 left -= len(piece)
                 yield piece
+
+    def spooled(self, directory: str, above: int) -> PartOut:
+        """The part with its content in a file, if it is larger than some bytes."""
+        if self.content is None or len(self.content) <= above:
+            return self
+        handle, path = tempfile.mkstemp(dir=directory)
+        with os.fdopen(handle, "wb") as file:
+            file.write(self.content)
+        return replace(self, content=None, path=path, remove=True)
 
     def discard(self) -> None:
         """Removes its file, if it is a spooled one."""
@@ -83,6 +100,7 @@ def multipart_answer(
     status: int = 200,
     only_one: bool = False,
     foreign: Callable[[PartOut], PartOut] | None = None,
+    frames: bool = False,
 ) -> Answer:
     """The parts as multipart/related.
 
@@ -94,10 +112,13 @@ def multipart_answer(
         status: The status.
         only_one: Whether it is known that there is one part only.
         foreign: Makes another object of a part, for the fault ``foreign_part``.
+        frames: Whether the parts are frames.
     """
-    boundary = secrets.token_hex(16)
+    if frames:
+        manners = _manners_of_frames(manners)
+    boundary = secrets.token_hex(manners.boundary_length)[: manners.boundary_length]
     faulty = _faulty_parts(exchange, parts, foreign)
-    shown = secrets.token_hex(16) if exchange.fault("wrong_boundary") else boundary
+    shown = secrets.token_hex(len(boundary))[: len(boundary)] if exchange.fault("wrong_boundary") else boundary
     quoted = f'"{shown}"' if manners.quoted_boundary else shown
     headers = {"Content-Type": f'multipart/related; type="{root_type}"; boundary={quoted}'}
     started = list(itertools.islice(faulty, 1 if only_one else 2))
@@ -135,6 +156,12 @@ def multipart_answer(
             part.discard()
 
     return Answer(status, headers, body(), close_delimited=close, on_end=given_up)
+
+
+def _manners_of_frames(manners: Manners) -> Manners:
+    headers = manners.part_headers if manners.frame_headers is None else manners.frame_headers
+    syntax = manners.part_syntax if manners.frame_syntax is None else manners.frame_syntax
+    return replace(manners, part_headers=headers, part_syntax=syntax)
 
 
 def _head(part: PartOut, manners: Manners, boundary: str, *, first: bool) -> bytes:

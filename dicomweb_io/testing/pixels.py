@@ -1,15 +1,18 @@
-"""Frames, bulk data and rendered images (PS3.18 section 10.4.1.1), as far as the archive gives them."""
+"""Frames and rendered images (PS3.18 section 10.4.1.1), as far as the archive gives them."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Iterator
-from urllib.parse import quote, unquote_plus
+from urllib.parse import unquote_plus
+
+import requests
 
 from dicomweb_io.elements import Resource
-from dicomweb_io.testing.accept import MediaRange, parse_accept
+from dicomweb_io.testing.accept import MediaRange, media_ranges
 from dicomweb_io.testing.exchange import Answer, Exchange, Refusal, Site
+from dicomweb_io.testing.manners_model import Manners
 from dicomweb_io.testing.parts import PartOut, multipart_answer, single_answer
 
 _OCTETS = "application/octet-stream"
@@ -29,7 +32,7 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
     if not manners.frames:
         raise Refusal(404, "There is no such resource.")
     numbers = _numbers(site, text)
-    available = _frame_count(site, resource)
+    available, stored = _description(site, resource)
     missing = [number for number in numbers if number < 1 or number > available]
     status = 200
     if missing:
@@ -39,13 +42,17 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
         numbers = [number for number in numbers if number not in missing]
         status = 206
         exchange.warnings.append("Some frames do not exist")
-    ranges = parse_accept(exchange.headers.get("accept"), exchange.parameter("accept"))
+    ranges = media_ranges(manners, exchange)
     wanted = Resource(
         resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid, tuple(numbers)
     )
     single, media_types = _wishes(site, ranges, len(numbers))
-    found = site.archive.iter_frames(wanted, media_types=media_types)
-    base = _url(site, exchange, resource)
+    if stored in manners.undecodable_syntaxes and not any(syntax in ("*", stored) for _, syntax in media_types):
+        raise Refusal(manners.undecodable, f"The stored transfer syntax {stored} cannot be decoded.")
+    found = site.archive.iter_frames(
+        wanted, media_types=media_types, max_element_bytes=site.spool_above, spool_directory=site.directory
+    )
+    base = site.url_of(exchange, resource)
     parts = (
         PartOut(
             frame.media_type
@@ -54,35 +61,16 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
             f"{base}/frames/{number}",
             frame.content,
             frame.path,
+            remove=frame.path is not None,
         )
         for number, frame in zip(numbers, found, strict=False)
     )
-    return _answer(site, exchange, parts, single, status)
-
-
-def bulkdata(site: Site, exchange: Exchange, resource: Resource, path: list[str]) -> Answer:
-    """Answers the retrieval of one binary value.
-
-    Args:
-        site: The server.
-        exchange: The request.
-        resource: The instance.
-        path: Tags, with the numbers of items between them, as in the BulkDataURI that metadata gave.
-    """
-    if not site.manners.bulkdata:
-        raise Refusal(404, "There is no such resource.")
-    if not path or not all(re.fullmatch(r"[0-9A-Fa-f]{8}|\d{1,6}", segment) for segment in path):
-        raise Refusal(404, "There is no such bulk data.")
-    ranges = parse_accept(exchange.headers.get("accept"), exchange.parameter("accept"))
-    chosen = next((one for one in ranges if one.covers(_OCTETS)), None)
-    if chosen is None or (chosen.multipart is False and not site.manners.single_part):
-        raise Refusal(site.manners.unacceptable, "Bulk data is application/octet-stream.")
-    url = f"{resource.uri}/bulkdata/" + "/".join(path)
-    found = site.archive.iter_bulkdata_parts(url)
-    location = _url(site, exchange, resource) + "/bulkdata/" + "/".join(path)
-    parts = (PartOut(one.media_type or _OCTETS, location, one.content, one.path) for one in found)
-    single = chosen.multipart is False or (chosen.multipart is None and site.manners.any_is_single)
-    return _answer(site, exchange, parts, single, 200)
+    try:
+        return _answer(site, exchange, parts, single, status)
+    except requests.HTTPError as error:
+        if _status_of(error) != 406:
+            raise
+        raise Refusal(manners.unacceptable, "The frames cannot be had in this form.") from None
 
 
 def rendered(site: Site, exchange: Exchange, resource: Resource, *, thumbnail: bool) -> Answer:
@@ -90,17 +78,46 @@ def rendered(site: Site, exchange: Exchange, resource: Resource, *, thumbnail: b
     manners = site.manners
     if resource.level not in manners.rendered or (thumbnail and not manners.thumbnails):
         raise Refusal(404, "There is no such resource.")
-    ranges = parse_accept(exchange.headers.get("accept"), exchange.parameter("accept"))
-    media_type = next((offered for one in ranges for offered in manners.rendered_types if one.covers(offered)), None)
-    if media_type is None:
+    ranges = media_ranges(manners, exchange)
+    if not manners.accepts_alternatives:
+        # Such a server knows no ranges either.
+        ranges = [one for one in ranges if one.media_type == "*/*" or one.media_type in manners.rendered_types]
+    offers = (*manners.rendered_types, "text/html") if manners.rendered_parameters is None else manners.rendered_types
+    media_types = tuple(offered for one in ranges for offered in offers if one.covers(offered))
+    if not media_types:
         raise Refusal(manners.unacceptable, f"Pictures are {' or '.join(manners.rendered_types)}.")
-    params = {unquote_plus(name): unquote_plus(value) for name, value in exchange.query if name != "accept"}
-    picture = site.archive.retrieve_rendered(
-        resource, media_types=(media_type,), params=params or None, thumbnail=thumbnail
-    )
+    params = {unquote_plus(name): unquote_plus(value) for name, value in exchange.query}
+    params = {name: value for name, value in params.items() if name not in ("accept", "imageSetId")}
+    if manners.rendered_parameters is not None:
+        params = {name: value for name, value in params.items() if name in manners.rendered_parameters}
+    if manners.rendered_window_of_three and params.get("window", ",,").count(",") != 2:
+        raise Refusal(400, "window needs three values.")
+    if manners.undecodable_syntaxes and _syntax(site, resource) in manners.undecodable_syntaxes:
+        raise Refusal(manners.unrenderable, "The pixel data cannot be decoded.")
+    try:
+        picture = site.archive.retrieve_rendered(
+            resource, media_types=media_types, params=params or None, thumbnail=thumbnail
+        )
+    except requests.HTTPError as error:
+        status = _status_of(error)
+        if status == 406:
+            raise Refusal(manners.unrenderable, "It cannot be rendered so.") from None
+        if status == 404 and resource.frames and isinstance(manners.frames_missing, int):
+            raise Refusal(manners.frames_missing, "There is no such frame.") from None
+        raise
     return Answer(
         200, {"Content-Type": picture.media_type, "Content-Length": str(len(picture.content))}, picture.content
     )
+
+
+def _syntax(site: Site, resource: Resource) -> str:
+    row = next(iter(site.archive.iter_metadata(resource.instance)), None) or {}
+    return str((row.get("00083002", {}).get("Value") or [""])[0])
+
+
+def _status_of(error: requests.HTTPError) -> int | None:
+    status = getattr(error, "status", None)
+    return error.response.status_code if status is None and error.response is not None else status
 
 
 def frame_numbers(site: Site, text: str) -> tuple[int, ...]:
@@ -120,17 +137,19 @@ def _numbers(site: Site, text: str) -> list[int]:
     return numbers
 
 
-def _frame_count(site: Site, resource: Resource) -> int:
+def _description(site: Site, resource: Resource) -> tuple[int, str]:
+    """The number of frames of an instance, and its transfer syntax."""
     row = next(iter(site.archive.iter_metadata(resource)), None)
     if row is None:
         raise Refusal(404, "There is no such instance.")
     if "00280010" not in row:
-        raise Refusal(404, "The instance has no pixel data.")
+        raise Refusal(site.manners.frames_without_pixels, "The instance has no pixel data.")
+    syntax = str((row.get("00083002", {}).get("Value") or [""])[0])
     values = row.get("00280008", {}).get("Value") or [1]
     try:
-        return max(1, int(values[0]))
+        return max(1, int(values[0])), syntax
     except (TypeError, ValueError):
-        return 1
+        return 1, syntax
 
 
 def _wishes(site: Site, ranges: list[MediaRange], count: int) -> tuple[bool, tuple[tuple[str, str], ...]]:
@@ -139,21 +158,31 @@ def _wishes(site: Site, ranges: list[MediaRange], count: int) -> tuple[bool, tup
     wishes: list[tuple[str, str]] = []
     single: bool | None = None
     for one in ranges:
+        if not _offered(manners, one):
+            continue
         if one.multipart is False and (count > 1 or not manners.single_part):
             continue
         alone = one.multipart is False or (one.multipart is None and manners.any_is_single and count == 1)
         if single is None:
             single = alone
         if alone == single:
-            wishes.append(_wish(one))
+            wishes.append(_wish(manners, one))
     if single is None:
         raise Refusal(manners.unacceptable, "None of the acceptable media types is available.")
     return single, tuple(wishes)
 
 
-def _wish(one: MediaRange) -> tuple[str, str]:
+def _offered(manners: Manners, one: MediaRange) -> bool:
+    if not manners.accepts_alternatives and one.media_type.endswith("/*") and one.media_type != "*/*":
+        return False
+    return manners.frame_types is None or any(map(one.covers, manners.frame_types))
+
+
+def _wish(manners: Manners, one: MediaRange) -> tuple[str, str]:
     if one.media_type == "*/*":
         return (_OCTETS, _EXPLICIT) if not one.explicit else ("*/*", one.transfer_syntax or "*")
+    if manners.frame_types is not None and one.media_type.endswith("/*"):
+        return next(filter(one.covers, manners.frame_types)), "*"
     return one.media_type, one.transfer_syntax or (_EXPLICIT if one.media_type == _OCTETS else "*")
 
 
@@ -164,9 +193,4 @@ def _answer(site: Site, exchange: Exchange, parts: Iterator[PartOut], single: bo
     if single:
         return single_answer(first)
     root = first.content_type if site.manners.root_syntax else first.content_type.partition(";")[0]
-    return multipart_answer(exchange, site.manners, itertools.chain([first], parts), root, status=status)
-
-
-def _url(site: Site, exchange: Exchange, resource: Resource) -> str:
-    path = "/".join(quote(segment, safe=",") for segment in resource.uri.split("/"))
-    return "/".join(filter(None, (exchange.base_url, site.manners.wado_prefix, path)))
+    return multipart_answer(exchange, site.manners, itertools.chain([first], parts), root, status=status, frames=True)

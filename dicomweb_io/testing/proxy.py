@@ -62,6 +62,7 @@ class FaultyProxy:
         self._threads: set[threading.Thread] = set()
         self._stopped = threading.Event()
         self._stopped.set()
+        self._downs = 0
 
     def start(self, port: int = 0) -> FaultyProxy:
         """Begins to listen.
@@ -77,6 +78,12 @@ class FaultyProxy:
             self._listen(port or self.port)
         return self
 
+    @property
+    def open_connections(self) -> int:
+        """How many connections of clients are open."""
+        with self._lock:
+            return len(self._links)
+
     def stop(self) -> None:
         """Resets all connections and listens no more; `start` listens on the same port again."""
         self._stopped.set()
@@ -90,7 +97,18 @@ class FaultyProxy:
     def down(self, seconds: float) -> None:
         """Resets all connections and refuses new ones for a time, as if the server had died and come back."""
         self._go_deaf()
-        self._spawn(self._come_back, seconds)
+        with self._lock:
+            self._downs += 1
+            number = self._downs
+        self._spawn(self._come_back, seconds, number)
+
+    def up(self) -> None:
+        """Ends `down` before its time."""
+        with self._lock:
+            if self._listener is not None or self._stopped.is_set():
+                return
+            self._downs += 1
+        self._listen(self.port)
 
     def __enter__(self) -> FaultyProxy:
         return self.start()
@@ -128,9 +146,15 @@ class FaultyProxy:
         for link in links:
             link.reset()
 
-    def _come_back(self, seconds: float) -> None:
-        if not self._stopped.wait(seconds):
-            self._listen(self.port)
+    def _come_back(self, seconds: float, number: int) -> None:
+        if self._stopped.wait(seconds):
+            return
+        with self._lock:
+            # Another end of it may have come before, or another beginning.
+            if number != self._downs:
+                return
+            self._downs += 1
+        self._listen(self.port)
 
     def _accept(self, listener: socket.socket, stopped: threading.Event) -> None:
         while not stopped.is_set():

@@ -2,73 +2,41 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import itertools
+import random
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from email.utils import format_datetime
 from typing import cast
 from urllib.parse import quote
 
-from dicomweb_io.dicom.attributes import resolve, vr_of
-from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import SearchLevel, SearchQuery
-from dicomweb_io.testing.accept import parse_accept
+from dicomweb_io.dicom.attributes import lookup_keyword, resolve
+from dicomweb_io.elements import Resource
 from dicomweb_io.testing.encoding import JSONRow, faulty_json, json_bytes, wrong_vrs, xml_document
 from dicomweb_io.testing.exchange import Answer, Exchange, Refusal, Site, warning_header
 from dicomweb_io.testing.manners_model import Manners
-from dicomweb_io.testing.matching import TEXT_VRS, element_at, matches_text
+from dicomweb_io.testing.matching import element_at, matches_text
+from dicomweb_io.testing.parts import PartOut
+from dicomweb_io.testing.search_request import (
+    CSV,
+    XML,
+    Filter,
+    Received,
+    Search,
+    Target,
+    limit_of,
+    media_type_of,
+    offset_of,
+    read_search,
+)
 
-_JSON = "application/dicom+json"
-_XML = "application/dicom+xml"
-_PARAMETERS = frozenset({"limit", "offset", "includefield", "fuzzymatching", "accept", "emptyvaluematching"})
 _UIDS = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
 _RETRIEVE_URL = "00081190"
-_DEPTH = {"study": 0, "series": 1, "instance": 2}
-
-_SERIES_KEYS = frozenset(
-    {"00080060", "0008103E", "0020000E", "00200011", "00400244", "00400245", "00080021", "00080031", "00180015"}
-    | {"00080070", "00081090", "00180010", "00201209", "00400275"}
-)
-_INSTANCE_KEYS = frozenset({"00080016", "00080018", "00200013", "00280010", "00280011", "00280100", "00280008"})
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is searched and where.
-
-    Attributes:
-        resource: One of `dicomweb_io.testing.manners_model.SEARCHES`.
-        level: What the rows are.
-        study: Within this study.
-        series: Within this series.
-    """
-
-    resource: str
-    level: SearchLevel
-    study: str | None = None
-    series: str | None = None
-
-
-@dataclass(frozen=True)
-class _Filter:
-    """One filter: its dotted tags, its VR and its values."""
-
-    path: tuple[str, ...]
-    vr: str
-    values: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        return ".".join(self.path)
-
-
-@dataclass(frozen=True)
-class _Search:
-    query: SearchQuery
-    own: tuple[_Filter, ...]
-    nothing: bool
-    fuzzy: bool
-    order: tuple[tuple[str, bool], ...] = ()
+_CHARACTER_SET = "00080005"
 
 
 def search(site: Site, exchange: Exchange, target: Target) -> Answer:
@@ -76,10 +44,10 @@ def search(site: Site, exchange: Exchange, target: Target) -> Answer:
     manners = site.manners
     if target.resource not in manners.searches:
         raise Refusal(404, f"There is no search resource of the form /{target.resource}.")
-    media_type = _media_type(manners, exchange)
-    limit, explicit = _limit(manners, exchange, target.level)
-    offset = _offset(manners, exchange)
-    wanted = _read_filters(manners, exchange, target)
+    media_type = media_type_of(manners, exchange)
+    limit, explicit = limit_of(manners, exchange, target.level)
+    offset = offset_of(manners, exchange)
+    wanted = read_search(manners, exchange, target)
     try:
         rows, total, more = _page(site, exchange, wanted, offset, limit)
     except FileNotFoundError:
@@ -108,14 +76,38 @@ def search(site: Site, exchange: Exchange, target: Target) -> Answer:
             status = manners.unmatchable_status
         if status == 204:
             return Answer(204, headers)
-    return _answer(exchange, rows, media_type, headers)
+    if manners.erroneous_header:
+        erroneous = [name for name in dict.fromkeys(_keywords(wanted)) if name in site.erroneous]
+        if erroneous:
+            headers["erroneous-dicom-attributes"] = ",".join(erroneous)
+    answer = _answer(exchange, rows, media_type, headers)
+    return _with_etag(site, exchange, rows, answer) if manners.search_etags and target.level == "study" else answer
+
+
+def _keywords(wanted: Search) -> Iterator[str]:
+    for key, _ in wanted.query.search_filters:
+        yield lookup_keyword(key[:8])
+    for one in wanted.own:
+        yield lookup_keyword(one.path[0])
+
+
+def _with_etag(site: Site, exchange: Exchange, rows: list[JSONRow], answer: Answer) -> Answer:
+    """The answer with what a cache needs, or 304 if the client has it."""
+    etag = f'"{hashlib.sha256(json_bytes(rows)).hexdigest()[:32]}"'
+    if exchange.headers.get("if-none-match") == etag:
+        return Answer(304, {"ETag": etag})
+    answer.headers["ETag"] = etag
+    moments = [site.arrivals.times(_uid(row, "study"))[1] for row in rows]
+    if moments:
+        answer.headers["Last-Modified"] = format_datetime(max(moments), usegmt=True)
+    return answer
 
 
 def count(site: Site, exchange: Exchange, target: Target) -> Answer:
     """Answers ``…/count`` with the number of rows of a search."""
     if not site.manners.counts or target.resource not in site.manners.searches:
         raise Refusal(404, "There is no such resource.")
-    wanted = _read_filters(site.manners, exchange, target)
+    wanted = read_search(site.manners, exchange, target)
     try:
         total = _total(site, wanted)
     except FileNotFoundError:
@@ -126,178 +118,31 @@ def count(site: Site, exchange: Exchange, target: Target) -> Answer:
     return Answer(200, {"Content-Type": "application/json"}, body)
 
 
-# Parameters -----------------------------------------------------------------------------------------------------------
-
-
-def _media_type(manners: Manners, exchange: Exchange) -> str:
-    ranges = parse_accept(exchange.headers.get("accept"), exchange.parameter("accept"))
-    for one in ranges:
-        if manners.xml_search_multipart and one.media_type == _XML:
-            return _JSON if one.multipart else _XML
-        for offered in (*manners.search_types, "application/json"):
-            if one.covers(offered) and (offered == _XML or not one.multipart):
-                return offered if manners.plain_json or offered == _XML else _JSON
-    if manners.search_unacceptable == "json":
-        return _JSON
-    raise Refusal(manners.search_unacceptable, f"Searches are answered as {' or '.join(manners.search_types)}.")
-
-
-def _limit(manners: Manners, exchange: Exchange, level: str) -> tuple[int | None, bool]:
-    """The number of rows to return at most, and whether the client gave a limit."""
-    text = exchange.parameter("limit")
-    largest = manners.max_limit.at(level)
-    if text is None or exchange.fault("ignore_limit"):
-        return (manners.default_limit.at(level) if not exchange.fault("ignore_limit") else None), False
-    try:
-        limit = int(text)
-    except ValueError:
-        raise Refusal(manners.limit_malformed, "limit is not a number.") from None
-    if limit < 0:
-        if manners.limit_negative != "one":
-            raise Refusal(manners.limit_negative, "limit is negative.")
-        return 1, True
-    if limit == 0:
-        meaning = manners.limit_zero
-        if isinstance(meaning, int):
-            raise Refusal(meaning, "limit must be at least 1.")
-        return {"empty": 0, "one": 1, "all": largest}[meaning], True
-    if largest is not None and limit > largest:
-        if manners.over_limit != "clamp":
-            raise Refusal(manners.over_limit, f"limit must not be above {largest}.")
-        limit = largest
-    return limit, True
-
-
-def _offset(manners: Manners, exchange: Exchange) -> int:
-    text = exchange.parameter("offset") or "0"
-    if not text.isascii() or not text.isdigit():
-        raise Refusal(400, "offset is not a number of 0 or more.")
-    if manners.max_offset is not None and int(text) > manners.max_offset:
-        raise Refusal(400, f"offset must not be above {manners.max_offset}.")
-    return int(text) if manners.offset else 0
-
-
-def _read_filters(manners: Manners, exchange: Exchange, target: Target) -> _Search:
-    fuzzy = exchange.parameter("fuzzymatching") == "true" and manners.fuzzy == "prefix"
-    archive: list[tuple[str, str]] = []
-    own: list[_Filter] = []
-    nothing = False
-    for raw_name, raw_value in exchange.query:
-        name = exchange.text(raw_name)
-        if name in _PARAMETERS or name in manners.own_parameters:
-            continue
-        one = _read_filter(exchange, manners, name, raw_value)
-        if one is None or exchange.fault("ignore_filters"):
-            continue
-        if one.values == ("",):
-            continue
-        if not _level_known(one, target):
-            if isinstance(manners.lower_level_keys, int):
-                raise Refusal(manners.lower_level_keys, f"{name} is not an attribute of this level.")
-            nothing = nothing or manners.lower_level_keys == "none"
-            if manners.lower_level_keys != "match":
-                continue
-        if ("\\" in one.values[0] and len(one.values) == 1) or (one.vr == "UI" and not all(map(is_uid, one.values))):
-            # A separator that this server does not know is a character that no value has.
-            nothing = True
-        elif _deviates(manners, one, fuzzy):
-            own.append(one)
-        else:
-            archive.append((one.key, "\\".join(one.values)))
-    query = SearchQuery(
-        target.level,
-        target.study,
-        target.series,
-        tuple(archive),
-        _fields(manners, exchange, own),
-    )
-    return _Search(query, tuple(own), nothing, fuzzy, _order(manners, exchange))
-
-
-def _order(manners: Manners, exchange: Exchange) -> tuple[tuple[str, bool], ...]:
-    """The tags that the client orders by, and whether in descending order."""
-    text = exchange.parameter("orderby") if "orderby" in manners.own_parameters else None
-    if not text:
-        return ()
-    try:
-        return tuple((resolve(name.lstrip("-"))[0], name.startswith("-")) for name in text.split(","))
-    except ValueError as error:
-        raise Refusal(400, str(error)) from None
-
-
-def _read_filter(exchange: Exchange, manners: Manners, name: str, raw_value: str) -> _Filter | None:
-    """A filter that this server applies; None for one that it ignores."""
-    try:
-        path = resolve(name)
-    except ValueError:
-        if manners.unknown_key == "ignore":
-            return None
-        raise Refusal(manners.unknown_key, f"Unknown attribute: {name[:64]}") from None
-    if len(path) > 1 and manners.sequence_keys != "match":
-        if manners.sequence_keys == "ignore":
-            return None
-        raise Refusal(manners.sequence_keys, "Attributes of sequences cannot be searched.")
-    if not manners.tag_keys and name[:8].upper() == path[0]:
-        return None
-    if int(path[-1][3], 16) % 2 and manners.unknown_key == "ignore" and manners.sequence_keys == "ignore":
-        return None
-    if manners.searchable is not None and path[0] not in {resolve(known)[0] for known in manners.searchable}:
-        if manners.unknown_key == "ignore":
-            return None
-        raise Refusal(manners.unknown_key, f"{name[:64]} cannot be searched.")
-    vr = vr_of(path[-1])
-    if raw_value == "" and manners.empty_value != "universal":
-        raise Refusal(manners.empty_value, f"The value of {name[:64]} is empty.")
-    separators = manners.uid_separators if vr == "UI" else manners.value_separators
-    return _Filter(path, vr, tuple(exchange.text(piece) for piece in _split_value(raw_value, separators)))
-
-
-def _split_value(raw: str, separators: frozenset[str]) -> list[str]:
-    pieces = [raw]
-    for separator in sorted(separators):
-        for form in {separator, separator.lower()}:
-            pieces = [part for piece in pieces for part in piece.split(form)]
-    return [piece for piece in pieces if piece] or [""]
-
-
-def _level_known(one: _Filter, target: Target) -> bool:
-    tag = one.path[0]
-    depth = 2 if tag in _INSTANCE_KEYS else 1 if tag in _SERIES_KEYS else 0
-    return depth <= _DEPTH[target.level]
-
-
-def _deviates(manners: Manners, one: _Filter, fuzzy: bool) -> bool:
-    """Whether this server matches otherwise than the archive, which does what the standard says."""
-    if one.vr == "PN":
-        return fuzzy or not manners.wildcards or manners.person_names != "standard"
-    if one.vr in TEXT_VRS:
-        return manners.ignore_case or not manners.wildcards
-    if one.vr not in ("DA", "TM", "DT"):
-        return False
-    return not manners.ranges or (manners.undated_before and one.values[0].startswith("-"))
-
-
-def _fields(manners: Manners, exchange: Exchange, own: Sequence[_Filter]) -> tuple[str, ...]:
-    names = [one.path[0] for one in own]
-    if manners.includefield == "everything":
-        return ("all",)
-    if manners.includefield == "honoured":
-        for raw_name, raw_value in exchange.query:
-            if exchange.text(raw_name) == "includefield":
-                for name in exchange.text(raw_value).split(","):
-                    try:
-                        names.append(name if name == "all" else ".".join(resolve(name)))
-                    except ValueError:
-                        if manners.unknown_key != "ignore":
-                            raise Refusal(manners.unknown_key, f"Unknown attribute: {name[:64]}") from None
-    return ("all",) if "all" in names else tuple(dict.fromkeys(names))
+def size(site: Site, exchange: Exchange, target: Target) -> Answer:
+    """Answers ``…/size`` with the bytes of all instances of the rows of a search."""
+    if not site.manners.sizes or target.resource not in site.manners.searches:
+        raise Refusal(404, "There is no such resource.")
+    wanted = read_search(site.manners, exchange, target)
+    total = 0
+    for row in _rows(site, wanted):
+        found = site.archive.iter_instances(
+            Resource.of(row),
+            media_types=(("application/dicom", "*"),),
+            max_element_bytes=site.spool_above,
+            spool_directory=site.directory,
+        )
+        for instance in found:
+            part = PartOut.of(instance, site.directory)
+            total += part.size
+            part.discard()
+    return Answer(200, {"Content-Type": "application/json"}, json_bytes({"size": total}))
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
 def _page(
-    site: Site, exchange: Exchange, wanted: _Search, offset: int, limit: int | None
+    site: Site, exchange: Exchange, wanted: Search, offset: int, limit: int | None
 ) -> tuple[list[JSONRow], int | None, bool]:
     """The rows of this page, the number of all rows if it was needed anyway, and whether there are more."""
     if exchange.fault("ignore_offset"):
@@ -322,6 +167,9 @@ def _page(
     else:
         everything = list(_rows(site, wanted))
         total = len(everything)
+        if manners.order == "undefined" and not wanted.order:
+            # Another order for each page, and the same one for the same request.
+            random.Random(start).shuffle(everything)  # noqa: S311 - no secret
         rows = everything[start:] if limit is None else everything[start : start + limit + 1]
     if manners.too_many is not None and total is not None and total > manners.too_many:
         raise Refusal(413, f"The search has more than {manners.too_many} results; narrow it.")
@@ -331,17 +179,24 @@ def _page(
     if shrunk:
         rows = rows[: max(0, len(rows) - int(shrunk.options["count"]))]
     hidden = {resolve(name)[0] for name in manners.only_if_asked} - {name[:8] for name in wanted.query.fields}
-    return [_finish(site, exchange, wanted.query.level, row, hidden) for row in rows], total, more
+    rows = [_finish(site, exchange, wanted.query.level, row, hidden) for row in rows]
+    return rows if wanted.defaults else [_without_defaults(row, wanted) for row in rows], total, more
 
 
-def _in_archive_order(site: Site, wanted: _Search) -> bool:
+def _without_defaults(row: JSONRow, wanted: Search) -> JSONRow:
+    kept = {*_UIDS.values(), *(name[:8] for name in wanted.query.fields), *(one.path[0] for one in wanted.own)}
+    kept |= {key[:8] for key, _ in wanted.query.search_filters}
+    return {tag: element for tag, element in row.items() if tag in kept}
+
+
+def _in_archive_order(site: Site, wanted: Search) -> bool:
     manners = site.manners
-    if wanted.order:
+    if wanted.order or wanted.received:
         return False
     return not wanted.own and not wanted.nothing and manners.order == "archive" and manners.max_rows is None
 
 
-def _rows(site: Site, wanted: _Search) -> Iterator[JSONRow]:
+def _rows(site: Site, wanted: Search) -> Iterator[JSONRow]:
     """All rows in this server's order."""
     if wanted.nothing:
         return iter(())
@@ -352,6 +207,7 @@ def _rows(site: Site, wanted: _Search) -> Iterator[JSONRow]:
         row
         for row in site.archive.iter_search(query)
         if all(_row_matches(row, one, manners, wanted.fuzzy) for one in wanted.own)
+        and all(_was_received(site, row, one) for one in wanted.received)
     )
     level = wanted.query.level
     for tag, descending in reversed(wanted.order):
@@ -364,14 +220,22 @@ def _rows(site: Site, wanted: _Search) -> Iterator[JSONRow]:
     return itertools.islice(rows, manners.max_rows)
 
 
-def _row_matches(row: JSONRow, one: _Filter, manners: Manners, fuzzy: bool) -> bool:
+def _was_received(site: Site, row: JSONRow, one: Received) -> bool:
+    uid = _uid(row, one.level)
+    if not uid:
+        return True
+    moment = site.arrivals.times(uid)[one.last]
+    return (one.start is None or moment >= one.start) and (one.end is None or moment < one.end)
+
+
+def _row_matches(row: JSONRow, one: Filter, manners: Manners, fuzzy: bool) -> bool:
     values = element_at(row, one.path)
     if manners.ranges and one.vr in ("DA", "TM", "DT"):
         return not any(values) or any(str(value) <= one.values[0][1:] for value in values)
     return matches_text(values, one.values, manners, fuzzy)
 
 
-def _total(site: Site, wanted: _Search) -> int:
+def _total(site: Site, wanted: Search) -> int:
     if _in_archive_order(site, wanted):
         known = site.archive.count(wanted.query)
         if known is not None:
@@ -407,7 +271,10 @@ def _finish(site: Site, exchange: Exchange, level: str, row: JSONRow, hidden: se
     prefix = site.manners.wado_prefix
     url = "/".join(filter(None, (exchange.base_url, prefix, path)))
     kept = {tag: element for tag, element in row.items() if tag not in hidden} if hidden else row
-    return {**kept, _RETRIEVE_URL: {"vr": "UR", "Value": [url]}}
+    finished = {**kept, _RETRIEVE_URL: {"vr": "UR", "Value": [url]}}
+    if site.manners.character_set is not None:
+        finished[_CHARACTER_SET] = {"vr": "CS", "Value": [site.manners.character_set]}
+    return finished
 
 
 def _next_url(exchange: Exchange, offset: int) -> str:
@@ -415,13 +282,39 @@ def _next_url(exchange: Exchange, offset: int) -> str:
     return exchange.base_url + exchange.path + "?" + "&".join([*pairs, f"offset={offset}"])
 
 
+def _csv(rows: list[JSONRow]) -> bytes:
+    """The rows as a table: keywords on top, values joined with backslashes, sequences left out."""
+    tags = sorted({tag for row in rows for tag, element in row.items() if element.get("vr") != "SQ"})
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([_column(tag) for tag in tags])
+    for row in rows:
+        table.writerow(["\\".join(map(_cell, row.get(tag, {}).get("Value") or ())) for tag in tags])
+    return text.getvalue().encode()
+
+
+def _column(tag: str) -> str:
+    try:
+        return lookup_keyword(tag)
+    except KeyError:
+        return tag
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("Alphabetic") or "")
+    return "" if value is None else str(value)
+
+
 def _answer(exchange: Exchange, rows: list[JSONRow], media_type: str, headers: dict[str, str]) -> Answer:
-    if media_type == _XML:
+    if media_type == XML:
         boundary = secrets.token_hex(16)
-        head = f"--{boundary}\r\nContent-Type: {_XML}\r\n\r\n".encode()
+        head = f"--{boundary}\r\nContent-Type: {XML}\r\n\r\n".encode()
         body = b"".join(head + xml_document(row) + b"\r\n" for row in rows) + f"--{boundary}--\r\n".encode()
-        headers["Content-Type"] = f'multipart/related; type="{_XML}"; boundary={boundary}'
+        headers["Content-Type"] = f'multipart/related; type="{XML}"; boundary={boundary}'
         return Answer(200, headers, body)
+    if media_type == CSV:
+        return Answer(200, {**headers, "Content-Type": f"{CSV}; charset=utf-8"}, _csv(rows))
     if exchange.fault("wrong_vrs"):
         rows = list(wrong_vrs(rows))
     headers["Content-Type"] = media_type

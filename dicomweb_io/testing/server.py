@@ -10,16 +10,13 @@ It listens on the loopback interface only, unless told otherwise, and is made to
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ipaddress
-import json
+import logging
 import os
-import signal
 import socket
 import ssl
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -34,15 +31,17 @@ from dicomweb_io.clients.protocol import DICOMClient
 from dicomweb_io.testing.app import App
 from dicomweb_io.testing.auth import authentication_of
 from dicomweb_io.testing.exchange import Site
-from dicomweb_io.testing.faults import Fault, FaultPlan, fault
-from dicomweb_io.testing.manners import MANNERS, manners_of
+from dicomweb_io.testing.faults import Fault, FaultPlan
+from dicomweb_io.testing.manners import manners_of
 from dicomweb_io.testing.manners_model import Manners
 from dicomweb_io.testing.proxy import FaultyProxy
 from dicomweb_io.testing.records import Records
 
+logger = logging.getLogger("dicomweb_io")
+
 _BACKLOG = 256
 _LAST_SECONDS = 10.0
-_NOTICE = "This server is for tests: it has no protection worth the name and may misbehave on purpose."
+NOTICE = "This server is for tests: it has no protection worth the name and may misbehave on purpose."
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,8 @@ class TestServer:
         self.auth = authentication_of(auth)
         self.records = Records()
         self.faults = FaultPlan(one for one in faults if one.layer == "http")
-        self._app = App(Site(archive, manners, directory), self.faults, self.records, self.auth)
+        self._site = Site(archive, manners, directory)
+        self._app = App(self._site, self.faults, self.records, self.auth)
         self.errors = self._app.errors
         self._host = host
         self._tls = tls
@@ -159,6 +159,21 @@ class TestServer:
         look_again = getattr(self.archive, "refresh", None)
         if callable(look_again):
             look_again()
+        self._site.log.look_again()
+
+    @property
+    def image_sets(self) -> tuple[str, ...]:
+        """What ``imageSetId`` can be in the manner of AWS HealthImaging, in the order in which they arose.
+
+        Each holds one instance that was stored although another one with its UID was there.
+        """
+        return tuple(self._site.image_sets)
+
+    def close(self) -> None:
+        """Ends it for good."""
+        self.stop()
+        for archive in self._site.image_sets.values():
+            archive.close()
 
     def inject(self, *faults: Fault) -> None:
         """Adds faults to the running server; their counts start now.
@@ -173,10 +188,11 @@ class TestServer:
                 self.faults.add(one)
 
     def clear_faults(self) -> None:
-        """Removes all faults."""
+        """Removes all faults; a server that is down comes back."""
         self.faults.clear()
         if self._proxy is not None:
             self._proxy.faults.clear()
+            self._proxy.up()
 
     def start(self) -> TestServer:
         """Starts it, at first or after `stop`, then on the same port.
@@ -310,12 +326,19 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _check_host(host: str, allow_remote: bool) -> None:
+def check_host(host: str, allow_remote: bool) -> None:
+    """Checks that an address can only be reached from this computer; if others are wanted, the log gets a warning.
+
+    Raises:
+        ValueError: If it can be reached from elsewhere.
+    """
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = False
-    if not loopback and not allow_remote:
+    if not loopback and allow_remote:
+        logger.warning("The test server can be reached from other computers at %s. %s", host, NOTICE)
+    elif not loopback:
         raise ValueError(
             f"{host} can be reached from other computers; this server is for tests and listens on 127.0.0.1 only, "
             "unless it is told that other computers are wanted (allow_remote=True, --allow-remote)"
@@ -355,7 +378,7 @@ def serve(
         ValueError: If the address is not a loopback one, or no manners have this name.
         OSError: If the port is taken.
     """
-    _check_host(host, allow_remote)
+    check_host(host, allow_remote)
     manners = manners_of(manner)
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="dicomweb-io-server-"))
@@ -380,80 +403,5 @@ def serve(
             tls=tls,
             proxy=proxy,
         )
-        stack.callback(server.stop)
+        stack.callback(server.close)
         yield server.start()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments to a parser."""
-    parser.add_argument("path", metavar="PATH", help="the folder to serve; a path or any fsspec URL")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="the port; 0 for any free one (default)")
-    parser.add_argument("--manner", default="generic", choices=sorted(MANNERS), help="how it behaves")
-    parser.add_argument(
-        "--fault",
-        action="append",
-        default=[],
-        metavar="JSON",
-        help='a fault, such as \'{"action": "status", "status": 503, "times": 2}\'; may be repeated',
-    )
-    parser.add_argument(
-        "--user-env", metavar="NAME", help="an environment variable that holds NAME:PASSWORD for basic authentication"
-    )
-    parser.add_argument("--token-env", metavar="NAME", help="an environment variable that holds a bearer token")
-    parser.add_argument("--allow-remote", action="store_true", help="allow an address that other computers can reach")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m dicomweb_io.testing.server PATH``: serves a folder until it is interrupted.
-
-    The URL is printed as the first line of standard output.
-
-    Returns:
-        The exit code: 0 after an interrupt, 2 for wrong arguments.
-    """
-    parser = argparse.ArgumentParser(prog="dicomweb-io serve", description=f"Serves a folder over DICOMweb. {_NOTICE}")
-    add_arguments(parser)
-    options = parser.parse_args(argv)
-    try:
-        faults = [fault(**json.loads(text)) for text in options.fault]
-        auth = _auth_of(options)
-        _check_host(options.host, options.allow_remote)
-    except (ValueError, TypeError, KeyError) as error:
-        parser.error(str(error))
-    over = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, frame: over.set())
-    with serve(
-        options.path,
-        host=options.host,
-        port=options.port,
-        manner=options.manner,
-        auth=auth,
-        faults=faults,
-        allow_remote=options.allow_remote,
-    ) as server:
-        print(server.url, flush=True)
-        print(f"{_NOTICE} Stop it with Ctrl-C.", file=sys.stderr, flush=True)
-        over.wait()
-        for text in server.errors:
-            print(text, file=sys.stderr)
-    return 0
-
-
-def _auth_of(options: argparse.Namespace) -> Any:
-    if options.user_env:
-        name, separator, password = os.environ.get(options.user_env, "").partition(":")
-        if not separator:
-            raise ValueError(f"the environment variable {options.user_env} does not hold NAME:PASSWORD")
-        return name, password
-    if options.token_env:
-        token = os.environ.get(options.token_env, "")
-        if not token:
-            raise ValueError(f"the environment variable {options.token_env} is empty")
-        return token
-    return None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

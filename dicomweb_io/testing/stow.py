@@ -4,72 +4,40 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 import requests
 
+from dicomweb_io.clients.files.client import DICOMfileClient
 from dicomweb_io.clients.protocol import OnExisting
+from dicomweb_io.dicom import json_model
 from dicomweb_io.dicom.media_types import parse_content_type
 from dicomweb_io.dicom.part10 import Header, Part10Error, check_complete, header_of
-from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery
 from dicomweb_io.testing.accept import parse_accept
-from dicomweb_io.testing.encoding import faulty_json, json_bytes, xml_document
-from dicomweb_io.testing.exchange import Answer, Exchange, Refusal, Site, warning_header
+from dicomweb_io.testing.encoding import json_bytes
+from dicomweb_io.testing.exchange import Answer, Exchange, Refusal, Site
+from dicomweb_io.testing.store_answers import Outcome, Store, status_of, store_answer
 from dicomweb_io.testing.transcode import IMPLICIT_LITTLE, CannotTranscode, coerced
 from dicomweb_io.wire.multipart import MultipartError, MultipartReader
 from dicomweb_io.wire.spool import Collected, collect
 
 _DICOM = "application/dicom"
-_JSON = "application/dicom+json"
-_XML = "application/dicom+xml"
-
-_CLASS, _INSTANCE = "00081150", "00081155"
-_FAILED, _REASON = "00081198", "00081197"
-_STORED, _WARNING = "00081199", "00081196"
-_OTHER, _URL = "0008119A", "00081190"
-
-_DETAILS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "private": {
-        "00090010": {"vr": "LO", "Value": ["GOOGLE"]},
-        "00090097": {"vr": "UT", "Value": ["The instance was not stored."]},
-    },
-    "attributes": {
-        "00741048": {"vr": "SQ", "Value": [{"00000902": {"vr": "LO", "Value": ["The instance was not stored."]}}]}
-    },
+_TIMED = {
+    "00080020": "StudyDate",
+    "00080030": "StudyTime",
+    "00100030": "PatientBirthDate",
+    "00400244": "PerformedProcedureStepStartDate",
 }
-
-
-@dataclass
-class _Outcome:
-    """What became of one part: stored if there is no reason against it."""
-
-    sop_class_uid: str | None = None
-    sop_instance_uid: str | None = None
-    url: str | None = None
-    study_url: str | None = None
-    reason: int | None = None
-    warning: int | None = None
-    garbage: bool = False
-    no_uids: bool = False
-    wrong_study: bool = False
-    hidden: bool = False
-
-
-@dataclass
-class _Store:
-    """One request in progress."""
-
-    site: Site
-    exchange: Exchange
-    study: str | None
-    replace: bool
-    outcomes: list[_Outcome] = field(default_factory=list)
+_ANYTHING = re.compile("")
+_WELL_FORMED = {
+    "DA": re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])\Z"),
+    "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?\Z"),
+}
 
 
 def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = False) -> Answer:
@@ -90,14 +58,16 @@ def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = 
     length = exchange.headers.get("content-length", "")
     if manners.max_body is not None and length.isdigit() and int(length) > manners.max_body:
         raise Refusal(413, f"The body is larger than {manners.max_body} bytes.", {"Connection": "close"})
-    running = _Store(site, exchange, study, replace)
+    running = Store(site, exchange, study, replace)
+    # Whoever stores again what was just deleted meets no remains of it.
+    site.let_go(all_at_once=True)
     swallowed = coding not in ("", "identity")
     if swallowed and manners.store_gzip != "swallowed":
         raise Refusal(int(manners.store_gzip), "The body must not be compressed.", {"Connection": "close"})
     if swallowed or exchange.fault("store_nothing"):
         for _ in body:
             pass
-        return _answer(running, media_type, 200)
+        return store_answer(running, media_type, 200)
     for collected in _parts(site, body, content_type, kind):
         try:
             running.outcomes.append(_store_one(running, collected))
@@ -107,8 +77,8 @@ def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = 
     if not running.outcomes:
         if manners.store_empty >= 400:
             raise Refusal(manners.store_empty, "The request holds no instance.")
-        return Answer(204) if manners.store_empty == 204 else _answer(running, media_type, manners.store_empty)
-    return _answer(running, media_type, _status(running))
+        return Answer(204) if manners.store_empty == 204 else store_answer(running, media_type, manners.store_empty)
+    return store_answer(running, media_type, status_of(running))
 
 
 def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
@@ -116,18 +86,30 @@ def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
     manners = site.manners
     if resource.level not in manners.deletes:
         raise Refusal(manners.delete_unsupported, "Deleting is not supported here.", {"Allow": "GET"})
-    archive = site.archive
-    study = resource.study_instance_uid
-    with site.store_lock:
-        if not _exists(site, resource):
-            raise Refusal(manners.delete_missing, f"There is no such {resource.level}.")
-        if resource.series_instance_uid is None:
-            archive.delete_study(study)
-        elif resource.sop_instance_uid is None:
-            archive.delete_series(study, resource.series_instance_uid)
-        else:
-            archive.delete_instance(study, resource.series_instance_uid, resource.sop_instance_uid)
+    _delete(site, resource)
     return Answer(204)
+
+
+def reject(site: Site, resource: Resource, code: str) -> Answer:
+    """Makes objects disappear as dcm4chee does when they are rejected (``POST …/reject/CODE^SCHEME``).
+
+    Args:
+        site: The server.
+        resource: What is rejected.
+        code: The code and its scheme, such as ``113039^DCM``.
+    """
+    value, separator, scheme = code.partition("^")
+    if not (site.manners.rejects and value and separator and scheme):
+        raise Refusal(404, "There is no such resource.")
+    _delete(site, resource)
+    return Answer(200, {"Content-Type": "application/json"}, json_bytes({"count": 1}))
+
+
+def _delete(site: Site, resource: Resource) -> None:
+    with site.store_lock:
+        if site.is_leaving(resource) or not _exists(site, resource):
+            raise Refusal(site.manners.delete_missing, f"There is no such {resource.level}.")
+        site.delete(resource)
 
 
 # The request ----------------------------------------------------------------------------------------------------------
@@ -180,7 +162,7 @@ def _parts(site: Site, body: Iterator[bytes], content_type: str, kind: str) -> I
 # One instance ---------------------------------------------------------------------------------------------------------
 
 
-def _store_one(running: _Store, collected: Collected) -> _Outcome:
+def _store_one(running: Store, collected: Collected) -> Outcome:
     manners, exchange = running.site.manners, running.exchange
     number = len(running.outcomes) + 1
     try:
@@ -191,17 +173,19 @@ def _store_one(running: _Store, collected: Collected) -> _Outcome:
         missing = getattr(error, "missing", ())
         if missing:
             known = getattr(error, "uids", {})
-            return _Outcome(
+            return Outcome(
                 None, known.get("SOPInstanceUID"), reason=manners.missing_uids_reason, garbage=True, no_uids=True
             )
-        return _Outcome(reason=manners.garbage_reason, garbage=True)
+        return Outcome(reason=manners.garbage_reason, garbage=True)
     if incomplete is not None:
-        return _Outcome(header.sop_class_uid, header.sop_instance_uid, reason=manners.garbage_reason, garbage=True)
-    outcome = _Outcome(
+        return Outcome(header.sop_class_uid, header.sop_instance_uid, reason=manners.garbage_reason, garbage=True)
+    reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+    url = running.site.url_of(exchange, reference)
+    outcome = Outcome(
         header.sop_class_uid,
         header.sop_instance_uid,
-        _url(running, header),
-        _url(running, header).partition("/series/")[0],
+        url,
+        url.partition("/series/")[0],
     )
     refused = exchange.fault("refuse_instances")
     if refused and (not refused.options["numbers"] or number in refused.options["numbers"]):
@@ -217,10 +201,30 @@ def _store_one(running: _Store, collected: Collected) -> _Outcome:
     outcome.hidden = omitted is not None and int(omitted.options["number"]) == number
     if not exchange.fault("claim_stored"):
         outcome.reason = _keep(running, header, collected)
+    if outcome.reason is None and manners.invalid_value_warning is not None:
+        malformed = _malformed(collected)
+        if malformed:
+            running.site.erroneous.update(malformed)
+            outcome.warning, outcome.comment = manners.invalid_value_warning, f"Invalid values: {', '.join(malformed)}"
     return outcome
 
 
-def _keep(running: _Store, header: Header, collected: Collected) -> int | None:
+def _malformed(collected: Collected) -> list[str]:
+    """The keywords of dates and times on the top level whose values are none."""
+    with _opened(collected) as file:
+        row = json_model.encode(file, tags=tuple(_TIMED))
+    return [_TIMED[tag] for tag, element in row.items() if not all(map(_pattern(element).match, _texts(element)))]
+
+
+def _pattern(element: Mapping[str, Any]) -> re.Pattern[str]:
+    return _WELL_FORMED.get(str(element.get("vr")), _ANYTHING)
+
+
+def _texts(element: Mapping[str, Any]) -> list[str]:
+    return [str(value) for value in element.get("Value") or () if value is not None]
+
+
+def _keep(running: Store, header: Header, collected: Collected) -> int | None:
     """Puts the instance into the archive; returns the reason if it is refused."""
     site, manners = running.site, running.site.manners
     instance = _instance(header, collected)
@@ -238,8 +242,12 @@ def _keep(running: _Store, header: Header, collected: Collected) -> int | None:
                     return None
                 if same or manners.other_again == "refused":
                     return manners.duplicate_reason
-                if manners.other_again in ("keep_old", "hidden"):
+                if manners.other_again == "hidden":
+                    return _hide(site, instance)
+                if manners.other_again == "keep_old":
                     return None
+        if manners.feed != "none":
+            site.log.begin()
         results = list(site.archive.iter_store_instances([instance], on_existing=on_existing))
         if len(results) != 1 or isinstance(results[0], Failure):
             reason = results[0].reason_code if results and isinstance(results[0], Failure) else None
@@ -248,6 +256,19 @@ def _keep(running: _Store, header: Header, collected: Collected) -> int | None:
         site.arrivals.add(
             reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid)
         )
+        if manners.feed != "none":
+            site.log.stored(reference)
+    return None
+
+
+def _hide(site: Site, instance: Instance) -> int | None:
+    """Puts the instance into an image set of its own, which searches do not show; returns the reason if refused."""
+    number = uuid.uuid4().hex
+    archive = DICOMfileClient(os.path.join(site.directory, f"image-set-{number}"), in_memory=True)
+    results = list(archive.iter_store_instances([instance]))
+    if isinstance(results[0], Failure):
+        return results[0].reason_code or 0x0110
+    site.image_sets[number] = archive
     return None
 
 
@@ -310,92 +331,3 @@ def _status_of(error: requests.HTTPError) -> int | None:
     if status is None and error.response is not None:
         status = error.response.status_code
     return status
-
-
-# The answer -----------------------------------------------------------------------------------------------------------
-
-
-def _url(running: _Store, header: Header) -> str:
-    path = "/".join(
-        f"{name}/{quote(uid, safe='')}"
-        for name, uid in (
-            ("studies", header.study_instance_uid),
-            ("series", header.series_instance_uid),
-            ("instances", header.sop_instance_uid),
-        )
-    )
-    return "/".join(filter(None, (running.exchange.base_url, running.site.manners.wado_prefix, path)))
-
-
-def _status(running: _Store) -> int:
-    manners = running.site.manners
-    refused = running.exchange.fault("refuse_instances")
-    bad = [outcome for outcome in running.outcomes if outcome.reason is not None]
-    if not bad:
-        return 200
-    if refused and refused.options["status"] is not None:
-        return int(refused.options["status"])
-    if manners.garbage_status is not None and any(outcome.garbage for outcome in bad):
-        return manners.garbage_status
-    if len(bad) == len(running.outcomes) or (manners.store_some >= 400 and any(one.wrong_study for one in bad)):
-        return manners.wrong_study_status if any(one.wrong_study for one in bad) else manners.store_none
-    return manners.store_some
-
-
-def _answer(running: _Store, media_type: str, status: int) -> Answer:
-    body = _response(running)
-    headers = {"Content-Type": media_type}
-    if status >= 400 and running.site.manners.error_style == "orthanc":
-        # Orthanc answers a failed store without Content-Type (measured, 1.10.1).
-        headers = {}
-    if status != 200 and running.site.manners.store_warning:
-        headers["Warning"] = warning_header(["Some instances were not stored."])
-    content = xml_document(body) if media_type == _XML else faulty_json(running.exchange, json_bytes(body))
-    return Answer(status, headers, content)
-
-
-def _response(running: _Store) -> dict[str, Any]:
-    """The Store Instances Response Module (PS3.18 table I.1-1)."""
-    manners = running.site.manners
-    stored, failed, other = [], [], []
-    for outcome in running.outcomes:
-        if outcome.hidden:
-            continue
-        if outcome.reason is None:
-            item = _item(outcome)
-            item[_URL] = {"vr": "UR", "Value": [outcome.url]}
-            if outcome.warning is not None:
-                item[_WARNING] = {"vr": "US", "Value": [outcome.warning]}
-            stored.append(item)
-            continue
-        item = {**_item(outcome), _REASON: {"vr": "US", "Value": [outcome.reason]}}
-        item.update(_DETAILS[manners.failure_detail])
-        if not outcome.garbage or manners.garbage == "failed":
-            failed.append(item)
-        elif manners.garbage == "nowhere":
-            if outcome.no_uids:
-                failed.append(item)
-        elif outcome.sop_instance_uid is not None:
-            failed.append(item)
-        else:
-            other.append({_REASON: item[_REASON]})
-    body: dict[str, Any] = {}
-    study = next((one.study_url for one in running.outcomes if one.reason is None and one.study_url), None)
-    if study is not None:
-        body[_URL] = {"vr": "UR", "Value": [study]}
-    if failed or manners.empty_failed_sequence:
-        body[_FAILED] = {"vr": "SQ", "Value": failed} if failed else {"vr": "SQ"}
-    if stored or manners.empty_failed_sequence:
-        body[_STORED] = {"vr": "SQ", "Value": stored} if stored else {"vr": "SQ"}
-    if other:
-        body[_OTHER] = {"vr": "SQ", "Value": other}
-    return body
-
-
-def _item(outcome: _Outcome) -> dict[str, Any]:
-    item: dict[str, Any] = {}
-    if outcome.sop_class_uid is not None and is_uid(outcome.sop_class_uid):
-        item[_CLASS] = {"vr": "UI", "Value": [outcome.sop_class_uid]}
-    if outcome.sop_instance_uid is not None:
-        item[_INSTANCE] = {"vr": "UI", "Value": [outcome.sop_instance_uid]}
-    return item

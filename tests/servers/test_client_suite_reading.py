@@ -94,6 +94,13 @@ def by(**wanted: Any) -> Callable[[Any], bool]:
     return lambda dataset: all(str(dataset.get(keyword, "")) in values for keyword, values in wanted.items())
 
 
+def test_a_series_is_searched_without_its_study_too(client, content):
+    _, series, instance = content.ct.uids
+    rows = client.search_for_instances(series_instance_uid=series)
+    assert [row["00080018"]["Value"] for row in rows] == [[instance]]
+    assert list(client.iter_search_for_instances(None, "1.2.3.4")) == []
+
+
 Filters = Callable[[Any], dict[str, Any]]
 FILTERS: dict[str, tuple[str, Filters, Callable[[Any], bool]]] = {
     "keyword": ("study", lambda content: {"PatientID": "SUITE03"}, by(PatientID=["SUITE03"])),
@@ -245,7 +252,12 @@ def test_counting(backend, client, content, level):
 
 def test_fuzzy_matching_and_further_parameters_are_sent_along(backend, client):
     rows = client.search_for_studies(fuzzymatching=True, search_filters={"PatientName": "Suite^Patient06"})
-    assert [row["00100020"]["Value"] for row in rows] == [["SUITE06"]]
+    patients = [row["00100020"]["Value"] for row in rows]
+    if backend.lack("fuzzy matching by spelling") is None:
+        assert patients == [["SUITE06"]]
+    else:
+        assert ["SUITE06"] in patients
+        assert len(patients) > 1
     (row,) = client.search_for_studies(additional_params={"PatientID": "SUITE06"}, get_remaining=True)
     assert row["00100020"]["Value"] == ["SUITE06"]
 
@@ -544,7 +556,7 @@ BAD: list[Callable[[Any], Any]] = [
     lambda client: client.iter_search_for_studies(limit=-1),
     lambda client: client.search_for_series("1.2/../../admin"),
     lambda client: client.search_for_instances("1.2.3", "..%2f"),
-    lambda client: client.search_for_instances(series_instance_uid="1.2.3"),
+    lambda client: client.search_for_instances(series_instance_uid="1.2/3"),
     lambda client: client.retrieve_study("1.2/../../admin"),
     lambda client: client.retrieve_study(None),
     lambda client: client.retrieve_study(""),
@@ -618,7 +630,7 @@ def test_eight_threads_share_a_client(backend, client, content):
 
 def test_a_limit_of_requests_per_second_is_borne(serve, filled_folder, content):
     # AWS HealthImaging's own are 50 and 100.
-    server = serve(filled_folder, manner=replace(MANNERS["healthimaging"], rate_limit=(10.0, 2)))
+    server = serve(filled_folder, manner=replace(MANNERS["healthimaging"], rate_limit=(2.0, 1)))
     patient = RetryPolicy(max_attempts=20, initial_delay=0.05, max_delay=0.1)
     with server.endpoint(profile="healthimaging", retry=patient).connect() as client:
         # Without a flat search, study and series are walked: more requests than are allowed at once.

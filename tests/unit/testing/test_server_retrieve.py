@@ -222,8 +222,8 @@ def test_pictures_come_from_the_archive(serve):
     assert get(f"{server.url}/studies/1.2/thumbnail", "image/*").status_code == 200
     assert painter.asked == [
         ("instance", ("image/png",), {"window": "40,400,linear", "quality": "90"}, False),
-        ("frame", ("image/jpeg",), None, False),
-        ("study", ("image/jpeg",), None, True),
+        ("frame", ("image/jpeg", "image/png", "image/gif", "text/html"), None, False),
+        ("study", ("image/jpeg", "image/png", "image/gif"), None, True),
     ]
     assert get(f"{url}/rendered", "application/dicom").status_code == 406
     assert get(f"{server.url}/studies/1.2").status_code == 500, "it has no instances to give"

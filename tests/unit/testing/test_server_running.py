@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
 import socket
 import ssl
-import subprocess
-import sys
 
 import pytest
 import requests
@@ -38,8 +33,9 @@ def test_only_loopback_is_served_unless_told_otherwise(tmp_path, host):
             pass
 
 
-def test_remote_access_can_be_allowed(tmp_path):
+def test_remote_access_can_be_allowed(tmp_path, caplog):
     with start_server(tmp_path, host="0.0.0.0", allow_remote=True) as server:
+        assert "This server is for tests" in caplog.text
         assert requests.get(f"http://127.0.0.1:{server.port}/dicom-web/studies", timeout=30).status_code == 204
 
 
@@ -296,41 +292,3 @@ def test_every_fact_has_its_evidence():
         manners_of("nobody")
     with pytest.raises(ValueError, match="no field 'colour'"):
         manners("x", "x", {"colour": rows and MANNERS["orthanc"].facts["counts"]})
-
-
-# The command ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_command(tmp_path):
-    make_study(tmp_path, instances=2, size=10)
-    written = json.dumps({"action": "status", "status": 503})
-    command = [sys.executable, "-m", "dicomweb_io.testing.server", str(tmp_path), "--manner", "orthanc"]
-    environment = {**os.environ, "TEST_USER": "demo:secret"}
-    with subprocess.Popen(
-        [*command, "--fault", written, "--user-env", "TEST_USER"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        url = process.stdout.readline().strip()
-        statuses = [
-            requests.get(f"{url}/studies", auth=auth, timeout=30).status_code
-            for auth in (("demo", "secret"), ("demo", "secret"), None)
-        ]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-        assert "for tests" in process.stderr.read()
-    assert statuses == [503, 200, 401]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--host", "0.0.0.0"], ["--manner", "nobody"], ["--fault", "{}"], ["--token-env", "NOT_SET_ANYWHERE"]],
-)
-def test_wrong_arguments_end_the_command(tmp_path, arguments):
-    from dicomweb_io.testing.server import main
-
-    with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path), *arguments])
-    assert caught.value.code == 2

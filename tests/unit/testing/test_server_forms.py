@@ -1,0 +1,331 @@
+"""Forms in which the test server gives what it has: transfer syntaxes, ZIP, bulk data, ranges, pictures."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pydicom
+import pytest
+import requests
+
+from dicomweb_io.clients.files.client import DICOMfileClient
+from dicomweb_io.elements import Instance
+from dicomweb_io.testing.manners import GENERIC, MANNERS
+from dicomweb_io.testing.samples import clone, sample_file
+from dicomweb_io.testing.transcode import writable
+from dicomweb_io.wire.multipart import MultipartReader
+
+FILES = (
+    "CT_small.dcm",
+    "MR_small_implicit.dcm",
+    "SC_rgb_rle.dcm",
+    "examples_ybr_color.dcm",
+    "JPEG2000.dcm",
+    "waveform_ecg.dcm",
+    "test-SR.dcm",
+)
+DICOM = 'multipart/related; type="application/dicom"'
+IMPLICIT, EXPLICIT, DEFLATED, RLE = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".1.99", ".5"))
+JPEG_LS, JPEG_2000, HTJ2K = (f"1.2.840.10008.1.2.4.{number}" for number in (80, 90, 201))
+JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Iterator[DICOMfileClient]:
+    folder = tmp_path_factory.mktemp("archive")
+    for name in FILES:
+        (folder / name).write_bytes(sample_file(name).read_bytes())
+    with DICOMfileClient(folder, in_memory=True) as client:
+        yield client
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """A study of a CT image and one in JPEG 2000."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number, name in enumerate(("CT_small.dcm", "JPEG2000.dcm")):
+        dataset = pydicom.dcmread(sample_file(name))
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3", "1.2.4"
+        dataset.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    return folder
+
+
+def uri(name: str) -> str:
+    return Instance.from_path(sample_file(name)).reference.uri
+
+
+def address(server, name: str) -> str:
+    return f"{server.endpoint().url}{prefix(server)}/{uri(name)}"
+
+
+def prefix(server) -> str:
+    return f"/{server.manners.wado_prefix}" if server.manners.wado_prefix else ""
+
+
+def get(url: str, accept: str | None = None, **headers: str) -> requests.Response:
+    return requests.get(url, headers={"Accept": accept or "*/*", **headers}, timeout=30)
+
+
+def parts(answer: requests.Response) -> list[bytes]:
+    return [part.read() for part in MultipartReader([answer.content], answer.headers["Content-Type"])]
+
+
+def pixels(content: bytes):
+    return pydicom.dcmread(io.BytesIO(content)).pixel_array
+
+
+# Transfer syntaxes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, DEFLATED, RLE, JPEG_LS, JPEG_2000, HTJ2K, JPEG_LOSSLESS])
+def test_objects_come_in_the_wanted_syntax_without_loss(serve, archive, syntax):
+    server = serve(archive)
+    answer = get(address(server, "CT_small.dcm"), f"{DICOM}; transfer-syntax={syntax}")
+    if not writable(syntax):
+        assert answer.status_code == 406
+        return
+    assert answer.status_code == 200
+    (content,) = parts(answer)
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    assert dataset.file_meta.TransferSyntaxUID == syntax
+    assert dataset.SOPInstanceUID == pydicom.dcmread(sample_file("CT_small.dcm")).SOPInstanceUID
+    if syntax != HTJ2K:
+        assert (dataset.pixel_array == pixels(sample_file("CT_small.dcm").read_bytes())).all()
+
+
+def test_what_can_be_written_depends_on_no_extra_for_native_syntaxes():
+    assert [writable(syntax) for syntax in (IMPLICIT, EXPLICIT, DEFLATED, RLE, JPEG_LOSSLESS, "1.2.3")] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_the_first_syntax_that_can_be_made_is_taken(serve, archive):
+    server = serve(archive)
+    wanted = ", ".join(f"{DICOM}; transfer-syntax={syntax}" for syntax in (JPEG_LOSSLESS, RLE, "*"))
+    (content,) = parts(get(address(server, "CT_small.dcm"), wanted))
+    assert pydicom.dcmread(io.BytesIO(content)).file_meta.TransferSyntaxUID == RLE
+    wanted = f"{DICOM}; transfer-syntax={JPEG_LOSSLESS}, {DICOM}; transfer-syntax=*"
+    assert parts(get(address(server, "CT_small.dcm"), wanted)) == [sample_file("CT_small.dcm").read_bytes()]
+
+
+@pytest.mark.parametrize("manner", ["azure", "google", "orthanc", "strict", "healthimaging", "dicomcloud"])
+def test_only_what_the_server_can_make_is_made(serve, archive, manner):
+    server = serve(archive, manner=replace(MANNERS[manner], rate_limit=None))
+    manners = server.manners
+    for syntax in (RLE, JPEG_2000, DEFLATED, JPEG_LOSSLESS):
+        answer = get(address(server, "CT_small.dcm"), f"{DICOM}; transfer-syntax={syntax}")
+        possible = writable(syntax) and (manners.transcoding is None or syntax in manners.transcoding)
+        refusal = manners.refused_syntaxes.get(syntax, manners.unsupported_syntax)
+        assert answer.status_code == (200 if possible else refusal)
+
+
+def test_what_is_too_large_is_not_transcoded(serve, archive):
+    server = serve(archive, manner=replace(MANNERS["azure"], transcoding_limit=10_000))
+    url = address(server, "CT_small.dcm")
+    assert get(url, f"{DICOM}; transfer-syntax={DEFLATED}").status_code == 406
+    assert get(url, f"{DICOM}; transfer-syntax=*").status_code == 200
+
+
+def test_a_study_of_which_only_some_can_be_had_is_partial(serve, mixed):
+    blind = replace(MANNERS["dcm4chee"], undecodable_syntaxes=frozenset({"1.2.840.10008.1.2.4.91"}))
+    server = serve(mixed, manner=blind)
+    answer = get(f"{server.url}/studies/1.2.3", DICOM)
+    assert answer.status_code == 206
+    assert answer.headers["Warning"].startswith("299 ")
+    assert len(parts(answer)) == 1
+    assert get(f"{server.url}/studies/1.2.3", f"{DICOM}; transfer-syntax={JPEG_LOSSLESS}").status_code == 406
+    answer = get(f"{server.url}/studies/1.2.3", f"{DICOM}; transfer-syntax=*")
+    assert (answer.status_code, len(parts(answer))) == (200, 2)
+    assert get(f"{server.url}/studies/1.2.9", DICOM).status_code == 404
+
+
+def test_a_study_that_breaks_off_is_no_complete_answer(serve, mixed):
+    # Orthanc has sent the status before it meets the image that it cannot decode.
+    server = serve(mixed, manner="orthanc")
+    with pytest.raises(requests.exceptions.RequestException):
+        get(f"{server.url}/studies/1.2.3", DICOM).raise_for_status()
+
+
+# ZIP ------------------------------------------------------------------------------------------------------------------
+
+
+def test_zip_answers(serve, mixed):
+    server = serve(mixed, manner="dcm4chee")
+    answer = get(f"{server.url}/studies/1.2.3", "application/zip; transfer-syntax=*")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/zip")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as packed:
+        assert packed.testzip() is None
+        found = [packed.read(name) for name in packed.namelist()]
+    assert sorted(found) == sorted(path.read_bytes() for path in mixed.iterdir())
+    answer = get(f"{server.url}/studies/1.2.3/series/1.2.4", "application/zip")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as packed:
+        syntaxes = {pydicom.dcmread(packed.open(name)).file_meta.TransferSyntaxUID for name in packed.namelist()}
+    assert syntaxes == {EXPLICIT}
+    assert get(f"{server.url}/studies/1.2.9", "application/zip").status_code == 404
+    assert (
+        get(f"{server.url}/studies/1.2.3", f"{DICOM}, application/zip;q=0.5")
+        .headers["Content-Type"]
+        .startswith("multipart/related")
+    )
+    assert get(f"{serve(mixed).url}/studies/1.2.3", "application/zip").status_code == 406
+    assert list(Path(server._site.directory).iterdir()) == []
+
+
+# Bulk data ------------------------------------------------------------------------------------------------------------
+
+
+def test_ranges_of_bulk_data(serve, archive):
+    server = serve(archive)
+    url = f"{address(server, 'CT_small.dcm')}/bulkdata/7FE00010"
+    whole = get(url, "application/octet-stream").content
+    assert len(whole) == 32_768
+    for text, expected, described in (
+        ("bytes=10-19", whole[10:20], "bytes 10-19/*"),
+        ("bytes=32000-", whole[32_000:], "bytes 32000-32767/32768"),
+        ("bytes=32700-99999", whole[32_700:], "bytes 32700-32767/32768"),
+    ):
+        answer = get(url, "*/*", Range=text)
+        assert (answer.status_code, answer.content) == (206, expected)
+        assert answer.headers["Content-Range"] == described
+    assert get(url, "*/*", Range="bytes=99999-").status_code == 416
+    for ignored in ("bytes=5-3", "bytes=0-1,4-5", "pages=1-2"):
+        assert get(url, "application/octet-stream", Range=ignored).content == whole
+    assert parts(get(url, 'multipart/related; type="application/octet-stream"', Range="bytes=0-9")) == [whole]
+    other = serve(archive, manner=replace(GENERIC, byte_ranges=False))
+    assert get(f"{address(other, 'CT_small.dcm')}/bulkdata/7FE00010", "*/*", Range="bytes=0-9").status_code == 200
+
+
+@pytest.mark.parametrize("manner", ["generic", "dcm4chee"])
+def test_all_bulk_data_of_an_object(serve, archive, manner):
+    server = serve(archive, manner=manner)
+    instance = address(server, "waveform_ecg.dcm")
+    study, series = instance.split("/series/")[0], instance.split("/instances/")[0]
+    dataset = pydicom.dcmread(sample_file("waveform_ecg.dcm"))
+    waves = [item.WaveformData for item in dataset.WaveformSequence]
+    for url in (study, series, instance):
+        answer = get(f"{url}/bulkdata")
+        assert answer.status_code == 200
+        assert parts(answer) == waves
+        locations = [
+            part.headers["Content-Location"]
+            for part in MultipartReader([answer.content], answer.headers["Content-Type"])
+        ]
+        assert [parts(get(location)) for location in locations] == [[wave] for wave in waves]
+        assert get(f"{url}/pixeldata").status_code == 404
+    assert get(f"{instance}/bulkdata", "application/octet-stream").status_code == 406
+    assert get(f"{server.url}/studies/1.2.9/bulkdata").status_code == 404
+    loop = address(server, "examples_ybr_color.dcm")
+    assert len(parts(get(f"{loop}/pixeldata"))) == 30
+    assert parts(get(f"{address(server, 'CT_small.dcm')}/pixeldata")) == [
+        pydicom.dcmread(sample_file("CT_small.dcm")).PixelData
+    ]
+
+
+@pytest.mark.parametrize("manner", ["azure", "strict", "orthanc", "google", "dicomcloud"])
+def test_servers_without_all_bulk_data(serve, archive, manner):
+    assert get(f"{address(serve(archive, manner=manner), 'waveform_ecg.dcm')}/bulkdata").status_code == 404
+
+
+# Frames and pictures --------------------------------------------------------------------------------------------------
+
+
+def test_frames_of_azure_are_octets_or_jpeg_2000(serve, archive):
+    server = serve(archive, manner="azure")
+    url = f"{address(server, 'JPEG2000.dcm')}/frames/1"
+    for accept, status in (
+        ('multipart/related; type="application/octet-stream"; transfer-syntax=*', 200),
+        ('multipart/related; type="image/jp2"', 200),
+        ('multipart/related; type="image/jp2"; transfer-syntax=*', 200),
+        ('multipart/related; type="image/jls"', 406),
+        ('multipart/related; type="image/png"', 406),
+    ):
+        assert get(url, accept).status_code == status, accept
+
+
+def test_there_are_no_frames_of_a_report(serve, archive):
+    for manner, status in (("generic", 404), ("dcm4chee", 404), ("orthanc", 500), ("strict", 404)):
+        assert get(f"{address(serve(archive, manner=manner), 'test-SR.dcm')}/frames/1").status_code == status
+
+
+def test_pictures_of_all_levels(serve, archive):
+    server = serve(archive)
+    instance = address(server, "CT_small.dcm")
+    study, series = instance.split("/series/")[0], instance.split("/instances/")[0]
+    starts = {"image/jpeg": b"\xff\xd8\xff", "image/png": b"\x89PNG", "image/gif": b"GIF8"}
+    for url in (study, series, instance, f"{instance}/frames/1"):
+        for kind in ("rendered", "thumbnail"):
+            for accept, start in starts.items():
+                answer = get(f"{url}/{kind}", accept)
+                assert (answer.status_code, answer.headers["Content-Type"]) == (200, accept)
+                assert answer.content.startswith(start)
+        assert get(f"{url}/rendered", "video/mp4").status_code == 406
+    assert get(f"{instance}/rendered?viewport=10").status_code == 400
+    assert get(f"{instance}/frames/2/rendered").status_code == 404
+    assert get(f"{address(server, 'test-SR.dcm')}/rendered").headers["Content-Type"].startswith("text/html")
+    assert get(f"{address(server, 'test-SR.dcm')}/rendered", "image/png").status_code == 406
+
+
+@pytest.mark.parametrize("manner", ["google", "azure", "healthimaging"])
+def test_pictures_of_instances_and_frames_only(serve, archive, manner):
+    server = serve(archive, manner=replace(MANNERS[manner], rate_limit=None))
+    instance = address(server, "CT_small.dcm")
+    study, series = instance.split("/series/")[0], instance.split("/instances/")[0]
+    statuses = [get(f"{url}/rendered").status_code for url in (study, series, instance, f"{instance}/frames/1")]
+    assert statuses == [404, 404, 200, 200]
+    assert get(f"{instance}/thumbnail").status_code == 404
+    # Where a parameter has no effect, its value does not matter.
+    assert get(f"{instance}/rendered?window=nonsense").status_code == (200 if manner == "azure" else 400)
+    assert get(f"{instance}/rendered?quality=500").status_code == 400
+
+
+# Metadata -------------------------------------------------------------------------------------------------------------
+
+
+def test_metadata_as_dcm4chee_is_asked_for_it(serve, archive):
+    server = serve(archive, manner="dcm4chee")
+    url = f"{address(server, 'CT_small.dcm')}/metadata"
+    whole = get(url).json()[0]
+    assert any(int(tag[3], 16) % 2 for tag in whole)
+    (row,) = get(f"{url}?includefield=PatientID,00080020").json()
+    assert set(row) == {"0020000D", "0020000E", "00080018", "00080016", "00100020", "00080020"}
+    (row,) = get(f"{url}?excludeprivate=true").json()
+    assert set(row) == {tag for tag in whole if not int(tag[3], 16) % 2}
+    assert get(f"{url}?includefield=NoSuchKeyword").status_code == 400
+    answer = get(url)
+    assert answer.headers["Last-Modified"].endswith("GMT")
+    assert get(url, **{"If-None-Match": answer.headers["ETag"]}).status_code == 304
+    assert len(get(f"{address(serve(archive), 'CT_small.dcm')}/metadata?excludeprivate=true").json()[0]) == len(whole)
+
+
+def test_hidden_instances_are_in_image_sets(serve, tmp_path):
+    first = clone(sample_file("CT_small.dcm").read_bytes(), "image sets")
+    second = first[:-2] + b"\1\1"
+    server = serve(tmp_path, manner="healthimaging")
+    body = b"--x\r\nContent-Type: application/dicom\r\n\r\n%s\r\n--x--\r\n"
+    for content in (first, second):
+        answer = requests.post(
+            f"{server.url}/studies", body % content, headers={"Content-Type": f"{DICOM}; boundary=x"}, timeout=30
+        )
+        assert answer.status_code == 200
+    (image_set,) = server.image_sets
+    url = f"{server.url}/{Instance.from_bytes(first).reference.uri}"
+    accept = "application/dicom; transfer-syntax=*"
+    kept, hidden = (
+        pydicom.dcmread(io.BytesIO(get(where, accept).content)) for where in (url, f"{url}?imageSetId={image_set}")
+    )
+    assert kept != hidden
+    assert hidden.SOPInstanceUID == kept.SOPInstanceUID
+    assert get(f"{url}/metadata?imageSetId={image_set}").status_code == 200
+    assert get(f"{url}/frames/1?imageSetId={image_set}").status_code == 200
+    assert get(f"{url}?imageSetId=nobody", accept).status_code == 404
+    assert len(get(f"{server.url}/studies").json()) == 1
