@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dicomweb_io.cli.endpoints import UsageError, destination_from, endpoint_from
+from dicomweb_io.cli.endpoints import UsageError, connect, destination_from, endpoint_from
 from dicomweb_io.cli.output import Progress, print_line, progress
 from dicomweb_io.cli.search import parse_filters
 from dicomweb_io.clients.copying import CopyResult, InstanceCopier
@@ -29,8 +29,8 @@ def command(args: argparse.Namespace) -> int:
         query = make_query("instance", search_filters=parse_filters(args.search_filters))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    source = endpoint_from(args, args.source).replace(max_in_flight=args.jobs).connect()
-    destination = destination_from(args).replace(max_in_flight=args.jobs).connect()
+    source = connect(args, endpoint_from(args, args.source).replace(max_in_flight=args.jobs))
+    destination = connect(args, destination_from(args).replace(max_in_flight=args.jobs))
     counts = Counts()
     started = time.monotonic()
     try:

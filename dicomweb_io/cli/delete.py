@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import cast
 
-from dicomweb_io.cli.endpoints import endpoint_from
+from dicomweb_io.cli.endpoints import connect, endpoint_from
 
 
 def command(args: argparse.Namespace) -> int:
     """Deletes a study, series or instance."""
-    client = endpoint_from(args).connect()
+    client = connect(args, endpoint_from(args))
     try:
         study = cast(str, args.study_instance_uid)
         if args.information_entity == "study":

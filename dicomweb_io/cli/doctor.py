@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 
-from dicomweb_io.cli.endpoints import endpoint_from
+from dicomweb_io.cli.endpoints import connect, endpoint_from
 from dicomweb_io.cli.output import print_line
 from dicomweb_io.cli.search import LEVELS
 from dicomweb_io.clients.queries import make_query
 from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.clients.web.probing import Finding
 
+_WIDTH = 200
 _WORDS = {True: "yes", False: "no", None: "unknown"}
 
 
 def command(args: argparse.Namespace) -> int:
     """Prints a table (or a JSON object) of what the archive supports and which profile would be used."""
     endpoint = endpoint_from(args)
-    client = endpoint.connect()
+    client = connect(args, endpoint)
     try:
         if isinstance(client, DICOMwebClient):
             report = client.probe()
@@ -51,9 +53,12 @@ def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, title=f"{url}\nprofile: {profile}", title_justify="left")
+    table = Table(box=box.SIMPLE)
     for heading in ("feature", "supported", "what came back"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         table.add_row(finding.feature, _WORDS[finding.supported], finding.detail)
-    Console(highlight=False).print(table)
+    sys.stdout.write(f"{url}\nprofile: {profile}\n")
+    # In a file or pipe every finding has a line of its own, for grep and its like.
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(file=sys.stdout, highlight=False, width=width).print(table)

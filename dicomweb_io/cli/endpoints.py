@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import sys
 from typing import Any
 
+from dicomweb_io.clients.base import ClientBase, check_chunk_size
 from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.clients.protocol import DICOMClient
 
 
 class UsageError(Exception):
@@ -58,9 +61,29 @@ def endpoint_from(args: argparse.Namespace, url: str | None = None) -> Endpoint:
         raise UsageError(str(error)) from error
 
 
+def connect(args: argparse.Namespace, endpoint: Endpoint) -> DICOMClient:
+    """A client of an endpoint, set up as the connection options say.
+
+    Raises:
+        UsageError: If an option has a value that clients refuse.
+    """
+    try:
+        chunk_size = None if args.chunk_size is None else check_chunk_size(args.chunk_size)
+        client = endpoint.connect()
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    if chunk_size is not None and isinstance(client, ClientBase):
+        client.set_chunk_size(chunk_size)
+    return client
+
+
 def _credentials(args: argparse.Namespace) -> Any:
     from dicomweb_io.wire.credentials import BasicCredentials, BearerToken, GoogleCredentials
 
+    for name in ("user", "token", "token_env", "token_file"):
+        if getattr(args, name) == "":
+            # Most likely what a command or variable should have given; going on without would be anonymous access.
+            raise UsageError(f"--{name.replace('_', '-')} is empty")
     ways = [name for name in ("user", "token", "token_env", "token_file", "google") if getattr(args, name)]
     if len(ways) > 1:
         given = " and ".join("--" + way.replace("_", "-") for way in ways)
@@ -68,7 +91,7 @@ def _credentials(args: argparse.Namespace) -> Any:
     if args.password and not args.user:
         raise UsageError("--password needs --user")
     if args.user:
-        if args.password:
+        if args.password or ("DICOMWEB_PASSWORD" not in os.environ and sys.stdin.isatty()):
             return BasicCredentials(args.user, getpass.getpass(f"Password of {args.user}: "))
         if "DICOMWEB_PASSWORD" not in os.environ:
             raise UsageError("--user needs a password: --password asks for it, or set DICOMWEB_PASSWORD")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from dicomweb_io.cli.endpoints import endpoint_from
+from dicomweb_io.cli.endpoints import connect, endpoint_from
 from dicomweb_io.cli.output import print_line
 from dicomweb_io.clients.queries import make_query
 
 
 def command(args: argparse.Namespace) -> int:
     """Reads a folder and prints, as one JSON object, how much of what is in it."""
-    client = endpoint_from(args, args.path).connect()
+    client = connect(args, endpoint_from(args, args.path))
     try:
         found = {
             "studies": client.count(make_query("study")),

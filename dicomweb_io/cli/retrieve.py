@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from dicomweb_io.cli.endpoints import UsageError, endpoint_from
+from dicomweb_io.cli.endpoints import UsageError, connect, endpoint_from
 from dicomweb_io.cli.output import (
     extension,
     json_text,
@@ -22,7 +22,7 @@ from dicomweb_io.cli.output import (
     write_bytes,
 )
 from dicomweb_io.clients.protocol import DICOMClient, MediaTypes
-from dicomweb_io.dicom.json_model import first_value
+from dicomweb_io.dicom.json_model import first_value, load_json_dataset
 from dicomweb_io.elements import Resource
 
 _CHUNK = 1024 * 1024
@@ -45,7 +45,7 @@ def command(args: argparse.Namespace) -> int:
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
-    client = endpoint.connect()
+    client = connect(args, endpoint)
     try:
         if args.form == "bulkdata":
             _bulkdata(client, args)
@@ -65,8 +65,9 @@ def _metadata(client: DICOMClient, reference: Resource, args: argparse.Namespace
         return
     with progress("metadata") as shown:
         for row in rows:
-            name = safe_name(str(first_value(row, "SOPInstanceUID") or ""), "json")
-            save_bytes(args.output_dir, name, [json_text(row, indent=args.prettify).encode()])
+            text = str(load_json_dataset(row)) if args.dicomize else json_text(row, indent=args.prettify)
+            name = safe_name(str(first_value(row, "SOPInstanceUID") or ""), "txt" if args.dicomize else "json")
+            save_bytes(args.output_dir, name, [text.encode("utf-8", "backslashreplace")])
             shown.advance()
 
 

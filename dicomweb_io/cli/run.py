@@ -6,8 +6,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from io import TextIOWrapper
 from typing import cast
 
 import requests
@@ -19,7 +20,7 @@ from dicomweb_io.cli.endpoints import UsageError
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command; see `dicomweb_io.cli.main`."""
     args = build_parser().parse_args(argv)
-    with _logging(args.verbosity):
+    with _logging(args.verbosity), _any_text():
         return _run(args)
 
 
@@ -40,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("dicomweb-io: interrupted", file=sys.stderr)
         return 130
-    except (requests.RequestException, ValueError, TypeError, KeyError, OSError) as error:
+    except (requests.RequestException, ValueError, TypeError, KeyError, OSError, OverflowError, ImportError) as error:
         if args.verbosity > 1:
             raise
         print(f"dicomweb-io: {type(error).__name__}: {error}", file=sys.stderr)
@@ -48,9 +49,29 @@ def _run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
+def _any_text() -> Iterator[None]:
+    """Lets standard output take any text while a command runs: names of patients are written in all alphabets.
+
+    What goes into a file or pipe is UTF-8, as JSON has to be (RFC 8259 section 8.1); a terminal keeps its encoding.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, TextIOWrapper):
+        yield
+        return
+    encoding, errors = stream.encoding, stream.errors
+    stream.reconfigure(encoding=encoding if stream.isatty() else "utf-8", errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            stream.reconfigure(encoding=encoding, errors=errors)
+
+
+@contextmanager
 def _logging(verbosity: int) -> Iterator[None]:
     """Logs to standard error while a command runs. Whoever calls `main` in a program keeps its own logging."""
-    level = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO}.get(verbosity, logging.DEBUG)
+    # Partial answers and filters that a server may have ignored concern everybody who uses what is printed.
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("dicomweb_io")

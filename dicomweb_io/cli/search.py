@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dicomweb_io.cli.endpoints import UsageError, endpoint_from
+from dicomweb_io.cli.endpoints import UsageError, connect, endpoint_from
 from dicomweb_io.cli.output import print_datasets
 from dicomweb_io.clients.queries import check_limits, make_query
 from dicomweb_io.elements import SearchLevel
@@ -42,7 +42,7 @@ def command(args: argparse.Namespace) -> int:
         )
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    client = endpoint.connect()
+    client = connect(args, endpoint)
     try:
         print_datasets(client.iter_search(query, offset=args.offset, limit=args.limit), args)
     finally:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections import Counter
 
-from dicomweb_io.cli.endpoints import endpoint_from
+from dicomweb_io.cli.endpoints import connect, endpoint_from
 from dicomweb_io.cli.output import print_line, progress
 from dicomweb_io.cli.retrieve import expand_paths
 from dicomweb_io.elements import Failure
@@ -14,7 +14,7 @@ from dicomweb_io.elements import Failure
 
 def command(args: argparse.Namespace) -> int:
     """Stores files and prints the result of each as a JSON line."""
-    client = endpoint_from(args).connect()
+    client = connect(args, endpoint_from(args))
     counts: Counter[str] = Counter()
     try:
         with progress("instances") as shown:

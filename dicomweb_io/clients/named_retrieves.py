@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import fsspec
 
@@ -233,12 +233,9 @@ class NamedRetrieves(Primitives):
     ) -> Resource:
         if isinstance(frame_numbers, (int, str, bytes)):
             raise TypeError(f"frame_numbers must be a sequence of int, not {type(frame_numbers).__name__}")
-        numbers = tuple(frame_numbers)
+        numbers = tuple(map(_frame_number, frame_numbers))
         if not numbers:
             raise ValueError("frame_numbers is empty (expected one frame number at least, counted from 1)")
-        for number in numbers:
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise TypeError(f"frame_numbers must be int, but one is {type(number).__name__}")
         return self._resource(study, series, instance, level="instance", frames=numbers)
 
     # Rendered ---------------------------------------------------------------------------------------------------------
@@ -343,6 +340,13 @@ class NamedRetrieves(Primitives):
             resource, media_types=media_types, max_element_bytes=sys.maxsize, additional_params=additional_params
         ):
             yield instance.dataset()
+
+
+def _frame_number(value: object) -> int:
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool):
+        raise TypeError(f"frame_numbers must be int, but one is {type(value).__name__}")
+    # NumPy's integers are good too.
+    return value.__index__()
 
 
 def _content_of(item: Frame | Bulkdata) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, MediaTypes, OnExisting, Storable, Verify
 from dicomweb_io.dicom.attributes import lookup_keyword, lookup_tag
@@ -34,6 +35,41 @@ class Primitives:
     def base_url(self) -> str:
         """The address of the archive, without user information."""
         raise NotImplementedError
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of the address."""
+        return urlsplit(self.base_url).scheme
+
+    @property
+    def protocol(self) -> str | None:
+        """The network protocol; None where there is none."""
+        return None
+
+    @property
+    def url_prefix(self) -> str:
+        """The path of the address, without trailing slash."""
+        return urlsplit(self.base_url).path.rstrip("/")
+
+    @property
+    def qido_url_prefix(self) -> str | None:
+        """Path segment before search resources; None if there is none."""
+        return None
+
+    @property
+    def wado_url_prefix(self) -> str | None:
+        """Path segment before retrieve resources; None if there is none."""
+        return None
+
+    @property
+    def stow_url_prefix(self) -> str | None:
+        """Path segment before store resources; None if there is none."""
+        return None
+
+    @property
+    def delete_url_prefix(self) -> str | None:
+        """Path segment before delete resources; None if there is none."""
+        return None
 
     def close(self) -> None:
         """Gives back connections, files and locks."""
@@ -73,6 +109,8 @@ class Primitives:
         *,
         media_types: MediaTypes | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
     ) -> Iterator[Frame]:
         """Yields frames."""
         raise NotImplementedError
@@ -95,6 +133,8 @@ class Primitives:
         media_types: MediaTypes | None = None,
         byte_range: tuple[int, int | None] | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
     ) -> Iterator[Bulkdata]:
         """Yields the parts of bulk data."""
         raise NotImplementedError

@@ -48,6 +48,41 @@ class DICOMClient(Protocol):
         """The address of the archive, without user information."""
         ...
 
+    @property
+    def scheme(self) -> str:
+        """The scheme of the address: ``"https"``, ``"http"``, ``"file"``, …"""
+        ...
+
+    @property
+    def protocol(self) -> str | None:
+        """The network protocol, ``"https"`` or ``"http"``; None for folders."""
+        ...
+
+    @property
+    def url_prefix(self) -> str:
+        """The path of the address, without trailing slash."""
+        ...
+
+    @property
+    def qido_url_prefix(self) -> str | None:
+        """Path segment before search resources; None if there is none."""
+        ...
+
+    @property
+    def wado_url_prefix(self) -> str | None:
+        """Path segment before retrieve resources; None if there is none."""
+        ...
+
+    @property
+    def stow_url_prefix(self) -> str | None:
+        """Path segment before store resources; None if there is none."""
+        ...
+
+    @property
+    def delete_url_prefix(self) -> str | None:
+        """Path segment before delete resources; None if there is none."""
+        ...
+
     def close(self) -> None:
         """Gives back connections, files and locks. A closed client is not to be used any more."""
         ...
@@ -149,6 +184,15 @@ class DICOMClient(Protocol):
         """
         ...
 
+    def iter_study(
+        self,
+        study_instance_uid: str,
+        media_types: MediaTypes | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[Dataset]:
+        """Yields the instances of a study as pydicom datasets, one at a time."""
+        ...
+
     def retrieve_study(
         self,
         study_instance_uid: str,
@@ -156,6 +200,16 @@ class DICOMClient(Protocol):
         additional_params: Mapping[str, Any] | None = None,
     ) -> list[Dataset]:
         """Retrieves all instances of a study as pydicom datasets."""
+        ...
+
+    def iter_series(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        media_types: MediaTypes | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[Dataset]:
+        """Yields the instances of a series as pydicom datasets, one at a time."""
         ...
 
     def retrieve_series(
@@ -216,6 +270,8 @@ class DICOMClient(Protocol):
         *,
         media_types: MediaTypes | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
     ) -> Iterator[Frame]:
         """Yields the frames of a frame reference in the order asked for, as many as asked for.
 
@@ -224,10 +280,37 @@ class DICOMClient(Protocol):
             media_types: Wanted encodings; by default the stored one. ``application/octet-stream`` without a transfer
                 syntax is uncompressed.
             additional_params: Further query parameters.
+            max_element_bytes: A larger frame goes into a file as it arrives, which the caller owns: it has a path
+                instead of content. None keeps all in memory.
+            spool_directory: Where the files are made; by default the system's temporary directory.
 
         Raises:
             requests.HTTPError: If a frame does not exist or does not come.
         """
+        ...
+
+    def iter_instance_frames(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        sop_instance_uid: str,
+        frame_numbers: Sequence[int],
+        media_types: MediaTypes | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[bytes]:
+        """Yields frames of an instance, uncompressed by default, in the order asked for."""
+        ...
+
+    def retrieve_instance_frames(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        sop_instance_uid: str,
+        frame_numbers: Sequence[int],
+        media_types: MediaTypes | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> list[bytes]:
+        """Retrieves frames of an instance, uncompressed by default, in the order asked for."""
         ...
 
     def retrieve_rendered(
@@ -241,6 +324,68 @@ class DICOMClient(Protocol):
         """Retrieves a study, series, instance or frame in a consumer format (PS3.18 section 10.4.1.1.3)."""
         ...
 
+    def retrieve_study_rendered(
+        self,
+        study_instance_uid: str,
+        media_types: MediaTypes | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """Retrieves a rendered study."""
+        ...
+
+    def retrieve_series_rendered(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        media_types: MediaTypes | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """Retrieves a rendered series."""
+        ...
+
+    def retrieve_instance_rendered(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        sop_instance_uid: str,
+        media_types: MediaTypes | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """Retrieves a rendered instance."""
+        ...
+
+    def retrieve_instance_frames_rendered(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        sop_instance_uid: str,
+        frame_numbers: Sequence[int],
+        media_types: MediaTypes | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """Retrieves rendered frames of an instance."""
+        ...
+
+    def iter_bulkdata(
+        self,
+        url: str,
+        media_types: MediaTypes | None = None,
+        byte_range: tuple[int, int | None] | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[bytes]:
+        """Yields the parts of the bulk data at a URL, as bytes."""
+        ...
+
+    def retrieve_bulkdata(
+        self,
+        url: str,
+        media_types: MediaTypes | None = None,
+        byte_range: tuple[int, int | None] | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> list[bytes]:
+        """Retrieves the parts of the bulk data at a URL, as bytes."""
+        ...
+
     def iter_bulkdata_parts(
         self,
         url: str,
@@ -248,8 +393,13 @@ class DICOMClient(Protocol):
         media_types: MediaTypes | None = None,
         byte_range: tuple[int, int | None] | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
     ) -> Iterator[Bulkdata]:
-        """Yields the parts of the bulk data at a URL, absolute or relative to the archive."""
+        """Yields the parts of the bulk data at a URL, absolute or relative to the archive.
+
+        Larger ones than `max_element_bytes` go into files of the caller's, as in `iter_frames`.
+        """
         ...
 
     # Store and delete, PS3.18 sections 10.5 (STOW-RS) and 10.7 -----------------------------------------------------

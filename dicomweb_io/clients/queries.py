@@ -26,7 +26,7 @@ def make_query(
     Args:
         level: ``"study"``, ``"series"`` or ``"instance"``.
         study_instance_uid: Search in this study only.
-        series_instance_uid: Search in this series only.
+        series_instance_uid: Search in this series only. Without its study it becomes a filter of its own.
         fuzzymatching: Ask for fuzzy matching; None leaves it to the server.
         fields: Further attributes to return: keywords, 8-digit tags or dotted paths, or ``"all"``.
         search_filters: Attribute to value. Values are text, numbers, or lists of them (a UID list, or any of several
@@ -54,6 +54,10 @@ def make_query(
             resolve(name)
     items = search_filters.items() if isinstance(search_filters, Mapping) else (search_filters or ())
     filters = tuple((_filter_key(key), _filter_text(key, value)) for key, value in items)
+    if level == "instance" and series_instance_uid is not None and study_instance_uid is None:
+        # There is no search resource of a series without its study (PS3.18 table 10.6.1-1).
+        filters = (("SeriesInstanceUID", series_instance_uid), *filters)
+        series_instance_uid = None
     params = tuple(_parameter(key, value) for key, value in (additional_params or {}).items())
     return SearchQuery(level, study_instance_uid, series_instance_uid, filters, names, fuzzymatching, params)
 

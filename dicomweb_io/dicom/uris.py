@@ -263,25 +263,25 @@ class URI:
         )
 
     @classmethod
-    def from_string(cls, uri: str, uri_type: URIType | None = None, permissive: bool = False) -> URI:
+    def from_string(cls, dicomweb_uri: str, uri_type: URIType | None = None, permissive: bool = False) -> URI:
         """Reads a URI.
 
         Args:
-            uri: ``https://host/root[/studies/UID[/series/UID[/instances/UID[/frames/N,N]]]][/metadata|…]``. The last
-                ``/studies/`` begins the resource, so that a root may hold the word too.
+            dicomweb_uri: ``https://host/root[/studies/UID[/series/UID[/instances/UID[/frames/N,N]]]][/metadata|…]``.
+                The last ``/studies/`` begins the resource, so that a root may hold the word too.
             uri_type: What it has to name; None accepts any.
             permissive: See the class.
 
         Raises:
             ValueError: If it is not such a URI, has a query or fragment, or names something else than `uri_type`.
         """
-        if not isinstance(uri, str):
-            raise TypeError(f"a URI must be a str, not {type(uri).__name__}")
-        if "?" in uri or "#" in uri:
+        if not isinstance(dicomweb_uri, str):
+            raise TypeError(f"a URI must be a str, not {type(dicomweb_uri).__name__}")
+        if "?" in dicomweb_uri or "#" in dicomweb_uri:
             raise ValueError("the URI has a query or fragment, which a DICOMweb resource is not named by")
-        base, found, rest = uri.rpartition("/studies/")
+        base, found, rest = dicomweb_uri.rpartition("/studies/")
         if uri_type is URIType.SERVICE or not found:
-            result = cls(uri, permissive=permissive)
+            result = cls(dicomweb_uri, permissive=permissive)
         else:
             result = cls(base, *parse_resource_path("studies/" + rest, permissive=permissive), permissive=permissive)
         if uri_type is not None and result.type is not uri_type:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.clients.base import ClientBase, check_chunk_size
+from dicomweb_io.clients.keeping import Keeper
 from dicomweb_io.clients.profiles import ServerProfile, resolve_profile
 from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, MediaTypes, OnExisting, Storable, Verify
 from dicomweb_io.clients.web.bulkdata import BulkdataRetriever
@@ -106,6 +107,10 @@ class DICOMwebClient(ClientBase):
         requests_per_second: float | None = None,
     ) -> None:
         self._urls = ServiceURLs(url, qido_url_prefix, wado_url_prefix, stow_url_prefix, delete_url_prefix)
+        if session is not None and not callable(getattr(session, "send", None)):
+            raise TypeError(f"session must be a requests.Session, not {type(session).__name__}")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be callable, not {type(callback).__name__}")
         if credentials is None and self._urls.username is not None:
             credentials = BasicCredentials(self._urls.username, self._urls.password or "")
         self._permissive_uid = bool(permissive_uid)
@@ -129,6 +134,7 @@ class DICOMwebClient(ClientBase):
             self._transport,
             resolve_profile(profile, self._urls.base_url),
             permissive_uid=self._permissive_uid,
+            profile_is_guess=profile == "auto",
         )
         self.set_chunk_size(chunk_size)
         self._searcher = Searcher(self._service)
@@ -330,9 +336,16 @@ class DICOMwebClient(ClientBase):
         *,
         media_types: MediaTypes | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
     ) -> Iterator[Frame]:
         """Yields frames in the order asked for, as many as asked for; by default in the stored encoding."""
-        return self._frames.iter_frames(resource, media_types=media_types, additional_params=additional_params)
+        return self._frames.iter_frames(
+            resource,
+            media_types=media_types,
+            additional_params=additional_params,
+            keeper=Keeper(max_element_bytes, spool_directory),
+        )
 
     def retrieve_rendered(
         self,
@@ -352,10 +365,16 @@ class DICOMwebClient(ClientBase):
         media_types: MediaTypes | None = None,
         byte_range: tuple[int, int | None] | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
     ) -> Iterator[Bulkdata]:
         """Yields the parts of the bulk data at a URL. Credentials go to the service's own origin only."""
         return self._bulkdata.iter_bulkdata(
-            url, media_types=media_types, byte_range=byte_range, additional_params=additional_params
+            url,
+            media_types=media_types,
+            byte_range=byte_range,
+            additional_params=additional_params,
+            keeper=Keeper(max_element_bytes, spool_directory),
         )
 
     def _instance_bulkdata(

@@ -7,6 +7,7 @@ itself. Letter case, wildcards and several values are read in favour of the serv
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fnmatch import translate
 from functools import lru_cache
 
@@ -38,6 +39,25 @@ def contradiction(query: SearchQuery, row: JSONDataset) -> str | None:
         if present and not any(_matches(vr_of(tags[0]), value, pattern) for value in present for pattern in wanted):
             return _name(tags[0])
     return None
+
+
+def unanswered(query: SearchQuery, rows: Sequence[JSONDataset]) -> list[str]:
+    """The filters that the rows of an answer say nothing about, as they were given.
+
+    A server returns the attributes that it matches (PS3.18 section 10.6.3.3). Where no row has one, it may have ignored
+    the filter, as Orthanc 1.10.1 does with attributes of sequences and private ones (measured).
+
+    Args:
+        query: The search.
+        rows: The rows of one answer; from none nothing follows.
+    """
+    found = []
+    for key, text in query.search_filters:
+        tag = resolve(key)[0]
+        universal = not text.strip("*") and "\\" not in text
+        if rows and not universal and tag != "00080005" and not any(tag in row for row in rows):
+            found.append(key)
+    return found
 
 
 def _name(tag: str) -> str:

@@ -35,13 +35,17 @@ _ANY: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class _Wish:
-    """What a caller of `iter_instances` asked for; `syntaxes` is empty if any transfer syntax will do."""
+    """What a caller of `iter_instances` asked for; `syntaxes` is empty if any transfer syntax will do.
+
+    `several` tells that there is a choice of forms: one that the server fails to make may be followed by another.
+    """
 
     accepts: tuple[str, ...]
     syntaxes: frozenset[str]
     query: str
     max_bytes: int
     directory: str | None
+    several: bool
 
 
 class InstanceRetriever:
@@ -73,7 +77,7 @@ class InstanceRetriever:
         wishes = parse_media_types(media_types)
         accepts = self._accepts(wishes, allow_transcoding)
         syntaxes = _ANY if allow_transcoding else _exact_syntaxes(wishes)
-        wish = _Wish(accepts, syntaxes, parameters(additional_params), max_element_bytes, spool_directory)
+        wish = _Wish(accepts, syntaxes, parameters(additional_params), max_element_bytes, spool_directory, len(wishes) > 1)
         return self._iterate(resource, wish)
 
     def _accepts(self, wishes: Sequence[MediaType], allow_transcoding: bool) -> tuple[str, ...]:
@@ -183,7 +187,10 @@ class InstanceRetriever:
     def _one_answer(self, resource: Resource, wish: _Wish, attempt: Attempt, done: set[Resource]) -> Iterator[Instance]:
         url = with_query(self._service.urls.retrieve(resource), wish.query)
         # Compressing images costs more time than it saves, and hides where an answer breaks off.
-        with self._service.get(url, wish.accepts, attempt=attempt, headers={"Accept-Encoding": "identity"}) as answer:
+        plain = {"Accept-Encoding": "identity"}
+        # Orthanc 1.10.1 fails with 500 for a list of two media types.
+        failures = (500, 501) if wish.several else ()
+        with self._service.get(url, wish.accepts, attempt=attempt, headers=plain, also_refusals=failures) as answer:
             count = 0
             for chunks, may_break_off in self._parts(answer):
                 count += 1

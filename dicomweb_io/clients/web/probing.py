@@ -72,7 +72,7 @@ class _Probe:
         self._facts: dict[str, Any] = {}
 
     def run(self) -> ProbeReport:
-        studies = self._rows(self._ask(SearchQuery("study"), "limit=2", required=True))
+        studies = self._search(SearchQuery("study"), "limit=2", required=True)
         self._found("search of studies", True, f"{len(studies)} of at most 2 rows")
         profile, recognized = self._recognize()
         self._limits(studies)
@@ -83,10 +83,10 @@ class _Probe:
         if study is not None:
             uid = study.study_instance_uid
             self._resource("search of a study's instances", "study_instances", SearchQuery("instance", uid))
-            series = self._first(self._rows(self._ask(SearchQuery("series", uid), "limit=1")))
+            series = self._first(self._search(SearchQuery("series", uid), "limit=1"))
         if series is not None:
             query = SearchQuery("instance", series.study_instance_uid, series.series_instance_uid)
-            instance = self._first(self._rows(self._ask(query, "limit=1")))
+            instance = self._first(self._search(query, "limit=1"))
         self._empty_answer()
         self._decoding()
         self._counting()
@@ -103,11 +103,20 @@ class _Probe:
     def _get(self, url: str, accept: str = DICOM_JSON) -> Answer:
         return self._service.transport.request("GET", url, headers={"Accept": accept}, accept_statuses=_ABSENT)
 
-    def _ask(self, query: SearchQuery, parameters: str, *, required: bool = False) -> Answer:
+    def _ask(self, query: SearchQuery, parameters: str) -> Answer:
+        return self._get(with_query(self._service.urls.search(query), parameters))
+
+    def _search(self, query: SearchQuery, parameters: str, *, required: bool = False) -> list[JSONDataset]:
+        """The rows of a search, none if it is refused and not required; asked for again if the answer breaks off."""
+        transport = self._service.transport
         url = with_query(self._service.urls.search(query), parameters)
-        if required:
-            return self._service.transport.request("GET", url, headers={"Accept": DICOM_JSON})
-        return self._get(url)
+        refusals = () if required else _ABSENT
+        for attempt in transport.attempts():
+            with attempt:
+                headers = {"Accept": DICOM_JSON}
+                answer = transport.request("GET", url, headers=headers, accept_statuses=refusals, attempt=attempt)
+                return self._rows(answer)
+        raise AssertionError("attempts() ends with a result or an error")
 
     def _rows(self, answer: Answer) -> list[JSONDataset]:
         if answer.status >= 400:
@@ -126,32 +135,46 @@ class _Probe:
     # Questions ------------------------------------------------------------------------------------------------------
 
     def _recognize(self) -> tuple[ServerProfile, bool]:
-        current = self._service.profile
-        if current.name != "generic":
-            self._found("kind of server", True, f"{current.name}, by its address or by choice")
-            return current, False
+        given = self._service.profile
+        there = None
+        if given.name != "generic":
+            # An address says little: others than Orthanc have a root of the name dicom-web too.
+            if given.fingerprint is not None and self._service.profile_is_guess:
+                there = self._has_fingerprint(given)
+            if there is not False:
+                by = "by its answers" if there else "by its address or by choice"
+                self._found("kind of server", True, f"{given.name}, {by}")
+                return given, there is True
         for profile in PROFILES.values():
-            if profile.fingerprint is None:
-                continue
-            path, member = profile.fingerprint
-            try:
-                answer = self._get(urljoin(self._service.urls.base_url + "/", path), "application/json")
-                document = json_model.loads(answer.content) if answer.status < 300 else None
-            except (DICOMwebError, ValueError):
-                continue
-            if isinstance(document, dict) and member in document:
+            if profile.fingerprint is not None and profile.name != given.name and self._has_fingerprint(profile):
                 self._found("kind of server", True, f"{profile.name}, by its answers")
                 return profile, True
-        self._found("kind of server", None, "not recognized: the generic profile")
-        return current, False
+        unlike = "" if there is None else f" (its address looks like {given.name}, its answers do not)"
+        self._found("kind of server", None, f"not recognized: the generic profile{unlike}")
+        return given if there is None else PROFILES["generic"], False
+
+    def _has_fingerprint(self, profile: ServerProfile) -> bool | None:
+        """Whether a kind of server's fingerprint is there; None if that is not to be known, for want of permission."""
+        assert profile.fingerprint is not None  # noqa: S101 - only such profiles are asked for
+        path, member = profile.fingerprint
+        try:
+            answer = self._get(urljoin(self._service.urls.base_url + "/", path), "application/json")
+            document = json_model.loads(answer.content) if answer.status < 300 else None
+        except DICOMwebError:
+            return None
+        except ValueError:
+            return False
+        if answer.status in (400, 403, 500):
+            return None
+        return isinstance(document, dict) and member in document
 
     def _limits(self, studies: list[JSONDataset]) -> None:
-        one = self._rows(self._ask(SearchQuery("study"), "limit=1"))
+        one = self._search(SearchQuery("study"), "limit=1")
         if len(studies) < 2:
             self._found("limit and offset", None, "fewer than 2 studies: cannot be told")
             return
         self._found("limit", len(one) == 1, f"limit=1 gives {len(one)} rows")
-        second = self._rows(self._ask(SearchQuery("study"), "limit=1&offset=1"))
+        second = self._search(SearchQuery("study"), "limit=1&offset=1")
         first, other = self._first(one), self._first(second)
         works = other is not None and first is not None and other != first
         self._facts["offset_works"] = works
@@ -199,6 +222,11 @@ class _Probe:
         for accept in self._service.profile.original_accepts:
             status, media_type = self._headers(urls.retrieve(instance), accept)
             self._found(f"retrieval as {accept}", status < 300, f"HTTP {status} {media_type}".strip())
+        if metadata.status < 300 and b'"00280010"' not in metadata.content:
+            # Nothing is to be seen of a report, say.
+            for feature in ("rendering", "thumbnails"):
+                self._found(feature, None, "the instance it was tried with is no image")
+            return
         for feature, url, accept in (
             ("rendering", urls.retrieve(instance, "/rendered"), "*/*"),
             ("thumbnails", urls.retrieve(instance, "/thumbnail"), "*/*"),

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from dicomweb_io.clients.web.errors import FilterIgnoredError, PagingError, TooManyResultsError
-from dicomweb_io.clients.web.filter_check import contradiction
+from dicomweb_io.clients.web.filter_check import contradiction, unanswered
 from dicomweb_io.clients.web.json_stream import IncompleteJSONError, iter_json_objects
 from dicomweb_io.clients.web.service import Service, logger, warnings_of
 from dicomweb_io.clients.web.urls import filter_values, needs_escapes, query_string, with_query
@@ -97,7 +97,8 @@ class Searcher:
     def _lacks_resource(self, query: SearchQuery, error: DICOMwebError) -> bool:
         """Whether a refusal means that the resource does not exist while its parents can be searched."""
         name = resource_name(query)
-        if name is None or error.status not in _ABSENT or getattr(self._service.profile, name) is not None:
+        # That a profile says the server has the resource is no proof: it may have been chosen by the address alone.
+        if name is None or error.status not in _ABSENT:
             return False
         try:
             self._request_page(parent_query(query), 0, 1)
@@ -278,11 +279,24 @@ class Searcher:
                     f"supports",
                     FilterIgnoredError,
                 )
+        self._report_unanswered(query, rows)
         warnings = warnings_of(answer)
         total = _total(answer)
         return SearchPage(
             rows, offset, limit, total, self._more(query.level, answer, rows, offset, limit, total, warnings), warnings
         )
+
+    def _report_unanswered(self, query: SearchQuery, rows: Sequence[JSONDataset]) -> None:
+        """Logs, once for each filter, that the server may have ignored it."""
+        for key in unanswered(query, rows):
+            if key not in self._service.unanswered_filters:
+                self._service.unanswered_filters.add(key)
+                logger.warning(
+                    "%s: no row of the answer has %s: the server may have ignored the filter on it and returned "
+                    "everything; check the rows",
+                    self._service.urls.search(query),
+                    key,
+                )
 
     def _read(
         self, url: str, accepts: Sequence[str], reader: Callable[[Answer], T], *, level: int = logging.WARNING

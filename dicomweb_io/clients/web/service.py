@@ -31,20 +31,29 @@ class Service:
         transport: The connection.
         profile: The server's manners.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
+        profile_is_guess: Whether the profile was chosen by the address alone, so that a probe may find another.
     """
 
     def __init__(
-        self, urls: ServiceURLs, transport: Transport, profile: ServerProfile, *, permissive_uid: bool = False
+        self,
+        urls: ServiceURLs,
+        transport: Transport,
+        profile: ServerProfile,
+        *,
+        permissive_uid: bool = False,
+        profile_is_guess: bool = False,
     ) -> None:
         self.urls = urls
         self.transport = transport
         self.profile = profile
         self.permissive_uid = permissive_uid
+        self.profile_is_guess = profile_is_guess
         self.chunk_size = 10**6
         # What this server was found to lack or to prefer, so that it is asked the wrong way once only. The entries are
         # idempotent facts: threads that race write the same.
         self._accepted: dict[tuple[str, ...], str] = {}
         self.missing_resources: set[str] = set()
+        self.unanswered_filters: set[str] = set()
         self.decodes_queries: bool | None = None
 
     @contextmanager

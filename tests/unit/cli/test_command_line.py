@@ -11,6 +11,10 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from dicomweb_io.cli import main
+from dicomweb_io.cli.arguments import build_parser
+from dicomweb_io.cli.endpoints import connect, endpoint_from
+from dicomweb_io.clients.web.client import DICOMwebClient
+from dicomweb_io.wire.credentials import BasicCredentials
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
 DATASET = pydicom.dcmread(CT)
@@ -161,3 +165,79 @@ def test_a_closed_pipe_is_no_traceback(folder: Path) -> None:
     code = f"{sys.executable} -m dicomweb_io --url {folder} search instances | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--token", "", "--token is empty"),
+        ("--token-env", "", "--token-env is empty"),
+        ("--user", "", "--user is empty"),
+        ("--timeout", "0", "timeout must be"),
+        ("--profile", "nothing", "no profile 'nothing'"),
+        ("--chunk-size", "0", "chunk_size must be positive"),
+    ],
+)
+def test_wrong_options_are_wrong_use(option: str, value: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--url", "https://h/", option, value, "search", "studies", "--limit", "0") == 2
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert captured.out == ""
+
+
+def test_the_chunk_size_reaches_the_client() -> None:
+    args = build_parser().parse_args(["--url", "https://h/", "--chunk-size", "4096", "search", "studies"])
+    with connect(args, endpoint_from(args)) as client:
+        assert isinstance(client, DICOMwebClient)
+        assert client._service.chunk_size == 4096
+
+
+def test_a_missing_package_is_an_error_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert run("--url", "gs://bucket/folder", "search", "studies") == 1
+    assert "gcsfs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["--json-lines", "--prettify", "--dicomize"])
+def test_names_in_all_alphabets_reach_pipes(form: str, folder: Path) -> None:
+    dataset = pydicom.dcmread(CT)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.PatientName = "Müller^山田"
+    dataset.save_as(folder / "ct.dcm")
+    command = [sys.executable, "-m", "dicomweb_io", "--url", str(folder), "search", "studies", form]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, capture_output=True, check=False, env=environment)
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert "Müller^山田" in found.stdout.decode("utf-8")
+
+
+def test_what_is_saved_for_people_is_text(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    where = ("--url", folder, "retrieve", "studies", "--study", STUDY, "metadata")
+    assert run(*where, "--save", "--dicomize", "--output-dir", target) == 0
+    assert [path.name for path in target.iterdir()] == [f"{INSTANCE}.txt"]
+    assert "Modality" in (target / f"{INSTANCE}.txt").read_text(encoding="utf-8")
+
+
+def test_a_series_is_searched_without_its_study(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--url", folder, "search", "instances", "--series", SERIES) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 1
+    assert run("--url", folder, "search", "instances", "--series", "1.2.3") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_password_is_asked_for_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return "secret"
+
+    monkeypatch.delenv("DICOMWEB_PASSWORD", raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("getpass.getpass", answer)
+    args = build_parser().parse_args(["--url", "https://h/", "-u", "me", "search", "studies"])
+    assert endpoint_from(args).credentials == BasicCredentials("me", "secret")
+    assert asked == ["Password of me: "]

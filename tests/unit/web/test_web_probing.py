@@ -102,3 +102,48 @@ def test_a_server_that_refuses_everything_cannot_be_probed(web):
     _, client = web.connect(lambda request: web.Reply(401))
     with pytest.raises(DICOMwebError):
         client.probe()
+
+
+def test_a_search_whose_answer_breaks_off_is_made_again(web):
+    whole, broken = modest(web), [web.Reply(200, b'[{"0020000D":{"vr":"UI"', "application/dicom+json")]
+    _, client = web.connect(lambda request: broken.pop() if broken else whole(request))
+    assert client.probe().findings[0].detail == "2 of at most 2 rows"
+    assert not broken
+
+
+@pytest.mark.parametrize(
+    ("system", "name"),
+    [
+        ((404, b""), "generic"),
+        ((200, b"<html>"), "generic"),
+        ((200, b'{"ApiVersion": 18}'), "orthanc"),
+        ((401, b""), "orthanc"),
+        ((403, b""), "orthanc"),
+    ],
+)
+def test_a_profile_that_the_address_suggests_has_to_be_confirmed(web, system, name):
+    def answer(request):
+        if request.path == "/system":
+            return web.Reply(*system, "application/json")
+        request.target = request.target.replace("/dicom-web", "/dicomweb")
+        return modest(web)(request)
+
+    server = web.serve(answer)
+    url = server.url.replace("/dicomweb", "/dicom-web")
+    assert Endpoint(url).connect().profile.name == "orthanc"
+    profile = Endpoint(url).probe().profile
+    assert profile.name == name
+    if name == "generic":
+        assert (profile.flat_series, profile.metadata_resource, profile.delete) == (False, False, "resource")
+    # What somebody chose is not doubted.
+    assert Endpoint(url, profile="orthanc").probe().profile.name == "orthanc"
+
+
+@pytest.mark.parametrize(("rows", "supported"), [(None, None), (4, False)])
+def test_only_images_tell_whether_there_is_rendering(web, rows, supported):
+    values = {} if rows is None else {"t00280010": rows}
+    metadata = {"/dicomweb/studies/1.2/series/1.2.1/instances/1.2.1.1/metadata": web.json([web.row("1.2", **values)])}
+    _, client = web.connect(modest(web, **metadata))
+    features = {finding.feature: finding.supported for finding in client.probe().findings}
+    assert features["rendering"] is supported
+    assert features["thumbnails"] is supported

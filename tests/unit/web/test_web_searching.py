@@ -349,6 +349,40 @@ def test_a_filter_that_was_or_may_have_been_honoured_is_no_error(web, filters, v
     assert len(client.search_for_studies(search_filters=filters)) == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "row"),
+    [
+        ("RequestAttributesSequence.ScheduledProcedureStepID", "1", {}),
+        ("00091001", "1", {}),
+        ("BodyPartExamined", "HEAD", {}),
+    ],
+)
+def test_a_filter_that_may_have_been_ignored_is_told_once(web, caplog, key, value, row):
+    _, client = web.connect(lambda request: web.json([web.row("1.1"), web.row("1.2")]))
+    for _ in range(2):
+        assert len(client.search_for_studies(search_filters={key: value})) == 2
+    (record,) = [record for record in caplog.records if "may have ignored" in record.getMessage()]
+    assert key in record.getMessage()
+    assert record.levelname == "WARNING"
+
+
+@pytest.mark.parametrize(
+    ("filters", "rows"),
+    [
+        ({"BodyPartExamined": "HEAD"}, []),
+        ({"BodyPartExamined": "HEAD"}, [{}, {"t00180015": "HEAD"}]),
+        ({"BodyPartExamined": ""}, [{}]),
+        ({"BodyPartExamined": "*"}, [{}]),
+        ({"StudyInstanceUID": "1.1"}, [{}]),
+        ({"RequestAttributesSequence.ScheduledProcedureStepID": "1"}, [{"t00400275": "x"}]),
+    ],
+)
+def test_a_filter_that_was_honoured_is_not_mentioned(web, caplog, filters, rows):
+    _, client = web.connect(lambda request: web.json([web.row("1.1", **values) for values in rows]))
+    client.search_for_studies(search_filters=filters)
+    assert "may have ignored" not in caplog.text
+
+
 def test_counting(web):
     def answer(request):
         assert request.target == "/dicomweb/studies/count?Modality=CT"

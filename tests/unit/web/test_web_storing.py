@@ -423,6 +423,67 @@ def test_replace_by_upsert(web, files):
 DELETES = ServerProfile("deletes", replace="delete", identity_tier="file")
 
 
+def test_what_is_replaced_must_be_found_before_the_old_bytes_are_dropped(web, files, tmp_path, monkeypatch):
+    """A server that names as stored what it does not keep: the old bytes are all there is."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    old = [web.dicom(uid, comment="old") for uid in UIDS[:2]]
+    archive = Archive(web)
+    archive.kept = dict(zip(UIDS, old, strict=False))
+
+    def answer(request):
+        if request.method == "POST":
+            return web.json(web.module([sop(part) for part in web.stored_parts(request)]))
+        return archive(request)
+
+    _, client = web.connect(answer, profile=DELETES)
+    first, second = store(client, files[:2], on_existing="replace")
+    assert "a search does not find it" in first.message
+    (kept,) = tmp_path.glob("*.dcm")
+    assert str(kept) in first.message
+    assert kept.read_bytes() == old[0]
+    # Nothing more is deleted then.
+    assert "was not touched" in second.message
+    assert archive.kept == {UIDS[1]: old[1]}
+
+
+def test_what_is_replaced_and_cannot_be_looked_up_leaves_the_old_bytes(web, files, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    old = web.dicom(UIDS[0], comment="old")
+    archive = Archive(web)
+    archive.kept = {UIDS[0]: old}
+
+    def answer(request):
+        if request.path.endswith("/instances") and archive.kept == {UIDS[0]: files[0]}:
+            return web.Reply(503)
+        return archive(request)
+
+    _, client = web.connect(answer, profile=DELETES)
+    assert outcomes(store(client, files[:1], on_existing="replace")) == ["replaced"]
+    (kept,) = tmp_path.glob("*.dcm")
+    assert str(kept) in caplog.text
+    assert kept.read_bytes() == old
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 501])
+def test_where_the_old_bytes_are_is_told_before_the_error_of_all_others(web, files, status, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    old = web.dicom(UIDS[0], comment="old")
+    archive = Archive(web)
+    archive.kept = {UIDS[0]: old}
+    _, client = web.connect(
+        lambda request: web.Reply(status) if request.method == "POST" else archive(request), profile=DELETES
+    )
+    # In order, though it is known of the other one at first.
+    results = client.iter_store_instances([files[1], files[0]], on_existing="replace")
+    new, replaced = next(results), next(results)
+    assert [new.reference.sop_instance_uid, new.status] == [UIDS[1], status]
+    (kept,) = tmp_path.glob("*.dcm")
+    assert str(kept) in replaced.message
+    with pytest.raises(DICOMwebError) as info:
+        next(results)
+    assert info.value.status == status
+
+
 def test_replace_by_delete_and_store(web, files):
     archive = Archive(web)
     archive.kept = {UIDS[0]: web.dicom(UIDS[0], comment="old")}

@@ -141,3 +141,10 @@ def test_an_error_on_the_walk_is_an_error(web, nested):
     assert sops(next(rows) for _ in range(3)) == ALL[:3]
     with pytest.raises(DICOMwebError):
         next(rows)
+
+
+def test_what_a_profile_says_of_an_address_does_not_stop_a_walk(web, nested):
+    server = web.serve(lambda request: nested(request))
+    with web.client(server, profile="orthanc") as client:
+        assert sops(client.iter_search_for_instances()) == ALL
+        assert sops(client.search_for_instances("1.1")) == ALL[:3]

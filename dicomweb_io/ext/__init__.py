@@ -1,0 +1,1 @@
+"""Extensions, under import paths of the original library."""

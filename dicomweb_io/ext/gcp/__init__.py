@@ -1,0 +1,1 @@
+"""Google Cloud, under import paths of the original library."""
