@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from typing import BinaryIO, Protocol
 
 
@@ -57,6 +58,11 @@ class BytesSource:
     def __init__(self, content: bytes) -> None:
         self._content = content
 
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return len(self._content)
+
     def read(self, offset: int, length: int) -> bytes:
         """See `Source`."""
         if offset == 0 and length >= len(self._content):
@@ -71,13 +77,15 @@ class BytesSource:
 class InflatedSource:
     """A deflated dataset as a `Source`: the file up to `start` as it is, then the inflated rest (PS3.5 section A.5).
 
-    Memory stays bounded whatever the stream inflates to; going back starts anew.
+    Memory stays bounded whatever the stream inflates to. Going back by up to 256 KiB is free; going back farther starts
+    anew, so readers should not do that often.
 
     Attributes:
         problem: Why the stream ended early, once its end was met; None if it is complete so far.
     """
 
     _CHUNK = 64 * 1024
+    _KEPT = 256 * 1024
 
     def __init__(self, source: Source, start: int) -> None:
         self._source = source
@@ -88,11 +96,14 @@ class InflatedSource:
     def _restart(self) -> None:
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         self._fed = self._start
-        self._position = self._start
-        self._ready = b""
         self._ended = False
+        # The last inflated pieces, which end at the offset `_end`.
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._end = self._start
 
-    def _more(self) -> bytes:
+    def _more(self) -> bool:
+        """Inflates the next piece; False at the end."""
         while not self._ended:
             data = self._inflate.unconsumed_tail
             if not data:
@@ -111,8 +122,13 @@ class InflatedSource:
             if self._inflate.eof:
                 self._ended = True
             if inflated:
-                return inflated
-        return b""
+                self._pieces.append(inflated)
+                self._size += len(inflated)
+                self._end += len(inflated)
+                while self._size - len(self._pieces[0]) >= self._KEPT:
+                    self._size -= len(self._pieces.popleft())
+                return True
+        return False
 
     def read(self, offset: int, length: int) -> bytes:
         """See `Source`."""
@@ -120,30 +136,27 @@ class InflatedSource:
             head = self._source.read(offset, min(length, self._start - offset))
             rest = length - len(head)
             return head if rest <= 0 else head + self.read(self._start, rest)
-        if offset < self._position:
+        if offset < self._end - self._size:
             self._restart()
-        pieces = []
-        while length > 0:
-            if not self._ready:
-                self._ready = self._more()
-                if not self._ready:
-                    break
-            skipped = min(offset - self._position, len(self._ready))
-            piece = self._ready[skipped : skipped + length] if offset - self._position == skipped else b""
-            taken = skipped + len(piece)
-            self._ready = self._ready[taken:]
-            self._position += taken
-            if piece:
-                pieces.append(piece)
-                offset += len(piece)
-                length -= len(piece)
-        return b"".join(pieces)
+        end = offset + length
+        found = []
+        position = self._end - self._size
+        for piece in self._pieces:
+            if position < end and offset < position + len(piece):
+                found.append(piece[max(0, offset - position) : end - position])
+            position += len(piece)
+        while self._end < end and self._more():
+            piece = self._pieces[-1]
+            position = self._end - len(piece)
+            if offset < self._end:
+                found.append(piece[max(0, offset - position) : end - position])
+        return b"".join(found)
 
     def reaches(self, end: int) -> bool:
         """See `Source`."""
-        if end <= self._position:
-            return True
-        return len(self.read(end - 1, 1)) == 1
+        while self._end < end and self._more():
+            continue
+        return end <= self._end
 
 
 def as_source(source: BinaryIO | bytes | Source, size: int | None = None) -> Source:

@@ -74,6 +74,7 @@ def measure_undefined(
     have = len(data)
     index = start
     contexts: list[int] = [0]  # 0: between items; 1: in an explicit item of undefined length; 2: in an implicit one
+    implicit_items = 0  # how many of them are 2: hostile files nest so deeply that nobody should look through them
     first_base = base
     while contexts:
         if index + 12 > have:
@@ -96,10 +97,11 @@ def measure_undefined(
                 if index + 8 > have:
                     more = reader.read(base + index, step)
                     base, index, data, have = base + index, 0, more, len(more)
-                implicit = not explicit or 2 in contexts or not looks_explicit(data, index)
+                implicit = not explicit or implicit_items > 0 or not looks_explicit(data, index)
+                implicit_items += implicit
                 contexts.append(2 if implicit else 1)
             elif number == (0xE0DD if context == 0 else 0xE00D):
-                contexts.pop()
+                implicit_items -= contexts.pop() == 2
             elif number == 0xE00D:
                 continue
             else:

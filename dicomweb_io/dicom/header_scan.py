@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from dicomweb_io.dicom.byte_sources import FileSource, InflatedSource, Source, as_source
+from dicomweb_io.dicom.byte_sources import BytesSource, FileSource, InflatedSource, Source, as_source
 from dicomweb_io.dicom.element_heads import (
     FIRST_READ,
     LONG_VRS,
@@ -35,6 +35,7 @@ _DEFLATED = frozenset(
 LARGE_VALUE = 64 * 1024
 """Values longer than this many bytes that lie outside of what was read anyway are left in the file."""
 _MAX_KEPT = 1 << 30
+_MAX_SMALL = 64 << 20  # of values that are not large, and of what is between them
 _TELLING_UIDS = (0x00080016, 0x00080018, 0x0020000D, 0x00020002)
 _FRAGMENT_READ = 4096
 
@@ -227,7 +228,7 @@ def scan_trailing(
     order = "<" if scan.little_endian else ">"
     if length == UNDEFINED_LENGTH:
         delimiter = struct.pack(order + "HHI", 0xFFFE, 0xE0DD, 0)
-        if isinstance(reader, FileSource) and reader.read(max(reader.size - 8, offset), 8) == delimiter:
+        if isinstance(reader, (FileSource, BytesSource)) and reader.read(max(reader.size - 8, offset), 8) == delimiter:
             result.end = reader.size
             return result
         try:
@@ -334,8 +335,13 @@ def _scan_dataset(
     have = len(data)
     index = position
     kept = 0
+    most = _MAX_KEPT if large_value is None else _MAX_SMALL
     while True:
         if index + 12 > have:
+            if have + kept > most:
+                scan.end = base + index
+                scan.problem = f"its header is larger than {most >> 20} MiB"
+                break
             more = reader.read(base + have, min(max(have, FIRST_READ), 16 << 20))
             if more:
                 data += more
@@ -385,14 +391,10 @@ def _scan_dataset(
                     break
         end = start + length
         if end > have:
-            if not reader.reaches(base + end):
-                scan.end = base + index
-                scan.problem = (
-                    f"({group:04X},{number:04X}) needs {length} bytes from byte {base + start} on, "
-                    "but the file ends before"
-                )
-                break
-            if large_value is not None and length > large_value:
+            skipped = large_value is not None and length > large_value
+            # A deflated dataset is not inflated twice to find out what reading it will tell.
+            whole = reader.reaches(base + end) if skipped or not isinstance(reader, InflatedSource) else True
+            if whole and skipped:
                 elements[tag] = (name, base + start, length)
                 scan.segments.append((base, data[:start]))
                 kept += start
@@ -401,15 +403,21 @@ def _scan_dataset(
                 data = reader.read(base, FIRST_READ)
                 have = len(data)
                 continue
-            while end > have:
-                more = reader.read(base + have, max(end - have, min(have, 16 << 20)))
-                if not more:
-                    break
+            while whole and end > have and have + kept <= most:
+                more = reader.read(base + have, min(max(end - have, min(have, 16 << 20)), 64 << 20))
                 data += more
                 have = len(data)
-            if have + kept > _MAX_KEPT:
+                whole = bool(more)
+            if not whole:
                 scan.end = base + index
-                scan.problem = "its header is larger than 1 GiB"
+                scan.problem = (
+                    f"({group:04X},{number:04X}) needs {length} bytes from byte {base + start} on, "
+                    "but the file ends before"
+                )
+                break
+            if have + kept > most:
+                scan.end = base + index
+                scan.problem = f"its header is larger than {most >> 20} MiB"
                 break
         elements[tag] = (name, base + start, length)
         index = end

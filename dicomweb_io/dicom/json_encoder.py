@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _DEEPEST = 64
+_MAX_INFLATED = 16 << 20  # of a value that is not binary: a text of a deflated dataset can be a thousand times its file
 _LUT_DESCRIPTORS = frozenset((0x00281101, 0x00281102, 0x00281103, 0x00283002))
 _PIXEL_REPRESENTATION = 0x00280103
 _SPECIFIC_CHARACTER_SET = 0x00080005
@@ -328,6 +329,8 @@ class _Encoder:
             raise Cut("its value was not read")
         reader = as_source(self._file)
         if self._scan.deflated:
+            if length > _MAX_INFLATED:
+                raise Cut(f"its value inflates to more than {_MAX_INFLATED >> 20} MiB")
             reader = InflatedSource(reader, self._scan.dataset_offset)
         value = reader.read(offset, length)
         if len(value) < length:

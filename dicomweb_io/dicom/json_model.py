@@ -63,17 +63,52 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
     accepted: servers send them.
 
     Raises:
-        ValueError: If it is not JSON.
+        ValueError: If it is not JSON, or nested more than 200 levels deep (66 sequences).
     """
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError:
         try:
-            return json.loads(text.lstrip("\ufeff") if isinstance(text, str) else bytes(text))
+            value = json.loads(text.lstrip("\ufeff") if isinstance(text, str) else bytes(text))
         except UnicodeDecodeError as error:
             raise ValueError(f"the text is neither UTF-8 nor UTF-16 nor UTF-32 JSON (byte {error.start})") from None
         except RecursionError:
             raise ValueError("the JSON is nested too deeply") from None
+    if not _is_flat(text) and _is_deep(value):
+        raise ValueError(f"the JSON is nested too deeply (more than {_MAX_LEVELS} levels)")
+    return value
+
+
+_MAX_LEVELS = 200
+_FEW_LEVELS = 12
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _is_flat(text: bytes | bytearray | memoryview | str) -> bool:
+    """Whether JSON is surely nested a few levels only, told by its brackets: fast enough for every answer."""
+    if isinstance(text, str):
+        return False
+    brackets = bytes(text).translate(None, _NO_BRACKETS)
+    for _ in range(_FEW_LEVELS):
+        if not brackets:
+            return True
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return not brackets
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value is nested so deeply that writing, copying or pickling it would exhaust the stack."""
+    level = [value]
+    for _ in range(_MAX_LEVELS + 1):
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if isinstance(holder, dict) else holder if isinstance(holder, list) else ())
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _plain(value: Any) -> Any:

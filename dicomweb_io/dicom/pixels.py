@@ -19,6 +19,7 @@ from dicomweb_io.dicom.frame_encoding import (
     to_colour_by_pixel,
 )
 from dicomweb_io.dicom.frames import native_to_little_endian
+from dicomweb_io.dicom.jpeg_12_bit import expand_12_bits
 from dicomweb_io.dicom.json_values import swap_words
 from dicomweb_io.dicom.media_types import EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM
 
@@ -151,7 +152,8 @@ def _decoded(dataset: Dataset, number: int) -> tuple[bytes, dict[str, Any]]:
 
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        decoder = get_decoder(syntax)
+        expand_12_bits(dataset)
+        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
         plugin = safest_plugin(decoder.available_plugins)
         content, properties = decoder.as_buffer(dataset, index=number - 1, raw=True, decoding_plugin=plugin)
         found = dict(properties)
@@ -245,6 +247,8 @@ def _decompress(dataset: Dataset) -> None:
     """
     from pydicom.pixels.decoders.base import get_decoder
 
+    if expand_12_bits(dataset):
+        return
     syntax = dataset.file_meta.TransferSyntaxUID
     pixels, found = get_decoder(syntax).as_array(dataset, decoding_plugin=decoding_plugin(syntax))
     content = pixels.tobytes()

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dicomweb_io.dicom.jpeg_12_bit import expand_12_bits
 from dicomweb_io.dicom.pixels import decoding_plugin, error_summary
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ def _frame_image(dataset: Dataset, number: int, options: RenderingOptions) -> Im
         raise RenderingError("the image is larger than 268 million pixels; ask for its frames instead")
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if "PixelData" in dataset:
+        expand_12_bits(dataset)
         values = pixel_array(dataset, index=0, decoding_plugin=decoding_plugin(dataset.file_meta.TransferSyntaxUID))
     else:
         values = _float_pixels(dataset)

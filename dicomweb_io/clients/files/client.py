@@ -29,6 +29,7 @@ from dicomweb_io.clients.files.retrieve import FolderReader, instance_wishes
 from dicomweb_io.clients.files.search import Searcher
 from dicomweb_io.clients.files.store import FolderStore, has_other_layout, is_safe_name, layout_path
 from dicomweb_io.clients.files.views import DUPLICATE_RULES, Duplicates
+from dicomweb_io.clients.keeping import Keeper
 from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, MediaTypes, OnExisting, Storable, Verify
 from dicomweb_io.clients.queries import check_limits
 from dicomweb_io.clients.web.errors import StoreError
@@ -110,6 +111,9 @@ class DICOMfileClient(ClientBase):
             raise ValueError("index and db_dir are the same argument and were given different values")
         place = index if index is not None else db_dir
         self._folder = folder_of(url, storage_options)
+        if place is not None and os.fspath(place) == ":memory:":
+            # SQLite's own word for it; a directory of that name would keep patients' names where nobody looks.
+            place, in_memory = None, True
         self._index_place = None if place is None else os.fspath(place)
         self._update_db = update_db
         self._recreate_db = recreate_db
@@ -311,6 +315,13 @@ class DICOMfileClient(ClientBase):
             raise self._not_found(resource)
         return found
 
+    def locations_of(self, resource: Resource) -> list[str]:
+        """The files of a study, series or instance, as paths or fsspec URLs; none if there are none."""
+        try:
+            return [self._folder.location_of(file.path) for file in self._files(resource.instance)]
+        except FileClientError:
+            return []
+
     def _notice(self, resource: Resource) -> bool:
         """Looks for an instance where another client would have stored it after this one took its snapshot."""
         uids = (resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid)
@@ -379,6 +390,8 @@ class DICOMfileClient(ClientBase):
         *,
         media_types: MediaTypes | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
     ) -> Iterator[Frame]:
         """Yields frames in the order asked for, read by range.
 
@@ -389,6 +402,8 @@ class DICOMfileClient(ClientBase):
                 ``image/jls``, ``image/jp2`` and ``image/jphc`` re-encode without loss what is stored otherwise (see
                 `dicomweb_io.dicom.pixels.TARGETS` for the libraries that it takes).
             additional_params: Of no effect.
+            max_element_bytes: Larger frames are given as files, which the caller owns; None for none.
+            spool_directory: Where they are made.
 
         Raises:
             requests.HTTPError: 404 if the instance or a frame is not there, 406 if it cannot be had in a wanted form.
@@ -399,7 +414,8 @@ class DICOMfileClient(ClientBase):
         for wish in wishes:
             if wish.name == DICOM:
                 raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
-        return self._frames(resource, wishes)
+        keeper = Keeper(max_element_bytes, spool_directory)
+        return map(keeper.moved, self._frames(resource, wishes))
 
     def _frames(self, resource: Resource, wishes: Any) -> Iterator[Frame]:
         file = self._files(resource)[0]
@@ -412,6 +428,8 @@ class DICOMfileClient(ClientBase):
         media_types: MediaTypes | None = None,
         byte_range: tuple[int, int | None] | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
     ) -> Iterator[Bulkdata]:
         """Yields the bulk data at a URI that this client's metadata gave, absolute or from ``studies/`` on.
 
@@ -420,6 +438,8 @@ class DICOMfileClient(ClientBase):
             media_types: Of no effect: the value comes as little-endian octets, encapsulated pixel data frame by frame.
             byte_range: First and last byte, inclusive.
             additional_params: Of no effect.
+            max_element_bytes: Larger values are given as files, which the caller owns; None for none.
+            spool_directory: Where they are made.
 
         Raises:
             ValueError: If the URI is not one of this folder.
@@ -434,7 +454,8 @@ class DICOMfileClient(ClientBase):
                 f"not a bulk data URI of this folder: {url!r} (expected {self.base_url}/studies/…/series/…/instances/…/"
                 "bulkdata/…)"
             )
-        return self._bulkdata(Resource(match[1], match[2], match[3]), match[4], byte_range)
+        keeper = Keeper(max_element_bytes, spool_directory)
+        return map(keeper.moved, self._bulkdata(Resource(match[1], match[2], match[3]), match[4], byte_range))
 
     def _bulkdata(self, resource: Resource, path: str, byte_range: tuple[int, int | None] | None) -> Iterator[Bulkdata]:
         file = self._files(resource)[0]

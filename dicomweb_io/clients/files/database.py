@@ -223,12 +223,19 @@ class Database:
         self.writer = self.reader = connection
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Holds the right to bring the index up to date; others of this host wait."""
+    def exclusive(self, *, wait: bool = True) -> Iterator[None]:
+        """Holds the right to write to the index; others of this host wait.
+
+        Args:
+            wait: Wait for others, which may be reading a million files.
+
+        Raises:
+            BlockingIOError: If somebody else has the right, and nobody is to wait.
+        """
         if self.path is None:
             yield
         else:
-            with _locked(self.path):
+            with _locked(self.path, wait=wait):
                 yield
 
     def hold_snapshot(self) -> None:
@@ -276,11 +283,11 @@ def _create_schema(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Holds the lock file beside an index. The system releases it when a process dies."""
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        _lock(descriptor)
+        _lock(descriptor, wait)
         try:
             yield
         finally:
@@ -292,13 +299,15 @@ def _locked(path: Path) -> Iterator[None]:
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(descriptor: int) -> None:
+    def _lock(descriptor: int, wait: bool) -> None:
         while True:
             try:
-                msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+                msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
                 return
-            except OSError:
-                continue  # LK_LOCK gives up after ten seconds; an index may take longer to build.
+            except OSError as error:
+                if not wait:
+                    raise BlockingIOError(*error.args) from None
+                # LK_LOCK gives up after ten seconds; an index may take longer to build.
 
     def _unlock(descriptor: int) -> None:
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -307,8 +316,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    def _lock(descriptor: int, wait: bool) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _unlock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -29,6 +29,7 @@ from dicomweb_io.clients.files.records import (
     read_record,
     unpack_scan,
 )
+from dicomweb_io.clients.files.sources import is_settled
 from dicomweb_io.clients.files.views import (
     MAX_VARIABLES,
     Duplicates,
@@ -47,9 +48,6 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 1000
 _REMOTE_READERS = 16
-# A file that was changed this shortly before it was read may change again within the same tick of its clock.
-_SETTLED_SECONDS = 0.02
-_COARSE_CLOCK_SECONDS = 2.0
 
 T = TypeVar("T")
 
@@ -249,7 +247,7 @@ class Index:
                 kind = IGNORED if found.reason == "not a regular file" else UNREADABLE
                 return FileRecord(FileStat(found.path, -1, found.reason, 0.0), kind, found.reason)
             record = read_record(self.folder, found)
-            if not _is_settled(found):
+            if found.modified and not is_settled(found.modified):
                 record.stat = record.stat._replace(version="!")
             return record
 
@@ -442,20 +440,17 @@ class Index:
         return bytes(row[0][0]) if row else None
 
     def keep_fragments(self, number: int, packed: bytes) -> None:
-        """Keeps a table of fragments; the next snapshot has it."""
+        """Keeps a table of fragments; the next snapshot has it.
+
+        While another process brings the index up to date, only this client keeps it: a frame does not wait for that.
+        """
         self._own_snapshot()
         with self.lock:
             if self._database.writer.in_transaction:
                 return
-            with self._database.exclusive():
-                self._database.writer.execute("INSERT OR REPLACE INTO fragments VALUES (?, ?)", (number, packed))
             self._fragments[number] = packed
-
-
-def _is_settled(stat: FileStat) -> bool:
-    """Whether a file's time of modification lies far enough in the past to tell a later change apart."""
-    if not stat.modified:
-        return True
-    age = time.time() - stat.modified
-    # Whole seconds come from filesystems that keep no fractions.
-    return age > (_COARSE_CLOCK_SECONDS if stat.modified == int(stat.modified) else _SETTLED_SECONDS)
+            try:
+                with self._database.exclusive(wait=False):
+                    self._database.writer.execute("INSERT OR REPLACE INTO fragments VALUES (?, ?)", (number, packed))
+            except BlockingIOError:
+                logger.debug("the index of %s is busy: a table of fragments was not kept there", self.folder.base_url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import logging
 import os
 import stat as stat_modes
@@ -20,10 +19,10 @@ from dicomweb_io.clients.files.location import (
     is_temporary,
     temporary_name,
 )
+from dicomweb_io.clients.files.sources import SourceFile
 
 logger = logging.getLogger(__name__)
 
-_COPY_CHUNK = 1 << 20
 _LINK_UNSUPPORTED = {
     errno.EPERM,
     errno.ENOTSUP,
@@ -110,22 +109,24 @@ class LocalFolder(Folder):
         with open(self._path(path), "rb", buffering=0) as file:
             return file.read()
 
-    def publish(self, path: str, source: bytes | str, *, replace: bool) -> bool:
+    def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
         """Writes to a temporary name in the same directory, then links or replaces."""
         target = self._path(path)
         directory, name = os.path.split(target)
         if not replace and os.path.lexists(target):
             return False
         temporary = os.path.join(directory, temporary_name(name))
+        if isinstance(source, str):
+            source = SourceFile.of(source)
         try:
             descriptor = _create(temporary)
-            with open(descriptor, "wb", buffering=0) as file:
+            with open(descriptor, "r+b", buffering=0) as file:
                 if isinstance(source, bytes):
                     view = memoryview(source)
                     while view:
                         view = view[file.write(view) :]
                 else:
-                    _copy_into(source, file)
+                    source.copy_to(file)
                 os.fsync(file.fileno())
             if replace:
                 os.replace(temporary, target)
@@ -169,7 +170,7 @@ def _is_loop(path: str) -> bool:
 
 
 def _create(temporary: str) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     # A directory may be removed by a delete between its making and the making of the file in it.
     for _ in range(10):
         try:
@@ -177,16 +178,6 @@ def _create(temporary: str) -> int:
         except FileNotFoundError:
             os.makedirs(os.path.dirname(temporary), exist_ok=True)
     return os.open(temporary, flags, 0o666)
-
-
-def _copy_into(source: str, file: io.FileIO) -> None:
-    with open(source, "rb", buffering=0) as origin:
-        buffer = bytearray(_COPY_CHUNK)
-        view = memoryview(buffer)
-        while count := origin.readinto(buffer):
-            part = view[:count]
-            while part:
-                part = part[file.write(part) :]
 
 
 def _publish_new(temporary: str, target: str) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
+from dicomweb_io.clients.files.sources import SourceFile
+
 _TEMPORARY = re.compile(r"\.[^/]*\.[0-9a-f]{16}\.part\Z")
 
 ABANDONED_SECONDS = 24 * 3600
@@ -97,18 +99,19 @@ class Folder:
         """Whether the folder itself exists."""
         raise NotImplementedError
 
-    def publish(self, path: str, source: bytes | str, *, replace: bool) -> bool:
+    def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
         """Puts a complete file at `path` in one step: nobody ever sees a part of it.
 
         Args:
             path: Where; missing directories are made.
-            source: The bytes, or the path of a local file to copy.
+            source: The bytes, or a local file to copy: its path, or what it was when it was checked.
             replace: Take the place of an existing file; otherwise leave that one alone.
 
         Returns:
             True if the file was put there, False if there was one and `replace` is false.
 
         Raises:
+            SourceChangedError: If the local file is not what it was, or does not stay so while it is copied.
             OSError: If it could not be written; nothing is left behind.
         """
         raise NotImplementedError

@@ -22,6 +22,8 @@ from dicomweb_io.elements import Bulkdata, Frame, JSONDataset, Resource
 _PIXEL_DATA, _FLOAT_PIXEL_DATA, _DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
 _EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 _DESCRIPTION = ("00280002", "00280004", "00280008", "00280010", "00280011", "00280100")
+# To walk over so few costs less than to write down where they are.
+_FEW_FRAGMENTS = 16
 _PATH = re.compile(r"[0-9A-F]{8}(?:/[1-9][0-9]*/[0-9A-F]{8})*\Z")
 
 
@@ -75,6 +77,7 @@ class PixelAccess:
                     raise self._error(404, reference, str(error)) from None
                 except TranscodingError as error:
                     raise self._error(406, reference, str(error)) from None
+                self._reader.check_local(file, opened)
                 yield Frame(reference, syntax, media_type, content)
 
     def _scan(self, file: IndexedFile, opened: BinaryIO) -> HeaderScan:
@@ -126,16 +129,20 @@ class PixelAccess:
                 image = _Image(file, opened, scan, self._index)
                 for number in range(1, image.description.number_of_frames + 1):
                     try:
-                        yield Bulkdata(uri, image.stored_type, image.frame(number))
+                        content = image.frame(number)
                     except locate.FrameError as error:
                         raise self._error(404, instance, str(error)) from None
+                    self._reader.check_local(file, opened)
+                    yield Bulkdata(uri, image.stored_type, content)
                 return
             start, end = _range(byte_range, place.length)
             if start >= end and place.length:
                 raise self._error(
                     416, instance, f"bytes {byte_range} lie outside of the {place.length} bytes at {path}"
                 )
-            yield Bulkdata(uri, OCTET_STREAM, _value(opened, scan, place, start, end))
+            content = _value(opened, scan, place, start, end)
+            self._reader.check_local(file, opened)
+            yield Bulkdata(uri, OCTET_STREAM, content)
 
 
 class _Image:
@@ -198,7 +205,8 @@ class _Image:
             fragments = locate.walk_fragments(self._read, layout)
             groups = locate.group_fragments(self._read, fragments, frames, self._file.syntax)
             packed = locate.pack_groups(groups)
-            self._index.keep_fragments(self._file.id, packed)
+            if len(fragments) > _FEW_FRAGMENTS:
+                self._index.keep_fragments(self._file.id, packed)
         return b"".join(self._read(offset, offset + length) for offset, length in locate.packed_frame(packed, number))
 
     def _extended_table(self) -> locate.OffsetTable | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from dicomweb_io.clients.files.location import FileStat, Folder, Problem, is_temporary
+from dicomweb_io.clients.files.sources import SourceFile
 
 # Up to this size a file goes up by one PUT, which can be exclusive; above it by the filesystem's multi-part upload.
 _EXCLUSIVE_PUT_BYTES = 64 * 1024 * 1024
@@ -97,7 +98,7 @@ class RemoteFolder(Folder):
         """All bytes of an object."""
         return bytes(self.filesystem.cat_file(self._path(path)))
 
-    def publish(self, path: str, source: bytes | str, *, replace: bool) -> bool:
+    def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
         """One completed PUT, exclusive where the filesystem can do that."""
         filesystem, _ = self._resolve()
         name = self._path(path)
@@ -108,9 +109,16 @@ class RemoteFolder(Folder):
             filesystem.makedirs(parent, exist_ok=True)
         if isinstance(source, bytes):
             return self._put_bytes(filesystem, name, source, replace)
-        if not replace and os.path.getsize(source) <= _EXCLUSIVE_PUT_BYTES:
-            return self._put_bytes(filesystem, name, Path(source).read_bytes(), replace)
-        filesystem.put_file(source, name)
+        held = SourceFile.of(source) if isinstance(source, str) else source
+        if held.size <= _EXCLUSIVE_PUT_BYTES:
+            return self._put_bytes(filesystem, name, held.read(), replace)
+        # An upload in parts shows the object when its last part is there, too late to find out that the file changed
+        # meanwhile: what goes up is a private copy.
+        with tempfile.TemporaryDirectory(prefix="dicomweb_io-") as directory:
+            copy = os.path.join(directory, "copy.dcm")
+            with open(copy, "w+b") as file:
+                held.copy_to(file)
+            filesystem.put_file(copy, name)
         return True
 
     @staticmethod

@@ -55,7 +55,7 @@ class FolderReader:
         except OSError as error:
             raise self._unreadable(file, error) from None
         try:
-            self._check(file, opened)
+            self.check(file, opened)
         except BaseException:
             opened.close()
             raise
@@ -68,11 +68,17 @@ class FolderReader:
                 content = self._folder.read(file.path) if not self._folder.is_local else opened.read(file.size + 1)
             except OSError as error:
                 raise self._unreadable(file, error) from None
+            self.check_local(file, opened)
         if len(content) != file.size:
             raise self._changed(file)
         return content
 
-    def _check(self, file: IndexedFile, opened: BinaryIO) -> None:
+    def check(self, file: IndexedFile, opened: BinaryIO) -> None:
+        """Makes sure that an open file still is what was indexed: before it is read, and when that is done.
+
+        Raises:
+            requests.HTTPError: If it is gone (404) or changed (409).
+        """
         if self._folder.is_local:
             # What is open is asked, not the name: that may stand for another file a moment later.
             found = os.fstat(opened.fileno())
@@ -84,6 +90,11 @@ class FolderReader:
         # A version of "!" was not settled when it was indexed; then the size has to do.
         if stat.size != file.size or file.version not in ("!", stat.version):
             raise self._changed(file)
+
+    def check_local(self, file: IndexedFile, opened: BinaryIO) -> None:
+        """`check` where it costs no request: of an object store's object nobody ever reads a mixture in one request."""
+        if self._folder.is_local:
+            self.check(file, opened)
 
     def _error(self, status: int, file: IndexedFile, what: str) -> FileClientError:
         return http_error(
@@ -141,7 +152,7 @@ class FolderReader:
                     source.seek(target.seek(0, os.SEEK_END))
                 shutil.copyfileobj(source, target, 1 << 20)
                 size = target.tell()
-                self._check(file, source)
+                self.check(file, source)
             if size != file.size:
                 raise self._changed(file)
         except BaseException:
@@ -196,6 +207,7 @@ class FolderReader:
 
         with self.open(file) as opened:
             dataset: JSONDataset = encode(opened, bulk_data=uri_maker(base), on_problem=report)
+            self.check_local(file, opened)
         if _AVAILABLE_TRANSFER_SYNTAX_UID not in dataset:
             dataset[_AVAILABLE_TRANSFER_SYNTAX_UID] = {"vr": "UI", "Value": [file.syntax]}
             dataset = dict(sorted(dataset.items()))

@@ -3,8 +3,8 @@
 A filter on an attribute of the study is compared once with the instance that represents the study (its first), one on
 an attribute of the series with the first of the series, everything else with the objects that are searched for. So a
 search first narrows down the studies, then the series, then reads instances, and of their headers only what default
-rows do not hold. Rows come in a fixed order: by Study Instance UID; within a study series by number and UID; within a
-series instances by number and UID.
+rows do not hold. Rows come in a fixed order: studies by UID; series by the UID of their study, number and UID;
+instances by the UIDs of their study and series, number and UID.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -314,10 +314,7 @@ class Searcher:
         sources: dict[tuple[str, str], dict[SearchLevel, int]] = {}
         parts = {study: self._study(row) for study, row in studies.items()} if not plan.query.study_instance_uid else {}
         for study, series in pairs:
-            found = self._index.select(
-                "SELECT id, study, series, file, instances, row FROM series WHERE study = ? AND series = ?",
-                (study, series),
-            )
+            found = self._series_of(study, series)
             if study not in studies or not found:
                 continue
             row = dict(parts.get(study, {}))
@@ -348,6 +345,26 @@ class Searcher:
         dataset[STUDY_RELATED_INSTANCES] = {"vr": "IS", "Value": [row[3]]}
         return dataset
 
+    def _computed(self, level: SearchLevel, row: JSONDataset, tags: Collection[str]) -> JSONDataset:
+        """What is computed of these attributes for the study or series of a row.
+
+        A row of a search within a study lacks them unless they were asked for.
+        """
+        found: JSONDataset = {}
+        study = row[STUDY_INSTANCE_UID]["Value"][0]
+        if level == "study" and not COMPUTED["study"].isdisjoint(tags):
+            for known in self._studies_of([study]).values():
+                found = self._study(known)
+        elif level == "series" and SERIES_RELATED_INSTANCES in tags:
+            for known in self._series_of(study, row[SERIES_INSTANCE_UID]["Value"][0]):
+                found = _series(known)
+        return {tag: found[tag] for tag in COMPUTED[level] if tag in found and tag in tags}
+
+    def _series_of(self, study: str, series: str) -> list[tuple[Any, ...]]:
+        return self._index.select(
+            "SELECT id, study, series, file, instances, row FROM series WHERE study = ? AND series = ?", (study, series)
+        )
+
     def _completed(self, plan: _Plan, row: JSONDataset, sources: dict[SearchLevel, int]) -> JSONDataset:
         """Adds what was asked for beyond the defaults, and sorts."""
         target = plan.query.level
@@ -360,7 +377,10 @@ class Searcher:
             missing = {tag: paths for tag, paths in wanted.items() if tag not in row}
             if not missing:
                 continue
-            found = self._index.attributes(sources[level], tuple(sorted(missing)))
+            found = self._computed(level, row, missing.keys())
+            stored = tuple(sorted(missing.keys() - found.keys()))
+            if stored:
+                found.update(self._index.attributes(sources[level], stored))
             for tag, element in found.items():
                 row[tag] = _projected(element, missing[tag])
         return _sorted(row)

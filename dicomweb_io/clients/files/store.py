@@ -14,6 +14,7 @@ from typing import BinaryIO, get_args
 
 from dicomweb_io.clients.failures import RECOVERABLE, failure_of
 from dicomweb_io.clients.files.location import Folder, Problem
+from dicomweb_io.clients.files.sources import SourceChangedError, SourceFile
 from dicomweb_io.clients.protocol import OnExisting, Storable, Verify
 from dicomweb_io.clients.web.store_sources import StoreItem, prepare
 from dicomweb_io.dicom.header_scan import scan_header
@@ -81,6 +82,14 @@ def has_other_layout(folder: Folder) -> bool:
         folder.sweep(abandoned)
 
 
+def in_the_way(location: str) -> str:
+    """The message for a name that is taken by something that holds no instance."""
+    return (
+        f"{location} is no file with the instance, but a directory, a link that leads nowhere, or the like; "
+        "nothing was written"
+    )
+
+
 class FolderStore:
     """Puts instances into a folder.
 
@@ -129,19 +138,26 @@ class FolderStore:
         self, instance: Instance, size: int, on_existing: OnExisting, verify: Verify
     ) -> StoredInstance | Failure:
         target = layout_path(instance.reference)
+        held = _held(instance, size)
         _check(instance, size)
         existing = self._existing(instance.reference, target)
         if existing:
-            return self._resolve(instance, size, target, existing, on_existing, verify)
+            return self._resolve(instance, size, held, target, existing, on_existing, verify)
         # A file without a usable instance at this very place is the rest of somebody's broken copy.
         leftover = self._folder.stat(target) is not None
-        if leftover and (other := self._uid_at(target)) not in (None, instance.reference.sop_instance_uid):
+        other = self._uid_at(target) if leftover else None
+        if other == instance.reference.sop_instance_uid:
+            # Another writer was first, a moment ago.
+            return self._resolve(instance, size, held, target, [target], on_existing, verify)
+        if other is not None:
             raise ValueError(
                 f"{self._folder.location_of(target)} holds another instance, {other}, and was left as it is"
             )
-        if not self._publish(target, instance, replace=leftover):
+        if not self._publish(target, instance, size, held, replace=leftover):
+            if not self._holds(target, instance.reference):
+                raise ValueError(in_the_way(self._folder.location_of(target)))
             # Another writer was first.
-            return self._resolve(instance, size, target, [target], on_existing, verify)
+            return self._resolve(instance, size, held, target, [target], on_existing, verify)
         return self._proven(instance, size, target, "stored", verify)
 
     def _existing(self, reference: Resource, target: str) -> list[str]:
@@ -168,6 +184,7 @@ class FolderStore:
         self,
         instance: Instance,
         size: int,
+        held: SourceFile | None,
         target: str,
         existing: list[str],
         on_existing: OnExisting,
@@ -201,24 +218,29 @@ class FolderStore:
                 source=_source(instance),
                 reason_code=PROCESSING_FAILURE,
             )
-        self._publish(target, instance, replace=True)
+        self._publish(target, instance, size, held, replace=True)
         for path in existing:
             if path != target and self._folder.remove(path):
                 self._on_change(path)
         return self._proven(instance, size, target, "replaced", verify)
 
-    def _publish(self, target: str, instance: Instance, *, replace: bool) -> bool:
+    def _publish(self, target: str, instance: Instance, size: int, held: SourceFile | None, *, replace: bool) -> bool:
         temporary = None
         try:
-            source: bytes | str
-            if instance.content is not None:
+            source: bytes | SourceFile
+            if held is not None:
+                source = held
+            elif instance.content is not None:
                 source = instance.content
-            elif instance.path is not None and "://" not in instance.path:
-                source = instance.path
             else:
                 with instance.open() as file:
                     content, temporary = collect(iter(lambda: file.read(_CHUNK), b""), max_bytes=_MEMORY_BYTES)
-                source = content if temporary is None else temporary  # type: ignore[assignment]
+                # It came in pieces, and was checked before: what is here now is what counts.
+                copy = Instance(instance.reference, instance.transfer_syntax_uid, content, temporary)
+                if copy.size != size:
+                    raise SourceChangedError(str(instance.path))
+                _check(copy, size)
+                source = SourceFile.of(temporary) if temporary is not None else content or b""
             done = self._folder.publish(target, source, replace=replace)
         finally:
             if temporary is not None:
@@ -288,6 +310,20 @@ def _complete_uid(file: BinaryIO, size: int) -> str | None:
         return None
 
 
+def _held(instance: Instance, size: int) -> SourceFile | None:
+    """The local file of an instance as it is before it is checked; None if its bytes are elsewhere.
+
+    Raises:
+        SourceChangedError: If its size is not the one that was found before.
+    """
+    if instance.content is not None or instance.path is None or "://" in instance.path:
+        return None
+    held = SourceFile.of(instance.path)
+    if held.size != size:
+        raise SourceChangedError(held.path)
+    return held
+
+
 def _check(instance: Instance, size: int) -> None:
     """Refuses what a search could not find again afterwards.
 
@@ -317,6 +353,8 @@ def _failure(error: BaseException, item: StoreItem) -> Failure:
         reference=None if instance is None else instance.reference,
         source=_source(instance) if item.temporary is None else None,
     )
+    if isinstance(error, SourceChangedError):
+        return replace(failure, reason_code=PROCESSING_FAILURE)
     if isinstance(error, OSError) and not isinstance(error, ValueError):
         return replace(failure, reason_code=OUT_OF_RESOURCES)
     return replace(failure, reason_code=CANNOT_UNDERSTAND)

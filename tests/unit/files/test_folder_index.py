@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dicomweb_io.clients.files.client import DICOMfileClient
 from dicomweb_io.clients.files.database import index_path, is_local_disk
 from dicomweb_io.clients.files.folders import folder_of
 from dicomweb_io.clients.files.index import Index
@@ -166,6 +168,46 @@ def test_a_killed_process_leaves_the_index_usable(folder: Path, place: Path, put
     assert len(sops(opened(folder, place))) == 20
 
 
+BUSY = """
+import os, sys
+from pathlib import Path
+from dicomweb_io.clients.files import index as module
+from dicomweb_io.clients.files.folders import folder_of
+module._BATCH = 20
+index = module.Index(folder_of(sys.argv[1]), place=Path(sys.argv[2]))
+print("begun", flush=True)
+turn = 0
+while True:
+    turn += 1
+    for path in Path(sys.argv[1]).iterdir():
+        os.utime(path, (1_600_000_000 + turn, os.getpid()))
+    index.refresh()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_at_any_moment_leave_the_index_usable(folder: Path, place: Path, put: Put) -> None:
+    for number in range(200):
+        put(f"{number}.dcm", "1.2", f"1.2.{number % 7}", f"1.2.{number % 7}.{number}", Modality="CT")
+    command = [sys.executable, "-c", BUSY, str(folder), str(place)]
+    for turn in range(10):
+        # One of them works, the others wait for it.
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        for process in running:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+        time.sleep(random.Random(turn).uniform(0.0, 0.3))
+        for process in running:
+            process.kill()
+            process.communicate()
+        index = opened(folder, place)
+        assert len(sops(index)) == 200
+        assert index.select("SELECT SUM(instances) FROM series") == [(200,)]
+        assert index.select("PRAGMA integrity_check") == [("ok",)]
+        assert index._database.shared
+        index.close()
+
+
 def test_processes_share_an_index(folder: Path, place: Path, put: Put) -> None:
     for number in range(60):
         old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}"))
@@ -203,6 +245,17 @@ def test_without_a_writable_place_the_index_is_private(folder: Path, tmp_path: P
     index = opened(folder, blocked / "x.sqlite")
     assert not index._database.shared
     assert sops(index) == ["1.2.1.1.1"]
+
+
+def test_the_word_of_sqlite_for_memory_is_no_directory(
+    folder: Path, tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("a.dcm", "1.2.1.1.1")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with DICOMfileClient(folder, index=":memory:") as client:
+        assert len(client.search_for_instances()) == 1
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_an_index_in_memory_leaves_no_file(folder: Path, tmp_path: Path, put: Put) -> None:

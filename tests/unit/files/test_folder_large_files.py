@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate
 
 from dicomweb_io.clients.files.client import DICOMfileClient
 from dicomweb_io.clients.files.local import LocalFolder
@@ -133,6 +135,47 @@ def test_a_frame_of_a_gigabyte_costs_a_frame(
     assert frame.content == frame_of(77)
     # The result of the scan outlives the client.
     assert counted() <= FRAME_BYTES + 256 * 1024
+
+
+def test_tables_of_fragments_are_kept_where_they_pay(
+    folder: Path, tmp_path: Path, make_bytes: Callable[..., bytes]
+) -> None:
+    for count in (10, 100):
+        content = header(make_bytes, "1.2.840.10008.1.2.4.50")
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.1.1.{count}"
+        dataset.NumberOfFrames = count
+        dataset.PixelData = encapsulate([START + bytes([number] * 4) for number in range(count)], has_bot=False)
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+        dataset.save_as(folder / f"{count}.dcm", enforce_file_format=True)
+        os.utime(folder / f"{count}.dcm", (1_600_000_000, 1_600_000_000))
+
+    def frame_of_each(client: DICOMfileClient) -> list[bytes | None]:
+        return [
+            next(client.iter_frames(Resource("1.2.1", "1.2.1.1", f"1.2.1.1.{count}", (count,)))).content
+            for count in (10, 100)
+        ]
+
+    expected = [START + bytes([count - 1] * 4) for count in (10, 100)]
+    place = tmp_path / "index"
+    busy = DICOMfileClient(folder, index=place)
+    busy.search_for_instances()
+    found: list[list[bytes | None]] = []
+    with busy._current()._database.exclusive():
+        # Another process that builds an index for an hour does not keep frames from being read.
+        client = DICOMfileClient(folder, index=place, update_db=False)
+        client._index = busy._index
+        thread = threading.Thread(target=lambda: found.append(frame_of_each(client)), daemon=True)
+        thread.start()
+        thread.join(60)
+    assert found == [expected]
+    again = DICOMfileClient(folder, index=place)
+    assert again._current().select("SELECT file FROM fragments") == []
+    assert frame_of_each(again) == expected
+    again.refresh()
+    kept = again._current().select("SELECT path FROM fragments JOIN file ON file = id")
+    assert kept == [(b"100.dcm",)]
 
 
 def frames(number: int) -> Resource:

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import requests
-from PIL import Image
+from PIL import Image, ImageCms
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -111,6 +111,49 @@ def test_colour_images(render: Callable[..., np.ndarray]) -> None:
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     found = render(pixels, PlanarConfiguration=1, **options, PixelData=planes.tobytes())
     assert np.array_equal(found, pixels)
+
+
+@pytest.mark.parametrize("photometric", ["YBR_FULL", "YBR_FULL_422"])
+def test_luminance_and_chrominance_become_red_green_and_blue(
+    photometric: str, render: Callable[..., np.ndarray]
+) -> None:
+    generator = np.random.default_rng(5)
+    y = generator.integers(0, 256, (4, 6), dtype=np.uint8)
+    # Chrominance is the same for two neighbours, so that half of it says all.
+    cb, cr = (generator.integers(0, 256, (4, 3), dtype=np.uint8).repeat(2, axis=1) for _ in range(2))
+    pixels = np.stack([y, cb, cr], axis=-1)
+    stored = pixels
+    if photometric == "YBR_FULL_422":
+        stored = np.stack([y[:, ::2], y[:, 1::2], cb[:, ::2], cr[:, ::2]], axis=-1)
+    found = render(
+        pixels, SamplesPerPixel=3, PlanarConfiguration=0, PhotometricInterpretation=photometric,
+        PixelData=stored.tobytes(),
+    )  # fmt: skip
+    # PS3.3 C.7.6.3.1.2
+    y, cb, cr = y.astype(float), cb - 128.0, cr - 128.0
+    expected = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
+    assert np.abs(found - np.clip(expected, 0, 255)).max() <= 1
+
+
+def test_icc_profiles(render: Callable[..., np.ndarray], folder: Path) -> None:
+    # A profile of a device whose red is blue: that of sRGB with the names of its primaries exchanged.
+    standard = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = standard.replace(b"rXYZ", b"swap", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"swap", b"bXYZ", 1)
+    pixels = np.full((4, 4, 3), (250, 40, 10), dtype=np.uint8)
+    options: dict[str, Any] = {
+        "SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0,
+        "ICCProfile": profile + b"\0" * (len(profile) % 2),
+    }  # fmt: skip
+    assert np.array_equal(render(pixels, **options), pixels)
+    assert np.array_equal(render(pixels, {"iccprofile": "no"}, **options), pixels)
+    converted = render(pixels, {"iccprofile": "srgb"}, **options)
+    assert np.abs(converted.astype(int) - (10, 40, 250)).max() <= 3
+    client = DICOMfileClient(folder, in_memory=True)
+    for media_type in ("image/png", "image/jpeg"):
+        for wanted, expected in (("yes", profile), ("no", None)):
+            rendered = client.retrieve_rendered(REFERENCE, media_types=(media_type,), params={"iccprofile": wanted})
+            kept = Image.open(io.BytesIO(rendered.content)).info.get("icc_profile")
+            assert (None if kept is None else kept[: len(profile)]) == expected
 
 
 def test_a_palette(render: Callable[..., np.ndarray]) -> None:

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.files.location import temporary_name
+from dicomweb_io.clients.files.local import LocalFolder
+from dicomweb_io.clients.files.location import FileStat, temporary_name
 from dicomweb_io.clients.files.store import is_layout_path, is_safe_name, layout_path
 from dicomweb_io.clients.web.errors import StoreError
 from dicomweb_io.dicom.uids import is_uid
@@ -139,6 +140,28 @@ def test_the_rest_of_a_broken_copy_is_replaced(folder: Path, make_bytes: MakeByt
     (folder / PATH).write_bytes(content[:200])
     assert one(client, content, on_existing="skip").outcome == "stored"  # type: ignore[union-attr]
     assert (folder / PATH).read_bytes() == content
+
+
+@pytest.mark.parametrize(("policy", "outcome"), [("skip", "exists"), ("error", "Failure"), ("server", "Failure")])
+def test_a_writer_that_was_quicker_is_never_overwritten(
+    policy: str, outcome: str, folder: Path, make_bytes: MakeBytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_bytes(PatientComments="of another writer")
+    stat, calls = LocalFolder.stat, []
+
+    def stat_later(self: LocalFolder, path: str) -> FileStat | None:
+        calls.append(path)
+        if calls.count(PATH) == 2:
+            # After the look-up that found nothing, before the file is published.
+            (folder / PATH).parent.mkdir(parents=True)
+            (folder / PATH).write_bytes(other)
+        return stat(self, path)
+
+    monkeypatch.setattr(LocalFolder, "stat", stat_later)
+    found = one(DICOMfileClient(folder), make_bytes(), on_existing=policy)
+    assert len(calls) >= 2
+    assert getattr(found, "outcome", type(found).__name__) == outcome
+    assert (folder / PATH).read_bytes() == other
 
 
 def test_another_instance_at_the_same_path_is_never_overwritten(folder: Path, make_bytes: MakeBytes) -> None:

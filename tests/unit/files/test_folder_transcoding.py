@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import requests
+from PIL import Image
 from pydicom.pixels import get_decoder
 
 from dicomweb_io.clients.files.client import DICOMfileClient
@@ -172,6 +175,33 @@ def test_lossy_and_unknown_encodings_are_refused(archive: DICOMfileClient, image
             list(archive.iter_instances(reference, media_types=[("application/dicom", syntax)]))
         assert caught.value.response is not None
         assert caught.value.response.status_code == 406
+
+
+@pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "JPGExtended.dcm"])
+def test_jpeg_images_of_12_bits(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(clone(sample_file(name).read_bytes(), 0, sop_instance_uid="1.2.3"))
+    client = DICOMfileClient(folder)
+    reference = Resource.of(client.search_for_instances()[0])
+    frame = Resource(*reference_uids(reference), (1,))
+    explicit = [("application/dicom", EXPLICIT_VR_LITTLE_ENDIAN)]
+    if importlib.util.find_spec("imagecodecs") is None:
+        for work in (
+            lambda: list(client.iter_instances(reference, media_types=explicit)),
+            lambda: list(client.iter_frames(frame, media_types=["application/octet-stream"])),
+            lambda: client.retrieve_rendered(reference),
+        ):
+            with pytest.raises(requests.HTTPError, match=re.escape("pip install dicomweb_io[htj2k]")):
+                work()
+        return
+    (instance,) = client.iter_instances(reference, media_types=explicit)
+    plain = pixels(instance.dataset())
+    # Values that pydicom's own tests have from another decoder.
+    assert (plain.dtype, plain.shape, plain[420, 140], plain[230, 120]) == (np.uint16, (1024, 256), 244, 95)
+    (octets,) = client.iter_frames(frame, media_types=["application/octet-stream"])
+    assert octets.content == plain.tobytes()
+    rendered = client.retrieve_rendered(reference, media_types=["image/png"], params={"window": "128,256"})
+    shown = np.asarray(Image.open(io.BytesIO(rendered.content)))
+    assert np.abs(shown.astype(int) - np.clip(plain, 0, 255)).max() <= 1
 
 
 def test_gdcm_is_the_last_choice() -> None:
