@@ -10,14 +10,15 @@ server, once with the page size of the server, and once as it is used by default
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import requests
@@ -29,6 +30,13 @@ STUDY, SERIES = "1.2.3.4", "1.2.3.4.5"
 
 Result = tuple[list[str], str]
 """The UIDs that were found, and what the candidate says of its success."""
+
+Measured = dict[str, tuple[list[float], list[str], str]]
+"""By candidate: the seconds of each run, and the last result."""
+
+OURS = "ours: SearchForInstances, 16 in flight"
+START_UP = "the start-up of that pipeline alone"
+PEER = "peer: qido_search, as many as allowed"
 
 
 # The server -----------------------------------------------------------------------------------------------------------
@@ -53,33 +61,44 @@ def serve(rows: int, cap: int, milliseconds: float) -> None:
         for number in range(rows)
     ]
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
+    pages: dict[tuple[int, int], bytes] = {}
 
-        def do_GET(self) -> None:
-            parts = urlsplit(self.path)
-            found = parts.path == f"{ROOT}/instances"
-            query = parse_qs(parts.query)
-            offset = int(query.get("offset", ["0"])[0])
-            size = min(cap, int(query.get("limit", [str(cap)])[0]))
-            time.sleep(milliseconds / 1000)
-            body = f"[{','.join(encoded[offset : offset + size])}]".encode() if found else b""
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Type", "application/dicom+json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def page(target: str) -> bytes:
+        """The whole answer to a request."""
+        parts = urlsplit(target)
+        if parts.path != f"{ROOT}/instances":
+            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+        query = parse_qs(parts.query)
+        offset, size = int(query.get("offset", ["0"])[0]), min(cap, int(query.get("limit", [str(cap)])[0]))
+        if (offset, size) not in pages:
+            body = f"[{','.join(encoded[offset : offset + size])}]".encode()
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: application/dicom+json\r\nContent-Length: {len(body)}\r\n\r\n"
+            pages[offset, size] = head.encode() + body
+        return pages[offset, size]
 
-        def log_message(self, *_: Any) -> None:
-            pass
+    for offset in range(0, rows, cap):
+        page(f"{ROOT}/instances?limit={cap}&offset={offset}")
 
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 128
+    class Connection(asyncio.Protocol):
+        """Answers one request after the other, as the clients here send them."""
 
-    server = Server(("127.0.0.1", 0), Handler)
-    print(server.server_address[1], flush=True)
-    server.serve_forever()
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast(asyncio.Transport, transport)
+            self.received = b""
+
+        def data_received(self, data: bytes) -> None:
+            self.received += data
+            while b"\r\n\r\n" in self.received:
+                request, _, self.received = self.received.partition(b"\r\n\r\n")
+                target = request.split(b" ", 2)[1].decode()
+                asyncio.get_running_loop().call_later(milliseconds / 1000, self.transport.write, page(target))
+
+    async def run() -> None:
+        server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0, backlog=128)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await server.serve_forever()
+
+    asyncio.run(run())
 
 
 # The candidates -------------------------------------------------------------------------------------------------------
@@ -114,27 +133,33 @@ def peer(origin: str, limit: int | None) -> Result:
     return [uid_of(row) for row in rows], "success" if status == 200 else f"status {status}"
 
 
-def ours(origin: str, max_in_flight: int) -> Result:
-    """A whole pipeline, its construction included."""
-    import tempfile
-
+def ours(origin: str, max_in_flight: int, limit: int | None = None) -> Result:
+    """A whole pipeline, its construction and start-up included."""
     import apache_beam as beam
 
     from dicomweb_io.clients.endpoint import Endpoint
     from dicomweb_io.transforms import SearchForInstances
 
+    class Collect(beam.DoFn):
+        # Functions of this script travel to workers as copies, so that the result comes back as a file.
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def start_bundle(self) -> None:
+            self.uids: list[str] = []
+
+        def process(self, row: dict[str, Any]) -> None:
+            self.uids.append(row["00080018"]["Value"][0])
+
+        def finish_bundle(self) -> None:
+            with open(self.path, "a") as file:
+                file.writelines(f"{uid}\n" for uid in self.uids)
+
     endpoint = Endpoint(origin + ROOT, profile="generic", max_in_flight=max_in_flight)
     with tempfile.NamedTemporaryFile("r", prefix="benchmark-") as file:
-        # Functions of this script travel to workers as copies, so that the result comes back as a file.
         with beam.Pipeline(runner="FnApiRunner") as p:
-            uids = p | SearchForInstances(endpoint) | beam.Map(lambda row: row["00080018"]["Value"][0])
-            _ = uids | beam.combiners.ToList() | beam.Map(write, file.name)
+            _ = p | SearchForInstances(endpoint, limit=limit) | beam.ParDo(Collect(file.name))
         return file.read().split(), "success"
-
-
-def write(uids: list[str], path: str) -> None:
-    with open(path, "w") as file:
-        file.write("\n".join(uids))
 
 
 def main() -> int:
@@ -152,15 +177,16 @@ def main() -> int:
     candidates: dict[str, Callable[[str], Result]] = {
         "floor: plain requests, page after page": lambda origin: floor(origin, options.cap),
         "ours: SearchForInstances": lambda origin: ours(origin, 8),
-        "ours: SearchForInstances, 16 in flight": lambda origin: ours(origin, 16),
+        OURS: lambda origin: ours(origin, 16),
+        START_UP: lambda origin: ours(origin, 16, limit=0),
     }
     try:
         import apache_beam.io.gcp.healthcare.dicomclient  # noqa: F401
     except ImportError as error:
         print(f"the peer is left out: {error} (pip install google-auth)")
     else:
-        candidates[f"peer: qido_search, limit={options.cap}"] = lambda origin: peer(origin, options.cap)
-        candidates["peer: qido_search, as by default"] = lambda origin: peer(origin, None)
+        candidates[PEER] = lambda origin: peer(origin, options.cap)
+        candidates["peer: qido_search, limit as by default"] = lambda origin: peer(origin, None)
 
     import dicomweb_io.transforms  # noqa: F401 - the import is not what is measured
 
@@ -176,9 +202,7 @@ def main() -> int:
     return 0
 
 
-def measure(
-    candidates: dict[str, Callable[[str], Result]], origin: str, runs: int
-) -> dict[str, tuple[float, list[str], str]]:
+def measure(candidates: dict[str, Callable[[str], Result]], origin: str, runs: int) -> Measured:
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     results: dict[str, Result] = {}
     for _ in range(runs):
@@ -186,18 +210,31 @@ def measure(
             began = time.perf_counter()
             results[name] = run(origin)
             seconds[name].append(time.perf_counter() - began)
-    return {name: (statistics.median(seconds[name]), *results[name]) for name in candidates}
+    return {name: (seconds[name], *results[name]) for name in candidates}
 
 
-def report(measured: dict[str, tuple[float, list[str], str]], options: argparse.Namespace) -> None:
-    print(f"{options.rows} rows, at most {options.cap} an answer, {options.milliseconds:g} ms each; median of")
-    print(f"{options.runs} runs, importing apache_beam not counted\n")
-    peers = [item for name, item in measured.items() if name == f"peer: qido_search, limit={options.cap}"]
+def report(measured: Measured, options: argparse.Namespace) -> None:
+    print(f"{options.rows} rows, at most {options.cap} an answer, {options.milliseconds:g} ms each;")
+    print(f"{options.runs} runs, importing apache_beam not counted; ratios are taken within a run\n")
+    print(f"{'':40} {'median':>8} {'best':>8}")
+    peers = measured[PEER][0] if PEER in measured else []
     for name, (seconds, found, says) in measured.items():
+        times = f"{statistics.median(seconds):6.2f} s {min(seconds):6.2f} s"
+        if name == START_UP:
+            print(f"{name:40} {times}")
+            continue
         complete = sorted(found) == sorted(f"{SERIES}.{number}" for number in range(options.rows))
         rows = f"{len(found)} rows" + ("" if complete else f" of {options.rows}") + f", says {says}"
-        ratio = f"{peers[0][0] / seconds:6.1f} x the peer's speed" if peers and complete else ""
-        print(f"{name:42} {seconds:8.2f} s   {rows:36} {ratio}")
+        ratios = [peer / ours for peer, ours in zip(peers, seconds, strict=True)] if peers and complete else []
+        ratio = f"{statistics.median(ratios):5.1f} x the peer's speed (best {max(ratios):.1f})" if ratios else ""
+        print(f"{name:40} {times}   {rows:34} {ratio}")
+    if peers:
+        starts = measured[START_UP][0]
+        ratios = [peer / (ours - start) for peer, ours, start in zip(peers, measured[OURS][0], starts, strict=True)]
+        print(
+            "\nwithout a pipeline's start-up, which the peer does not have: "
+            f"{statistics.median(ratios):.1f} x the peer's speed (best {max(ratios):.1f})"
+        )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 from dicomweb_io.clients.failures import RECOVERABLE, failure_of
 from dicomweb_io.clients.files.client import DICOMfileClient
+from dicomweb_io.clients.files.store import is_safe_name
 from dicomweb_io.clients.pool import WorkCancelled
 from dicomweb_io.clients.protocol import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.clients.queries import make_query
@@ -74,7 +75,9 @@ class PrivateDirectory:
         directory, name = os.path.split(os.path.abspath(path))
         if directory != self._path:
             return path
-        target = os.path.join(os.path.dirname(directory), f"{instance.reference.sop_instance_uid}-{name}")
+        uid = str(instance.reference.sop_instance_uid)
+        # The UID is for people who look for the file; not every identifier can be part of a file's name.
+        target = os.path.join(os.path.dirname(directory), f"{uid}-{name}" if is_safe_name(uid) else name)
         os.replace(path, target)
         return target
 
@@ -302,7 +305,20 @@ class InstanceCopier:
             results.update(self._store(batch))
         finally:
             batch.clear()
-        return [results[reference] for reference in references]
+        return [self._with_file(results[reference]) for reference in references]
+
+    def _with_file(self, result: CopyResult) -> CopyResult:
+        """A failure with the file that it is about, if the source is a folder: whoever repairs it looks for that."""
+        if not isinstance(result, Failure) or result.source is not None or result.reference is None:
+            return result
+        if not isinstance(self._source, DICOMfileClient):
+            return result
+        try:
+            found = self._source.locations_of(result.reference)
+        except RECOVERABLE:
+            # The folder is in trouble itself, which is not what this failure tells.
+            return result
+        return replace(result, source=found[0]) if found else result
 
     def close(self) -> None:
         """Removes the private directory. The clients are not closed."""

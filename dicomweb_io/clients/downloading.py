@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dicomweb_io.clients.copying import MEMORY_THRESHOLD, PrivateDirectory
 from dicomweb_io.clients.failures import RECOVERABLE, failure_of
 from dicomweb_io.clients.files.folders import folder_of
-from dicomweb_io.clients.files.store import layout_path
+from dicomweb_io.clients.files.store import in_the_way, layout_path
 from dicomweb_io.clients.protocol import DICOMClient, MediaTypes
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.elements import Failure, Instance, Resource
@@ -131,5 +131,7 @@ class InstanceDownloader:
         written = self._folder.publish(
             target, source if source is not None else str(instance.path), replace=self._overwrite
         )
+        if not written and not self._is_there(target, instance.reference):
+            raise ValueError(in_the_way(path))
         # Whoever came first wrote the same.
         return Downloaded(path, instance.size if written else 0, not written)

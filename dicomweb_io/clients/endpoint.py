@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from dicomweb_io.clients.protocol import DICOMClient
 from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.wire.sessions import check_verify
 
 if TYPE_CHECKING:
     from requests.auth import AuthBase
@@ -81,6 +82,7 @@ class Endpoint:
             given = [name for name in web_only if getattr(self, name) is not None]
             if given:
                 raise ValueError(f"{', '.join(given)}: only for servers, but {self.safe_url} is a folder")
+        check_verify(self.verify)
         if not isinstance(self.max_in_flight, int) or self.max_in_flight < 1:
             raise ValueError(f"max_in_flight must be a positive integer, not {self.max_in_flight!r}")
         if self.requests_per_second is not None and not self.requests_per_second > 0:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, Union, cast
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import TypeOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
@@ -110,15 +111,54 @@ class FailingTransform(beam.PTransform[Any, Any]):
 
     def _step(self, dofn: beam.DoFn, output_type: Any, **others: Any) -> Any:
         """A step with the output ``main`` and one for failures (and perhaps others), all typed."""
-        types = {FAILURES: Failure, **others}
-        return beam.ParDo(dofn).with_output_types(output_type, **types).with_outputs(*types, main="main")
+        return _Step(dofn, output_type, {FAILURES: Failure, **others})
 
     def _report(self, parts: list[Any]) -> Any:
         """Joins the failures of the inner steps into one collection and shows it to the error handler."""
-        failures = parts[0] if len(parts) == 1 else tuple(parts) | "JoinFailures" >> beam.Flatten()
+        # Where the first failure fails the pipeline there is nothing to join.
+        several = len(parts) > 1 and self.collects
+        failures = tuple(parts) | "JoinFailures" >> beam.Flatten() if several else parts[0]
         if self._error_handler is not None:
             self._error_handler.add_error_pcollection(failures)
         return failures
+
+
+class _Step(beam.PTransform[Any, Any]):
+    """A DoFn with several outputs, each of its own type.
+
+    With ``--performance_runtime_type_check`` Beam (2.77) holds every output of a DoFn against the type of the main one,
+    and against what the consumers of any of them take. So the DoFn itself is said to give any of the types, and with
+    that option a step behind each output takes the demands of its consumers.
+
+    Args:
+        dofn: The DoFn.
+        output_type: The type of its main output, ``main``.
+        others: The types of its further outputs, by tag.
+    """
+
+    def __init__(self, dofn: beam.DoFn, output_type: Any, others: dict[str, Any]) -> None:
+        super().__init__()
+        self._dofn = dofn
+        self._types = {"main": output_type, **others}
+
+    def expand(self, pcollection: Any) -> dict[str, Any]:
+        """Builds the step; gives the outputs by tag."""
+        _, *tags = self._types
+        several = beam.ParDo(self._dofn).with_output_types(Union[tuple(self._types.values())])  # noqa: UP007
+        given = pcollection | several.with_outputs(*tags, main="main")
+        checked = pcollection.pipeline.options.view_as(TypeOptions).performance_runtime_type_check
+        outputs: dict[str, Any] = {}
+        for tag, kind in self._types.items():
+            output = given[tag]
+            output.element_type = kind
+            if checked:
+                output = output | f"Check_{tag}" >> beam.Map(_same).with_output_types(kind)
+            outputs[tag] = output
+        return outputs
+
+
+def _same(element: Any) -> Any:
+    return element
 
 
 class DICOMwebTransform(FailingTransform):

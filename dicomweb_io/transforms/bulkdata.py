@@ -15,9 +15,10 @@ from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient,
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.elements import Bulkdata, Failure, Resource
 from dicomweb_io.transforms.base import FAILURES, FailureMode, PooledDoFn, Problem, Work, several_windows
-from dicomweb_io.transforms.frames import check_sizes, spooled, too_large
+from dicomweb_io.transforms.frames import check_sizes
 from dicomweb_io.transforms.metrics import count
 from dicomweb_io.transforms.retrieve import ReferenceInput, RetrieveTransform, complete_metadata
+from dicomweb_io.transforms.spooling import PartSpool
 from dicomweb_io.wire.errors import safe_url
 
 _GUESS = 1024 * 1024
@@ -188,6 +189,14 @@ class _FetchBulkdata(PooledDoFn):
         super().__init__(endpoint, "retrieve", transform, **options)
         self._how = how
 
+    def setup(self) -> None:
+        super().setup()
+        self._spool = PartSpool(self._transform, "the value", self._how.max_element_bytes, self._how.spool_directory)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self._spool.remove()
+
     def _key(self, subject: str) -> Any:
         return subject
 
@@ -200,11 +209,14 @@ class _FetchBulkdata(PooledDoFn):
         room.reserve(_GUESS)
         found = False
         for part in client.iter_bulkdata_parts(
-            subject, media_types=how.media_types, additional_params=how.additional_params
+            subject,
+            media_types=how.media_types,
+            additional_params=how.additional_params,
+            max_element_bytes=self._spool.threshold(room),
+            spool_directory=self._spool.path,
         ):
             found = True
-            room.reserve(len(part.content or b""))
-            yield self._limited(part)
+            yield self._spool.taken(part, None, room)
             del part
             room.reserve(_GUESS)
         if not found:
@@ -216,12 +228,3 @@ class _FetchBulkdata(PooledDoFn):
             # What was asked for, also where a redirect led elsewhere: it is all that names the value.
             result = Problem(replace(result.failure, url=safe_url(work.subject)), result.error)
         yield from super()._emit(work, result)
-
-    def _limited(self, part: Bulkdata) -> Bulkdata | Problem:
-        content, how = part.content, self._how
-        if content is None or len(content) <= how.max_element_bytes:
-            return part
-        if how.spool_directory is not None:
-            return replace(part, content=None, path=spooled(content, how.spool_directory))
-        message = too_large("the value", len(content), how.max_element_bytes)
-        return Problem(Failure(self._transform, message, url=part.uri))

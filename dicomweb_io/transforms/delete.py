@@ -10,7 +10,7 @@ import apache_beam as beam
 from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
 from dicomweb_io.clients.pool import Room
 from dicomweb_io.clients.protocol import DICOMClient
-from dicomweb_io.elements import Resource
+from dicomweb_io.elements import Resource, SearchLevel, SearchQuery
 from dicomweb_io.transforms.base import (
     FAILURES,
     AsReferences,
@@ -35,8 +35,9 @@ class DeleteInstances(DICOMwebTransform):
     """Deletes what references name, as far as the archive allows it, and gives back the references.
 
     A reference to a study or series deletes it as a whole. What is not there any more counts as deleted, because a
-    bundle may be repeated. To protect from deleting too much, a reference to frames is a failure, and so is a row that
-    names a series or an instance but lacks the UIDs above it.
+    bundle may be repeated; what the archive does not know and a search still finds is a failure. To protect from
+    deleting too much, a reference to frames is a failure, and so is a row that names a series or an instance but lacks
+    the UIDs above it.
 
     Args:
         endpoint: An `Endpoint`, a URL or a path.
@@ -102,4 +103,28 @@ class _Delete(PooledDoFn):
         except OSError as error:
             if getattr(error, "status", None) != 404 and not isinstance(error, FileNotFoundError):
                 raise
+            # A wrong address is answered with 404 too: what a search still finds was not deleted.
+            if _is_listed(client, subject):
+                raise
         yield subject
+
+
+def _is_listed(client: DICOMClient, subject: Resource) -> bool:
+    """Whether a search still finds what could not be deleted."""
+    level: SearchLevel = "study"
+    tag, uid = "StudyInstanceUID", subject.study_instance_uid
+    above: tuple[str | None, str | None] = (None, None)
+    if subject.sop_instance_uid is not None:
+        level, tag, uid = "instance", "SOPInstanceUID", subject.sop_instance_uid
+        above = subject.study_instance_uid, subject.series_instance_uid
+    elif subject.series_instance_uid is not None:
+        level, tag, uid = "series", "SeriesInstanceUID", subject.series_instance_uid
+        above = subject.study_instance_uid, None
+    query = SearchQuery(level, *above, search_filters=((tag, uid),))
+    try:
+        return any(Resource.of(row) == subject for row in client.iter_search(query, limit=1))
+    except OSError as error:
+        # What belongs to a study that is gone is answered with 404 as well.
+        if getattr(error, "status", None) == 404 or isinstance(error, FileNotFoundError):
+            return False
+        raise

@@ -18,8 +18,8 @@ from dicomweb_io.transforms.base import FAILURES, FailureMode, PooledDoFn, Probl
 from dicomweb_io.transforms.frame_choice import ChooseFrames, FrameChoice, FrameReferences, check_choice
 from dicomweb_io.transforms.metrics import count, observe
 from dicomweb_io.transforms.retrieve import ReferenceInput, RetrieveTransform
+from dicomweb_io.transforms.spooling import PartSpool
 from dicomweb_io.wire.errors import DeadlineExceededError
-from dicomweb_io.wire.spool import Spool
 
 FRAMES_AT_ONCE = 64
 """The most frames of one piece of work. Archives are asked for fewer at once if their profile says so."""
@@ -152,6 +152,14 @@ class _FetchFrames(PooledDoFn):
         super().__init__(endpoint, "retrieve", transform, **options)
         self._how = how
 
+    def setup(self) -> None:
+        super().setup()
+        self._spool = PartSpool(self._transform, "the frame", self._how.max_element_bytes, self._how.spool_directory)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self._spool.remove()
+
     def taken(self, result: Frame) -> None:
         count("frames")
         if result.content is not None:
@@ -163,13 +171,12 @@ class _FetchFrames(PooledDoFn):
         guess = _FIRST_GUESS
         try:
             room.reserve(guess)
-            for frame in self._frames(subject, client):
-                content = frame.content or b""
+            for frame in self._frames(subject, client, room):
                 del left[0]
-                room.reserve(len(content))
-                yield self._limited(frame)
-                guess = max(len(content), 1)
-                del frame, content
+                taken = self._spool.taken(frame, frame.reference, room)
+                guess = max(len(taken.content or b"") if isinstance(taken, Frame) else 0, 1)
+                yield taken
+                del frame, taken
                 room.reserve(guess)
         except RECOVERABLE as error:
             problem = problem_of(error, self._transform, reference=replace(subject, frames=tuple(left)))
@@ -187,28 +194,12 @@ class _FetchFrames(PooledDoFn):
         for number in left:
             yield from self.produce(replace(subject, frames=(number,)), client, room)
 
-    def _frames(self, subject: Resource, client: DICOMClient) -> Iterator[Frame]:
+    def _frames(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Frame]:
         how = self._how
-        return client.iter_frames(subject, media_types=how.media_types, additional_params=how.additional_params)
-
-    def _limited(self, frame: Frame) -> Frame | Problem:
-        content, how = frame.content, self._how
-        if content is None or len(content) <= how.max_element_bytes:
-            return frame
-        if how.spool_directory is not None:
-            return replace(frame, content=None, path=spooled(content, how.spool_directory))
-        return Problem(
-            Failure(self._transform, too_large("the frame", len(content), how.max_element_bytes), frame.reference)
+        return client.iter_frames(
+            subject,
+            media_types=how.media_types,
+            additional_params=how.additional_params,
+            max_element_bytes=self._spool.threshold(room),
+            spool_directory=self._spool.path,
         )
-
-
-def spooled(content: bytes, directory: str) -> str:
-    """Writes bytes to a new file in a directory and returns its path."""
-    with Spool(max_bytes=0, directory=directory, suffix="") as spool:
-        spool.write(content)
-        return str(spool.finish().path)
-
-
-def too_large(what: str, size: int, most: int) -> str:
-    """The message about an element that would be too large."""
-    return f"{what} has {size} bytes, more than max_element_bytes ({most}); raise that, or give a spool_directory"

@@ -13,6 +13,7 @@ Every transform uses the same names, in the namespace ``dicomweb_io``:
   ``rendered_bytes``, ``bulkdata``, ``bulkdata_bytes``, ``downloaded``, ``downloaded_bytes``; the distributions
   ``instance_size`` and ``frame_size``;
 - stores: ``stored``, ``replaced``, ``exists``, ``stored_bytes``, ``deleted``;
+- watches: ``polls``, ``changes``, ``notifications_ignored``;
 - ``failures``.
 """
 

@@ -183,9 +183,11 @@ class ParseNotifications(DICOMwebTransform):
         """Builds the steps."""
         name, collects = type(self).__name__, self.collects
         parsed = pcollection | "Parse" >> (
-            beam.ParDo(_Parse(name, collect=collects, resolves=self._archive is not None))
-            .with_output_types(Resource, **{FAILURES: Failure, _ORTHANC: OrthancChange})
-            .with_outputs(FAILURES, _ORTHANC, main="main")
+            self._step(
+                _Parse(name, collect=collects, resolves=self._archive is not None),
+                Resource,
+                **{_ORTHANC: OrthancChange},
+            )
         )
         references, failures = parsed["main"], [parsed[FAILURES]]
         if self._archive is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import pickle
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dicomweb_io.clients.failures import RECOVERABLE
 from dicomweb_io.clients.pool import BoundedPool, Room
@@ -15,11 +16,19 @@ from dicomweb_io.elements import JSONDataset, SearchLevel, SearchQuery
 
 DEFAULT_PAGE_SIZE = 1000
 
-_UID_TAGS: dict[SearchLevel, str] = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
+_UID_TAGS: dict[SearchLevel, tuple[str, ...]] = {
+    "study": ("0020000D",),
+    "series": ("0020000D", "0020000E"),
+    "instance": ("0020000D", "0020000E", "00080018"),
+}
 
 # Rows of common archives take 1 to 2 KB as text, and several times that as objects.
 _BYTES_PER_ROW = 8192
 _MOST_REMEMBERED = 50_000
+
+# Waiting rows are packed so many at a time. Each row is dozens of dicts and lists: unpacked, a few thousand of them
+# make Python's garbage collector walk through the whole heap again and again, for a third of a search's time.
+_ROWS_PACKED = 10
 
 
 class PagingError(ValueError):
@@ -31,12 +40,18 @@ def uid_of(row: JSONDataset, level: SearchLevel) -> str | None:
 
     Some archives hold one SOP Instance UID in several series (Orthanc does), and each can be retrieved by itself.
     """
-    uids: list[str] = []
-    for name, tag in _UID_TAGS.items():
+    tags = _UID_TAGS[level]
+    try:
+        # Nearly every row is like this, and there may be millions.
+        uids = [row[tag]["Value"][0] for tag in tags]
+        if uids[-1]:
+            return "/".join(uids)
+    except (KeyError, IndexError, TypeError):
+        pass
+    uids = []
+    for tag in tags:
         values = row.get(tag, {}).get("Value")
         uids.append(values[0] if values and isinstance(values[0], str) else "")
-        if name == level:
-            break
     return "/".join(uids) if uids[-1] else None
 
 
@@ -102,6 +117,33 @@ class Slot:
     requests: int = 0
 
 
+@dataclass
+class PackedSlot:
+    """A slot that waits until its rows are wanted.
+
+    Attributes:
+        slot: The slot without its rows.
+        uids: What tells the rows apart.
+        parcels: The rows.
+    """
+
+    slot: Slot
+    uids: list[str | None]
+    parcels: list[bytes] = field(repr=False)
+
+    @classmethod
+    def of(cls, slot: Slot, level: SearchLevel) -> PackedSlot:
+        """Takes the rows out of a slot and packs them."""
+        rows, slot.rows = slot.rows, []
+        parcels = [pickle.dumps(rows[first : first + _ROWS_PACKED], 5) for first in range(0, len(rows), _ROWS_PACKED)]
+        return cls(slot, [uid_of(row, level) for row in rows], parcels)
+
+    def rows(self) -> Iterator[JSONDataset]:
+        """The rows, a few at a time in memory."""
+        for parcel in self.parcels:
+            yield from pickle.loads(parcel)  # noqa: S301 - our own bytes
+
+
 def read_slot(client: DICOMClient, query: SearchQuery, offset: int, size: int, max_offset: int | None = None) -> Slot:
     """Reads `size` rows, in as many requests as the archive's own page size makes necessary.
 
@@ -132,8 +174,9 @@ def read_slot(client: DICOMClient, query: SearchQuery, offset: int, size: int, m
 class PageReader:
     """Iterates over the rows of a search from an offset on.
 
-    Unless the archive is known to honour offsets, the first slot is read alone, to see whether it does. Then further
-    ones are read ahead, twice as many each time, as far as the pool allows.
+    Unless the archive is known to honour offsets and its last answer was as long as asked for, the first slot is read
+    alone: it may be the last one, or show that offsets are ignored. Behind a full slot further ones are read ahead, as
+    far as the pool allows: up to the announced total at once, otherwise twice as many each time.
 
     Args:
         client: The archive.
@@ -145,6 +188,8 @@ class PageReader:
         page_size: Rows in a slot: what the archive's first answer held.
         first_uid: The UID of row 0, to notice an archive that ignores offsets.
         before: UIDs of rows before the first, which are left out if they come again.
+        full: Whether the answer before the first row held as many rows as were asked for.
+        total: The total that the archive announced; a hint.
         manners: What is known of the archive.
     """
 
@@ -159,6 +204,8 @@ class PageReader:
         page_size: int,
         first_uid: str | None = None,
         before: Sequence[str] = (),
+        full: bool = True,
+        total: int | None = None,
         manners: Manners | None = None,
     ) -> None:
         self._client = client
@@ -169,6 +216,8 @@ class PageReader:
         self._page_size = max(1, page_size)
         self._first_uid = first_uid
         self._manners = manners or Manners(offset_works=False)
+        self._proven = full and self._manners.offset_works
+        self._total = total
         self._seen: OrderedDict[str, None] = OrderedDict.fromkeys(before)
         self.requests = 0
         self.repeated = 0
@@ -180,42 +229,47 @@ class PageReader:
             requests.RequestException: As the client raises it; the rows before were yielded.
             PagingError: If the archive ignores offsets or repeats itself.
         """
-        for slot in self._slots():
+        seen = self._seen
+        for packed in self._slots():
+            slot, uids = packed.slot, packed.uids
             self.requests += slot.requests
-            self._check(slot)
-            crowded = len(slot.rows) > slot.size
+            self._check(packed)
+            crowded = len(uids) > slot.size
             fresh = 0
-            for index, row in enumerate(slot.rows):
+            for index, row in enumerate(packed.rows()):
                 if fresh == slot.size:
                     # What is left of too many rows is asked for with the next offset.
                     break
-                uid = uid_of(row, self._query.level)
+                uid = uids[index]
                 if uid is not None:
-                    if uid in self._seen:
+                    if uid in seen:
                         self.repeated += 1
                         continue
-                    self._seen[uid] = None
+                    seen[uid] = None
                 yield slot.offset + (fresh if crowded else index), row
                 fresh += 1
-            while len(self._seen) > _MOST_REMEMBERED:
-                self._seen.popitem(last=False)
+            while len(seen) > _MOST_REMEMBERED:
+                seen.popitem(last=False)
             if slot.error is not None:
                 raise slot.error
             if slot.ended:
                 return
 
-    def _slots(self) -> Iterator[Slot]:
+    def _slots(self) -> Iterator[PackedSlot]:
         lane = self._pool.lane(ordered=True)
-        ahead = self._pool.max_in_flight if self._manners.offset_works else 1
-        pending, offset = 0, self._start
+        most = self._pool.max_in_flight
+        ahead = most if self._proven else 1
+        # How many were asked for and not given yet: `arrived` are here, the others are on their way.
+        pending, full, offset = 0, 0, self._start
+        arrived: deque[PackedSlot] = deque()
         try:
             while True:
-                arrived: list[Slot] = []
-                while pending + len(arrived) < ahead:
-                    stop = self._stop()
-                    size = self._page_size if stop is None else min(self._page_size, stop - offset)
-                    if size <= 0:
-                        break
+                while (
+                    pending < ahead
+                    # While there is something to be given, nobody waits for a place in the pool.
+                    and not (arrived and self._pool.in_flight >= most)
+                    and (size := self._next_size(offset, alone=not pending)) > 0
+                ):
                     pending += 1
                     arrived.extend(slot for _, slot in lane.submit(offset, self._task(offset, size)))
                     offset += size
@@ -223,24 +277,39 @@ class PageReader:
                     return
                 if not arrived:
                     arrived.append(next(lane.drain())[1])
-                for slot in arrived:
-                    pending -= 1
-                    ahead = min(2 * ahead, self._pool.max_in_flight)
-                    yield slot
+                packed = arrived.popleft()
+                pending -= 1
+                if len(packed.uids) >= packed.slot.size:
+                    # A full page. Where the end is known there is nothing to be asked for in vain.
+                    full += 1
+                    ahead = most if self._total is not None else min(2 * ahead, most)
+                    if full >= 2 * most:
+                        # In a long search one slow answer must not leave the others without work.
+                        ahead = 2 * most
+                yield packed
         finally:
             lane.close()
 
-    def _task(self, offset: int, size: int) -> Callable[[Room], Iterator[Slot]]:
-        def produce(room: Room) -> Iterator[Slot]:
+    def _next_size(self, offset: int, *, alone: bool) -> int:
+        """How many rows to ask for from an offset on; 0 if nothing (more) is to be read there now."""
+        stop = self._stop()
+        if stop is not None:
+            return min(self._page_size, stop - offset)
+        # Totals can be wrong, so that what is behind is looked at too, but then one page after the other.
+        return 0 if self._total is not None and offset >= self._total and not alone else self._page_size
+
+    def _task(self, offset: int, size: int) -> Callable[[Room], Iterator[PackedSlot]]:
+        def produce(room: Room) -> Iterator[PackedSlot]:
             room.reserve(size * _BYTES_PER_ROW)
-            yield read_slot(self._client, self._query, offset, size, self._manners.max_offset)
+            slot = read_slot(self._client, self._query, offset, size, self._manners.max_offset)
+            yield PackedSlot.of(slot, self._query.level)
 
         return produce
 
-    def _check(self, slot: Slot) -> None:
-        if not slot.rows:
+    def _check(self, packed: PackedSlot) -> None:
+        slot, uids = packed.slot, packed.uids
+        if not uids:
             return
-        uids = [uid_of(row, self._query.level) for row in slot.rows]
         if slot.offset and self._first_uid is not None and uids[0] == self._first_uid:
             raise PagingError(
                 f"{self._client.base_url} answered a {self._query.level} search at offset {slot.offset} with row 0 "

@@ -65,6 +65,7 @@ class PlannedSearch:
         page_size: How many rows to ask for at once: what the archive's first answer held.
         first_uid: The UID of the very first row.
         before: UIDs of the last rows before the range, which a moving archive may repeat.
+        full: Whether that answer held as many rows as were asked for.
         by_offset: Whether pages may be asked for by offset; otherwise the client's own iterator is used.
     """
 
@@ -74,6 +75,7 @@ class PlannedSearch:
     page_size: int | None = None
     first_uid: str | None = None
     before: tuple[str, ...] = ()
+    full: bool = False
     by_offset: bool = True
 
 
@@ -135,7 +137,8 @@ class _Search(DICOMwebTransform):
         name, collects = type(self).__name__, self.collects
         failures = []
         if isinstance(pvalue, PBegin):
-            queries = pvalue | "Query" >> beam.Create([self.query], reshuffle=False).with_output_types(SearchQuery)
+            start = pvalue | "Start" >> beam.Impulse()
+            queries = start | "Query" >> beam.ParDo(_OneQuery(self.query)).with_output_types(SearchQuery)
             hold = False
         else:
             hold = several_windows(pvalue)
@@ -303,6 +306,14 @@ def _is_row(element: Mapping[str, Any]) -> bool:
     )
 
 
+class _OneQuery(beam.DoFn):
+    def __init__(self, query: SearchQuery) -> None:
+        self._query = query
+
+    def process(self, element: bytes) -> Iterator[SearchQuery]:
+        yield self._query
+
+
 class _MakeQueries(beam.DoFn):
     def __init__(self, base: SearchQuery, transform: str, *, collect: bool) -> None:
         self._base = base
@@ -371,6 +382,7 @@ class _Plan(PooledDoFn):
             page_size=(len(rows) or size) if by_offset else self._page_size,
             first_uid=uid_of(rows[0], subject.level) if rows else None,
             before=tuple(uids[-_MOST_CARRIED:]),
+            full=len(page.rows) >= asked,
             by_offset=by_offset,
         )
 
@@ -471,6 +483,8 @@ class _ReadRows(beam.DoFn):
             page_size=element.page_size or manners.page_size,
             first_uid=element.first_uid,
             before=element.before if start == element.rows.start else (),
+            full=element.full or start > element.rows.start,
+            total=element.rows.total,
             manners=manners,
         )
 

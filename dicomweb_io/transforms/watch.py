@@ -44,6 +44,7 @@ from dicomweb_io.clients.failures import RECOVERABLE
 from dicomweb_io.clients.pool import Lease, shared_client
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.transforms.base import FAILURES, DICOMwebTransform, FailureMode, TransformFailed, problem_of
+from dicomweb_io.transforms.lineage import report_lineage
 from dicomweb_io.transforms.metrics import count, count_traffic
 
 LONGEST_WAIT = 5.0
@@ -200,6 +201,10 @@ class _Watch(beam.DoFn):
         """Leases the process's client."""
         self._lease = shared_client(self._endpoint, "watch")
         self._leaving = threading.Event()
+
+    def start_bundle(self) -> None:
+        """Notes where the news comes from."""
+        report_lineage(self._endpoint, "source")
 
     def teardown(self) -> None:
         """Gives it back."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import apache_beam as beam
-import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 
@@ -19,22 +18,8 @@ REFERENCES = [
 LEVELS = ["study", "series", "instance", "frame"]
 
 
-def options_of(*arguments: str) -> PipelineOptions:
-    return PipelineOptions(list(arguments))
-
-
-RUNNERS = {
-    "in memory": options_of("--runner=FnApiRunner"),
-    "two processes": options_of(
-        "--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"
-    ),
-    "portable": options_of("--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"),
-}
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_classes_hold_after_reshuffle_and_group_by_key(runner):
-    with beam.Pipeline(options=RUNNERS[runner]) as p:
+def test_classes_hold_after_reshuffle_and_group_by_key(engine):
+    with beam.Pipeline(options=PipelineOptions(engine)) as p:
         references = p | beam.Create(REFERENCES).with_output_types(Resource)
         seen = (
             references
@@ -67,12 +52,12 @@ def test_classes_hold_after_reshuffle_and_group_by_key(runner):
         assert_that(twice, equal_to([item.uri for item in REFERENCES]), label="Distinct")
 
 
-def test_other_elements_hold_in_two_processes():
+def test_other_elements_hold_too(engine):
     reference = Resource("1.2", "1.3", "1.4")
     instance = Instance(reference, "1.2.840.10008.1.2.1", content=b"\x00\xff" * 50)
     stored = StoredInstance(reference, "exists", size=7, warning_reason=None)
     failure = Failure("Retrieve", "no", reference=reference, rows=(1, 2), status=503)
-    with beam.Pipeline(options=RUNNERS["two processes"]) as p:
+    with beam.Pipeline(options=PipelineOptions(engine)) as p:
         for element, look in (
             (instance, lambda x: (x.reference.level, x.content, x.path, x.size)),
             (stored, lambda x: (x.reference.level, x.outcome, x.size, x.warning_reason)),

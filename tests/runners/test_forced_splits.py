@@ -24,7 +24,7 @@ from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import SearchForInstances
 from dicomweb_io.transforms.row_range import RowTracker
 
-STEP = "SearchForInstances/Search/ParDo(_ReadRows)"
+STEP = "SearchForInstances/Search/ParDo(_ReadRows)/ParDo(_ReadRows)"
 ROWS = 300
 HELD = 50
 WAIT = 30

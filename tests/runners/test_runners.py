@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -17,6 +18,8 @@ from apache_beam.transforms.window import FixedWindows, SlidingWindows, Timestam
 
 from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.testing.manners import manners_of
+from dicomweb_io.testing.manners_model import Limits
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import (
     CopyInstances,
@@ -59,7 +62,10 @@ def bytes_of(directory):
 
 def test_the_whole_connector(engine, serve, archive, references, folder, tmp_path):
     """Everything in one pipeline: on engines with processes each pipeline takes seconds to start."""
-    source, destination, copy = serve(archive), serve(folder), tmp_path / "copy"
+    # Searches take several pages.
+    caps = Limits(5, 5, 5)
+    source = serve(archive, manner=replace(manners_of("generic"), max_limit=caps, default_limit=caps))
+    destination, copy = serve(folder), tmp_path / "copy"
     uris = [reference.uri for reference in references]
     with pipeline(engine) as p:
         studies = p | SearchForStudies(source.url)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dicomweb_io.clients.keeping import Keeper, dropped
 from dicomweb_io.clients.protocol import MediaTypes
 from dicomweb_io.clients.web.service import Service
 from dicomweb_io.clients.web.urls import parameters, with_query
@@ -33,6 +34,9 @@ _ACCEPTS = (
 )
 
 
+_IN_MEMORY = Keeper()
+
+
 class BulkdataRetriever:
     """Retrieves bulk data, of one service and of other hosts that its metadata refers to."""
 
@@ -46,6 +50,7 @@ class BulkdataRetriever:
         media_types: MediaTypes | None = None,
         byte_range: tuple[int, int | None] | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        keeper: Keeper = _IN_MEMORY,
     ) -> Iterator[Bulkdata]:
         """See `DICOMClient.iter_bulkdata_parts`.
 
@@ -55,6 +60,7 @@ class BulkdataRetriever:
             byte_range: First and last byte (inclusive, counted from 0); the last may be None for the end. A server that
                 ignores the range sends everything, of which the range is returned.
             additional_params: Further query parameters.
+            keeper: Where the values go.
         """
         absolute = self._service.urls.bulkdata(url)
         headers = {} if byte_range is None else {"Range": range_header(byte_range), "Accept-Encoding": "identity"}
@@ -63,7 +69,7 @@ class BulkdataRetriever:
             if wish.name == DICOM:
                 raise ValueError(f"bulk data have no form {DICOM}; retrieve the instance")
         accepts = accept_spellings(wishes) if wishes else _ACCEPTS
-        return self._iterate(with_query(absolute, parameters(additional_params)), accepts, headers, byte_range)
+        return self._iterate(with_query(absolute, parameters(additional_params)), accepts, headers, byte_range, keeper)
 
     def of_instance(
         self, resource: Resource, media_types: MediaTypes, additional_params: Mapping[str, Any] | None
@@ -71,7 +77,7 @@ class BulkdataRetriever:
         """The bulk data of an instance, asked for at the instance's own resource."""
         url = with_query(self._service.urls.retrieve(resource), parameters(additional_params))
         accepts = accept_spellings(parse_media_types(media_types))
-        return [item.content or b"" for item in self._iterate(url, accepts, {}, None)]
+        return [item.content or b"" for item in self._iterate(url, accepts, {}, None, _IN_MEMORY)]
 
     def _iterate(
         self,
@@ -79,12 +85,14 @@ class BulkdataRetriever:
         accepts: Sequence[str],
         headers: Mapping[str, str],
         byte_range: tuple[int, int | None] | None,
+        keeper: Keeper,
     ) -> Iterator[Bulkdata]:
         done = 0
         for attempt in self._service.transport.attempts():
             with attempt:
-                for index, item in enumerate(self._one_answer(url, accepts, headers, byte_range, attempt)):
+                for index, item in enumerate(self._one_answer(url, accepts, headers, byte_range, keeper, attempt)):
                     if index < done:
+                        dropped(item)
                         continue
                     done += 1
                     attempt.progress()
@@ -96,6 +104,7 @@ class BulkdataRetriever:
         accepts: Sequence[str],
         headers: Mapping[str, str],
         byte_range: tuple[int, int | None] | None,
+        keeper: Keeper,
         attempt: Attempt,
     ) -> Iterator[Bulkdata]:
         with self._service.get(url, accepts, attempt=attempt, headers=headers) as answer:
@@ -106,10 +115,10 @@ class BulkdataRetriever:
                 raise answer.error("the answer is partial (206), but the whole was asked for", ResponseIncompleteError)
             if byte_range is None or answer.status == 206:
                 _check_range(answer, byte_range)
-                yield from self._parts(answer, content_type, url)
+                yield from self._parts(answer, content_type, url, keeper)
                 return
             # The server ignored Range (as it may, RFC 9110 section 14.2).
-            items = self._parts(answer, content_type, url)
+            items = self._parts(answer, content_type, url, _IN_MEMORY)
             only = next(items, None)
             if only is None or next(items, None) is not None:
                 raise answer.error(
@@ -122,17 +131,19 @@ class BulkdataRetriever:
                 raise answer.error(f"the range begins after the last of {len(content)} bytes", MalformedResponseError)
             yield Bulkdata(only.uri, only.media_type, content[first : None if last is None else last + 1])
 
-    def _parts(self, answer: StreamedAnswer, content_type: ContentType, url: str) -> Iterator[Bulkdata]:
+    def _parts(self, answer: StreamedAnswer, content_type: ContentType, url: str, keeper: Keeper) -> Iterator[Bulkdata]:
         if not content_type.is_multipart:
             if content_type.media_type == "text/html":
                 raise answer.error("expected bulk data, got an HTML page (a login page?)", MalformedResponseError)
-            yield Bulkdata(safe_url(url), content_type.media_type or OCTET_STREAM, answer.read())
+            kept = keeper.keep(answer, answer.iter_chunks)
+            yield Bulkdata(safe_url(url), content_type.media_type or OCTET_STREAM, kept.content, kept.path)
             return
         empty = True
         for part in self._service.parts(answer):
             empty = False
             media_type = parse_content_type(part.content_type).media_type or content_type.root.media_type
-            yield Bulkdata(safe_url(url), media_type or OCTET_STREAM, part.read())
+            kept = keeper.keep(part, part.iter_bytes)
+            yield Bulkdata(safe_url(url), media_type or OCTET_STREAM, kept.content, kept.path)
         if empty:
             raise answer.error("the answer holds no part", ResponseIncompleteError, retryable=True)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dicomweb_io.clients.keeping import Keeper, dropped
 from dicomweb_io.clients.protocol import MediaTypes
 from dicomweb_io.clients.web.service import REFUSALS, Service
 from dicomweb_io.clients.web.urls import parameters, with_query
@@ -22,12 +23,25 @@ from dicomweb_io.dicom.media_types import (
 )
 from dicomweb_io.elements import Frame, Resource
 from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.wire.spool import Collected
 from dicomweb_io.wire.transport import Attempt, StreamedAnswer
 
 _STORED = (MediaType(OCTET_STREAM, "*"), MediaType("*/*", "*"))
 _LOCATION = re.compile(r"/frames/(\d+)/?(?:[?#]|\Z)")
 # Types that one transfer syntax only is written in, so that it is known even when `*` was asked for.
 _UNAMBIGUOUS = frozenset({OCTET_STREAM, "image/dicom-rle"})
+
+
+_IN_MEMORY = Keeper()
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """How frames are asked for, and where they go."""
+
+    media_types: Sequence[MediaType]
+    query: str
+    keeper: Keeper
 
 
 class FrameRetriever:
@@ -42,6 +56,7 @@ class FrameRetriever:
         *,
         media_types: MediaTypes | None = None,
         additional_params: Mapping[str, Any] | None = None,
+        keeper: Keeper = _IN_MEMORY,
     ) -> Iterator[Frame]:
         """See `DICOMClient.iter_frames`."""
         if resource.level != "frame":
@@ -50,11 +65,11 @@ class FrameRetriever:
         for wish in wishes:
             if wish.name == DICOM:
                 raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
-        return self._iterate(resource, wishes, parameters(additional_params))
+        return self._iterate(resource, _Wish(wishes, parameters(additional_params), keeper))
 
-    def _iterate(self, resource: Resource, wishes: Sequence[MediaType], query: str) -> Iterator[Frame]:
+    def _iterate(self, resource: Resource, wish: _Wish) -> Iterator[Frame]:
         for batch in self._batches(resource):
-            yield from self._batch(batch, wishes, query)
+            yield from self._batch(batch, wish)
 
     def _batches(self, resource: Resource) -> Iterator[Resource]:
         """The frames in order, cut by number, by length of the URL, and before a repeated number.
@@ -75,14 +90,14 @@ class FrameRetriever:
         if numbers:
             yield replace(resource, frames=tuple(numbers))
 
-    def _batch(self, batch: Resource, wishes: Sequence[MediaType], query: str) -> Iterator[Frame]:
+    def _batch(self, batch: Resource, wish: _Wish) -> Iterator[Frame]:
         """Frames of one request; after one that breaks off only the rest is asked for."""
         got = 0
         one_at_a_time = False
         for attempt in self._service.transport.attempts():
             with attempt:
                 try:
-                    for frame in self._one_answer(batch.frames[got:], batch, wishes, query, attempt):
+                    for frame in self._one_answer(batch.frames[got:], batch, wish, attempt):
                         got += 1
                         attempt.progress()
                         yield frame
@@ -96,17 +111,16 @@ class FrameRetriever:
         # Servers that know single parts only (or refuse lists) give frames one at a time, or refuse those too.
         for number in batch.frames:
             try:
-                yield from self._batch(replace(batch, frames=(number,)), wishes, query)
+                yield from self._batch(replace(batch, frames=(number,)), wish)
             except DICOMwebError as error:
                 if got or error.status not in REFUSALS:
                     raise
                 raise refusal from error
             got += 1
 
-    def _one_answer(
-        self, numbers: Sequence[int], batch: Resource, wishes: Sequence[MediaType], query: str, attempt: Attempt
-    ) -> Iterator[Frame]:
-        url = with_query(self._service.urls.retrieve(replace(batch, frames=tuple(numbers))), query)
+    def _one_answer(self, numbers: Sequence[int], batch: Resource, wish: _Wish, attempt: Attempt) -> Iterator[Frame]:
+        wishes = wish.media_types
+        url = with_query(self._service.urls.retrieve(replace(batch, frames=tuple(numbers))), wish.query)
         accepts = accept_spellings(wishes, single=len(numbers) == 1)
         # Where one of several formats will do, a server that fails to make one may have another (Orthanc 1.10.1 fails
         # with 500 for JPEG of a JPEG 2000 image, and takes the last of a list of media types only).
@@ -116,18 +130,25 @@ class FrameRetriever:
             # Parts that name their frame are put into order; the others are in the order asked for (PS3.18 8.7.1).
             waiting: dict[int, Frame] = {}
             position = received = 0
-            for frame, located in self._parts(answer, numbers, batch, wishes):
-                received += 1
-                if located is not None and located != numbers[position]:
-                    if located not in numbers or located in waiting or located in numbers[:position]:
-                        raise answer.error(f"the answer holds frame {located}, not asked for", MalformedResponseError)
-                    waiting[located] = frame
-                    continue
-                yield frame
-                position += 1
-                while position < len(numbers) and numbers[position] in waiting:
-                    yield waiting.pop(numbers[position])
+            try:
+                for frame, located in self._parts(answer, numbers, batch, wish):
+                    received += 1
+                    if located is not None and located != numbers[position]:
+                        if located not in numbers or located in waiting or located in numbers[:position]:
+                            dropped(frame)
+                            raise answer.error(
+                                f"the answer holds frame {located}, not asked for", MalformedResponseError
+                            )
+                        waiting[located] = frame
+                        continue
+                    yield frame
                     position += 1
+                    while position < len(numbers) and numbers[position] in waiting:
+                        yield waiting.pop(numbers[position])
+                        position += 1
+            finally:
+                for frame in waiting.values():
+                    dropped(frame)
             if position < len(numbers):
                 raise answer.error(
                     f"asked for {len(numbers)} frames, got {received}; frame {numbers[position]} is missing",
@@ -136,7 +157,7 @@ class FrameRetriever:
                 )
 
     def _parts(
-        self, answer: StreamedAnswer, numbers: Sequence[int], batch: Resource, wishes: Sequence[MediaType]
+        self, answer: StreamedAnswer, numbers: Sequence[int], batch: Resource, wish: _Wish
     ) -> Iterator[tuple[Frame, int | None]]:
         if answer.status == 204:
             return
@@ -149,7 +170,8 @@ class FrameRetriever:
                 )
             if content_type.is_json or content_type.media_type in ("text/html", "text/plain"):
                 raise answer.error(f"expected a frame, got {content_type.media_type}", MalformedResponseError)
-            yield self._frame(answer.read(), content_type, numbers[0], batch, wishes), None
+            kept = wish.keeper.keep(answer, answer.iter_chunks)
+            yield self._frame(kept, content_type, numbers[0], batch, wish), None
             return
         root = content_type.root
         for index, part in enumerate(self._service.parts(answer)):
@@ -161,17 +183,16 @@ class FrameRetriever:
             if own.transfer_syntax_uid is None and own.media_type == root.media_type:
                 own = ContentType(own.media_type, {**root.parameters, **own.parameters})
             number = located if located is not None else numbers[index]
-            yield self._frame(part.read(), own, number, batch, wishes), located
+            yield self._frame(wish.keeper.keep(part, part.iter_bytes), own, number, batch, wish), located
 
-    def _frame(
-        self, content: bytes, content_type: ContentType, number: int, batch: Resource, wishes: Sequence[MediaType]
-    ) -> Frame:
+    def _frame(self, kept: Collected, content_type: ContentType, number: int, batch: Resource, wish: _Wish) -> Frame:
         media_type = content_type.media_type or OCTET_STREAM
         return Frame(
             replace(batch, frames=(number,)),
-            content_type.transfer_syntax_uid or _implied_syntax(media_type, wishes),
+            content_type.transfer_syntax_uid or _implied_syntax(media_type, wish.media_types),
             media_type,
-            content=content,
+            content=kept.content,
+            path=kept.path,
         )
 
 

@@ -77,7 +77,8 @@ class InstanceRetriever:
         wishes = parse_media_types(media_types)
         accepts = self._accepts(wishes, allow_transcoding)
         syntaxes = _ANY if allow_transcoding else _exact_syntaxes(wishes)
-        wish = _Wish(accepts, syntaxes, parameters(additional_params), max_element_bytes, spool_directory, len(wishes) > 1)
+        query, several = parameters(additional_params), len(wishes) > 1
+        wish = _Wish(accepts, syntaxes, query, max_element_bytes, spool_directory, several)
         return self._iterate(resource, wish)
 
     def _accepts(self, wishes: Sequence[MediaType], allow_transcoding: bool) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from dicomweb_io.clients.failures import RECOVERABLE
 from dicomweb_io.clients.web.deleting import Deleter
@@ -18,22 +19,30 @@ Send = Callable[[Sequence[StoreItem]], None]
 
 
 class Replacer:
-    """Replaces instances of one service."""
+    """Replaces instances of one service, until one can be neither replaced nor put back; one operation only."""
 
     def __init__(self, existing: ExistingInstances, deleter: Deleter) -> None:
         self._existing = existing
         self._deleter = deleter
+        self._lost: Failure | None = None
 
     def replace(self, item: StoreItem, send: Send) -> None:
         """Takes the place of the archive's instance with an item's UID, and notes the outcome.
 
         The old bytes are kept until the new ones are in, and put back if those are refused. If that fails too, they
-        stay in a file that the failure names.
+        stay in a file that the failure names, and nothing more is deleted.
 
         Args:
             item: What is to be there.
             send: Stores items and notes their outcomes.
         """
+        if self._lost is not None:
+            item.fail(
+                "not replaced, and the old one was not touched: another one could be neither replaced nor put back, so "
+                f"that nothing more is deleted ({self._lost.message})",
+                retryable=self._lost.retryable,
+            )
+            return
         try:
             with self._existing.retrieved(item.reference) as old:
                 if not self._delete(item, old):
@@ -72,7 +81,7 @@ class Replacer:
             send([item])
         except RECOVERABLE as error:
             item.fail_by(error)
-        if isinstance(item.outcome, StoredInstance):
+        if isinstance(item.outcome, StoredInstance) and not self._is_missing(item, item.outcome, old):
             return
         reason = item.outcome.message if isinstance(item.outcome, Failure) else "nothing is known of the new one"
         back = StoreItem(old, old.size)
@@ -80,7 +89,7 @@ class Replacer:
             send([back])
         except RECOVERABLE as error:
             back.fail_by(error)
-        restored = isinstance(back.outcome, StoredInstance)
+        restored = isinstance(back.outcome, StoredInstance) and self._existing.finds(back)
         if restored and self._existing.proof != "uid" and not self._existing.is_ours(back):
             # A server that keeps what it has says "stored" too, though it is the new one that has arrived after all.
             kept = self._keep(old)
@@ -99,6 +108,26 @@ class Replacer:
             attempts=facts.attempts if facts else 1,
             retryable=facts.retryable if facts else False,
         )
+        if not restored:
+            self._lost = cast(Failure, item.outcome)
+
+    def _is_missing(self, item: StoreItem, outcome: StoredInstance, old: Instance) -> bool:
+        """Whether the archive does not have what it reported as stored: the old bytes are there for a moment only."""
+        if outcome.verified != "response":
+            return False
+        try:
+            if self._existing.present([item]):
+                return False
+        except RECOVERABLE as error:
+            logger.warning(
+                "%s was reported as stored, and could not be looked up; the bytes it replaces are kept in %s: %s",
+                item.uid,
+                self._keep(old),
+                error,
+            )
+            return False
+        item.fail("the server reported it as stored, but a search does not find it", retryable=True)
+        return True
 
     def _keep(self, old: Instance) -> str:
         descriptor, path = tempfile.mkstemp(".dcm", f"{old.reference.sop_instance_uid}-")

@@ -142,6 +142,7 @@ class Storer:
     # One batch ------------------------------------------------------------------------------------------------------
 
     def _flushed(self, batch: Batch, on_existing: OnExisting, verify: Verify, url: str) -> Iterator[StoreItem]:
+        hopeless: Exception | None = None
         for item in batch.items:
             if item.outcome is None and on_existing != "server":
                 self._look_before(item, on_existing)
@@ -152,7 +153,16 @@ class Storer:
             waiting = [item for item in waiting if item.outcome is None]
         method = "PUT" if on_existing == "replace" and self._service.profile.replace == "upsert" else "POST"
         if waiting:
-            self._send(waiting, method, url)
+            try:
+                self._send(waiting, method, url)
+            except RECOVERABLE as error:
+                if all(item.outcome is None for item in batch.items):
+                    raise
+                # What is known of others is told before: a failure may name where replaced bytes are kept.
+                hopeless = error
+                for item in batch.items:
+                    if item.outcome is None:
+                        item.fail_by(error)
         if verify != "response":
             self._existing.verify(batch.items, verify)
         for item in batch.items:
@@ -162,6 +172,8 @@ class Storer:
                 self._existing.add(item.reference)
             yield item
         batch.clear()
+        if hopeless is not None:
+            raise hopeless
 
     def _look_before(self, item: StoreItem, on_existing: OnExisting) -> None:
         item.wants_place = on_existing != "skip"

@@ -122,6 +122,20 @@ def test_deleting_at_every_level_and_again(serve, small, where):
     assert not list(archive.rglob("*.dcm"))
 
 
+@pytest.mark.parametrize("level", ["study", "series", "instance"])
+def test_what_the_server_does_not_know_and_still_lists_is_not_called_deleted(serve, small, level):
+    archive, contents = small
+    server = serve(archive, faults=[fault("status", method="DELETE", status=404, times=None)])
+    one = next(iter(contents))
+    subject = {"study": Resource(one.study_instance_uid), "series": one.series, "instance": one}[level]
+    with pipeline() as p:
+        result = p | beam.Create([subject]) | DeleteInstances(server.url, failures="collect")
+        assert_that(result.deleted, is_empty(), label="none")
+        told = result.failures | beam.Map(lambda item: (item.reference, item.status))
+        assert_that(told, equal_to([(subject, 404)]), label="told")
+    assert len(list(archive.rglob("*.dcm"))) == len(contents)
+
+
 def test_what_might_delete_too_much_is_refused(serve, small):
     archive, contents = small
     server = serve(archive)

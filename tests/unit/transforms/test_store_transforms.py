@@ -277,3 +277,31 @@ def test_wrong_options_are_refused(options):
     for make in (lambda: StoreInstances("/a", **options), lambda: CopyInstances("/a", "/b", **options)):
         with pytest.raises(ValueError, match="must be"):
             make()
+
+
+def test_the_failure_of_a_copy_from_a_folder_names_the_file(serve, archive, folder):
+    server = serve(folder, faults=[fault("refuse_instances", method="POST", numbers=(1,), reason=0xA900)])
+    path = files_of(archive)[0]
+    reference = Instance.from_path(path).reference
+    with pipeline() as p:
+        result = p | beam.Create([reference]) | CopyInstances(str(archive), server.url, failures="collect")
+        seen = result.failures | beam.Map(lambda item: (item.source, item.reference, item.reason_code))
+        assert_that(seen, equal_to([(str(path), reference, 0xA900)]))
+
+
+def test_a_refusal_in_the_second_half_of_a_split_batch_is_not_told_of_the_first(serve, archive, folder):
+    server = serve(
+        folder,
+        faults=[
+            fault("status", method="POST", status=413, first=1),
+            fault("status", method="POST", status=403, first=3, times=None),
+        ],
+    )
+    paths = files_of(archive)[:4]
+    with pipeline() as p:
+        result = p | beam.Create([list(map(str, paths))]) | beam.FlatMap(list)
+        result = result | StoreInstances(server.url, failures="collect")
+        assert_that(result.stored | beam.combiners.Count.Globally(), equal_to([2]), label="stored")
+        seen = result.failures | beam.Map(lambda item: (item.source, item.status))
+        assert_that(seen, equal_to([(str(path), 403) for path in paths[2:]]), label="failures")
+    assert bytes_of(folder) == sorted(path.read_bytes() for path in paths[:2])

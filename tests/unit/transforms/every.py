@@ -1,0 +1,192 @@
+"""Every public transform with something to do: what tests of all transforms go through.
+
+A new public transform has to be added to `CASES`, or `test_every_transform.py` fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.transforms import (
+    AsRows,
+    CopyInstances,
+    DeleteInstances,
+    DistinctReferences,
+    DownloadInstances,
+    ParseNotifications,
+    ReadAllFromDICOMweb,
+    ReadFromDICOMweb,
+    RetrieveBulkdata,
+    RetrieveFrames,
+    RetrieveInstances,
+    RetrieveMetadata,
+    RetrieveRendered,
+    SearchForInstances,
+    SearchForSeries,
+    SearchForStudies,
+    StoreInstances,
+    WatchForInstances,
+    WatchForStudies,
+    WriteToDICOMweb,
+)
+
+
+@dataclass
+class World:
+    """What there is to work on.
+
+    Attributes:
+        source: An archive with one series of `instances` images; not to be changed.
+        target: An archive that may be changed, empty unless the case fills it.
+        paths: The files of `source`.
+        directory: A directory for anything.
+    """
+
+    source: Endpoint
+    target: Endpoint
+    paths: list[Path]
+    directory: Path
+    references: list[Resource] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.references = [Instance.from_path(path).reference for path in self.paths]
+
+    @property
+    def series(self) -> Resource:
+        """The one series."""
+        return self.references[0].series
+
+    @property
+    def instances(self) -> list[Instance]:
+        """The instances, as elements."""
+        return [Instance.from_bytes(path.read_bytes()) for path in self.paths]
+
+    def fill_target(self) -> None:
+        """Puts the instances into `target`."""
+        client = self.target.connect()
+        client.store_instances([str(path) for path in self.paths])
+        client.close()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A transform at work.
+
+    Attributes:
+        make: Makes the transform; further arguments are handed on to it.
+        elements: The elements that it is applied to; None for a source, which is applied to a pipeline.
+        main: The name of its output where it has several.
+        count: How many elements come out of one (of a source: in all) for a series of `World.references`.
+        bad: An element that it cannot do anything with, which must become a `Failure`; None if there is none.
+        prepare: What has to be done before.
+        fails: Whether it takes ``failures=``.
+        keeps_times: Whether results have the timestamp of their element.
+        output: The Python type of what comes out.
+    """
+
+    make: Callable[..., Any]
+    elements: Callable[[World], list[Any]] | None
+    main: str
+    count: int
+    output: type
+    bad: Any = "no reference"
+    prepare: Callable[[World], None] = lambda world: None
+    fails: bool = True
+    keeps_times: bool = True
+
+
+INSTANCES = 3
+
+
+def _series(world: World) -> list[Any]:
+    return [world.series]
+
+
+def _write_each(world: World, **options: Any) -> Any:
+    target = world.target
+    return WriteToDICOMweb(lambda element: target, **options)
+
+
+def _url(reference: Resource) -> str:
+    return f"//healthcare.googleapis.com/projects/p/locations/l/datasets/d/dicomStores/s/dicomWeb/{reference.uri}"
+
+
+def _row_of(world: World) -> dict[str, Any]:
+    row = {"0020000D": {"vr": "UI", "Value": [world.series.study_instance_uid]}}
+    return row | {"0020000E": {"vr": "UI", "Value": [world.series.series_instance_uid]}}
+
+
+CASES: dict[str, Case] = {
+    "SearchForStudies": Case(
+        lambda w, **o: SearchForStudies(w.source, **o), lambda w: [{"Modality": "CT"}], "rows", 1, dict
+    ),
+    "SearchForSeries": Case(
+        lambda w, **o: SearchForSeries(w.source, columns=["Modality", "SeriesNumber"], **o), _series, "rows", 1, object
+    ),
+    "SearchForInstances": Case(lambda w, **o: SearchForInstances(w.source, **o), _series, "rows", INSTANCES, dict),
+    "RetrieveInstances": Case(
+        lambda w, **o: RetrieveInstances(w.source, **o), _series, "instances", INSTANCES, Instance
+    ),
+    "RetrieveMetadata": Case(lambda w, **o: RetrieveMetadata(w.source, **o), _series, "metadata", INSTANCES, dict),
+    "RetrieveFrames": Case(lambda w, **o: RetrieveFrames(w.source, **o), _series, "frames", INSTANCES, object),
+    "RetrieveRendered": Case(
+        lambda w, **o: RetrieveRendered(w.source, media_types=["image/png"], **o), _series, "images", INSTANCES, object
+    ),
+    "RetrieveBulkdata": Case(
+        lambda w, **o: RetrieveBulkdata(w.source, **o), _series, "bulkdata", INSTANCES, object, bad={"a": 1}
+    ),
+    "DownloadInstances": Case(
+        lambda w, **o: DownloadInstances(w.source, w.directory / "files", **o), _series, "paths", INSTANCES, str
+    ),
+    "CopyInstances": Case(lambda w, **o: CopyInstances(w.source, w.target, **o), _series, "stored", INSTANCES, object),
+    "StoreInstances": Case(
+        lambda w, **o: StoreInstances(w.target, **o), lambda w: w.instances[:1], "stored", 1, object, bad=b"not DICOM"
+    ),
+    "WriteToDICOMweb": Case(
+        _write_each,
+        lambda w: [str(w.paths[0])],
+        "stored",
+        1,
+        object,
+        bad="/there/is/no.dcm",
+    ),
+    "DeleteInstances": Case(
+        lambda w, **o: DeleteInstances(w.target, **o), _series, "deleted", 1, Resource, prepare=World.fill_target
+    ),
+    "ReadFromDICOMweb": Case(
+        lambda w, **o: ReadFromDICOMweb(w.source, {"Modality": "CT"}, **o), None, "instances", INSTANCES, Instance
+    ),
+    "ReadAllFromDICOMweb": Case(
+        lambda w, **o: ReadAllFromDICOMweb(w.source, **o),
+        lambda w: [_row_of(w)],
+        "instances",
+        INSTANCES,
+        Instance,
+    ),
+    "ParseNotifications": Case(
+        lambda w, **o: ParseNotifications(**o), lambda w: [_url(w.references[0])], "references", 1, Resource
+    ),
+    "WatchForStudies": Case(
+        lambda w, **o: WatchForStudies(w.source, start="all", max_polls=1, method="list", **o),
+        None,
+        "references",
+        1,
+        Resource,
+    ),
+    "WatchForInstances": Case(
+        lambda w, **o: WatchForInstances(w.source, start="all", max_polls=1, method="list", **o),
+        None,
+        "references",
+        INSTANCES,
+        Resource,
+    ),
+    "DistinctReferences": Case(
+        lambda w: DistinctReferences(), _series, "", 1, Resource, bad=None, fails=False, keeps_times=False
+    ),
+    "AsRows": Case(lambda w: AsRows(element_type=Resource), _series, "", 1, object, bad=None, fails=False),
+}

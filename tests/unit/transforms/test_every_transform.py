@@ -1,0 +1,196 @@
+"""What holds for every public transform: type hints, windows, timestamps, one fetch for several windows."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import logging
+from collections import Counter
+
+import apache_beam as beam
+import pytest
+from apache_beam.internal import pickler
+from apache_beam.metrics.metric import Lineage
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
+from requests.auth import HTTPBasicAuth
+
+from dicomweb_io import transforms
+from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.elements import Failure
+from dicomweb_io.testing.samples import make_study
+from dicomweb_io.wire.credentials import (
+    AWSSigV4,
+    AzureCredentials,
+    BasicCredentials,
+    BearerToken,
+    GoogleCredentials,
+    OAuth2ClientCredentials,
+)
+from tests.unit.transforms.every import CASES, INSTANCES, World
+
+CHECKED = ["--runner=FnApiRunner", "--performance_runtime_type_check"]
+FED = [name for name, case in CASES.items() if case.elements is not None]
+SOURCES = [name for name, case in CASES.items() if case.elements is None]
+
+
+def pipeline():
+    return beam.Pipeline(options=PipelineOptions(CHECKED))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with one series. Not to be written to."""
+    directory = tmp_path_factory.mktemp("every")
+    make_study(directory, instances=INSTANCES, size=300)
+    return directory
+
+
+@pytest.fixture
+def world(serve, files, tmp_path):
+    (tmp_path / "target").mkdir()
+    source, target = serve(files), serve(tmp_path / "target")
+    made = World(Endpoint(source.url), Endpoint(target.url), sorted(files.rglob("*.dcm")), tmp_path)
+    made.servers = [source, target]
+    return made
+
+
+def seen(element, time=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
+    return type(element), int(time), int(window.start)
+
+
+def test_every_public_transform_has_a_case():
+    public = {
+        name
+        for name in transforms.__all__
+        if isinstance(getattr(transforms, name), type) and issubclass(getattr(transforms, name), beam.PTransform)
+    }
+    assert set(CASES) == public, "add the new transform to tests/unit/transforms/every.py"
+
+
+def test_the_runtime_check_of_types_finds_a_wrong_hint():
+    """The option that the tests below rely on does something."""
+    p = pipeline()
+    wrong = p | beam.Create([1]) | "Wrong" >> beam.Map(str).with_output_types(int)
+    _ = wrong | "Taker" >> beam.Map(lambda number: number).with_input_types(int)
+    with pytest.raises(Exception, match="Runtime type violation"):
+        p.run()
+
+
+@pytest.mark.parametrize("name", FED)
+def test_types_windows_and_timestamps_hold_also_for_failures(name, world):
+    """An element in a fixed window, and one that nothing can be done with."""
+    case = CASES[name]
+    case.prepare(world)
+    elements = case.elements(world)
+    bad = [] if case.bad is None else [case.bad]
+    with pipeline() as p:
+        given = (
+            p
+            | beam.Create([*elements, *bad])
+            | beam.Map(lambda item: TimestampedValue(item, 65))
+            | beam.WindowInto(FixedWindows(60))
+        )
+        options = {"failures": "collect"} if case.fails else {}
+        result = given | "It" >> case.make(world, **options)
+        main = getattr(result, case.main) if case.main else result
+        looks = main | "Look" >> beam.Map(seen) | beam.Map(lambda look: (issubclass(look[0], case.output), *look[1:]))
+        time = 65 if case.keeps_times else 119
+        assert_that(looks, equal_to([(True, time, 60)] * case.count))
+        if case.fails:
+            lost = result.failures | "LookAtFailures" >> beam.Map(seen)
+            assert_that(lost, equal_to([(Failure, 65, 60)] * len(bad)), label="failures")
+
+
+@pytest.mark.parametrize("name", FED)
+def test_an_element_in_three_windows_is_done_once_and_comes_in_each(name, world):
+    case = CASES[name]
+    case.prepare(world)
+    for server in world.servers:
+        server.records.clear()
+    with pipeline() as p:
+        given = p | beam.Create(case.elements(world)) | beam.Map(lambda item: TimestampedValue(item, 65))
+        result = given | beam.WindowInto(SlidingWindows(30, 10)) | "It" >> case.make(world)
+        main = getattr(result, case.main) if hasattr(result, "failures") else result
+        looks = main | "Look" >> beam.Map(seen) | beam.Map(lambda look: (issubclass(look[0], case.output), look[2]))
+        assert_that(looks, equal_to([(True, start) for start in (40, 50, 60)] * case.count))
+    asked = Counter(
+        (server.url, item.method, item.path, item.query) for server in world.servers for item in server.records
+    )
+    assert {item: number for item, number in asked.items() if number > 1} == {}
+    assert asked or name in ("ParseNotifications", "DistinctReferences", "AsRows")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_types_hold_for_sources(name, world):
+    case = CASES[name]
+    p = pipeline()
+    result = p | "It" >> case.make(world, failures="collect")
+    main = getattr(result, case.main)
+    looks = main | "Look" >> beam.Map(seen) | beam.Map(lambda look: issubclass(look[0], case.output))
+    assert_that(looks, equal_to([True] * case.count))
+    done = p.run()
+    done.wait_until_finish()
+    host = world.source.url.split("/")[2]
+    assert Lineage.query(done.metrics(), Lineage.SOURCE) == {f"dicomweb:`{host}`.dicom-web"}
+
+
+KINDS = {
+    "none": (None, False),
+    "basic by variable": (BasicCredentials("me", password_env="PACS_PASSWORD"), False),
+    "basic literal": (BasicCredentials("me", "literal-secret"), True),
+    "token by file": (BearerToken(file="/run/there/is/none"), False),
+    "token literal": (BearerToken("literal-secret"), True),
+    "oauth2": (OAuth2ClientCredentials("https://login.example/token", "me", client_secret_env="PACS_PASSWORD"), False),
+    "oauth2 literal": (OAuth2ClientCredentials("https://login.example/token", "me", "literal-secret"), True),
+    "google": (GoogleCredentials(), False),
+    "azure": (AzureCredentials(), False),
+    "aws": (AWSSigV4("eu-central-1"), False),
+    "an authentication object": (HTTPBasicAuth("me", "literal-secret"), True),
+}
+
+WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_transform_pickles_and_a_literal_secret_is_warned_of(kind, tmp_path, caplog, monkeypatch):
+    """What the workers get holds no secret that was given by reference; a literal one is told when the job is built."""
+    monkeypatch.setenv("PACS_PASSWORD", "secret-of-the-environment")
+    credentials, literal = KINDS[kind]
+    world = World(
+        Endpoint("https://source.example/rs", credentials=credentials),
+        Endpoint("https://target.example/rs", credentials=credentials),
+        [],
+        tmp_path,
+    )
+    p = beam.Pipeline(runner="FnApiRunner")
+    given = p | beam.Create(["studies/1.2"])
+    with caplog.at_level(logging.WARNING, "dicomweb_io"):
+        for name in WITH_ARCHIVE:
+            transform = CASES[name].make(world)
+            copy = pickler.loads(pickler.dumps(transform))
+            assert type(copy) is type(transform)
+            assert "literal-secret" not in repr(vars(copy)) + repr(copy.display_data()) + repr(copy)
+            _ = (p if CASES[name].elements is None else given) | name >> transform
+    assert "literal-secret" not in caplog.text
+    told = Counter(item.getMessage().split(":")[0] for item in caplog.records if item.name == "dicomweb_io")
+    # Of each archive once: a copy has two. A function that chooses archives is not asked before there are elements.
+    expected = Counter(WITH_ARCHIVE) + Counter(["CopyInstances"]) - Counter(["WriteToDICOMweb"])
+    assert told == (expected if literal else Counter())
+    graph = pickled_functions(p)
+    assert b"secret-of-the-environment" not in graph
+    assert (b"literal-secret" in graph) is literal
+
+
+def pickled_functions(p):
+    """The functions of a pipeline as they travel to the workers, unpacked."""
+    components = p.to_runner_api(return_context=False).components
+    functions = []
+    for transform in components.transforms.values():
+        if transform.spec.urn == "beam:transform:pardo:v1":
+            payload = beam_runner_api_pb2.ParDoPayload.FromString(transform.spec.payload)
+            functions.append(bz2.decompress(base64.b64decode(payload.do_fn.payload)))
+    assert functions
+    return b"".join(functions)

@@ -1,0 +1,138 @@
+"""How far `PageReader` reads ahead, and that its rows come out as they went in."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import replace
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.clients.pool import BoundedPool
+from dicomweb_io.clients.queries import make_query
+from dicomweb_io.elements import SearchPage
+from dicomweb_io.testing.manners import manners_of as manner
+from dicomweb_io.testing.manners_model import Limits
+from dicomweb_io.testing.samples import make_study
+from dicomweb_io.transforms import SearchForInstances, SearchForSeries
+from dicomweb_io.transforms.paging import Manners, PackedSlot, PageReader, Slot, uid_of
+
+QUERY = make_query("study")
+
+
+class Rows:
+    """An archive of so many studies that remembers at which offsets it was asked."""
+
+    base_url = "https://pacs.example"
+
+    def __init__(self, number):
+        self.number = number
+        self.offsets = []
+        self._lock = threading.Lock()
+
+    def search_page(self, query, *, offset, limit):
+        with self._lock:
+            self.offsets.append(offset)
+        rows = [
+            {"0020000D": {"vr": "UI", "Value": [f"1.{row}"]}} for row in range(self.number)[offset : offset + limit]
+        ]
+        return SearchPage(rows, offset, limit)
+
+
+@pytest.fixture
+def pool():
+    pool = BoundedPool(8)
+    yield pool
+    pool.close()
+
+
+def read(client, pool, start, **how):
+    how = {"stop": lambda: None, "manners": Manners(offset_works=True), "page_size": 10, **how}
+    return [offset for offset, _ in PageReader(client, QUERY, pool, start=start, **how)]
+
+
+@pytest.mark.parametrize("offset_works", [False, True])
+def test_behind_a_short_answer_one_page_is_looked_at_alone(pool, offset_works):
+    client = Rows(3)
+    assert read(client, pool, 3, full=False, page_size=3, manners=Manners(offset_works=offset_works)) == []
+    assert client.offsets == [3]
+
+
+@pytest.mark.parametrize("total", [95, 100, 60])
+def test_a_total_is_read_up_to_at_once_and_then_page_after_page(pool, total):
+    client = Rows(100)
+    assert read(client, pool, 10, total=total) == list(range(10, 100))
+    # Wrong totals cost no row; behind them nothing is asked for before it is known to be needed.
+    assert sorted(client.offsets) == list(range(10, 101, 10))
+
+
+def test_without_a_total_reading_ahead_grows(pool):
+    client = Rows(35)
+    assert read(client, pool, 10, full=False) == list(range(10, 35))
+    assert {10, 20, 30} <= set(client.offsets)
+    # One page, then two, then four.
+    assert len(client.offsets) <= 1 + 2 + 4
+
+
+def test_nothing_behind_the_end_of_the_range_is_asked_for(pool):
+    client = Rows(100)
+    assert read(client, pool, 10, stop=lambda: 45) == list(range(10, 45))
+    assert sorted(client.offsets) == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("profile", ["generic", "orthanc", "google", "azure"])
+def test_a_result_of_one_row_takes_few_requests(serve, tmp_path, profile):
+    make_study(tmp_path / "one", instances=1, size=100)
+    server = serve(tmp_path / "one", manner=manner("generic"))
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        rows = p | SearchForSeries(Endpoint(server.url, profile=profile))
+        assert_that(rows | beam.combiners.Count.Globally(), equal_to([1]))
+    searches = [record for record in server.records if record.path.endswith("/series")]
+    assert len(searches) <= 2, [record.query for record in searches]
+
+
+def test_an_announced_total_saves_requests(serve, tmp_path):
+    make_study(tmp_path / "some", instances=20, size=100)
+    caps = Limits(5, 5, 5)
+    server = serve(
+        tmp_path / "some", manner=replace(manner("generic"), max_limit=caps, default_limit=caps, total_header=True)
+    )
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        rows = p | SearchForInstances(server.url)
+        assert_that(rows | beam.combiners.Count.Globally(), equal_to([20]))
+    assert len(server.records) <= 5, [record.query for record in server.records]
+
+
+def test_rows_that_wait_come_out_as_they_went_in():
+    rows = [
+        {"0020000D": {"vr": "UI", "Value": [f"1.{number}"]}, "00081030": {"vr": "LO", "Value": ["\udcff", None]}}
+        for number in range(25)
+    ]
+    rows[3]["00189087"] = {"vr": "FD", "Value": [math.inf, 10**40, -0.0, 1e308]}
+    rows[4] = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "A^B"}]}}
+    given = [dict(row) for row in rows]
+    packed = PackedSlot.of(Slot(0, rows, 25), "study")
+    assert list(packed.rows()) == given
+    assert packed.slot.rows == []
+    assert packed.uids == [uid_of(row, "study") for row in given]
+    assert packed.uids[4] is None
+    assert packed.uids[5] == "1.5"
+
+
+@pytest.mark.parametrize(
+    ("row", "uid"),
+    [
+        ({}, None),
+        ({"0020000D": {"vr": "UI"}}, None),
+        ({"0020000D": {"Value": ["1"]}, "0020000E": {"Value": [""]}}, None),
+        ({"0020000E": {"Value": ["2"]}}, "/2"),
+        ({"0020000D": {"Value": [5]}, "0020000E": {"Value": ["2"]}}, "/2"),
+        ({"0020000D": {"Value": ["1"]}, "0020000E": {"Value": [None]}}, None),
+        ({"0020000D": {"Value": ["1"]}, "0020000E": {"Value": ["2"]}}, "1/2"),
+    ],
+)
+def test_what_tells_rows_apart(row, uid):
+    assert uid_of(row, "series") == uid
