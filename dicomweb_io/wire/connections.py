@@ -191,7 +191,19 @@ class _HeaderReader:
 
 
 class BoundedResponse(http.client.HTTPResponse):
-    """A response whose headers are bounded and complete."""
+    """A response whose headers are bounded and complete. Interim answers before it are skipped (RFC 9110 15.2).
+
+    http.client skips 100 only, and takes 102 and 103 for answers without a body: the real answer would then be read as
+    that to the next request on the connection.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        file: Any = self.fp
+        while True:
+            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+            if not 100 < found[1] < 200 or found[1] == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return found
+            http.client.parse_headers(file)
 
     def begin(self) -> None:
         """Reads the status line and the headers."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 _FREE_BYTES = 64 << 20
 _MAX_RATIO = 250
+_SLICE = 1 << 15
 
 
 class DecodingError(ValueError):
@@ -53,6 +54,11 @@ class Decoder:
         Raises:
             DecodingError: If they are broken, or grow without measure.
         """
+        # What zlib leaves over is copied for each piece and each gzip member, so it must be short.
+        for start in range(0, len(data), _SLICE):
+            yield from self._decode(data[start : start + _SLICE], size)
+
+    def _decode(self, data: bytes, size: int) -> Iterator[bytes]:
         self._taken += len(data)
         if not self._started:
             # Which of the two "deflate" formats it is shows in the first two bytes.

@@ -57,6 +57,7 @@ class SessionSender:
         pool_size: int,
         callback: Callable[..., Any] | None,
     ) -> None:
+        check_verify(verify)
         for name, path in _files(verify, cert):
             if not os.path.exists(path):
                 raise FileNotFoundError(f"{name}: there is no file {path!r}")
@@ -139,7 +140,7 @@ class SessionSender:
         proxies = {**self._environment_proxies(session, prepared.url), **session.proxies, **self._proxies}
         if verify is True and session.trust_env:
             # The environment's CA bundle counts only where the user named none (requests has it the other way round).
-            verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+            verify = _bundle_of_environment() or True
         adapter: Any = session.get_adapter(prepared.url)
         if type(adapter) is HTTPAdapter:
             adapter = self._adapter
@@ -181,6 +182,29 @@ class SessionSender:
     def close(self) -> None:
         """Closes idle connections of our own."""
         self._adapter.close()
+
+
+def _bundle_of_environment() -> str | None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        path = os.environ.get(name)
+        if path and not os.path.exists(path):
+            raise ValueError(f"the environment variable {name} names a file that is not there: {path!r}")
+        if path:
+            return path
+    return None
+
+
+def check_verify(verify: object) -> None:
+    """Refuses what is no choice about TLS: to requests, None, 0 and empty texts all mean that nothing is verified.
+
+    Raises:
+        TypeError: If it is neither True, nor False, nor a path.
+        ValueError: If the path is empty.
+    """
+    if not isinstance(verify, (bool, str, os.PathLike)):
+        raise TypeError(f"verify must be True, False or the path of a CA bundle, not {type(verify).__name__}")
+    if not isinstance(verify, bool) and not os.fspath(verify):
+        raise ValueError("verify is an empty path (expected True, False or the path of a CA bundle)")
 
 
 def check_headers(prepared: requests.PreparedRequest) -> None:
