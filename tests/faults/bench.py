@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
+from pydicom.uid import UID
 
 from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.clients.profiles import PROFILES
 from dicomweb_io.elements import Resource
 from dicomweb_io.testing.auth import OAuth2Authentication
 from dicomweb_io.testing.faults import Fault
@@ -33,6 +35,16 @@ SECRET = "s3cret-of-the-matrix"
 CLIENT = "matrix"
 MANNERS = replace(GENERIC, total_header=False, counts=True)
 TELLING = replace(GENERIC, total_header=True, counts=True)
+
+KNOWN = PROFILES["generic"].with_facts(
+    flat_series=True,
+    flat_instances=True,
+    study_instances=True,
+    retrieve_study=True,
+    retrieve_series=True,
+    metadata_resource=True,
+)
+"""A server that was probed: what it can retrieve is known, so that a 404 does not tell that a resource is missing."""
 
 QUICK = RetryPolicy(max_attempts=3, initial_delay=0.001, max_delay=0.005)
 PATIENT_POLICY = RetryPolicy(max_attempts=14, initial_delay=0.02, max_delay=0.08)
@@ -59,7 +71,7 @@ def tiny_image() -> bytes:
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
     dataset.PixelData = bytes(range(256)) * 6
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1")
     buffer = io.BytesIO()
     dcmwrite(buffer, dataset, enforce_file_format=True)
     return buffer.getvalue()
@@ -195,11 +207,21 @@ class Bench:
             assert not server.errors, "\n".join(server.errors)
         shutil.rmtree(directory, ignore_errors=True)
 
+    def check_connections(self) -> None:
+        """Asserts that no client has left a connection open."""
+        waiting = threading.Event()
+        for server in (self.server, self.telling):
+            for _ in range(1000):
+                if not server.proxy.open_connections:
+                    break
+                waiting.wait(0.01)
+            assert not server.proxy.open_connections, "a client was closed, and a connection of it is open"
+
     def secrets(self, *servers: TestServer) -> list[str]:
         """What must be in no message and no log."""
         found = [SECRET, *PATIENT.split("^")]
         for server in servers:
-            found += server.auth._valid_until
+            found += getattr(server.auth, "_valid_until", ())
         return found
 
 
@@ -213,6 +235,8 @@ def endpoint_of(server: TestServer, **settings: Any) -> Endpoint:
             "retry": PATIENT_POLICY if patient else QUICK,
             "timeout": (5.0, 20.0),
             "deadline": 30.0,
+            # By its address alone it would be taken for an Orthanc.
+            "profile": "generic",
             **settings,
         },
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from dicomweb_io.clients.profiles import PROFILES
@@ -12,9 +14,9 @@ from dicomweb_io.clients.web.errors import StoreError
 from dicomweb_io.elements import Failure
 from dicomweb_io.testing.server import TestServer
 from dicomweb_io.wire.errors import DICOMwebError
-from tests.faults.bench import LONGEST, MANNERS, Bench, within
+from tests.faults.bench import LONGEST, MANNERS, Bench, digest, within
 from tests.faults.expectations import Expected
-from tests.faults.operations import Operation, Seen
+from tests.faults.operations import Item, Operation, Seen, path_of_uri
 from tests.faults.troubles import Trouble
 
 # Rows of which only the identity can be compared: the trouble is in their other attributes.
@@ -44,7 +46,9 @@ def perform(bench: Bench, operation: Operation, trouble: Trouble | None) -> Seen
             server = bench.telling if operation.telling else bench.server
         settings = settings_of(operation, trouble)
         if trouble is not None:
-            bench.inject(server, trouble.faults(operation.method, operation.path, operation.first))
+            first = trouble.first(operation.first)
+            bench.inject(server, trouble.faults(operation.method, operation.path, first))
+        server.records.clear()
         bench.listener.texts.clear()
         bench.elsewhere.headers.clear()
         try:
@@ -53,8 +57,9 @@ def perform(bench: Bench, operation: Operation, trouble: Trouble | None) -> Seen
         finally:
             server.clear_faults()
         check_discretion(bench, seen, server)
-        if trouble is not None:
-            seen.struck = struck
+        seen.struck = struck
+        if trouble is None:
+            seen.requests = list(server.records.settled())
         return seen
 
 
@@ -90,24 +95,26 @@ def check_discretion(bench: Bench, seen: Seen, *servers: TestServer) -> None:
 def judge(operation: Operation, trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
     """Asserts that an outcome is the declared one."""
     if wanted.outcome == "recovered":
-        _recovered(trouble, seen, base)
+        _recovered(trouble, wanted, seen, base)
     elif wanted.outcome == "reported":
-        _reported(trouble, wanted, seen, base)
+        _reported(wanted, seen, base)
     elif wanted.outcome == "taken at its word":
         assert seen.error is None, repr(seen.error)
         assert (seen.items, seen.files) != (base.items, base.files), "it was recovered from: the cell is out of date"
     else:
-        _recovered(trouble, seen, base)
+        raise AssertionError(f"nothing can come of a trouble that cannot occur: {wanted.why}")
     _undamaged(seen, base)
+    if wanted.outcome != "taken at its word":
+        _as_told(wanted, seen, base)
 
 
 def _identity(items: list[Any]) -> list[Any]:
     return [item[:2] for item in items]
 
 
-def _recovered(trouble: Trouble, seen: Seen, base: Seen) -> None:
+def _recovered(trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
     assert seen.error is None, repr(seen.error)
-    if trouble.name in _SPOILT:
+    if trouble.name in _SPOILT or wanted.other_attributes:
         assert _identity(seen.items) == _identity(base.items)
     else:
         assert seen.items == base.items, _told(seen)
@@ -118,7 +125,7 @@ def _told(seen: Seen) -> str:
     return "; ".join(failure.message[:200] for failure in seen.failures) or f"{len(seen.items)} items"
 
 
-def _reported(trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
+def _reported(wanted: Expected, seen: Seen, base: Seen) -> None:
     if isinstance(seen.error, StoreError):
         failures = [outcome for outcome in seen.error.outcomes if isinstance(outcome, Failure)]
         assert failures
@@ -180,22 +187,46 @@ def _undamaged(seen: Seen, base: Seen) -> None:
         assert content in good[path], f"{path} is damaged"
 
 
-def judge_transform(trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
+def _as_told(wanted: Expected, seen: Seen, base: Seen) -> None:
+    """What is called stored is there, and nothing is gone but what was to be deleted."""
+    if seen.files is None or base.files is None:
+        return
+    for item in seen.items:
+        if item[0] == "stored" and item[2] != "exists" and not wanted.believed:
+            path = path_of_uri(item[1])
+            assert seen.files.get(path) == base.files[path], f"{item[1]} is called {item[2]}, and is not there"
+        elif item[0] in ("path", "deleted"):
+            assert item in base.items
+    kept = {
+        digest(Path(name).read_bytes())
+        for failure in seen.failures
+        for name in re.findall(r"bytes are kept in (\S+?\.dcm)", failure.message)
+    }
+    for path, content in seen.before.items():
+        if path in base.files and path not in seen.files:
+            assert content in kept, f"{path} is gone"
+
+
+def judge_transform(operation: str, trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
     """The same for a transform, whose results have no order, and which never raises: failures are elements."""
     assert seen.error is None
-    if wanted.outcome in ("recovered", "cannot occur"):
-        assert not seen.failures, _told(seen)
-        if trouble.name in _SPOILT:
-            assert sorted(_identity(seen.items)) == sorted(_identity(base.items))
-        else:
-            assert seen.items == base.items
-        assert seen.files == base.files
-        return
+    for path, content in (seen.files or {}).items():
+        assert content in (seen.before.get(path), (base.files or {}).get(path)), f"{path} is damaged"
     if wanted.outcome == "taken at its word":
-        assert not seen.failures
+        assert not seen.failures, _told(seen)
         assert (seen.items, seen.files) != (base.items, base.files), "it was recovered from: the cell is out of date"
         return
     assert len(set(seen.items)) == len(seen.items), "something came twice"
+    _as_told(wanted, seen, base)
+    if wanted.outcome == "recovered":
+        assert not seen.failures, _told(seen)
+        if trouble.name in _SPOILT or wanted.other_attributes:
+            assert sorted(_identity(seen.items)) == sorted(_identity(base.items))
+        else:
+            assert seen.items == base.items, _told(seen)
+        assert seen.files == base.files
+        return
+    assert wanted.outcome == "reported", f"nothing can come of a trouble that cannot occur: {wanted.why}"
     assert seen.failures, f"nothing was reported: {len(seen.items)} of {len(base.items)} items came"
     for failure in seen.failures:
         assert failure.message
@@ -208,20 +239,19 @@ def judge_transform(trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) 
             assert failure.retryable is wanted.retryable, failure.message
     for item in seen.items:
         assert item in base.items, f"{item} is not what an undisturbed run gives"
-    # Nothing is lost silently: what did not come is in what a failure names. A lost search names the rows.
-    for item in base.items:
-        if item not in seen.items and item[0] != "row":
-            assert any(_names(failure, str(item[1])) for failure in seen.failures), f"{item} was lost without a word"
-    for path, content in (seen.files or {}).items():
-        assert (base.files or {}).get(path, content) == content, f"{path} is damaged"
+    # Nothing is lost silently: what did not come is in what a failure names.
+    lost = [item for item in base.items if item not in seen.items]
+    for item in lost:
+        assert any(_names(failure, item) for failure in seen.failures), f"{item} was lost without a word"
+    if operation.startswith("WatchFor") and trouble.passing:
+        assert not lost, "the next poll did not find what this one missed"
 
 
-def _names(failure: Failure, place: str) -> bool:
+def _names(failure: Failure, item: Item) -> bool:
+    """Whether a failure tells of a lost item: by its reference, or by the search that would have told of it."""
     reference = failure.reference
-    if failure.transform.startswith("SearchFor"):
-        # All rows, or those that it tells.
-        return True
     if reference is None:
-        return failure.url is not None and place in failure.url
+        place = failure.url or ""
+        return failure.transform.startswith(("SearchFor", "WatchFor", "ReadFrom")) or str(item[1]) in place
     uids = [reference.study_instance_uid, reference.series_instance_uid, reference.sop_instance_uid]
-    return all(uid in place for uid in uids if uid is not None)
+    return all(uid in str(item[1]) for uid in uids if uid is not None)

@@ -12,6 +12,7 @@ from typing import Any
 from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.dicom.part10 import encode_dataset, header_of
 from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery, StoredInstance
+from dicomweb_io.testing.records import Record
 from dicomweb_io.testing.server import TestServer
 from tests.faults.bench import PATIENT, Bench, digest, endpoint_of
 
@@ -35,16 +36,20 @@ class Seen:
         failures: Failures that came as results.
         error: What was raised.
         files: Digests by path of what the archive held afterwards, for operations that change it.
+        before: Digests by path of what it held before.
         good: Digests of what may be there by path: what was before, and what was to be stored.
         struck: How many requests were struck.
+        requests: What the server heard.
     """
 
     items: list[Item] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     error: Exception | None = None
     files: dict[str, str] | None = None
+    before: dict[str, str] = field(default_factory=dict)
     good: dict[str, set[str]] = field(default_factory=dict)
     struck: int = 0
+    requests: list[Record] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,11 @@ class Operation:
         """Does it with a client of its own."""
         seen = Seen()
         if folder is not None:
-            for path, content in files_in(folder).items():
+            seen.before = files_in(folder)
+            for path, content in seen.before.items():
                 seen.good.setdefault(path, set()).add(content)
-            for content in outgoing(bench):
-                seen.good.setdefault(path_of(content), set()).add(digest(content))
+            for sent in outgoing(bench):
+                seen.good.setdefault(path_of(sent), set()).add(digest(sent))
         with DICOMwebClient.from_endpoint(endpoint_of(server, **settings)) as client:
             try:
                 self.run(client, bench, seen, self.options)
@@ -115,16 +121,16 @@ def row_items(rows: Iterable[Mapping[str, Any]]) -> Iterator[Item]:
 def _search(client: DICOMwebClient, bench: Bench, seen: Seen, options: Mapping[str, Any]) -> None:
     search = getattr(client, f"search_for_{options['what']}")
     arguments = dict(options["arguments"])
+    last = bench.references[-1]
+    filters = {"SeriesInstanceUID": str(last.series_instance_uid)}
     if options["what"] == "studies":
-        filters = {"StudyInstanceUID": bench.references[-1].study_instance_uid}
-    else:
-        filters = {"SeriesInstanceUID": bench.references[-1].series_instance_uid}
+        filters = {"StudyInstanceUID": last.study_instance_uid}
     rows = search(search_filters={**filters, "PatientName": f"{PATIENT[:5]}*"}, **arguments)
     seen.items.extend(row_items(rows))
 
 
 def _pages(client: DICOMwebClient, bench: Bench, seen: Seen, options: Mapping[str, Any]) -> None:
-    query = SearchQuery(options["level"], search_filters=(("PatientName", f"{PATIENT[:5]}*"), *options["filters"]))
+    query = SearchQuery(options["level"])
     for item in row_items(client.iter_search(query, page_size=options["page_size"])):
         seen.items.append(item)
 
@@ -132,6 +138,18 @@ def _pages(client: DICOMwebClient, bench: Bench, seen: Seen, options: Mapping[st
 def _count(client: DICOMwebClient, bench: Bench, seen: Seen, options: Mapping[str, Any]) -> None:
     filters = (("PatientName", f"{PATIENT[:5]}*"),)
     seen.items.append(("count", client.count(SearchQuery("instance", search_filters=filters))))
+
+
+def _missing(client: DICOMwebClient, bench: Bench, seen: Seen, options: Mapping[str, Any]) -> None:
+    came = bench.references[:4]
+    for reference in client.missing_instances(Resource(came[0].study_instance_uid), came):
+        seen.items.append(("missing", reference.uri))
+
+
+def _probe(client: DICOMwebClient, bench: Bench, seen: Seen, options: Mapping[str, Any]) -> None:
+    report = client.probe()
+    seen.items.append(("profile", report.profile.name, repr(report.profile.with_facts(name="").__dict__)))
+    seen.items.extend(("finding", one.feature, one.supported) for one in report.findings)
 
 
 # Retrieving -----------------------------------------------------------------------------------------------------------
@@ -240,6 +258,12 @@ def path_of(content: bytes) -> str:
     return f"{header.study_instance_uid}/{header.series_instance_uid}/{header.sop_instance_uid}.dcm"
 
 
+def path_of_uri(uri: str) -> str:
+    """The same of a reference's relative URI."""
+    _, study, _, series, _, instance = uri.split("/")
+    return f"{study}/{series}/{instance}.dcm"
+
+
 def put(folder: Path, content: bytes) -> None:
     """Puts an instance where a folder keeps it."""
     path = folder / path_of(content)
@@ -305,7 +329,7 @@ def _searches() -> Iterator[Operation]:
             f"{ROOT}/{name}$",
             ROWS | {"paged", "limited"},
             first=2,
-            options={"level": level, "page_size": size, "filters": ()},
+            options={"level": level, "page_size": size},
         )
     yield Operation(
         "page with totals",
@@ -314,10 +338,18 @@ def _searches() -> Iterator[Operation]:
         f"{ROOT}/instances$",
         ROWS | {"paged", "limited", "total"},
         first=2,
-        options={"level": "instance", "page_size": 4, "filters": ()},
+        options={"level": "instance", "page_size": 4},
         telling=True,
     )
     yield Operation("count", _count, "GET", f"{ROOT}/instances/count$", frozenset({"body", "json", "total"}))
+    yield Operation(
+        "missing instances",
+        _missing,
+        "GET",
+        ROOT + "/studies/[^/]+/instances$",
+        ROWS | {"paged", "limited"},
+    )
+    yield Operation("probe", _probe, "GET", f"{ROOT}/studies$", ROWS | {"limited", "paged", "filtered"})
 
 
 def _retrieves() -> Iterator[Operation]:
@@ -386,7 +418,7 @@ def _stores() -> Iterator[Operation]:
         _store,
         "GET",
         ROOT + r"/studies/[^/]+/series/[^/]+/instances$",
-        ROWS | {"filtered", "paged", "limited"},
+        ROWS | {"filtered", "limited"},
         writes=True,
         options={"on_existing": "server", "verify": "uid"},
     )

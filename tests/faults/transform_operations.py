@@ -28,11 +28,13 @@ from dicomweb_io.elements import (
     Resource,
     StoredInstance,
 )
+from dicomweb_io.testing.records import Record
 from dicomweb_io.testing.samples import make_study, new_uid
 from dicomweb_io.transforms import (
     CopyInstances,
     DeleteInstances,
     DownloadInstances,
+    ReadAllFromDICOMweb,
     ReadFromDICOMweb,
     RetrieveBulkdata,
     RetrieveFrames,
@@ -43,16 +45,22 @@ from dicomweb_io.transforms import (
     SearchForSeries,
     SearchForStudies,
     StoreInstances,
+    WatchForInstances,
+    WatchForStudies,
+    WriteToDICOMweb,
 )
-from tests.faults.bench import LONGEST, Bench, digest, endpoint_of, tiny_image, within
+from dicomweb_io.transforms.base import FailureMode
+from tests.faults.bench import KNOWN, LONGEST, Bench, digest, endpoint_of, tiny_image, within
 from tests.faults.cells import check_discretion
 from tests.faults.operations import OBJECTS, PARTS, ROOT, ROWS, STOW, Item, Seen, files_in, put, row_items
 from tests.faults.troubles import TROUBLES, Trouble
 
-INSTANCES = 5
+INSTANCES = 3
 """Instances of each trouble's study."""
 
-_BATCH_DEADLINE = 1.5
+_BATCH_DEADLINE = 3.0
+"""Seconds that each of the operations of one pipeline may take, of which some wait for others."""
+
 _SINKS: dict[int, list[Any]] = defaultdict(list)
 _NUMBERS = itertools.count()
 
@@ -88,9 +96,9 @@ class TransformOperation:
         method: The method of the requests that are struck.
         path: A pattern for their paths; ``{study}`` stands for the trouble's study.
         traits: What such a request has.
-        first: The number of the request that is struck first.
         writes: Whether it changes the server's archive.
         together: Whether many troubles can be tried in one pipeline.
+        apart: Troubles after which the client, which all share, asks in another way.
         settings: Further options of the endpoint.
     """
 
@@ -100,9 +108,9 @@ class TransformOperation:
     method: str
     path: str
     traits: frozenset[str]
-    first: int = 1
     writes: bool = False
     together: bool = True
+    apart: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -130,8 +138,13 @@ def _references(trouble: str, bench: Bench) -> list[Any]:
     return bench.references[:6]
 
 
+def _watch(kind: Any, endpoint: Endpoint) -> Any:
+    # The second poll finds what a first one that failed has missed.
+    return kind(endpoint, start="all", method="list", max_polls=2, interval=0.001, failures=_COLLECT)
+
+
 _OF_STUDY = ROOT + "/studies/{study}"
-_COLLECT = "collect"
+_COLLECT: FailureMode = "collect"
 
 _ALL = (
     TransformOperation(
@@ -141,7 +154,6 @@ _ALL = (
         "GET",
         f"{ROOT}/studies$",
         ROWS | {"paged", "limited"},
-        first=2,
         together=False,
         # Nothing is read ahead, so that it is known which request is the second.
         settings={"max_in_flight": 1},
@@ -153,7 +165,6 @@ _ALL = (
         "GET",
         _OF_STUDY + "/series$",
         ROWS | {"paged", "limited"},
-        first=2,
     ),
     TransformOperation(
         "SearchForInstances",
@@ -162,7 +173,7 @@ _ALL = (
         "GET",
         _OF_STUDY + "/instances$",
         ROWS | {"paged", "limited"},
-        first=2,
+        apart=("status 404", "status 405", "status 501", "status 404 always", "status 501 always"),
     ),
     TransformOperation(
         "ReadFromDICOMweb (search)",
@@ -172,6 +183,34 @@ _ALL = (
         f"{ROOT}/instances$",
         ROWS | {"paged", "limited"},
         together=False,
+    ),
+    TransformOperation(
+        "ReadAllFromDICOMweb",
+        lambda endpoint, folder, bench: ReadAllFromDICOMweb(endpoint, failures=_COLLECT),
+        _study,
+        "GET",
+        _OF_STUDY + "/series/[^/]+/instances/[^/]+$",
+        OBJECTS,
+    ),
+    TransformOperation(
+        "WatchForStudies",
+        lambda endpoint, folder, bench: _watch(WatchForStudies, endpoint),
+        None,
+        "GET",
+        f"{ROOT}/studies$",
+        ROWS | {"paged", "limited"},
+        together=False,
+        settings={"profile": KNOWN.with_facts(page_sizes=(1, 1, 1))},
+    ),
+    TransformOperation(
+        "WatchForInstances",
+        lambda endpoint, folder, bench: _watch(WatchForInstances, endpoint),
+        None,
+        "GET",
+        f"{ROOT}/instances$",
+        ROWS | {"paged", "limited"},
+        together=False,
+        settings={"profile": KNOWN.with_facts(page_sizes=(7, 7, 7))},
     ),
     TransformOperation(
         "RetrieveInstances (studies)",
@@ -268,6 +307,18 @@ _ALL = (
         together=False,
     ),
     TransformOperation(
+        "WriteToDICOMweb",
+        lambda endpoint, folder, bench: WriteToDICOMweb(
+            endpoint, on_existing="skip", verify="content", failures=_COLLECT
+        ),
+        _files,
+        "POST",
+        f"{ROOT}/studies$",
+        STOW,
+        writes=True,
+        together=False,
+    ),
+    TransformOperation(
         "DeleteInstances",
         lambda endpoint, folder, bench: DeleteInstances(endpoint, failures=_COLLECT),
         _first_instance,
@@ -303,8 +354,9 @@ def item_of(result: Any) -> Item:
 
 @dataclass
 class Batch:
-    """What one pipeline gave, by trouble; under None what belongs to none."""
+    """What one pipeline gave, by trouble; under None what belongs to none; and what the server heard."""
 
+    requests: list[Record] = field(default_factory=list)
     seen: dict[str | None, Seen] = field(default_factory=lambda: defaultdict(Seen))
 
 
@@ -314,9 +366,7 @@ def _owner(names: Iterable[str], text: str) -> str | None:
 
 def run_together(bench: Bench, operation: TransformOperation, troubles: list[Trouble], *, disturb: bool) -> Batch:
     """One pipeline over the studies of several troubles that need the same settings."""
-    settings = {**operation.settings, **troubles[0].settings}
-    if not disturb:
-        settings = {}
+    settings = {"profile": KNOWN, **operation.settings, **(troubles[0].settings if disturb else {})}
     if "deadline" in settings and not troubles[0].alone:
         settings["deadline"] = _BATCH_DEADLINE
     names = [trouble.name for trouble in troubles]
@@ -331,11 +381,14 @@ def run_together(bench: Bench, operation: TransformOperation, troubles: list[Tro
             for name in names:
                 study = study_of(name).study_instance_uid
                 shutil.copytree(Path(bench.wide_folder) / study, archive / study)
+            for path, content in files_in(archive).items():
+                batch.seen[_owner(names, path)].before[path] = content
             server = stack.enter_context(bench.archive(archive))
         if disturb:
             for trouble in troubles:
                 path = operation.path.replace("{study}", study_of(trouble.name).study_instance_uid)
-                bench.inject(server, trouble.faults(operation.method, path, _first(operation, trouble)))
+                bench.inject(server, trouble.faults(operation.method, path, trouble.first(1)))
+        server.records.clear()
         bench.listener.texts.clear()
         elements = [one for name in names for one in (operation.elements or _study)(name, bench)]
         try:
@@ -345,6 +398,8 @@ def run_together(bench: Bench, operation: TransformOperation, troubles: list[Tro
             )
         finally:
             server.clear_faults()
+        if not disturb:
+            batch.requests = list(server.records.settled())
         for one, struck in plans:
             owner = _owner(names, str(one.path))
             batch.seen[owner].struck += struck
@@ -367,7 +422,7 @@ def run_together(bench: Bench, operation: TransformOperation, troubles: list[Tro
 
 def run_alone(bench: Bench, operation: TransformOperation, trouble: Trouble | None) -> Seen:
     """One pipeline for one trouble."""
-    settings = {**operation.settings, **(trouble.settings if trouble is not None else {})}
+    settings = {"profile": KNOWN, **operation.settings, **(trouble.settings if trouble is not None else {})}
     with ExitStack() as stack:
         folder = bench.folder()
         stack.callback(shutil.rmtree, folder, True)
@@ -377,7 +432,8 @@ def run_alone(bench: Bench, operation: TransformOperation, trouble: Trouble | No
             archive = bench.folder()
             server = stack.enter_context(bench.archive(archive))
         if trouble is not None:
-            bench.inject(server, trouble.faults(operation.method, operation.path, _first(operation, trouble)))
+            bench.inject(server, trouble.faults(operation.method, operation.path, trouble.first(1)))
+        server.records.clear()
         bench.listener.texts.clear()
         elements = operation.elements("", bench) if operation.elements is not None else None
         try:
@@ -388,13 +444,28 @@ def run_alone(bench: Bench, operation: TransformOperation, trouble: Trouble | No
         seen = Seen(sorted(map(item_of, results), key=repr), failures, struck=struck)
         if archive is not None:
             seen.files = files_in(archive)
+        if trouble is None:
+            seen.requests = list(server.records.settled())
         check_discretion(bench, seen, server)
         return seen
 
 
-def _first(operation: TransformOperation, trouble: Trouble) -> int:
-    # Pages are read ahead at once: which of the later requests comes first, nobody can tell.
-    return operation.first if "paged" in trouble.needs else 1
+def batches(operation: TransformOperation) -> dict[str, list[Trouble]]:
+    """The troubles that can occur in a transform by the pipeline that tries them: those that need the same settings."""
+    found: dict[str, list[Trouble]] = {}
+    for trouble in TROUBLES.values():
+        if trouble.impossible(operation.traits) is None:
+            words = " and ".join(f"{name} {value}" for name, value in trouble.settings.items()) or "all others"
+            alone = trouble.alone or trouble.name in operation.apart
+            found.setdefault(trouble.name if alone else words, []).append(trouble)
+    return found
+
+
+def undisturbed_requests(bench: Bench, operation: TransformOperation) -> list[Record]:
+    """What the server hears of a transform without trouble."""
+    if operation.together:
+        return run_together(bench, operation, list(TROUBLES.values())[:2], disturb=False).requests
+    return run_alone(bench, operation, None).requests
 
 
 def _piped(

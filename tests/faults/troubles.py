@@ -55,6 +55,10 @@ class Trouble:
     settings: Mapping[str, Any] = field(default_factory=dict)
     alone: bool = False
 
+    def first(self, usual: int) -> int:
+        """The number of the request that is struck first: what shows in later pages only, strikes none before."""
+        return max(usual, 2) if "paged" in self.needs else usual
+
     def impossible(self, traits: frozenset[str]) -> str | None:
         """Why it cannot occur in an operation with these traits; None if it can."""
         return next((TRAITS[need] for need in self.needs if need not in traits), None)
@@ -228,6 +232,7 @@ for _reason, _what in (
     (0xA700, "out of resources"),
     (0xA900, "does not match the SOP class"),
     (0xC000, "cannot understand"),
+    (0xC122, "transfer syntax"),
     (0x0110, "processing failure"),
     (0x0122, "no such SOP class"),
     (45070, "Azure: exists"),
@@ -266,6 +271,7 @@ _add("reset after always", "the same every time", "reset", at="answer", always=T
 _add("reset in header", "reset inside the answer's header", "reset", at="header", position=25)
 _add("reset in body", "reset inside the answer's body", "reset", at="body", position=5, needs=("body",))
 _add("reset in body always", "the same every time", "reset", at="body", position=5, needs=("body",), always=True)
+_add("reset in part", "reset inside the first part", "reset", at="body", position=1500, needs=("object",))
 _add("reset late", "reset inside the second part", "reset", at="body", position=4000, needs=("several", "long"))
 _add("reset between parts", "reset between the first two parts", "reset", at="part", position=2, needs=("several",))
 _add("cut in header", "closed inside the answer's header", "truncate", at="header", position=25)
@@ -341,6 +347,14 @@ _add(
     "down",
     seconds=0.05,
     settings={"patient": True},
+    alone=True,
+)
+_add(
+    "server gone",
+    "all connections are reset, and every new one is refused",
+    "down",
+    seconds=3600.0,
+    always=True,
     alone=True,
 )
 

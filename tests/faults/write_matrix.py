@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tests.faults.expectations import Expected, expected
+from tests.faults.expectations import Expected, Outcome, expected
 from tests.faults.operations import OPERATIONS
 from tests.faults.transform_operations import TRANSFORMS
 from tests.faults.troubles import TROUBLES
 
 PATH = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
-SIGNS = {"recovered": "✓", "reported": "!", "taken at its word": "w", "cannot occur": "·"}
+SIGNS: Mapping[Outcome, str] = {"recovered": "✓", "reported": "!", "taken at its word": "w", "cannot occur": "·"}
 
 _GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Searching": ("search for *", "page *", "count"),
+    "Searching": ("search for *", "page *", "count", "missing *", "probe"),
     "Retrieving": (
         "retrieve *",
         "stream *",
@@ -33,17 +33,18 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Storing, by policy and proof": ("store: server*", "store: skip*", "store: replace*", "store: error*"),
     "Storing, what is asked besides; deleting": ("store: the*", "store: reading*", "store_instances", "delete *"),
-    "Transforms: searching and retrieving": ("SearchFor*", "ReadFrom*", "Retrieve*"),
-    "Transforms: copying, storing, deleting": ("Copy*", "Download*", "StoreInstances", "Delete*"),
+    "Transforms: searching and retrieving": ("SearchFor*", "Watch*", "Read*", "Retrieve*"),
+    "Transforms: copying, storing, deleting": ("Copy*", "Download*", "StoreInstances", "Write*", "Delete*"),
 }
 
 _TEXT = """# The fault matrix
 
 Every operation of the client and every transform, by everything that can go wrong between it and a server. Each cell
-is a test (`tests/faults`): the trouble is played by the test server (`dicomweb_io.testing`) or by a TCP proxy in front
-of it, and the outcome is compared with that of an undisturbed run. A test also fails if a trouble did not occur, if a
-secret, a patient's name or a query shows in an error, a failure or a log, if credentials reach another host, if a
-result comes twice, and if a file under its final name is not whole.
+that can occur is a test (`tests/faults`): the trouble is played by the test server (`dicomweb_io.testing`) or by a TCP
+proxy in front of it, and the outcome is compared with that of an undisturbed run. A test also fails if a trouble did
+not occur, if a secret, a patient's name or a query shows in an error, a failure or a log, if credentials reach another
+host, if a result comes twice, if what is called stored is not there, if a file under its final name is not whole or is
+gone, and if a connection stays open.
 
 This page is written by `python -m tests.faults.write_matrix`.
 
@@ -53,7 +54,8 @@ This page is written by `python -m tests.faults.write_matrix`.
 - **! reported**: one clear error, or a `Failure` for exactly what was affected; everything else is undisturbed. The
   declared cell says which error, which HTTP status, and whether trying again later could help.
 - **w taken at its word**: the answer is whole and valid, and nothing in it tells that it is wrong; see the notes.
-- **· cannot occur**: for the reason in the notes; the test shows that the trouble changes nothing.
+- **· cannot occur**: for the reason in the notes; a test shows that no request or answer of the operation has
+  what the trouble needs.
 
 No outcome is a hang: where only the deadline can end an operation, the cell expects the error that names it.
 """
