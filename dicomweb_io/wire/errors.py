@@ -107,6 +107,11 @@ def _restore(cls: type[DICOMwebError], detail: str, state: Mapping[str, Any]) ->
     return error
 
 
+def discreet(error: BaseException) -> str:
+    """What an error says, for a log: without a server's own words, which may name a patient."""
+    return error.discreet if isinstance(error, DICOMwebError) else str(error)
+
+
 class ConnectionFailedError(DICOMwebError, requests.ConnectionError):
     """No answer arrived: refused, name not found, TLS failure, or a connection that broke before the answer.
 

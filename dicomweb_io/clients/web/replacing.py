@@ -14,6 +14,7 @@ from dicomweb_io.clients.web.existing import ExistingInstances
 from dicomweb_io.clients.web.service import logger
 from dicomweb_io.clients.web.store_sources import StoreItem
 from dicomweb_io.elements import Failure, Instance, StoredInstance
+from dicomweb_io.wire.errors import discreet
 
 Send = Callable[[Sequence[StoreItem]], None]
 
@@ -123,7 +124,7 @@ class Replacer:
                 "%s was reported as stored, and could not be looked up; the bytes it replaces are kept in %s: %s",
                 item.uid,
                 self._keep(old),
-                error,
+                discreet(error),
             )
             return False
         item.fail("the server reported it as stored, but a search does not find it", retryable=True)

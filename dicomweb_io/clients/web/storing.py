@@ -25,7 +25,7 @@ from dicomweb_io.dicom import json_model
 from dicomweb_io.dicom.media_types import DICOM_JSON, DICOM_XML
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import Failure, JSONDataset, StoredInstance
-from dicomweb_io.wire.errors import ConnectionFailedError, DICOMwebError, safe_url
+from dicomweb_io.wire.errors import ConnectionFailedError, DICOMwebError, discreet, safe_url
 from dicomweb_io.wire.multipart import MultipartBody
 from dicomweb_io.wire.transport import Answer
 
@@ -335,7 +335,7 @@ class Storer:
         try:
             found = self._existing.present(items)
         except RECOVERABLE as error:
-            logger.info("the look-up after storing failed: %s", getattr(error, "discreet", error))
+            logger.info("the look-up after storing failed: %s", discreet(error))
             found = set()
         for item in items:
             if item.uid in found and self._existing.is_ours(item):

@@ -101,7 +101,7 @@ def test_without_transfer_syntax_the_default_is_made(serve, archive, name):
 @pytest.mark.parametrize(
     ("accept", "status"),
     [
-        ('multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.4.90', 406),
+        ('multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.4.50', 406),
         ("image/jpeg", 406),
         ("text/html", 406),
         ('multipart/related; type="image/jpeg", multipart/related; type="application/dicom"; q=0.5', 200),
