@@ -79,6 +79,7 @@ def test_the_runtime_check_of_types_finds_a_wrong_hint():
         p.run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FED)
 def test_types_windows_and_timestamps_hold_also_for_failures(name, world):
     """An element in a fixed window, and one that nothing can be done with."""
@@ -104,6 +105,7 @@ def test_types_windows_and_timestamps_hold_also_for_failures(name, world):
             assert_that(lost, equal_to([(Failure, 65, 60)] * len(bad)), label="failures")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FED)
 def test_an_element_in_three_windows_is_done_once_and_comes_in_each(name, world):
     case = CASES[name]
@@ -123,6 +125,7 @@ def test_an_element_in_three_windows_is_done_once_and_comes_in_each(name, world)
     assert asked or name in ("ParseNotifications", "DistinctReferences", "AsRows")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_types_hold_for_sources(name, world):
     case = CASES[name]
@@ -154,6 +157,7 @@ KINDS = {
 WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_transform_pickles_and_a_literal_secret_is_warned_of(kind, tmp_path, caplog, monkeypatch):
     """What the workers get holds no secret that was given by reference; a literal one is told when the job is built."""

@@ -17,6 +17,9 @@ from dicomweb_io.testing.orthanc import running_orthanc
 from dicomweb_io.wire.errors import DICOMwebError
 from dicomweb_io.wire.retry import RetryPolicy
 
+# The client suite of tests/servers asks the same archive much of this, in every run.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(pydicom.__file__).parent / "data"
 
 
