@@ -54,7 +54,11 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
         help="ask for the password, also if the environment variable DICOMWEB_PASSWORD is set",
     )
     auth.add_argument(
-        "--token", "--bearer-token", dest="token", metavar="TOKEN", help="bearer token (others may see it: see below)"
+        "--token",
+        "--bearer-token",
+        dest="token",
+        metavar="TOKEN",
+        help="bearer token (visible in the list of processes: prefer --token-env or --token-file)",
     )
     auth.add_argument("--token-env", metavar="NAME", help="environment variable that holds the bearer token")
     auth.add_argument("--token-file", metavar="FILE", help="file that holds the bearer token, read when needed")

@@ -23,6 +23,8 @@ _REFERENCES_AT_ONCE = 16
 
 def command(args: argparse.Namespace) -> int:
     """Copies what matches and prints a summary whose numbers add up, as a JSON object."""
+    if args.url:
+        raise UsageError("copy takes two archives, SOURCE and DESTINATION, and no --url")
     if args.jobs < 1:
         raise UsageError(f"--jobs must be 1 or more, not {args.jobs}")
     try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +24,10 @@ from dicomweb_io.cli.output import (
 )
 from dicomweb_io.clients.protocol import DICOMClient, MediaTypes
 from dicomweb_io.dicom.json_model import first_value, load_json_dataset
-from dicomweb_io.elements import Resource
+from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.wire.errors import DICOMwebError
+
+logger = logging.getLogger("dicomweb_io")
 
 _CHUNK = 1024 * 1024
 _IN_MEMORY = 16 * 1024 * 1024
@@ -76,9 +80,8 @@ def _full(client: DICOMClient, reference: Resource, args: argparse.Namespace) ->
     directory = args.output_dir if args.save else tempfile.gettempdir()
     os.makedirs(directory, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".retrieve-") as spool, progress("instances") as shown:
-        for instance in client.iter_instances(
-            reference, media_types=_media_types(args), max_element_bytes=_IN_MEMORY, spool_directory=spool
-        ):
+        options = {"media_types": _media_types(args), "max_element_bytes": _IN_MEMORY, "spool_directory": spool}
+        for instance in _all(client, reference, options):
             size = instance.size
             uid = instance.reference.sop_instance_uid or ""
             if args.save:
@@ -97,6 +100,24 @@ def _full(client: DICOMClient, reference: Resource, args: argparse.Namespace) ->
                     os.unlink(instance.path)
             shown.advance(size)
     _hint(args)
+
+
+def _all(client: DICOMClient, reference: Resource, options: Mapping[str, Any]) -> Iterator[Instance]:
+    """All instances: an answer can be well formed and lack some, which only a comparison with a search shows."""
+    came: list[Resource] = []
+    for instance in client.iter_instances(reference, **options):
+        came.append(instance.reference)
+        yield instance
+    if reference.level == "instance":
+        return
+    try:
+        missing = client.missing_instances(reference, came)
+    except DICOMwebError as error:
+        logger.warning("what came could not be compared with a search: %s", error.discreet)
+        return
+    for lost in missing:
+        logger.warning("%s was not in the answer and is asked for by itself", lost.uri)
+        yield from client.iter_instances(lost, **options)
 
 
 def _frames(client: DICOMClient, reference: Resource, args: argparse.Namespace) -> None:

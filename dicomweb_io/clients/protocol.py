@@ -83,6 +83,10 @@ class DICOMClient(Protocol):
         """Path segment before delete resources; None if there is none."""
         ...
 
+    def missing_instances(self, resource: Resource, received: Iterable[str | Resource | Instance]) -> list[Resource]:
+        """References to what the archive lists of a study or series, and a retrieval did not give."""
+        ...
+
     def close(self) -> None:
         """Gives back connections, files and locks. A closed client is not to be used any more."""
         ...

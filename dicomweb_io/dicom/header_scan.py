@@ -28,7 +28,7 @@ IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-_DEFLATED = frozenset(
+DEFLATED_SYNTAXES = frozenset(
     (DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
 )  # PS3.5 sections A.5, A.7 (JPIP Referenced Deflate) and its HTJ2K form: the whole dataset is deflated
 
@@ -175,7 +175,7 @@ def scan_header(
         raise IncompleteDICOMError(f"the file meta information is broken: {cut}") from None
     scan.dataset_offset = position
     uid = scan_text(scan.meta.get(0x00020010), data)
-    if uid in _DEFLATED:
+    if uid in DEFLATED_SYNTAXES:
         scan.deflated = True
         reader = InflatedSource(reader, position)
         data = data[:position] + reader.read(position, first_read)
@@ -335,7 +335,8 @@ def _scan_dataset(
     have = len(data)
     index = position
     kept = 0
-    most = _MAX_KEPT if large_value is None else _MAX_SMALL
+    # A file's size bounds its header; what is inflated has no such bound.
+    most = _MAX_SMALL if large_value is not None and isinstance(reader, InflatedSource) else _MAX_KEPT
     while True:
         if index + 12 > have:
             if have + kept > most:

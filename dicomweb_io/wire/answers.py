@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -284,6 +284,11 @@ class StreamedAnswer:
             response=self.public_response(b""),
         )
 
+    @property
+    def request_headers(self) -> Mapping[str, str]:
+        """The headers of the request, credentials among them: for finding these in what the server repeats."""
+        return self._response.request.headers
+
     def public_response(self, content: bytes) -> requests.Response:
         """The response of requests with this content and without secrets."""
         return public_response(self._response, content)
@@ -294,7 +299,7 @@ class StreamedAnswer:
         said = ""
         if self.status >= 400:
             request = self._response.request
-            said = server_message(without_secrets(content, request.headers), request.url or "")
+            said = server_message(content, request.url or "", request.headers)
         return Answer(self.status, self.headers, content, self.url, self.attempts, self.public_response(content), said)
 
     def close(self, *, drain: bool = False) -> None:

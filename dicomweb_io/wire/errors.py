@@ -201,6 +201,16 @@ def without_secrets(content: bytes, headers: Mapping[str, str]) -> bytes:
         The body, with ``***`` for the values and for what they are made of: the token after the scheme, the name and
         password of basic authentication, the members of a list of parameters.
     """
+    for secret in _secrets(headers):
+        # JSON has several spellings of some characters.
+        spelled = json.dumps(secret.decode("utf-8", "replace"))[1:-1].encode()
+        for form in {secret, spelled, spelled.replace(b"/", b"\\/")}:
+            content = content.replace(form, b"***")
+    return content
+
+
+def _secrets(headers: Mapping[str, str]) -> list[bytes]:
+    """What headers hold in confidence, longest first."""
     secrets: set[bytes] = set()
     for name, value in headers.items():
         if name.lower() in _KNOWN_HEADERS:
@@ -214,13 +224,10 @@ def without_secrets(content: bytes, headers: Mapping[str, str]) -> bytes:
             except ValueError:
                 continue
             secrets |= {user + b":" + password, password}
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SHORTEST_SECRET:
-            content = content.replace(secret, b"***")
-    return content
+    return sorted((secret for secret in secrets if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 
-def server_message(content: bytes, url: str) -> str:
+def server_message(content: bytes, url: str, headers: Mapping[str, str] | None = None) -> str:
     """What the body of an error answer says, as one short line for a message; empty if it says nothing readable.
 
     Known members of JSON bodies and short plain texts are taken, HTML and binary bodies are not. Where the text
@@ -229,6 +236,7 @@ def server_message(content: bytes, url: str) -> str:
     Args:
         content: The body, or its beginning.
         url: The URL that was asked for, with its query.
+        headers: The request's headers; what they held in confidence is replaced too, in any spelling of JSON.
     """
     try:
         text = content[:65536].decode("utf-8").strip()
@@ -242,6 +250,8 @@ def server_message(content: bytes, url: str) -> str:
     elif text.startswith(("<", "[")) or "\x00" in text:
         return ""
     text = re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", text).strip()
+    for secret in _secrets(headers or {}):
+        text = text.replace(secret.decode("utf-8", "replace"), "***")
     query = url.partition("?")[2]
     values: set[str] = set()
     for pair in query.split("&") if query else ():

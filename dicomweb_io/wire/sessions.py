@@ -138,7 +138,7 @@ class SessionSender:
         exchange.url = prepared.url or ""
         check_headers(prepared)
         proxies = {**self._environment_proxies(session, prepared.url), **session.proxies, **self._proxies}
-        if verify is True and session.trust_env:
+        if verify is True and session.trust_env and (prepared.url or "").lower().startswith("https:"):
             # The environment's CA bundle counts only where the user named none (requests has it the other way round).
             verify = _bundle_of_environment() or True
         adapter: Any = session.get_adapter(prepared.url)

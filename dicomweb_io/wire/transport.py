@@ -407,7 +407,7 @@ class Transport:
             retry_after = min(retry_after, _MAX_RETRY_AFTER)
         if status in (429, 503) and retry_after and self._throttle.back_off(min(retry_after, _MAX_RETRY_AFTER)):
             logger.warning("%s asks to wait %.1f s (HTTP %d)", safe_url(self.base_url), retry_after, status)
-        said = server_message(body, url)
+        said = server_message(body, url, answer.request_headers)
         words = [said, _ADVICE.get(status, "")]
         if status in (401, 403) and not own:
             words.append("credentials were not sent there, because it is not the archive's own origin")

@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -415,11 +416,14 @@ class DICOMfileClient(ClientBase):
             if wish.name == DICOM:
                 raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
         keeper = Keeper(max_element_bytes, spool_directory)
-        return map(keeper.moved, self._frames(resource, wishes))
+        return self._frames(resource, wishes, keeper)
 
-    def _frames(self, resource: Resource, wishes: Any) -> Iterator[Frame]:
+    def _frames(self, resource: Resource, wishes: Any, keeper: Keeper) -> Iterator[Frame]:
         file = self._files(resource)[0]
-        yield from PixelAccess(self._reader, self._current(), self.base_url).frames(file, resource.frames, wishes)
+        access = PixelAccess(self._reader, self._current(), self.base_url)
+        with closing(access.frames(file, resource.frames, wishes)) as frames:
+            for frame in frames:
+                yield keeper.moved(frame)
 
     def iter_bulkdata_parts(
         self,
@@ -455,11 +459,16 @@ class DICOMfileClient(ClientBase):
                 "bulkdata/…)"
             )
         keeper = Keeper(max_element_bytes, spool_directory)
-        return map(keeper.moved, self._bulkdata(Resource(match[1], match[2], match[3]), match[4], byte_range))
+        return self._bulkdata(Resource(match[1], match[2], match[3]), match[4], byte_range, keeper)
 
-    def _bulkdata(self, resource: Resource, path: str, byte_range: tuple[int, int | None] | None) -> Iterator[Bulkdata]:
+    def _bulkdata(
+        self, resource: Resource, path: str, byte_range: tuple[int, int | None] | None, keeper: Keeper
+    ) -> Iterator[Bulkdata]:
         file = self._files(resource)[0]
-        yield from PixelAccess(self._reader, self._current(), self.base_url).bulkdata(file, path, byte_range)
+        access = PixelAccess(self._reader, self._current(), self.base_url)
+        with closing(access.bulkdata(file, path, byte_range)) as parts:
+            for part in parts:
+                yield keeper.moved(part)
 
     def retrieve_rendered(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, BinaryIO
 
 from dicomweb_io.clients.files.errors import FileClientError, http_error
@@ -43,7 +43,9 @@ class PixelAccess:
 
     # Frames ---------------------------------------------------------------------------------------------------------
 
-    def frames(self, file: IndexedFile, numbers: Sequence[int], wishes: Sequence[MediaType]) -> Iterator[Frame]:
+    def frames(
+        self, file: IndexedFile, numbers: Sequence[int], wishes: Sequence[MediaType]
+    ) -> Generator[Frame, None, None]:
         """Frames in the order asked for, each as often as asked for.
 
         Raises:
@@ -95,7 +97,9 @@ class PixelAccess:
 
     # Bulk data ------------------------------------------------------------------------------------------------------
 
-    def bulkdata(self, file: IndexedFile, path: str, byte_range: tuple[int, int | None] | None) -> Iterator[Bulkdata]:
+    def bulkdata(
+        self, file: IndexedFile, path: str, byte_range: tuple[int, int | None] | None
+    ) -> Generator[Bulkdata, None, None]:
         """The value at a path of tags and item numbers; encapsulated pixel data as one part for each frame.
 
         Raises:

@@ -11,7 +11,7 @@ import io
 import os
 import time
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _CHUNK = 1 << 20
 # Two changes this close to one another may leave one time of modification: that of a tick of the kernel's clock, or
@@ -27,6 +27,9 @@ class SourceChangedError(OSError):
 
     def __init__(self, path: str) -> None:
         super().__init__(errno.EBUSY, "it changed while it was stored, so nothing was stored of it", path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.filename,)
 
 
 def is_settled(modified: float) -> bool:

@@ -129,7 +129,8 @@ class BulkdataRetriever:
             content = only.content or b""
             if first and first >= len(content):
                 raise answer.error(f"the range begins after the last of {len(content)} bytes", MalformedResponseError)
-            yield Bulkdata(only.uri, only.media_type, content[first : None if last is None else last + 1])
+            wanted = content[first : None if last is None else last + 1]
+            yield keeper.moved(Bulkdata(only.uri, only.media_type, wanted))
 
     def _parts(self, answer: StreamedAnswer, content_type: ContentType, url: str, keeper: Keeper) -> Iterator[Bulkdata]:
         if not content_type.is_multipart:

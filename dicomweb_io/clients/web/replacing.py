@@ -12,7 +12,7 @@ from dicomweb_io.clients.failures import RECOVERABLE
 from dicomweb_io.clients.web.deleting import Deleter
 from dicomweb_io.clients.web.existing import ExistingInstances
 from dicomweb_io.clients.web.service import logger
-from dicomweb_io.clients.web.store_sources import StoreItem
+from dicomweb_io.clients.web.store_sources import TRANSFORM, StoreItem
 from dicomweb_io.elements import Failure, Instance, StoredInstance
 from dicomweb_io.wire.errors import discreet
 
@@ -50,8 +50,12 @@ class Replacer:
                     return
                 try:
                     self._store_or_restore(item, old, send)
-                except BaseException:
-                    logger.error("replacing %s was interrupted; the old bytes are in %s", item.uid, self._keep(old))
+                except BaseException as error:
+                    text = f"replacing it was interrupted ({type(error).__name__}); {self._kept(old)}"
+                    logger.error("%s: %s", item.uid, text)
+                    self._lost = Failure(TRANSFORM, text, reference=item.reference)
+                    if isinstance(error, RECOVERABLE):
+                        item.fail(text)
                     raise
         except RECOVERABLE as error:
             if item.outcome is None:
@@ -67,8 +71,7 @@ class Replacer:
                 there = item.uid in self._existing.present([item])
             except RECOVERABLE:
                 item.fail(
-                    f"not replaced, and it is not known whether the old one is still there; its bytes are kept in "
-                    f"{self._keep(old)}: {error}",
+                    f"not replaced, and it is not known whether the old one is still there; {self._kept(old)}: {error}",
                     status=getattr(error, "status", None),
                 )
                 return False
@@ -93,13 +96,11 @@ class Replacer:
         restored = isinstance(back.outcome, StoredInstance) and self._existing.finds(back)
         if restored and self._existing.proof != "uid" and not self._existing.is_ours(back):
             # A server that keeps what it has says "stored" too, though it is the new one that has arrived after all.
-            kept = self._keep(old)
-            text = f"it is not certain which one the archive has now; the old bytes are kept in {kept}: {reason}"
+            text = f"it is not certain which one the archive has now; {self._kept(old)}: {reason}"
         elif restored:
             text = f"not replaced, the old one is back in place: {reason}"
         else:
-            kept = self._keep(old)
-            text = f"neither the new nor the old one could be stored; the old bytes are kept in {kept}: {reason}"
+            text = f"neither the new nor the old one could be stored; {self._kept(old)}: {reason}"
         facts = item.outcome if isinstance(item.outcome, Failure) else None
         item.fail(
             text,
@@ -121,14 +122,21 @@ class Replacer:
                 return False
         except RECOVERABLE as error:
             logger.warning(
-                "%s was reported as stored, and could not be looked up; the bytes it replaces are kept in %s: %s",
+                "%s was reported as stored, and could not be looked up; %s: %s",
                 item.uid,
-                self._keep(old),
+                self._kept(old),
                 discreet(error),
             )
             return False
         item.fail("the server reported it as stored, but a search does not find it", retryable=True)
         return True
+
+    def _kept(self, old: Instance) -> str:
+        """Saves the old bytes and says where; what goes on must not end because that is impossible too."""
+        try:
+            return f"the old bytes are kept in {self._keep(old)}"
+        except OSError as error:
+            return f"the old bytes could not be kept either ({error.strerror or error})"
 
     def _keep(self, old: Instance) -> str:
         descriptor, path = tempfile.mkstemp(".dcm", f"{old.reference.sop_instance_uid}-")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,8 +119,16 @@ def number_of(item: Mapping[str, Any], tag: str) -> int | None:
         return None
 
 
-def describe_reason(code: int | None, item: Mapping[str, Any] | None = None) -> str:
-    """A failure or warning reason in words, with the server's comment if it has one (PS3.18 tables I.2-1 and I.2-2)."""
+def describe_reason(
+    code: int | None, item: Mapping[str, Any] | None = None, discreet: Callable[[str], str] = str
+) -> str:
+    """A failure or warning reason in words, with the server's comment if it has one (PS3.18 tables I.2-1 and I.2-2).
+
+    Args:
+        code: The reason.
+        item: What the server said of the instance.
+        discreet: Takes names out of the server's comment.
+    """
     if code is None:
         text = "the server gives no reason"
     elif code in _REASONS:
@@ -137,7 +145,8 @@ def describe_reason(code: int | None, item: Mapping[str, Any] | None = None) -> 
     if code is not None:
         text += f" (reason {code:04X}H)"
     comment = json_model.first_text(item, _ERROR_COMMENT) if item is not None else ""
-    return f"{text}: {comment[:200]}" if comment else text
+    comment = discreet(comment[:200]) if comment else ""
+    return f"{text}: {comment}" if comment else text
 
 
 def is_passing(code: int | None) -> bool:

@@ -13,6 +13,7 @@ from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, Storable
 from dicomweb_io.clients.web.discretion import without_names
 from dicomweb_io.dicom.media_types import DICOM
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource, StoredInstance
+from dicomweb_io.wire.errors import DICOMwebError
 from dicomweb_io.wire.multipart import BodyPart
 from dicomweb_io.wire.spool import Spool
 
@@ -74,20 +75,23 @@ class StoreItem:
             return BodyPart(headers, instance.open, self.size)
         return BodyPart(headers, path, self.size)
 
+    def discreet(self, said: str) -> str:
+        """A server's words without what they repeat of the instance's names."""
+        return without_names(said, self.instance) if self.instance is not None else said
+
     def fail(self, message: str, **facts: Any) -> None:
         """Notes a failure."""
         source = self.instance.path if self.instance is not None and self.temporary is None else None
         reference = self.instance.reference if self.instance is not None else None
-        if self.instance is not None:
-            message = without_names(message, self.instance)
         self.outcome = Failure(TRANSFORM, message, reference=reference, source=source, **facts)
 
     def fail_by(self, error: BaseException) -> None:
         """Notes a failure by an exception."""
         reference = self.instance.reference if self.instance is not None else None
         failure = failure_of(error, TRANSFORM, reference=reference)
-        if self.instance is not None:
-            failure = replace(failure, message=without_names(failure.message, self.instance))
+        said = error.said if isinstance(error, DICOMwebError) else ""
+        if said:
+            failure = replace(failure, message=failure.message.replace(said, self.discreet(said)))
         if failure.source is None and self.instance is not None and self.temporary is None:
             failure = replace(failure, source=self.instance.path)
         self.outcome = failure

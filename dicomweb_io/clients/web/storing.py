@@ -251,11 +251,10 @@ class Storer:
         reason = module.number_of(response.nameless[0], module.FAILURE_REASON) if response.nameless else None
         words = [f"the server refused it with HTTP {answer.status}"]
         if response.nameless:
-            words.append(describe_reason(reason, response.nameless[0]))
-        if answer.said:
-            words.append(answer.said)
+            words.append(describe_reason(reason, response.nameless[0], item.discreet))
+        words.append(item.discreet(answer.said))
         item.fail(
-            ": ".join(words),
+            ": ".join(filter(None, words)),
             url=answer.url,
             status=answer.status,
             reason_code=reason,
@@ -287,7 +286,7 @@ class Storer:
                 item.reference, "exists", sop_class_uid=item.given.sop_class_uid, verified="uid"
             )
             return True
-        text = f"the server did not store it: {describe_reason(code, said)}"
+        text = f"the server did not store it: {describe_reason(code, said, item.discreet)}"
         if code in profile.conflict_reasons and self._existing.finds(item):
             text += "; it has another object with this UID (on_existing='skip' leaves it, 'replace' takes its place)"
         item.fail(

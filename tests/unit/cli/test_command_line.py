@@ -14,6 +14,7 @@ from dicomweb_io.cli import main
 from dicomweb_io.cli.arguments import build_parser
 from dicomweb_io.cli.endpoints import connect, endpoint_from
 from dicomweb_io.clients.web.client import DICOMwebClient
+from dicomweb_io.testing import fault, make_study, serve
 from dicomweb_io.wire.credentials import BasicCredentials
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
@@ -241,3 +242,23 @@ def test_a_password_is_asked_for_on_a_terminal(monkeypatch: pytest.MonkeyPatch) 
     args = build_parser().parse_args(["--url", "https://h/", "-u", "me", "search", "studies"])
     assert endpoint_from(args).credentials == BasicCredentials("me", "secret")
     assert asked == ["Password of me: "]
+
+
+def test_copy_takes_no_url(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", str(folder), "copy", str(folder), str(tmp_path / "copy")]) == 2
+    assert "no --url" in capsys.readouterr().err
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_what_an_answer_lacks_is_found_by_a_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], times: int | None
+) -> None:
+    paths = make_study(tmp_path / "archive", instances=3, size=100)
+    study = str(pydicom.dcmread(paths[0]).StudyInstanceUID)
+    saved = tmp_path / "saved"
+    with serve(tmp_path / "archive", faults=[fault("drop_part", times=times)]) as server:
+        arguments = ["--url", server.url, "retrieve", "studies", "--study", study, "full", "--save"]
+        assert main([*arguments, "--output-dir", str(saved)]) == (0 if times else 1)
+    assert len(list(saved.glob("*.dcm"))) == (3 if times else 2)
+    assert "was not in the answer" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from dicomweb_io.clients.files import local, remote
 from dicomweb_io.clients.files.client import DICOMfileClient
 from dicomweb_io.clients.files.folders import folder_of
-from dicomweb_io.clients.files.sources import SourceFile
+from dicomweb_io.clients.files.sources import SourceChangedError, SourceFile
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 
 MakeBytes = Callable[..., bytes]
@@ -219,3 +220,8 @@ def test_a_source_that_vanishes_is_a_failure(tmp_path: Path, make_bytes: MakeByt
     with pytest.raises(FileNotFoundError):
         folder_of(tmp_path / "store").publish("a", held, replace=False)
     assert not any((tmp_path / "store").rglob("*.part"))
+
+
+def test_the_error_travels_between_processes() -> None:
+    again = pickle.loads(pickle.dumps(SourceChangedError("/data/a.dcm")))
+    assert (str(again), again.retryable) == (str(SourceChangedError("/data/a.dcm")), True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from pydicom import dcmread
 
 from dicomweb_io.clients.web.discretion import without_names
+from dicomweb_io.clients.web.replacing import Replacer
+from dicomweb_io.clients.web.store_sources import StoreItem
 from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.testing.samples import sample_file
+from dicomweb_io.wire.errors import DICOMwebError
 
 
 @pytest.fixture
@@ -44,3 +49,46 @@ def test_an_unreadable_instance_has_no_known_names():
         Resource("1.2.3", "1.2.4", "1.2.5"), transfer_syntax_uid="1.2.840.10008.1.2.1", content=b"no DICOM"
     )
     assert without_names("refused", instance) == "refused"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("ZZYZX_QUENTIN.dcm", "***_***.dcm"),
+        ("patient_zzyzx_1", "patient_***_1"),
+        ("Quentin.Zzyzx", "***.***"),
+        ("山田太郎さん", "******さん"),
+        ("QuentinZzyzx", "QuentinZzyzx"),
+    ],
+)
+def test_names_are_found_wherever_a_word_can_stand(instance, said, told):
+    assert without_names(said, instance) == told
+
+
+def test_words_about_an_instance_whose_names_cannot_be_read_are_left_out(instance):
+    deflated = replace(instance, transfer_syntax_uid="1.2.840.10008.1.2.1.99")
+    assert without_names("Zzyzx", deflated) == ""
+    # A value of the wrong length for its VR makes pydicom raise what is no ValueError.
+    tag = b"\x10\x00\x20\x00"
+    content = instance.content.replace(tag + b"LO\x02\x0077", tag + b"FD\x02\x0077")
+    assert content != instance.content
+    item = StoreItem(replace(instance, content=content), len(content))
+    assert item.discreet("Zzyzx") == ""
+    item.fail("refused")
+    assert item.outcome.message == "refused"
+
+
+def test_our_own_words_stay_whole(instance, tmp_path):
+    """The place of the only copy of an image must be readable, whatever the patient's name."""
+    item = StoreItem(instance, 1)
+    item.fail("the old bytes are kept in /data/Zzyzx/77.dcm")
+    assert item.outcome.message == "the old bytes are kept in /data/Zzyzx/77.dcm"
+    error = DICOMwebError("Zzyzx is locked; try later", method="POST", url="http://zzyzx/studies", status=500)
+    error.said = "Zzyzx is locked"
+    item.fail_by(error)
+    assert item.outcome.message == "POST http://zzyzx/studies: HTTP 500: *** is locked; try later"
+
+
+def test_old_bytes_that_cannot_be_kept_end_nothing(instance, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert Replacer(None, None)._kept(instance) == "the old bytes could not be kept either (No such file or directory)"

@@ -129,3 +129,15 @@ def test_logs_leave_the_words_of_the_server_out() -> None:
     assert error.discreet == "GET http://h/: HTTP 500: try later"
     assert "Jane" in str(error)
     assert pickle.loads(pickle.dumps(error)).discreet == error.discreet
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ("Bearer abc/def+gh==", rb'{"Message": "no Bearer abc\/def+gh=="}'),
+        ("Bearer abc/def+gh==", rb'{"Message": "no Bearer abc/def\u002Bgh=="}'),
+        ("Bearer abc/def+gh==", b'{"Message": "no Bearer abc/def+gh=="}'),
+    ],
+)
+def test_secrets_are_found_in_every_spelling_of_json(header, body) -> None:
+    assert server_message(body, "http://h/", {"Authorization": header}) == "no ***"
