@@ -157,6 +157,7 @@ class _Image:
         self._opened = opened
         self._scan = scan
         self._index = index
+        self._packed: bytes | None = None
         if scan.pixel_data is None or scan.pixel_data_tag is None:
             raise http_error(
                 404, f"{reference_of(file).uri} has no pixel data, so no frames", url=reference_of(file).uri
@@ -204,13 +205,14 @@ class _Image:
                 content = locate.frame_by_table(self._read, layout, table, frames, number)
                 if content is not None:
                     return content
-        packed = self._index.fragments(self._file.id)
+        packed = self._packed or self._index.fragments(self._file.id)
         if packed is None:
             fragments = locate.walk_fragments(self._read, layout)
             groups = locate.group_fragments(self._read, fragments, frames, self._file.syntax)
             packed = locate.pack_groups(groups)
             if len(fragments) > _FEW_FRAGMENTS:
                 self._index.keep_fragments(self._file.id, packed)
+        self._packed = packed
         return b"".join(self._read(offset, offset + length) for offset, length in locate.packed_frame(packed, number))
 
     def _extended_table(self) -> locate.OffsetTable | None:

@@ -27,6 +27,9 @@ START = b"\xff\xd8\xff\xe0"
 REFERENCE = Resource("1.2.1", "1.2.1.1", "1.2.1.1.1")
 
 
+UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+
+
 class CountingFile(io.FileIO):
     """Counts the bytes that are read from the disk."""
 
@@ -176,6 +179,24 @@ def test_tables_of_fragments_are_kept_where_they_pay(
     again.refresh()
     kept = again._current().select("SELECT path FROM fragments JOIN file ON file = id")
     assert kept == [(b"100.dcm",)]
+
+
+def test_few_fragments_are_walked_through_once(
+    folder: Path, make_bytes: Callable[..., bytes], counted: Callable[[], int]
+) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(header(make_bytes, "1.2.840.10008.1.2.4.50")))
+    dataset.NumberOfFrames = 16
+    dataset.PixelData = encapsulate([START + bytes([number] * 20_000) for number in range(16)], has_bot=False)
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(folder / "few.dcm", enforce_file_format=True)
+    client = DICOMfileClient(folder)
+    reference = Resource(*(str(dataset[key].value) for key in UIDS), tuple(range(1, 17)))
+    counted()
+    client.search_for_instances()
+    searching = counted()
+    assert len(list(client.iter_frames(reference))) == 16
+    assert counted() < (folder / "few.dcm").stat().st_size * 2.5 + searching
 
 
 def frames(number: int) -> Resource:
