@@ -70,7 +70,7 @@ def _texts(dataset: Dataset) -> Iterator[str]:
     for element in dataset:
         if element.VR == "SQ":
             for item in element.value:
-                yield from (str(item[tag].value) for tag in ("PatientID",) if tag in item)
+                yield str(item.get("PatientID") or "")
         elif element.value is not None:
             several = isinstance(element.value, (list, tuple)) or type(element.value).__name__ == "MultiValue"
             yield from map(str, element.value if several else [element.value])
