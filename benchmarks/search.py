@@ -137,7 +137,7 @@ def ours(origin: str, max_in_flight: int, limit: int | None = None) -> Result:
     """A whole pipeline, its construction and start-up included."""
     import apache_beam as beam
 
-    from dicomweb_io.clients.endpoint import Endpoint
+    from dicomweb_io.endpoint import Endpoint
     from dicomweb_io.transforms import SearchForInstances
 
     class Collect(beam.DoFn):

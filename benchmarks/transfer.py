@@ -26,7 +26,7 @@ from dicomweb_io.testing.samples import make_study
 
 PROGRAM = """
 import sys
-from dicomweb_io.testing.server import serve
+from dicomweb_io.testing.server.server import serve
 with serve(sys.argv[1]) as server:
     print(server.url, flush=True)
     sys.stdin.read()

@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dicomweb_io._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dicomweb_io.clients.endpoint import Endpoint as Endpoint
-    from dicomweb_io.clients.files.client import DICOMfileClient as DICOMfileClient
-    from dicomweb_io.clients.protocol import DICOMClient as DICOMClient
-    from dicomweb_io.clients.web.client import DICOMwebClient as DICOMwebClient
+    from dicomweb_io.client import DICOMClient as DICOMClient
     from dicomweb_io.dicom.uris import URI as URI
     from dicomweb_io.dicom.uris import URISuffix as URISuffix
     from dicomweb_io.dicom.uris import URIType as URIType
@@ -26,12 +23,15 @@ if TYPE_CHECKING:
     from dicomweb_io.elements import RenderedImage as RenderedImage
     from dicomweb_io.elements import Resource as Resource
     from dicomweb_io.elements import StoredInstance as StoredInstance
+    from dicomweb_io.endpoint import Endpoint as Endpoint
+    from dicomweb_io.files.client import DICOMfileClient as DICOMfileClient
+    from dicomweb_io.web.client import DICOMwebClient as DICOMwebClient
 
 _HOMES = {
-    "DICOMClient": "dicomweb_io.clients.protocol",
-    "DICOMfileClient": "dicomweb_io.clients.files.client",
-    "DICOMwebClient": "dicomweb_io.clients.web.client",
-    "Endpoint": "dicomweb_io.clients.endpoint",
+    "DICOMClient": "dicomweb_io.client",
+    "DICOMfileClient": "dicomweb_io.files.client",
+    "DICOMwebClient": "dicomweb_io.web.client",
+    "Endpoint": "dicomweb_io.endpoint",
     "URI": "dicomweb_io.dicom.uris",
     "URISuffix": "dicomweb_io.dicom.uris",
     "URIType": "dicomweb_io.dicom.uris",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dicomweb_io.clients.protocol import DICOMClient
-from dicomweb_io.clients.web.client import DICOMwebClient
-from dicomweb_io.dicom.json_model import load_json_dataset
+from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.json_decode import load_json_dataset
+from dicomweb_io.web.client import DICOMwebClient
 
 if TYPE_CHECKING:
-    from dicomweb_io.clients.files.client import DICOMfileClient
+    from dicomweb_io.files.client import DICOMfileClient
 
 __all__ = ["DICOMClient", "DICOMfileClient", "DICOMwebClient", "load_json_dataset"]
 
@@ -17,7 +17,7 @@ __all__ = ["DICOMClient", "DICOMfileClient", "DICOMwebClient", "load_json_datase
 def __getattr__(name: str) -> Any:
     # The file client brings a database and fsspec's implementations; programs that only talk HTTP do not load them.
     if name == "DICOMfileClient":
-        from dicomweb_io.clients.files.client import DICOMfileClient
+        from dicomweb_io.files.client import DICOMfileClient
 
         globals()[name] = DICOMfileClient
         return DICOMfileClient

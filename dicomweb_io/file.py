@@ -1,5 +1,5 @@
 """`DICOMfileClient`, under an import path of the original library."""
 
-from dicomweb_io.clients.files.client import DICOMfileClient
+from dicomweb_io.files.client import DICOMfileClient
 
 __all__ = ["DICOMfileClient"]

@@ -1,5 +1,5 @@
 """`DICOMClient`, under an import path of the original library."""
 
-from dicomweb_io.clients.protocol import DICOMClient
+from dicomweb_io.client import DICOMClient
 
 __all__ = ["DICOMClient"]

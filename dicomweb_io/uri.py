@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dicomweb_io.clients.queries import check_limits, make_query
-from dicomweb_io.clients.web.urls import parameters
 from dicomweb_io.dicom.uris import URI, GoogleCloudHealthcareURL, URISuffix, URIType
+from dicomweb_io.queries import check_limits, make_query
+from dicomweb_io.web.urls import parameters
 
 __all__ = [
     "URI",

@@ -15,9 +15,9 @@ from typing import Any, cast
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.transforms.metrics import TALLY
-from dicomweb_io.wire.credentials import BasicCredentials, BearerToken, Credentials, GoogleCredentials
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
+from dicomweb_io.transforms._core import TALLY
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "PrismRunner")
 """Runners whose workers see this machine's files."""

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.queries import make_query
 from dicomweb_io.elements import Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.samples import copy_samples
-from dicomweb_io.testing.server import serve
+from dicomweb_io.testing.server.server import serve
 
 # The transfers write to the same output from processes of their own.
 say = partial(print, flush=True)

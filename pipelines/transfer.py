@@ -29,13 +29,14 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from apache_beam.pvalue import AsDict, AsIter, TaggedOutput
 from apache_beam.transforms import combiners
 
-from dicomweb_io.clients.copying import check_policies, instance_of_row
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.failures import RECOVERABLE, failure_of
-from dicomweb_io.clients.pool import shared_client
-from dicomweb_io.clients.protocol import OnExisting, Verify
-from dicomweb_io.clients.queries import make_query
+from dicomweb_io.client import OnExisting, Verify
 from dicomweb_io.elements import Exclusion, Failure, Resource, SearchQuery, StoredInstance
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.failures import RECOVERABLE, failure_of
+from dicomweb_io.listing import instance_of_row
+from dicomweb_io.pool import shared_client
+from dicomweb_io.queries import make_query
+from dicomweb_io.transfer import check_policies
 from dicomweb_io.transforms import CopyInstances, DistinctReferences, SearchForInstances
 from pipelines._common import (
     Arguments,

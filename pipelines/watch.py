@@ -31,9 +31,9 @@ from typing import Any, cast, get_args
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from dicomweb_io.clients.changes import ChangeMethod, Changes, ChangeSource, Cursor, Start, change_source
-from dicomweb_io.clients.failures import RECOVERABLE, failure_of
+from dicomweb_io.changes import ChangeMethod, Changes, ChangeSource, Cursor, Start, change_source
 from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.failures import RECOVERABLE, failure_of
 from pipelines import transfer
 from pipelines._common import (
     Arguments,

@@ -56,7 +56,7 @@ def serve() -> Iterator[Callable[..., Any]]:
 
     A test in which a server had a defect of its own (a traceback in its `errors`) fails.
     """
-    from dicomweb_io.testing.server import serve as start
+    from dicomweb_io.testing.server.server import serve as start
 
     servers: list[Any] = []
 

@@ -11,17 +11,16 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dicomweb_io.cli.endpoints import UsageError, connect, destination_from, endpoint_from
 from dicomweb_io.cli.output import Progress, print_line, progress
-from dicomweb_io.cli.search import parse_filters
-from dicomweb_io.clients.copying import CopyResult, InstanceCopier
-from dicomweb_io.clients.queries import make_query
 from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.options import UsageError, connect, destination_from, endpoint_from, parse_filters
+from dicomweb_io.queries import make_query
+from dicomweb_io.transfer import CopyResult, InstanceCopier
 
 _REFERENCES_AT_ONCE = 16
 
 
-def command(args: argparse.Namespace) -> int:
+def copy(args: argparse.Namespace) -> int:
     """Copies what matches and prints a summary whose numbers add up, as a JSON object."""
     if args.url:
         raise UsageError("copy takes two archives, SOURCE and DESTINATION, and no --url")

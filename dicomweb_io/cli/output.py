@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dicomweb_io.dicom.json_model import dumps, load_json_dataset
+from dicomweb_io.dicom.json_decode import dumps, load_json_dataset
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import JSONDataset
 

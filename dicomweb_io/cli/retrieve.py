@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from dicomweb_io.cli.endpoints import UsageError, connect, endpoint_from
 from dicomweb_io.cli.output import (
     extension,
     json_text,
@@ -22,10 +21,11 @@ from dicomweb_io.cli.output import (
     save_bytes,
     write_bytes,
 )
-from dicomweb_io.clients.protocol import DICOMClient, MediaTypes
-from dicomweb_io.dicom.json_model import first_value, load_json_dataset
+from dicomweb_io.client import DICOMClient, MediaTypes
+from dicomweb_io.dicom.json_decode import first_value, load_json_dataset
 from dicomweb_io.elements import Instance, Resource
-from dicomweb_io.wire.errors import DICOMwebError
+from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.options import UsageError, connect, endpoint_from
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -33,7 +33,7 @@ _CHUNK = 1024 * 1024
 _IN_MEMORY = 16 * 1024 * 1024
 
 
-def command(args: argparse.Namespace) -> int:
+def retrieve(args: argparse.Namespace) -> int:
     """Retrieves what was asked for and prints or saves it."""
     if args.save and args.stdout:
         raise UsageError("--save and --stdout contradict each other")

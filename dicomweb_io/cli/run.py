@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from io import TextIOWrapper
-from typing import cast
 
 import requests
 
 from dicomweb_io.cli.arguments import build_parser
-from dicomweb_io.cli.endpoints import UsageError
+from dicomweb_io.options import UsageError
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -25,10 +23,11 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    module = import_module(f"dicomweb_io.cli.{args.command}")
-    command = cast(Callable[[argparse.Namespace], int], module.command)
+    # Help and wrong uses need none of them.
+    from dicomweb_io.cli.commands import COMMANDS
+
     try:
-        code = command(args)
+        code = COMMANDS[args.command](args)
         sys.stdout.flush()
         return code
     except UsageError as error:

@@ -10,9 +10,8 @@ from typing import Any
 from pydicom.datadict import dictionary_VM
 
 from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
-from dicomweb_io.dicom.json_values import BINARY_VRS
-from dicomweb_io.dicom.person_names import name_text
-from dicomweb_io.dicom.temporal import parse_date
+from dicomweb_io.dicom.json_encode import BINARY_VRS
+from dicomweb_io.dicom.values import name_text, parse_date
 
 _INTEGER_VRS = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
 _FLOAT_VRS = frozenset(("DS", "FD", "FL"))

@@ -2,7 +2,7 @@
 
 `scan_header` walks the top-level elements of a file (PS3.10 and PS3.5 section 7) up to its pixel data. It notes tag,
 value representation, place and length of each and skips what it does not need, so an index can be built, a value be
-found and a metadata answer be encoded (`dicomweb_io.dicom.json_model`) without parsing the file into objects. Every
+found and a metadata answer be encoded (`dicomweb_io.dicom.json_decode`) without parsing the file into objects. Every
 encoding is read: implicit and explicit VR, little and big endian, deflated; with and without preamble and file meta
 information.
 """
@@ -10,19 +10,321 @@ information.
 from __future__ import annotations
 
 import struct
+import zlib
+from collections import deque
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
-from dicomweb_io.dicom.byte_sources import BytesSource, FileSource, InflatedSource, Source, as_source
-from dicomweb_io.dicom.element_heads import (
-    FIRST_READ,
-    LONG_VRS,
-    SHORT_VRS,
-    UNDEFINED,
-    Cut,
-    measure_undefined,
-    other_head,
-)
+# ----------------------------------------------------------------------------------------------------------------------
+# Bytes of a file that can be read at any offset: plain files, bytes in memory, deflated datasets.
+
+
+class Source(Protocol):
+    """Bytes that can be read at any offset."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`; fewer only at the end."""
+
+    def reaches(self, end: int) -> bool:
+        """Whether there are at least `end` bytes."""
+
+
+class FileSource:
+    """A file as a `Source`."""
+
+    def __init__(self, file: BinaryIO, size: int | None = None) -> None:
+        self._file = file
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of the file."""
+        if self._size is None:
+            self._size = self._file.seek(0, 2)
+        return self._size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Source`."""
+        self._file.seek(offset)
+        data = self._file.read(length)
+        if len(data) == length:
+            return data
+        pieces = [data]
+        missing = length - len(data)
+        while data and missing:
+            data = self._file.read(missing)
+            pieces.append(data)
+            missing -= len(data)
+        if self._size is None:
+            self._size = offset + length - missing if missing < length else None
+        return b"".join(pieces)
+
+    def reaches(self, end: int) -> bool:
+        """See `Source`."""
+        return end <= self.size
+
+
+class BytesSource:
+    """Bytes in memory as a `Source`."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return len(self._content)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Source`."""
+        if offset == 0 and length >= len(self._content):
+            return self._content
+        return self._content[offset : offset + length]
+
+    def reaches(self, end: int) -> bool:
+        """See `Source`."""
+        return end <= len(self._content)
+
+
+class InflatedSource:
+    """A deflated dataset as a `Source`: the file up to `start` as it is, then the inflated rest (PS3.5 section A.5).
+
+    Memory stays bounded whatever the stream inflates to. Going back by up to 256 KiB is free; going back farther starts
+    anew, so readers should not do that often.
+
+    Attributes:
+        problem: Why the stream ended early, once its end was met; None if it is complete so far.
+    """
+
+    _CHUNK = 64 * 1024
+    _KEPT = 256 * 1024
+
+    def __init__(self, source: Source, start: int) -> None:
+        self._source = source
+        self._start = start
+        self.problem: str | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._fed = self._start
+        self._ended = False
+        # The last inflated pieces, which end at the offset `_end`.
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._end = self._start
+
+    def _more(self) -> bool:
+        """Inflates the next piece; False at the end."""
+        while not self._ended:
+            data = self._inflate.unconsumed_tail
+            if not data:
+                data = self._source.read(self._fed, self._CHUNK)
+                self._fed += len(data)
+                if not data:
+                    self._ended = True
+                    self.problem = "the deflated dataset is cut off"
+                    break
+            try:
+                inflated = self._inflate.decompress(data, self._CHUNK)
+            except zlib.error:
+                self._ended = True
+                self.problem = "the deflated dataset is damaged"
+                break
+            if self._inflate.eof:
+                self._ended = True
+            if inflated:
+                self._pieces.append(inflated)
+                self._size += len(inflated)
+                self._end += len(inflated)
+                while self._size - len(self._pieces[0]) >= self._KEPT:
+                    self._size -= len(self._pieces.popleft())
+                return True
+        return False
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Source`."""
+        if offset < self._start:
+            head = self._source.read(offset, min(length, self._start - offset))
+            rest = length - len(head)
+            return head if rest <= 0 else head + self.read(self._start, rest)
+        if offset < self._end - self._size:
+            self._restart()
+        end = offset + length
+        found = []
+        position = self._end - self._size
+        for piece in self._pieces:
+            if position < end and offset < position + len(piece):
+                found.append(piece[max(0, offset - position) : end - position])
+            position += len(piece)
+        while self._end < end and self._more():
+            piece = self._pieces[-1]
+            position = self._end - len(piece)
+            if offset < self._end:
+                found.append(piece[max(0, offset - position) : end - position])
+        return b"".join(found)
+
+    def reaches(self, end: int) -> bool:
+        """See `Source`."""
+        while self._end < end and self._more():
+            continue
+        return end <= self._end
+
+
+def as_source(source: BinaryIO | bytes | Source, size: int | None = None) -> Source:
+    """Whatever holds a file's bytes, as a `Source`."""
+    if isinstance(source, (bytes, bytearray)):
+        return BytesSource(bytes(source))
+    if isinstance(source, (FileSource, BytesSource, InflatedSource)):
+        return source
+    return FileSource(source, size)  # type: ignore[arg-type]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The heads of data elements (PS3.5 section 7.1), and where values of undefined length end (section 7.5).
+
+
+UNDEFINED = 0xFFFFFFFF
+"""The length field of a value that a delimiter ends."""
+FIRST_READ = 64 * 1024
+"""Bytes of the first read: more than the header of an ordinary image."""
+
+_SHORT = "AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"
+_LONG = "OB OD OF OL OV OW SQ SV UC UN UR UT UV"
+SHORT_VRS = {vr.encode(): vr for vr in _SHORT.split()}
+"""Value representations with a length of 16 bits in explicit VR (PS3.5 section 7.1.2), by their code."""
+LONG_VRS = {vr.encode(): vr for vr in _LONG.split()}
+"""Those with a length of 32 bits."""
+
+
+class Cut(Exception):
+    """The bytes end, or cannot be elements, at a place; the argument says what was there.
+
+    It only passes between the functions of `dicomweb_io.dicom` and is never seen outside.
+    """
+
+
+def other_head(data: bytes, index: int, have: int, vr: bytes, order: str) -> tuple[str | None, int, int]:
+    """Name, value start and length of an explicit VR element that is not of a usual VR with a 16-bit length."""
+    name = LONG_VRS.get(vr)
+    if name is not None:
+        if index + 12 > have:
+            return name, have + 1, 0
+        return name, index + 12, struct.unpack_from(order + "I", data, index + 8)[0]
+    if b"AA" <= vr <= b"ZZ" and 0x41 <= vr[1] <= 0x5A:
+        # An unknown VR; those of before 2003 all have 16-bit lengths.
+        return vr.decode(), index + 8, struct.unpack_from(order + "H", data, index + 6)[0]
+    # Not a VR at all: some writers fall back to implicit VR in the middle of a dataset.
+    return None, index + 8, struct.unpack_from(order + "I", data, index + 4)[0]
+
+
+def measure_undefined(
+    reader: Source,
+    data: bytes,
+    base: int,
+    start: int,
+    vr: str | None,
+    explicit: bool,
+    order: str,
+    *,
+    step: int = FIRST_READ,
+) -> tuple[str | None, int]:
+    """Finds the end of a value of undefined length.
+
+    Args:
+        reader: The file, for what `data` does not hold; it is read in pieces that are not kept.
+        data: Bytes from file offset `base` on.
+        base: See `data`.
+        start: Where the value starts in `data`.
+        vr: Its VR, None for implicit.
+        explicit: Whether the dataset around it is explicit VR.
+        order: ``"<"`` or ``">"``.
+        step: Bytes to read at a time.
+
+    Returns:
+        The VR (``"SQ"`` if it consists of items and is not OB or the like) and the length with the delimiter; for
+        others than ``"SQ"`` without it.
+
+    Raises:
+        Cut: If the delimiter is missing.
+    """
+    head = struct.Struct(order + "HHI").unpack_from
+    have = len(data)
+    index = start
+    contexts: list[int] = [0]  # 0: between items; 1: in an explicit item of undefined length; 2: in an implicit one
+    implicit_items = 0  # how many of them are 2: hostile files nest so deeply that nobody should look through them
+    first_base = base
+    while contexts:
+        if index + 12 > have:
+            more = reader.read(base + index, step)
+            if len(more) < 8:
+                raise Cut(f"the file ends at byte {base + index + len(more)} within it")
+            base, index, data, have = base + index, 0, more, len(more)
+        group, number, length = head(data, index)
+        context = contexts[-1]
+        if group == 0xFFFE:
+            index += 8
+            if number == 0xE000 and context == 0:
+                if length != UNDEFINED:
+                    index += length
+                    if index > have and not reader.reaches(base + index):
+                        raise Cut("an item reaches beyond the end of the file")
+                    if index > have:
+                        base, index, data, have = base + index, 0, b"", 0
+                    continue
+                if index + 8 > have:
+                    more = reader.read(base + index, step)
+                    base, index, data, have = base + index, 0, more, len(more)
+                implicit = not explicit or implicit_items > 0 or not looks_explicit(data, index)
+                implicit_items += implicit
+                contexts.append(2 if implicit else 1)
+            elif number == (0xE0DD if context == 0 else 0xE00D):
+                implicit_items -= contexts.pop() == 2
+            elif number == 0xE00D:
+                continue
+            else:
+                raise Cut(f"there is an unexpected delimiter at byte {base + index - 8}")
+            continue
+        if context == 0:
+            raise Cut(f"there is no item at byte {base + index}")
+        if context == 1:
+            code = data[index + 4 : index + 6]
+            if code in SHORT_VRS:
+                length = struct.unpack_from(order + "H", data, index + 6)[0]
+                index += 8 + length
+            else:
+                if index + 12 > have:
+                    raise Cut(f"the file ends at byte {base + have} within it")
+                _, index, length = other_head(data, index, have, code, order)
+                if length == UNDEFINED:
+                    contexts.append(0)
+                    continue
+                index += length
+        else:
+            index += 8
+            if length == UNDEFINED:
+                contexts.append(0)
+                continue
+            index += length
+        if index > have:
+            if not reader.reaches(base + index):
+                raise Cut(f"({group:04X},{number:04X}) in an item reaches beyond the end of the file")
+            base, index, data, have = base + index, 0, b"", 0
+    total = base + index - first_base - start
+    if vr is None or vr in ("UN", "SQ"):
+        return "SQ", total
+    return vr, total - 8
+
+
+def looks_explicit(data: bytes, index: int) -> bool:
+    """Whether the element at `index` has a VR. An item's end says nothing, which counts as explicit."""
+    if len(data) < index + 6 or data[index : index + 4] in (b"\xfe\xff\x0d\xe0", b"\xff\xfe\xe0\x0d"):
+        return True
+    return 0x41 <= data[index + 4] <= 0x5A and 0x41 <= data[index + 5] <= 0x5A
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"

@@ -9,7 +9,7 @@ What is left to an implementation is decided like this:
 - A date or time filter matches a value whose earliest instant lies in what the filter stands for: the time ``1030`` is
   10:30:00 to 10:30:59.999999, and ``20240101`` for a DT is that whole day.
 - Date and time attributes are matched independently: StudyDate and StudyTime together do not make one interval.
-- In a DT ``20240101120000-0500`` is an offset from UTC, not a range (see `dicomweb_io.dicom.temporal`).
+- In a DT ``20240101120000-0500`` is an offset from UTC, not a range (see `dicomweb_io.dicom.values`).
 - Values of several numbers or texts match if any of them does. A filter value with backslashes is a list, and matches
   if any of its values does; UIDs may be separated by commas too.
 - Attributes of one sequence must match within one item.
@@ -27,10 +27,12 @@ from functools import lru_cache
 from typing import Any
 
 from dicomweb_io.dicom.attributes import resolve, vr_of
-from dicomweb_io.dicom.person_names import fuzzy_name_predicate, name_predicate
-from dicomweb_io.dicom.temporal import (
+from dicomweb_io.dicom.uids import is_uid
+from dicomweb_io.dicom.values import (
     Range,
     contains,
+    fuzzy_name_predicate,
+    name_predicate,
     parse_date,
     parse_date_range,
     parse_date_time,
@@ -38,9 +40,8 @@ from dicomweb_io.dicom.temporal import (
     parse_offset,
     parse_time,
     parse_time_range,
+    wildcard_test,
 )
-from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.dicom.wildcards import wildcard_test
 
 Predicate = Callable[[Any], bool]
 """A test of one value of an element."""

@@ -8,15 +8,16 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from dicomweb_io.dicom.byte_sources import InflatedSource, as_source
 from dicomweb_io.dicom.header_scan import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     HeaderScan,
     IncompleteDICOMError,
+    InflatedSource,
     NotDICOMError,
     Part10Error,
+    as_source,
     scan_header,
     scan_trailing,
 )

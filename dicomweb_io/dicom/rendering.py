@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dicomweb_io.dicom.jpeg_12_bit import expand_12_bits
-from dicomweb_io.dicom.pixels import decoding_plugin, error_summary
+from dicomweb_io.dicom.pixels import decoding_plugin, error_summary, expand_12_bits
 
 if TYPE_CHECKING:
     import numpy

@@ -52,3 +52,18 @@ def check_uid(value: object, name: str, *, permissive: bool = False) -> str:
         )
         raise ValueError(f"{name} is not a valid UID: {shown!r} (expected {rule})")
     return value
+
+
+def is_safe_name(uid: str) -> bool:
+    """Whether a UID can be the name of a file or directory on any filesystem.
+
+    UIDs of PS3.5 always can. Of the other identifiers that archives hold those can that consist of letters, digits,
+    dots, hyphens and underscores, do not begin or end with a dot, and are no device of Windows.
+    """
+    return is_uid(uid, permissive=True) and _NAME.match(uid) is not None and _DEVICE.match(uid) is None
+
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?\Z")
+
+
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)", re.IGNORECASE)

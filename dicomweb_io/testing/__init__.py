@@ -12,10 +12,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dicomweb_io.testing.auth import BasicAuthentication as BasicAuthentication
-    from dicomweb_io.testing.auth import BearerAuthentication as BearerAuthentication
-    from dicomweb_io.testing.auth import OAuth2Authentication as OAuth2Authentication
-    from dicomweb_io.testing.auth import SigV4Authentication as SigV4Authentication
     from dicomweb_io.testing.faults import Fault as Fault
     from dicomweb_io.testing.faults import fault as fault
     from dicomweb_io.testing.faults import faults_of_json as faults_of_json
@@ -28,21 +24,25 @@ if TYPE_CHECKING:
     from dicomweb_io.testing.samples import make_study as make_study
     from dicomweb_io.testing.samples import sample_files as sample_files
     from dicomweb_io.testing.samples import synthetic_instance as synthetic_instance
-    from dicomweb_io.testing.server import TLS as TLS
-    from dicomweb_io.testing.server import TestServer as TestServer
-    from dicomweb_io.testing.server import serve as serve
+    from dicomweb_io.testing.server.auth import BasicAuthentication as BasicAuthentication
+    from dicomweb_io.testing.server.auth import BearerAuthentication as BearerAuthentication
+    from dicomweb_io.testing.server.auth import OAuth2Authentication as OAuth2Authentication
+    from dicomweb_io.testing.server.auth import SigV4Authentication as SigV4Authentication
+    from dicomweb_io.testing.server.server import TLS as TLS
+    from dicomweb_io.testing.server.server import TestServer as TestServer
+    from dicomweb_io.testing.server.server import serve as serve
 
 _HOMES = {
-    "BasicAuthentication": "dicomweb_io.testing.auth",
-    "BearerAuthentication": "dicomweb_io.testing.auth",
+    "BasicAuthentication": "dicomweb_io.testing.server.auth",
+    "BearerAuthentication": "dicomweb_io.testing.server.auth",
     "Fault": "dicomweb_io.testing.faults",
     "FaultyProxy": "dicomweb_io.testing.proxy",
-    "OAuth2Authentication": "dicomweb_io.testing.auth",
+    "OAuth2Authentication": "dicomweb_io.testing.server.auth",
     "Orthanc": "dicomweb_io.testing.orthanc",
     "OrthancUnavailable": "dicomweb_io.testing.orthanc",
-    "SigV4Authentication": "dicomweb_io.testing.auth",
-    "TLS": "dicomweb_io.testing.server",
-    "TestServer": "dicomweb_io.testing.server",
+    "SigV4Authentication": "dicomweb_io.testing.server.auth",
+    "TLS": "dicomweb_io.testing.server.server",
+    "TestServer": "dicomweb_io.testing.server.server",
     "charset_files": "dicomweb_io.testing.samples",
     "clone": "dicomweb_io.testing.samples",
     "copy_samples": "dicomweb_io.testing.samples",
@@ -50,7 +50,7 @@ _HOMES = {
     "faults_of_json": "dicomweb_io.testing.faults",
     "make_study": "dicomweb_io.testing.samples",
     "sample_files": "dicomweb_io.testing.samples",
-    "serve": "dicomweb_io.testing.server",
+    "serve": "dicomweb_io.testing.server.server",
     "synthetic_instance": "dicomweb_io.testing.samples",
 }
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dicomweb_io.testing.faults import ACTIONS
-from dicomweb_io.testing.manners import GENERIC, MANNERS, VARIANTS, meanings, shown
-from dicomweb_io.testing.manners_model import Manners
+from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.behaviours import GENERIC, MANNERS, VARIANTS, meanings, shown
 
 _EVIDENCE = ("measured", "read in source", "documented", "seen", "unverified")
 

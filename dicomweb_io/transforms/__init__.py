@@ -33,15 +33,16 @@ References cross shuffles, pixels never do: do not put a shuffle (GroupByKey, Re
 side input made of instances) between a retrieve and the step that uses the bytes.
 """
 
-from dicomweb_io.transforms.bulkdata import RetrieveBulkdata, RetrievedBulkdata
 from dicomweb_io.transforms.coders import ElementCoder, register_coders
-from dicomweb_io.transforms.copy import CopyInstances, StoreResult
-from dicomweb_io.transforms.delete import DeleteInstances, DeleteResult
-from dicomweb_io.transforms.doors import DistinctReferences, ReadAllFromDICOMweb, ReadFromDICOMweb, WriteToDICOMweb
-from dicomweb_io.transforms.download import DownloadInstances, DownloadResult
-from dicomweb_io.transforms.frames import RetrievedFrames, RetrieveFrames
-from dicomweb_io.transforms.notifications import ParsedNotifications, ParseNotifications
-from dicomweb_io.transforms.rendered import RetrievedRendered, RetrieveRendered
+from dicomweb_io.transforms.frames import (
+    RetrieveBulkdata,
+    RetrievedBulkdata,
+    RetrievedFrames,
+    RetrievedRendered,
+    RetrieveFrames,
+    RetrieveRendered,
+)
+from dicomweb_io.transforms.read_write import DistinctReferences, ReadAllFromDICOMweb, ReadFromDICOMweb, WriteToDICOMweb
 from dicomweb_io.transforms.retrieve import (
     RetrievedInstances,
     RetrievedMetadata,
@@ -50,8 +51,22 @@ from dicomweb_io.transforms.retrieve import (
 )
 from dicomweb_io.transforms.rows import AsRows
 from dicomweb_io.transforms.search import SearchForInstances, SearchForSeries, SearchForStudies, SearchResult
-from dicomweb_io.transforms.store import StoreInstances
-from dicomweb_io.transforms.watch import Watched, WatchForInstances, WatchForStudies
+from dicomweb_io.transforms.store import (
+    CopyInstances,
+    DeleteInstances,
+    DeleteResult,
+    DownloadInstances,
+    DownloadResult,
+    StoreInstances,
+    StoreResult,
+)
+from dicomweb_io.transforms.watch import (
+    ParsedNotifications,
+    ParseNotifications,
+    Watched,
+    WatchForInstances,
+    WatchForStudies,
+)
 
 register_coders()
 

@@ -2,24 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
 
-from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
-from dicomweb_io.clients.failures import RECOVERABLE
-from dicomweb_io.clients.pool import DEFAULT_MAX_BYTES, Room
-from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
-from dicomweb_io.elements import Failure, Frame, Resource
-from dicomweb_io.transforms.base import FAILURES, FailureMode, PooledDoFn, Problem, problem_of, several_windows
-from dicomweb_io.transforms.frame_choice import ChooseFrames, FrameChoice, FrameReferences, check_choice
-from dicomweb_io.transforms.metrics import count, observe
-from dicomweb_io.transforms.retrieve import ReferenceInput, RetrieveTransform
-from dicomweb_io.transforms.spooling import PartSpool
-from dicomweb_io.wire.errors import DeadlineExceededError
+from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
+from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.elements import Bulkdata, Failure, Frame, JSONDataset, RenderedImage, Resource
+from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.errors import DeadlineExceededError, safe_url
+from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.listing import expand_reference
+from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
+from dicomweb_io.transforms._core import (
+    FAILURES,
+    AsReferences,
+    FailureMode,
+    PartSpool,
+    PooledDoFn,
+    Problem,
+    Work,
+    count,
+    observe,
+    problem_of,
+    several_windows,
+)
+from dicomweb_io.transforms.retrieve import ReferenceInput, RetrieveTransform, complete_metadata
+from dicomweb_io.web.frames import check_rendering_params
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which frames of which instances: from references at any level to references to frames, in pieces of a size.
+
+
+FrameChoice = Literal["all"] | Sequence[int] | Callable[[JSONDataset], Iterable[int]] | None
+"""Frame numbers, all of them, or a function that chooses them by the metadata of their instance."""
+
+_NUMBER_OF_FRAMES, _ROWS = "00280008", "00280010"
+
+
+def check_choice(frames: FrameChoice) -> FrameChoice:
+    """Checks a choice of frames; lists become tuples.
+
+    Raises:
+        ValueError: If it is none, or a number is not a positive integer.
+    """
+    if frames is None or callable(frames):
+        return frames
+    if isinstance(frames, str):
+        if frames == "all":
+            return "all"
+        raise ValueError(f"frames must be 'all', frame numbers, or a function of the metadata, not {frames!r}")
+    if not isinstance(frames, (list, tuple, range)):
+        raise ValueError(f"frames must be 'all', frame numbers, or a function of the metadata, not {frames!r}")
+    numbers: tuple[int, ...] = tuple(frames)
+    for number in numbers:
+        _check_number(number)
+    if not numbers:
+        raise ValueError("frames is empty: name at least one")
+    return numbers
+
+
+def _check_number(number: Any) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"frames must be positive integers, but one is {number!r}")
+
+
+def number_of_frames(row: Mapping[str, Any]) -> int:
+    """The number of frames of an instance by its metadata (PS3.3 section C.7.6.6); 0 if it has no image."""
+    value = _first(row, _NUMBER_OF_FRAMES)
+    if value is None:
+        return 0 if _first(row, _ROWS) is None else 1
+    return int(value)
+
+
+def _first(row: Mapping[str, Any], tag: str) -> Any:
+    element = row.get(tag)
+    values = element.get("Value") if isinstance(element, Mapping) else None
+    return values[0] if values else None
+
+
+class FrameReferences(AsReferences):
+    """Makes references of whatever names objects; frames stay frames.
+
+    Args:
+        transform: The name for failures.
+        collect: Whether what names nothing becomes a `Failure`.
+        count_frames: Make references to all frames of rows that tell the number of frames, which saves asking for it.
+    """
+
+    def __init__(self, transform: str, *, collect: bool, count_frames: bool = False) -> None:
+        super().__init__(transform, collect=collect, whole=False)
+        self._count_frames = count_frames
+
+    def reference_of(self, element: Any) -> Resource:
+        """The reference; of a row with Number of Frames (0028,0008) one to all its frames."""
+        reference = super().reference_of(element)
+        if self._count_frames and reference.level == "instance" and isinstance(element, Mapping):
+            number = _first(element, _NUMBER_OF_FRAMES)
+            if number is not None and int(number) > 0:
+                return replace(reference, frames=tuple(range(1, int(number) + 1)))
+        return reference
+
+
+class ChooseFrames(PooledDoFn):
+    """Makes references to frames of references at any level.
+
+    Args:
+        endpoint: The archive.
+        transform: The name for failures.
+        frames: The choice; None leaves instances as they are. What an element names itself is not chosen again.
+        piece: The most frames of one reference.
+        **options: See `PooledDoFn`.
+    """
+
+    def __init__(self, endpoint: Endpoint, transform: str, frames: FrameChoice, *, piece: int, **options: Any) -> None:
+        super().__init__(endpoint, "retrieve", transform, **options)
+        self._frames = frames
+        self._piece = piece
+
+    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        """Yields references, or `Problem`s."""
+        choice = self._frames
+        if subject.frames:
+            yield from self._pieces(subject, subject.frames)
+        elif choice is None:
+            yield from expand_reference(client, subject)
+        elif choice == "all" or callable(choice):
+            for row in complete_metadata(client, subject, room, transform=self._transform):
+                if isinstance(row, Problem):
+                    yield row
+                else:
+                    yield from self._chosen(row, choice)
+        else:
+            for instance in expand_reference(client, subject):
+                yield from self._pieces(instance, choice)
+
+    def _chosen(self, row: JSONDataset, choice: Any) -> Iterator[Any]:
+        instance = Resource.of(row).instance
+        most = number_of_frames(row)
+        if choice == "all":
+            yield from self._pieces(instance, range(1, most + 1))
+            return
+        numbers = list(choice(row))
+        for number in numbers:
+            _check_number(number)
+        beyond = tuple(number for number in numbers if number > most)
+        if beyond:
+            message = f"{instance.uri} has {most} frames, but the function chose " + ", ".join(map(str, beyond[:10]))
+            yield Problem(Failure(self._transform, message, reference=replace(instance, frames=beyond)))
+        yield from self._pieces(instance, [number for number in numbers if number <= most])
+
+    def _pieces(self, instance: Resource, numbers: Sequence[int]) -> Iterator[Resource]:
+        for start in range(0, len(numbers), self._piece):
+            yield replace(instance, frames=tuple(numbers[start : start + self._piece]))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
 
 FRAMES_AT_ONCE = 64
 """The most frames of one piece of work. Archives are asked for fewer at once if their profile says so."""
@@ -203,3 +345,341 @@ class _FetchFrames(PooledDoFn):
             max_element_bytes=self._spool.threshold(room),
             spool_directory=self._spool.path,
         )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rendered images and thumbnails (WADO-RS, PS3.18 sections 8.3.5 and 10.4.1.1.3): `RetrieveRendered`.
+
+
+_RENDERED_GUESS = 256 * 1024
+
+
+class RetrievedRendered(NamedTuple):
+    """The output of `RetrieveRendered` with ``failures="collect"``."""
+
+    images: Any
+    failures: Any
+
+
+@beam.typehints.with_input_types(ReferenceInput)
+class RetrieveRendered(RetrieveTransform):
+    """Retrieves rendered images: `RenderedImage` elements in a consumer format such as JPEG or PNG.
+
+    The input is any reference. Studies and series become their instances, as a search lists them, because few archives
+    render whole ones; a reference to several frames becomes one image for each frame. Only thumbnails are asked for at
+    the level of the reference. An instance that has no image is a failure.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        frames: None renders instances as the archive does (of several frames often the first, or a film); else as in
+            `RetrieveFrames`, one image for each frame.
+        media_types: Wanted types in order of preference; by default what the archive prefers.
+        params: Rendering parameters: ``quality``, ``window``, ``viewport``, ``annotation``, ``iccprofile`` …
+        thumbnail: Ask for thumbnails.
+        max_bytes: The bytes that may be read or wait at once in a process.
+        keep_order: Give results in the order of the references of a bundle.
+        failures: ``"raise"`` or ``"collect"``; with the latter the output is a `RetrievedRendered`. See also
+            `with_error_handler`.
+
+    Raises:
+        ValueError: If an argument is not valid.
+    """
+
+    _element_type = RenderedImage
+
+    def __init__(
+        self,
+        endpoint: EndpointLike,
+        frames: FrameChoice = None,
+        *,
+        media_types: MediaTypes | None = None,
+        params: Mapping[str, Any] | None = None,
+        thumbnail: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        keep_order: bool = False,
+        failures: FailureMode = "raise",
+    ) -> None:
+        super().__init__(endpoint, failures=failures)
+        check_sizes(max_bytes=max_bytes)
+        check_rendering_params(params, thumbnail=thumbnail)
+        self.frames = check_choice(frames)
+        self.options: dict[str, Any] = {
+            "media_types": tuple(media_types) if media_types is not None else None,
+            "params": dict(params) if params else None,
+            "thumbnail": thumbnail,
+        }
+        self.max_bytes = max_bytes
+        self.keep_order = keep_order
+
+    def expand(self, pcollection: Any) -> Any:
+        """Builds the steps."""
+        name, collects = type(self).__name__, self.collects
+        how: dict[str, Any] = {
+            "collect": collects,
+            "hold": several_windows(pcollection),
+            "ordered": self.keep_order,
+            "max_bytes": self.max_bytes,
+        }
+        made = FrameReferences(name, collect=collects, count_frames=self.frames == "all")
+        references = pcollection | "AsReferences" >> self._step(made, Resource)
+        choose = _ChooseRendered(
+            self.endpoint, name, self.frames, piece=1, thumbnail=bool(self.options["thumbnail"]), **how
+        )
+        chosen = references["main"] | "Choose" >> self._step(choose, Resource)
+        fetched = (
+            chosen["main"]
+            | "Reshuffle" >> beam.Reshuffle()
+            | "Fetch" >> self._step(_FetchRendered(self.endpoint, name, self.options, **how), RenderedImage)
+        )
+        failures = self._report([references[FAILURES], chosen[FAILURES], fetched[FAILURES]])
+        return RetrievedRendered(fetched["main"], failures) if self._failure_mode == "collect" else fetched["main"]
+
+    def display_data(self) -> dict[str, Any]:
+        """The endpoint and what is asked for."""
+        types = [item if isinstance(item, str) else item[0] for item in self.options["media_types"] or ()]
+        return {
+            **super().display_data(),
+            "media_types": DisplayDataItem(", ".join(types), label="Media types").drop_if_default(""),
+            "thumbnail": DisplayDataItem(self.options["thumbnail"], label="Thumbnails"),
+        }
+
+
+class _ChooseRendered(ChooseFrames):
+    def __init__(self, *arguments: Any, thumbnail: bool, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._thumbnail = thumbnail
+
+    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        if self._thumbnail and self._frames is None and not subject.frames:
+            yield subject
+            return
+        yield from super().produce(subject, client, room)
+
+
+class _FetchRendered(PooledDoFn):
+    def __init__(self, endpoint: Endpoint, transform: str, options: dict[str, Any], **how: Any) -> None:
+        super().__init__(endpoint, "retrieve", transform, **how)
+        self._options = options
+
+    def taken(self, result: RenderedImage) -> None:
+        count("rendered_images")
+        count("rendered_bytes", len(result.content))
+
+    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        room.reserve(_RENDERED_GUESS)
+        image = client.retrieve_rendered(subject, **self._options)
+        room.reserve(len(image.content))
+        yield image
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bulk data (WADO-RS, PS3.18 section 10.4.1.1.5): `RetrieveBulkdata`.
+
+
+_BULKDATA_GUESS = 1024 * 1024
+
+
+class RetrievedBulkdata(NamedTuple):
+    """The output of `RetrieveBulkdata` with ``failures="collect"``."""
+
+    bulkdata: Any
+    failures: Any
+
+
+@beam.typehints.with_input_types(ReferenceInput)
+class RetrieveBulkdata(RetrieveTransform):
+    """Retrieves bulk data: `Bulkdata` elements, one for each part of each BulkDataURI.
+
+    The input is any of
+
+    - the BulkDataURI itself, as text: absolute, or relative to the archive;
+    - metadata in the DICOM JSON model: every BulkDataURI in it, at any depth;
+    - a reference, a row of a search, or the URI of a study, series or instance: its metadata are asked for, and every
+      BulkDataURI in them is retrieved.
+
+    Credentials go to the archive's own origin only, also where a BulkDataURI names another host.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        attributes: Only the bulk data of these attributes (keywords or tags, at any depth) of metadata.
+        media_types: Wanted types in order of preference.
+        max_element_bytes: Values up to this size are elements with their bytes.
+        spool_directory: A directory, shared by whoever reads the elements, for larger ones: then the element has a
+            path, and the consumer owns the file. Without it a larger value is a failure.
+        max_bytes: The bytes that may be read or wait at once in a process.
+        keep_order: Give results in the order of the elements of a bundle.
+        additional_params: Further query parameters.
+        failures: ``"raise"`` or ``"collect"``; with the latter the output is a `RetrievedBulkdata`. See also
+            `with_error_handler`.
+
+    Raises:
+        ValueError: If an argument is not valid.
+    """
+
+    _element_type = Bulkdata
+
+    def __init__(
+        self,
+        endpoint: EndpointLike,
+        *,
+        attributes: Sequence[str] | None = None,
+        media_types: MediaTypes | None = None,
+        max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES,
+        spool_directory: str | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        keep_order: bool = False,
+        additional_params: Mapping[str, Any] | None = None,
+        failures: FailureMode = "raise",
+    ) -> None:
+        super().__init__(endpoint, failures=failures)
+        check_sizes(max_element_bytes=max_element_bytes, max_bytes=max_bytes)
+        if isinstance(attributes, str):
+            raise TypeError("attributes must be a sequence of keywords or tags, not one str")
+        self.tags = None if attributes is None else frozenset(resolve(name)[-1] for name in attributes)
+        self.how = BulkdataOptions(
+            tuple(media_types) if media_types is not None else None,
+            max_element_bytes,
+            spool_directory,
+            dict(additional_params) if additional_params else None,
+        )
+        self.max_bytes = max_bytes
+        self.keep_order = keep_order
+
+    def expand(self, pcollection: Any) -> Any:
+        """Builds the steps."""
+        name = type(self).__name__
+        how: dict[str, Any] = {
+            "collect": self.collects,
+            "hold": several_windows(pcollection),
+            "ordered": self.keep_order,
+            "max_bytes": self.max_bytes,
+        }
+        found = pcollection | "FindURIs" >> self._step(_FindURIs(self.endpoint, name, self.tags, **how), str)
+        fetched = (
+            found["main"]
+            | "Reshuffle" >> beam.Reshuffle()
+            | "Fetch" >> self._step(_FetchBulkdata(self.endpoint, name, self.how, **how), Bulkdata)
+        )
+        failures = self._report([found[FAILURES], fetched[FAILURES]])
+        return RetrievedBulkdata(fetched["main"], failures) if self._failure_mode == "collect" else fetched["main"]
+
+    def display_data(self) -> dict[str, Any]:
+        """The endpoint and limits."""
+        return {
+            **super().display_data(),
+            "attributes": DisplayDataItem(", ".join(sorted(self.tags or ())), label="Attributes").drop_if_default(""),
+            "max_element_bytes": DisplayDataItem(self.how.max_element_bytes, label="Largest element"),
+        }
+
+
+@dataclass(frozen=True)
+class BulkdataOptions:
+    """How bulk data are asked for; see `RetrieveBulkdata`."""
+
+    media_types: tuple[Any, ...] | None = None
+    max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES
+    spool_directory: str | None = None
+    additional_params: Mapping[str, Any] | None = None
+
+
+def bulkdata_uris(dataset: Mapping[str, Any], tags: frozenset[str] | None = None) -> Iterator[str]:
+    """Yields the BulkDataURIs of a dataset in the DICOM JSON model, at any depth.
+
+    Args:
+        dataset: The dataset.
+        tags: Only those of these attributes; None for all.
+    """
+    for tag, element in dataset.items():
+        if not isinstance(element, Mapping):
+            continue
+        uri = element.get("BulkDataURI")
+        if isinstance(uri, str) and uri and (tags is None or tag.upper() in tags):
+            yield uri
+        for item in element.get("Value") or ():
+            if isinstance(item, Mapping) and element.get("vr") == "SQ":
+                yield from bulkdata_uris(item, tags)
+
+
+class _FindURIs(PooledDoFn):
+    """From elements to BulkDataURIs; asks for metadata where an element is only a reference."""
+
+    def __init__(self, endpoint: Endpoint, transform: str, tags: frozenset[str] | None, **options: Any) -> None:
+        super().__init__(endpoint, "retrieve", transform, **options)
+        self._tags = tags
+
+    def reference_of(self, subject: Any) -> Resource | None:
+        return _reference_in(subject)
+
+    def produce(self, subject: Any, client: DICOMClient, room: Room) -> Iterator[Any]:
+        if isinstance(subject, Mapping) and next(bulkdata_uris(subject), None) is not None:
+            yield from bulkdata_uris(subject, self._tags)
+            return
+        reference = _reference_in(subject)
+        if reference is None:
+            if not isinstance(subject, str):
+                # Raises and says what is wrong.
+                reference = Resource.of(subject)
+            else:
+                yield subject
+                return
+        for row in complete_metadata(client, reference.instance, room, transform=self._transform):
+            if isinstance(row, Problem):
+                yield row
+            else:
+                yield from bulkdata_uris(row, self._tags)
+
+
+def _reference_in(subject: Any) -> Resource | None:
+    """The study, series or instance that an element names; None for any other URI."""
+    try:
+        reference = Resource.of(subject)
+    except (TypeError, ValueError):
+        return None
+    # A BulkDataURI may well end in /frames/1.
+    return None if isinstance(subject, str) and reference.level == "frame" else reference
+
+
+class _FetchBulkdata(PooledDoFn):
+    def __init__(self, endpoint: Endpoint, transform: str, how: BulkdataOptions, **options: Any) -> None:
+        super().__init__(endpoint, "retrieve", transform, **options)
+        self._how = how
+
+    def setup(self) -> None:
+        super().setup()
+        self._spool = PartSpool(self._transform, "the value", self._how.max_element_bytes, self._how.spool_directory)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self._spool.remove()
+
+    def _key(self, subject: str) -> Any:
+        return subject
+
+    def taken(self, result: Bulkdata) -> None:
+        count("bulkdata")
+        count("bulkdata_bytes", len(result.content or b""))
+
+    def produce(self, subject: str, client: DICOMClient, room: Room) -> Iterator[Any]:
+        how = self._how
+        room.reserve(_BULKDATA_GUESS)
+        found = False
+        for part in client.iter_bulkdata_parts(
+            subject,
+            media_types=how.media_types,
+            additional_params=how.additional_params,
+            max_element_bytes=self._spool.threshold(room),
+            spool_directory=self._spool.path,
+        ):
+            found = True
+            yield self._spool.taken(part, None, room)
+            del part
+            room.reserve(_BULKDATA_GUESS)
+        if not found:
+            message = f"{client.base_url} answered without the bulk data"
+            yield Problem(Failure(self._transform, message, url=safe_url(subject), retryable=True))
+
+    def _emit(self, work: Work, result: Any) -> Iterator[Any]:
+        if isinstance(result, Problem):
+            # What was asked for, also where a redirect led elsewhere: it is all that names the value.
+            result = Problem(replace(result.failure, url=safe_url(work.subject)), result.error)
+        yield from super()._emit(work, result)

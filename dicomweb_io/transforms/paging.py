@@ -7,12 +7,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dicomweb_io.clients.failures import RECOVERABLE
-from dicomweb_io.clients.pool import BoundedPool, Room
-from dicomweb_io.clients.profiles import ServerProfile
-from dicomweb_io.clients.protocol import DICOMClient
-from dicomweb_io.clients.web.walking import resource_name
+from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import JSONDataset, SearchLevel, SearchQuery
+from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.pool import BoundedPool, Room
+from dicomweb_io.profiles import ServerProfile
+from dicomweb_io.web.search import resource_name
 
 DEFAULT_PAGE_SIZE = 1000
 

@@ -14,24 +14,26 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
 
-from dicomweb_io.clients.copying import PrivateDirectory, expand_reference, instance_of_row
-from dicomweb_io.clients.endpoint import Endpoint, EndpointLike
-from dicomweb_io.clients.failures import RECOVERABLE, failure_of
-from dicomweb_io.clients.pool import DEFAULT_MAX_BYTES, Room
-from dicomweb_io.clients.protocol import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
+from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource
-from dicomweb_io.transforms.base import (
+from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.errors import DeadlineExceededError
+from dicomweb_io.failures import RECOVERABLE, failure_of
+from dicomweb_io.listing import expand_reference, instance_of_row
+from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
+from dicomweb_io.spool import PrivateDirectory
+from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
     DICOMwebTransform,
     FailureMode,
     PooledDoFn,
     Problem,
+    count,
+    observe,
     problem_of,
     several_windows,
 )
-from dicomweb_io.transforms.metrics import count, observe
-from dicomweb_io.wire.errors import DeadlineExceededError
 
 logger = logging.getLogger("dicomweb_io")
 

@@ -19,16 +19,16 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.profiles import PROFILES
 from dicomweb_io.elements import Resource
-from dicomweb_io.testing.auth import OAuth2Authentication
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.auth import OAuth2ClientCredentials
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.profiles import PROFILES
 from dicomweb_io.testing.faults import Fault
-from dicomweb_io.testing.manners import GENERIC
 from dicomweb_io.testing.samples import make_study, new_uid
-from dicomweb_io.testing.server import TestServer, serve
-from dicomweb_io.wire.credentials import OAuth2ClientCredentials
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.testing.server.auth import OAuth2Authentication
+from dicomweb_io.testing.server.behaviours import GENERIC
+from dicomweb_io.testing.server.server import TestServer, serve
 
 PATIENT = "Zzyzx^Quentin"
 SECRET = "s3cret-of-the-matrix"

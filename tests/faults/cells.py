@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dicomweb_io.clients.profiles import PROFILES
-from dicomweb_io.clients.web.errors import StoreError
 from dicomweb_io.elements import Failure
-from dicomweb_io.testing.server import TestServer
-from dicomweb_io.wire.errors import DICOMwebError
+from dicomweb_io.errors import DICOMwebError, StoreError
+from dicomweb_io.profiles import PROFILES
+from dicomweb_io.testing.server.server import TestServer
 from tests.faults.bench import LONGEST, MANNERS, Bench, digest, within
 from tests.faults.expectations import Expected
 from tests.faults.operations import Item, Operation, Seen, path_of_uri

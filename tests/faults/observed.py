@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
 
-from dicomweb_io.testing.records import Record
+from dicomweb_io.testing.server.exchange import Record
 
 _SEARCH = re.compile(r"/(studies|series|instances)$")
 _OBJECT = re.compile(r"/(studies|series|instances)/[0-9.]+$")

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.dicom.part10 import encode_dataset, header_of
 from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery, StoredInstance
-from dicomweb_io.testing.records import Record
-from dicomweb_io.testing.server import TestServer
+from dicomweb_io.testing.server.exchange import Record
+from dicomweb_io.testing.server.server import TestServer
+from dicomweb_io.web.client import DICOMwebClient
 from tests.faults.bench import PATIENT, Bench, digest, endpoint_of
 
 Item = tuple[Any, ...]

@@ -11,11 +11,11 @@ import apache_beam as beam
 import pytest
 
 from dicomweb_io import transforms
-from dicomweb_io.clients.protocol import DICOMClient
-from dicomweb_io.clients.web.client import DICOMwebClient
+from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Resource, SearchQuery
 from dicomweb_io.testing.faults import ACTIONS, FAILURE_REASONS
-from dicomweb_io.testing.records import Record
+from dicomweb_io.testing.server.exchange import Record
+from dicomweb_io.web.client import DICOMwebClient
 from tests.faults.bench import PATIENT, Bench, endpoint_of, make_bench
 from tests.faults.cells import settings_of, undisturbed
 from tests.faults.expectations import RULES

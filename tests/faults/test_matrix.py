@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.elements import Resource
+from dicomweb_io.web.client import DICOMwebClient
 from tests.faults.bench import Bench, endpoint_of, make_bench
 from tests.faults.cells import judge, perform, undisturbed
 from tests.faults.expectations import expected

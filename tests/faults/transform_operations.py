@@ -18,7 +18,6 @@ from typing import Any
 
 import apache_beam as beam
 
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import (
     Bulkdata,
     Failure,
@@ -28,8 +27,9 @@ from dicomweb_io.elements import (
     Resource,
     StoredInstance,
 )
-from dicomweb_io.testing.records import Record
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.testing.samples import make_study, new_uid
+from dicomweb_io.testing.server.exchange import Record
 from dicomweb_io.transforms import (
     CopyInstances,
     DeleteInstances,
@@ -49,7 +49,7 @@ from dicomweb_io.transforms import (
     WatchForStudies,
     WriteToDICOMweb,
 )
-from dicomweb_io.transforms.base import FailureMode
+from dicomweb_io.transforms._core import FailureMode
 from tests.faults.bench import KNOWN, LONGEST, Bench, digest, endpoint_of, tiny_image, within
 from tests.faults.cells import check_discretion
 from tests.faults.operations import OBJECTS, PARTS, ROOT, ROWS, STOW, Item, Seen, files_in, put, row_items

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dicomweb_io.wire.multipart import MultipartReader
+from dicomweb_io.http.multipart import MultipartReader
 from tests.fuzz.__main__ import INPUTS, NAMES
 from tests.fuzz.targets import TARGETS, Finding, check_multipart
 

@@ -12,7 +12,7 @@ import requests
 
 from dicomweb_io.testing.faults import FaultPlan, fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transforms.metrics import TALLY
+from dicomweb_io.transforms._core import TALLY
 from pipelines.transfer import main
 from tests.faults.bench import tiny_image
 

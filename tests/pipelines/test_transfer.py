@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.queries import make_query
 from dicomweb_io.elements import Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transforms.metrics import TALLY
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.transforms._core import TALLY
 from pipelines import transfer
 from pipelines.transfer import TransferJob, adds_up, main, run
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Instance
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from pipelines import watch

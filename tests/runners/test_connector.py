@@ -6,7 +6,15 @@ import pytest
 from apache_beam.internal import pickler
 from requests.auth import HTTPBasicAuth
 
-from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.auth import (
+    AWSSigV4,
+    AzureCredentials,
+    BasicCredentials,
+    BearerToken,
+    GoogleCredentials,
+    OAuth2ClientCredentials,
+)
 from dicomweb_io.transforms import (
     CopyInstances,
     ParseNotifications,
@@ -20,14 +28,6 @@ from dicomweb_io.transforms import (
     WatchForInstances,
     WatchForStudies,
     WriteToDICOMweb,
-)
-from dicomweb_io.wire.credentials import (
-    AWSSigV4,
-    AzureCredentials,
-    BasicCredentials,
-    BearerToken,
-    GoogleCredentials,
-    OAuth2ClientCredentials,
 )
 
 CREDENTIALS = {

@@ -15,12 +15,12 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner,
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.environments import EmbeddedPythonGrpcEnvironment
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.queries import make_query
 from dicomweb_io.elements import Resource
-from dicomweb_io.testing.manners import manners_of
-from dicomweb_io.testing.manners_model import Limits
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.samples import make_study
+from dicomweb_io.testing.server.behaviour import Limits
+from dicomweb_io.testing.server.behaviours import manners_of
 from dicomweb_io.transforms import SearchForInstances
 from dicomweb_io.transforms.row_range import RowTracker
 

@@ -11,8 +11,16 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from requests.auth import HTTPBasicAuth
 
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Failure, Instance, Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.auth import (
+    AWSSigV4,
+    AzureCredentials,
+    BasicCredentials,
+    BearerToken,
+    GoogleCredentials,
+    OAuth2ClientCredentials,
+)
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import (
     AsRows,
@@ -26,14 +34,6 @@ from dicomweb_io.transforms import (
     SearchForInstances,
     SearchForStudies,
     WriteToDICOMweb,
-)
-from dicomweb_io.wire.credentials import (
-    AWSSigV4,
-    AzureCredentials,
-    BasicCredentials,
-    BearerToken,
-    GoogleCredentials,
-    OAuth2ClientCredentials,
 )
 
 

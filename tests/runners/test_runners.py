@@ -16,11 +16,11 @@ from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.error_handling import ErrorHandler
 from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
 
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Instance, Resource
-from dicomweb_io.testing.manners import manners_of
-from dicomweb_io.testing.manners_model import Limits
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.testing.samples import make_study
+from dicomweb_io.testing.server.behaviour import Limits
+from dicomweb_io.testing.server.behaviours import manners_of
 from dicomweb_io.transforms import (
     CopyInstances,
     DistinctReferences,

@@ -22,16 +22,16 @@ import pytest
 from apache_beam.testing.util import assert_that
 
 from dicomweb_io.cli import main as command_line
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.json_model import dumps, load_json_dataset, loads
+from dicomweb_io.dicom.json_decode import dumps, load_json_dataset, loads
 from dicomweb_io.dicom.part10 import check_complete, header_of
 from dicomweb_io.elements import Failure, Resource, SearchQuery
+from dicomweb_io.errors import DICOMwebError, MalformedResponseError
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.transport import Transport
 from dicomweb_io.transforms import SearchForInstances
-from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError
-from dicomweb_io.wire.retry import RetryPolicy
-from dicomweb_io.wire.transport import Transport
+from dicomweb_io.web.client import DICOMwebClient
 from tests.security.hostile import DEFLATED, INSTANCE, JSON, SERIES, STUDY, element, multipart, part10, row, rows
 
 MIB = 1 << 20

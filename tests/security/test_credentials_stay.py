@@ -1,6 +1,6 @@
 """Credentials go to the archive's own origin, and into nothing that is shown, written or sent anywhere else.
 
-Redirects, retries and the classes of credentials are tried in ``tests/unit/wire``; here are the ways that lead through
+Redirects, retries and the classes of credentials are tried in ``tests/unit/http``; here are the ways that lead through
 what an archive answers, and through pipelines.
 """
 
@@ -18,9 +18,17 @@ import pytest
 from apache_beam.internal import pickler
 from apache_beam.transforms.display import DisplayData
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.elements import Resource, SearchQuery
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.auth import (
+    AWSSigV4,
+    AzureCredentials,
+    BasicCredentials,
+    BearerToken,
+    GoogleCredentials,
+    OAuth2ClientCredentials,
+)
+from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.transforms import (
     CopyInstances,
     DeleteInstances,
@@ -37,16 +45,8 @@ from dicomweb_io.transforms import (
     StoreInstances,
     WriteToDICOMweb,
 )
-from dicomweb_io.transforms.base import TransformFailed
-from dicomweb_io.wire.credentials import (
-    AWSSigV4,
-    AzureCredentials,
-    BasicCredentials,
-    BearerToken,
-    GoogleCredentials,
-    OAuth2ClientCredentials,
-)
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.transforms._core import TransformFailed
+from dicomweb_io.web.client import DICOMwebClient
 from pipelines.transfer import main as transfer
 
 SECRET = "the-5ecret-itself"
@@ -277,7 +277,7 @@ def test_a_dead_letter_file_holds_no_pixels_no_names_and_no_secrets(origin, tmp_
     failures, summary = tmp_path / "failures.jsonl", tmp_path / "summary.json"
     arguments = ["--source", str(tmp_path / "source"), "--destination", server.url]
     arguments += ["--destination-token-env", "THE_TOKEN", "--failures", str(failures), "--summary", str(summary)]
-    monkeypatch.setattr("dicomweb_io.wire.retry.RetryPolicy.delay", lambda *_: 0.0)
+    monkeypatch.setattr("dicomweb_io.http.retry.RetryPolicy.delay", lambda *_: 0.0)
     assert transfer(arguments) == 1
     lines = failures.read_text().splitlines()
     assert len(lines) == 5

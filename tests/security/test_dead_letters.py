@@ -38,7 +38,7 @@ def image(instance=INSTANCE, *, tail=b"", declared=None):
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("dicomweb_io.wire.retry.RetryPolicy.delay", lambda *_: 0.0)
+    monkeypatch.setattr("dicomweb_io.http.retry.RetryPolicy.delay", lambda *_: 0.0)
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import apache_beam as beam
 import pytest
 
 from dicomweb_io.cli import main as command_line
-from dicomweb_io.clients.copying import InstanceCopier, PrivateDirectory
-from dicomweb_io.clients.downloading import Downloaded, InstanceDownloader
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.spool import PrivateDirectory
+from dicomweb_io.transfer import Downloaded, InstanceCopier, InstanceDownloader
 from dicomweb_io.transforms import DownloadInstances, RetrieveInstances
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.web.client import DICOMwebClient
 from pipelines.transfer import main as transfer
 from tests.security.hostile import INSTANCE, SERIES, STUDY, multipart, part10, row, rows
 
@@ -91,7 +91,7 @@ class Destination:
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     """Retries come at once: the command line and the job take no policy."""
-    monkeypatch.setattr("dicomweb_io.wire.retry.RetryPolicy.delay", lambda *_: 0.0)
+    monkeypatch.setattr("dicomweb_io.http.retry.RetryPolicy.delay", lambda *_: 0.0)
 
 
 @pytest.fixture
@@ -247,8 +247,8 @@ def test_a_transfer_to_a_folder_fails_for_it(server, destination, position, name
 
 
 def _copied(source, folder):
-    from dicomweb_io.clients.copying import instance_of_row
-    from dicomweb_io.clients.queries import make_query
+    from dicomweb_io.listing import instance_of_row
+    from dicomweb_io.queries import make_query
 
     with InstanceCopier(source, folder) as copier:
         for found in source.iter_search(make_query("instance", permissive_uid=True)):

@@ -1,6 +1,6 @@
 """TLS certificates are verified unless that is switched off by name.
 
-``tests/unit/wire/test_credentials.py`` tries the transport with a CA of its own, a bundle that does not fit, and the
+``tests/unit/http/test_credentials.py`` tries the transport with a CA of its own, a bundle that does not fit, and the
 way from https to http; here are all kinds of wrong certificates, every door, and all that might switch it off.
 """
 
@@ -17,14 +17,14 @@ import requests
 import trustme
 
 from dicomweb_io.cli import main as command_line
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.elements import SearchQuery
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import ConnectionFailedError, CredentialsError, DICOMwebError
+from dicomweb_io.http.auth import OAuth2ClientCredentials
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.transport import Transport
 from dicomweb_io.transforms import SearchForStudies
-from dicomweb_io.wire.credentials import OAuth2ClientCredentials
-from dicomweb_io.wire.errors import ConnectionFailedError, CredentialsError, DICOMwebError
-from dicomweb_io.wire.retry import RetryPolicy
-from dicomweb_io.wire.transport import Transport
+from dicomweb_io.web.client import DICOMwebClient
 from tests.security.hostile import row, rows
 
 NONE = RetryPolicy.none()

@@ -23,25 +23,24 @@ import requests
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.profiles import PROFILES, ServerProfile
-from dicomweb_io.clients.protocol import DICOMClient
-from dicomweb_io.clients.web.errors import PagingError, StoreError
+from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Instance, Resource
-from dicomweb_io.testing.auth import (
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import MalformedResponseError, PagingError, StoreError
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.http.auth import AWSSigV4, BasicCredentials, BearerToken, OAuth2ClientCredentials
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.profiles import PROFILES, ServerProfile
+from dicomweb_io.testing.orthanc import Orthanc
+from dicomweb_io.testing.samples import Template, clone, new_uid, sample_file
+from dicomweb_io.testing.server.auth import (
     BasicAuthentication,
     BearerAuthentication,
     OAuth2Authentication,
     SigV4Authentication,
 )
-from dicomweb_io.testing.manners import MANNERS
-from dicomweb_io.testing.orthanc import Orthanc
-from dicomweb_io.testing.samples import Template, clone, new_uid, sample_file
-from dicomweb_io.testing.server import TestServer, serve
-from dicomweb_io.wire.credentials import AWSSigV4, BasicCredentials, BearerToken, OAuth2ClientCredentials
-from dicomweb_io.wire.errors import MalformedResponseError
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.testing.server.behaviours import MANNERS
+from dicomweb_io.testing.server.server import TestServer, serve
 
 # What the archives hold -----------------------------------------------------------------------------------------------
 

@@ -16,12 +16,12 @@ import pytest
 import requests
 
 from dicomweb_io.api import load_json_dataset
-from dicomweb_io.clients.profiles import PROFILES
-from dicomweb_io.clients.protocol import DICOMClient
-from dicomweb_io.clients.queries import make_query
+from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Resource
-from dicomweb_io.testing.manners import MANNERS
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.profiles import PROFILES
+from dicomweb_io.queries import make_query
+from dicomweb_io.testing.server.behaviours import MANNERS
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 UID_TAGS = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}

@@ -13,9 +13,9 @@ import pydicom
 import pytest
 import requests
 
-from dicomweb_io.clients.tiers import difference
-from dicomweb_io.clients.web.errors import StoreError
+from dicomweb_io.compare import difference
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.errors import StoreError
 from dicomweb_io.testing.samples import clone, sample_file
 
 

@@ -5,9 +5,9 @@ import requests
 from requests.auth import HTTPBasicAuth
 
 from dicomweb_io import DICOMwebClient, Endpoint
+from dicomweb_io.http.auth import BasicCredentials
 from dicomweb_io.session_utils import create_session_from_auth, create_session_from_user_pass
 from dicomweb_io.testing.samples import sample_file
-from dicomweb_io.wire.credentials import BasicCredentials
 
 
 def test_orthanc_that_demands_a_password(new_orthanc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from dicomweb_io.elements import Instance
+from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.proxy import FaultyProxy
 from dicomweb_io.testing.samples import clone, make_study, sample_file
-from dicomweb_io.testing.server import serve
-from dicomweb_io.wire.multipart import MultipartReader
+from dicomweb_io.testing.server.server import serve
 
 FILES = ["CT_small.dcm", "MR_small_implicit.dcm", "examples_ybr_color.dcm", "chrGreek.dcm", "test-SR.dcm", "rtdose.dcm"]
 CT = Instance.from_path(sample_file("CT_small.dcm")).reference.uri

@@ -13,10 +13,10 @@ import pydicom
 import pytest
 
 from dicomweb_io.elements import Instance
+from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.testing.samples import clone, sample_file
-from dicomweb_io.testing.server import serve
-from dicomweb_io.testing.transcode import writable
-from dicomweb_io.wire.multipart import MultipartReader
+from dicomweb_io.testing.server.parts import writable
+from dicomweb_io.testing.server.server import serve
 
 FILES = (
     "CT_small.dcm",

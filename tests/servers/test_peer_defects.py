@@ -41,7 +41,7 @@ Web client
 - ``dicom+json; charset=utf-8`` and arrays are not understood:
   unit/web/test_web_storing.py::test_any_content_type
 - bodies are held in memory:
-  unit/wire/test_multipart.py::test_body_is_replayable_and_its_length_known
+  unit/http/test_multipart.py::test_body_is_replayable_and_its_length_known
 - datasets only, encoded anew:
   unit/web/test_web_storing.py::test_all_sources_arrive_with_their_bytes_unchanged
 - one boundary for all, chunks that Orthanc chokes on:
@@ -51,19 +51,19 @@ Web client
 - no splitting by size and count:
   unit/web/test_web_storing.py::test_batches_are_bounded_by_bytes_and_count
 - every exception is retried, refused connections for 30 s:
-  unit/wire/test_transport.py::test_a_refused_connection
+  unit/http/test_transport.py::test_a_refused_connection
 - a client error is retried:
-  unit/wire/test_transport.py::test_statuses_that_are_not
+  unit/http/test_transport.py::test_statuses_that_are_not
 - a silent server holds a call for minutes:
-  unit/wire/test_transport.py::test_a_stalled_server_ends_by_the_read_timeout
+  unit/http/test_transport.py::test_a_stalled_server_ends_by_the_read_timeout
 - what comes out after retries is no HTTPError:
-  unit/wire/test_transport.py::test_the_last_error_comes_out
+  unit/http/test_transport.py::test_the_last_error_comes_out
 - Retry-After is ignored:
-  unit/wire/test_transport.py::test_retry_after_is_waited_for_and_holds_others_back
+  unit/http/test_transport.py::test_retry_after_is_waited_for_and_holds_others_back
 - no jitter, no cap:
-  unit/wire/test_retry.py::test_delays_stay_within_their_bounds
+  unit/http/test_retry.py::test_delays_stay_within_their_bounds
 - 500 and 502 are not retried:
-  unit/wire/test_transport.py::test_statuses_that_are_worth_another_try
+  unit/http/test_transport.py::test_statuses_that_are_worth_another_try
 - bodies that break off are not resumed:
   unit/web/test_web_instances.py::test_only_what_is_missing_is_asked_for_after_a_body_that_breaks_off
 - wrong Host header, doubled slashes:
@@ -97,15 +97,15 @@ Web client
 - former media types are refused:
   unit/web/test_web_frames.py::test_former_names_of_media_types
 - whole parts in memory:
-  unit/wire/test_multipart.py::test_memory_does_not_grow_with_the_part
+  unit/http/test_multipart.py::test_memory_does_not_grow_with_the_part
 - part headers are not to be had:
   unit/web/test_web_frames.py::test_frames_come_in_the_order_asked_for_with_their_encoding
 - a preamble is an error or a part:
-  unit/wire/test_multipart.py::test_preamble_and_epilogue
+  unit/http/test_multipart.py::test_preamble_and_epilogue
 - trailing blanks and semicolons at boundaries:
-  unit/wire/test_multipart.py::test_boundaries
+  unit/http/test_multipart.py::test_boundaries
 - large parts are decoded in quadratic time:
-  unit/wire/test_multipart.py::test_every_chunk_size_gives_the_same_parts
+  unit/http/test_multipart.py::test_every_chunk_size_gives_the_same_parts
 - a body cut short without length is a short last part:
   unit/web/test_web_instances.py::test_a_missing_closing_boundary_is_an_error_after_the_complete_parts
 - the same of a single part:
@@ -127,13 +127,13 @@ Web client
 - 206 and Warning are invisible:
   unit/web/test_web_searching.py::test_warnings_and_partial_answers_reach_log_page_and_callback
 - nothing happens at 401:
-  unit/wire/test_credentials.py::test_bearer_sources_are_read_again_after_401
+  unit/http/test_credentials.py::test_bearer_sources_are_read_again_after_401
 - errors do not tell what the server said:
-  unit/wire/test_transport.py::test_errors_say_what_happened_and_pickle
+  unit/http/test_transport.py::test_errors_say_what_happened_and_pickle
 - not for threads:
   servers/test_client_suite_reading.py::test_eight_threads_share_a_client
 - the session that is passed is changed:
-  unit/wire/test_transport.py::test_the_users_session_is_used_and_not_changed
+  unit/http/test_transport.py::test_the_users_session_is_used_and_not_changed
 
 File client
 
@@ -214,9 +214,9 @@ from PIL import ImageShow
 from dicomweb_io.api import DICOMfileClient, DICOMwebClient
 from dicomweb_io.cli import main
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import clone, sample_file, synthetic_instance
-from dicomweb_io.wire.retry import RetryPolicy
 
 TESTS = Path(__file__).parents[1]
 PARENTS = ("study_instance_uid", "series_instance_uid")

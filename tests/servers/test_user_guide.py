@@ -33,9 +33,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from dicomweb_io.api import DICOMClient, DICOMfileClient, DICOMwebClient
 from dicomweb_io.elements import Instance
+from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.samples import clone, sample_file
-from dicomweb_io.testing.server import TLS
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.testing.server.server import TLS
 
 GUIDE = Path(__file__).parents[2] / "docs" / "user-guide.rst"
 

@@ -16,10 +16,10 @@ from typing import Any, Optional
 import apache_beam as beam
 
 from dicomweb_io import transforms
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
 from dicomweb_io.transforms.rows import AsRows
-from dicomweb_io.wire.credentials import BasicCredentials, BearerToken, Credentials, GoogleCredentials
 
 __all__ = [
     "CopyInstances",

@@ -12,10 +12,10 @@ from pydicom.data import get_testdata_file
 
 from dicomweb_io.cli import main
 from dicomweb_io.cli.arguments import build_parser
-from dicomweb_io.cli.endpoints import connect, endpoint_from
-from dicomweb_io.clients.web.client import DICOMwebClient
+from dicomweb_io.http.auth import BasicCredentials
+from dicomweb_io.options import connect, endpoint_from
 from dicomweb_io.testing import fault, make_study, serve
-from dicomweb_io.wire.credentials import BasicCredentials
+from dicomweb_io.web.client import DICOMwebClient
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
 DATASET = pydicom.dcmread(CT)

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicomweb_io.dicom.character_sets import character_set
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.json_model import (
+from dicomweb_io.dicom.json_decode import (
     BulkDataPlace,
     dumps,
     encode,
@@ -35,6 +34,7 @@ from dicomweb_io.dicom.json_model import (
     values,
 )
 from dicomweb_io.dicom.part10 import Part10Error, encode_dataset
+from dicomweb_io.dicom.values import character_set
 
 DATA = Path(pydicom.__file__).parent / "data"
 PIXELS = {"7FE00008", "7FE00009", "7FE00010"}

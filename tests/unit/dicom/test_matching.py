@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicomweb_io.dicom.json_model import encode
+from dicomweb_io.dicom.json_decode import encode
 from dicomweb_io.dicom.matching import compile_filters
-from dicomweb_io.dicom.person_names import fold_accents, name_object
-from dicomweb_io.dicom.temporal import parse_date_time, parse_date_time_range
-from dicomweb_io.dicom.wildcards import wildcard_test
+from dicomweb_io.dicom.values import fold_accents, name_object, parse_date_time, parse_date_time_range, wildcard_test
 
 DATA = pydicom.__path__[0] + "/data/"
 

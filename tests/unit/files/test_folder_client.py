@@ -13,11 +13,11 @@ import pytest
 import requests
 
 import dicomweb_io
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.protocol import DICOMClient
-from dicomweb_io.clients.queries import make_query
+from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Exclusion, Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.queries import make_query
 
 Put = Callable[..., Path]
 

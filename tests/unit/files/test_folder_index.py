@@ -15,13 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.files.database import index_path, is_local_disk
-from dicomweb_io.clients.files.folders import folder_of
-from dicomweb_io.clients.files.index import Index
-from dicomweb_io.clients.files.records import pack_scan, read_record, unpack_scan
-from dicomweb_io.clients.files.views import ConflictingDuplicatesError
 from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.files.database import index_path, is_local_disk
+from dicomweb_io.files.index import ConflictingDuplicatesError, Index, pack_scan, read_record, unpack_scan
+from dicomweb_io.files.local import folder_of
 
 Put = Callable[..., Path]
 
@@ -154,8 +152,8 @@ def test_a_killed_process_leaves_the_index_usable(folder: Path, place: Path, put
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from dicomweb_io.clients.files.folders import folder_of\n"
-        "from dicomweb_io.clients.files import index as module\n"
+        "from dicomweb_io.files.local import folder_of\n"
+        "from dicomweb_io.files import index as module\n"
         "original = module.Views.choose\n"
         "def die(*arguments):\n"
         "    original(*arguments)\n"
@@ -171,8 +169,8 @@ def test_a_killed_process_leaves_the_index_usable(folder: Path, place: Path, put
 BUSY = """
 import os, sys
 from pathlib import Path
-from dicomweb_io.clients.files import index as module
-from dicomweb_io.clients.files.folders import folder_of
+from dicomweb_io.files import index as module
+from dicomweb_io.files.local import folder_of
 module._BATCH = 20
 index = module.Index(folder_of(sys.argv[1]), place=Path(sys.argv[2]))
 print("begun", flush=True)
@@ -214,8 +212,8 @@ def test_processes_share_an_index(folder: Path, place: Path, put: Put) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from dicomweb_io.clients.files.folders import folder_of\n"
-        "from dicomweb_io.clients.files.index import Index\n"
+        "from dicomweb_io.files.local import folder_of\n"
+        "from dicomweb_io.files.index import Index\n"
         "index = Index(folder_of(sys.argv[1]), place=Path(sys.argv[2]))\n"
         "read = index.refresh().read\n"
         "print(read, index.select('SELECT COUNT(*) FROM instance')[0][0], index._database.shared)\n"

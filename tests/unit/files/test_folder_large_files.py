@@ -17,9 +17,9 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.files.local import LocalFolder
 from dicomweb_io.elements import Resource
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.files.local import LocalFolder
 
 FRAMES = 2000
 FRAME_BYTES = 512 * 1024

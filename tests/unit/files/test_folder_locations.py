@@ -11,10 +11,9 @@ from urllib.parse import quote
 import fsspec
 import pytest
 
-from dicomweb_io.clients.files.folders import folder_of
-from dicomweb_io.clients.files.local import LocalFolder
-from dicomweb_io.clients.files.location import FileStat, Folder, Problem, is_temporary, temporary_name
-from dicomweb_io.clients.files.remote import RemoteFolder
+from dicomweb_io.files.local import LocalFolder, folder_of
+from dicomweb_io.files.places import FileStat, Folder, Problem, is_temporary, temporary_name
+from dicomweb_io.files.remote import RemoteFolder
 
 
 def names(folder: Folder) -> list[str]:

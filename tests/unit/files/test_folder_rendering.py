@@ -15,10 +15,10 @@ from PIL import Image, ImageCms
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.files.folders import folder_of
 from dicomweb_io.dicom.rendering import RenderingOptions
 from dicomweb_io.elements import RenderedImage, Resource
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.files.local import folder_of
 
 Put = Callable[..., Path]
 REFERENCE = Resource("1.2.1", "1.2.1.1", "1.2.1.1.1")

@@ -17,11 +17,11 @@ import requests
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.files.folders import folder_of
-from dicomweb_io.clients.files.remote import RangeFile
-from dicomweb_io.dicom.json_model import first_text, first_value, load_json_dataset
+from dicomweb_io.dicom.json_decode import first_text, first_value, load_json_dataset
 from dicomweb_io.elements import Resource
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.files.local import folder_of
+from dicomweb_io.files.remote import RangeFile
 from dicomweb_io.testing.samples import clone
 
 Put = Callable[..., Path]

@@ -10,10 +10,10 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.queries import make_query
-from dicomweb_io.dicom.json_model import first_text, first_value, values
+from dicomweb_io.dicom.json_decode import first_text, first_value, values
 from dicomweb_io.elements import Resource
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.queries import make_query
 
 Put = Callable[..., Path]
 

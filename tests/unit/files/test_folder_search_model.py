@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.queries import make_query
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.queries import make_query
 
 Row = dict[str, Any]
 MakeBytes = Callable[..., bytes]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dicomweb_io.clients.files import local, remote
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.files.folders import folder_of
-from dicomweb_io.clients.files.sources import SourceChangedError, SourceFile
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.files import local, remote
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.files.local import folder_of
+from dicomweb_io.files.places import SourceChangedError, SourceFile
 
 MakeBytes = Callable[..., bytes]
 REFERENCE = Resource("1.2.1", "1.2.1.1", "1.2.1.1.1")

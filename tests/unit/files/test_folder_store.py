@@ -19,13 +19,13 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.clients.files.local import LocalFolder
-from dicomweb_io.clients.files.location import FileStat, temporary_name
-from dicomweb_io.clients.files.store import is_layout_path, is_safe_name, layout_path
-from dicomweb_io.clients.web.errors import StoreError
-from dicomweb_io.dicom.uids import is_uid
+from dicomweb_io.dicom.uids import is_safe_name, is_uid
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.errors import StoreError
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.files.local import LocalFolder
+from dicomweb_io.files.places import FileStat, temporary_name
+from dicomweb_io.files.store import is_layout_path, layout_path
 
 Put = Callable[..., Path]
 MakeBytes = Callable[..., bytes]
@@ -203,7 +203,7 @@ def test_own_writes_are_searched_at_once_and_those_of_others_after_refresh(folde
 def test_very_many_own_writes_lead_to_one_refresh(
     folder: Path, make_bytes: MakeBytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicomweb_io.clients.files.client._MOST_PENDING", 3)
+    monkeypatch.setattr("dicomweb_io.files.client._MOST_PENDING", 3)
     client = DICOMfileClient(folder)
     assert client.search_for_instances() == []
     list(client.iter_store_instances(make_bytes(sop=f"1.2.{number}") for number in range(10)))
@@ -329,7 +329,7 @@ def test_deleting_finds_what_others_have_stored_since(folder: Path, make_bytes: 
 
 WRITER = """
 import json, sys
-from dicomweb_io.clients.files.client import DICOMfileClient
+from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.testing.samples import clone
 folder, source, turn, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 content = open(source, "rb").read()
@@ -371,7 +371,7 @@ def test_a_writer_killed_half_way_leaves_nothing_that_a_search_can_see(tmp_path:
     folder = tmp_path / "crash"
     script = (
         "import os, signal, sys\n"
-        "from dicomweb_io.clients.files.client import DICOMfileClient\n"
+        "from dicomweb_io.files.client import DICOMfileClient\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "list(DICOMfileClient(sys.argv[1]).iter_store_instances([sys.argv[2]]))\n"
     )

@@ -15,23 +15,21 @@ import requests
 from PIL import Image
 from pydicom.pixels import get_decoder
 
-from dicomweb_io.clients.files.client import DICOMfileClient
-from dicomweb_io.dicom.frame_encoding import (
-    ENCODINGS,
-    JPEG_LS_LOSSLESS,
-    missing_library,
-    safest_plugin,
-    to_colour_by_pixel,
-)
 from dicomweb_io.dicom.pixels import (
+    ENCODINGS,
     EXPLICIT_VR_LITTLE_ENDIAN,
+    JPEG_LS_LOSSLESS,
     NATIVE,
     TARGETS,
     decoding_plugin,
     media_type_of,
+    missing_library,
+    safest_plugin,
+    to_colour_by_pixel,
     with_one_frame,
 )
 from dicomweb_io.elements import Resource
+from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.testing.samples import clone, sample_file
 
 # Of each kind of image one: bits, sign, colours by pixel and by plane, frames, odd sizes, encodings.

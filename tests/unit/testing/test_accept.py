@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomweb_io.testing.accept import MediaRange, parse_accept, split_list
+from dicomweb_io.testing.server.exchange import MediaRange, parse_accept, split_list
 
 
 @pytest.mark.parametrize(

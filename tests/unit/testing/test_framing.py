@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomweb_io.testing.framing import Body, Head, body_of_answer, body_of_request
+from dicomweb_io.testing.proxy import Body, Head, body_of_answer, body_of_request
 
 
 def chunked(pieces: list[bytes], trailer: bytes = b"") -> bytes:

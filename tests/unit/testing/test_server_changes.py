@@ -8,10 +8,10 @@ from datetime import datetime, timedelta, timezone
 import pytest
 import requests
 
-from dicomweb_io.clients.changes import change_source
+from dicomweb_io.changes import change_source
 from dicomweb_io.elements import Instance, Resource
-from dicomweb_io.testing.orthanc_interface import identifier
 from dicomweb_io.testing.samples import make_study, sample_file
+from dicomweb_io.testing.server.feeds import identifier
 
 METHODS = {"orthanc": "orthanc", "azure": "azure", "dcm4chee": "receive_time"}
 STUDY_TAG = "0020000D"

@@ -17,13 +17,13 @@ import trustme
 
 from dicomweb_io.cli import main
 from dicomweb_io.cli.arguments import build_parser
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.queries import make_query
-from dicomweb_io.testing.command import authentication_for
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.auth import AWSSigV4, BasicCredentials, BearerToken, OAuth2ClientCredentials
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import ACTIONS, Fault, fault, faults_of_json
-from dicomweb_io.testing.manners import MANNERS, VARIANTS
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.wire.credentials import AWSSigV4, BasicCredentials, BearerToken, OAuth2ClientCredentials
+from dicomweb_io.testing.server.behaviours import MANNERS, VARIANTS
+from dicomweb_io.testing.server.server import authentication_for
 
 SECRETS = {
     "BASIC": "demo:se:cret",

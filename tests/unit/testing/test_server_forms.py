@@ -12,12 +12,12 @@ import pydicom
 import pytest
 import requests
 
-from dicomweb_io.clients.files.client import DICOMfileClient
 from dicomweb_io.elements import Instance
-from dicomweb_io.testing.manners import GENERIC, MANNERS
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.testing.samples import clone, sample_file
-from dicomweb_io.testing.transcode import writable
-from dicomweb_io.wire.multipart import MultipartReader
+from dicomweb_io.testing.server.behaviours import GENERIC, MANNERS
+from dicomweb_io.testing.server.parts import writable
 
 FILES = (
     "CT_small.dcm",

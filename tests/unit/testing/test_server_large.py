@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from dicomweb_io.elements import Instance
+from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.testing.samples import synthetic_instance
-from dicomweb_io.wire.multipart import MultipartReader
 
 CHUNK = 1 << 20
 MEGABYTE = 1 << 20

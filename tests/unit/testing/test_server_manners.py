@@ -13,12 +13,12 @@ import pydicom
 import pytest
 import requests
 
-from dicomweb_io.clients.files.client import DICOMfileClient
 from dicomweb_io.elements import Instance
-from dicomweb_io.testing.manners import GENERIC, MANNERS, VARIANTS, as_data, describe, manners_of, meanings
-from dicomweb_io.testing.manners_model import Limits, Manners
-from dicomweb_io.testing.matching import soundex
+from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.testing.samples import clone, make_study, sample_file
+from dicomweb_io.testing.server.behaviour import Limits, Manners
+from dicomweb_io.testing.server.behaviours import GENERIC, MANNERS, VARIANTS, as_data, describe, manners_of, meanings
+from dicomweb_io.testing.server.qido import soundex
 
 CT = sample_file("CT_small.dcm").read_bytes()
 FILES = ("CT_small.dcm", "MR_small.dcm", "test-SR.dcm", "examples_ybr_color.dcm")

@@ -9,11 +9,11 @@ import pydicom
 import pytest
 import requests
 
-from dicomweb_io.clients.base import ClientBase
+from dicomweb_io.client import ClientBase
 from dicomweb_io.elements import Instance, RenderedImage
+from dicomweb_io.http.multipart import MultipartError, MultipartReader
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study, sample_file, synthetic_instance
-from dicomweb_io.wire.multipart import MultipartError, MultipartReader
 
 ANY = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 PLAIN = 'multipart/related; type="application/dicom"'

@@ -10,13 +10,13 @@ import pytest
 import requests
 import trustme
 
-from dicomweb_io.testing.auth import BearerAuthentication, OAuth2Authentication
 from dicomweb_io.testing.faults import fault
-from dicomweb_io.testing.manners import MANNERS, evidence_table, manners_of
-from dicomweb_io.testing.manners_model import Manners, manners
 from dicomweb_io.testing.samples import make_study, sample_file
-from dicomweb_io.testing.server import TLS
-from dicomweb_io.testing.server import serve as start_server
+from dicomweb_io.testing.server.auth import BearerAuthentication, OAuth2Authentication
+from dicomweb_io.testing.server.behaviour import Manners, manners
+from dicomweb_io.testing.server.behaviours import MANNERS, evidence_table, manners_of
+from dicomweb_io.testing.server.server import TLS
+from dicomweb_io.testing.server.server import serve as start_server
 
 
 def status(server, path: str = "/studies", **options) -> int:
@@ -158,7 +158,7 @@ def test_aws_signatures(serve, tmp_path):
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
 
-    from dicomweb_io.testing.auth import SigV4Authentication
+    from dicomweb_io.testing.server.auth import SigV4Authentication
 
     server = serve(tmp_path, manner="healthimaging", auth=SigV4Authentication("AKID", "secret"))
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.transforms import (
     AsRows,
     CopyInstances,

@@ -13,10 +13,11 @@ from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.display import DisplayData
 from apache_beam.transforms.window import SlidingWindows, TimestampedValue
 
-from dicomweb_io.clients import pool as pools
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.secrets import literal_secrets
+from dicomweb_io import pool as pools
 from dicomweb_io.elements import Instance, Resource, SearchQuery
+from dicomweb_io.endpoint import Endpoint, literal_secrets
+from dicomweb_io.http.auth import BasicCredentials, BearerToken
+from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.transforms import (
     CopyInstances,
@@ -27,9 +28,7 @@ from dicomweb_io.transforms import (
     SearchForInstances,
     WriteToDICOMweb,
 )
-from dicomweb_io.transforms.lineage import name_of
-from dicomweb_io.wire.credentials import BasicCredentials, BearerToken
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.transforms._core import name_of
 
 
 def pipeline():

@@ -11,12 +11,12 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.window import SlidingWindows, TimestampedValue
 
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import DeleteInstances, DownloadInstances
-from dicomweb_io.wire.retry import RetryPolicy
 
 ONCE = RetryPolicy.none()
 

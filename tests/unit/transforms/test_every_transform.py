@@ -18,10 +18,9 @@ from apache_beam.transforms.window import FixedWindows, SlidingWindows, Timestam
 from requests.auth import HTTPBasicAuth
 
 from dicomweb_io import transforms
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Failure
-from dicomweb_io.testing.samples import make_study
-from dicomweb_io.wire.credentials import (
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.auth import (
     AWSSigV4,
     AzureCredentials,
     BasicCredentials,
@@ -29,6 +28,7 @@ from dicomweb_io.wire.credentials import (
     GoogleCredentials,
     OAuth2ClientCredentials,
 )
+from dicomweb_io.testing.samples import make_study
 from tests.unit.transforms.every import CASES, INSTANCES, World
 
 CHECKED = ["--runner=FnApiRunner", "--performance_runtime_type_check"]

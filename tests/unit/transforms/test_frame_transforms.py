@@ -10,8 +10,9 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.window import SlidingWindows, TimestampedValue
 
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Frame, Instance, Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import synthetic_instance
 from dicomweb_io.transforms import (
@@ -21,8 +22,7 @@ from dicomweb_io.transforms import (
     RetrieveRendered,
     SearchForInstances,
 )
-from dicomweb_io.transforms.bulkdata import bulkdata_uris
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.transforms.frames import bulkdata_uris
 
 ONCE = RetryPolicy.none()
 FRAMES = 5

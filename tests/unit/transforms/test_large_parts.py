@@ -11,11 +11,11 @@ import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Bulkdata, Frame, Instance, Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import RetrieveBulkdata, RetrieveFrames
-from dicomweb_io.wire.retry import RetryPolicy
 
 BLOCK = b"\x5a" * 65536
 SIZE = 24 * 1024 * 1024

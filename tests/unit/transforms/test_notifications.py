@@ -12,10 +12,10 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomweb_io.clients.endpoint import Endpoint
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transforms.notifications import OrthancChange, ParseNotifications, parse_notification
+from dicomweb_io.transforms.watch import OrthancChange, ParseNotifications, parse_notification
 
 STORE = "projects/p-1/locations/us-central1/datasets/d/dicomStores/s/dicomWeb"
 INSTANCE = Resource("1.2", "1.2.3", "1.2.3.4")

@@ -10,13 +10,13 @@ import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.pool import BoundedPool
-from dicomweb_io.clients.queries import make_query
 from dicomweb_io.elements import SearchPage
-from dicomweb_io.testing.manners import manners_of as manner
-from dicomweb_io.testing.manners_model import Limits
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.pool import BoundedPool
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.samples import make_study
+from dicomweb_io.testing.server.behaviour import Limits
+from dicomweb_io.testing.server.behaviours import manners_of as manner
 from dicomweb_io.transforms import SearchForInstances, SearchForSeries
 from dicomweb_io.transforms.paging import Manners, PackedSlot, PageReader, Slot, uid_of
 

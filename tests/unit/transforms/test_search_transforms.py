@@ -12,17 +12,16 @@ from apache_beam.transforms.display import DisplayData
 from apache_beam.transforms.error_handling import ErrorHandler
 from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.queries import make_query
 from dicomweb_io.elements import Resource, SearchQuery
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
-from dicomweb_io.testing.manners import manners_of
-from dicomweb_io.testing.manners_model import Limits
+from dicomweb_io.testing.server.behaviour import Limits
+from dicomweb_io.testing.server.behaviours import manners_of
 from dicomweb_io.transforms import SearchForInstances, SearchForSeries, SearchForStudies
-from dicomweb_io.transforms.base import TransformFailed
-from dicomweb_io.transforms.metrics import NAMESPACE
+from dicomweb_io.transforms._core import NAMESPACE, TransformFailed
 from dicomweb_io.transforms.search import query_for
-from dicomweb_io.wire.retry import RetryPolicy
 
 ONCE = RetryPolicy.none()
 

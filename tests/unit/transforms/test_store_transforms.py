@@ -13,13 +13,13 @@ from apache_beam.transforms.display import DisplayData
 from apache_beam.transforms.error_handling import ErrorHandler
 from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.queries import make_query
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import synthetic_instance
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, StoreInstances, WriteToDICOMweb
-from dicomweb_io.wire.retry import RetryPolicy
 
 ONCE = RetryPolicy.none()
 

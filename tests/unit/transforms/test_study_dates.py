@@ -14,16 +14,16 @@ from apache_beam.transforms.window import SlidingWindows, TimestampedValue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.profiles import PROFILES
-from dicomweb_io.clients.queries import make_query
 from dicomweb_io.elements import Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.profiles import PROFILES
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
-from dicomweb_io.testing.manners import manners_of
 from dicomweb_io.testing.samples import make_study
+from dicomweb_io.testing.server.behaviours import manners_of
 from dicomweb_io.transforms import SearchForInstances, SearchForStudies
-from dicomweb_io.transforms.study_dates import ALL_DATES, Span, is_dated, span_of, split_by_count
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.transforms.search import ALL_DATES, Span, is_dated, span_of, split_by_count
 
 DATES = [
     "20200101",
@@ -85,7 +85,7 @@ def date_of(dated):
 @pytest.fixture
 def few_rows(monkeypatch):
     """What is worth a split: 3 rows instead of 10,000."""
-    monkeypatch.setattr("dicomweb_io.transforms.study_dates.LEAST_ROWS", 3)
+    monkeypatch.setattr("dicomweb_io.transforms.search.LEAST_ROWS", 3)
 
 
 def queries_of(server):

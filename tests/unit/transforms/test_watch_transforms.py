@@ -15,9 +15,10 @@ from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.display import DisplayData
 from apache_beam.transforms.error_handling import ErrorHandler
 
-from dicomweb_io.clients.changes import Cursor, change_source
-from dicomweb_io.clients.endpoint import Endpoint
+from dicomweb_io.changes import Cursor, change_source
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import RetrieveInstances
@@ -29,7 +30,6 @@ from dicomweb_io.transforms.watch import (
     WatchTracker,
     _Rhythm,
 )
-from dicomweb_io.wire.retry import RetryPolicy
 
 ONCE = RetryPolicy.none()
 QUICK = 0.02

@@ -14,8 +14,8 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 
-from dicomweb_io.clients.web.client import DICOMwebClient
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.web.client import DICOMwebClient
 
 STUDY, SERIES = "1.2.3", "1.2.3.1"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dicomweb_io.wire.credentials import BasicCredentials
-from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.http.auth import BasicCredentials
 
 VALUE = bytes(range(256))
 

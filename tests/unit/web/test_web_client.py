@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from dicomweb_io.clients.web.client import DICOMwebClient
 from dicomweb_io.elements import Resource
-from dicomweb_io.wire.credentials import BasicCredentials, BearerToken
-from dicomweb_io.wire.errors import ConnectionFailedError, DICOMwebError
+from dicomweb_io.errors import ConnectionFailedError, DICOMwebError
+from dicomweb_io.http.auth import BasicCredentials, BearerToken
+from dicomweb_io.web.client import DICOMwebClient
 
 BASIC = "Basic bWU6cDp3"
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dicomweb_io.wire.errors import DICOMwebError
+from dicomweb_io.errors import DICOMwebError
 
 
 def test_by_dicomweb(web):

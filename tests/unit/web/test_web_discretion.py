@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 from pydicom import dcmread
 
-from dicomweb_io.clients.web.discretion import without_names
-from dicomweb_io.clients.web.replacing import Replacer
-from dicomweb_io.clients.web.store_sources import StoreItem
 from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.store_items import StoreItem, without_names
 from dicomweb_io.testing.samples import sample_file
-from dicomweb_io.wire.errors import DICOMwebError
+from dicomweb_io.web.replace import Replacer
 
 
 @pytest.fixture

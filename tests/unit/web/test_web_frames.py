@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dicomweb_io.clients.profiles import GENERIC
 from dicomweb_io.elements import Resource
-from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.profiles import GENERIC
 
 UIDS = ("1.2", "1.3", "1.4")
 

@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 
-from dicomweb_io.clients.profiles import ServerProfile
 from dicomweb_io.elements import Resource
-from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.profiles import ServerProfile
 
 ORIGINAL = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.queries import make_query
-from dicomweb_io.clients.web.client import DICOMwebClient
-from dicomweb_io.clients.web.errors import StoreError
 from dicomweb_io.elements import Failure, Resource, StoredInstance
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import DICOMwebError, StoreError
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.orthanc import running_orthanc
-from dicomweb_io.wire.errors import DICOMwebError
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.web.client import DICOMwebClient
 
 # The client suite of tests/servers asks the same archive much of this, in every run.
 pytestmark = pytest.mark.slow

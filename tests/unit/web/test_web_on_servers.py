@@ -10,16 +10,16 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.clients.profiles import PROFILES
-from dicomweb_io.clients.queries import make_query
-from dicomweb_io.clients.tiers import difference
+from dicomweb_io.compare import difference
 from dicomweb_io.elements import Instance, Resource, StoredInstance
-from dicomweb_io.testing.manners import MANNERS
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.profiles import PROFILES
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.orthanc import running_orthanc
-from dicomweb_io.testing.server import serve
-from dicomweb_io.wire.errors import DICOMwebError
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.testing.server.behaviours import MANNERS
+from dicomweb_io.testing.server.server import serve
 
 # The suite in tests/servers covers the same ground faster; this one looks from the web client's side.
 pytestmark = pytest.mark.slow

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dicomweb_io.clients.endpoint import Endpoint
-from dicomweb_io.wire.errors import DICOMwebError
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import DICOMwebError
 
 
 def modest(web, **paths):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from dicomweb_io.clients.web.client import DICOMwebClient
-from dicomweb_io.clients.web.rendered import check_rendering_params
 from dicomweb_io.elements import Resource
-from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError
+from dicomweb_io.errors import DICOMwebError, MalformedResponseError
+from dicomweb_io.web.client import DICOMwebClient
+from dicomweb_io.web.frames import check_rendering_params
 
 UIDS = ("1.2", "1.3", "1.4")
 PNG = b"\x89PNG..."

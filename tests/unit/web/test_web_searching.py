@@ -6,11 +6,17 @@ import logging
 
 import pytest
 
-from dicomweb_io.clients.profiles import PROFILES, ServerProfile
-from dicomweb_io.clients.queries import make_query
-from dicomweb_io.clients.web.errors import FilterIgnoredError, PagingError, TooManyResultsError
 from dicomweb_io.elements import Resource, SearchQuery
-from dicomweb_io.wire.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.errors import (
+    DICOMwebError,
+    FilterIgnoredError,
+    MalformedResponseError,
+    PagingError,
+    ResponseIncompleteError,
+    TooManyResultsError,
+)
+from dicomweb_io.profiles import PROFILES, ServerProfile
+from dicomweb_io.queries import make_query
 
 STUDIES = make_query("study")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomweb_io.clients.web import store_response as module
+from dicomweb_io import store_response as module
 
 
 def item(**values):

@@ -8,12 +8,11 @@ import json
 import pydicom
 import pytest
 
-from dicomweb_io.clients.profiles import GENERIC, PROFILES, ServerProfile
-from dicomweb_io.clients.web.errors import StoreError
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.elements import Failure, Instance, StoredInstance
-from dicomweb_io.wire.errors import DICOMwebError
-from dicomweb_io.wire.retry import RetryPolicy
+from dicomweb_io.errors import DICOMwebError, StoreError
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.profiles import GENERIC, PROFILES, ServerProfile
 
 UIDS = [f"1.2.3.1.{number}" for number in range(1, 9)]
 

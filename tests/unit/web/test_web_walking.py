@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dicomweb_io.clients.profiles import ServerProfile
 from dicomweb_io.elements import Resource
-from dicomweb_io.wire.errors import DICOMwebError
+from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.profiles import ServerProfile
 
 TREE = {
     "1.1": {"1.1.1": ["1.1.1.1", "1.1.1.2"], "1.1.2": ["1.1.2.1"]},
@@ -116,7 +116,7 @@ def test_limit_and_offset_count_walked_rows(web, nested, limit, offset):
 
 
 def test_a_walked_page_knows_whether_more_follows(web, nested):
-    from dicomweb_io.clients.queries import make_query
+    from dicomweb_io.queries import make_query
 
     _, client = web.connect(nested, profile=KNOWN)
     query = make_query("instance")

@@ -1,0 +1,221 @@
+"""The commands of ``dicomweb-io``: one table of them, and the short ones."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import cast
+
+from dicomweb_io.cli.copy import copy
+from dicomweb_io.cli.output import print_datasets, print_line, progress
+from dicomweb_io.cli.retrieve import expand_paths, retrieve
+from dicomweb_io.elements import Failure, SearchLevel
+from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filters
+from dicomweb_io.queries import check_limits, make_query
+from dicomweb_io.web.client import DICOMwebClient
+from dicomweb_io.web.probe import Finding
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ``dicomweb-io search``.
+
+
+LEVELS: dict[str, SearchLevel] = {"studies": "study", "series": "series", "instances": "instance"}
+
+
+def search(args: argparse.Namespace) -> int:
+    """Prints what a search finds, all pages of it."""
+    endpoint = endpoint_from(args)
+    try:
+        check_limits(args.limit, args.offset)
+        query = make_query(
+            LEVELS[args.information_entity],
+            getattr(args, "study_instance_uid", None),
+            getattr(args, "series_instance_uid", None),
+            fuzzymatching=args.fuzzy,
+            fields=args.fields,
+            search_filters=parse_filters(args.search_filters),
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    client = connect(args, endpoint)
+    try:
+        print_datasets(client.iter_search(query, offset=args.offset, limit=args.limit), args)
+    finally:
+        client.close()
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ``dicomweb-io store``.
+
+
+def store(args: argparse.Namespace) -> int:
+    """Stores files and prints the result of each as a JSON line."""
+    client = connect(args, endpoint_from(args))
+    counts: Counter[str] = Counter()
+    try:
+        with progress("instances") as shown:
+            for result in client.iter_store_instances(
+                expand_paths(args.files),
+                study_instance_uid=args.study_instance_uid,
+                on_existing=args.on_existing,
+                verify=args.verify,
+            ):
+                if isinstance(result, Failure):
+                    counts["failed"] += 1
+                    print_line({"outcome": "failed", **result.to_dict()})
+                else:
+                    counts[result.outcome] += 1
+                    print_line(
+                        {
+                            "outcome": result.outcome,
+                            "reference": result.reference.to_dict(),
+                            **({"warning_reason": result.warning_reason} if result.warning_reason else {}),
+                        }
+                    )
+                    shown.advance(result.size)
+    finally:
+        client.close()
+    print(", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "no files", file=sys.stderr)
+    return 1 if counts["failed"] or not counts else 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ``dicomweb-io delete``.
+
+
+def delete(args: argparse.Namespace) -> int:
+    """Deletes a study, series or instance."""
+    client = connect(args, endpoint_from(args))
+    try:
+        study = cast(str, args.study_instance_uid)
+        if args.information_entity == "study":
+            client.delete_study(study)
+        elif args.information_entity == "series":
+            client.delete_series(study, args.series_instance_uid)
+        else:
+            client.delete_instance(study, args.series_instance_uid, args.sop_instance_uid)
+    finally:
+        client.close()
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ``dicomweb-io index``.
+
+
+def index(args: argparse.Namespace) -> int:
+    """Reads a folder and prints, as one JSON object, how much of what is in it."""
+    client = connect(args, endpoint_from(args, args.path))
+    try:
+        found = {
+            "studies": client.count(make_query("study")),
+            "series": client.count(make_query("series")),
+            "instances": client.count(make_query("instance")),
+        }
+        kinds: Counter[str] = Counter()
+        for exclusion in client.iter_exclusions():
+            kinds[exclusion.kind] += 1
+            if args.list:
+                print_line({"kind": exclusion.kind, "path": exclusion.path, "reason": exclusion.reason})
+        print_line({**found, **{kind: kinds[kind] for kind in ("duplicate", "ignored", "unreadable")}})
+    finally:
+        client.close()
+    return 1 if kinds["unreadable"] else 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ``dicomweb-io doctor``: what an archive supports, found out by reading only.
+
+
+_WIDTH = 200
+_WORDS = {True: "yes", False: "no", None: "unknown"}
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Prints a table (or a JSON object) of what the archive supports and which profile would be used."""
+    endpoint = endpoint_from(args)
+    client = connect(args, endpoint)
+    try:
+        if isinstance(client, DICOMwebClient):
+            report = client.probe()
+            profile, findings = report.profile.name, report.findings
+            facts = asdict(report.profile)
+        else:
+            profile, facts = "folder", {}
+            findings = tuple(
+                Finding(f"search of {name}", True, f"{client.count(make_query(level))} found")
+                for name, level in LEVELS.items()
+            )
+    finally:
+        client.close()
+    if args.json:
+        print_line(
+            {
+                "url": endpoint.safe_url,
+                "profile": profile,
+                "findings": [asdict(finding) for finding in findings],
+                "facts": facts,
+            }
+        )
+    else:
+        _print_table(endpoint.safe_url, profile, findings)
+    return 0
+
+
+def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for heading in ("feature", "supported", "what came back"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        table.add_row(finding.feature, _WORDS[finding.supported], finding.detail)
+    sys.stdout.write(f"{url}\nprofile: {profile}\n")
+    # In a file or pipe every finding has a line of its own, for grep and its like.
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(file=sys.stdout, highlight=False, width=width).print(table)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serves a folder as a DICOMweb server until interrupted, or tells about the manners that it can have."""
+    try:
+        from dicomweb_io.testing.server.server import print_manners, run
+    except ImportError as error:
+        hint = "pip install 'dicomweb_io[testing]'"
+        raise UsageError(f"serve needs the extra 'testing' (no {error.name} here): {hint}") from error
+    try:
+        if args.manners or args.describe:
+            print_manners(args)
+            return 0
+        if args.path is None:
+            raise UsageError("serve needs the folder to serve")
+        if "://" not in args.path and not os.path.isdir(args.path):
+            raise UsageError(f"there is no folder {args.path}")
+        return run(args)
+    except (ValueError, ImportError) as error:
+        raise UsageError(str(error)) from error
+
+
+Command = Callable[[argparse.Namespace], int]
+
+COMMANDS: dict[str, Command] = {
+    "copy": copy,
+    "delete": delete,
+    "doctor": doctor,
+    "index": index,
+    "retrieve": retrieve,
+    "search": search,
+    "serve": serve,
+    "store": store,
+}
+"""What runs for the ``command`` that the parser sets: it takes the arguments and returns the exit code."""

@@ -1,1 +1,0 @@
-"""Clients of DICOM archives behind one protocol, `DICOMClient`: DICOMweb servers and folders of files."""

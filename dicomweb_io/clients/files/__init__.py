@@ -1,1 +1,0 @@
-"""The client of folders of DICOM files, on any fsspec filesystem."""

@@ -1,0 +1,91 @@
+"""Comparing two copies of an instance at the tier that an archive keeps: file, dataset or pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import BinaryIO
+
+from dicomweb_io.dicom.part10 import header_of
+from dicomweb_io.elements import Instance
+from dicomweb_io.profiles import Tier
+
+_CHUNK = 1 << 20
+
+
+def difference(one: Instance, other: Instance, tier: Tier) -> str | None:
+    """Tells how two copies differ at a tier.
+
+    Args:
+        one: A copy.
+        other: Another.
+        tier: ``"file"``: every byte; ``"dataset"``: the transfer syntax and every byte after the file meta information;
+            ``"pixels"``: the decoded pixel values, so that a lossless re-encoding is equal (needs pydicom's decoders
+            for the transfer syntaxes concerned).
+
+    Returns:
+        What differs, in words without any value; None if nothing does.
+
+    Raises:
+        ValueError: If the tier is ``"none"``, or pixels cannot be decoded.
+        OSError: If a file cannot be read.
+    """
+    if one.reference.instance != other.reference.instance:
+        return "the UIDs differ"
+    if tier == "file":
+        if one.size != other.size:
+            return f"the files have {one.size} and {other.size} bytes"
+        return None if _digest(one, 0) == _digest(other, 0) else "the files have the same size, but other bytes"
+    if tier == "dataset":
+        return _dataset_difference(one, other)
+    if tier == "pixels":
+        # Equal datasets have equal pixels, and need no decoder.
+        return None if _dataset_difference(one, other) is None else _pixel_difference(one, other)
+    raise ValueError(f"instances cannot be compared at tier {tier!r}")
+
+
+def _dataset_difference(one: Instance, other: Instance) -> str | None:
+    if one.transfer_syntax_uid != other.transfer_syntax_uid:
+        return f"the transfer syntaxes are {one.transfer_syntax_uid} and {other.transfer_syntax_uid}"
+    equal = _digest(one, _dataset_offset(one)) == _digest(other, _dataset_offset(other))
+    return None if equal else "the datasets have other bytes"
+
+
+def _pixel_difference(one: Instance, other: Instance) -> str | None:
+    first, second = one.dataset(), other.dataset()
+    names = [
+        name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in first or name in second
+    ]
+    if not names:
+        # Nothing that this tier promises to keep.
+        return None
+    if any((name in first) != (name in second) for name in names):
+        return "only one copy has pixel data"
+    try:
+        pixels, others = first.pixel_array, second.pixel_array
+    except Exception as error:
+        # pydicom's decoders raise whatever their codecs raise.
+        raise ValueError(
+            f"the pixels of {one.reference.uri} cannot be compared: {one.transfer_syntax_uid} and "
+            f"{other.transfer_syntax_uid} cannot both be decoded ({type(error).__name__})"
+        ) from None
+    if pixels.shape != others.shape:
+        return f"the pixels have the shapes {pixels.shape} and {others.shape}"
+    return None if bool((pixels == others).all()) else "the pixels have other values"
+
+
+def _dataset_offset(instance: Instance) -> int:
+    with instance.open() as file:
+        return header_of(file).dataset_offset
+
+
+def _digest(instance: Instance, offset: int) -> bytes:
+    with instance.open() as file:
+        return _file_digest(file, offset)
+
+
+def _file_digest(file: BinaryIO, offset: int) -> bytes:
+    digest = hashlib.sha256()
+    file.seek(offset)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.digest()

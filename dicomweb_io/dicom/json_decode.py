@@ -1,0 +1,224 @@
+"""The DICOM JSON model (PS3.18 Annex F): reading and writing its text, taking values out, and datasets from it.
+
+`encode` makes it from datasets (see `dicomweb_io.dicom.json_encode`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.dicom.json_encode import BulkDataPlace, encode, finite, hex_tag
+from dicomweb_io.dicom.values import name_text
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+
+__all__ = [
+    "BulkDataPlace",
+    "dumps",
+    "encode",
+    "first_text",
+    "first_value",
+    "is_empty",
+    "load_json_dataset",
+    "loads",
+    "name_text",
+    "values",
+]
+
+BulkDataHandler = Callable[[str, str, str], Any]
+
+
+def dumps(value: Any) -> bytes:
+    """Writes JSON text in UTF-8 with sorted keys, as PS3.18 section F.2.2 asks for.
+
+    Args:
+        value: DICOM JSON, or whatever JSON can express; pydicom's numbers and lists too. Numbers that JSON does not
+            have are written as ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+
+    Raises:
+        TypeError: If it holds something else.
+    """
+    try:
+        text = orjson.dumps(value, default=_plain, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        # Lone surrogates and integers of more than 64 bits.
+        return json.dumps(_without_non_finite(value), default=_plain, sort_keys=True, separators=(",", ":")).encode()
+    if b"null" in text and _has_non_finite(value):
+        return dumps(_without_non_finite(value))
+    return text
+
+
+def loads(text: bytes | bytearray | memoryview | str) -> Any:
+    """Reads JSON text.
+
+    A byte order mark, the words NaN and Infinity, exponents beyond what a double holds, and lone surrogates are
+    accepted: servers send them.
+
+    Raises:
+        ValueError: If it is not JSON, or nested more than 200 levels deep (66 sequences).
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        try:
+            value = json.loads(text.lstrip("\ufeff") if isinstance(text, str) else bytes(text))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the text is neither UTF-8 nor UTF-16 nor UTF-32 JSON (byte {error.start})") from None
+        except RecursionError:
+            raise ValueError("the JSON is nested too deeply") from None
+    if not _is_flat(text) and _is_deep(value):
+        raise ValueError(f"the JSON is nested too deeply (more than {_MAX_LEVELS} levels)")
+    return value
+
+
+_MAX_LEVELS = 200
+_FEW_LEVELS = 12
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _is_flat(text: bytes | bytearray | memoryview | str) -> bool:
+    """Whether JSON is surely nested a few levels only, told by its brackets: fast enough for every answer."""
+    if isinstance(text, str):
+        return False
+    brackets = bytes(text).translate(None, _NO_BRACKETS)
+    for _ in range(_FEW_LEVELS):
+        if not brackets:
+            return True
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return not brackets
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value is nested so deeply that writing, copying or pickling it would exhaust the stack."""
+    level = [value]
+    for _ in range(_MAX_LEVELS + 1):
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if isinstance(holder, dict) else holder if isinstance(holder, list) else ())
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "__iter__") and hasattr(value, "__len__") and not isinstance(value, (bytes, bytearray)):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _has_non_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(_has_non_finite, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_has_non_finite, value))
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return finite(float(value))
+    if isinstance(value, Mapping):
+        return {key: _without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_non_finite(item) for item in value]
+    return value
+
+
+def values(row: Mapping[str, Any], attribute: str | int) -> list[Any]:
+    """The values of an attribute of a dataset in the DICOM JSON model.
+
+    Args:
+        row: The dataset.
+        attribute: A keyword, a tag (number or 8 hexadecimal digits), or a dotted path into sequences, which gives the
+            values in all items.
+
+    Returns:
+        Its values as they are in the model, names as objects, without ``null``; empty if the attribute is absent or
+        has none.
+
+    Raises:
+        ValueError: If the keyword is unknown.
+    """
+    path = (hex_tag(attribute),) if isinstance(attribute, int) else resolve(attribute)
+    return list(_values(row, path))
+
+
+def _values(row: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Any]:
+    element = row.get(path[0])
+    found = element.get("Value") if isinstance(element, Mapping) else None
+    if not isinstance(found, (list, tuple)):
+        return
+    for value in found:
+        if len(path) == 1:
+            if value is not None:
+                yield value
+        elif isinstance(value, Mapping):
+            yield from _values(value, path[1:])
+
+
+def first_value(row: Mapping[str, Any], attribute: str | int, default: Any = None) -> Any:
+    """The first value of an attribute (see `values`), or `default`. Names are objects; see `first_text`."""
+    path = (hex_tag(attribute),) if isinstance(attribute, int) else resolve(attribute)
+    return next(_values(row, path), default)
+
+
+def first_text(row: Mapping[str, Any], attribute: str | int, default: str = "") -> str:
+    """The first value of an attribute as text, names with ``=`` between their groups."""
+    value = first_value(row, attribute)
+    return default if value is None else name_text(value)
+
+
+def is_empty(element: Mapping[str, Any] | None) -> bool:
+    """Whether an element of the DICOM JSON model is absent or has no value."""
+    if not element:
+        return True
+    if "BulkDataURI" in element or "InlineBinary" in element:
+        return not (element.get("BulkDataURI") or element.get("InlineBinary"))
+    return all(value is None or value == "" for value in element.get("Value") or ())
+
+
+def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHandler | None = None) -> Dataset:
+    """Makes a pydicom dataset of one in the DICOM JSON model.
+
+    Args:
+        dataset: The dataset.
+        bulk_data_handler: Called with tag, VR and BulkDataURI for each value that is given by reference; returns the
+            value. Without it such elements stay empty.
+
+    Raises:
+        TypeError: If it is not a JSON object.
+        ValueError: If it is not in the DICOM JSON model.
+    """
+    from pydicom.dataelem import empty_value_for_VR
+    from pydicom.dataset import Dataset as PydicomDataset
+
+    if not isinstance(dataset, Mapping):
+        raise TypeError(f"a dataset in the DICOM JSON model is an object, not a {type(dataset).__name__}")
+
+    def no_data(tag: str, vr: str, uri: str) -> Any:
+        return empty_value_for_VR(vr)
+
+    try:
+        loaded: Dataset = PydicomDataset.from_json(dict(dataset), bulk_data_handler or no_data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it does not follow the DICOM JSON model ({type(error).__name__})") from error
+    return loaded

@@ -1,0 +1,63 @@
+"""From an exception to a `Failure`: the one place that decides what a dead letter says about an error."""
+
+from __future__ import annotations
+
+import errno
+
+from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.errors import DeadlineExceededError
+
+RECOVERABLE = (OSError, ValueError, EOFError)
+"""What an archive, a network, a disk or bad data can raise. (`requests.RequestException` is an `OSError`.)
+
+Anything else is a mistake in a program, and is never turned into a `Failure`.
+"""
+
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR, errno.ESTALE}
+
+
+def failure_of(
+    error: BaseException,
+    transform: str,
+    *,
+    reference: Resource | None = None,
+    rows: tuple[int, int] | None = None,
+    source: str | None = None,
+) -> Failure:
+    """Makes the record of something that could not be done.
+
+    Args:
+        error: What was raised. What a `DICOMwebError` knows (status, URL without query, attempts) is taken over.
+        transform: The operation, such as ``"RetrieveInstances"``.
+        reference: What it was done to.
+        rows: The half-open row range of a search that is lost.
+        source: The file concerned.
+    """
+    message = str(error) or type(error).__name__
+    retryable = getattr(error, "retryable", None)
+    if isinstance(error, DeadlineExceededError):
+        # It is not tried again at once, because its time is up; later there may be more of it.
+        retryable = True
+    if not isinstance(retryable, bool):
+        retryable = isinstance(error, (ConnectionError, TimeoutError)) or (
+            isinstance(error, OSError) and error.errno in _PASSING
+        )
+    status = getattr(error, "status", None)
+    url = getattr(error, "url", None)
+    attempts = getattr(error, "attempts", None)
+    return Failure(
+        transform,
+        message,
+        reference=reference,
+        rows=rows,
+        source=source if source is not None else _file_of(error),
+        url=url if isinstance(url, str) and url else None,
+        status=status if isinstance(status, int) else None,
+        attempts=attempts if isinstance(attempts, int) else 1,
+        retryable=retryable,
+    )
+
+
+def _file_of(error: BaseException) -> str | None:
+    name = getattr(error, "filename", None)
+    return name if isinstance(name, str) else None

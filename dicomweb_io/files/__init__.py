@@ -1,0 +1,1 @@
+"""Folders of DICOM files as archives, over any fsspec filesystem: a client in parts by verb."""

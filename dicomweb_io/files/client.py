@@ -1,0 +1,619 @@
+"""`DICOMfileClient`: a folder of DICOM files as an archive, with the methods of a DICOMweb client.
+
+The files are the truth. What is kept beside them is an index, a cache in the user's own cache directory that can be
+thrown away at any time; nothing but instances is ever written into the folder. A search sees the folder as it was when
+the client first looked or when `DICOMfileClient.refresh` was last called, and what was stored and deleted through the
+same client.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, ClientBase, MediaTypes, OnExisting, Storable, Verify
+from dicomweb_io.dicom.media_types import DICOM, parse_media_types
+from dicomweb_io.dicom.uids import check_uid, is_safe_name
+from dicomweb_io.elements import (
+    Bulkdata,
+    Exclusion,
+    Failure,
+    Frame,
+    Instance,
+    JSONDataset,
+    RenderedImage,
+    Resource,
+    SearchPage,
+    SearchQuery,
+    StoredInstance,
+)
+from dicomweb_io.errors import FileClientError, StoreError, http_error
+from dicomweb_io.files.database import index_path
+from dicomweb_io.files.index import DUPLICATE_RULES, Duplicates, Index, IndexedFile, RefreshCounts, iter_exclusions
+from dicomweb_io.files.local import folder_of
+from dicomweb_io.files.render import FolderRenderer
+from dicomweb_io.files.retrieve import FolderReader, PixelAccess, instance_wishes
+from dicomweb_io.files.search import Searcher
+from dicomweb_io.files.store import FolderStore, has_other_layout, layout_path
+from dicomweb_io.queries import check_limits
+from dicomweb_io.spool import Keeper
+from dicomweb_io.store_response import response_module
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+    from typing_extensions import Self
+
+    from dicomweb_io.endpoint import Endpoint
+
+
+_MOST_PENDING = 20_000
+_BULKDATA = re.compile(r"studies/([^/]+)/series/([^/]+)/instances/([^/]+)/bulkdata/(.+)\Z")
+
+
+class DICOMfileClient(ClientBase):
+    """A client of a folder of DICOM files: local, or on any filesystem of fsspec. Safe to use from several threads.
+
+    The folder may be laid out in any way. Files are recognised by their content. Of files with one SOP Instance UID,
+    identical ones count once, and of different ones `duplicates` says which one stands for the instance;
+    `iter_exclusions` lists the others, and what is no DICOM or cannot be served. What is stored goes to
+    ``STUDY/SERIES/SOP.dcm``, and any number of clients on any number of computers may store into one folder at once.
+
+    A folder that does not exist yet is made by the first store. To search the whole of it raises `FileNotFoundError`,
+    as its name is most likely mistyped; a search within a given study has the answer that there is nothing.
+
+    It pickles as its arguments; a copy looks at the folder afresh.
+
+    Args:
+        url: A local path, ``file:///a%20b``, or an fsspec URL such as ``memory://x``, ``gs://bucket/prefix``.
+        update_db: Compare the folder with the index when it is first used. Without it, an index that was complete once
+            is taken as it is until `refresh` is called.
+        recreate_db: Throw the index away first and read all files anew.
+        in_memory: Keep the index in memory, for this client only.
+        db_dir: The same as `index`.
+        readonly: Refuse to store and to delete.
+        storage_options: Arguments for the fsspec filesystem.
+        index: A local directory for the index; by default ``dicomweb_io/index`` in the user's cache directory.
+        duplicates: Which of several different files with one SOP Instance UID stands for the instance: ``"first"`` by
+            path, the ``"newest"``, ``"all"`` of them (each is a row of its own), or ``"error"`` to refuse the folder.
+            Truncated files never do if there is a complete one.
+        permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        update_db: bool = True,
+        recreate_db: bool = False,
+        in_memory: bool = False,
+        db_dir: str | os.PathLike[str] | None = None,
+        readonly: bool = False,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        index: str | os.PathLike[str] | None = None,
+        duplicates: Duplicates = "first",
+        permissive_uid: bool = False,
+    ) -> None:
+        if duplicates not in DUPLICATE_RULES:
+            raise ValueError(f"duplicates must be one of {', '.join(DUPLICATE_RULES)}, not {duplicates!r}")
+        if index is not None and db_dir is not None and os.fspath(index) != os.fspath(db_dir):
+            raise ValueError("index and db_dir are the same argument and were given different values")
+        place = index if index is not None else db_dir
+        self._folder = folder_of(url, storage_options)
+        if place is not None and os.fspath(place) == ":memory:":
+            # SQLite's own word for it; a directory of that name would keep patients' names where nobody looks.
+            place, in_memory = None, True
+        self._index_place = None if place is None else os.fspath(place)
+        self._update_db = update_db
+        self._recreate_db = recreate_db
+        self._in_memory = in_memory
+        self._readonly = readonly
+        self._duplicates: Duplicates = duplicates
+        self._permissive_uid = permissive_uid
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._index: Index | None = None
+        self._searcher: Searcher | None = None
+        self._reader = FolderReader(self._folder)
+        self._changed: set[str] | None = set()
+        self._other_layout: bool | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        for name in ("_lock", "_index", "_searcher", "_reader", "_changed", "_other_layout"):
+            del state[name]
+        # A copy in another process uses the index, it does not throw it away again.
+        state["_recreate_db"] = False
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    @classmethod
+    def from_endpoint(cls, endpoint: Endpoint) -> Self:
+        """Makes a client of the description of a folder."""
+        return cls(endpoint.url, storage_options=endpoint.storage_options, index=endpoint.index)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+    @property
+    def base_url(self) -> str:
+        """The folder as a URL, without user information."""
+        return self._folder.base_url
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on this computer, so that their paths can be lent (``borrow`` in `iter_instances`)."""
+        return self._folder.is_local
+
+    def close(self) -> None:
+        """Closes the index. The client can be used again: it then opens the index anew."""
+        with self._lock:
+            if self._index is not None:
+                self._index.close()
+            self._reset()
+
+    # The index ------------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> RefreshCounts:
+        """Looks at the folder again: finds what is new, changed or gone since, whoever did it.
+
+        Returns:
+            The number of files in the folder, of files that were read, and of files that are gone.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
+        """
+        with self._lock:
+            self._changed = set()
+            if self._index is None:
+                self._index = self._make_index()
+            return self._index.refresh()
+
+    def _make_index(self) -> Index:
+        place: Path | None = None
+        # The files of a filesystem in memory end with their process, so nobody else could use their index.
+        if not self._in_memory and not self._folder.url.startswith("memory:"):
+            place = index_path(
+                self._folder.base_url, self._folder.storage_options, f"duplicates={self._duplicates}", self._index_place
+            )
+        index = Index(
+            self._folder,
+            place=place,
+            in_memory=self._in_memory,
+            duplicates=self._duplicates,
+            rebuild=self._recreate_db,
+            tidy=not self._readonly,
+        )
+        self._recreate_db = False
+        return index
+
+    def _current(self) -> Index:
+        """The index, opened at first use, with what this client has changed since."""
+        with self._lock:
+            if self._index is None:
+                index = self._make_index()
+                try:
+                    index.open(self._update_db)
+                except BaseException:
+                    index.close()
+                    raise
+                self._index = index
+                self._changed = set()
+            elif self._changed is None:
+                self._changed = set()
+                self._index.refresh()
+            elif self._changed:
+                paths, self._changed = self._changed, set()
+                self._index.update(paths)
+            return self._index
+
+    def _opened_searcher(self) -> Searcher:
+        index = self._current()
+        with self._lock:
+            if self._searcher is None:
+                self._searcher = Searcher(index, self.base_url)
+            return self._searcher
+
+    def _note(self, path: str) -> None:
+        """Remembers that this client changed a file: the index learns of it before its next use, if there is one."""
+        with self._lock:
+            if self._changed is not None:
+                self._changed.add(path)
+                if len(self._changed) > _MOST_PENDING:
+                    self._changed = None
+
+    # Search ---------------------------------------------------------------------------------------------------------
+
+    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+        """The rows of a query from `offset` on, at most `limit`, with the exact total.
+
+        Elements that rows of one answer have in common, such as the patient's, are the same objects in each: copy a row
+        deeply before changing what is inside its elements.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist, except in a search within a study.
+            ValueError: If a filter cannot be matched.
+        """
+        check_limits(limit, offset)
+        try:
+            return self._opened_searcher().page(query, offset, limit)
+        except FileNotFoundError:
+            if self._is_missing_destination(query):
+                return SearchPage([], offset, limit, total=0, more=False)
+            raise
+
+    def iter_search(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
+    ) -> Iterator[JSONDataset]:
+        """Yields every row of a query once. Errors as in `search_page`."""
+        check_limits(limit, offset)
+        try:
+            searcher = self._opened_searcher()
+        except FileNotFoundError:
+            if self._is_missing_destination(query):
+                return iter(())
+            raise
+        return searcher.iterate(query, offset, limit, page_size)
+
+    def count(self, query: SearchQuery) -> int:
+        """The exact number of rows of a query. Errors as in `search_page`."""
+        try:
+            return self._opened_searcher().count(query)
+        except FileNotFoundError:
+            if self._is_missing_destination(query):
+                return 0
+            raise
+
+    def _is_missing_destination(self, query: SearchQuery) -> bool:
+        """Whether a query asks for certain objects in a folder that nothing was stored in yet."""
+        return query.study_instance_uid is not None and not self._readonly and not self._folder.exists()
+
+    def iter_exclusions(self, query: SearchQuery | None = None) -> Iterator[Exclusion]:
+        """Yields the files that searches do not return, and why; see `DICOMClient.iter_exclusions`.
+
+        Files with one SOP Instance UID are compared byte by byte (by hash) when they are yielded.
+        """
+        return iter_exclusions(
+            self._current(), None if query is None else self._opened_searcher().matching_files(query)
+        )
+
+    # Retrieve -------------------------------------------------------------------------------------------------------
+
+    def _files(self, resource: Resource) -> list[IndexedFile]:
+        """The files of a resource, in order.
+
+        Raises:
+            requests.HTTPError: 404 if there are none.
+        """
+        where, values = "i.study = ?", [resource.study_instance_uid]
+        for column, value in (("series", resource.series_instance_uid), ("sop", resource.sop_instance_uid)):
+            if value is not None:
+                where, values = f"{where} AND i.{column} = ?", [*values, value]
+        try:
+            found = list(self._current().files(where, values))
+            if not found and resource.sop_instance_uid is not None and self._notice(resource):
+                found = list(self._current().files(where, values))
+        except FileNotFoundError:
+            found = []
+        if not found:
+            raise self._not_found(resource)
+        return found
+
+    def locations_of(self, resource: Resource) -> list[str]:
+        """The files of a study, series or instance, as paths or fsspec URLs; none if there are none."""
+        try:
+            return [self._folder.location_of(file.path) for file in self._files(resource.instance)]
+        except FileClientError:
+            return []
+
+    def _notice(self, resource: Resource) -> bool:
+        """Looks for an instance where another client would have stored it after this one took its snapshot."""
+        uids = (resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid)
+        if not all(is_safe_name(str(uid)) for uid in uids):
+            return False
+        path = layout_path(resource)
+        if self._folder.stat(path) is None:
+            return False
+        self._note(path)
+        return True
+
+    def _not_found(self, resource: Resource, method: str = "GET") -> FileClientError:
+        return http_error(
+            404, f"{resource.uri} is not in {self.base_url}", url=f"{self.base_url}/{resource.uri}", method=method
+        )
+
+    def iter_instances(
+        self,
+        resource: Resource,
+        *,
+        media_types: MediaTypes | None = None,
+        max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES,
+        spool_directory: str | None = None,
+        allow_transcoding: bool = False,
+        additional_params: Mapping[str, Any] | None = None,
+        borrow: bool = False,
+    ) -> Iterator[Instance]:
+        """Yields the instances of a study, series or instance, bytes untouched unless `media_types` ask for a change.
+
+        Args:
+            resource: A reference to a study, series or instance.
+            media_types: ``application/dicom`` with a transfer syntax: of what an installed decoder reads, those of
+                `dicomweb_io.dicom.pixels.TARGETS`. By default, and for ``"*"``, the stored file.
+            max_element_bytes: Larger files are yielded by path.
+            spool_directory: Where such a file is copied to; the caller owns the copy. Where the filesystem can share
+                blocks between files (Btrfs, XFS), the copy takes next to no time and no space.
+            allow_transcoding: Of no effect: the stored form is always to be had.
+            additional_params: Of no effect.
+            borrow: Yield a larger file by its own path instead: the caller must neither change nor delete it.
+
+        Raises:
+            requests.HTTPError: 404 if there is nothing or a file has gone, 409 if a file changed after it was indexed,
+                406 if it cannot be had in a wanted form.
+            ValueError: If a file is too large and there is no place for it.
+        """
+        if resource.level == "frame":
+            raise ValueError("a reference to frames names no whole instance: use iter_frames, or reference.instance")
+        wishes = instance_wishes(media_types)
+        return (
+            self._reader.instance(file, wishes, max_element_bytes, spool_directory, borrow)
+            for file in self._lazily(resource)
+        )
+
+    def _lazily(self, resource: Resource) -> Iterator[IndexedFile]:
+        yield from self._files(resource)
+
+    def iter_metadata(
+        self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None
+    ) -> Iterator[JSONDataset]:
+        """Yields the metadata of instances; binary values above 1 KiB and pixel data as BulkDataURI of this client."""
+        return (self._reader.metadata(file) for file in self._lazily(resource.instance))
+
+    def iter_frames(
+        self,
+        resource: Resource,
+        *,
+        media_types: MediaTypes | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
+    ) -> Iterator[Frame]:
+        """Yields frames in the order asked for, read by range.
+
+        Args:
+            resource: A reference to frames.
+            media_types: By default frames come as they are stored, native ones as little-endian octets. The type
+                ``application/octet-stream`` without ``"*"`` asks for decoded pixels; ``image/dicom-rle``,
+                ``image/jls``, ``image/jp2`` and ``image/jphc`` re-encode without loss what is stored otherwise (see
+                `dicomweb_io.dicom.pixels.TARGETS` for the libraries that it takes).
+            additional_params: Of no effect.
+            max_element_bytes: Larger frames are given as files, which the caller owns; None for none.
+            spool_directory: Where they are made.
+
+        Raises:
+            requests.HTTPError: 404 if the instance or a frame is not there, 406 if it cannot be had in a wanted form.
+        """
+        if resource.level != "frame":
+            raise ValueError(f"a reference to frames is needed, not to a {resource.level}")
+        wishes = parse_media_types(media_types)
+        for wish in wishes:
+            if wish.name == DICOM:
+                raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
+        keeper = Keeper(max_element_bytes, spool_directory)
+        return self._frames(resource, wishes, keeper)
+
+    def _frames(self, resource: Resource, wishes: Any, keeper: Keeper) -> Iterator[Frame]:
+        file = self._files(resource)[0]
+        access = PixelAccess(self._reader, self._current(), self.base_url)
+        with closing(access.frames(file, resource.frames, wishes)) as frames:
+            for frame in frames:
+                yield keeper.moved(frame)
+
+    def iter_bulkdata_parts(
+        self,
+        url: str,
+        *,
+        media_types: MediaTypes | None = None,
+        byte_range: tuple[int, int | None] | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
+    ) -> Iterator[Bulkdata]:
+        """Yields the bulk data at a URI that this client's metadata gave, absolute or from ``studies/`` on.
+
+        Args:
+            url: The URI.
+            media_types: Of no effect: the value comes as little-endian octets, encapsulated pixel data frame by frame.
+            byte_range: First and last byte, inclusive.
+            additional_params: Of no effect.
+            max_element_bytes: Larger values are given as files, which the caller owns; None for none.
+            spool_directory: Where they are made.
+
+        Raises:
+            ValueError: If the URI is not one of this folder.
+            requests.HTTPError: 404 if there is no such value, 416 if the range lies outside of it.
+        """
+        relative = (
+            url.removeprefix(self.base_url).lstrip("/") if url.startswith(self.base_url + "/") else url.lstrip("/")
+        )
+        match = _BULKDATA.match(unquote(relative))
+        if match is None:
+            raise ValueError(
+                f"not a bulk data URI of this folder: {url!r} (expected {self.base_url}/studies/…/series/…/instances/…/"
+                "bulkdata/…)"
+            )
+        keeper = Keeper(max_element_bytes, spool_directory)
+        return self._bulkdata(Resource(match[1], match[2], match[3]), match[4], byte_range, keeper)
+
+    def _bulkdata(
+        self, resource: Resource, path: str, byte_range: tuple[int, int | None] | None, keeper: Keeper
+    ) -> Iterator[Bulkdata]:
+        file = self._files(resource)[0]
+        access = PixelAccess(self._reader, self._current(), self.base_url)
+        with closing(access.bulkdata(file, path, byte_range)) as parts:
+            for part in parts:
+                yield keeper.moved(part)
+
+    def retrieve_rendered(
+        self,
+        resource: Resource,
+        *,
+        media_types: MediaTypes | None = None,
+        params: Mapping[str, Any] | None = None,
+        thumbnail: bool = False,
+    ) -> RenderedImage:
+        """Renders a study, series, instance or frames in a consumer format (PS3.18 section 8.3.5).
+
+        Args:
+            resource: What to render. Of a study or series the first image stands for all. Several frames, or an
+                instance of several frames, become one moving ``image/gif``; the other formats show one frame.
+            media_types: ``image/jpeg`` (the default), ``image/png``, ``image/gif``, ``image/jp2``; for structured
+                reports ``text/html``; encapsulated documents come as what they are.
+            params: ``window``, ``viewport``, ``quality``, ``annotation``, ``iccprofile``; see
+                `dicomweb_io.dicom.rendering.RenderingOptions`.
+            thumbnail: Render into 128 by 128 pixels, unless ``viewport`` says otherwise.
+
+        Raises:
+            ValueError: If an argument is not valid.
+            requests.HTTPError: 404 if it is not there, 406 if it cannot be rendered so, 501 if a library is missing.
+        """
+        pixels = PixelAccess(self._reader, self._current(), self.base_url)
+        renderer = FolderRenderer(self._reader, pixels, self.base_url)
+        return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
+
+    # Store and delete -----------------------------------------------------------------------------------------------
+
+    def iter_store_instances(
+        self,
+        instances: Iterable[Storable],
+        *,
+        study_instance_uid: str | None = None,
+        on_existing: OnExisting = "server",
+        verify: Verify = "response",
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[StoredInstance | Failure]:
+        """Stores instances and yields the result of each, in order.
+
+        Each file is written beside its place, flushed to the disk, and then published in one step, so nobody ever sees
+        a part of it. Truncated files and files whose UIDs cannot be a path are refused.
+
+        Args:
+            instances: What to store; paths are streamed, never loaded.
+            study_instance_uid: Refuse instances of other studies.
+            on_existing: What to do with an instance whose SOP Instance UID the folder has: ``"server"`` leaves what is
+                there, and reports a `Failure` if its bytes are different; ``"skip"`` leaves it without comparing;
+                ``"replace"`` puts the new file in its place; ``"error"`` reports a `Failure`.
+            verify: ``"response"`` trusts the operating system; ``"uid"`` reads the UID back; ``"content"`` compares all
+                bytes, also with those of an instance that was there.
+            additional_params: Of no effect.
+
+        Raises:
+            requests.HTTPError: 403 if the client is read-only.
+            ValueError: If an argument is wrong.
+        """
+        if study_instance_uid is not None:
+            check_uid(study_instance_uid, "study_instance_uid", permissive=self._permissive_uid)
+        self._check_writable("store into", "POST")
+        store = FolderStore(self._folder, self._elsewhere, self._note)
+        return store.store(instances, study_instance_uid, on_existing, verify)
+
+    def _elsewhere(self, reference: Resource) -> list[str]:
+        """The paths at which the index knows files with a SOP Instance UID, in a folder with another layout."""
+        with self._lock:
+            if self._other_layout is None:
+                self._other_layout = has_other_layout(self._folder)
+            if not self._other_layout:
+                return []
+            if self._index is None:
+                self._current()
+            index = self._index
+        return [] if index is None else index.paths_of("sop = ? AND kind = 0", (reference.sop_instance_uid,))
+
+    def store_instances(
+        self,
+        datasets: Iterable[Storable],
+        study_instance_uid: str | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Dataset:
+        """Stores instances (PS3.18 section 10.5); existing ones as with ``on_existing="server"``.
+
+        Args:
+            datasets: pydicom datasets, Part 10 bytes, paths, open files or `Instance`s.
+            study_instance_uid: Refuse instances of other studies.
+            additional_params: Of no effect.
+
+        Returns:
+            The Store Instances Response Module (PS3.18 Annex I).
+
+        Raises:
+            StoreError: If an instance was not stored. It has the response module and the outcome of each instance.
+        """
+        outcomes = list(self.iter_store_instances(datasets, study_instance_uid=study_instance_uid))
+        response = response_module(
+            outcomes, f"{self.base_url}/studies/{study_instance_uid}" if study_instance_uid else None
+        )
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        if failures:
+            error = http_error(409, "", url=f"{self.base_url}/studies", method="POST")
+            raise StoreError(
+                f"{len(failures)} of {len(outcomes)} instances were not stored; the first: {failures[0].message}",
+                dataset=response,
+                outcomes=outcomes,
+                status=409,
+                url=f"{self.base_url}/studies",
+                method="POST",
+                response=error.response,
+            )
+        return response
+
+    def _delete(self, resource: Resource, additional_params: Mapping[str, Any] | None = None) -> None:
+        """Removes all files of a resource, duplicates too.
+
+        Raises:
+            requests.HTTPError: 404 if there are none, 403 if the client is read-only or may not remove them.
+        """
+        self._check_writable("delete from", "DELETE")
+        condition, values = "study = ?", [resource.study_instance_uid]
+        for column, value in (("series", resource.series_instance_uid), ("sop", resource.sop_instance_uid)):
+            if value is not None:
+                condition, values = f"{condition} AND {column} = ?", [*values, value]
+        try:
+            paths = self._current().paths_of(condition, values)
+            if resource.level != "instance" or not paths:
+                # Others may have stored parts of it since the snapshot was taken.
+                self.refresh()
+                paths = self._current().paths_of(condition, values)
+        except FileNotFoundError:
+            paths = []
+        if not paths:
+            raise self._not_found(resource, "DELETE")
+        for path in paths:
+            try:
+                self._folder.remove(path)
+            except OSError as error:
+                raise http_error(
+                    403,
+                    f"{self._folder.location_of(path)} cannot be removed: {error.strerror or type(error).__name__}",
+                    url=f"{self.base_url}/{resource.uri}",
+                    method="DELETE",
+                ) from None
+            finally:
+                self._note(path)
+
+    def _check_writable(self, what: str, method: str) -> None:
+        if self._readonly:
+            raise http_error(
+                403, f"the client may not {what} the folder: it is read-only", url=self.base_url, method=method
+            )

@@ -1,0 +1,265 @@
+"""A folder on this computer."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import stat as stat_modes
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from dicomweb_io.files.places import (
+    ABANDONED_SECONDS,
+    FileStat,
+    Folder,
+    Problem,
+    SourceFile,
+    is_temporary,
+    temporary_name,
+)
+from dicomweb_io.files.remote import RemoteFolder
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From a path or URL to the folder that it names.
+
+
+def folder_of(location: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Folder:
+    """Makes a folder of a path or URL.
+
+    Args:
+        location: A local path (``~`` is expanded), ``file:///a%20b``, or an fsspec URL such as ``memory://x`` or
+            ``gs://bucket/prefix``.
+        storage_options: Arguments for the fsspec filesystem; of no use for local paths.
+
+    Raises:
+        TypeError: If it is neither text nor a path.
+        ValueError: If it is empty, an ``http`` URL, or a ``file`` URL of another host.
+    """
+    if not isinstance(location, (str, os.PathLike)):
+        raise TypeError(f"a folder is given as a path or URL, but this is {type(location).__name__}")
+    text = os.fspath(location)
+    if not text:
+        raise ValueError("the folder is empty (expected a path, or a URL such as file:///data or gs://bucket/data)")
+    options = dict(storage_options) if storage_options else None
+    if re.match(r"https?:", text, re.IGNORECASE):
+        raise ValueError("http and https URLs are DICOMweb servers: use DICOMwebClient for them")
+    if re.match(r"file:", text, re.IGNORECASE):
+        return LocalFolder(_path_of_file_url(text), options)
+    if re.match(r"local://", text, re.IGNORECASE):
+        return LocalFolder(os.path.abspath(text[len("local://") :]), options)
+    if "://" in text or "::" in text:
+        return RemoteFolder(text, options)
+    return LocalFolder(os.path.abspath(os.path.expanduser(text)), options)
+
+
+def _path_of_file_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost", "127.0.0.1"):
+        raise ValueError(
+            "a file URL names a file of this computer, but this one names the host "
+            f"{parts.netloc.rpartition('@')[2]!r} (three slashes: file:///path)"
+        )
+    # A question mark or hash in a file URL is meant as a character of the name when it is not quoted.
+    path = parts.path + (f"?{parts.query}" if parts.query else "") + (f"#{parts.fragment}" if parts.fragment else "")
+    path = unquote(path, errors="surrogateescape")
+    if os.name == "nt":
+        path = re.sub(r"\A/([A-Za-z]:)", r"\1", path)
+    if not path:
+        raise ValueError("the file URL has no path (expected file:///path)")
+    return os.path.abspath(path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+logger = logging.getLogger(__name__)
+
+_LINK_UNSUPPORTED = {
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EXDEV,
+    errno.EMLINK,
+    errno.EACCES,
+}
+
+
+class LocalFolder(Folder):
+    """A directory of this computer."""
+
+    is_local = True
+
+    @property
+    def base_url(self) -> str:
+        """The directory as a ``file:`` URL."""
+        return Path(self.url).as_uri().rstrip("/")
+
+    def _path(self, path: str) -> str:
+        return os.path.join(self.url, *path.split("/"))
+
+    def location_of(self, path: str) -> str:
+        """The absolute path."""
+        return self._path(path) if path else self.url
+
+    def exists(self) -> bool:
+        """Whether the directory exists."""
+        return os.path.isdir(self.url)
+
+    def walk(self, abandoned: list[str] | None = None) -> Iterator[FileStat | Problem]:
+        """Yields every file; symbolic links are followed, loops are not."""
+        if os.path.isfile(self.url):
+            raise NotADirectoryError(errno.ENOTDIR, "a folder is needed, but this is a file", self.url)
+        pending: list[tuple[str, str]] = [(self.url, "")]
+        while pending:
+            directory, prefix = pending.pop()
+            try:
+                entries = os.scandir(directory)
+            except OSError as error:
+                if not prefix:
+                    raise
+                yield Problem(prefix.rstrip("/"), f"the directory cannot be read: {error.strerror or error}")
+                continue
+            with entries:
+                for entry in entries:
+                    name = entry.name
+                    try:
+                        if entry.is_dir():
+                            if not name.startswith(".") and not (entry.is_symlink() and _is_loop(entry.path)):
+                                pending.append((entry.path, f"{prefix}{name}/"))
+                            continue
+                        found = entry.stat()
+                    except OSError as error:
+                        yield Problem(prefix + name, f"cannot be read: {error.strerror or error}")
+                        continue
+                    if name.startswith(".") and is_temporary(name):
+                        if abandoned is not None and time.time() - found.st_mtime > ABANDONED_SECONDS:
+                            abandoned.append(prefix + name)
+                        continue
+                    if not stat_modes.S_ISREG(found.st_mode):
+                        yield Problem(prefix + name, "not a regular file")
+                        continue
+                    yield FileStat(prefix + name, found.st_size, str(found.st_mtime_ns), found.st_mtime)
+
+    def stat(self, path: str) -> FileStat | None:
+        """One file, asked for afresh."""
+        try:
+            found = os.stat(self._path(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not stat_modes.S_ISREG(found.st_mode):
+            return None
+        return FileStat(path, found.st_size, str(found.st_mtime_ns), found.st_mtime)
+
+    def open(self, path: str, size: int | None = None) -> BinaryIO:
+        """Opens a file for reading."""
+        return open(self._path(path), "rb")
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file."""
+        with open(self._path(path), "rb", buffering=0) as file:
+            return file.read()
+
+    def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
+        """Writes to a temporary name in the same directory, then links or replaces."""
+        target = self._path(path)
+        directory, name = os.path.split(target)
+        if not replace and os.path.lexists(target):
+            return False
+        temporary = os.path.join(directory, temporary_name(name))
+        if isinstance(source, str):
+            source = SourceFile.of(source)
+        try:
+            descriptor = _create(temporary)
+            with open(descriptor, "r+b", buffering=0) as file:
+                if isinstance(source, bytes):
+                    view = memoryview(source)
+                    while view:
+                        view = view[file.write(view) :]
+                else:
+                    source.copy_to(file)
+                os.fsync(file.fileno())
+            if replace:
+                os.replace(temporary, target)
+                return True
+            return _publish_new(temporary, target)
+        finally:
+            try:
+                os.unlink(temporary)
+            except FileNotFoundError:
+                pass  # It was moved to its final name, or never made.
+
+    def sweep(self, abandoned: list[str]) -> None:
+        """Removes what writers that died left behind, and directories that become empty."""
+        for path in abandoned:
+            try:
+                self.remove(path)
+            except OSError as error:
+                logger.info("the abandoned temporary file %s cannot be removed: %s", self._path(path), error.strerror)
+
+    def remove(self, path: str) -> bool:
+        """Removes a file and what becomes empty."""
+        try:
+            os.unlink(self._path(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        parent = os.path.dirname(path)
+        while parent:
+            try:
+                os.rmdir(self._path(parent))
+            except OSError:
+                break  # Not empty, or somebody else's: both leave it where it is.
+            parent = os.path.dirname(parent)
+        return True
+
+
+def _is_loop(path: str) -> bool:
+    """Whether a link to a directory leads to a directory that contains the link."""
+    real = os.path.realpath(path)
+    inside = os.path.realpath(os.path.dirname(path))
+    return inside == real or inside.startswith(real.rstrip(os.sep) + os.sep)
+
+
+def _create(temporary: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    # A directory may be removed by a delete between its making and the making of the file in it.
+    for _ in range(10):
+        try:
+            return os.open(temporary, flags, 0o666)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(temporary), exist_ok=True)
+    return os.open(temporary, flags, 0o666)
+
+
+def _publish_new(temporary: str, target: str) -> bool:
+    """Gives a finished file its name unless the name is taken; atomic either way."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _LINK_UNSUPPORTED:
+            raise
+    else:
+        return True
+    # A filesystem without hard links (FAT, some network mounts): the exclusive creation of a claim, which listings
+    # leave out, keeps two writers apart; the rename then is atomic.
+    claim = os.path.join(os.path.dirname(target), f".{os.path.basename(target)[:80]}.{'0' * 16}.part")
+    try:
+        os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        raise OSError(
+            errno.EBUSY, "another writer is storing this instance, or one died doing so: remove this file", claim
+        ) from None
+    try:
+        if os.path.lexists(target):
+            return False
+        os.rename(temporary, target)
+        return True
+    finally:
+        os.unlink(claim)

@@ -1,0 +1,243 @@
+"""A local file that is to be stored, held to the state in which it was checked.
+
+It belongs to somebody else, who may write to it at any time. What is stored of it must be one whole state of it, so it
+is looked at before and after it is copied; nothing is ever linked to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The interface of a folder of files: a local directory, or a prefix of any fsspec filesystem.
+#
+# Paths inside a folder are relative, with forward slashes, and compare as text; names that are not valid UTF-8 keep
+# their bytes as lone surrogates, as `os.fsdecode` gives them.
+
+
+_TEMPORARY = re.compile(r"\.[^/]*\.[0-9a-f]{16}\.part\Z")
+
+ABANDONED_SECONDS = 24 * 3600
+"""A temporary file that was not written to for so long belongs to a writer that died, whatever the clocks say."""
+
+
+class FileStat(NamedTuple):
+    """One file of a listing.
+
+    Attributes:
+        path: Relative to the folder.
+        size: Bytes.
+        version: What changes when the content does: the time of modification in nanoseconds, or an object store's tag.
+        modified: Seconds since 1970, 0 where the filesystem does not tell.
+    """
+
+    path: str
+    size: int
+    version: str
+    modified: float
+
+
+class Problem(NamedTuple):
+    """A directory or a file of a listing that cannot be looked at, and why."""
+
+    path: str
+    reason: str
+
+
+def temporary_name(name: str) -> str:
+    """A name for a file that is still being written; listings leave such names out."""
+    return f".{name[:80]}.{secrets.token_hex(8)}.part"
+
+
+def is_temporary(name: str) -> bool:
+    """Tells whether a file name (without folder) is one of `temporary_name`."""
+    return _TEMPORARY.match(name) is not None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where the files are. It pickles as the URL and its options and holds nothing open.
+
+    Attributes:
+        url: A local path, a ``file:`` URL, or any fsspec URL.
+        storage_options: Arguments for the fsspec filesystem.
+    """
+
+    url: str
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    is_local = False
+
+    @property
+    def base_url(self) -> str:
+        """The folder as a URL without user information, query and trailing slash."""
+        raise NotImplementedError
+
+    def walk(self, abandoned: list[str] | None = None) -> Iterator[FileStat | Problem]:
+        """Yields every file, and what cannot be looked at; hidden directories and temporary files are left out.
+
+        Args:
+            abandoned: Takes the paths of temporary files that no writer has touched for `ABANDONED_SECONDS`.
+
+        Raises:
+            FileNotFoundError: If the folder itself does not exist.
+        """
+        raise NotImplementedError
+
+    def stat(self, path: str) -> FileStat | None:
+        """One file as `walk` gives it, asked for afresh; None if it is not there."""
+        raise NotImplementedError
+
+    def open(self, path: str, size: int | None = None) -> BinaryIO:
+        """Opens a file for reading; reads fetch only what is asked for. `size`, if known, saves a request."""
+        raise NotImplementedError
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file."""
+        raise NotImplementedError
+
+    def exists(self) -> bool:
+        """Whether the folder itself exists."""
+        raise NotImplementedError
+
+    def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
+        """Puts a complete file at `path` in one step: nobody ever sees a part of it.
+
+        Args:
+            path: Where; missing directories are made.
+            source: The bytes, or a local file to copy: its path, or what it was when it was checked.
+            replace: Take the place of an existing file; otherwise leave that one alone.
+
+        Returns:
+            True if the file was put there, False if there was one and `replace` is false.
+
+        Raises:
+            SourceChangedError: If the local file is not what it was, or does not stay so while it is copied.
+            OSError: If it could not be written; nothing is left behind.
+        """
+        raise NotImplementedError
+
+    def sweep(self, abandoned: list[str]) -> None:
+        """Removes temporary files that `walk` found abandoned. One that cannot be removed stays: it does no harm."""
+
+    def remove(self, path: str) -> bool:
+        """Removes a file, and directories that become empty with it; False if it was not there."""
+        raise NotImplementedError
+
+    def location_of(self, path: str) -> str:
+        """The local path or URL of a file, for messages and for `fsspec.open`."""
+        raise NotImplementedError
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+_CHUNK = 1 << 20
+# Two changes this close to one another may leave one time of modification: that of a tick of the kernel's clock, or
+# whole seconds on filesystems that keep no fractions.
+_SETTLED_SECONDS = 0.02
+_COARSE_CLOCK_SECONDS = 2.0
+
+
+class SourceChangedError(OSError):
+    """A file changed while it was being stored."""
+
+    retryable = True
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.EBUSY, "it changed while it was stored, so nothing was stored of it", path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.filename,)
+
+
+def is_settled(modified: float) -> bool:
+    """Whether a time of modification (seconds since 1970) lies far enough in the past to tell a later change apart."""
+    limit = _COARSE_CLOCK_SECONDS if modified == int(modified) else _SETTLED_SECONDS
+    return time.time() - modified > limit
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A local file as it was when it was looked at.
+
+    Attributes:
+        path: Where it is.
+        size: Its bytes.
+        identity: Device, file number, size and time of modification in nanoseconds.
+        settled: Whether any later change shows in its time of modification.
+    """
+
+    path: str
+    size: int
+    identity: tuple[int, int, int, int]
+    settled: bool
+
+    @classmethod
+    def of(cls, path: str) -> SourceFile:
+        """Looks at a file.
+
+        Raises:
+            OSError: If it is not there.
+        """
+        found = os.stat(path)
+        return cls(path, found.st_size, _identity(found), is_settled(found.st_mtime))
+
+    def opened(self) -> BinaryIO:
+        """Opens it for reading."""
+        return open(self.path, "rb", buffering=0)
+
+    def copy_to(self, target: BinaryIO) -> None:
+        """Copies all bytes of it to the end of an open, readable file.
+
+        Raises:
+            SourceChangedError: If it is not what it was, or does not stay so.
+            OSError: If it cannot be read, or the target not be written.
+        """
+        start = target.tell()
+        with self.opened() as source:
+            self._check(source)
+            while chunk := source.read(_CHUNK):
+                view = memoryview(chunk)
+                while view:
+                    view = view[target.write(view) :]
+            if target.tell() - start != self.size:
+                raise SourceChangedError(self.path)
+            if not self.settled:
+                # A change since then may not show in the time: what was copied must still be there.
+                source.seek(0)
+                target.seek(start)
+                while chunk := source.read(_CHUNK):
+                    if _read(target, len(chunk)) != chunk:
+                        raise SourceChangedError(self.path)
+            self._check(source)
+
+    def read(self) -> bytes:
+        """All bytes of it. Errors as in `copy_to`."""
+        buffer = io.BytesIO()
+        self.copy_to(buffer)
+        return buffer.getvalue()
+
+    def _check(self, source: BinaryIO) -> None:
+        if _identity(os.fstat(source.fileno())) != self.identity:
+            raise SourceChangedError(self.path)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    pieces = []
+    while size and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)

@@ -1,0 +1,248 @@
+"""Rendered resources of a folder (PS3.18 sections 8.3.5 and 10.4.1.1.3): images, reports and encapsulated documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from dicomweb_io.client import MediaTypes
+from dicomweb_io.dicom.media_types import parse_media_types
+from dicomweb_io.dicom.pixels import with_one_frame
+from dicomweb_io.dicom.rendering import (
+    IMAGE_TYPES,
+    RenderingError,
+    RenderingOptions,
+    RenderingUnavailableError,
+    render_images,
+)
+from dicomweb_io.elements import RenderedImage, Resource
+from dicomweb_io.errors import FileClientError, http_error
+from dicomweb_io.files.index import IndexedFile
+from dicomweb_io.files.retrieve import FolderReader, PixelAccess, reference_of
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Structured reports as HTML text (PS3.18 section 8.7.4, for SR documents of PS3.3 C.17).
+
+
+_DEEPEST = 32
+_TEXTS = {
+    "TEXT": "TextValue",
+    "DATETIME": "DateTime",
+    "DATE": "Date",
+    "TIME": "Time",
+    "PNAME": "PersonName",
+    "UIDREF": "UID",
+}
+
+
+def is_report(dataset: Dataset) -> bool:
+    """Whether a dataset is an SR document: it has a content tree."""
+    return dataset.get("ValueType") == "CONTAINER" and "ConceptNameCodeSequence" in dataset
+
+
+def render_report(dataset: Dataset) -> str:
+    """The content tree of an SR document as a self-contained HTML page; everything in it is escaped.
+
+    Args:
+        dataset: The document.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not is_report(dataset):
+        raise ValueError("the instance is no structured report")
+    title = escape(_concept(dataset) or "Report")
+    facts = (
+        ("Patient", dataset.get("PatientName", "")),
+        ("Patient ID", dataset.get("PatientID", "")),
+        ("Study date", dataset.get("StudyDate", "")),
+        ("Completion", dataset.get("CompletionFlag", "")),
+        ("Verification", dataset.get("VerificationFlag", "")),
+    )
+    rows = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in facts if value)
+    body = "".join(_children(dataset, 2))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n'
+        f"<body><h1>{title}</h1>\n<table>{rows}</table>\n{body}</body></html>\n"
+    )
+
+
+def _children(item: Dataset, depth: int) -> Iterator[str]:
+    for child in item.get("ContentSequence") or ():
+        if depth > _DEEPEST:
+            yield "<p>…</p>"
+            return
+        yield from _item(child, depth)
+
+
+def _item(item: Dataset, depth: int) -> Iterator[str]:
+    name = escape(_concept(item))
+    kind = str(item.get("ValueType", ""))
+    if kind == "CONTAINER":
+        level = min(depth, 6)
+        yield f"<section><h{level}>{name}</h{level}>\n" if name else "<section>\n"
+        yield from _children(item, depth + 1)
+        yield "</section>\n"
+        return
+    label = f"<b>{name}:</b> " if name else ""
+    yield f"<div>{label}{escape(_value(item, kind))}\n"
+    yield from _children(item, depth + 1)
+    yield "</div>\n"
+
+
+def _value(item: Dataset, kind: str) -> str:
+    if kind in _TEXTS:
+        return str(item.get(_TEXTS[kind], ""))
+    if kind == "CODE":
+        return _meaning(item.get("ConceptCodeSequence"))
+    if kind == "NUM":
+        measured = item.get("MeasuredValueSequence") or ()
+        texts = [
+            f"{value.get('NumericValue', '')} {_meaning(value.get('MeasurementUnitsCodeSequence'))}".strip()
+            for value in measured
+        ]
+        return ", ".join(texts)
+    if kind in ("IMAGE", "COMPOSITE", "WAVEFORM"):
+        return ", ".join(
+            str(reference.get("ReferencedSOPInstanceUID", "")) for reference in item.get("ReferencedSOPSequence") or ()
+        )
+    if kind in ("SCOORD", "SCOORD3D", "TCOORD"):
+        shape = item.get("GraphicType") or item.get("TemporalRangeType") or ""
+        return f"{shape} {item.get('GraphicData', '')}".strip()
+    return "" if "ReferencedContentItemIdentifier" not in item else f"see {item.ReferencedContentItemIdentifier}"
+
+
+def _concept(item: Dataset) -> str:
+    return _meaning(item.get("ConceptNameCodeSequence"))
+
+
+def _meaning(codes: Any) -> str:
+    if not codes:
+        return ""
+    return str(codes[0].get("CodeMeaning") or codes[0].get("CodeValue") or "")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+_MOST_FRAMES = 2000
+
+
+class FolderRenderer:
+    """Renders files of a folder.
+
+    Args:
+        reader: Opens the files.
+        pixels: Reads their frames.
+        base_url: The folder's URL.
+    """
+
+    def __init__(self, reader: FolderReader, pixels: PixelAccess, base_url: str) -> None:
+        self._reader = reader
+        self._pixels = pixels
+        self._base_url = base_url
+
+    def render(
+        self,
+        files: Sequence[IndexedFile],
+        resource: Resource,
+        media_types: MediaTypes | None,
+        params: Mapping[str, Any] | None,
+        thumbnail: bool,
+    ) -> RenderedImage:
+        """Renders a resource.
+
+        Args:
+            files: The files of the resource; of several, the first that has an image stands for all.
+            resource: What is rendered.
+            media_types: In order of preference; by default JPEG for images, HTML for reports.
+            params: See `dicomweb_io.dicom.rendering.RenderingOptions.of`.
+            thumbnail: Whether it is to be small.
+
+        Raises:
+            ValueError: If an argument is not valid.
+            requests.HTTPError: 404 if a frame is not there, 406 if there is no such form of it, 501 if a library is
+                missing.
+        """
+        options = RenderingOptions.of(params or {}, thumbnail=thumbnail)
+        wishes = [wish.name for wish in parse_media_types(media_types)]
+        if isinstance((params or {}).get("accept"), str):
+            wishes += [wish.name for wish in parse_media_types([params["accept"]])]  # type: ignore[index]
+        chosen = files[0]
+        header = self._header(chosen)
+        if resource.sop_instance_uid is None:
+            for file in files:
+                candidate = self._header(file)
+                if "Rows" in candidate:
+                    chosen, header = file, candidate
+                    break
+        if "Rows" not in header:
+            return self._document(chosen, header, resource, wishes)
+        media_type = _choose(wishes, IMAGE_TYPES)
+        if media_type is None:
+            raise self._error(406, resource, f"images can be rendered as {', '.join(IMAGE_TYPES)}")
+        numbers = self._numbers(header, resource, media_type)
+        frames = [
+            (with_one_frame(header, frame.content or b"", str(frame.transfer_syntax_uid)), number)
+            for frame, number in zip(self._pixels.frames(chosen, numbers, ()), numbers, strict=True)
+        ]
+        try:
+            return RenderedImage(resource, media_type, render_images(frames, media_type, options))
+        except RenderingUnavailableError as error:
+            raise self._error(501, resource, str(error)) from None
+        except RenderingError as error:
+            raise self._error(406, resource, f"it cannot be rendered: {error}") from None
+
+    def _numbers(self, header: Any, resource: Resource, media_type: str) -> Sequence[int]:
+        if resource.frames:
+            return resource.frames
+        try:
+            count = max(1, int(header.get("NumberOfFrames") or 1))
+        except (TypeError, ValueError):
+            count = 1
+        if media_type == "image/gif" and count > 1 and resource.sop_instance_uid is not None:
+            if count > _MOST_FRAMES:
+                raise self._error(406, resource, f"it has {count} frames; ask for at most {_MOST_FRAMES} by number")
+            return range(1, count + 1)
+        representative = int(header.get("RepresentativeFrameNumber") or 1)
+        return (representative if representative <= count else 1,)
+
+    def _header(self, file: IndexedFile) -> Any:
+        import pydicom
+
+        with self._reader.open(file) as opened:
+            return pydicom.dcmread(opened, stop_before_pixels=True, force=True)
+
+    def _document(self, file: IndexedFile, header: Any, resource: Resource, wishes: Sequence[str]) -> RenderedImage:
+        if is_report(header):
+            if _choose(wishes, ("text/html",)) is None:
+                raise self._error(406, resource, "reports can be rendered as text/html")
+            return RenderedImage(resource, "text/html", render_report(header).encode())
+        if "EncapsulatedDocument" in header:
+            media_type = str(header.get("MIMETypeOfEncapsulatedDocument") or "application/octet-stream").lower()
+            if _choose(wishes, (media_type,)) is None:
+                raise self._error(406, resource, f"the document is {media_type}")
+            content = bytes(header.EncapsulatedDocument)
+            length = header.get("EncapsulatedDocumentLength")
+            return RenderedImage(resource, media_type, content[:length] if length else content)
+        raise self._error(406, reference_of(file), "it is neither an image nor a report nor a document")
+
+    def _error(self, status: int, reference: Resource, what: str) -> FileClientError:
+        url = f"{self._base_url}/{reference.uri}/rendered"
+        return http_error(status, f"{reference.uri}: {what}", url=url)
+
+
+def _choose(wishes: Sequence[str], offered: Sequence[str]) -> str | None:
+    if not wishes:
+        return offered[0]
+    for wish in wishes:
+        main, _, sub = wish.partition("/")
+        for media_type in offered:
+            if wish in (media_type, "*/*") or (sub == "*" and media_type.startswith(f"{main}/")):
+                return media_type
+    return None

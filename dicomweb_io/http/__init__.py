@@ -1,0 +1,1 @@
+"""Bytes over HTTP: transport, retries, connections, answers, multipart, authentication and URLs."""

@@ -1,0 +1,527 @@
+"""When and how often to try again (`RetryPolicy`), and how long an operation may take in all (`Deadline`)."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+
+from dicomweb_io.errors import ConnectionFailedError, DeadlineExceededError, DICOMwebError
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a transport did: running sums (`Stats`) and one record of each request (`RequestRecord`).
+
+
+_MOST_DURATIONS = 4096
+
+
+@dataclass
+class Stats:
+    """What a transport did so far; read it at any time, from any thread.
+
+    Attributes:
+        requests: HTTP requests sent, retries and redirects included.
+        retries: How often something was tried again.
+        bytes_in: Bytes of bodies received, before decompression.
+        bytes_out: Bytes sent, headers included.
+        throttled_seconds: Seconds that threads waited for the rate limit, a Retry-After of another request, or because
+            the server had been overloaded.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    throttled_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Reentrant: the garbage collector may close an abandoned answer, which counts, on the thread that is counting.
+        self._lock = threading.RLock()
+        self._durations: deque[float] = deque(maxlen=_MOST_DURATIONS)
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a request took, from sending until the answer was read or given up."""
+        self._durations.append(seconds)
+
+    def take_durations(self) -> list[float]:
+        """Seconds of each request since this was last asked; of very many only the latest."""
+        taken = []
+        while self._durations:
+            try:
+                taken.append(self._durations.popleft())
+            except IndexError:
+                break  # Another thread was quicker.
+        return taken
+
+    def add(self, **amounts: float) -> None:
+        """Adds to some of the numbers."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One finished HTTP request, for an observer.
+
+    Attributes:
+        method: The HTTP method.
+        url: The URL without user information and query.
+        status: The status; None if no answer arrived.
+        seconds: From sending until the answer was read or given up.
+        bytes_in: Bytes of the body received, before decompression.
+        bytes_out: Bytes sent, headers included.
+    """
+
+    method: str
+    url: str
+    status: int | None
+    seconds: float
+    bytes_in: int
+    bytes_out: int
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often a failed request is repeated and how long to wait in between.
+
+    The wait before attempt n+1 is random between 0 and ``initial_delay * multiplier ** (n - 1)`` seconds ("full
+    jitter"), at most `max_delay`; a server's Retry-After is a minimum for it. A wait that would pass the deadline is
+    not begun.
+
+    Attributes:
+        max_attempts: Attempts in all, the first included; 1 never repeats.
+        initial_delay: Upper bound of the first wait, in seconds.
+        multiplier: Growth of that bound with each attempt, at least 1.
+        max_delay: Upper bound of any wait that no Retry-After asks for, in seconds.
+        statuses: HTTP statuses that are worth another attempt.
+    """
+
+    max_attempts: int = 5
+    initial_delay: float = 0.5
+    multiplier: float = 2.0
+    max_delay: float = 30.0
+    statuses: tuple[int, ...] = (408, 425, 429, 500, 502, 503, 504)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_attempts, int) or self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be a positive integer, not {self.max_attempts!r}")
+        if not self.initial_delay >= 0 or not self.max_delay >= 0:
+            raise ValueError("initial_delay and max_delay must not be negative")
+        if not self.multiplier >= 1:
+            raise ValueError(f"multiplier must be at least 1, not {self.multiplier!r}")
+        object.__setattr__(self, "statuses", tuple(self.statuses))
+
+    @classmethod
+    def none(cls) -> RetryPolicy:
+        """A policy that never repeats."""
+        return cls(max_attempts=1)
+
+    def delay(self, attempt: int, retry_after: float | None = None) -> float:
+        """Seconds to wait after a failed attempt.
+
+        Args:
+            attempt: The number of the attempt that failed, counted from 1.
+            retry_after: Seconds that the server asked to wait, if it did.
+
+        Returns:
+            A random number of seconds, at least `retry_after`.
+        """
+        # The exponent is bounded because a float overflows long before a patient user's attempts end.
+        bound = min(self.max_delay, self.initial_delay * self.multiplier ** min(attempt - 1, 64))
+        jitter = random.uniform(0, bound)  # noqa: S311 - spreads load, protects nothing
+        return max(0.0, retry_after or 0.0) + jitter
+
+
+def parse_retry_after(value: str | None, *, now: float | None = None) -> float | None:
+    """The Retry-After header in seconds (RFC 9110 section 10.2.3).
+
+    Args:
+        value: The header: a number of seconds or an HTTP date; None if absent.
+        now: The current time as seconds since the epoch, for tests.
+
+    Returns:
+        Seconds from now, never negative; None if the header is absent or says nothing readable.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.replace(".", "", 1).isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=timezone.utc)
+    current = datetime.now(timezone.utc).timestamp() if now is None else now
+    return max(0.0, date.timestamp() - current)
+
+
+class Deadline:
+    """A point in time after which an operation must not go on; it starts to run when it is made.
+
+    Attributes:
+        seconds: How long the operation may take; None for ever.
+        at: The point in time by `time.monotonic`; None for never.
+    """
+
+    __slots__ = ("at", "seconds")
+
+    def __init__(self, seconds: float | None) -> None:
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"deadline must be a positive number of seconds, not {seconds!r}")
+        self.seconds = seconds
+        self.at = None if seconds is None else time.monotonic() + seconds
+
+    @classmethod
+    def of(cls, value: Deadline | float | None) -> Deadline:
+        """The deadline itself, or a new one that starts now."""
+        return value if isinstance(value, Deadline) else cls(value)
+
+    def remaining(self) -> float | None:
+        """Seconds left, 0 when it has passed; None without a limit."""
+        return None if self.at is None else max(0.0, self.at - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has passed."""
+        return self.at is not None and time.monotonic() >= self.at
+
+    def bound(self, seconds: float | None) -> float | None:
+        """The smaller of a time span and what is left; None if neither is limited."""
+        remaining = self.remaining()
+        if seconds is None or remaining is None:
+            return remaining if seconds is None else seconds
+        return min(seconds, remaining)
+
+    def check(self, doing: str = "", *, method: str = "", url: str = "", attempts: int = 1) -> None:
+        """Raises if it has passed.
+
+        Args:
+            doing: What is going on, for the message.
+            method: The HTTP method, for the error.
+            url: The URL, for the error.
+            attempts: Attempts so far, for the error.
+
+        Raises:
+            DeadlineExceededError: If it has passed.
+        """
+        if self.expired:
+            raise self.error(doing, method=method, url=url, attempts=attempts)
+
+    def error(self, doing: str = "", *, method: str = "", url: str = "", attempts: int = 1) -> DeadlineExceededError:
+        """The error that says that it has passed."""
+        detail = f"not complete within the deadline of {self.seconds:g} s" if self.seconds else "deadline passed"
+        return DeadlineExceededError(
+            f"{detail} while {doing}" if doing else detail, method=method, url=url, attempts=attempts
+        )
+
+    def __repr__(self) -> str:
+        return f"Deadline({self.seconds!r})"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How much one process asks of a server at once: requests in flight, requests per second, and a shared back-off.
+
+
+class Slot:
+    """The right to have one request in flight; released once, from any thread.
+
+    Attributes:
+        waited: Seconds that it came later because the server had been overloaded.
+    """
+
+    def __init__(self, throttle: Throttle, thread: int, era: int, waited: float) -> None:
+        self._throttle = throttle
+        self._thread = thread
+        self._era = era
+        self._held = True
+        self.waited = waited
+
+    def release(self) -> None:
+        """Gives it back; a second call does nothing."""
+        self._throttle._release(self)
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Throttle:
+    """Bounds what all threads of one transport do together.
+
+    A server that answers 429 or 503 is overloaded: from then on half as many requests are in flight at once, at least
+    one, and with each as many answers as are in flight one more again (additive increase, multiplicative decrease). So
+    a server that names no time to wait gets the rest it needs.
+
+    Args:
+        max_in_flight: Requests at once, from sending until the body was read.
+        requests_per_second: Requests begun per second, on average; bursts of up to one second's worth (at least one
+            request) pass. None for no limit.
+    """
+
+    def __init__(self, max_in_flight: int, requests_per_second: float | None = None) -> None:
+        if not isinstance(max_in_flight, int) or max_in_flight < 1:
+            raise ValueError(f"max_in_flight must be a positive integer, not {max_in_flight!r}")
+        if requests_per_second is not None and not requests_per_second > 0:
+            raise ValueError(f"requests_per_second must be positive, not {requests_per_second!r}")
+        self._max_in_flight = max_in_flight
+        self._limit = float(max_in_flight)
+        self._era = 0
+        self._rate = requests_per_second
+        self._burst = max(1.0, requests_per_second or 1.0)
+        self._tokens = self._burst
+        self._refilled = time.monotonic()
+        self._not_before = 0.0
+        self._in_flight = 0
+        self._holders: Counter[int] = Counter()
+        self._condition = threading.Condition()
+
+    @property
+    def in_flight(self) -> int:
+        """How many slots are taken."""
+        return self._in_flight
+
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight now."""
+        return int(self._limit)
+
+    def acquire(self, deadline: Deadline) -> Slot:
+        """Waits for a slot.
+
+        A thread that already holds one gets another at once: it may be reading one answer while it asks for something
+        else, and would wait for itself.
+
+        Raises:
+            DeadlineExceededError: If none becomes free in time.
+        """
+        me = threading.get_ident()
+        waited = 0.0
+        with self._condition:
+            while self._in_flight >= self.limit and not self._holders[me]:
+                # Only what the server's state costs counts as throttled, not the user's own limit.
+                overloaded, began = self._in_flight < self._max_in_flight, time.monotonic()
+                if not self._condition.wait(deadline.remaining()) and deadline.expired:
+                    # A slot that became free in this very moment was announced to this thread, which does not take it.
+                    self._condition.notify()
+                    raise deadline.error(f"waiting for one of {self.limit} requests in flight to end")
+                waited += time.monotonic() - began if overloaded else 0.0
+            self._in_flight += 1
+            self._holders[me] += 1
+            return Slot(self, me, self._era, waited)
+
+    def answered(self, slot: Slot, status: int | None) -> None:
+        """Learns from an answer how much the server can take; to be called before the slot is released.
+
+        Args:
+            slot: The request's.
+            status: The HTTP status; None, if there was no answer, tells nothing.
+        """
+        with self._condition:
+            if status in (429, 503):
+                # Requests that were under way already when the limit was lowered say nothing new.
+                if slot._era == self._era:
+                    self._limit = max(1.0, self._limit / 2)
+                    self._era += 1
+            elif status is not None and status < 500 and self._limit < self._max_in_flight:
+                before = self.limit
+                self._limit = min(float(self._max_in_flight), self._limit + 1 / self._limit)
+                if self.limit > before:
+                    self._condition.notify()
+
+    def _release(self, slot: Slot) -> None:
+        with self._condition:
+            if not slot._held:
+                return
+            slot._held = False
+            self._in_flight -= 1
+            self._holders[slot._thread] -= 1
+            if not self._holders[slot._thread]:
+                del self._holders[slot._thread]
+            self._condition.notify()
+
+    def pace(self, deadline: Deadline) -> float:
+        """Waits until the rate limit and the server's last Retry-After allow another request.
+
+        Returns:
+            Seconds waited.
+
+        Raises:
+            DeadlineExceededError: At once if that would be after the deadline.
+        """
+        waited = 0.0
+        while True:
+            with self._condition:
+                wait = self._next_wait()
+            if wait <= 0:
+                return waited
+            remaining = deadline.remaining()
+            if remaining is not None and wait > remaining:
+                raise DeadlineExceededError(
+                    f"the next request may begin in {wait:.1f} s (rate limit or Retry-After), "
+                    f"which is after the deadline of {deadline.seconds:g} s"
+                )
+            time.sleep(wait)
+            waited += wait
+
+    def _next_wait(self) -> float:
+        """Seconds until a request may begin; takes a token if that is now."""
+        now = time.monotonic()
+        if now < self._not_before:
+            return self._not_before - now
+        if self._rate is None:
+            return 0.0
+        self._tokens = min(self._burst, self._tokens + (now - self._refilled) * self._rate)
+        self._refilled = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self._rate
+
+    def back_off(self, seconds: float) -> bool:
+        """Holds all requests back for some seconds, because the server asked one of them to come again later.
+
+        Returns:
+            Whether this is longer than was already agreed.
+        """
+        until = time.monotonic() + seconds
+        with self._condition:
+            longer = until > self._not_before + 0.01
+            self._not_before = max(self._not_before, until)
+        return longer
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Repeating: the budget of one operation, and the attempts a caller makes who repeats a whole streamed operation.
+
+
+logger = logging.getLogger("dicomweb_io")
+
+_MAX_INSTANT = 16
+
+
+class Budget:
+    """How much more may be tried within one operation.
+
+    Args:
+        policy: When and how often.
+        deadline: Until when.
+        on_retry: Called before each wait.
+
+    Attributes:
+        tries: Requests sent so far.
+        deadline: Until when.
+    """
+
+    def __init__(self, policy: RetryPolicy, deadline: Deadline, on_retry: Callable[[], None] = lambda: None) -> None:
+        self.policy = policy
+        self.deadline = deadline
+        self.tries = 0
+        self._failures = 0
+        self._instant = 0
+        # A weak reference: the error's traceback leads back to this object.
+        self._final: Callable[[], DICOMwebError | None] = lambda: None
+        self._on_retry = on_retry
+
+    def progress(self) -> None:
+        """Forgets the failures so far, because something new was got for good."""
+        self._failures = self._instant = 0
+
+    def decide(self, error: DICOMwebError, *, repeatable: bool = True) -> float | None:
+        """Counts a failure and decides about it.
+
+        Args:
+            error: What failed.
+            repeatable: Whether the request may be sent again at all.
+
+        Returns:
+            Seconds to wait before the next try; None if there is none and the error stands.
+        """
+        if error is self._final():
+            return None
+        self._final = weakref.ref(error)
+        if not error.retryable or not repeatable:
+            return None
+        if isinstance(error, ConnectionFailedError) and error.stale and self._instant < _MAX_INSTANT:
+            # The server closed an idle connection just when it was used again: no sign of trouble, no reason to wait.
+            self._instant += 1
+            self._log(error, 0.0)
+            return 0.0
+        self._failures += 1
+        if self._failures >= self.policy.max_attempts:
+            return None
+        wait = self.policy.delay(self._failures, error.retry_after)
+        remaining = self.deadline.remaining()
+        if remaining is not None and wait >= remaining:
+            # The jitter alone must not cost the last attempt; what the server asks for is not shortened.
+            wait = error.retry_after or 0.0
+            if wait >= remaining:
+                return None
+        self._log(error, wait)
+        return wait
+
+    def _log(self, error: DICOMwebError, wait: float) -> None:
+        self._on_retry()
+        logger.info("%s; trying again in %.1f s (attempt %d)", error.discreet, wait, self.tries + 1)
+
+
+class Attempt:
+    """One try of an operation that its caller repeats as a whole; a context manager that swallows a retryable error.
+
+    Attributes:
+        number: Counted from 1.
+        deadline: Until when all attempts together must be done.
+    """
+
+    def __init__(self, budget: Budget, number: int) -> None:
+        self.number = number
+        self.deadline = budget.deadline
+        self.budget = budget
+        self.failed = False
+
+    def progress(self) -> None:
+        """Tells that something new was got for good, so that the failures before it no longer count."""
+        self.budget.progress()
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, DICOMwebError):
+            return False
+        wait = self.budget.decide(error)
+        if wait is None:
+            return False
+        self.failed = True
+        time.sleep(wait)
+        return True
+
+
+def attempts(budget: Budget) -> Iterator[Attempt]:
+    """Attempts until one ends without error; the last error passes through."""
+    number = 0
+    while True:
+        number += 1
+        attempt = Attempt(budget, number)
+        yield attempt
+        if not attempt.failed:
+            return

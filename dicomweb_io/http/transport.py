@@ -1,0 +1,551 @@
+"""`Transport`: the one way by which clients talk HTTP, with timeouts, a deadline, retries, credentials and a throttle.
+
+What it adds to requests: a deadline over everything that an operation does, which holds against bodies and headers that
+drip; retries that see truncated bodies; query strings that are sent as they are written; redirects that never carry
+credentials to another origin; bounded headers, bodies and decompression; a shared limit of requests in flight.
+
+    with Transport("https://pacs.example.org/dicom-web", credentials=BearerToken(env="TOKEN")) as transport:
+        rows = transport.request("GET", transport.base_url + "/studies?limit=10").content
+        for attempt in transport.attempts():
+            with attempt, transport.stream("GET", url, headers=headers, attempt=attempt) as answer:
+                for part in answer.multipart():
+                    ...
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import requests
+import urllib3
+from requests.auth import AuthBase
+
+from dicomweb_io.errors import (
+    ConnectionFailedError,
+    CredentialsError,
+    DICOMwebError,
+    MalformedResponseError,
+    RedirectError,
+    ResponseIncompleteError,
+    safe_url,
+    server_message,
+)
+from dicomweb_io.http.auth import Authenticator, BasicCredentials, Credentials
+from dicomweb_io.http.connections import Exchange, SessionSender, mask_queries_in_debug_log
+from dicomweb_io.http.multipart import MultipartBody, MultipartError
+from dicomweb_io.http.response import Answer, StreamedAnswer, causes, connection_failure
+from dicomweb_io.http.retry import (
+    Attempt,
+    Budget,
+    Deadline,
+    RequestRecord,
+    RetryPolicy,
+    Stats,
+    Throttle,
+    attempts,
+    logger,
+    parse_retry_after,
+)
+from dicomweb_io.http.urls import Origin, absolute_url, redirect_target, without_user_info
+
+Body = bytes | bytearray | memoryview | MultipartBody | Iterable[bytes] | None
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+_MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_RETRY_AFTER = 3600.0
+# What may go to another host: nothing that identifies the user or the archive.
+_NEUTRAL_HEADERS = frozenset({"accept", "accept-encoding", "accept-language", "content-type", "range"})
+_ADVICE = {
+    401: "the server wants other credentials than it got",
+    403: "the credentials do not allow this",
+    407: "the proxy wants credentials",
+    413: "the request is too large for the server",
+    414: "the URL is too long for the server",
+}
+
+
+@dataclass
+class _Call:
+    """What is to be sent, whatever the number of tries."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: Any
+    repeatable: bool
+    replayable: bool
+    accept: Collection[int]
+
+
+class Transport:
+    """Sends requests to one archive. Safe to use from many threads; cannot be pickled (pickle the endpoint instead).
+
+    Args:
+        base_url: The service's root. User information in it becomes basic credentials. Credentials and `headers` go
+            to its origin (scheme, host and port) only.
+        session: A session of requests to use, with its adapters, hooks, cookies, proxies and authentication; it is not
+            changed. By default one is made. Its authentication is used for the origin of `base_url` only, and where it
+            is a plain one, connections come from a pool of this transport.
+        credentials: How to authenticate; takes the place of the session's `auth`.
+        headers: Sent with every request to the origin.
+        verify: Verify TLS certificates: True, False, or the path of a CA bundle.
+        cert: A client certificate: the path of a PEM file, or a pair of certificate and key paths.
+        proxies: Proxy URL by scheme; by default those of the environment. A .netrc file is never used.
+        timeout: Seconds to wait for a connection and for each read or write: one number or a pair.
+        deadline: Seconds that one operation may take in all, retries included; None for no limit.
+        retry: When and how often to try again.
+        max_in_flight: Requests at once.
+        requests_per_second: A limit, or None.
+        callback: Called with each response of requests when its headers have arrived; may return another one in its
+            place (a response hook of requests).
+        observer: Called with a `RequestRecord` after each HTTP request; must be quick and must not raise.
+
+    Attributes:
+        base_url: The service's root without user information and trailing slash.
+        retry: When and how often to try again.
+        deadline: Seconds that one operation may take in all.
+        stats: What was done so far.
+
+    Raises:
+        ValueError: If the URL or a number is not usable.
+        FileNotFoundError: If a certificate file does not exist.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        session: requests.Session | None = None,
+        credentials: Credentials | AuthBase | None = None,
+        headers: Mapping[str, str] | None = None,
+        verify: bool | str = True,
+        cert: str | tuple[str, str] | None = None,
+        proxies: Mapping[str, str] | None = None,
+        timeout: float | tuple[float, float] = (10.0, 60.0),
+        deadline: float | None = 3600.0,
+        retry: RetryPolicy | None = None,
+        max_in_flight: int = 8,
+        requests_per_second: float | None = None,
+        callback: Callable[..., Any] | None = None,
+        observer: Callable[[RequestRecord], None] | None = None,
+    ) -> None:
+        clean, user, password = without_user_info(base_url)
+        self.origin = Origin.of(clean)
+        self.base_url = clean.rstrip("/")
+        if user is not None and credentials is None:
+            credentials = BasicCredentials(unquote(user), unquote(password or ""))
+        self.timeout = _timeout_pair(timeout)
+        Deadline(deadline)  # refuses what is no deadline
+        self.deadline = deadline
+        self.retry = RetryPolicy() if retry is None else retry
+        self.stats = Stats()
+        self._headers = _checked_headers(headers or {})
+        self._observer = observer
+        self._throttle = Throttle(max_in_flight, requests_per_second)
+        self._sender = SessionSender(
+            session, verify=verify, cert=cert, proxies=proxies, pool_size=max_in_flight, callback=callback
+        )
+        self._auth: AuthBase | None
+        if isinstance(credentials, Credentials):
+            self._auth = credentials.auth(verify=verify, proxies=proxies, timeout=self.timeout)
+        else:
+            self._auth = credentials
+        mask_queries_in_debug_log()
+
+    # -- what clients call
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        idempotent: bool | None = None,
+        accept_statuses: Collection[int] = (),
+        max_bytes: int | None = None,
+        deadline: Deadline | float | None = None,
+        attempt: Attempt | None = None,
+    ) -> Answer:
+        """Sends a request and reads the whole answer, with all retries.
+
+        Args:
+            method: The HTTP method.
+            url: An absolute URL, or a path below `base_url`. The query is sent as it is written here (percent escapes
+                get upper-case digits), so it must be escaped already.
+            headers: Further headers.
+            body: Bytes or a `MultipartBody`, which can be sent again; any other iterable is sent once and never
+                retried.
+            idempotent: Whether the request may be sent again after it may have reached the server. By default GET,
+                HEAD, OPTIONS, PUT, DELETE and whatever has a replayable body.
+            accept_statuses: Statuses from 400 on that are answers rather than errors.
+            max_bytes: The most the answer may take; None for 1 GiB.
+            deadline: Seconds for the operation, or a running deadline; None for the transport's own.
+            attempt: An attempt of `attempts` whose budget and deadline this request shares.
+
+        Raises:
+            DICOMwebError: If the last try failed (see its subclasses).
+            ValueError: If the URL or a header cannot be sent.
+        """
+        call = self._call(method, url, headers, body, idempotent, accept_statuses, "gzip, deflate")
+        budget = self._budget(deadline, attempt)
+        while True:
+            answer: StreamedAnswer | None = None
+            try:
+                answer = self._exchange(call, budget)
+                return answer.complete(max_bytes)
+            except DICOMwebError as error:
+                wait = self._decide(error, call, budget)
+                if wait is None:
+                    raise
+            finally:
+                if answer is not None:
+                    answer.close()
+            time.sleep(wait)
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        idempotent: bool | None = None,
+        accept_statuses: Collection[int] = (),
+        deadline: Deadline | float | None = None,
+        attempt: Attempt | None = None,
+    ) -> Iterator[StreamedAnswer]:
+        """Sends a request and gives the answer to read as it arrives.
+
+        Retries until the headers of a success are there. What happens in the body is the caller's to repeat, with
+        `attempts`. Compression is not asked for unless `headers` do. Leaving the block closes the answer.
+
+        Args:
+            method: See `request`, as for all others.
+            url: See `request`.
+            headers: See `request`.
+            body: See `request`.
+            idempotent: See `request`.
+            accept_statuses: See `request`.
+            deadline: See `request`; it holds for reading the body too.
+            attempt: See `request`.
+        """
+        call = self._call(method, url, headers, body, idempotent, accept_statuses, "identity")
+        budget = self._budget(deadline, attempt)
+        answer = self._open(call, budget)
+        try:
+            yield answer
+        except MultipartError as error:
+            kind = ResponseIncompleteError if error.truncated else MalformedResponseError
+            raise answer.error(str(error), kind, retryable=error.truncated) from error
+        else:
+            answer.close(drain=True)
+        finally:
+            answer.close()
+
+    def attempts(self, deadline: Deadline | float | None = None) -> Iterator[Attempt]:
+        """For a caller who repeats a whole operation because an answer may break off half-way.
+
+            for attempt in transport.attempts():
+                with attempt, transport.stream("GET", url, attempt=attempt) as answer:
+                    …
+
+        The loop ends after the first attempt that raised nothing. A retryable `DICOMwebError` is swallowed, waited for
+        and followed by the next attempt; any other error and the last one pass through. All attempts together have one
+        deadline and one count of failures; `Attempt.progress` sets the count back.
+
+        Args:
+            deadline: Seconds for all attempts, or a running deadline; None for the transport's own.
+        """
+        return attempts(self._new_budget(deadline))
+
+    def same_origin(self, url: str) -> bool:
+        """Whether an absolute URL has the scheme, host and port of `base_url`, so that credentials go there."""
+        return Origin.of(without_user_info(url)[0]) == self.origin
+
+    def close(self) -> None:
+        """Closes idle connections (not those of a session that was passed)."""
+        self._sender.close()
+
+    def __enter__(self) -> Transport:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Transport to {safe_url(self.base_url)}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Transport holds connections and cannot be pickled; pickle the Endpoint instead")
+
+    # -- one operation: tries, redirects, a refresh of the credentials
+
+    def _call(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        body: Any,
+        idempotent: bool | None,
+        accept: Collection[int],
+        accept_encoding: str,
+    ) -> _Call:
+        merged = {"Accept-Encoding": accept_encoding}
+        for name, value in _checked_headers(headers or {}).items():
+            for known in [item for item in merged if item.lower() == name.lower()]:
+                del merged[known]
+            merged[name] = value
+        if isinstance(body, (str, Mapping)):
+            raise TypeError(f"a body is bytes or a MultipartBody, not {type(body).__name__}")
+        if isinstance(body, (bytearray, memoryview)):
+            body = bytes(body)
+        elif isinstance(body, (list, tuple)):
+            body = b"".join(body)
+        replayable = body is None or isinstance(body, bytes) or (hasattr(body, "__len__") and iter(body) is not body)
+        method = method.upper()
+        if idempotent is None:
+            idempotent = method in _IDEMPOTENT or replayable
+        return _Call(
+            method,
+            absolute_url(url, self.base_url),
+            merged,
+            body,
+            repeatable=idempotent and replayable,
+            replayable=replayable,
+            accept=accept,
+        )
+
+    def _new_budget(self, deadline: Deadline | float | None) -> Budget:
+        running = Deadline.of(self.deadline if deadline is None else deadline)
+        return Budget(self.retry, running, on_retry=lambda: self.stats.add(retries=1))
+
+    def _budget(self, deadline: Deadline | float | None, attempt: Attempt | None) -> Budget:
+        return attempt.budget if attempt is not None else self._new_budget(deadline)
+
+    def _open(self, call: _Call, budget: Budget) -> StreamedAnswer:
+        while True:
+            try:
+                return self._exchange(call, budget)
+            except DICOMwebError as error:
+                wait = self._decide(error, call, budget)
+                if wait is None:
+                    raise
+            time.sleep(wait)
+
+    def _decide(self, error: DICOMwebError, call: _Call, budget: Budget) -> float | None:
+        """Seconds to wait before the next try; None if there is none."""
+        error.attempts = budget.tries
+        not_processed = (
+            error.status == 429
+            or isinstance(error, CredentialsError)
+            or (isinstance(error, ConnectionFailedError) and not error.sent)
+        )
+        return budget.decide(error, repeatable=call.repeatable or (call.replayable and not_processed))
+
+    def _exchange(self, call: _Call, budget: Budget) -> StreamedAnswer:
+        """One try: follows redirects and refreshes credentials once."""
+        method, url, hops, refreshed = call.method, call.url, 0, False
+        own = self.same_origin(url)
+        budget.tries += 1
+        while True:
+            answer, prepared = self._send(method, url, call, budget, own)
+            status = answer.status
+            try:
+                if status in _REDIRECTS and "Location" in answer.headers:
+                    hops += 1
+                    method, url = self._redirect(answer, call, method, url, hops)
+                    # Who was sent away does not come back with credentials to wherever the other host wishes.
+                    own = own and self.same_origin(url)
+                    answer.close(drain=True)
+                    continue
+                if status == 401 and own and not refreshed and call.replayable and self._refresh(prepared, answer):
+                    refreshed = True
+                    answer.close(drain=True)
+                    continue
+                if status < 300 or status == 304 or status in call.accept:
+                    return answer
+                raise self._status_error(answer, url, budget, own)
+            except BaseException:
+                answer.close()
+                raise
+
+    def _refresh(self, prepared: requests.PreparedRequest, answer: StreamedAnswer) -> bool:
+        try:
+            return isinstance(self._auth, Authenticator) and self._auth.refresh(prepared)
+        except CredentialsError as error:
+            error.method, error.url = error.method or answer.method, error.url or answer.url
+            raise
+
+    def _redirect(self, answer: StreamedAnswer, call: _Call, method: str, url: str, hops: int) -> tuple[str, str]:
+        if hops > _MAX_REDIRECTS:
+            raise answer.error(f"more than {_MAX_REDIRECTS} redirects", RedirectError)
+        target = redirect_target(url, answer.headers["Location"])
+        if target is None:
+            raise answer.error("the redirect's Location is no HTTP URL", RedirectError)
+        where = safe_url(target)
+        if url.lower().startswith("https:") and not target.lower().startswith("https:"):
+            raise answer.error(f"a redirect from https to plain http is not followed ({where})", RedirectError)
+        if method in ("GET", "HEAD"):
+            return method, target
+        if answer.status == 303:
+            return "GET", target
+        # What is stored or deleted must not quietly become a GET (301, 302), nor go to a host nobody named.
+        if answer.status in (301, 302) or not call.replayable or Origin.of(target) != Origin.of(url):
+            raise answer.error(
+                f"a redirect of {method} to {where} is not followed; if that is the archive, use it as its URL",
+                RedirectError,
+            )
+        return method, target
+
+    def _status_error(self, answer: StreamedAnswer, url: str, budget: Budget, own: bool) -> DICOMwebError:
+        status = answer.status
+        body = answer.read_beginning()
+        retry_after = parse_retry_after(answer.headers.get("Retry-After"))
+        if retry_after is not None and budget.deadline.at is None:
+            retry_after = min(retry_after, _MAX_RETRY_AFTER)
+        if status in (429, 503) and retry_after and self._throttle.back_off(min(retry_after, _MAX_RETRY_AFTER)):
+            logger.warning("%s asks to wait %.1f s (HTTP %d)", safe_url(self.base_url), retry_after, status)
+        said = server_message(body, url, answer.request_headers)
+        words = [said, _ADVICE.get(status, "")]
+        if status in (401, 403) and not own:
+            words.append("credentials were not sent there, because it is not the archive's own origin")
+        error = answer.error(
+            "; ".join(filter(None, words)) or (answer.public_response(b"").reason or ""),
+            DICOMwebError,
+            retryable=status in self.retry.statuses,
+        )
+        error.said = said
+        error.retry_after = retry_after
+        error.attempts = budget.tries
+        error.response = answer.public_response(body)
+        return error
+
+    # -- one HTTP request
+
+    def _send(
+        self, method: str, url: str, call: _Call, budget: Budget, own: bool
+    ) -> tuple[StreamedAnswer, requests.PreparedRequest]:
+        deadline = budget.deadline
+        try:
+            deadline.check("waiting to send", method=method, url=url, attempts=budget.tries)
+            slot = self._throttle.acquire(deadline)
+        except DICOMwebError as error:
+            error.method, error.url = method, safe_url(url)
+            raise
+        started = time.monotonic()
+        connect = deadline.bound(self.timeout[0])
+        # A little more than what is left, so that the deadline has surely passed when the read gives up.
+        remaining = deadline.remaining()
+        read = self.timeout[1] if remaining is None else min(self.timeout[1], remaining + 0.05)
+        exchange = Exchange(deadline.at, read)
+
+        def finished(status: int | None, bytes_in: int) -> None:
+            self._throttle.answered(slot, status)
+            slot.release()
+            seconds = time.monotonic() - started
+            self.stats.add(bytes_in=bytes_in, bytes_out=exchange.bytes_out)
+            self.stats.took(seconds)
+            if self._observer is not None:
+                self._observer(RequestRecord(method, safe_url(url), status, seconds, bytes_in, exchange.bytes_out))
+
+        try:
+            self.stats.add(throttled_seconds=slot.waited + self._throttle.pace(deadline))
+            headers = {**self._headers} if own else {}
+            for name, value in call.headers.items():
+                if own or name.lower() in _NEUTRAL_HEADERS:
+                    headers = {known: item for known, item in headers.items() if known.lower() != name.lower()}
+                    headers[name] = value
+            body = call.body
+            if method != call.method:
+                body = None
+                headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
+            self.stats.add(requests=1)
+            exchange.begin()
+            with exchange:
+                response = self._sender.send(
+                    method, url, headers, body, auth=self._auth, own=own, timeout=(connect, read), exchange=exchange
+                )
+        except BaseException as error:
+            exchange.finish()
+            finished(None, 0)
+            if isinstance(error, DICOMwebError):
+                error.method, error.url = error.method or method, error.url or safe_url(url)
+                raise
+            if not isinstance(error, Exception):
+                raise
+            failure = self._failure(error, exchange, deadline, method, url, (connect, read), budget)
+            if failure is None:
+                raise
+        else:
+            answer = StreamedAnswer(
+                response,
+                exchange,
+                deadline,
+                attempts=budget.tries,
+                on_close=lambda done: finished(done.status, done.bytes_in),
+            )
+            return answer, response.request
+        try:
+            raise failure
+        finally:
+            # An error whose traceback leads to a frame that names it would live on until the next garbage collection.
+            del failure
+
+    def _failure(
+        self,
+        error: Exception,
+        exchange: Exchange,
+        deadline: Deadline,
+        method: str,
+        url: str,
+        timeout: tuple[float | None, float | None],
+        budget: Budget,
+    ) -> DICOMwebError | None:
+        """What an exception while sending means; None if it is none of the network's."""
+        network = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+        if exchange.expired or (deadline.expired and isinstance(error, network)):
+            return deadline.error("waiting for an answer", method=method, url=url, attempts=budget.tries)
+        if isinstance(error, network) and not isinstance(error, ValueError):
+            failure = connection_failure(error, exchange, method=method, url=url, timeout=timeout)
+            if isinstance(failure, ConnectionFailedError):
+                failure.stale = exchange.reused and not any(isinstance(item, TimeoutError) for item in causes(error))
+            return failure
+        if isinstance(error, requests.exceptions.ContentDecodingError):
+            return MalformedResponseError("the answer cannot be decompressed", method=method, url=url)
+        if type(error).__module__.startswith("google.auth"):
+            retryable = bool(getattr(error, "retryable", False))
+            return CredentialsError(
+                f"Google credentials: {type(error).__name__}", method=method, url=url, retryable=retryable
+            )
+        return None
+
+
+def _timeout_pair(timeout: float | tuple[float, float]) -> tuple[float, float]:
+    pair = tuple(timeout) if isinstance(timeout, (tuple, list)) else (timeout, timeout)
+    numbers = [item for item in pair if isinstance(item, (int, float)) and not isinstance(item, bool) and item > 0]
+    if len(pair) != 2 or len(numbers) != 2:
+        raise ValueError(f"timeout must be a positive number of seconds or a pair (connect, read), not {timeout!r}")
+    return float(numbers[0]), float(numbers[1])
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"headers must be texts, but {name!r} is not")
+        if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", name) or re.search(r"[\r\n\0]", value):
+            raise ValueError(f"the header {name!r} cannot be sent: a line break or a character that is not allowed")
+        if value != value.strip() or not all(ord(item) < 256 for item in value):
+            raise ValueError(f"the header {name!r} cannot be sent: blanks around it or characters outside Latin-1")
+    return dict(headers)
+
+
+__all__ = ["Answer", "Attempt", "Body", "RequestRecord", "Stats", "StreamedAnswer", "Transport"]

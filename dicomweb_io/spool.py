@@ -1,0 +1,242 @@
+"""Where frames and bulk data go as they arrive: into memory, or above a size into files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
+
+from dicomweb_io.dicom.uids import is_safe_name
+from dicomweb_io.elements import Bulkdata, Frame, Instance
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Collecting bytes of unknown size: small ones in memory, large ones in a private temporary file.
+
+
+Chunk = bytes | bytearray | memoryview
+
+
+class Collected(NamedTuple):
+    """The bytes, in one of two places.
+
+    Attributes:
+        content: The bytes, if they are in memory.
+        path: The file that holds them, otherwise. Who receives it removes it.
+    """
+
+    content: bytes | None
+    path: str | None
+
+
+class Spool:
+    """Takes chunks one by one; keeps up to `max_bytes` in memory and moves to a file when they grow beyond.
+
+    As a context manager it removes the file unless `finish` was called.
+
+    Args:
+        max_bytes: What may stay in memory; 0 writes everything (except nothing at all) to a file.
+        directory: Where a file is made; by default the system's temporary directory.
+        suffix: Ending of the file's name.
+    """
+
+    def __init__(
+        self, *, max_bytes: int, directory: str | os.PathLike[str] | None = None, suffix: str = ".dcm"
+    ) -> None:
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes must not be negative: {max_bytes!r}")
+        self._max_bytes = max_bytes
+        self._directory = None if directory is None else os.fspath(directory)
+        self._suffix = suffix
+        self._chunks: list[Chunk] = []
+        self._file: BinaryIO | None = None
+        self._path: str | None = None
+        self.size = 0
+
+    def write(self, chunk: Chunk) -> None:
+        """Takes the next bytes.
+
+        Raises:
+            OSError: If the file cannot be written, for example on a full disk.
+        """
+        self.size += len(chunk)
+        if self._file is None and self.size <= self._max_bytes:
+            self._chunks.append(chunk)
+            return
+        if self._file is None:
+            # mkstemp creates the file for its owner only (mode 0600): it holds patients' images.
+            descriptor, self._path = tempfile.mkstemp(self._suffix, "dicomweb_io-", self._directory)
+            self._file = os.fdopen(descriptor, "wb", buffering=0)
+            for kept in self._chunks:
+                self._write_all(kept)
+            self._chunks.clear()
+        self._write_all(chunk)
+
+    def _write_all(self, chunk: Chunk) -> None:
+        assert self._file is not None  # noqa: S101 - for the type checker
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def finish(self) -> Collected:
+        """The collected bytes; a file belongs to the caller from now on."""
+        if self._file is None:
+            only = self._chunks[0] if len(self._chunks) == 1 else None
+            content = only if isinstance(only, bytes) else b"".join(self._chunks)
+            self._chunks.clear()
+            return Collected(content, None)
+        self._file.close()
+        path, self._file, self._path = self._path, None, None
+        return Collected(None, path)
+
+    def discard(self) -> None:
+        """Forgets the bytes and removes the file, if there is one."""
+        self._chunks.clear()
+        file, path = self._file, self._path
+        self._file = self._path = None
+        if file is not None:
+            file.close()
+        if path is not None:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                return
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def collect(
+    chunks: Iterable[Chunk], *, max_bytes: int, directory: str | os.PathLike[str] | None = None, suffix: str = ".dcm"
+) -> Collected:
+    """Collects all chunks, in memory up to `max_bytes`, otherwise in a file of mode 0600.
+
+    Args:
+        chunks: The bytes; an error that they raise is passed on after the file was removed.
+        max_bytes: What may stay in memory.
+        directory: Where a file is made; by default the system's temporary directory.
+        suffix: Ending of the file's name.
+
+    Returns:
+        The pair of content and path, one of which is None. A file belongs to the caller.
+    """
+    with Spool(max_bytes=max_bytes, directory=directory, suffix=suffix) as spool:
+        for chunk in chunks:
+            spool.write(chunk)
+        return spool.finish()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+T = TypeVar("T", Frame, Bulkdata)
+
+
+class _Arriving(Protocol):
+    """A body or a part of one."""
+
+    def read(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """What is too large for memory, and where it goes instead.
+
+    Args:
+        max_element_bytes: What may be in memory; None for everything.
+        directory: Where files are made; by default the system's temporary directory.
+
+    Raises:
+        ValueError: If the size is negative, or the directory is none.
+    """
+
+    max_element_bytes: int | None = None
+    directory: str | None = None
+
+    def __post_init__(self) -> None:
+        most = self.max_element_bytes
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 0):
+            raise ValueError(f"max_element_bytes must be an integer of 0 or more, or None, not {most!r}")
+        if self.directory is not None and not os.path.isdir(self.directory):
+            raise ValueError(f"spool_directory is not a directory: {self.directory!r}")
+
+    def keep(self, arriving: _Arriving, pieces: Callable[[], Iterable[Chunk]]) -> Collected:
+        """Reads a body or part: at once if all is to be in memory, otherwise piece by piece."""
+        if self.max_element_bytes is None:
+            return Collected(arriving.read(), None)
+        return collect(pieces(), max_bytes=self.max_element_bytes, directory=self.directory, suffix="")
+
+    def moved(self, item: T) -> T:
+        """A frame or value that is in memory; in a file if it is too large."""
+        if self.max_element_bytes is None or item.content is None or len(item.content) <= self.max_element_bytes:
+            return item
+        kept = collect([item.content], max_bytes=self.max_element_bytes, directory=self.directory, suffix="")
+        return replace(item, content=None, path=kept.path)
+
+
+def dropped(item: Frame | Bulkdata) -> None:
+    """Removes the file of a frame or value that nobody will get."""
+    if item.path is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(item.path)
+
+
+class PrivateDirectory:
+    """A directory for spool files, made when first needed (for its owner only) and removed with all its files.
+
+    Args:
+        parent: Where it is made; by default the system's temporary directory.
+    """
+
+    def __init__(self, parent: str | None = None) -> None:
+        self._parent = parent
+        self._lock = threading.Lock()
+        self._path: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The directory."""
+        with self._lock:
+            if self._path is None:
+                self._path = os.path.abspath(tempfile.mkdtemp(prefix="dicomweb_io-", dir=self._parent))
+            return self._path
+
+    def discard(self, instance: Instance) -> None:
+        """Deletes the file of an instance if it is in this directory; a file that somebody else owns stays."""
+        path = instance.path
+        if path is not None and self._path is not None and os.path.dirname(os.path.abspath(path)) == self._path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def release(self, instance: Instance) -> str:
+        """Moves the file of an instance out of this directory, to its parent, for somebody else to own.
+
+        Returns:
+            The new path; the old one if the file was not in this directory.
+        """
+        path = str(instance.path)
+        directory, name = os.path.split(os.path.abspath(path))
+        if directory != self._path:
+            return path
+        uid = str(instance.reference.sop_instance_uid)
+        # The UID is for people who look for the file; not every identifier can be part of a file's name.
+        target = os.path.join(os.path.dirname(directory), f"{uid}-{name}" if is_safe_name(uid) else name)
+        os.replace(path, target)
+        return target
+
+    def remove(self) -> None:
+        """Deletes the directory and everything in it. It is made again if it is needed again."""
+        with self._lock:
+            path, self._path = self._path, None
+        if path is not None:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,275 @@
+"""What is stored: an item for each thing that a caller gives, whatever it is, and batches of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, cast
+
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.dataset import Dataset
+
+from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, Storable
+from dicomweb_io.dicom.header_scan import DEFLATED_SYNTAXES
+from dicomweb_io.dicom.media_types import DICOM
+from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource, StoredInstance
+from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.failures import RECOVERABLE, failure_of
+from dicomweb_io.http.multipart import BodyPart
+from dicomweb_io.spool import Spool
+
+TRANSFORM = "StoreInstances"
+
+
+@dataclass
+class StoreItem:
+    """One instance on its way.
+
+    Attributes:
+        instance: The instance; None if there is none in what was given.
+        size: Bytes of its file.
+        outcome: What became of it; None as long as that is open.
+        said: What the server said of it, for the response module.
+        temporary: A file to remove when the outcome is out.
+        existed: Whether the destination had its UID before, as far as that was looked up.
+        wants_place: Whether it is no success if the destination has another object in its place.
+        study_url: The Retrieve URL of the study that the answer gave.
+    """
+
+    instance: Instance | None = None
+    size: int = 0
+    outcome: StoredInstance | Failure | None = None
+    said: JSONDataset | None = None
+    temporary: str | None = None
+    existed: bool | None = None
+    wants_place: bool = False
+    study_url: str | None = None
+
+    @property
+    def given(self) -> Instance:
+        """The instance, of an item that has one."""
+        if self.instance is None:
+            raise ValueError("there is no instance to send")
+        return self.instance
+
+    @property
+    def reference(self) -> Resource:
+        """The instance's reference, of an item that has one."""
+        return self.given.reference
+
+    @property
+    def uid(self) -> str:
+        """Its SOP Instance UID."""
+        return str(self.reference.sop_instance_uid)
+
+    def part(self) -> BodyPart:
+        """The part of a request body that carries it."""
+        instance = self.given
+        headers = {"Content-Type": DICOM}
+        if instance.content is not None:
+            return BodyPart(headers, instance.content, len(instance.content))
+        path = cast(str, instance.path)
+        if "://" in path:
+            return BodyPart(headers, instance.open, self.size)
+        return BodyPart(headers, path, self.size)
+
+    def discreet(self, said: str) -> str:
+        """A server's words without what they repeat of the instance's names."""
+        return without_names(said, self.instance) if self.instance is not None else said
+
+    def fail(self, message: str, **facts: Any) -> None:
+        """Notes a failure."""
+        source = self.instance.path if self.instance is not None and self.temporary is None else None
+        reference = self.instance.reference if self.instance is not None else None
+        self.outcome = Failure(TRANSFORM, message, reference=reference, source=source, **facts)
+
+    def fail_by(self, error: BaseException) -> None:
+        """Notes a failure by an exception."""
+        reference = self.instance.reference if self.instance is not None else None
+        failure = failure_of(error, TRANSFORM, reference=reference)
+        said = error.said if isinstance(error, DICOMwebError) else ""
+        if said:
+            failure = replace(failure, message=failure.message.replace(said, self.discreet(said)))
+        if failure.source is None and self.instance is not None and self.temporary is None:
+            failure = replace(failure, source=self.instance.path)
+        self.outcome = failure
+
+    def discard(self) -> None:
+        """Removes the temporary file, if there is one."""
+        if self.temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self.temporary)
+            self.temporary = None
+
+
+def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
+    """Makes an item of something to store; reads only the header of bytes and files.
+
+    Args:
+        storable: See `dicomweb_io.client.Storable`. An open file is read to its end and stays open.
+        study_instance_uid: The study of the request's URL, which the instance has to belong to.
+
+    Returns:
+        An item whose outcome is a `Failure` if there is nothing that could be sent.
+
+    Raises:
+        TypeError: If it is nothing that can be stored: a mistake in the program, not in the data.
+    """
+    item = StoreItem()
+    try:
+        if isinstance(storable, Instance):
+            item.instance = storable
+        elif isinstance(storable, (bytes, bytearray, memoryview)):
+            item.instance = Instance.from_bytes(bytes(storable))
+        elif isinstance(storable, (str, os.PathLike)):
+            item.instance = Instance.from_path(storable)
+        elif hasattr(storable, "read"):
+            _read_into(item, cast(BinaryIO, storable))
+        elif hasattr(storable, "file_meta") or hasattr(storable, "to_json_dict"):
+            item.instance = Instance.from_dataset(cast("Dataset", storable))
+        else:
+            raise TypeError(
+                "what is stored must be an Instance, bytes, a path, a pydicom Dataset or a binary file, not "
+                f"{type(storable).__name__}"
+            )
+        item.size = item.given.size
+    except RECOVERABLE as error:
+        item.discard()
+        source = os.fspath(storable) if isinstance(storable, (str, os.PathLike)) else None
+        reason = (
+            str(error) if isinstance(error, ValueError) else f"it cannot be read: {error.__class__.__name__}: {error}"
+        )
+        reference = storable.reference if isinstance(storable, Instance) else None
+        item.outcome = Failure(TRANSFORM, f"not sent: {reason}", reference=reference, source=source)
+        item.instance = None
+        return item
+    if study_instance_uid is not None and item.reference.study_instance_uid != study_instance_uid:
+        item.fail(f"not sent: it belongs to study {item.reference.study_instance_uid}, not to {study_instance_uid}")
+    return item
+
+
+def _read_into(item: StoreItem, file: BinaryIO) -> None:
+    with Spool(max_bytes=DEFAULT_MAX_ELEMENT_BYTES, directory=tempfile.gettempdir()) as spool:
+        while chunk := file.read(1 << 20):
+            if not isinstance(chunk, bytes):
+                raise TypeError("a file to store must be opened for reading bytes (mode 'rb')")
+            spool.write(chunk)
+        content, item.temporary = spool.finish()
+    item.instance = Instance.from_path(item.temporary) if item.temporary else Instance.from_bytes(content or b"")
+
+
+@dataclass
+class Batch:
+    """Items that go into one request, in order.
+
+    Args:
+        max_bytes: The most bytes, unless a single instance is larger.
+        max_count: The most items.
+    """
+
+    max_bytes: int
+    max_count: int
+    items: list[StoreItem] = field(default_factory=list)
+    _size: int = 0
+    _uids: set[str] = field(default_factory=set)
+
+    def has_room_for(self, item: StoreItem) -> bool:
+        """Whether an item may join.
+
+        An answer names instances by UID, so two with the same one never share a request.
+        """
+        if not self.items:
+            return True
+        if len(self.items) >= self.max_count:
+            return False
+        if item.outcome is not None:
+            return True
+        return self._size + item.size <= self.max_bytes and item.uid not in self._uids
+
+    def add(self, item: StoreItem) -> None:
+        """Adds an item."""
+        self.items.append(item)
+        if item.outcome is None:
+            self._size += item.size
+            self._uids.add(item.uid)
+
+    def clear(self) -> None:
+        """Forgets the items and removes their temporary files."""
+        for item in self.items:
+            item.discard()
+        self.items = []
+        self._size = 0
+        self._uids = set()
+
+
+_SPLIT = re.compile(r"[\s^=,;\\]+")
+
+
+_SHORTEST = 2
+
+
+_FIRST_WITHOUT_BLANKS = "\u2e80"  # scripts of East Asia, whose words stand side by side
+
+
+# Read one by one by their tags, so that nothing else of a large header is parsed.
+_TAGS: list[Any] = [
+    *sorted(tag for tag, entry in DicomDictionary.items() if entry[0] == "PN"),
+    *("PatientID", "OtherPatientIDs", "OtherPatientIDsSequence"),
+]
+
+
+def without_names(said: str, instance: Instance) -> str:
+    """A server's words about an instance without its names and patient identifiers, in whole or in part.
+
+    Args:
+        said: What the server said.
+        instance: The instance, whose header is read.
+
+    Returns:
+        The words with ``***`` in place of every name, of every word of a name, and of the patient's identifiers; empty
+        if the header cannot be read, and so its names are not known.
+    """
+    if not said:
+        return said
+    values = _values(instance)
+    if values is None:
+        return ""
+    for value in sorted(values, key=len, reverse=True):
+        said = re.sub(_pattern(value), "***", said, flags=re.IGNORECASE)
+    return said
+
+
+def _pattern(value: str) -> str:
+    if value[0] >= _FIRST_WITHOUT_BLANKS:
+        return re.escape(value)
+    # Not within a longer word or number, nor within a UID.
+    before, after = (r"(?<![^\W_])(?<!\d\.)", r"(?![^\W_]|\.\d)")
+    return before + re.escape(value) + after
+
+
+def _values(instance: Instance) -> set[str] | None:
+    if instance.transfer_syntax_uid in DEFLATED_SYNTAXES:
+        # It would have to be inflated as a whole, however large that is.
+        return None
+    try:
+        dataset = instance.dataset(stop_before_pixels=True, specific_tags=_TAGS)
+        texts = list(_texts(dataset))
+    except Exception:
+        # Whatever a broken header makes pydicom raise: what is being told of the instance must not be lost by it.
+        return None
+    found = {piece for text in texts for piece in (text, *text.split("="), *_SPLIT.split(text))}
+    return {piece.strip() for piece in found if len(piece.strip()) >= _SHORTEST}
+
+
+def _texts(dataset: Dataset) -> Iterator[str]:
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                yield str(item.get("PatientID") or "")
+        elif element.value is not None:
+            several = isinstance(element.value, (list, tuple)) or type(element.value).__name__ == "MultiValue"
+            yield from map(str, element.value if several else [element.value])

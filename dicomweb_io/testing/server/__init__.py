@@ -1,0 +1,1 @@
+"""The DICOMweb server for tests. Its public face is `dicomweb_io.testing`."""

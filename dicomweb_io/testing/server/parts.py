@@ -1,0 +1,457 @@
+"""Answers made of parts (multipart/related, PS3.18 section 8.6), streamed, with the faults that concern parts."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import re
+import secrets
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import orjson
+
+from dicomweb_io.dicom.attributes import lookup_keyword
+from dicomweb_io.dicom.pixels import ENCODINGS, NATIVE, TARGETS, TranscodingError, missing_library, transcode
+from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.exchange import Answer, Exchange, Site
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rows as DICOM JSON (PS3.18 Annex F) and as Native DICOM Model XML (PS3.19 Annex A), right or wrong on purpose.
+
+
+JSONRow = dict[str, Any]
+
+_XML_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON as servers send it: UTF-8, keys sorted."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        # orjson refuses lone surrogates, which damaged text may hold.
+        return json.dumps(value, sort_keys=True).encode()
+
+
+def json_array(rows: Iterable[JSONRow]) -> Iterator[bytes]:
+    """A JSON array, row by row."""
+    opening = b"["
+    for row in rows:
+        yield opening + json_bytes(row)
+        opening = b",\n"
+    yield b"]" if opening == b",\n" else b"[]"
+
+
+def faulty_json(exchange: Exchange, content: bytes) -> bytes:
+    """The JSON of an answer with the faults of the request worked into it."""
+    if exchange.fault("bad_json"):
+        return b'{"00080018": {"vr": "UI", "Value": [' + b"\xff\xfe not JSON"
+    if exchange.fault("truncated_json"):
+        return content[: max(1, len(content) // 2)]
+    deep = exchange.fault("deep_json")
+    if deep:
+        depth = int(deep.options["depth"])
+        return b"[" * depth + b"]" * depth
+    if exchange.fault("nan_json"):
+        extra = b'"00189073": {"vr": "FD", "Value": [NaN, Infinity, -Infinity]}'
+        return re.sub(rb'\{(?="[0-9A-F]{8}")', b"{" + extra + b", ", content)
+    return content
+
+
+def wrong_vrs(rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
+    """Rows whose values have wrong or no VRs, and values of wrong types; the UIDs stay readable."""
+    spoilt = {
+        "00080020": {"vr": "DA", "Value": [20260102]},
+        "00080061": {"vr": "CS", "Value": "CT"},
+        "00100010": {"vr": "PN", "Value": ["Not^An^Object"]},
+        "00100020": {"Value": [17]},
+        "00200011": {"vr": "IS", "Value": ["not a number"]},
+        "00201208": {"vr": "XX", "Value": [None]},
+        "00280010": {"vr": "US", "Value": ["512"]},
+        "7FE00010": {"vr": "OW", "InlineBinary": "@@@"},
+    }
+    for row in rows:
+        yield {**row, **{tag: value for tag, value in spoilt.items() if tag in row or tag == "00100020"}}
+
+
+def xml_document(row: JSONRow) -> bytes:
+    """One dataset as a Native DICOM Model document."""
+    body = "".join(_xml_attribute(tag, row[tag]) for tag in sorted(row))
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n<NativeDicomModel>{body}</NativeDicomModel>'.encode()
+
+
+def _xml_attribute(tag: str, element: dict[str, Any]) -> str:
+    try:
+        keyword = f" keyword={quoteattr(lookup_keyword(tag))}"
+    except (KeyError, ValueError):
+        keyword = ""
+    content = ""
+    if "BulkDataURI" in element:
+        content = f"<BulkData uri={quoteattr(element['BulkDataURI'])}/>"
+    elif "InlineBinary" in element:
+        content = f"<InlineBinary>{element['InlineBinary']}</InlineBinary>"
+    for number, value in enumerate(element.get("Value") or (), start=1):
+        content += _xml_value(number, value, str(element.get("vr", "UN")))
+    return f'<DicomAttribute tag="{tag}" vr="{element.get("vr", "UN")}"{keyword}>{content}</DicomAttribute>'
+
+
+def _xml_value(number: int, value: Any, vr: str) -> str:
+    if vr == "SQ":
+        inner = "".join(_xml_attribute(tag, (value or {})[tag]) for tag in sorted(value or {}))
+        return f'<Item number="{number}">{inner}</Item>'
+    if isinstance(value, dict):
+        groups = "".join(
+            f"<{group}>{_xml_name(str(value[group]))}</{group}>"
+            for group in ("Alphabetic", "Ideographic", "Phonetic")
+            if value.get(group)
+        )
+        return f'<PersonName number="{number}">{groups}</PersonName>'
+    if value is None:
+        return f'<Value number="{number}"/>'
+    return f'<Value number="{number}">{_xml_text(str(value))}</Value>'
+
+
+def _xml_name(text: str) -> str:
+    parts = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
+    return "".join(
+        f"<{part}>{_xml_text(value)}</{part}>" for part, value in zip(parts, text.split("^"), strict=False) if value
+    )
+
+
+def _xml_text(text: str) -> str:
+    return escape(_XML_FORBIDDEN.sub("\ufffd", text))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files in another encoding than the stored one, and pieces of them, for servers that give and keep them so.
+
+
+EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+
+_ITEM = b"\xfe\xff\x00\xe0"
+
+
+class CannotTranscode(ValueError):
+    """The stored encoding cannot be decoded here, or the wanted one not be made of it."""
+
+
+def writable(transfer_syntax_uid: str) -> bool:
+    """Whether files can be written in a transfer syntax here, with the libraries that are installed."""
+    if transfer_syntax_uid == IMPLICIT_LITTLE:
+        return True
+    if transfer_syntax_uid in ENCODINGS:
+        return missing_library(transfer_syntax_uid) is None
+    return transfer_syntax_uid in TARGETS
+
+
+def transcoded(content: bytes, stored: str, wanted: str) -> bytes:
+    """Re-encodes a file without loss, decompressing pixel data if need be.
+
+    Args:
+        content: The file.
+        stored: Its transfer syntax.
+        wanted: One for which `writable` is true.
+
+    Raises:
+        CannotTranscode: If there is no decoder, or the file is damaged, or its pixels do not fit.
+    """
+    try:
+        if wanted != IMPLICIT_LITTLE:
+            return transcode(io.BytesIO(content), stored, wanted)
+        return _implicit(transcode(io.BytesIO(content), stored, EXPLICIT_LITTLE))
+    except TranscodingError as error:
+        raise CannotTranscode(str(error)) from None
+
+
+def _implicit(content: bytes) -> bytes:
+    import pydicom
+
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    for element in dataset.iterall():
+        if element.VR == "OB" and element.keyword == "PixelData":
+            element.VR = "OW"
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, implicit_vr=True, little_endian=True, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def coerced(content: bytes, kept: str) -> bytes:
+    """A file as a server keeps it that does not keep every byte.
+
+    Args:
+        content: The file.
+        kept: ``"dataset"``: the preamble is zeroed; ``"pixels"``: an attribute of the server is added and the file is
+            encoded anew; ``"anonymized"``: names and numbers of the patient are emptied.
+
+    Raises:
+        CannotTranscode: If the file is damaged.
+    """
+    if kept == "dataset":
+        return b"\0" * 128 + content[128:] if content[128:132] == b"DICM" else content
+    import pydicom
+
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+        if kept == "pixels":
+            dataset.RetrieveAETitle = "DICOMWEBIO"
+        else:
+            for keyword in ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"):
+                if keyword in dataset:
+                    setattr(dataset, keyword, "")
+            dataset.PatientIdentityRemoved = "YES"
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        return buffer.getvalue()
+    except Exception as error:  # pydicom raises almost anything
+        raise CannotTranscode(f"{type(error).__name__}") from error
+
+
+# Pieces of stored files -----------------------------------------------------------------------------------------------
+
+
+def open_dataset(site: Site, resource: Resource) -> Any:
+    """A stored instance as a pydicom dataset.
+
+    Raises:
+        requests.HTTPError: If it is not there.
+    """
+    import pydicom
+
+    found = site.archive.iter_instances(
+        resource, media_types=(("application/dicom", "*"),), max_element_bytes=1 << 40, spool_directory=site.directory
+    )
+    return pydicom.dcmread(io.BytesIO(next(iter(found)).read()), force=True)
+
+
+def pixel_items(dataset: Any) -> Iterator[bytes] | None:
+    """The Basic Offset Table and the fragments of compressed pixel data; None if they are native or absent."""
+    if dataset.file_meta.get("TransferSyntaxUID") in NATIVE or "PixelData" not in dataset:
+        return None
+    return _items(dataset.PixelData)
+
+
+def _items(content: bytes) -> Iterator[bytes]:
+    position = 0
+    while content[position : position + 4] == _ITEM:
+        (length,) = struct.unpack_from("<I", content, position + 4)
+        yield content[position + 8 : position + 8 + length]
+        position += 8 + length
+
+
+def raw_value(dataset: Any, path: list[str]) -> bytes | None:
+    """The stored bytes of any element but a sequence, by tags and numbers of items; None if there is none."""
+    for tag, number in zip(path[:-1:2], path[1::2], strict=False):
+        element = dataset.get(int(tag, 16))
+        if element is None or element.VR != "SQ" or not number.isdigit() or not 0 < int(number) <= len(element.value):
+            return None
+        dataset = element.value[int(number) - 1]
+    element = dataset.get_item(int(path[-1], 16)) if len(path[-1]) == 8 else None
+    value = getattr(element, "value", None)
+    return value if isinstance(value, bytes) else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class PartOut:
+    """One part to send.
+
+    Attributes:
+        content_type: Its media type with parameters.
+        location: Its address, for Content-Location.
+        content: The bytes, or
+        path: the file that holds them.
+        remove: Whether the file is removed after it was sent.
+    """
+
+    content_type: str
+    location: str | None = None
+    content: bytes | None = field(default=None, repr=False)
+    path: str | None = None
+    remove: bool = False
+
+    @classmethod
+    def of(cls, instance: Instance, directory: str, content_type: str = "application/dicom") -> PartOut:
+        """A part with an instance; if it is a file in the directory for spooled ones, that is removed afterwards."""
+        spooled = instance.path is not None and os.path.dirname(os.path.abspath(instance.path)) == directory
+        return cls(content_type, None, instance.content, instance.path, spooled)
+
+    @property
+    def size(self) -> int:
+        """Its bytes, without headers."""
+        return len(self.content) if self.content is not None else os.stat(self.path or "").st_size
+
+    def pieces(self, length: int | None = None) -> Iterator[bytes | memoryview]:
+        """Its content, or the beginning of it, in pieces that are worth sending."""
+        left = self.size if length is None else length
+        if self.content is not None:
+            view = memoryview(self.content)
+            for start in range(0, left, _CHUNK):
+                yield view[start : min(start + _CHUNK, left)]
+            return
+        with open(self.path or "", "rb") as file:
+            while left > 0:
+                piece = file.read(min(_CHUNK, left))
+                if not piece:
+                    raise OSError("the spooled file is shorter than it was")
+                left -= len(piece)
+                yield piece
+
+    def spooled(self, directory: str, above: int) -> PartOut:
+        """The part with its content in a file, if it is larger than some bytes."""
+        if self.content is None or len(self.content) <= above:
+            return self
+        handle, path = tempfile.mkstemp(dir=directory)
+        with os.fdopen(handle, "wb") as file:
+            file.write(self.content)
+        return replace(self, content=None, path=path, remove=True)
+
+    def discard(self) -> None:
+        """Removes its file, if it is a spooled one."""
+        if self.remove and self.path is not None and os.path.exists(self.path):
+            os.unlink(self.path)
+
+    def read(self) -> bytes:
+        """All its bytes."""
+        if self.content is not None:
+            return self.content
+        with open(self.path or "", "rb") as file:
+            return file.read()
+
+
+def single_answer(part: PartOut) -> Answer:
+    """The part as the whole body."""
+    headers = {"Content-Type": part.content_type, "Content-Length": str(part.size)}
+    if part.location is not None:
+        headers["Content-Location"] = part.location
+    return Answer(200, headers, part.pieces(), on_end=part.discard)
+
+
+def multipart_answer(
+    exchange: Exchange,
+    manners: Manners,
+    parts: Iterator[PartOut],
+    root_type: str,
+    *,
+    status: int = 200,
+    only_one: bool = False,
+    foreign: Callable[[PartOut], PartOut] | None = None,
+    frames: bool = False,
+) -> Answer:
+    """The parts as multipart/related.
+
+    Args:
+        exchange: The request.
+        manners: The server's manners.
+        parts: At least one, made as they are needed.
+        root_type: The ``type`` parameter.
+        status: The status.
+        only_one: Whether it is known that there is one part only.
+        foreign: Makes another object of a part, for the fault ``foreign_part``.
+        frames: Whether the parts are frames.
+    """
+    if frames:
+        manners = _manners_of_frames(manners)
+    boundary = secrets.token_hex(manners.boundary_length)[: manners.boundary_length]
+    faulty = _faulty_parts(exchange, parts, foreign)
+    shown = secrets.token_hex(len(boundary))[: len(boundary)] if exchange.fault("wrong_boundary") else boundary
+    quoted = f'"{shown}"' if manners.quoted_boundary else shown
+    headers = {"Content-Type": f'multipart/related; type="{root_type}"; boundary={quoted}'}
+    started = list(itertools.islice(faulty, 1 if only_one else 2))
+    complete = not exchange.fault("missing_closing_boundary")
+    cut = exchange.fault("cut_part")
+    cut_number = int(cut.options["part"]) if cut else None
+    close = manners.close_delimited and len(started) > 1
+    doubled = exchange.fault("duplicate_part") is not None
+    if len(started) == 1 and manners.known_length == "single" and complete and cut is None and not doubled:
+        heads = len(_head(started[0], manners, boundary, first=True))
+        headers["Content-Length"] = str(heads + started[0].size + len(boundary) + 8)
+    # Content-Length stands above for: head, content, CRLF, and the closing delimiter with its line end.
+    waiting = list(started)
+
+    def body() -> Iterator[bytes | memoryview]:
+        first = True
+        number = 0
+        try:
+            for part in itertools.chain(started, faulty):
+                number += 1
+                yield _head(part, manners, boundary, first=first)
+                first = False
+                yield from part.pieces(part.size // 2 if number == cut_number else None)
+                part.discard()
+            if complete:
+                yield f"{'' if first else chr(13) + chr(10)}--{boundary}--\r\n".encode()
+        finally:
+            _close(faulty)
+            _close(parts)
+            for part in waiting:
+                part.discard()
+
+    def given_up() -> None:
+        for part in waiting:
+            part.discard()
+
+    return Answer(status, headers, body(), close_delimited=close, on_end=given_up)
+
+
+def _manners_of_frames(manners: Manners) -> Manners:
+    headers = manners.part_headers if manners.frame_headers is None else manners.frame_headers
+    syntax = manners.part_syntax if manners.frame_syntax is None else manners.frame_syntax
+    return replace(manners, part_headers=headers, part_syntax=syntax)
+
+
+def _head(part: PartOut, manners: Manners, boundary: str, *, first: bool) -> bytes:
+    content_type = part.content_type if manners.part_syntax else part.content_type.partition(";")[0]
+    lines = [f"Content-Type: {content_type}"]
+    if "length" in manners.part_headers:
+        lines.append(f"Content-Length: {part.size}")
+    if "mime" in manners.part_headers:
+        lines.append("MIME-Version: 1.0")
+    if "location" in manners.part_headers and part.location is not None:
+        lines.append(f"Content-Location: {part.location}")
+    start = "" if first else "\r\n"
+    return (f"{start}--{boundary}\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _faulty_parts(
+    exchange: Exchange, parts: Iterator[PartOut], foreign: Callable[[PartOut], PartOut] | None
+) -> Iterator[PartOut]:
+    numbers: Mapping[str, int] = {
+        name: int(found.options["part"])
+        for name in ("drop_part", "duplicate_part", "foreign_part")
+        if (found := exchange.fault(name)) is not None
+    }
+    if not numbers:
+        yield from parts
+        return
+    for number, part in enumerate(parts, start=1):
+        if number == numbers.get("drop_part"):
+            part.discard()
+            continue
+        if number == numbers.get("foreign_part") and foreign is not None:
+            yield foreign(part)
+            part.discard()
+            continue
+        if number == numbers.get("duplicate_part"):
+            yield replace(part, remove=False)
+        yield part
+
+
+def _close(parts: Iterable[PartOut]) -> None:
+    close = getattr(parts, "close", None)
+    if callable(close):
+        close()

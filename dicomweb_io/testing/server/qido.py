@@ -1,0 +1,702 @@
+"""Searches (PS3.18 section 10.6, QIDO-RS) with the manners and faults of the server."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import random
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from typing import Any, cast
+from urllib.parse import quote
+
+from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.uids import is_uid
+from dicomweb_io.elements import Resource, SearchLevel, SearchQuery
+from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.exchange import Answer, Exchange, Refusal, Site, parse_accept, warning_header
+from dicomweb_io.testing.server.parts import JSONRow, PartOut, faulty_json, json_bytes, wrong_vrs, xml_document
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Matching as servers do it that do not follow PS3.4 section C.2.2.2; what follows it is the archive's own work.
+
+
+TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT", "PN"})
+
+
+def element_at(row: Mapping[str, Any], path: Sequence[str]) -> list[Any]:
+    """All values of an attribute, in any item where the path goes through sequences; an empty one has the value ''."""
+    element = row.get(path[0])
+    values = element.get("Value") or [] if isinstance(element, Mapping) else []
+    if len(path) == 1:
+        return list(values) if values or element is None else [""]
+    return [value for item in values if isinstance(item, Mapping) for value in element_at(item, path[1:])]
+
+
+def matches_text(values: Sequence[Any], wanted: Sequence[str], manners: Manners, fuzzy: bool) -> bool:
+    """Whether a value matches one of the wanted texts in the way of this server."""
+    texts = [text for value in values for text in _texts(value)]
+    return any(_matches(text, one, _is_name(values), manners, fuzzy) for text in texts for one in wanted)
+
+
+def _is_name(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, Mapping) for value in values)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from (str(group) for group in value.values())
+    elif value is not None:
+        yield str(value)
+
+
+def _matches(text: str, wanted: str, name: bool, manners: Manners, fuzzy: bool) -> bool:
+    if name or manners.ignore_case:
+        text, wanted = text.casefold(), wanted.casefold()
+    if name and fuzzy and manners.fuzzy == "soundex":
+        sounds = {soundex(part) for part in re.split(r"[\s^=]+", text) if part}
+        return all(soundex(one) in sounds for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
+    if name and fuzzy:
+        parts = [part for part in re.split(r"[\s^=]+", text) if part]
+        return all(any(part.startswith(one) for part in parts) for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
+    if name and manners.person_names == "substring":
+        return wanted in text
+    text, wanted = text.strip(), wanted.strip()
+    if not manners.wildcards:
+        return text == wanted
+    pattern = "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in wanted)
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+_CODES = {
+    letter: code for code, letters in enumerate(("bfpv", "cgjkqsxz", "dt", "l", "mn", "r"), 1) for letter in letters
+}
+
+
+def soundex(word: str) -> str:
+    """The American Soundex of a word: its first letter and three digits for how the rest sounds.
+
+    Letters other than those of English are left out.
+    """
+    letters = [letter for letter in word.casefold() if "a" <= letter <= "z"]
+    if not letters:
+        return word.casefold()
+    digits = ""
+    before = _CODES.get(letters[0])
+    for letter in letters[1:]:
+        code = _CODES.get(letter)
+        if code is not None and code != before:
+            digits += str(code)
+        if letter not in "hw":
+            before = code
+    return (letters[0] + digits + "000")[:4]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a search asks for, as a server with these manners understands it.
+
+
+JSON = "application/dicom+json"
+XML = "application/dicom+xml"
+CSV = "text/csv"
+_PARAMETERS = frozenset({"limit", "offset", "includefield", "fuzzymatching", "accept", "emptyvaluematching"})
+_DEPTH = {"study": 0, "series": 1, "instance": 2}
+_MODALITY, _MODALITIES_IN_STUDY = "00080060", "00080061"
+_TIMES = {
+    "StudyReceiveDateTime": ("study", 0),
+    "SeriesReceiveDateTime": ("series", 0),
+    "StudyAccessDateTime": ("study", 1),
+}
+
+_SERIES_KEYS = frozenset(
+    {"00080060", "0008103E", "0020000E", "00200011", "00400244", "00400245", "00080021", "00080031", "00180015"}
+    | {"00080070", "00081090", "00180010", "00201209", "00400275"}
+)
+_INSTANCE_KEYS = frozenset({"00080016", "00080018", "00200013", "00280010", "00280011", "00280100", "00280008"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is searched and where.
+
+    Attributes:
+        resource: One of `dicomweb_io.testing.server.behaviour.SEARCHES`.
+        level: What the rows are.
+        study: Within this study.
+        series: Within this series.
+    """
+
+    resource: str
+    level: SearchLevel
+    study: str | None = None
+    series: str | None = None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One filter: its dotted tags, its VR and its values."""
+
+    path: tuple[str, ...]
+    vr: str
+    values: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The dotted tags as a search filter has them."""
+        return ".".join(self.path)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A condition on the time at which a study or series arrived.
+
+    Attributes:
+        level: ``"study"`` or ``"series"``.
+        last: 0 for its first arrival, 1 for the last one of something in it.
+        start, end: The first moment, and the first one after the range; None where it is open.
+    """
+
+    level: str
+    last: int
+    start: datetime | None
+    end: datetime | None
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search in the archive, and what the server does by itself.
+
+    Attributes:
+        query: What the archive is asked.
+        own: Filters that the server applies.
+        nothing: Whether nothing can match.
+        fuzzy: Whether names are matched loosely.
+        order: Tags to order by, and whether in descending order.
+        received: Conditions on times of arrival.
+        defaults: Whether rows have the default attributes.
+    """
+
+    query: SearchQuery
+    own: tuple[Filter, ...]
+    nothing: bool
+    fuzzy: bool
+    order: tuple[tuple[str, bool], ...] = ()
+    received: tuple[Received, ...] = ()
+    defaults: bool = True
+
+
+def media_type_of(manners: Manners, exchange: Exchange) -> str:
+    """The media type of the answer.
+
+    Raises:
+        Refusal: If none is acceptable.
+    """
+    ranges = parse_accept(exchange.headers.get("accept"), exchange.parameter("accept"))
+    for one in ranges:
+        if one.media_type == CSV and CSV in manners.search_types:
+            return CSV
+        if manners.xml_search_multipart and one.media_type == XML:
+            return JSON if one.multipart else XML
+        for offered in (*manners.search_types, "application/json"):
+            if one.covers(offered) and (offered == XML or not one.multipart):
+                return offered if manners.plain_json or offered == XML else JSON
+    if manners.search_unacceptable == "json":
+        return JSON
+    raise Refusal(manners.search_unacceptable, f"Searches are answered as {' or '.join(manners.search_types)}.")
+
+
+def limit_of(manners: Manners, exchange: Exchange, level: str) -> tuple[int | None, bool]:
+    """The number of rows to return at most, and whether the client gave a limit."""
+    text = exchange.parameter("limit")
+    largest = manners.max_limit.at(level)
+    if text is None or exchange.fault("ignore_limit"):
+        return (manners.default_limit.at(level) if not exchange.fault("ignore_limit") else None), False
+    try:
+        limit = int(text)
+    except ValueError:
+        raise Refusal(manners.limit_malformed, "limit is not a number.") from None
+    if limit < 0:
+        if isinstance(manners.limit_negative, int):
+            raise Refusal(manners.limit_negative, "limit is negative.")
+        return (1 if manners.limit_negative == "one" else largest), True
+    if limit == 0:
+        meaning = manners.limit_zero
+        if isinstance(meaning, int):
+            raise Refusal(meaning, "limit must be at least 1.")
+        return {"empty": 0, "one": 1, "all": largest}[meaning], True
+    if manners.limit_refused is not None and limit > manners.limit_refused:
+        raise Refusal(400, f"limit must not be above {manners.limit_refused}.")
+    if largest is not None and limit > largest:
+        if manners.over_limit != "clamp":
+            raise Refusal(manners.over_limit, f"limit must not be above {largest}.")
+        limit = largest
+    return limit, True
+
+
+def offset_of(manners: Manners, exchange: Exchange) -> int:
+    """The number of rows to skip."""
+    text = exchange.parameter("offset") or "0"
+    if not text.isascii() or not text.isdigit():
+        raise Refusal(400, "offset is not a number of 0 or more.")
+    if manners.max_offset is not None and int(text) > manners.max_offset:
+        raise Refusal(400, f"offset must not be above {manners.max_offset}.")
+    return int(text) if manners.offset else 0
+
+
+def read_search(manners: Manners, exchange: Exchange, target: Target) -> Search:
+    """The conditions and wanted attributes of a search.
+
+    Raises:
+        Refusal: If this server refuses one of them.
+    """
+    fuzzy = exchange.parameter("fuzzymatching") == "true" and manners.fuzzy in ("prefix", "soundex")
+    archive: list[tuple[str, str]] = []
+    own: list[Filter] = []
+    received: list[Received] = []
+    nothing = False
+    for raw_name, raw_value in exchange.query:
+        name = exchange.text(raw_name)
+        if name in _PARAMETERS or name in manners.own_parameters:
+            continue
+        if manners.receive_times and name in _TIMES:
+            received.append(_received(name, exchange.text(raw_value)))
+            continue
+        one = _read_filter(exchange, manners, name, raw_value)
+        if one is None or exchange.fault("ignore_filters"):
+            continue
+        if one.values == ("",):
+            continue
+        if manners.study_modality and target.level == "study" and one.path == (_MODALITY,):
+            one = replace(one, path=(_MODALITIES_IN_STUDY,))
+        if not _level_known(one, target):
+            if isinstance(manners.lower_level_keys, int):
+                raise Refusal(manners.lower_level_keys, f"{name} is not an attribute of this level.")
+            nothing = nothing or manners.lower_level_keys == "none"
+            if manners.lower_level_keys != "match":
+                continue
+        if ("\\" in one.values[0] and len(one.values) == 1) or (one.vr == "UI" and not all(map(is_uid, one.values))):
+            # A separator that this server does not know is a character that no value has.
+            nothing = True
+        elif _deviates(manners, one, fuzzy):
+            own.append(one)
+        else:
+            archive.append((one.key, "\\".join(one.values)))
+    query = SearchQuery(
+        target.level,
+        target.study,
+        target.series,
+        tuple(archive),
+        _fields(manners, exchange, own),
+    )
+    defaults = not ("includedefaults" in manners.own_parameters and exchange.parameter("includedefaults") == "false")
+    return Search(query, tuple(own), nothing, fuzzy, _order(manners, exchange), tuple(received), defaults)
+
+
+def _received(name: str, text: str) -> Received:
+    level, last = _TIMES[name]
+    first, dash, second = text.partition("-")
+    if not (first or second):
+        raise Refusal(400, f"{name} is no range of times.")
+    start = _moment(name, first, 0) if first else None
+    end = _moment(name, second if dash else first, 1) if second or not dash else None
+    return Received(level, last, start, end)
+
+
+def _moment(name: str, text: str, after: int) -> datetime:
+    """The beginning of what a time stands for, or (1) the beginning of what comes after it."""
+    if not re.fullmatch(r"\d{4}(\d\d){0,5}", text):
+        raise Refusal(400, f"{name} is no range of times.")
+    filled = text + "00000101000000"[len(text) :]
+    try:
+        moment = datetime.strptime(filled, "%Y%m%d%H%M%S").replace(tzinfo=timezone.utc)
+    except ValueError:
+        raise Refusal(400, f"{name} is no range of times.") from None
+    steps = {14: timedelta(seconds=1), 12: timedelta(minutes=1), 10: timedelta(hours=1), 8: timedelta(days=1)}
+    return moment + after * steps.get(len(text), timedelta(days=366))
+
+
+def _order(manners: Manners, exchange: Exchange) -> tuple[tuple[str, bool], ...]:
+    """The tags that the client orders by, and whether in descending order."""
+    text = exchange.parameter("orderby") if "orderby" in manners.own_parameters else None
+    if not text:
+        return ()
+    try:
+        return tuple((resolve(name.lstrip("-"))[0], name.startswith("-")) for name in text.split(","))
+    except ValueError as error:
+        raise Refusal(400, str(error)) from None
+
+
+def _read_filter(exchange: Exchange, manners: Manners, name: str, raw_value: str) -> Filter | None:
+    """A filter that this server applies; None for one that it ignores."""
+    try:
+        path = resolve(name)
+    except ValueError:
+        if manners.unknown_key == "ignore":
+            return None
+        raise Refusal(manners.unknown_key, f"Unknown attribute: {name[:64]}") from None
+    if len(path) > 1 and manners.sequence_keys != "match":
+        if manners.sequence_keys == "ignore":
+            return None
+        raise Refusal(manners.sequence_keys, "Attributes of sequences cannot be searched.")
+    if not manners.tag_keys and name[:8].upper() == path[0]:
+        if manners.unknown_key == "ignore":
+            return None
+        raise Refusal(manners.unknown_key, f"Unknown attribute: {name[:64]}")
+    if path[0] in {resolve(known)[0] for known in manners.refused_filters}:
+        raise Refusal(400, f"{name[:64]} cannot be searched.")
+    if int(path[-1][3], 16) % 2 and manners.unknown_key == "ignore" and manners.sequence_keys == "ignore":
+        return None
+    if manners.searchable is not None and path[0] not in {resolve(known)[0] for known in manners.searchable}:
+        if manners.unknown_key == "ignore":
+            return None
+        raise Refusal(manners.unknown_key, f"{name[:64]} cannot be searched.")
+    vr = vr_of(path[-1])
+    if raw_value == "" and manners.empty_value != "universal":
+        raise Refusal(manners.empty_value, f"The value of {name[:64]} is empty.")
+    separators = manners.uid_separators if vr == "UI" else manners.value_separators
+    return Filter(path, vr, tuple(exchange.text(piece) for piece in _split_value(raw_value, separators)))
+
+
+def _split_value(raw: str, separators: frozenset[str]) -> list[str]:
+    pieces = [raw]
+    for separator in sorted(separators):
+        for form in {separator, separator.lower()}:
+            pieces = [part for piece in pieces for part in piece.split(form)]
+    return [piece for piece in pieces if piece] or [""]
+
+
+def _level_known(one: Filter, target: Target) -> bool:
+    tag = one.path[0]
+    depth = 2 if tag in _INSTANCE_KEYS else 1 if tag in _SERIES_KEYS else 0
+    return depth <= _DEPTH[target.level]
+
+
+def _deviates(manners: Manners, one: Filter, fuzzy: bool) -> bool:
+    """Whether this server matches otherwise than the archive, which does what the standard says."""
+    if one.vr == "PN":
+        return fuzzy or not manners.wildcards or manners.person_names != "standard"
+    if one.vr in TEXT_VRS:
+        return manners.ignore_case or not manners.wildcards
+    if one.vr not in ("DA", "TM", "DT"):
+        return False
+    return not manners.ranges or (manners.undated_before and one.values[0].startswith("-"))
+
+
+def _fields(manners: Manners, exchange: Exchange, own: Sequence[Filter]) -> tuple[str, ...]:
+    names = [one.path[0] for one in own]
+    asked = 0
+    if manners.includefield == "everything":
+        return ("all",)
+    if manners.includefield == "honoured":
+        for raw_name, raw_value in exchange.query:
+            if exchange.text(raw_name) == "includefield":
+                for name in exchange.text(raw_value).split(","):
+                    asked += 1
+                    if name == "all" and not manners.all_fields:
+                        continue
+                    try:
+                        names.append(name if name == "all" else ".".join(resolve(name)))
+                    except ValueError:
+                        if manners.unknown_key != "ignore":
+                            raise Refusal(manners.unknown_key, f"Unknown attribute: {name[:64]}") from None
+    if manners.max_fields is not None and asked > manners.max_fields:
+        raise Refusal(400, f"At most {manners.max_fields} attributes can be named.")
+    if {resolve(name)[0] for name in manners.refused_fields}.intersection(names):
+        raise Refusal(400, "One of the attributes cannot be returned.")
+    return ("all",) if "all" in names else tuple(dict.fromkeys(names))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+_UIDS = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
+_RETRIEVE_URL = "00081190"
+_CHARACTER_SET = "00080005"
+
+
+def search(site: Site, exchange: Exchange, target: Target) -> Answer:
+    """Answers a search."""
+    manners = site.manners
+    if target.resource not in manners.searches:
+        raise Refusal(404, f"There is no search resource of the form /{target.resource}.")
+    media_type = media_type_of(manners, exchange)
+    limit, explicit = limit_of(manners, exchange, target.level)
+    offset = offset_of(manners, exchange)
+    wanted = read_search(manners, exchange, target)
+    try:
+        rows, total, more = _page(site, exchange, wanted, offset, limit)
+    except FileNotFoundError:
+        # A folder that nothing was stored in yet need not exist.
+        rows, total, more = [], 0, False
+    headers = {"Cache-Control": "no-cache"}
+    if manners.total_header or exchange.fault("lying_total"):
+        lie = exchange.fault("lying_total")
+        announced = total if total is not None else _total(site, wanted)
+        headers["X-Total-Count"] = str(max(0, announced + (int(lie.options["difference"]) if lie else 0)))
+    if more and manners.link_header:
+        headers["Link"] = f'<{_next_url(exchange, offset + len(rows))}>; rel="next"'
+    server_limit = manners.max_limit.at(target.level) or manners.default_limit.at(target.level)
+    cut_by_server = server_limit is not None and (not explicit or len(rows) >= server_limit)
+    if more and (manners.more_warning == "always" or (manners.more_warning == "server limit" and cut_by_server)):
+        exchange.warnings.append("There are additional results that can be requested")
+    if exchange.parameter("fuzzymatching") == "true" and manners.fuzzy == "warning":
+        exchange.warnings.append(
+            "The fuzzymatching parameter is not supported. Only literal matching has been performed."
+        )
+    if exchange.warnings:
+        headers["Warning"] = warning_header(exchange.warnings)
+    if not rows and not any(exchange.fault(name) for name in ("bad_json", "truncated_json", "deep_json", "nan_json")):
+        status = manners.past_end_status if offset else manners.empty_status
+        if wanted.nothing:
+            status = manners.unmatchable_status
+        if status == 204:
+            return Answer(204, headers)
+    if manners.erroneous_header:
+        erroneous = [name for name in dict.fromkeys(_keywords(wanted)) if name in site.erroneous]
+        if erroneous:
+            headers["erroneous-dicom-attributes"] = ",".join(erroneous)
+    answer = _answer(exchange, rows, media_type, headers)
+    return _with_etag(site, exchange, rows, answer) if manners.search_etags and target.level == "study" else answer
+
+
+def _keywords(wanted: Search) -> Iterator[str]:
+    for key, _ in wanted.query.search_filters:
+        yield lookup_keyword(key[:8])
+    for one in wanted.own:
+        yield lookup_keyword(one.path[0])
+
+
+def _with_etag(site: Site, exchange: Exchange, rows: list[JSONRow], answer: Answer) -> Answer:
+    """The answer with what a cache needs, or 304 if the client has it."""
+    etag = f'"{hashlib.sha256(json_bytes(rows)).hexdigest()[:32]}"'
+    if exchange.headers.get("if-none-match") == etag:
+        return Answer(304, {"ETag": etag})
+    answer.headers["ETag"] = etag
+    moments = [site.arrivals.times(_uid(row, "study"))[1] for row in rows]
+    if moments:
+        answer.headers["Last-Modified"] = format_datetime(max(moments), usegmt=True)
+    return answer
+
+
+def count(site: Site, exchange: Exchange, target: Target) -> Answer:
+    """Answers ``…/count`` with the number of rows of a search."""
+    if not site.manners.counts or target.resource not in site.manners.searches:
+        raise Refusal(404, "There is no such resource.")
+    wanted = read_search(site.manners, exchange, target)
+    try:
+        total = _total(site, wanted)
+    except FileNotFoundError:
+        total = 0
+    lie = exchange.fault("lying_total")
+    total = max(0, total + (int(lie.options["difference"]) if lie else 0))
+    body = faulty_json(exchange, json_bytes({"count": total}))
+    return Answer(200, {"Content-Type": "application/json"}, body)
+
+
+def size(site: Site, exchange: Exchange, target: Target) -> Answer:
+    """Answers ``…/size`` with the bytes of all instances of the rows of a search."""
+    if not site.manners.sizes or target.resource not in site.manners.searches:
+        raise Refusal(404, "There is no such resource.")
+    wanted = read_search(site.manners, exchange, target)
+    total = 0
+    for row in _rows(site, wanted):
+        found = site.archive.iter_instances(
+            Resource.of(row),
+            media_types=(("application/dicom", "*"),),
+            max_element_bytes=site.spool_above,
+            spool_directory=site.directory,
+        )
+        for instance in found:
+            part = PartOut.of(instance, site.directory)
+            total += part.size
+            part.discard()
+    return Answer(200, {"Content-Type": "application/json"}, json_bytes({"size": total}))
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def _page(
+    site: Site, exchange: Exchange, wanted: Search, offset: int, limit: int | None
+) -> tuple[list[JSONRow], int | None, bool]:
+    """The rows of this page, the number of all rows if it was needed anyway, and whether there are more."""
+    if exchange.fault("ignore_offset"):
+        offset = 0
+    before = exchange.fault("duplicate_rows")
+    moved = exchange.fault("moving_rows")
+    start = offset
+    if moved and offset:
+        start = max(0, offset - int(moved.options["count"]))
+    if before:
+        start = max(0, offset - int(before.options["count"]))
+        limit = None if limit is None else limit + offset - start
+    manners = site.manners
+    if limit is not None and manners.short_page:
+        limit = max(1, limit - manners.short_page)
+    total: int | None = None
+    if _in_archive_order(site, wanted):
+        page = site.archive.search_page(wanted.query, offset=start, limit=None if limit is None else limit + 1)
+        rows = list(page.rows)
+        if manners.too_many is not None:
+            total = _total(site, wanted)
+    else:
+        everything = list(_rows(site, wanted))
+        total = len(everything)
+        if manners.order == "undefined" and not wanted.order:
+            # Another order for each page, and the same one for the same request.
+            random.Random(start).shuffle(everything)  # noqa: S311 - no secret
+        rows = everything[start:] if limit is None else everything[start : start + limit + 1]
+    if manners.too_many is not None and total is not None and total > manners.too_many:
+        raise Refusal(413, f"The search has more than {manners.too_many} results; narrow it.")
+    more = limit is not None and len(rows) > limit
+    rows = rows if limit is None else rows[:limit]
+    shrunk = exchange.fault("shrink_pages")
+    if shrunk:
+        rows = rows[: max(0, len(rows) - int(shrunk.options["count"]))]
+    hidden = {resolve(name)[0] for name in manners.only_if_asked} - {name[:8] for name in wanted.query.fields}
+    rows = [_finish(site, exchange, wanted.query.level, row, hidden) for row in rows]
+    return rows if wanted.defaults else [_without_defaults(row, wanted) for row in rows], total, more
+
+
+def _without_defaults(row: JSONRow, wanted: Search) -> JSONRow:
+    kept = {*_UIDS.values(), *(name[:8] for name in wanted.query.fields), *(one.path[0] for one in wanted.own)}
+    kept |= {key[:8] for key, _ in wanted.query.search_filters}
+    return {tag: element for tag, element in row.items() if tag in kept}
+
+
+def _in_archive_order(site: Site, wanted: Search) -> bool:
+    manners = site.manners
+    if wanted.order or wanted.received:
+        return False
+    return not wanted.own and not wanted.nothing and manners.order == "archive" and manners.max_rows is None
+
+
+def _rows(site: Site, wanted: Search) -> Iterator[JSONRow]:
+    """All rows in this server's order."""
+    if wanted.nothing:
+        return iter(())
+    manners = site.manners
+    fields = (*wanted.query.fields, *(tag for tag, _ in wanted.order))
+    query = replace(wanted.query, fields=("all",) if "all" in fields else fields)
+    rows: Iterator[JSONRow] = (
+        row
+        for row in site.archive.iter_search(query)
+        if all(_row_matches(row, one, manners, wanted.fuzzy) for one in wanted.own)
+        and all(_was_received(site, row, one) for one in wanted.received)
+    )
+    level = wanted.query.level
+    for tag, descending in reversed(wanted.order):
+        rows = iter(sorted(rows, key=lambda row: _first_text(row, tag), reverse=descending))
+    if manners.order == "newest" or (manners.order == "updated and number" and level == "study"):
+        rows = iter(sorted(rows, key=lambda row: -site.arrivals.number(_uid(row, level))))
+    elif manners.order == "updated and number":
+        tag = "00200011" if level == "series" else "00200013"
+        rows = iter(sorted(rows, key=lambda row: _number(row, tag)))
+    return itertools.islice(rows, manners.max_rows)
+
+
+def _was_received(site: Site, row: JSONRow, one: Received) -> bool:
+    uid = _uid(row, one.level)
+    if not uid:
+        return True
+    moment = site.arrivals.times(uid)[one.last]
+    return (one.start is None or moment >= one.start) and (one.end is None or moment < one.end)
+
+
+def _row_matches(row: JSONRow, one: Filter, manners: Manners, fuzzy: bool) -> bool:
+    values = element_at(row, one.path)
+    if manners.ranges and one.vr in ("DA", "TM", "DT"):
+        return not any(values) or any(str(value) <= one.values[0][1:] for value in values)
+    return matches_text(values, one.values, manners, fuzzy)
+
+
+def _total(site: Site, wanted: Search) -> int:
+    if _in_archive_order(site, wanted):
+        known = site.archive.count(wanted.query)
+        if known is not None:
+            return known
+    return sum(1 for _ in _rows(site, wanted))
+
+
+def _uid(row: Mapping[str, object], level: str) -> str:
+    values = cast("dict[str, list[str]]", row.get(_UIDS[level], {})).get("Value") or [""]
+    return values[0]
+
+
+def _first_text(row: JSONRow, tag: str) -> tuple[float, str]:
+    values = row.get(tag, {}).get("Value") or [""]
+    return _number(row, tag), str(values[0])
+
+
+def _number(row: JSONRow, tag: str) -> float:
+    values = row.get(tag, {}).get("Value") or [0]
+    try:
+        return float(values[0])
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _finish(site: Site, exchange: Exchange, level: str, row: JSONRow, hidden: set[str]) -> JSONRow:
+    """The row with its RetrieveURL, without what this server leaves out."""
+    path = "studies/" + quote(_uid(row, "study"), safe="")
+    if level != "study":
+        path += "/series/" + quote(_uid(row, "series"), safe="")
+    if level == "instance":
+        path += "/instances/" + quote(_uid(row, "instance"), safe="")
+    prefix = site.manners.wado_prefix
+    url = "/".join(filter(None, (exchange.base_url, prefix, path)))
+    kept = {tag: element for tag, element in row.items() if tag not in hidden} if hidden else row
+    finished = {**kept, _RETRIEVE_URL: {"vr": "UR", "Value": [url]}}
+    if site.manners.character_set is not None:
+        finished[_CHARACTER_SET] = {"vr": "CS", "Value": [site.manners.character_set]}
+    return finished
+
+
+def _next_url(exchange: Exchange, offset: int) -> str:
+    pairs = [f"{name}={value}" for name, value in exchange.query if name != "offset"]
+    return exchange.base_url + exchange.path + "?" + "&".join([*pairs, f"offset={offset}"])
+
+
+def _csv(rows: list[JSONRow]) -> bytes:
+    """The rows as a table: keywords on top, values joined with backslashes, sequences left out."""
+    tags = sorted({tag for row in rows for tag, element in row.items() if element.get("vr") != "SQ"})
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([_column(tag) for tag in tags])
+    for row in rows:
+        table.writerow(["\\".join(map(_cell, row.get(tag, {}).get("Value") or ())) for tag in tags])
+    return text.getvalue().encode()
+
+
+def _column(tag: str) -> str:
+    try:
+        return lookup_keyword(tag)
+    except KeyError:
+        return tag
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("Alphabetic") or "")
+    return "" if value is None else str(value)
+
+
+def _answer(exchange: Exchange, rows: list[JSONRow], media_type: str, headers: dict[str, str]) -> Answer:
+    if media_type == XML:
+        boundary = secrets.token_hex(16)
+        head = f"--{boundary}\r\nContent-Type: {XML}\r\n\r\n".encode()
+        body = b"".join(head + xml_document(row) + b"\r\n" for row in rows) + f"--{boundary}--\r\n".encode()
+        headers["Content-Type"] = f'multipart/related; type="{XML}"; boundary={boundary}'
+        return Answer(200, headers, body)
+    if media_type == CSV:
+        return Answer(200, {**headers, "Content-Type": f"{CSV}; charset=utf-8"}, _csv(rows))
+    if exchange.fault("wrong_vrs"):
+        rows = list(wrong_vrs(rows))
+    headers["Content-Type"] = media_type
+    return Answer(200, headers, faulty_json(exchange, json_bytes(rows)))

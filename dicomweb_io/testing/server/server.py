@@ -1,0 +1,553 @@
+"""A DICOMweb server over any archive, for tests: in this process, or as a command.
+
+    with serve("some/folder", manner="orthanc", faults=[fault("status", status=503)]) as server:
+        client = DICOMwebClient(server.url)
+        ...
+        print(server.records)
+
+It listens on the loopback interface only, unless told otherwise, and is made to misbehave: it is no archive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from dicomweb_io.client import DICOMClient
+from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.testing.faults import Fault, FaultPlan, faults_of_json
+from dicomweb_io.testing.proxy import FaultyProxy
+from dicomweb_io.testing.server.app import App
+from dicomweb_io.testing.server.auth import (
+    Authentication,
+    BasicAuthentication,
+    BearerAuthentication,
+    OAuth2Authentication,
+    SigV4Authentication,
+    authentication_of,
+)
+from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.behaviours import MANNERS, VARIANTS, as_data, describe, manners_of
+from dicomweb_io.testing.server.exchange import Records, Site
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+logger = logging.getLogger("dicomweb_io")
+
+_BACKLOG = 256
+_LAST_SECONDS = 10.0
+NOTICE = "This server is for tests: it has no protection worth the name and may misbehave on purpose."
+
+
+@dataclass(frozen=True)
+class TLS:
+    """Certificates for https.
+
+    Attributes:
+        certificate: The PEM file of the server's certificate chain.
+        key: The PEM file of its key; None if it is in the same file.
+        client_ca: The PEM file of the authority that clients' certificates must come from (mutual TLS); None to ask
+            for no client certificate.
+    """
+
+    certificate: str
+    key: str | None = None
+    client_ca: str | None = None
+
+
+class TestServer:
+    """A running server; made by `serve`.
+
+    Attributes:
+        records: What was asked and answered, in order of arrival.
+        faults: The plan of what goes wrong; use `inject` to add to it.
+        auth: The authentication, for example to issue and expire tokens.
+        archive: The archive behind it.
+        manners: How it behaves.
+        errors: Tracebacks of defects of the server itself.
+    """
+
+    __test__ = False  # not a test case, whatever its name looks like to pytest
+
+    def __init__(
+        self,
+        archive: DICOMClient,
+        *,
+        host: str,
+        port: int,
+        manners: Manners,
+        auth: Any,
+        faults: Sequence[Fault],
+        directory: str,
+        tls: TLS | None,
+        proxy: bool,
+    ) -> None:
+        self.archive = archive
+        self.manners = manners
+        self.auth = authentication_of(auth)
+        self.records = Records()
+        self.faults = FaultPlan(one for one in faults if one.layer == "http")
+        self._site = Site(archive, manners, directory)
+        self._app = App(self._site, self.faults, self.records, self.auth)
+        self.errors = self._app.errors
+        self._host = host
+        self._tls = tls
+        wire = [one for one in faults if one.layer == "wire"]
+        if tls is not None and (wire or proxy):
+            raise ValueError("faults below HTTP need plain http: the proxy cannot read TLS")
+        self._with_proxy = proxy or bool(wire)
+        self._wire = wire
+        self._proxy: FaultyProxy | None = None
+        self._port = port
+        self._inner_port = 0
+        self._server: _Uvicorn | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that clients connect to; it stays the same over `stop` and `start`."""
+        return self._port
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._tls else 'http'}://{host}:{self._port}"
+
+    @property
+    def url(self) -> str:
+        """The root of the service, such as ``http://127.0.0.1:8042/dicom-web``."""
+        return self.origin + self.manners.root
+
+    def endpoint(self, **options: Any) -> Endpoint:
+        """A description of this server for clients and pipelines, with the prefixes that its addresses need.
+
+        Args:
+            **options: Further arguments of `Endpoint`.
+        """
+        prefixes = {
+            "qido_url_prefix": self.manners.qido_prefix,
+            "wado_url_prefix": self.manners.wado_prefix,
+            "stow_url_prefix": self.manners.stow_prefix,
+            "delete_url_prefix": self.manners.delete_prefix,
+        }
+        return Endpoint(self.url, **{**{name: prefix for name, prefix in prefixes.items() if prefix}, **options})
+
+    @property
+    def running(self) -> bool:
+        """Whether it answers."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def proxy(self) -> FaultyProxy:
+        """The proxy in front of it.
+
+        Raises:
+            RuntimeError: If there is none: pass ``proxy=True``, or faults of the layer ``"wire"``, to `serve`.
+        """
+        if self._proxy is None:
+            raise RuntimeError("this server has no proxy for faults below HTTP; start it with proxy=True")
+        return self._proxy
+
+    def refresh(self) -> None:
+        """Lets the server see files that others put into its folder since it started."""
+        look_again = getattr(self.archive, "refresh", None)
+        if callable(look_again):
+            look_again()
+        self._site.log.look_again()
+
+    @property
+    def image_sets(self) -> tuple[str, ...]:
+        """What ``imageSetId`` can be in the manner of AWS HealthImaging, in the order in which they arose.
+
+        Each holds one instance that was stored although another one with its UID was there.
+        """
+        return tuple(self._site.image_sets)
+
+    def close(self) -> None:
+        """Ends it for good."""
+        self.stop()
+        for archive in self._site.image_sets.values():
+            archive.close()
+
+    def inject(self, *faults: Fault) -> None:
+        """Adds faults to the running server; their counts start now.
+
+        Raises:
+            RuntimeError: If one needs the proxy and there is none.
+        """
+        for one in faults:
+            if one.layer == "wire":
+                self.proxy.faults.add(one)
+            else:
+                self.faults.add(one)
+
+    def clear_faults(self) -> None:
+        """Removes all faults; a server that is down comes back."""
+        self.faults.clear()
+        if self._proxy is not None:
+            self._proxy.faults.clear()
+            self._proxy.up()
+
+    def start(self) -> TestServer:
+        """Starts it, at first or after `stop`, then on the same port.
+
+        Returns:
+            The server itself.
+
+        Raises:
+            OSError: If the port is taken.
+        """
+        if self.running:
+            return self
+        listener = _listen(self._host, self._inner_port if self._with_proxy else self._port)
+        if self._with_proxy:
+            self._inner_port = listener.getsockname()[1]
+        else:
+            self._port = listener.getsockname()[1]
+        self._server = _Uvicorn(self._configuration())
+        self._thread = threading.Thread(
+            target=self._server.run, args=([listener],), name="dicomweb test server", daemon=True
+        )
+        self._thread.start()
+        self._server.ready.wait()
+        if self._with_proxy:
+            self._proxy = self._proxy or FaultyProxy((self._host, self._inner_port), self._wire, host=self._host)
+            self._proxy.start(self._port)
+            self._port = self._proxy.port
+        return self
+
+    def stop(self) -> None:
+        """Ends it at once: open connections are cut, new ones are refused until `start`."""
+        if self._proxy is not None:
+            self._proxy.stop()
+        server, thread = self._server, self._thread
+        self._server = self._thread = None
+        if server is not None and thread is not None:
+            server.end()
+            thread.join()
+
+    def _configuration(self) -> uvicorn.Config:
+        tls = self._tls
+        return uvicorn.Config(
+            self._app,
+            interface="asgi3",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            log_level=100,
+            proxy_headers=False,
+            server_header=False,
+            headers=[("Server", "dicomweb_io-testing")],
+            timeout_keep_alive=self.manners.keep_alive,
+            timeout_graceful_shutdown=1,
+            backlog=_BACKLOG,
+            h11_max_incomplete_event_size=1 << 18,
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
+            ssl_ca_certs=tls.client_ca if tls else None,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
+        )
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn in a thread, with an event for its start and an end that waits for nobody."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over: asyncio.Event | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            super().run(sockets)
+        finally:
+            self.ready.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._over = asyncio.Event()
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        self.ready.set()
+
+    async def main_loop(self) -> None:
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 1
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended(), 0.1)
+
+    async def _ended(self) -> None:
+        if self._over is not None:
+            await self._over.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for one in sockets or []:
+            one.close()
+        for connection in list(self.server_state.connections):
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
+        # Handlers notice that their client has gone; one may be in the middle of a write to the archive.
+        tasks = list(self.server_state.tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LAST_SECONDS)
+
+    def end(self) -> None:
+        self.should_exit = self.force_exit = True
+        loop, over = self._loop, self._over
+        if loop is not None and over is not None:
+            with contextlib.suppress(RuntimeError):  # the loop may have ended by itself meanwhile
+                loop.call_soon_threadsafe(over.set)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With its protocol named, asyncio switches Nagle's delay off for the connections.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def check_host(host: str, allow_remote: bool) -> None:
+    """Checks that an address can only be reached from this computer; if others are wanted, the log gets a warning.
+
+    Raises:
+        ValueError: If it can be reached from elsewhere.
+    """
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and allow_remote:
+        logger.warning("The test server can be reached from other computers at %s. %s", host, NOTICE)
+    elif not loopback:
+        raise ValueError(
+            f"{host} can be reached from other computers; this server is for tests and listens on 127.0.0.1 only, "
+            "unless it is told that other computers are wanted (allow_remote=True, --allow-remote)"
+        )
+
+
+@contextlib.contextmanager
+def serve(
+    archive: EndpointLike | DICOMClient,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    manner: str | Manners = "generic",
+    auth: Any = None,
+    faults: Sequence[Fault] = (),
+    tls: TLS | None = None,
+    proxy: bool = False,
+    allow_remote: bool = False,
+) -> Iterator[TestServer]:
+    """Serves an archive for the length of a ``with`` block.
+
+    Args:
+        archive: A folder, a URL, an `Endpoint`, or a client. A client stays open afterwards.
+        host: The address to listen on.
+        port: The port; 0 for any free one.
+        manner: A name of `dicomweb_io.testing.server.behaviours.MANNERS`, or manners of your own.
+        auth: None, a pair of name and password, a bearer token, or an object of `dicomweb_io.testing.server.auth`.
+        faults: What goes wrong (`dicomweb_io.testing.faults.fault`).
+        tls: Certificates, for https.
+        proxy: Start the proxy for faults below HTTP even if there are none yet.
+        allow_remote: Allow an address that other computers can reach.
+
+    Yields:
+        The running server: `url`, `records`, `inject`, `stop`, `start` and more.
+
+    Raises:
+        ValueError: If the address is not a loopback one, or no manners have this name.
+        OSError: If the port is taken.
+    """
+    check_host(host, allow_remote)
+    manners = manners_of(manner)
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="dicomweb-io-server-"))
+        spool = Path(directory, "spool")
+        spool.mkdir()
+        if isinstance(archive, (str, os.PathLike, Endpoint)):
+            endpoint = Endpoint.of(archive)
+            if not endpoint.is_web and endpoint.index is None:
+                endpoint = endpoint.replace(index=str(Path(directory, "index")))
+            client = endpoint.connect()
+            stack.callback(client.close)
+        else:
+            client = archive
+        server = TestServer(
+            client,
+            host=host,
+            port=port,
+            manners=manners,
+            auth=auth,
+            faults=list(faults),
+            directory=str(spool),
+            tls=tls,
+            proxy=proxy,
+        )
+        stack.callback(server.close)
+        yield server.start()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The server as a command: ``dicomweb-io serve``, see `dicomweb_io.cli.arguments`.
+
+
+def print_manners(options: argparse.Namespace) -> None:
+    """Prints what ``--describe`` and ``--manners`` ask for.
+
+    Raises:
+        ValueError: If no manners have the name.
+    """
+    if options.manners:
+        for one in (*MANNERS.values(), *VARIANTS.values()):
+            print(f"{one.name}: {one.title}")
+        return
+    print(json.dumps(as_data(options.manner), indent=2) if options.json else describe(options.manner))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serves a folder until SIGINT or SIGTERM; SIGHUP makes the server look at the folder again.
+
+    The URL is printed as the first line of standard output.
+
+    Args:
+        options: The arguments of the command.
+
+    Returns:
+        The exit code: 0 after an interrupt, 1 if the server had a defect.
+
+    Raises:
+        ValueError: If an argument is wrong.
+        OSError: If the port is taken, or a file cannot be read.
+    """
+    manners_of(options.manner)
+    faults, auth, tls = _faults(options), authentication_for(options), _tls(options)
+    with serve(
+        options.path,
+        host=options.host,
+        port=options.port,
+        manner=options.manner,
+        auth=auth,
+        faults=faults,
+        tls=tls,
+        allow_remote=options.allow_remote,
+    ) as server:
+        over, again = threading.Event(), threading.Event()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda number, frame: over.set())
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda number, frame: again.set())
+        print(server.url, flush=True)
+        if isinstance(auth, OAuth2Authentication):
+            print(f"Tokens: {server.origin}{auth.path}", file=sys.stderr)
+        print(f"{NOTICE} Stop it with Ctrl-C.", file=sys.stderr, flush=True)
+        while not over.wait(0.2):
+            if again.is_set():
+                again.clear()
+                server.refresh()
+        for text in server.errors:
+            print(text, file=sys.stderr)
+        return 1 if server.errors else 0
+
+
+def _faults(options: argparse.Namespace) -> list[Fault]:
+    faults = [one for text in options.fault for one in faults_of_json(f"[{text}]")]
+    for path in options.faults:
+        with open(path, "rb") as file:
+            try:
+                faults += faults_of_json(file.read())
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+    return faults
+
+
+def authentication_for(options: argparse.Namespace) -> Authentication | None:
+    """The authentication that the arguments ask for; secrets come from the environment only.
+
+    Raises:
+        ValueError: If the arguments contradict each other, or a variable does not hold what it should.
+    """
+    ways: dict[str, str | None] = {
+        "--user-env": options.serve_user_env,
+        "--token-env": options.serve_token_env,
+        "--oauth2-env": options.oauth2_env,
+        "--sigv4-env": options.sigv4_env,
+    }
+    given = [name for name, variable in ways.items() if variable]
+    if len(given) > 1:
+        raise ValueError(f"give one way to authenticate, not {' and '.join(given)}")
+    lifetime = options.token_lifetime
+    if lifetime is not None and given not in (["--token-env"], ["--oauth2-env"]):
+        raise ValueError("--token-lifetime needs --token-env or --oauth2-env")
+    if options.serve_user_env:
+        name, password = _pair(options.serve_user_env, "NAME:PASSWORD")
+        return BasicAuthentication({name: password})
+    if options.serve_token_env:
+        tokens = BearerAuthentication()
+        tokens.accept(_secret(options.serve_token_env), lifetime)
+        return tokens
+    if options.oauth2_env:
+        client, secret = _pair(options.oauth2_env, "CLIENT_ID:CLIENT_SECRET")
+        return OAuth2Authentication(client, secret, 3600.0 if lifetime is None else lifetime)
+    if options.sigv4_env:
+        key, secret = _pair(options.sigv4_env, "ACCESS_KEY_ID:SECRET_ACCESS_KEY")
+        return SigV4Authentication(key, secret, options.sigv4_region, options.sigv4_service)
+    return None
+
+
+def _secret(variable: str) -> str:
+    value = os.environ.get(variable, "")
+    if not value:
+        raise ValueError(f"the environment variable {variable} is not set, or empty")
+    return value
+
+
+def _pair(variable: str, form: str) -> tuple[str, str]:
+    name, separator, secret = _secret(variable).partition(":")
+    if not (name and separator):
+        raise ValueError(f"the environment variable {variable} does not hold {form}")
+    return name, secret
+
+
+def _tls(options: argparse.Namespace) -> TLS | None:
+    others: Any = options.tls_key or options.tls_client_ca
+    if not options.tls_cert:
+        if others:
+            raise ValueError("--tls-key and --tls-client-ca need --tls-cert")
+        return None
+    for path in filter(None, (options.tls_cert, options.tls_key, options.tls_client_ca)):
+        if not os.path.isfile(path):
+            raise ValueError(f"there is no file {path}")
+    return TLS(options.tls_cert, options.tls_key, options.tls_client_ca)

@@ -1,0 +1,476 @@
+"""Storing and deleting (PS3.18 sections 10.5 and 10.7, STOW-RS) with the manners and faults of the server."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from dicomweb_io.client import OnExisting
+from dicomweb_io.dicom import json_decode
+from dicomweb_io.dicom.media_types import parse_content_type
+from dicomweb_io.dicom.part10 import Header, Part10Error, check_complete, header_of
+from dicomweb_io.dicom.uids import is_uid
+from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.http.multipart import MultipartError, MultipartReader
+from dicomweb_io.spool import Collected, collect
+from dicomweb_io.testing.server.exchange import Answer, Exchange, Refusal, Site, parse_accept, warning_header
+from dicomweb_io.testing.server.parts import (
+    IMPLICIT_LITTLE,
+    CannotTranscode,
+    coerced,
+    faulty_json,
+    json_bytes,
+    xml_document,
+)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a store is answered: the Store Instances Response Module (PS3.18 table I.1-1) and its status.
+
+
+XML = "application/dicom+xml"
+
+_CLASS, _INSTANCE = "00081150", "00081155"
+_FAILED, _REASON = "00081198", "00081197"
+_WARNING = "00081196"
+_OTHER, _URL = "0008119A", "00081190"
+_FAILED_ATTRIBUTES, _COMMENT = "00741048", "00000902"
+
+_DETAILS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "private": {
+        "00090010": {"vr": "LO", "Value": ["GOOGLE"]},
+        "00090097": {"vr": "UT", "Value": ["The instance was not stored."]},
+    },
+    "attributes": {
+        _FAILED_ATTRIBUTES: {"vr": "SQ", "Value": [{_COMMENT: {"vr": "LO", "Value": ["The instance was not stored."]}}]}
+    },
+}
+
+
+@dataclass
+class Outcome:
+    """What became of one part: stored if there is no reason against it."""
+
+    sop_class_uid: str | None = None
+    sop_instance_uid: str | None = None
+    url: str | None = None
+    study_url: str | None = None
+    reason: int | None = None
+    warning: int | None = None
+    comment: str = ""
+    garbage: bool = False
+    no_uids: bool = False
+    wrong_study: bool = False
+    hidden: bool = False
+
+
+@dataclass
+class Store:
+    """One request in progress."""
+
+    site: Site
+    exchange: Exchange
+    study: str | None
+    replace: bool
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def status_of(running: Store) -> int:
+    """The status of a store, by what became of its instances."""
+    manners = running.site.manners
+    refused = running.exchange.fault("refuse_instances")
+    bad = [outcome for outcome in running.outcomes if outcome.reason is not None]
+    if not bad:
+        return manners.store_some if any(outcome.warning is not None for outcome in running.outcomes) else 200
+    if refused and refused.options["status"] is not None:
+        return int(refused.options["status"])
+    if manners.garbage_status is not None and any(outcome.garbage for outcome in bad):
+        return manners.garbage_status
+    if len(bad) == len(running.outcomes) or (manners.store_some >= 400 and any(one.wrong_study for one in bad)):
+        return manners.wrong_study_status if any(one.wrong_study for one in bad) else manners.store_none
+    return manners.store_some
+
+
+def store_answer(running: Store, media_type: str, status: int) -> Answer:
+    """The answer to a store."""
+    body = _response(running)
+    headers = {"Content-Type": media_type}
+    if status >= 400 and running.site.manners.error_style == "orthanc":
+        # Orthanc answers a failed store without Content-Type (measured, 1.10.1).
+        headers = {}
+    if status != 200 and running.site.manners.store_warning:
+        headers["Warning"] = warning_header(["Some instances were not stored."])
+    content = xml_document(body) if media_type == XML else faulty_json(running.exchange, json_bytes(body))
+    reason = None
+    if running.site.manners.reason_phrase and status != 200:
+        reason = f"{sum(one.reason is not None for one in running.outcomes)} instances were not stored."
+    return Answer(status, headers, content, reason=reason)
+
+
+def _response(running: Store) -> dict[str, Any]:
+    """The Store Instances Response Module (PS3.18 table I.1-1)."""
+    manners = running.site.manners
+    stored, failed, other = [], [], []
+    for outcome in running.outcomes:
+        if outcome.hidden:
+            continue
+        if outcome.reason is None:
+            item = _item(outcome)
+            item[_URL] = {"vr": "UR", "Value": [outcome.url]}
+            if outcome.warning is not None:
+                item[_WARNING] = {"vr": "US", "Value": [outcome.warning]}
+                item[_FAILED_ATTRIBUTES] = {"vr": "SQ", "Value": [{_COMMENT: {"vr": "LO", "Value": [outcome.comment]}}]}
+            stored.append(item)
+            continue
+        item = {**_item(outcome), _REASON: {"vr": "US", "Value": [outcome.reason]}}
+        item.update(_DETAILS[manners.failure_detail])
+        if not outcome.garbage or manners.garbage == "failed":
+            failed.append(item)
+        elif manners.garbage == "nowhere":
+            if outcome.no_uids:
+                failed.append(item)
+        elif outcome.sop_instance_uid is not None:
+            failed.append(item)
+        else:
+            other.append({_REASON: item[_REASON]})
+    if manners.one_failure:
+        failed = failed[:1]
+    body: dict[str, Any] = {}
+    study = next((one.study_url for one in running.outcomes if one.reason is None and one.study_url), None)
+    if study is not None:
+        body[_URL] = {"vr": "UR", "Value": [study]}
+    if failed or manners.empty_failed_sequence:
+        body[_FAILED] = {"vr": "SQ", "Value": failed} if failed else {"vr": "SQ"}
+    if stored or manners.empty_failed_sequence:
+        body[manners.stored_sequence] = {"vr": "SQ", "Value": stored} if stored else {"vr": "SQ"}
+    if other:
+        body[_OTHER] = {"vr": "SQ", "Value": other}
+    return body
+
+
+def _item(outcome: Outcome) -> dict[str, Any]:
+    item: dict[str, Any] = {}
+    if outcome.sop_class_uid is not None and is_uid(outcome.sop_class_uid):
+        item[_CLASS] = {"vr": "UI", "Value": [outcome.sop_class_uid]}
+    if outcome.sop_instance_uid is not None:
+        item[_INSTANCE] = {"vr": "UI", "Value": [outcome.sop_instance_uid]}
+    return item
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+_DICOM = "application/dicom"
+_TIMED = {
+    "00080020": "StudyDate",
+    "00080030": "StudyTime",
+    "00100030": "PatientBirthDate",
+    "00400244": "PerformedProcedureStepStartDate",
+}
+_ANYTHING = re.compile("")
+_WELL_FORMED = {
+    "DA": re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])\Z"),
+    "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?\Z"),
+}
+
+
+def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = False) -> Answer:
+    """Stores the parts of a request one by one as they arrive.
+
+    Args:
+        site: The server.
+        exchange: The request.
+        study: The study of the URL; instances of others are refused.
+        replace: Whether instances that exist are replaced (``PUT``).
+    """
+    manners = site.manners
+    media_type = _response_type(site, exchange)
+    content_type = exchange.headers.get("content-type", "")
+    kind = _kind_of_body(site, content_type)
+    coding = exchange.headers.get("content-encoding", "identity").strip().lower()
+    body: Iterator[bytes] = _limited(exchange.body, manners.max_body)
+    length = exchange.headers.get("content-length", "")
+    if manners.max_body is not None and length.isdigit() and int(length) > manners.max_body:
+        raise Refusal(413, f"The body is larger than {manners.max_body} bytes.", {"Connection": "close"})
+    running = Store(site, exchange, study, replace)
+    # Whoever stores again what was just deleted meets no remains of it.
+    site.let_go(all_at_once=True)
+    swallowed = coding not in ("", "identity")
+    if swallowed and manners.store_gzip != "swallowed":
+        raise Refusal(int(manners.store_gzip), "The body must not be compressed.", {"Connection": "close"})
+    if swallowed or exchange.fault("store_nothing"):
+        for _ in body:
+            pass
+        return store_answer(running, media_type, 200)
+    for collected in _parts(site, body, content_type, kind):
+        try:
+            running.outcomes.append(_store_one(running, collected))
+        finally:
+            if collected.path is not None and os.path.exists(collected.path):
+                os.unlink(collected.path)
+    if not running.outcomes:
+        if manners.store_empty >= 400:
+            raise Refusal(manners.store_empty, "The request holds no instance.")
+        return Answer(204) if manners.store_empty == 204 else store_answer(running, media_type, manners.store_empty)
+    return store_answer(running, media_type, status_of(running))
+
+
+def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
+    """Deletes a study, series or instance."""
+    manners = site.manners
+    if resource.level not in manners.deletes:
+        raise Refusal(manners.delete_unsupported, "Deleting is not supported here.", {"Allow": "GET"})
+    _delete(site, resource)
+    return Answer(204)
+
+
+def reject(site: Site, resource: Resource, code: str) -> Answer:
+    """Makes objects disappear as dcm4chee does when they are rejected (``POST …/reject/CODE^SCHEME``).
+
+    Args:
+        site: The server.
+        resource: What is rejected.
+        code: The code and its scheme, such as ``113039^DCM``.
+    """
+    value, separator, scheme = code.partition("^")
+    if not (site.manners.rejects and value and separator and scheme):
+        raise Refusal(404, "There is no such resource.")
+    _delete(site, resource)
+    return Answer(200, {"Content-Type": "application/json"}, json_bytes({"count": 1}))
+
+
+def _delete(site: Site, resource: Resource) -> None:
+    with site.store_lock:
+        if site.is_leaving(resource) or not _exists(site, resource):
+            raise Refusal(site.manners.delete_missing, f"There is no such {resource.level}.")
+        site.delete(resource)
+
+
+# The request ----------------------------------------------------------------------------------------------------------
+
+
+def _kind_of_body(site: Site, content_type: str) -> str:
+    parsed = parse_content_type(content_type)
+    kind = "multipart" if parsed.media_type == "multipart/related" else "single"
+    inner = parsed.parameters.get("type", "").strip().lower()
+    known = inner == _DICOM or (not inner and not site.manners.store_needs_type)
+    if kind not in site.manners.store_types or (kind == "multipart" and not known):
+        raise Refusal(site.manners.store_unsupported, f"The media type {content_type[:100]!r} is not supported.")
+    if kind == "single" and parsed.media_type != _DICOM:
+        raise Refusal(site.manners.store_unsupported, f"The media type {content_type[:100]!r} is not supported.")
+    return kind
+
+
+def _response_type(site: Site, exchange: Exchange) -> str:
+    manners = site.manners
+    header = exchange.headers.get("accept")
+    for one in parse_accept(header, exchange.parameter("accept")):
+        if one.media_type == "*/*":
+            return manners.store_response
+        for offered in (*manners.store_response_types, "application/json"):
+            if one.covers(offered) and not one.multipart:
+                return offered
+    raise Refusal(406, f"Answers are {' or '.join(manners.store_response_types)}.")
+
+
+def _limited(body: Iterable[bytes], limit: int | None) -> Iterator[bytes]:
+    size = 0
+    for chunk in body:
+        size += len(chunk)
+        if limit is not None and size > limit:
+            raise Refusal(413, f"The body is larger than {limit} bytes.", {"Connection": "close"})
+        yield chunk
+
+
+def _parts(site: Site, body: Iterator[bytes], content_type: str, kind: str) -> Iterator[Collected]:
+    if kind == "single":
+        yield collect(body, max_bytes=site.spool_above, directory=site.directory)
+        return
+    try:
+        for part in MultipartReader(body, content_type):
+            yield collect(part.iter_bytes(), max_bytes=site.spool_above, directory=site.directory)
+    except MultipartError as error:
+        raise Refusal(400, f"The body is malformed: {error}") from None
+
+
+# One instance ---------------------------------------------------------------------------------------------------------
+
+
+def _store_one(running: Store, collected: Collected) -> Outcome:
+    manners, exchange = running.site.manners, running.exchange
+    number = len(running.outcomes) + 1
+    try:
+        with _opened(collected) as file:
+            header = header_of(file)
+            incomplete = check_complete(file)
+    except (Part10Error, ValueError) as error:
+        missing = getattr(error, "missing", ())
+        if missing:
+            known = getattr(error, "uids", {})
+            return Outcome(
+                None, known.get("SOPInstanceUID"), reason=manners.missing_uids_reason, garbage=True, no_uids=True
+            )
+        return Outcome(reason=manners.garbage_reason, garbage=True)
+    if incomplete is not None:
+        return Outcome(header.sop_class_uid, header.sop_instance_uid, reason=manners.garbage_reason, garbage=True)
+    reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+    url = running.site.url_of(exchange, reference)
+    outcome = Outcome(
+        header.sop_class_uid,
+        header.sop_instance_uid,
+        url,
+        url.partition("/series/")[0],
+    )
+    refused = exchange.fault("refuse_instances")
+    if refused and (not refused.options["numbers"] or number in refused.options["numbers"]):
+        outcome.reason = int(refused.options["reason"])
+        return outcome
+    if running.study is not None and header.study_instance_uid != running.study:
+        outcome.reason, outcome.wrong_study = manners.wrong_study_reason, True
+        return outcome
+    if manners.explicit_only and header.transfer_syntax_uid == IMPLICIT_LITTLE:
+        outcome.reason = manners.missing_uids_reason
+        return outcome
+    omitted = exchange.fault("omit_outcome")
+    outcome.hidden = omitted is not None and int(omitted.options["number"]) == number
+    if not exchange.fault("claim_stored"):
+        outcome.reason = _keep(running, header, collected)
+    if outcome.reason is None and manners.invalid_value_warning is not None:
+        malformed = _malformed(collected)
+        if malformed:
+            running.site.erroneous.update(malformed)
+            outcome.warning, outcome.comment = manners.invalid_value_warning, f"Invalid values: {', '.join(malformed)}"
+    return outcome
+
+
+def _malformed(collected: Collected) -> list[str]:
+    """The keywords of dates and times on the top level whose values are none."""
+    with _opened(collected) as file:
+        row = json_decode.encode(file, tags=tuple(_TIMED))
+    return [_TIMED[tag] for tag, element in row.items() if not all(map(_pattern(element).match, _texts(element)))]
+
+
+def _pattern(element: Mapping[str, Any]) -> re.Pattern[str]:
+    return _WELL_FORMED.get(str(element.get("vr")), _ANYTHING)
+
+
+def _texts(element: Mapping[str, Any]) -> list[str]:
+    return [str(value) for value in element.get("Value") or () if value is not None]
+
+
+def _keep(running: Store, header: Header, collected: Collected) -> int | None:
+    """Puts the instance into the archive; returns the reason if it is refused."""
+    site, manners = running.site, running.site.manners
+    instance = _instance(header, collected)
+    if manners.kept != "file":
+        try:
+            instance = Instance.from_bytes(coerced(instance.read(), manners.kept))
+        except (CannotTranscode, ValueError):
+            return manners.garbage_reason
+    with site.store_lock:
+        on_existing: OnExisting = "replace"
+        if not running.replace:
+            same = _compare(site, instance)
+            if same is not None:
+                if running.exchange.fault("keep_old") or (same and manners.same_again == "stored"):
+                    return None
+                if same or manners.other_again == "refused":
+                    return manners.duplicate_reason
+                if manners.other_again == "hidden":
+                    return _hide(site, instance)
+                if manners.other_again == "keep_old":
+                    return None
+        if manners.feed != "none":
+            site.log.begin()
+        results = list(site.archive.iter_store_instances([instance], on_existing=on_existing))
+        if len(results) != 1 or isinstance(results[0], Failure):
+            reason = results[0].reason_code if results and isinstance(results[0], Failure) else None
+            return reason or 0x0110
+        reference = instance.reference
+        site.arrivals.add(
+            reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid)
+        )
+        if manners.feed != "none":
+            site.log.stored(reference)
+    return None
+
+
+def _hide(site: Site, instance: Instance) -> int | None:
+    """Puts the instance into an image set of its own, which searches do not show; returns the reason if refused."""
+    number = uuid.uuid4().hex
+    archive = DICOMfileClient(os.path.join(site.directory, f"image-set-{number}"), in_memory=True)
+    results = list(archive.iter_store_instances([instance]))
+    if isinstance(results[0], Failure):
+        return results[0].reason_code or 0x0110
+    site.image_sets[number] = archive
+    return None
+
+
+def _compare(site: Site, instance: Instance) -> bool | None:
+    """Whether the archive has the instance with equal bytes; None if it has not got it."""
+    try:
+        found = site.archive.iter_instances(
+            instance.reference,
+            media_types=((_DICOM, "*"),),
+            max_element_bytes=site.spool_above,
+            spool_directory=site.directory,
+        )
+        for other in found:
+            try:
+                return _equal(instance, other)
+            finally:
+                if other.path is not None and os.path.dirname(os.path.abspath(other.path)) == site.directory:
+                    os.unlink(other.path)
+    except requests.HTTPError as error:
+        if _status_of(error) not in (404, 410):
+            raise
+    return None
+
+
+def _equal(one: Instance, other: Instance) -> bool:
+    if one.size != other.size:
+        return False
+    with closing(one.open()) as first, closing(other.open()) as second:
+        while chunk := first.read(1 << 20):
+            if chunk != second.read(len(chunk)):
+                return False
+    return True
+
+
+def _exists(site: Site, resource: Resource) -> bool:
+    filters = [("StudyInstanceUID", resource.study_instance_uid)]
+    level: Any = resource.level
+    if resource.sop_instance_uid is not None:
+        filters.append(("SOPInstanceUID", resource.sop_instance_uid))
+    if resource.series_instance_uid is not None:
+        filters.append(("SeriesInstanceUID", resource.series_instance_uid))
+    query = SearchQuery(level, search_filters=tuple(filters))
+    try:
+        return bool(site.archive.search_page(query, limit=1).rows)
+    except FileNotFoundError:
+        return False
+
+
+def _instance(header: Header, collected: Collected) -> Instance:
+    reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+    return Instance(reference, header.transfer_syntax_uid, collected.content, collected.path, header.sop_class_uid)
+
+
+def _opened(collected: Collected) -> Any:
+    return io.BytesIO(collected.content) if collected.content is not None else open(str(collected.path), "rb")
+
+
+def _status_of(error: requests.HTTPError) -> int | None:
+    status = getattr(error, "status", None)
+    if status is None and error.response is not None:
+        status = error.response.status_code
+    return status

@@ -1,0 +1,653 @@
+"""Retrieval of objects and metadata (PS3.18 section 10.4, WADO-RS) with the manners and faults of the server."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from email.utils import format_datetime
+from typing import Any
+from urllib.parse import unquote_plus
+
+import requests
+
+from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.dicom.pixels import NATIVE
+from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.testing.samples import clone
+from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.exchange import Answer, Exchange, MediaRange, Refusal, Site, media_ranges
+from dicomweb_io.testing.server.parts import (
+    EXPLICIT_LITTLE,
+    CannotTranscode,
+    JSONRow,
+    PartOut,
+    faulty_json,
+    json_array,
+    json_bytes,
+    multipart_answer,
+    open_dataset,
+    pixel_items,
+    raw_value,
+    single_answer,
+    transcoded,
+    writable,
+    wrong_vrs,
+    xml_document,
+)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Frames and rendered images (PS3.18 section 10.4.1.1), as far as the archive gives them.
+
+
+_OCTETS = "application/octet-stream"
+_EXPLICIT = "1.2.840.10008.1.2.1"
+
+
+def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Answer:
+    """Answers the retrieval of frames.
+
+    Args:
+        site: The server.
+        exchange: The request.
+        resource: The instance.
+        text: The list of frame numbers as it stands in the path.
+    """
+    manners = site.manners
+    if not manners.frames:
+        raise Refusal(404, "There is no such resource.")
+    numbers = _numbers(site, text)
+    available, stored = _description(site, resource)
+    missing = [number for number in numbers if number < 1 or number > available]
+    status = 200
+    if missing:
+        if manners.frames_missing != "drop" or len(missing) == len(numbers):
+            code = 404 if manners.frames_missing == "drop" else manners.frames_missing
+            raise Refusal(code, f"The instance has {available} frames.")
+        numbers = [number for number in numbers if number not in missing]
+        status = 206
+        exchange.warnings.append("Some frames do not exist")
+    ranges = media_ranges(manners, exchange)
+    wanted = Resource(
+        resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid, tuple(numbers)
+    )
+    single, media_types = _wishes(site, ranges, len(numbers))
+    if stored in manners.undecodable_syntaxes and not any(syntax in ("*", stored) for _, syntax in media_types):
+        raise Refusal(manners.undecodable, f"The stored transfer syntax {stored} cannot be decoded.")
+    found = site.archive.iter_frames(
+        wanted, media_types=media_types, max_element_bytes=site.spool_above, spool_directory=site.directory
+    )
+    base = site.url_of(exchange, resource)
+    parts = (
+        PartOut(
+            frame.media_type
+            if frame.transfer_syntax_uid is None
+            else f"{frame.media_type}; transfer-syntax={frame.transfer_syntax_uid}",
+            f"{base}/frames/{number}",
+            frame.content,
+            frame.path,
+            remove=frame.path is not None,
+        )
+        for number, frame in zip(numbers, found, strict=False)
+    )
+    try:
+        return _answer(site, exchange, parts, single, status)
+    except requests.HTTPError as error:
+        if _status_of(error) != 406:
+            raise
+        raise Refusal(manners.unacceptable, "The frames cannot be had in this form.") from None
+
+
+def rendered(site: Site, exchange: Exchange, resource: Resource, *, thumbnail: bool) -> Answer:
+    """Answers the retrieval of a picture."""
+    manners = site.manners
+    if resource.level not in manners.rendered or (thumbnail and not manners.thumbnails):
+        raise Refusal(404, "There is no such resource.")
+    ranges = media_ranges(manners, exchange)
+    if not manners.accepts_alternatives:
+        # Such a server knows no ranges either.
+        ranges = [one for one in ranges if one.media_type == "*/*" or one.media_type in manners.rendered_types]
+    offers = (*manners.rendered_types, "text/html") if manners.rendered_parameters is None else manners.rendered_types
+    media_types = tuple(offered for one in ranges for offered in offers if one.covers(offered))
+    if not media_types:
+        raise Refusal(manners.unacceptable, f"Pictures are {' or '.join(manners.rendered_types)}.")
+    params = {unquote_plus(name): unquote_plus(value) for name, value in exchange.query}
+    params = {name: value for name, value in params.items() if name not in ("accept", "imageSetId")}
+    if manners.rendered_parameters is not None:
+        params = {name: value for name, value in params.items() if name in manners.rendered_parameters}
+    if manners.rendered_window_of_three and params.get("window", ",,").count(",") != 2:
+        raise Refusal(400, "window needs three values.")
+    if manners.undecodable_syntaxes and _syntax(site, resource) in manners.undecodable_syntaxes:
+        raise Refusal(manners.unrenderable, "The pixel data cannot be decoded.")
+    try:
+        picture = site.archive.retrieve_rendered(
+            resource, media_types=media_types, params=params or None, thumbnail=thumbnail
+        )
+    except requests.HTTPError as error:
+        status = _status_of(error)
+        if status == 406:
+            raise Refusal(manners.unrenderable, "It cannot be rendered so.") from None
+        if status == 404 and resource.frames and isinstance(manners.frames_missing, int):
+            raise Refusal(manners.frames_missing, "There is no such frame.") from None
+        raise
+    return Answer(
+        200, {"Content-Type": picture.media_type, "Content-Length": str(len(picture.content))}, picture.content
+    )
+
+
+def _syntax(site: Site, resource: Resource) -> str:
+    row = next(iter(site.archive.iter_metadata(resource.instance)), None) or {}
+    return str((row.get("00083002", {}).get("Value") or [""])[0])
+
+
+def _status_of(error: requests.HTTPError) -> int | None:
+    status = getattr(error, "status", None)
+    return error.response.status_code if status is None and error.response is not None else status
+
+
+def frame_numbers(site: Site, text: str) -> tuple[int, ...]:
+    """The numbers of a frame list in a path, for rendering."""
+    return tuple(_numbers(site, text))
+
+
+def _numbers(site: Site, text: str) -> list[int]:
+    manners = site.manners
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise Refusal(400, "The list of frames is malformed.")
+    numbers = [int(number) for number in text.split(",")]
+    if manners.frames_limit is not None and len(numbers) > manners.frames_limit:
+        raise Refusal(400, f"At most {manners.frames_limit} frames can be requested at once.")
+    if manners.frames_unique and len(set(numbers)) < len(numbers):
+        raise Refusal(400, "A frame is listed twice.")
+    return numbers
+
+
+def _description(site: Site, resource: Resource) -> tuple[int, str]:
+    """The number of frames of an instance, and its transfer syntax."""
+    row = next(iter(site.archive.iter_metadata(resource)), None)
+    if row is None:
+        raise Refusal(404, "There is no such instance.")
+    if "00280010" not in row:
+        raise Refusal(site.manners.frames_without_pixels, "The instance has no pixel data.")
+    syntax = str((row.get("00083002", {}).get("Value") or [""])[0])
+    values = row.get("00280008", {}).get("Value") or [1]
+    try:
+        return max(1, int(values[0])), syntax
+    except (TypeError, ValueError):
+        return 1, syntax
+
+
+def _wishes(site: Site, ranges: list[MediaRange], count: int) -> tuple[bool, tuple[tuple[str, str], ...]]:
+    """Whether one body was asked for, and what the archive is asked for."""
+    manners = site.manners
+    wishes: list[tuple[str, str]] = []
+    single: bool | None = None
+    for one in ranges:
+        if not _offered(manners, one):
+            continue
+        if one.multipart is False and (count > 1 or not manners.single_part):
+            continue
+        alone = one.multipart is False or (one.multipart is None and manners.any_is_single and count == 1)
+        if single is None:
+            single = alone
+        if alone == single:
+            wishes.append(_wish(manners, one))
+    if single is None:
+        raise Refusal(manners.unacceptable, "None of the acceptable media types is available.")
+    return single, tuple(wishes)
+
+
+def _offered(manners: Manners, one: MediaRange) -> bool:
+    if not manners.accepts_alternatives and one.media_type.endswith("/*") and one.media_type != "*/*":
+        return False
+    return manners.frame_types is None or any(map(one.covers, manners.frame_types))
+
+
+def _wish(manners: Manners, one: MediaRange) -> tuple[str, str]:
+    if one.media_type == "*/*":
+        return (_OCTETS, _EXPLICIT) if not one.explicit else ("*/*", one.transfer_syntax or "*")
+    if manners.frame_types is not None and one.media_type.endswith("/*"):
+        return next(filter(one.covers, manners.frame_types)), "*"
+    return one.media_type, one.transfer_syntax or (_EXPLICIT if one.media_type == _OCTETS else "*")
+
+
+def _answer(site: Site, exchange: Exchange, parts: Iterator[PartOut], single: bool, status: int) -> Answer:
+    first = next(parts, None)
+    if first is None:
+        raise Refusal(404, "There is nothing to send.")
+    if single:
+        return single_answer(first)
+    root = first.content_type if site.manners.root_syntax else first.content_type.partition(";")[0]
+    return multipart_answer(exchange, site.manners, itertools.chain([first], parts), root, status=status, frames=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bulk data (PS3.18 section 10.4.1.1.5): one value, a range of its bytes, or all values of an object.
+
+
+_PIXELS = frozenset({"7FE00010", "7FE00008", "7FE00009"})
+_SEGMENT = re.compile(r"[0-9A-Fa-f]{8}|\d{1,6}")
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
+
+
+def bulkdata(site: Site, exchange: Exchange, resource: Resource, path: list[str]) -> Answer:
+    """Answers the retrieval of one binary value.
+
+    Args:
+        site: The server.
+        exchange: The request.
+        resource: The instance.
+        path: Tags, with the numbers of items between them, as in the BulkDataURI that metadata gave.
+    """
+    manners = site.manners
+    if not manners.bulkdata:
+        raise Refusal(404, "There is no such resource.")
+    if not path or not all(_SEGMENT.fullmatch(segment) for segment in path):
+        raise Refusal(404, "There is no such bulk data.")
+    chosen = _acceptable(site, exchange)
+    location = f"{site.url_of(exchange, resource)}/{manners.bulkdata_segment}/" + "/".join(path)
+    where = [segment.upper() for segment in path]
+    wanted = _byte_range(exchange) if manners.byte_ranges and chosen.multipart is not True else None
+    values = _values(site, resource, where, wanted)
+    try:
+        first = next(values, None)
+    except requests.HTTPError as error:
+        if not (manners.bulkdata_of_all and getattr(error, "status", None) == 404):
+            raise
+        first = None
+    if first is None and manners.bulkdata_of_all:
+        values = _any_value(site, resource, where)
+        first = next(values, None)
+    if first is None:
+        raise Refusal(404, "There is no such bulk data.")
+    if wanted is not None:
+        return _range_answer(replace(first, location=location), *wanted)
+    parts = (replace(value, location=location) for value in itertools.chain([first], values))
+    if chosen.multipart is False or (chosen.multipart is None and manners.any_is_single):
+        return single_answer(next(parts))
+    return multipart_answer(exchange, manners, parts, _OCTETS)
+
+
+def all_bulkdata(site: Site, exchange: Exchange, resource: Resource, *, only_pixels: bool) -> Answer:
+    """Answers the retrieval of all binary values, or all pixel data, of a study, series or instance."""
+    manners = site.manners
+    if not (manners.bulkdata and manners.bulkdata_levels):
+        raise Refusal(404, "There is no such resource.")
+    if _acceptable(site, exchange).multipart is False:
+        raise Refusal(manners.unacceptable, "All bulk data come in parts.")
+    parts = _all_parts(site, exchange, resource, only_pixels)
+    first = next(parts, None)
+    if first is None:
+        raise Refusal(404, f"The {resource.level} has no bulk data.")
+    return multipart_answer(exchange, manners, itertools.chain([first], parts), _OCTETS)
+
+
+def _acceptable(site: Site, exchange: Exchange) -> MediaRange:
+    ranges = media_ranges(site.manners, exchange)
+    chosen = next((one for one in ranges if one.covers(_OCTETS)), None)
+    if chosen is None or (chosen.multipart is False and not site.manners.single_part):
+        raise Refusal(site.manners.unacceptable, "Bulk data is application/octet-stream.")
+    return chosen
+
+
+def _values(
+    site: Site, resource: Resource, path: list[str], wanted: tuple[int, int | None] | None
+) -> Iterator[PartOut]:
+    if site.manners.bulkdata_fragments and path == ["7FE00010"]:
+        fragments = pixel_items(open_dataset(site, resource))
+        if fragments is not None:
+            yield from (PartOut(_OCTETS, None, item) for item in fragments)
+            return
+    url = f"{resource.uri}/bulkdata/" + "/".join(path)
+    found = site.archive.iter_bulkdata_parts(
+        url, byte_range=wanted, max_element_bytes=site.spool_above, spool_directory=site.directory
+    )
+    for one in found:
+        content = (one.content or b"") if one.path is None else None
+        yield PartOut(one.media_type or _OCTETS, None, content, one.path, remove=one.path is not None)
+
+
+def _any_value(site: Site, resource: Resource, path: list[str]) -> Iterator[PartOut]:
+    content = raw_value(open_dataset(site, resource), path)
+    if content is not None:
+        yield PartOut(_OCTETS, None, content)
+
+
+def _all_parts(site: Site, exchange: Exchange, resource: Resource, only_pixels: bool) -> Iterator[PartOut]:
+    for row in site.archive.iter_metadata(resource):
+        reference = Resource.of(row)
+        base = f"{site.url_of(exchange, reference)}/{site.manners.bulkdata_segment}/"
+        for path in _paths(row, ""):
+            if only_pixels and path not in _PIXELS:
+                continue
+            for value in _values(site, reference, path.split("/"), None):
+                yield replace(value, location=base + path)
+
+
+def _paths(row: dict[str, Any], above: str) -> Iterator[str]:
+    for tag, element in row.items():
+        if "BulkDataURI" in element:
+            known = str(element["BulkDataURI"]).partition("/bulkdata/")[2]
+            yield known or above + tag
+        elif element.get("vr") == "SQ":
+            for number, item in enumerate(element.get("Value") or (), start=1):
+                yield from _paths(item or {}, f"{above}{tag}/{number}/")
+
+
+# Ranges ---------------------------------------------------------------------------------------------------------------
+
+
+def _byte_range(exchange: Exchange) -> tuple[int, int | None] | None:
+    """First and last byte that were asked for; None for everything, also if the header asks for several ranges."""
+    match = _RANGE.match(exchange.headers.get("range", "").replace(" ", ""))
+    if match is None:
+        return None
+    first, last = int(match[1]), int(match[2]) if match[2] else None
+    return None if last is not None and last < first else (first, last)
+
+
+def _range_answer(value: PartOut, first: int, last: int | None) -> Answer:
+    size = value.size
+    complete = last is not None and size == last - first + 1
+    answer = single_answer(value)
+    answer.status = 206
+    answer.headers["Content-Range"] = f"bytes {first}-{first + size - 1}/{'*' if complete else first + size}"
+    answer.headers["Accept-Ranges"] = "bytes"
+    return answer
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+_DICOM = "application/dicom"
+_JSON = "application/dicom+json"
+_XML = "application/dicom+xml"
+_ZIP = "application/zip"
+_UIDS = frozenset({"0020000D", "0020000E", "00080018", "00080016"})
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How objects are sent: in parts or as one body, and in which transfer syntaxes, best first (``"*"``: stored)."""
+
+    multipart: bool
+    syntaxes: tuple[str, ...]
+
+
+def retrieve(site: Site, exchange: Exchange, resource: Resource) -> Answer:
+    """Answers the retrieval of a study, series or instance."""
+    manners = site.manners
+    ranges = media_ranges(manners, exchange)
+    if not manners.metadata and any(one.media_type == _JSON for one in ranges):
+        return metadata(site, exchange, resource, at_object=True)
+    if resource.level not in manners.retrieves:
+        raise Refusal(404, f"A {resource.level} cannot be retrieved as a whole.")
+    zipped = manners.zip and next((one for one in ranges if one.covers(_DICOM) or one.media_type == _ZIP), None)
+    if zipped and zipped.media_type == _ZIP:
+        syntax = zipped.transfer_syntax or EXPLICIT_LITTLE
+        return _zip_answer(site, resource, _parts(site, exchange, resource, _Form(False, (syntax,))))
+    form = _form(manners, ranges, resource)
+    parts = _parts(site, exchange, resource, form)
+    status = 200
+    if manners.partial and resource.level != "instance" and "*" not in form.syntaxes:
+        parts, missing = _what_can_be_had(site, parts)
+        if missing:
+            status = 206
+            exchange.warnings.append(f"{missing} instances cannot be had in the wanted transfer syntax")
+    first = _next(parts)
+    if first is None:
+        raise Refusal(404, f"There is no such {resource.level}.")
+    if not form.multipart:
+        part = _with_fault(exchange, first)
+        answer = single_answer(part)
+        if manners.known_length == "never":
+            del answer.headers["Content-Length"]
+        return answer
+    return multipart_answer(
+        exchange,
+        manners,
+        itertools.chain([first], map(_made, parts)),
+        _DICOM,
+        only_one=resource.level == "instance",
+        foreign=_foreign,
+        status=status,
+    )
+
+
+def _made(part: PartOut | Refusal) -> PartOut:
+    if isinstance(part, Refusal):
+        # The status is out already; all that is left is to break off.
+        raise part
+    return part
+
+
+def _next(parts: Iterator[PartOut | Refusal]) -> PartOut | None:
+    first = next(parts, None)
+    return first if first is None else _made(first)
+
+
+def _what_can_be_had(site: Site, parts: Iterator[PartOut | Refusal]) -> tuple[Iterator[PartOut | Refusal], int]:
+    """The instances that can be had, made in advance, and the number of the others; if there are these only, they."""
+    made: list[PartOut | Refusal] = []
+    missing: list[PartOut | Refusal] = []
+    for part in parts:
+        (missing if isinstance(part, Refusal) else made).append(
+            part if isinstance(part, Refusal) else part.spooled(site.directory, site.spool_above)
+        )
+    return iter(made or missing), len(missing) if made else 0
+
+
+def _zip_answer(site: Site, resource: Resource, parts: Iterator[PartOut | Refusal]) -> Answer:
+    """The instances as a ZIP file, which is complete before the first byte of it is sent."""
+    first = _next(parts)
+    if first is None:
+        raise Refusal(404, f"There is no such {resource.level}.")
+    handle, path = tempfile.mkstemp(suffix=".zip", dir=site.directory)
+    whole = PartOut(_ZIP, None, None, path, remove=True)
+    try:
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for number, part in enumerate(itertools.chain([first], map(_made, parts)), start=1):
+                with archive.open(f"DICOM/{number:08}.dcm", "w", force_zip64=True) as member:
+                    for piece in part.pieces():
+                        member.write(piece)
+                part.discard()
+    except BaseException:
+        whole.discard()
+        raise
+    answer = single_answer(whole)
+    answer.headers["Content-Disposition"] = 'attachment; filename="dicom.zip"'
+    return answer
+
+
+def _with_fault(exchange: Exchange, part: PartOut) -> PartOut:
+    found = exchange.fault("foreign_part")
+    return _foreign(part) if found is not None and int(found.options["part"]) == 1 else part
+
+
+def _foreign(part: PartOut) -> PartOut:
+    return PartOut(part.content_type, part.location, clone(part.read(), "foreign"))
+
+
+def _form(manners: Manners, ranges: list[MediaRange], resource: Resource) -> _Form:
+    single_possible = manners.single_part and resource.level == "instance"
+    chosen: bool | None = None
+    syntaxes: list[str] = []
+    for one in ranges:
+        if not one.covers(_DICOM):
+            continue
+        if one.multipart is False and not single_possible:
+            continue
+        multipart = one.multipart
+        if multipart is None:
+            multipart = not (manners.any_is_single and single_possible)
+        if chosen is None:
+            chosen = multipart
+        if multipart == chosen:
+            syntaxes.append(_wanted_syntax(manners, one))
+    if chosen is None:
+        raise Refusal(manners.unacceptable, "None of the acceptable media types is available.")
+    return _Form(chosen, tuple(dict.fromkeys(syntaxes)))
+
+
+def _wanted_syntax(manners: Manners, one: MediaRange) -> str:
+    if one.transfer_syntax == "*" and manners.star_syntax:
+        return "*"
+    if one.transfer_syntax in (None, "*"):
+        stored = manners.default_syntax == "stored" or (one.media_type == "*/*" and manners.any_is_stored)
+        return "*" if stored else EXPLICIT_LITTLE
+    return str(one.transfer_syntax)
+
+
+def _parts(site: Site, exchange: Exchange, resource: Resource, form: _Form) -> Iterator[PartOut | Refusal]:
+    """Each instance, or why it cannot be had."""
+    instances = site.archive.iter_instances(
+        resource,
+        media_types=((_DICOM, "*"),),
+        max_element_bytes=site.spool_above,
+        spool_directory=site.directory,
+    )
+    for instance in instances:
+        part = PartOut.of(instance, site.directory, f"{_DICOM}; transfer-syntax={instance.transfer_syntax_uid}")
+        part = replace(part, location=site.url_of(exchange, instance.reference))
+        if "*" in form.syntaxes[:1] or instance.transfer_syntax_uid in form.syntaxes:
+            yield part
+            continue
+        yield _encoded(site.manners, instance, part, form)
+
+
+def _encoded(manners: Manners, instance: Instance, part: PartOut, form: _Form) -> PartOut | Refusal:
+    """The part in the first of the wanted transfer syntaxes that can be made of it."""
+    stored = instance.transfer_syntax_uid
+    refusal: Refusal | None = None
+    for wanted in form.syntaxes:
+        if wanted == "*":
+            return part
+        possible = manners.transcoding is None or wanted in manners.transcoding
+        too_large = manners.transcoding_limit is not None and part.size > manners.transcoding_limit
+        if not possible or too_large or not writable(wanted):
+            status = manners.refused_syntaxes.get(wanted, manners.unsupported_syntax)
+            refusal = refusal or Refusal(status, f"The transfer syntax {wanted} cannot be made.")
+            continue
+        try:
+            if stored in manners.undecodable_syntaxes:
+                raise CannotTranscode("there is no decoder")
+            content = transcoded(part.read(), stored, wanted)
+        except CannotTranscode:
+            refusal = refusal or Refusal(
+                manners.undecodable, f"{wanted} cannot be made of the stored transfer syntax {stored}."
+            )
+            continue
+        part.discard()
+        return replace(
+            part, content_type=f"{_DICOM}; transfer-syntax={wanted}", content=content, path=None, remove=False
+        )
+    part.discard()
+    return refusal or Refusal(manners.unsupported_syntax, "The transfer syntax cannot be made.")
+
+
+# Metadata -------------------------------------------------------------------------------------------------------------
+
+
+def metadata(site: Site, exchange: Exchange, resource: Resource, *, at_object: bool = False) -> Answer:
+    """Answers the retrieval of metadata, row by row."""
+    manners = site.manners
+    if not manners.metadata and not at_object:
+        raise Refusal(404, "There is no such resource.")
+    media_type = _metadata_type(manners, media_ranges(manners, exchange))
+    rows = (_metadata_row(site, exchange, row) for row in site.archive.iter_metadata(resource))
+    first = next(rows, None)
+    if first is None:
+        raise Refusal(404, f"There is no such {resource.level}.")
+    rows = itertools.chain([first], rows)  # type: ignore[assignment] # an iterator as good as a generator
+    if media_type == _XML:
+        documents = (PartOut(_XML, None, xml_document(row)) for row in rows)
+        return multipart_answer(exchange, manners, documents, _XML)
+    headers = {"Content-Type": media_type}
+    if exchange.fault("wrong_vrs"):
+        return Answer(200, headers, json_bytes(list(wrong_vrs(rows))))
+    if any(exchange.fault(name) for name in ("bad_json", "truncated_json", "deep_json", "nan_json")):
+        return Answer(200, headers, faulty_json(exchange, json_bytes(list(rows))))
+    if manners.etags:
+        body = b"".join(json_array(rows))
+        headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        headers["Last-Modified"] = format_datetime(site.arrivals.times(resource.study_instance_uid)[1], usegmt=True)
+        if exchange.headers.get("if-none-match") == headers["ETag"]:
+            return Answer(304, {"ETag": headers["ETag"]})
+        return Answer(200, headers, body)
+    return Answer(200, headers, json_array(rows))
+
+
+def _metadata_type(manners: Manners, ranges: list[MediaRange]) -> str:
+    for one in ranges:
+        for offered in (*manners.metadata_types, "application/json"):
+            if not one.covers(offered):
+                continue
+            if offered != _XML and not one.multipart:
+                return offered if manners.plain_json else _JSON
+            if offered == _XML and one.multipart is not False:
+                return offered
+    raise Refusal(manners.unacceptable, f"Metadata is available as {' or '.join(manners.metadata_types)}.")
+
+
+def _metadata_row(site: Site, exchange: Exchange, row: JSONRow) -> JSONRow:
+    """A row as this server gives it: what is left out, and which values are given by address."""
+    manners = site.manners
+    reference = Resource.of(row)
+    if manners.metadata_parameters:
+        row = _chosen(exchange, row)
+    syntax = (row.get("00083002", {}).get("Value") or [EXPLICIT_LITTLE])[0]
+    row = _with_bulkdata(manners, row, f"{site.url_of(exchange, reference)}/{manners.bulkdata_segment}", "")
+    if not manners.metadata_syntax:
+        row.pop("00083002", None)
+    if not manners.metadata_compressed and syntax not in NATIVE:
+        row.pop("7FE00010", None)
+    return row
+
+
+def _chosen(exchange: Exchange, row: JSONRow) -> JSONRow:
+    """What ``includefield`` and ``excludeprivate`` leave of a row."""
+    names = [
+        name
+        for key, value in exchange.query
+        if exchange.text(key) == "includefield"
+        for name in exchange.text(value).split(",")
+    ]
+    if names and "all" not in names:
+        try:
+            wanted = {resolve(name)[0] for name in names} | _UIDS
+        except ValueError as error:
+            raise Refusal(400, str(error)) from None
+        row = {tag: element for tag, element in row.items() if tag in wanted}
+    if exchange.parameter("excludeprivate") == "true":
+        row = {tag: element for tag, element in row.items() if int(tag[3], 16) % 2 == 0}
+    return row
+
+
+def _with_bulkdata(manners: Manners, row: JSONRow, url: str, path: str) -> JSONRow:
+    result: dict[str, Any] = {}
+    for tag, element in row.items():
+        where = f"{path}/{tag}"
+        inline = "InlineBinary" in element
+        if "BulkDataURI" in element or (inline and manners.bulkdata_of_all):
+            if manners.metadata_bulkdata == "uri":
+                # The archive knows how it counts; where its address has another form, count as the standard does.
+                known = str(element.get("BulkDataURI", "")).partition("/bulkdata/")[2]
+                place = f"/{known}" if known else where
+                place = place.lower() if manners.bulkdata_of_all else place
+                result[tag] = {"vr": element.get("vr", "UN"), "BulkDataURI": url + place}
+        elif inline and manners.metadata_bulkdata == "omitted":
+            continue
+        elif element.get("vr") == "SQ" and element.get("Value"):
+            items = [
+                _with_bulkdata(manners, item or {}, url, f"{where}/{number}")
+                for number, item in enumerate(element["Value"], start=1)
+            ]
+            result[tag] = {"vr": "SQ", "Value": items}
+        else:
+            result[tag] = element
+    return result

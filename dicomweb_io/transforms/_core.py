@@ -1,0 +1,664 @@
+"""What the transforms share: the endpoint, what happens to failures, and the DoFn that works through a bounded pool."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar, Union, cast
+from urllib.parse import urlsplit
+
+import apache_beam as beam
+from apache_beam.metrics.metric import Lineage, Metrics
+from apache_beam.options.pipeline_options import TypeOptions
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
+from apache_beam.utils.windowed_value import WindowedValue
+from typing_extensions import Self
+
+from dicomweb_io.client import DICOMClient
+from dicomweb_io.elements import Bulkdata, Failure, Frame, Resource, SearchQuery
+from dicomweb_io.endpoint import Endpoint, EndpointLike, literal_secrets
+from dicomweb_io.errors import safe_url
+from dicomweb_io.failures import RECOVERABLE, failure_of
+from dicomweb_io.listing import expand_reference
+from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
+from dicomweb_io.spool import PrivateDirectory, dropped
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which archives a pipeline read from and wrote to, as Beam's lineage metrics.
+
+
+Role = Literal["source", "sink"]
+
+# The systems under which Beam's own file systems report what they read; everything behind them is a path.
+_SYSTEMS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+
+
+def report_lineage(endpoint: Endpoint, role: Role) -> None:
+    """Notes that an archive is a source or a sink. To be called on a bundle's own thread.
+
+    A server is ``dicomweb:HOST.PATH``; a folder in an object store is what Beam calls it there (``gcs:BUCKET.PATH``);
+    another folder is ``filesystem:PATH``.
+    """
+    lineage = Lineage.sources() if role == "source" else Lineage.sinks()
+    system, segments = name_of(endpoint)
+    lineage.add(system, *map(Lineage.wrap_segment, segments))
+
+
+def name_of(endpoint: Endpoint) -> tuple[str, tuple[str, ...]]:
+    """The system and the segments under which an archive is known; no user information, no query."""
+    if "://" not in endpoint.url or "::" in endpoint.url:
+        return "filesystem", (endpoint.url.rpartition("::")[2] if "::" in endpoint.url else endpoint.url,)
+    parts = urlsplit(endpoint.safe_url)
+    path = parts.path.strip("/")
+    system = "dicomweb" if endpoint.is_web else _SYSTEMS.get(parts.scheme.lower())
+    if system is None:
+        return "filesystem", (endpoint.safe_url,)
+    return system, (parts.netloc, path) if path else (parts.netloc,)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What transforms count: Beam metrics in one namespace, and a tally of the process that can be read while it runs.
+#
+# Both are to be called on a bundle's own thread: Beam's counters ignore what other threads count. Metrics count
+# attempts
+# of bundles; results are to be counted from output collections.
+#
+# Every transform uses the same names, in the namespace ``dicomweb_io``:
+#
+# - traffic: ``requests``, ``retries``, ``bytes_in``, ``bytes_out``, ``throttled_msecs``; the distribution
+# ``request_msecs``;
+# - searches: ``rows``, ``search_pages``, ``repeated_rows``, ``total_mismatches``, ``unreadable_values``; the
+# distribution
+# ``page_rows``;
+# - retrieves: ``instances``, ``instance_bytes``, ``metadata``, ``frames``, ``frame_bytes``, ``rendered_images``,
+# ``rendered_bytes``, ``bulkdata``, ``bulkdata_bytes``, ``downloaded``, ``downloaded_bytes``; the distributions
+# ``instance_size`` and ``frame_size``;
+# - stores: ``stored``, ``replaced``, ``exists``, ``stored_bytes``, ``deleted``;
+# - watches: ``polls``, ``changes``, ``notifications_ignored``;
+# - ``failures``.
+
+
+NAMESPACE = "dicomweb_io"
+"""The namespace of all metrics of this package."""
+
+
+class Tally:
+    """Counts of this process, by name. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, number: int = 1) -> None:
+        """Adds to a count."""
+        with self._lock:
+            self._counts[name] += number
+
+    def snapshot(self) -> dict[str, int]:
+        """All counts at this moment."""
+        with self._lock:
+            return dict(self._counts)
+
+
+TALLY = Tally()
+"""The tally of this process. Progress displays read it from a thread: a runner's metrics are not final, or not there
+at all, until the job is done."""
+
+
+def count(name: str, number: int = 1) -> None:
+    """Adds to the metric ``dicomweb_io/name`` and to the tally."""
+    if number:
+        Metrics.counter(NAMESPACE, name).inc(number)
+        TALLY.add(name, number)
+
+
+def count_traffic(lease: Lease) -> None:
+    """Counts what a shared client did on the network since it was last counted.
+
+    Waits for a server that wants less come also under the two names that autoscalers know: seconds for Beam's Python
+    SDK, milliseconds for its Java SDK (Beam 2.77).
+    """
+    traffic = lease.take_traffic()
+    waited = traffic.pop("throttled_msecs", 0)
+    for name, number in traffic.items():
+        count(name, number)
+    for seconds in lease.take_durations():
+        observe("request_msecs", int(1000 * seconds))
+    if waited:
+        Metrics.counter("beam-throttling-metrics", "throttling-msecs").inc(waited)
+        count("throttled_msecs", waited)
+        # Whole seconds only, so the rest of each is carried on.
+        with _CARRY_LOCK:
+            _CARRY[0] += waited
+            seconds, _CARRY[0] = divmod(_CARRY[0], 1000)
+        count("cumulativeThrottlingSeconds", seconds)
+
+
+_CARRY_LOCK = threading.Lock()
+_CARRY = [0]
+
+
+def observe(name: str, value: int) -> None:
+    """Adds a value to the distribution ``dicomweb_io/name``."""
+    Metrics.distribution(NAMESPACE, name).update(value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `PartSpool`: frames and bulk data that are large go through files, so that they are never in memory unasked for.
+
+
+T = TypeVar("T", Frame, Bulkdata)
+
+
+class PartSpool:
+    """Where large frames or values wait until their size is known.
+
+    Args:
+        transform: The name for failures.
+        what: What they are, for failures.
+        most: The largest that may be an element with its bytes.
+        directory: Where larger ones go for the consumer; None if they are failures.
+    """
+
+    def __init__(self, transform: str, what: str, most: int, directory: str | None) -> None:
+        self._transform = transform
+        self._what = what
+        self._most = most
+        self._directory = directory
+        # Inside the consumer's directory, so that giving a file away is a rename.
+        self._private = PrivateDirectory(directory)
+
+    @property
+    def path(self) -> str:
+        """The directory for arriving parts."""
+        return self._private.path
+
+    def threshold(self, room: Room) -> int:
+        """What may arrive in memory: so much every task may hold at once without the others having to wait."""
+        return min(room.fair_share, self._most)
+
+    def taken(self, part: T, reference: Resource | None, room: Room) -> T | Problem:
+        """The element to give away, with room reserved for it; a problem if it is too large."""
+        if part.content is not None:
+            room.reserve(len(part.content))
+            return part
+        path = str(part.path)
+        try:
+            size = os.path.getsize(path)
+            if size <= self._most:
+                room.reserve(size)
+                with open(path, "rb") as file:
+                    return replace(part, content=file.read(), path=None)
+            room.reserve(0)
+            if self._directory is not None:
+                target = os.path.join(os.path.dirname(self.path), os.path.basename(path))
+                os.replace(path, target)
+                return replace(part, path=target)
+        finally:
+            dropped(part)
+        message = f"{self._what} has {size} bytes, more than max_element_bytes ({self._most}); raise that, or give a "
+        url = safe_url(part.uri) if isinstance(part, Bulkdata) else None
+        return Problem(Failure(self._transform, message + "spool_directory", reference=reference, url=url))
+
+    def remove(self) -> None:
+        """Removes what is left. It can be used again."""
+        self._private.remove()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+logger = logging.getLogger("dicomweb_io")
+
+FAILURES = "failures"
+"""The tag of the output that carries `Failure` elements."""
+
+FailureMode = Literal["raise", "collect"]
+
+
+class TransformFailed(RuntimeError):
+    """Fails the pipeline, because something could not be done and nobody asked for failures as elements.
+
+    Attributes:
+        failure: What, why, and whether trying again could help.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        subject = failure.reference.uri if failure.reference is not None else failure.source
+        super().__init__(
+            f"{failure.transform} failed"
+            + (f" for {subject}" if subject else "")
+            + f": {failure.message} (use .with_error_handler(…) or failures='collect' to go on without it)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failure,)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A failure on its way from a pool thread to the bundle's thread, with the exception if there was one."""
+
+    failure: Failure
+    error: BaseException | None = None
+
+    def raise_it(self) -> None:
+        """Fails the bundle."""
+        raise TransformFailed(self.failure) from self.error
+
+
+def problem_of(error: BaseException, transform: str, **details: Any) -> Problem:
+    """Makes a `Problem` of an exception; see `failure_of`."""
+    return Problem(failure_of(error, transform, **details), error)
+
+
+class FailingTransform(beam.PTransform[Any, Any]):
+    """A transform that some elements may fail in.
+
+    Args:
+        failures: ``"raise"`` fails the pipeline at the first thing that could not be done, after all retries;
+            ``"collect"`` makes a `Failure` element of each.
+    """
+
+    _element_type: Any = None
+
+    def __init__(self, *, failures: FailureMode = "raise") -> None:
+        super().__init__()
+        if failures not in ("raise", "collect"):
+            raise ValueError(f"failures must be 'raise' or 'collect', not {failures!r}")
+        self._failure_mode: FailureMode = failures
+        self._error_handler: Any = None
+        if self._element_type is not None and failures == "raise":
+            # A hint holds for every output, so there is none where failures are an output too.
+            self.with_output_types(self._element_type)
+
+    def with_error_handler(self, error_handler: Any) -> Self:
+        """Sends failures to one of Beam's error handlers instead of failing the pipeline.
+
+        Args:
+            error_handler: A `apache_beam.transforms.error_handling.ErrorHandler`; it receives `Failure` elements. None
+                leaves everything as it was.
+        """
+        self._error_handler = error_handler
+        return self
+
+    @property
+    def collects(self) -> bool:
+        """Whether failures become elements."""
+        return self._failure_mode == "collect" or self._error_handler is not None
+
+    def display_data(self) -> dict[str, Any]:
+        """What monitoring pages show."""
+        return {"failures": DisplayDataItem("collect" if self.collects else "raise", label="Failures")}
+
+    def _step(self, dofn: beam.DoFn, output_type: Any, **others: Any) -> Any:
+        """A step with the output ``main`` and one for failures (and perhaps others), all typed."""
+        return _Step(dofn, output_type, {FAILURES: Failure, **others})
+
+    def _report(self, parts: list[Any]) -> Any:
+        """Joins the failures of the inner steps into one collection and shows it to the error handler."""
+        # Where the first failure fails the pipeline there is nothing to join.
+        several = len(parts) > 1 and self.collects
+        failures = tuple(parts) | "JoinFailures" >> beam.Flatten() if several else parts[0]
+        if self._error_handler is not None:
+            self._error_handler.add_error_pcollection(failures)
+        return failures
+
+
+class _Step(beam.PTransform[Any, Any]):
+    """A DoFn with several outputs, each of its own type.
+
+    With ``--performance_runtime_type_check`` Beam (2.77) holds every output of a DoFn against the type of the main one,
+    and against what the consumers of any of them take. So the DoFn itself is said to give any of the types, and with
+    that option a step behind each output takes the demands of its consumers.
+
+    Args:
+        dofn: The DoFn.
+        output_type: The type of its main output, ``main``.
+        others: The types of its further outputs, by tag.
+    """
+
+    def __init__(self, dofn: beam.DoFn, output_type: Any, others: dict[str, Any]) -> None:
+        super().__init__()
+        self._dofn = dofn
+        self._types = {"main": output_type, **others}
+
+    def expand(self, pcollection: Any) -> dict[str, Any]:
+        """Builds the step; gives the outputs by tag."""
+        _, *tags = self._types
+        several = beam.ParDo(self._dofn).with_output_types(Union[tuple(self._types.values())])  # noqa: UP007
+        given = pcollection | several.with_outputs(*tags, main="main")
+        checked = pcollection.pipeline.options.view_as(TypeOptions).performance_runtime_type_check
+        outputs: dict[str, Any] = {}
+        for tag, kind in self._types.items():
+            output = given[tag]
+            output.element_type = kind
+            if checked:
+                output = output | f"Check_{tag}" >> beam.Map(_same).with_output_types(kind)
+            outputs[tag] = output
+        return outputs
+
+
+def _same(element: Any) -> Any:
+    return element
+
+
+class DICOMwebTransform(FailingTransform):
+    """The base of all transforms that talk to one archive.
+
+    A secret that is given literally travels in the pickled job; a warning says so.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        failures: See `FailingTransform`.
+    """
+
+    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
+        super().__init__(failures=failures)
+        self.endpoint = Endpoint.of(endpoint)
+        self._part_of_another = False
+
+    def display_data(self) -> dict[str, Any]:
+        """The endpoint without secrets, and what becomes of failures."""
+        return {"endpoint": DisplayDataItem(self.endpoint.safe_url, label="Endpoint"), **super().display_data()}
+
+    def inside(self, outer: FailingTransform) -> Self:
+        """Makes this a step of another transform, which says what becomes of failures and warns of secrets."""
+        self._part_of_another = True
+        self._failure_mode = "collect" if outer.collects else "raise"
+        return self
+
+    def _report(self, parts: list[Any]) -> Any:
+        if not self._part_of_another:
+            warn_of_secrets(self, self.endpoint)
+        return super()._report(parts)
+
+
+def warn_of_secrets(transform: beam.PTransform[Any, Any], *endpoints: Endpoint) -> None:
+    """Logs which secrets will travel in the pickled job, by kind, never by value."""
+    for endpoint in endpoints:
+        kinds = literal_secrets(endpoint)
+        if kinds:
+            logger.warning(
+                "%s: the pickled job will hold %s literally, for %s; refer to secrets by environment variable, file, "
+                "command or cloud identity instead",
+                type(transform).__name__,
+                ", ".join(kinds),
+                endpoint.safe_url,
+            )
+
+
+def several_windows(pcollection: Any) -> bool:
+    """Whether an element may be in more than one window at once."""
+    return not isinstance(pcollection.windowing.windowfn, (GlobalWindows, FixedWindows, Sessions))
+
+
+Place = tuple[Any, Any]
+"""The timestamp and window that an element was in."""
+
+
+@dataclass(eq=False)
+class Work:
+    """One thing to be done for one or more equal elements.
+
+    Attributes:
+        subject: The element.
+        places: Where the results are to go.
+        begun: True as soon as a result was given away; then no place can be added.
+    """
+
+    subject: Any
+    places: list[Place] = field(default_factory=list)
+    begun: bool = False
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two elements in a row are one element in two windows."""
+    # One object is given for each window of an element; after a shuffle there are equal ones.
+    return one is other or (isinstance(one, (Resource, SearchQuery)) and one == other)
+
+
+def gathered(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:
+    """As few groups as possible: one for each timestamp with all its windows, unless a place occurs repeatedly."""
+    if len(places) == 1:
+        return [(places[0][0], (places[0][1],))]
+    groups: list[tuple[Any, list[Any]]] = []
+    for timestamp, window in places:
+        for known, windows in groups:
+            if known == timestamp and window not in windows:
+                windows.append(window)
+                break
+        else:
+            groups.append((timestamp, [window]))
+    return [(timestamp, tuple(windows)) for timestamp, windows in groups]
+
+
+class PooledDoFn(beam.DoFn):
+    """Does the same for each element in the threads of a shared pool, and gives results back on the bundle's thread.
+
+    Results keep the windows and the timestamp of their element. Equal elements that meet in a bundle are done once. An
+    element that lies in several windows arrives once for each; it is then held back until another one comes, so that
+    it is done once too.
+
+    Args:
+        endpoint: The archive.
+        purpose: See `dicomweb_io.pool.shared_client`.
+        transform: The name for failures.
+        collect: Whether failures become elements (else they fail the bundle).
+        hold: Whether elements may lie in several windows.
+        ordered: Whether results come in the order of the elements.
+        max_bytes: The pool's budget.
+    """
+
+    _role: Role = "source"
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        purpose: str,
+        transform: str,
+        *,
+        collect: bool,
+        hold: bool = False,
+        ordered: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
+        self._endpoint = endpoint
+        self._purpose = purpose
+        self._transform = transform
+        self._collect = collect
+        self._hold = hold
+        self._ordered = ordered
+        self._max_bytes = max_bytes
+        self._lease: Lease | None = None
+        self._lane: Lane[Work, Any] | None = None
+
+    # For subclasses ---------------------------------------------------------------------------------------------------
+
+    def produce(self, subject: Any, client: DICOMClient, room: Room) -> Iterator[Any]:
+        """Yields the results for an element, or `Problem`s. Runs in a pool thread.
+
+        Exceptions of the kinds `RECOVERABLE` that it raises become failures too.
+        """
+        raise NotImplementedError
+
+    def reference_of(self, subject: Any) -> Resource | None:
+        """What failures of an element refer to."""
+        return subject if isinstance(subject, Resource) else None
+
+    def taken(self, result: Any) -> None:
+        """Counts a result. Runs on the bundle's thread."""
+
+    # For Beam ---------------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Leases the process's client and pool."""
+        self._lease = shared_client(self._endpoint, self._purpose, max_bytes=self._max_bytes)
+
+    def start_bundle(self) -> None:
+        """Opens the lane of the bundle."""
+        self.abandon()
+        self._report_lineage()
+        self._lane = cast(Lease, self._lease).pool.lane(ordered=self._ordered)
+        self._works: dict[Any, Work] = {}
+        self._held: Work | None = None
+
+    def process(
+        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+    ) -> Iterator[Any]:
+        """Starts the work for an element and gives back what is ready."""
+        place = (timestamp, window)
+        try:
+            if self._hold:
+                held = self._held
+                if held is not None and _is_same(held.subject, element) and held.places[0][0] == timestamp:
+                    held.places.append(place)
+                    return
+                self._held = Work(element, [place])
+                if held is not None:
+                    yield from self._start(held)
+                return
+            yield from self._start(Work(element, [place]))
+        except BaseException:
+            # The runner does not call finish_bundle after an error (or when it drops the bundle).
+            self.abandon()
+            raise
+
+    def finish_bundle(self) -> Iterator[Any]:
+        """Waits for the rest."""
+        lane = self._lane
+        if lane is None:
+            return
+        try:
+            held, self._held = self._held, None
+            if held is not None:
+                yield from self._start(held)
+            yield from self._finish()
+            for work, result in lane.drain():
+                yield from self._emit(work, result)
+            for lease in self._leases():
+                count_traffic(lease)
+        finally:
+            self.abandon()
+
+    def teardown(self) -> None:
+        """Cancels what is left and gives the client and the pool back."""
+        self.abandon()
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+    def _start(self, work: Work) -> Iterator[Any]:
+        lane = self._open_lane()
+        key = self._key(work.subject)
+        same = self._works.get(key) if key is not None else None
+        if same is not None and not same.begun:
+            same.places.extend(work.places)
+            results = lane.ready()
+        else:
+            if key is not None:
+                self._works[key] = work
+            results = lane.submit(work, lambda room: self._guarded(work.subject, room))
+        for done, result in results:
+            yield from self._emit(done, result)
+
+    def _report_lineage(self) -> None:
+        report_lineage(self._endpoint, self._role)
+
+    def _finish(self) -> Iterator[Any]:
+        """Starts what still waits to be started at the end of a bundle."""
+        return iter(())
+
+    def _leases(self) -> list[Lease]:
+        """The leases whose traffic is counted at the end of a bundle."""
+        return [cast(Lease, self._lease)]
+
+    def _open_lane(self) -> Lane[Any, Any]:
+        if self._lane is None:
+            raise RuntimeError("there is no bundle")
+        return self._lane
+
+    def _key(self, subject: Any) -> Any:
+        return subject if isinstance(subject, Resource) else None
+
+    def _guarded(self, subject: Any, room: Room) -> Iterator[Any]:
+        try:
+            yield from self.produce(subject, cast(Lease, self._lease).client, room)
+        except RECOVERABLE as error:
+            yield problem_of(error, self._transform, reference=self.reference_of(subject))
+
+    def _emit(self, work: Work, result: Any) -> Iterator[Any]:
+        if not work.begun:
+            work.begun = True
+            key = self._key(work.subject)
+            if key is not None and self._works.get(key) is work:
+                del self._works[key]
+        if isinstance(result, Problem):
+            count("failures")
+            if not self._collect:
+                result.raise_it()
+            for timestamp, windows in gathered(work.places):
+                yield TaggedOutput(FAILURES, WindowedValue(result.failure, timestamp, windows))
+            return
+        self.taken(result)
+        for timestamp, windows in gathered(work.places):
+            yield WindowedValue(result, timestamp, windows)
+
+    def abandon(self) -> None:
+        """Cancels what the bundle still does, and drops its results. May be repeated."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.close()
+
+
+class AsReferences(beam.DoFn):
+    """Makes `Resource`s of whatever names one: references, rows of searches and metadata, URIs.
+
+    Args:
+        transform: The name for failures.
+        collect: Whether what names nothing becomes a `Failure`.
+        whole: Turn frame references into references to their instance.
+    """
+
+    def __init__(self, transform: str, *, collect: bool, whole: bool = True) -> None:
+        self._transform = transform
+        self._collect = collect
+        self._whole = whole
+
+    def reference_of(self, element: Any) -> Resource:
+        """The reference that an element is or names."""
+        return Resource.of(element)
+
+    def process(self, element: Any) -> Iterator[Any]:
+        """Yields the reference."""
+        try:
+            reference = self.reference_of(element)
+        except (TypeError, ValueError) as error:
+            problem = problem_of(error, self._transform)
+            count("failures")
+            if not self._collect:
+                problem.raise_it()
+            yield TaggedOutput(FAILURES, problem.failure)
+            return
+        yield reference.instance if self._whole else reference
+
+
+class ExpandReferences(PooledDoFn):
+    """Makes instance references of study and series references."""
+
+    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        """Yields references, or a `Problem` if the archive lists nothing: a reference must not vanish."""
+        found = False
+        for reference in expand_reference(client, subject):
+            found = True
+            yield reference
+        if not found:
+            message = f"{client.base_url} lists no instances of {subject.uri}"
+            yield Problem(Failure(self._transform, message, reference=subject))

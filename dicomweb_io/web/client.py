@@ -1,0 +1,440 @@
+"""`DICOMwebClient`: a client of a DICOMweb server, over streams (PS3.18 sections 10.4 to 10.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dicomweb_io.client import (
+    DEFAULT_MAX_ELEMENT_BYTES,
+    ClientBase,
+    MediaTypes,
+    OnExisting,
+    Storable,
+    Verify,
+    check_chunk_size,
+)
+from dicomweb_io.elements import (
+    Bulkdata,
+    Failure,
+    Frame,
+    Instance,
+    JSONDataset,
+    RenderedImage,
+    Resource,
+    SearchPage,
+    SearchQuery,
+    StoredInstance,
+)
+from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.http.auth import BasicCredentials
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.transport import Transport
+from dicomweb_io.profiles import ServerProfile, resolve_profile
+from dicomweb_io.spool import Keeper
+from dicomweb_io.web.frames import BulkdataRetriever, FrameRetriever, RenderedRetriever
+from dicomweb_io.web.probe import ProbeReport, probe
+from dicomweb_io.web.replace import Deleter, ExistingInstances, Replacer
+from dicomweb_io.web.retrieve import InstanceRetriever, MetadataRetriever
+from dicomweb_io.web.search import Searcher
+from dicomweb_io.web.service import Service
+from dicomweb_io.web.store import Storer
+from dicomweb_io.web.urls import ServiceURLs
+
+if TYPE_CHECKING:
+    import requests
+    from pydicom.dataset import Dataset
+    from requests.auth import AuthBase
+    from typing_extensions import Self
+
+    from dicomweb_io.endpoint import Endpoint
+    from dicomweb_io.http.auth import Credentials
+
+
+class DICOMwebClient(ClientBase):
+    """A client of a DICOMweb server.
+
+    It may be used from several threads at once. Nothing is sent before the first method that needs it.
+
+    Args:
+        url: The service's root, ``https://host[:port][/path]``. User information in it is used as basic credentials and
+            never shown again.
+        session: A `requests.Session` to send with, for its authentication, certificates, proxies and adapters. It is
+            used, never changed.
+        qido_url_prefix: Path segment before search resources (DICOMcloud: ``"qidors"``).
+        wado_url_prefix: Path segment before retrieve resources.
+        stow_url_prefix: Path segment before store resources.
+        delete_url_prefix: Path segment before delete resources.
+        proxies: Proxy URL by scheme.
+        headers: Sent with every request to the service's own origin.
+        callback: Called with each `requests.Response`, as a hook of requests: it sees 206 and Warning headers.
+        chunk_size: The most bytes to read from the network at once.
+        permissive_uid: Accept UIDs that are none by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`).
+        timeout: Seconds to wait for a connection and for each read: one number or a pair.
+        credentials: How to authenticate: see `dicomweb_io.http.auth`, or any `requests.auth.AuthBase`.
+        profile: The server's manners: ``"auto"`` (by URL), a name, or a `ServerProfile`.
+        verify: Verify TLS certificates: True, False, or the path of a CA bundle.
+        cert: A client certificate: the path of a PEM file, or a pair of certificate and key paths.
+        deadline: Seconds that one operation may take in all, retries included; None for no limit.
+        retry: When and how often to try again.
+        max_in_flight: Requests at once.
+        requests_per_second: A limit, or None.
+
+    Raises:
+        TypeError, ValueError: If an argument is not valid.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        session: requests.Session | None = None,
+        qido_url_prefix: str | None = None,
+        wado_url_prefix: str | None = None,
+        stow_url_prefix: str | None = None,
+        delete_url_prefix: str | None = None,
+        proxies: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        callback: Callable[..., Any] | None = None,
+        chunk_size: int = 10**6,
+        permissive_uid: bool = False,
+        timeout: float | tuple[float, float] = (10.0, 60.0),
+        *,
+        credentials: Credentials | AuthBase | None = None,
+        profile: str | ServerProfile = "auto",
+        verify: bool | str = True,
+        cert: str | tuple[str, str] | None = None,
+        deadline: float | None = 3600.0,
+        retry: RetryPolicy | None = None,
+        max_in_flight: int = 8,
+        requests_per_second: float | None = None,
+    ) -> None:
+        self._urls = ServiceURLs(url, qido_url_prefix, wado_url_prefix, stow_url_prefix, delete_url_prefix)
+        if session is not None and not callable(getattr(session, "send", None)):
+            raise TypeError(f"session must be a requests.Session, not {type(session).__name__}")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        if credentials is None and self._urls.username is not None:
+            credentials = BasicCredentials(self._urls.username, self._urls.password or "")
+        self._permissive_uid = bool(permissive_uid)
+        self._transport = Transport(
+            self._urls.base_url,
+            session=session,
+            credentials=credentials,
+            headers=headers,
+            verify=verify,
+            cert=cert,
+            proxies=proxies,
+            timeout=timeout,
+            deadline=deadline,
+            retry=retry if retry is not None else RetryPolicy(),
+            max_in_flight=max_in_flight,
+            requests_per_second=requests_per_second,
+            callback=callback,
+        )
+        self._service = Service(
+            self._urls,
+            self._transport,
+            resolve_profile(profile, self._urls.base_url),
+            permissive_uid=self._permissive_uid,
+            profile_is_guess=profile == "auto",
+        )
+        self.set_chunk_size(chunk_size)
+        self._searcher = Searcher(self._service)
+        self._instances = InstanceRetriever(self._service, self._searcher)
+        self._metadata = MetadataRetriever(self._service, self._searcher)
+        self._frames = FrameRetriever(self._service)
+        self._rendered = RenderedRetriever(self._service)
+        self._bulkdata = BulkdataRetriever(self._service)
+        self._deleter = Deleter(self._service)
+
+    @classmethod
+    def from_endpoint(cls, endpoint: Endpoint) -> Self:
+        """Makes a client of an endpoint's description."""
+        return cls(
+            endpoint.url,
+            qido_url_prefix=endpoint.qido_url_prefix,
+            wado_url_prefix=endpoint.wado_url_prefix,
+            stow_url_prefix=endpoint.stow_url_prefix,
+            delete_url_prefix=endpoint.delete_url_prefix,
+            proxies=endpoint.proxies,
+            headers=endpoint.headers,
+            timeout=endpoint.timeout,
+            credentials=endpoint.credentials,
+            profile=endpoint.profile,
+            verify=endpoint.verify,
+            cert=endpoint.cert,
+            deadline=endpoint.deadline,
+            retry=endpoint.retry,
+            max_in_flight=endpoint.max_in_flight,
+            requests_per_second=endpoint.requests_per_second,
+        )
+
+    # Description ------------------------------------------------------------------------------------------------------
+
+    @property
+    def base_url(self) -> str:
+        """The service's root, without user information and trailing slash."""
+        return self._urls.base_url
+
+    @property
+    def scheme(self) -> str:
+        """``"http"`` or ``"https"``."""
+        return self._urls.scheme
+
+    @property
+    def protocol(self) -> str:
+        """The same as `scheme`."""
+        return self._urls.scheme
+
+    @property
+    def host(self) -> str:
+        """The name or address of the host; IPv6 addresses without brackets."""
+        return self._urls.host
+
+    @property
+    def port(self) -> int:
+        """The port, 80 or 443 if the URL names none."""
+        return self._urls.port
+
+    @property
+    def url_prefix(self) -> str:
+        """The path of the service's root, without trailing slash."""
+        return self._urls.path
+
+    @property
+    def qido_url_prefix(self) -> str | None:
+        """Path segment before search resources."""
+        return self._urls.qido_url_prefix
+
+    @property
+    def wado_url_prefix(self) -> str | None:
+        """Path segment before retrieve resources."""
+        return self._urls.wado_url_prefix
+
+    @property
+    def stow_url_prefix(self) -> str | None:
+        """Path segment before store resources."""
+        return self._urls.stow_url_prefix
+
+    @property
+    def delete_url_prefix(self) -> str | None:
+        """Path segment before delete resources."""
+        return self._urls.delete_url_prefix
+
+    @property
+    def profile(self) -> ServerProfile:
+        """The server's manners, as this client takes them."""
+        return self._service.profile
+
+    @property
+    def transport(self) -> Transport:
+        """The connection, for its counts."""
+        return self._transport
+
+    def __repr__(self) -> str:
+        return f"DICOMwebClient({self.base_url!r}, profile={self.profile.name!r})"
+
+    def close(self) -> None:
+        """Closes idle connections."""
+        self._transport.close()
+
+    def probe(self) -> ProbeReport:
+        """Asks the server what it is and what it can; only reads.
+
+        Raises:
+            requests.HTTPError: If it cannot be reached, or refuses searches.
+        """
+        return probe(self._service)
+
+    # Settings ---------------------------------------------------------------------------------------------------------
+
+    def set_chunk_size(self, chunk_size: int) -> None:
+        """Sets the most bytes to read from the network at once.
+
+        Raises:
+            TypeError, ValueError: If it is not a positive integer.
+        """
+        self._service.chunk_size = check_chunk_size(chunk_size)
+
+    def set_http_retry_params(
+        self,
+        retry: bool = True,
+        max_attempts: int = 5,
+        wait_exponential_multiplier: int = 1000,
+        retriable_error_codes: tuple[int, ...] = (429, 408, 503, 504),
+    ) -> None:
+        """Sets when and how often to try again, for requests that begin later.
+
+        Args:
+            retry: Whether to try again at all.
+            max_attempts: Attempts in all.
+            wait_exponential_multiplier: The first wait, at most, in milliseconds; it doubles with each attempt.
+            retriable_error_codes: HTTP statuses that are worth another attempt.
+        """
+        policy = RetryPolicy.none()
+        if retry:
+            policy = RetryPolicy(
+                max_attempts=max_attempts,
+                initial_delay=wait_exponential_multiplier / 1000,
+                statuses=tuple(retriable_error_codes),
+            )
+        self._transport.retry = policy
+
+    # Search -----------------------------------------------------------------------------------------------------------
+
+    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+        """Makes one search request. Without a limit none is sent; one above the server's maximum is lowered to it.
+
+        Raises:
+            requests.HTTPError: If the server refuses, ignores a filter, or answers with something else.
+        """
+        return self._searcher.search_page(query, offset=offset, limit=limit)
+
+    def iter_search(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
+    ) -> Iterator[JSONDataset]:
+        """Yields every row of a query once, page by page, `limit` rows at most.
+
+        Raises:
+            requests.HTTPError: If a page fails, or if it cannot be known that all rows were returned.
+        """
+        return self._searcher.iter_search(query, offset=offset, limit=limit, page_size=page_size)
+
+    def count(self, query: SearchQuery) -> int | None:
+        """The number of rows, where the server has a count resource."""
+        return self._searcher.count(query)
+
+    # Retrieve ---------------------------------------------------------------------------------------------------------
+
+    def iter_instances(
+        self,
+        resource: Resource,
+        *,
+        media_types: MediaTypes | None = None,
+        max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES,
+        spool_directory: str | None = None,
+        allow_transcoding: bool = False,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[Instance]:
+        """Yields the instances of a study, series or instance as they arrive; see `DICOMClient.iter_instances`."""
+        return self._instances.iter_instances(
+            resource,
+            media_types=media_types,
+            max_element_bytes=max_element_bytes,
+            spool_directory=spool_directory,
+            allow_transcoding=allow_transcoding,
+            additional_params=additional_params,
+        )
+
+    def iter_metadata(
+        self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None
+    ) -> Iterator[JSONDataset]:
+        """Yields the metadata of the instances of a study, series or instance as they arrive."""
+        return self._metadata.iter_metadata(resource, additional_params=additional_params)
+
+    def iter_frames(
+        self,
+        resource: Resource,
+        *,
+        media_types: MediaTypes | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
+    ) -> Iterator[Frame]:
+        """Yields frames in the order asked for, as many as asked for; by default in the stored encoding."""
+        return self._frames.iter_frames(
+            resource,
+            media_types=media_types,
+            additional_params=additional_params,
+            keeper=Keeper(max_element_bytes, spool_directory),
+        )
+
+    def retrieve_rendered(
+        self,
+        resource: Resource,
+        *,
+        media_types: MediaTypes | None = None,
+        params: Mapping[str, Any] | None = None,
+        thumbnail: bool = False,
+    ) -> RenderedImage:
+        """Retrieves a study, series, instance or frame in a consumer format."""
+        return self._rendered.retrieve(resource, media_types=media_types, params=params, thumbnail=thumbnail)
+
+    def iter_bulkdata_parts(
+        self,
+        url: str,
+        *,
+        media_types: MediaTypes | None = None,
+        byte_range: tuple[int, int | None] | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+        max_element_bytes: int | None = None,
+        spool_directory: str | None = None,
+    ) -> Iterator[Bulkdata]:
+        """Yields the parts of the bulk data at a URL. Credentials go to the service's own origin only."""
+        return self._bulkdata.iter_bulkdata(
+            url,
+            media_types=media_types,
+            byte_range=byte_range,
+            additional_params=additional_params,
+            keeper=Keeper(max_element_bytes, spool_directory),
+        )
+
+    def _instance_bulkdata(
+        self, resource: Resource, media_types: MediaTypes, additional_params: Mapping[str, Any] | None
+    ) -> list[bytes]:
+        try:
+            return self._bulkdata.of_instance(resource, media_types, additional_params)
+        except DICOMwebError as error:
+            # Servers that give an instance as DICOM only (Orthanc 1.10.1: 400) may still give its frames.
+            if error.status not in (400, 404, 406, 415, 500, 501):
+                raise
+        return super()._instance_bulkdata(resource, media_types, additional_params)
+
+    # Store and delete -------------------------------------------------------------------------------------------------
+
+    def iter_store_instances(
+        self,
+        instances: Iterable[Storable],
+        *,
+        study_instance_uid: str | None = None,
+        on_existing: OnExisting = "server",
+        verify: Verify = "response",
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[StoredInstance | Failure]:
+        """Stores instances and yields the result of each; see `DICOMClient.iter_store_instances`."""
+        return self._storer().iter_store(
+            instances,
+            study_instance_uid=study_instance_uid,
+            on_existing=on_existing,
+            verify=verify,
+            additional_params=additional_params,
+        )
+
+    def store_instances(
+        self,
+        datasets: Iterable[Storable],
+        study_instance_uid: str | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Dataset:
+        """Stores instances (PS3.18 section 10.5).
+
+        Args:
+            datasets: pydicom datasets, Part 10 bytes, paths, open files or `Instance`s.
+            study_instance_uid: Store into this study only; instances of another study fail before anything is sent.
+            additional_params: Further query parameters.
+
+        Returns:
+            The Store Instances Response Module (PS3.18 Annex I), of all requests together.
+
+        Raises:
+            StoreError: If an instance was not stored. It has the response module and the outcome of each instance.
+        """
+        return self._storer().store(datasets, study_instance_uid, additional_params)
+
+    def _storer(self) -> Storer:
+        # What the archive was found to have holds for one call only.
+        existing = ExistingInstances(self._service, self._searcher, self._instances)
+        return Storer(self._service, existing, Replacer(existing, self._deleter))
+
+    def _delete(self, resource: Resource, additional_params: Mapping[str, Any] | None = None) -> None:
+        self._deleter.delete(resource, additional_params)

@@ -1,0 +1,432 @@
+"""Replacing an instance on a server that keeps the old one: delete, then store, and never lose both."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from dicomweb_io.client import DICOMClient, Verify
+from dicomweb_io.compare import difference
+from dicomweb_io.dicom import json_decode
+from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery, StoredInstance
+from dicomweb_io.errors import DICOMwebError, FilterIgnoredError, MalformedResponseError, discreet
+from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.http.transport import Answer
+from dicomweb_io.listing import SeriesListing
+from dicomweb_io.store_items import TRANSFORM, StoreItem
+from dicomweb_io.web.retrieve import InstanceRetriever
+from dicomweb_io.web.search import Searcher
+from dicomweb_io.web.service import Service, logger
+from dicomweb_io.web.urls import parameters, with_query
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What an archive has: looked up before storing, after lost answers, and for verification.
+
+
+_UIDS_PER_QUERY = 15
+_IN_MEMORY = 4 * 1024 * 1024
+
+
+class ExistingInstances:
+    """Looks instances up in one service; what it has listed once it believes, so it serves one operation only."""
+
+    def __init__(self, service: Service, searcher: Searcher, retriever: InstanceRetriever) -> None:
+        self._service = service
+        self._searcher = searcher
+        self._retriever = retriever
+        self._listing = SeriesListing(cast(DICOMClient, searcher))
+
+    def holds(self, reference: Resource) -> bool:
+        """Whether the archive lists an instance; asked once for each series."""
+        return self._listing.holds(reference)
+
+    def add(self, reference: Resource) -> None:
+        """Remembers that an instance has arrived."""
+        self._listing.add(reference)
+
+    def present(self, items: Sequence[StoreItem]) -> set[str]:
+        """The SOP Instance UIDs of items that the archive has now, asked afresh."""
+        by_series: dict[Resource, list[str]] = {}
+        for item in items:
+            by_series.setdefault(item.reference.series, []).append(item.uid)
+        found: set[str] = set()
+        size = _UIDS_PER_QUERY if self._service.profile.uid_lists else 1
+        for series, uids in by_series.items():
+            for start in range(0, len(uids), size):
+                found |= self._among(series, uids[start : start + size])
+        return found
+
+    def _among(self, series: Resource, uids: Sequence[str]) -> set[str]:
+        filters = (("SOPInstanceUID", "\\".join(uids)),)
+        nested = SearchQuery("instance", series.study_instance_uid, series.series_instance_uid, search_filters=filters)
+        try:
+            found = self._uids(nested, limit=len(uids)) & set(uids)
+            if len(found) == len(uids) or len(uids) == 1:
+                return found
+        except FilterIgnoredError:
+            found = set()
+        # Some servers do not know lists of UIDs, take one of them, or ignore this filter: the whole series tells.
+        whole = SearchQuery("instance", series.study_instance_uid, series.series_instance_uid)
+        return found | (self._uids(whole) & set(uids))
+
+    def _uids(self, query: SearchQuery, *, limit: int | None = None) -> set[str]:
+        found = set()
+        try:
+            for row in self._searcher.iter_search(query, limit=limit):
+                uid = Resource.of(row).sop_instance_uid
+                if uid is not None:
+                    found.add(uid)
+        except OSError as error:
+            if getattr(error, "status", None) != 404:
+                raise
+        return found
+
+    def finds(self, item: StoreItem) -> bool:
+        """Whether the archive has an item's UID; False if it cannot be asked."""
+        try:
+            return item.uid in self.present([item])
+        except RECOVERABLE:
+            return False
+
+    @property
+    def proof(self) -> str:
+        """The evidence that `is_ours` gives."""
+        tier = self._service.profile.identity_tier
+        return tier if tier in ("file", "dataset") else "uid"
+
+    def is_ours(self, item: StoreItem, *, refused: bool = False) -> bool:
+        """Whether the archive has exactly what an item holds, as far as it keeps the bytes; otherwise its UID.
+
+        Args:
+            item: What was sent.
+            refused: Whether the archive refused it. Then its UID alone proves nothing, unless it was not there before.
+        """
+        if self.proof == "uid" and (item.existed or (refused and item.existed is None)):
+            # What is there may as well be the object that was there before.
+            return False
+        if not self.finds(item):
+            return False
+        if self.proof == "uid":
+            return True
+        try:
+            return self._difference(item) is None
+        except RECOVERABLE:
+            return False
+
+    def verify(self, items: Sequence[StoreItem], verify: Verify) -> None:
+        """Checks that what was stored is there; what is not becomes a failure.
+
+        Args:
+            items: Items with their outcomes.
+            verify: ``"uid"`` or ``"content"``.
+        """
+        stored = [item for item in items if isinstance(item.outcome, StoredInstance)]
+        if not stored:
+            return
+        if verify == "content":
+            for item in stored:
+                self._verify_content(item)
+            return
+        unproven = [item for item in stored if cast(StoredInstance, item.outcome).verified == "response"]
+        try:
+            found = self.present(unproven) if unproven else set()
+        except RECOVERABLE as error:
+            for item in unproven:
+                item.fail_by(error)
+            return
+        for item in unproven:
+            if item.uid in found:
+                item.outcome = _with_proof(item, "uid")
+            else:
+                item.fail(
+                    "the server reported it as stored, but a search does not find it",
+                    retryable=True,
+                    url=self._url(item),
+                )
+
+    def _verify_content(self, item: StoreItem) -> None:
+        tier = self._service.profile.identity_tier
+        try:
+            different = self._difference(item)
+        except RECOVERABLE as error:
+            item.fail_by(error)
+            return
+        if different is None:
+            item.outcome = _with_proof(item, tier)
+        else:
+            item.fail(
+                f"the archive has this UID with another content: {different} (compared by {tier})", url=self._url(item)
+            )
+
+    def _url(self, item: StoreItem) -> str:
+        return self._service.urls.retrieve(item.reference)
+
+    def _difference(self, item: StoreItem) -> str | None:
+        with self.retrieved(item.reference) as there:
+            return difference(item.given, there, self._service.profile.identity_tier)
+
+    @contextmanager
+    def retrieved(self, reference: Resource) -> Iterator[Instance]:
+        """The archive's own copy of an instance, in memory if it is small, else in a file that is removed later."""
+        with tempfile.TemporaryDirectory(prefix="dicomweb_io-") as directory:
+            found = list(
+                self._retriever.iter_instances(
+                    reference,
+                    media_types=None,
+                    max_element_bytes=_IN_MEMORY,
+                    spool_directory=directory,
+                    allow_transcoding=self._service.profile.identity_tier == "pixels",
+                    additional_params=None,
+                )
+            )
+            yield found[0]
+
+
+def _with_proof(item: StoreItem, proof: str) -> StoredInstance:
+    outcome = cast(StoredInstance, item.outcome)
+    return StoredInstance(
+        outcome.reference,
+        outcome.outcome,
+        size=outcome.size,
+        sop_class_uid=outcome.sop_class_uid,
+        retrieve_url=outcome.retrieve_url,
+        warning_reason=outcome.warning_reason,
+        verified=proof,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Deleting studies, series and instances (PS3.18 section 10.7), in the way the server's profile tells.
+
+
+_NO_INTERFACE = (404, 405)
+_ORTHANC_TYPES = {"study": "Study", "series": "Series", "instance": "Instance"}
+
+
+class Deleter:
+    """Deletes from one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def delete(self, resource: Resource, additional_params: Mapping[str, Any] | None = None) -> None:
+        """Deletes a study, series or instance.
+
+        Raises:
+            ValueError: If the server offers no way to delete by DICOMweb, or the reference is to frames.
+            requests.HTTPError: If the server refuses, or does not have the object (404).
+        """
+        if resource.level == "frame":
+            raise ValueError("frames cannot be deleted: delete their instance")
+        profile = self._service.profile
+        if profile.delete is None:
+            raise ValueError(
+                f"servers with the profile {profile.name!r} delete nothing by DICOMweb; use the server's own interface"
+            )
+        # The address alone may make a server look like Orthanc: one without its interface is asked by DICOMweb.
+        if profile.delete == "orthanc" and self._delete_in_orthanc(resource):
+            return
+        url = with_query(self._service.urls.delete(resource), parameters(additional_params))
+        answer = self._service.transport.request("DELETE", url, headers={"Accept": "*/*"}, accept_statuses=(404,))
+        # A 404 after a lost answer is the proof that the first attempt did it.
+        if answer.status == 404 and answer.attempts == 1:
+            raise answer.error(f"the server does not have {resource.uri}", DICOMwebError)
+        if answer.content_type == "text/html":
+            # Portals in front of an archive answer anything with 200 and a page.
+            raise answer.error("expected a confirmation, got an HTML page (a login page?)", MalformedResponseError)
+        self._service.report_warnings(answer)
+
+    def _delete_in_orthanc(self, resource: Resource) -> bool:
+        """By Orthanc's own REST interface, which lies beside the DICOMweb root: look the UID up, then delete.
+
+        Returns:
+            Whether there is such an interface.
+        """
+        urls, transport = self._service.urls, self._service.transport
+        root = urls.origin + urls.path.rpartition("/")[0]
+        uid = resource.sop_instance_uid or resource.series_instance_uid or resource.study_instance_uid
+        answer = transport.request(
+            "POST",
+            f"{root}/tools/lookup",
+            headers={"Content-Type": "text/plain", "Accept": "application/json"},
+            body=uid.encode("ascii", "strict"),
+            idempotent=True,
+            accept_statuses=_NO_INTERFACE,
+        )
+        if answer.status in _NO_INTERFACE:
+            return False
+        found = self._json(answer)
+        paths = [
+            str(item.get("Path"))
+            for item in found
+            if isinstance(item, dict) and item.get("Type") == _ORTHANC_TYPES[resource.level]
+        ]
+        # A UID may be in the archive more than once (under several patients or series): only what was meant goes.
+        matching = [path for path in paths if self._belongs(root + path, resource)]
+        if not matching:
+            raise DICOMwebError(
+                f"the server does not have {resource.uri}",
+                status=404,
+                url=answer.url,
+                method="POST",
+                attempts=answer.attempts,
+            )
+        for path in matching:
+            transport.request("DELETE", root + path, accept_statuses=(404,))
+        return True
+
+    def _belongs(self, url: str, resource: Resource) -> bool:
+        checks: list[tuple[str, str, str | None]] = []
+        if resource.level != "study":
+            checks.append(("study", "StudyInstanceUID", resource.study_instance_uid))
+        if resource.level == "instance":
+            checks.append(("series", "SeriesInstanceUID", resource.series_instance_uid))
+        for name, keyword, wanted in checks:
+            answer = self._service.transport.request("GET", f"{url}/{name}", headers={"Accept": "application/json"})
+            parent = self._json(answer)
+            tags = parent.get("MainDicomTags") if isinstance(parent, dict) else None
+            if not isinstance(tags, dict) or tags.get(keyword) != wanted:
+                return False
+        return True
+
+    def _json(self, answer: Answer) -> Any:
+        try:
+            return json_decode.loads(answer.content)
+        except ValueError as error:
+            raise answer.error("expected JSON of Orthanc's REST interface", MalformedResponseError) from error
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+Send = Callable[[Sequence[StoreItem]], None]
+
+
+class Replacer:
+    """Replaces instances of one service, until one can be neither replaced nor put back; one operation only."""
+
+    def __init__(self, existing: ExistingInstances, deleter: Deleter) -> None:
+        self._existing = existing
+        self._deleter = deleter
+        self._lost: Failure | None = None
+
+    def replace(self, item: StoreItem, send: Send) -> None:
+        """Takes the place of the archive's instance with an item's UID, and notes the outcome.
+
+        The old bytes are kept until the new ones are in, and put back if those are refused. If that fails too, they
+        stay in a file that the failure names, and nothing more is deleted.
+
+        Args:
+            item: What is to be there.
+            send: Stores items and notes their outcomes.
+        """
+        if self._lost is not None:
+            item.fail(
+                "not replaced, and the old one was not touched: another one could be neither replaced nor put back, so "
+                f"that nothing more is deleted ({self._lost.message})",
+                retryable=self._lost.retryable,
+            )
+            return
+        try:
+            with self._existing.retrieved(item.reference) as old:
+                if not self._delete(item, old):
+                    return
+                try:
+                    self._store_or_restore(item, old, send)
+                except BaseException as error:
+                    text = f"replacing it was interrupted ({type(error).__name__}); {self._kept(old)}"
+                    logger.error("%s: %s", item.uid, text)
+                    self._lost = Failure(TRANSFORM, text, reference=item.reference)
+                    if isinstance(error, RECOVERABLE):
+                        item.fail(text)
+                    raise
+        except RECOVERABLE as error:
+            if item.outcome is None:
+                item.fail_by(error)
+
+    def _delete(self, item: StoreItem, old: Instance) -> bool:
+        """Deletes the old one; False if it is still there or nobody knows, which is noted then."""
+        try:
+            self._deleter.delete(item.reference)
+        except RECOVERABLE as error:
+            # The answer may be all that was lost.
+            try:
+                there = item.uid in self._existing.present([item])
+            except RECOVERABLE:
+                item.fail(
+                    f"not replaced, and it is not known whether the old one is still there; {self._kept(old)}: {error}",
+                    status=getattr(error, "status", None),
+                )
+                return False
+            if there:
+                item.fail_by(error)
+                return False
+        return True
+
+    def _store_or_restore(self, item: StoreItem, old: Instance, send: Send) -> None:
+        try:
+            send([item])
+        except RECOVERABLE as error:
+            item.fail_by(error)
+        if isinstance(item.outcome, StoredInstance) and not self._is_missing(item, item.outcome, old):
+            return
+        reason = item.outcome.message if isinstance(item.outcome, Failure) else "nothing is known of the new one"
+        back = StoreItem(old, old.size)
+        try:
+            send([back])
+        except RECOVERABLE as error:
+            back.fail_by(error)
+        restored = isinstance(back.outcome, StoredInstance) and self._existing.finds(back)
+        if restored and self._existing.proof != "uid" and not self._existing.is_ours(back):
+            # A server that keeps what it has says "stored" too, though it is the new one that has arrived after all.
+            text = f"it is not certain which one the archive has now; {self._kept(old)}: {reason}"
+        elif restored:
+            text = f"not replaced, the old one is back in place: {reason}"
+        else:
+            text = f"neither the new nor the old one could be stored; {self._kept(old)}: {reason}"
+        facts = item.outcome if isinstance(item.outcome, Failure) else None
+        item.fail(
+            text,
+            url=facts.url if facts else None,
+            status=facts.status if facts else None,
+            reason_code=facts.reason_code if facts else None,
+            attempts=facts.attempts if facts else 1,
+            retryable=facts.retryable if facts else False,
+        )
+        if not restored:
+            self._lost = cast(Failure, item.outcome)
+
+    def _is_missing(self, item: StoreItem, outcome: StoredInstance, old: Instance) -> bool:
+        """Whether the archive does not have what it reported as stored: the old bytes are there for a moment only."""
+        if outcome.verified != "response":
+            return False
+        try:
+            if self._existing.present([item]):
+                return False
+        except RECOVERABLE as error:
+            logger.warning(
+                "%s was reported as stored, and could not be looked up; %s: %s",
+                item.uid,
+                self._kept(old),
+                discreet(error),
+            )
+            return False
+        item.fail("the server reported it as stored, but a search does not find it", retryable=True)
+        return True
+
+    def _kept(self, old: Instance) -> str:
+        """Saves the old bytes and says where; what goes on must not end because that is impossible too."""
+        try:
+            return f"the old bytes are kept in {self._keep(old)}"
+        except OSError as error:
+            return f"the old bytes could not be kept either ({error.strerror or error})"
+
+    def _keep(self, old: Instance) -> str:
+        descriptor, path = tempfile.mkstemp(".dcm", f"{old.reference.sop_instance_uid}-")
+        with os.fdopen(descriptor, "wb") as target, old.open() as source:
+            shutil.copyfileobj(source, target)
+        return path

@@ -1,0 +1,479 @@
+"""Retrieving metadata (WADO-RS, PS3.18 section 10.4.1.1.2), one dataset at a time, in JSON or XML."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn
+from urllib.parse import urljoin
+
+from dicomweb_io.client import MediaTypes
+from dicomweb_io.dicom import json_decode
+from dicomweb_io.dicom.media_types import (
+    DICOM,
+    DICOM_JSON,
+    OCTET_STREAM,
+    MediaType,
+    accept_spellings,
+    parse_media_types,
+)
+from dicomweb_io.dicom.part10 import IncompleteDICOMError, check_complete, header_of
+from dicomweb_io.dicom.pixels import NATIVE
+from dicomweb_io.dicom.xml_model import parse_native_model
+from dicomweb_io.elements import Instance, JSONDataset, Resource, SearchQuery
+from dicomweb_io.errors import ConnectionFailedError, DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.http.multipart import Bytes
+from dicomweb_io.http.retry import Deadline
+from dicomweb_io.http.transport import Attempt, StreamedAnswer
+from dicomweb_io.spool import Spool
+from dicomweb_io.web.search import IncompleteJSONError, Searcher, iter_json_objects
+from dicomweb_io.web.service import Service, logger
+from dicomweb_io.web.urls import parameters, with_query
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Retrieving instances (WADO-RS, PS3.18 section 10.4.1.1.1): as they arrive, unparsed, complete or an error.
+
+
+_NO_WHOLE_OBJECT = (404, 405, 501)
+_ANY: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a caller of `iter_instances` asked for; `syntaxes` is empty if any transfer syntax will do.
+
+    `several` tells that there is a choice of forms: one that the server fails to make may be followed by another.
+    """
+
+    accepts: tuple[str, ...]
+    syntaxes: frozenset[str]
+    query: str
+    max_bytes: int
+    directory: str | None
+    several: bool
+
+
+class InstanceRetriever:
+    """Retrieves instances of one service."""
+
+    def __init__(self, service: Service, searcher: Searcher) -> None:
+        self._service = service
+        self._searcher = searcher
+
+    def iter_instances(
+        self,
+        resource: Resource,
+        *,
+        media_types: MediaTypes | None,
+        max_element_bytes: int,
+        spool_directory: str | None,
+        allow_transcoding: bool,
+        additional_params: Mapping[str, Any] | None,
+    ) -> Iterator[Instance]:
+        """See `DICOMClient.iter_instances`. Arguments are checked at once, requests begin with the iteration."""
+        if resource.level == "frame":
+            raise ValueError("frames are no instances: use iter_frames, or the reference's instance")
+        if not isinstance(max_element_bytes, int) or max_element_bytes < 0:
+            raise ValueError(f"max_element_bytes must be an integer of 0 or more, not {max_element_bytes!r}")
+        if spool_directory is not None:
+            spool_directory = os.fspath(spool_directory)
+            if not os.path.isdir(spool_directory):
+                raise ValueError(f"spool_directory is not a directory: {spool_directory!r}")
+        wishes = parse_media_types(media_types)
+        accepts = self._accepts(wishes, allow_transcoding)
+        syntaxes = _ANY if allow_transcoding else _exact_syntaxes(wishes)
+        query, several = parameters(additional_params), len(wishes) > 1
+        wish = _Wish(accepts, syntaxes, query, max_element_bytes, spool_directory, several)
+        return self._iterate(resource, wish)
+
+    def _accepts(self, wishes: Sequence[MediaType], allow_transcoding: bool) -> tuple[str, ...]:
+        profile = self._service.profile
+        for wish in wishes:
+            if wish.name not in (DICOM, "*/*"):
+                raise ValueError(
+                    f"instances are {DICOM}, but {wish.name} was asked for; it is a form of frames or bulk data"
+                )
+        if not wishes or all(wish.transfer_syntax_uid == "*" for wish in wishes):
+            accepts = profile.original_accepts
+        else:
+            accepts = accept_spellings(wishes)
+        # The order matters: what transcodes is asked for only when nothing that keeps the bytes is accepted.
+        return tuple(dict.fromkeys((*accepts, *(profile.transcoding_accepts if allow_transcoding else ()))))
+
+    # From a reference to requests -----------------------------------------------------------------------------------
+
+    def _iterate(self, resource: Resource, wish: _Wish) -> Iterator[Instance]:
+        profile = self._service.profile
+        whole = {"study": profile.retrieve_study, "series": profile.retrieve_series}.get(resource.level, True)
+        name = f"retrieve_{resource.level}"
+        if whole is False or name in self._service.missing_resources:
+            references = self._listed(resource)
+            if not references:
+                raise self._service.not_listed(resource)
+            yield from self._one_by_one(references, wish, resource, set(), None)
+            return
+        done: set[Resource] = set()
+        try:
+            yield from self._whole(resource, wish, done)
+            return
+        except DICOMwebError as error:
+            if done or resource.level == "instance" or whole or error.status not in _NO_WHOLE_OBJECT:
+                _note(error, resource, done, None)
+                raise
+            # The object may be unknown, or the server may have no such retrieval: its listing tells.
+            try:
+                references = self._listed(resource)
+            except DICOMwebError:
+                raise error from None
+            if not references:
+                raise
+        self._service.missing_resources.add(name)
+        logger.info("the server retrieves no whole %s; instances are retrieved one by one", resource.level)
+        yield from self._one_by_one(references, wish, resource, done, None)
+
+    def _listed(self, resource: Resource) -> list[Resource]:
+        query = SearchQuery("instance", resource.study_instance_uid, resource.series_instance_uid)
+        return [
+            reference
+            for reference in map(Resource.of, self._searcher.iter_search(query))
+            if reference.level == "instance" and resource.contains(reference)
+        ]
+
+    def _whole(self, resource: Resource, wish: _Wish, done: set[Resource]) -> Iterator[Instance]:
+        """The instances of one answer; after an answer that breaks off, only what is missing is asked for."""
+        remaining: list[Resource] | None = None
+        deadline: Deadline | None = None
+        for attempt in self._service.transport.attempts():
+            with attempt:
+                deadline = attempt.deadline
+                try:
+                    for instance in self._one_answer(resource, wish, attempt, done):
+                        attempt.progress()
+                        yield instance
+                except (ResponseIncompleteError, ConnectionFailedError) as error:
+                    if not done or resource.level == "instance":
+                        raise
+                    remaining = self._missing(resource, done, error)
+        if remaining:
+            yield from self._one_by_one(remaining, wish, resource, done, deadline)
+
+    def _missing(self, resource: Resource, done: set[Resource], error: DICOMwebError) -> list[Resource]:
+        try:
+            listed = self._listed(resource)
+        except DICOMwebError:
+            listed = []
+        if not listed:
+            raise error
+        missing = [reference for reference in listed if reference not in done]
+        logger.info("%s broke off after %d instances; %d are asked for again", error.url, len(done), len(missing))
+        return missing
+
+    def _one_by_one(
+        self,
+        references: Sequence[Resource],
+        wish: _Wish,
+        resource: Resource,
+        done: set[Resource],
+        deadline: Deadline | None,
+    ) -> Iterator[Instance]:
+        for position, reference in enumerate(references):
+            if reference in done:
+                continue
+            try:
+                for attempt in self._service.transport.attempts(deadline):
+                    with attempt:
+                        deadline = deadline or attempt.deadline
+                        yield from self._one_answer(reference, wish, attempt, done)
+            except DICOMwebError as error:
+                _note(error, resource, done, references[position:])
+                raise
+
+    # From an answer to instances ------------------------------------------------------------------------------------
+
+    def _one_answer(self, resource: Resource, wish: _Wish, attempt: Attempt, done: set[Resource]) -> Iterator[Instance]:
+        url = with_query(self._service.urls.retrieve(resource), wish.query)
+        # Compressing images costs more time than it saves, and hides where an answer breaks off.
+        plain = {"Accept-Encoding": "identity"}
+        # Orthanc 1.10.1 fails with 500 for a list of two media types.
+        failures = (500, 501) if wish.several else ()
+        with self._service.get(url, wish.accepts, attempt=attempt, headers=plain, also_refusals=failures) as answer:
+            count = 0
+            for chunks, may_break_off in self._parts(answer):
+                count += 1
+                instance = self._instance(chunks, resource, wish, answer, may_break_off=may_break_off)
+                if instance.reference in done:
+                    _remove(instance)
+                    continue
+                done.add(instance.reference)
+                yield instance
+            single = not self._service.content_type(answer).is_multipart
+            if resource.level != "instance" and (answer.status == 206 or (count and single)):
+                raise answer.error(
+                    f"the answer is {'partial (206)' if answer.status == 206 else 'a single instance'}, "
+                    f"and may not be all of the {resource.level}",
+                    ResponseIncompleteError,
+                )
+            if not count:
+                if resource.level == "instance":
+                    raise answer.error(
+                        "the answer holds no instance", ResponseIncompleteError, retryable=answer.status != 204
+                    )
+                logger.warning("%s: the answer holds no instance", answer.url)
+
+    def _parts(self, answer: StreamedAnswer) -> Iterator[tuple[Iterator[Bytes], bool]]:
+        """The content of each instance of an answer, and whether it could be cut short without notice."""
+        if answer.status == 204:
+            return
+        content_type = self._service.content_type(answer)
+        if content_type.is_multipart:
+            for part in self._service.parts(answer):
+                yield part.iter_bytes(), False
+        elif content_type.media_type in (DICOM, OCTET_STREAM, ""):
+            framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
+            yield iter(answer.iter_chunks(self._service.chunk_size)), not framed
+        else:
+            self._refuse(answer, content_type.media_type)
+
+    def _refuse(self, answer: StreamedAnswer, media_type: str) -> NoReturn:
+        hint = " (a login page?)" if media_type == "text/html" else ""
+        raise answer.error(f"expected DICOM instances, got {media_type}{hint}", MalformedResponseError)
+
+    def _instance(
+        self,
+        chunks: Iterable[Bytes],
+        resource: Resource,
+        wish: _Wish,
+        answer: StreamedAnswer,
+        *,
+        may_break_off: bool,
+    ) -> Instance:
+        with Spool(max_bytes=wish.max_bytes if wish.directory else sys.maxsize, directory=wish.directory) as spool:
+            for chunk in chunks:
+                spool.write(chunk)
+                if wish.directory is None and spool.size > wish.max_bytes:
+                    raise ValueError(
+                        f"an instance of {answer.url} has more than {wish.max_bytes} bytes; pass spool_directory so "
+                        f"that it can go to a file, or a larger max_element_bytes"
+                    )
+            size = spool.size
+            content, path = spool.finish()
+        try:
+            with open(path, "rb") if path is not None else io.BytesIO(content or b"") as file:
+                header = self._header(file, size, answer, may_break_off=may_break_off)
+            reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+            if not resource.contains(reference):
+                raise answer.error(
+                    f"the answer holds {reference.uri}, which does not belong to {resource.uri}", MalformedResponseError
+                )
+            if not _is_wanted(header.transfer_syntax_uid, resource, wish):
+                raise answer.error(
+                    f"asked for {reference.uri} in {' or '.join(sorted(wish.syntaxes))}, got "
+                    f"{header.transfer_syntax_uid}; without a transfer syntax it comes as the server keeps it",
+                    MalformedResponseError,
+                )
+            return Instance(
+                reference, header.transfer_syntax_uid, content=content, path=path, sop_class_uid=header.sop_class_uid
+            )
+        except BaseException:
+            if path is not None:
+                os.unlink(path)
+            raise
+
+    def _header(self, file: BinaryIO, size: int, answer: StreamedAnswer, *, may_break_off: bool) -> Any:
+        try:
+            header = header_of(file, size=size)
+            # A part may be whole and yet hold half a file, if the server broke off in the middle of its own reading.
+            reason = check_complete(file, size=size)
+        except ValueError as error:
+            cut = isinstance(error, IncompleteDICOMError)
+            kind = ResponseIncompleteError if cut or may_break_off else MalformedResponseError
+            text = f"the answer holds something that is no DICOM instance: {error}"
+            raise answer.error(text, kind, retryable=cut) from error
+        if reason is not None:
+            raise answer.error(f"the instance breaks off: {reason}", ResponseIncompleteError, retryable=True)
+        return header
+
+
+def _exact_syntaxes(wishes: Sequence[MediaType]) -> frozenset[str]:
+    """The transfer syntaxes of which one was asked for; empty if one of the wishes leaves it open."""
+    syntaxes = [wish.transfer_syntax_uid for wish in wishes]
+    return frozenset(syntax for syntax in syntaxes if syntax) if None not in syntaxes and "*" not in syntaxes else _ANY
+
+
+def _is_wanted(syntax: str, resource: Resource, wish: _Wish) -> bool:
+    """Whether an instance came as it was asked for.
+
+    Some servers ignore the transfer syntax instead of refusing it. Of several instances, some may have no form in a
+    compressed syntax at all, such as reports; they come in a native one.
+    """
+    if not wish.syntaxes or syntax in wish.syntaxes:
+        return True
+    return resource.level != "instance" and syntax in NATIVE and not wish.syntaxes <= NATIVE
+
+
+def _remove(instance: Instance) -> None:
+    if instance.path is not None:
+        with suppress(FileNotFoundError):
+            os.unlink(instance.path)
+
+
+def _note(error: DICOMwebError, resource: Resource, done: set[Resource], missing: Sequence[Resource] | None) -> None:
+    """Adds to an error what was complete before it and what is missing."""
+    if resource.level == "instance" or not (done or missing):
+        return
+    text = f"; {len(done)} instances of {resource.uri} were complete before"
+    if missing:
+        shown = ", ".join(str(reference.sop_instance_uid) for reference in missing[:5])
+        text += f", missing: {shown}" + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    error.detail += text
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+_ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
+_ABSENT = (404, 405, 501)
+_RESOURCE = "metadata_resource"
+
+
+class MetadataRetriever:
+    """Retrieves metadata of one service."""
+
+    def __init__(self, service: Service, searcher: Searcher) -> None:
+        self._service = service
+        self._searcher = searcher
+
+    def iter_metadata(
+        self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None
+    ) -> Iterator[JSONDataset]:
+        """See `DICOMClient.iter_metadata`. Relative bulk data URIs are made absolute: only here their base is known."""
+        query = parameters(additional_params)
+        return self._iterate(resource.instance, query)
+
+    def _iterate(self, resource: Resource, query: str) -> Iterator[JSONDataset]:
+        if resource.level == "study" and not self._service.profile.study_metadata:
+            known = False
+            for row in self._searcher.iter_search(SearchQuery("series", resource.study_instance_uid)):
+                known = True
+                yield from self._one(Resource.of(row), query)
+            if not known:
+                raise self._service.not_listed(resource)
+            return
+        yield from self._one(resource, query)
+
+    def _one(self, resource: Resource, query: str) -> Iterator[JSONDataset]:
+        service = self._service
+        url = with_query(service.urls.retrieve(resource, "/metadata"), query)
+        plain = with_query(service.urls.retrieve(resource), query)
+        if service.profile.metadata_resource is False or _RESOURCE in service.missing_resources:
+            yield from self._requested(resource, plain)
+            return
+        started = False
+        try:
+            for row in self._requested(resource, url):
+                started = True
+                yield row
+            return
+        except DICOMwebError as error:
+            if started or error.status not in _ABSENT or service.profile.metadata_resource:
+                raise
+            # Some servers have no …/metadata and give the object itself as JSON; others do not know the object.
+            try:
+                rows = self._requested(resource, plain)
+                first = next(rows, None)
+            except DICOMwebError:
+                raise error from None
+            if first is None:
+                raise
+        service.missing_resources.add(_RESOURCE)
+        logger.info("the server has no metadata resource; the objects themselves are asked for as JSON")
+        yield first
+        yield from rows
+
+    def _requested(self, resource: Resource, url: str) -> Iterator[JSONDataset]:
+        seen: set[tuple[str, str]] = set()
+        for attempt in self._service.transport.attempts():
+            with attempt:
+                count = 0
+                for row in self._one_answer(resource, url, attempt):
+                    count += 1
+                    uids = (json_decode.first_text(row, "0020000E"), json_decode.first_text(row, "00080018"))
+                    if uids[1] and uids in seen:
+                        continue
+                    seen.add(uids)
+                    attempt.progress()
+                    yield row
+
+    def _one_answer(self, resource: Resource, url: str, attempt: Attempt) -> Iterator[JSONDataset]:
+        with self._service.get(url, _ACCEPTS, attempt=attempt) as answer:
+            count = 0
+            for row in self._rows(answer):
+                self._check(row, resource, answer)
+                count += 1
+                yield row
+            if resource.level == "instance" and count != 1:
+                raise answer.error(
+                    f"expected the metadata of one instance, got {count}",
+                    MalformedResponseError if count else ResponseIncompleteError,
+                )
+
+    def _rows(self, answer: StreamedAnswer) -> Iterator[JSONDataset]:
+        if answer.status == 204:
+            return
+        content_type = self._service.content_type(answer)
+        if content_type.is_multipart:
+            for part in self._service.parts(answer):
+                yield self._parsed(part.read(), answer)
+            return
+        if content_type.is_xml:
+            yield self._parsed(answer.read(), answer)
+            return
+        try:
+            for text in iter_json_objects(answer.iter_chunks(self._service.chunk_size)):
+                yield self._parsed(text, answer)
+        except IncompleteJSONError as error:
+            raise answer.error(str(error), ResponseIncompleteError, retryable=True) from error
+        except ValueError as error:
+            kind = content_type.media_type or "no Content-Type"
+            raise answer.error(f"expected DICOM JSON, but {error} ({kind})", MalformedResponseError) from error
+
+    def _parsed(self, text: bytes, answer: StreamedAnswer) -> JSONDataset:
+        try:
+            row = parse_native_model(text) if text.lstrip()[:1] == b"<" else json_decode.loads(text)
+        except ValueError as error:
+            raise answer.error(f"a dataset of the answer cannot be read: {error}", MalformedResponseError) from error
+        if not isinstance(row, dict):
+            raise answer.error("the answer holds something that is no dataset", MalformedResponseError)
+        if b"BulkDataURI" in text:
+            _make_absolute(row, answer.url)
+        return row
+
+    def _check(self, row: JSONDataset, resource: Resource, answer: StreamedAnswer) -> None:
+        pairs = (
+            ("0020000D", resource.study_instance_uid),
+            ("0020000E", resource.series_instance_uid),
+            ("00080018", resource.sop_instance_uid),
+        )
+        for tag, wanted in pairs:
+            uid = json_decode.first_text(row, tag)
+            if wanted is not None and uid and uid != wanted:
+                raise answer.error(
+                    f"the answer holds metadata of another object than {resource.uri}", MalformedResponseError
+                )
+
+
+def _make_absolute(dataset: JSONDataset, base: str) -> None:
+    for element in dataset.values():
+        if not isinstance(element, dict):
+            continue
+        uri = element.get("BulkDataURI")
+        if isinstance(uri, str) and uri and "://" not in uri and not uri.startswith("urn:"):
+            element["BulkDataURI"] = urljoin(base, uri)
+        if element.get("vr") == "SQ":
+            for item in element.get("Value") or ():
+                if isinstance(item, dict):
+                    _make_absolute(item, base)

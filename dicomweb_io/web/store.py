@@ -1,0 +1,381 @@
+"""Storing instances (STOW-RS, PS3.18 section 10.5): in bounded batches, with the proof or the failure of each.
+
+An instance is stored only if the answer names its SOP Instance UID among the referenced ones, whatever the status and
+content type; if the answer says nothing of it, only a look-up by UID can prove it. A batch that is refused as a whole
+is split until the guilty instance is alone. Request bodies have a known length, can be sent again, and are never
+compressed (Orthanc 1.10.1 answers a compressed one with 200 and stores nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydicom.dataset import Dataset
+
+from dicomweb_io import store_response as module
+from dicomweb_io.client import OnExisting, Storable, Verify
+from dicomweb_io.dicom import json_decode
+from dicomweb_io.dicom.media_types import DICOM_JSON, DICOM_XML
+from dicomweb_io.dicom.uids import check_uid
+from dicomweb_io.elements import Failure, JSONDataset, StoredInstance
+from dicomweb_io.errors import ConnectionFailedError, DICOMwebError, StoreError, discreet, safe_url
+from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.http.multipart import MultipartBody
+from dicomweb_io.http.transport import Answer
+from dicomweb_io.store_items import Batch, StoreItem, prepare
+from dicomweb_io.store_response import StoreResponse, describe_reason, parse_store_response
+from dicomweb_io.web.replace import ExistingInstances, Replacer
+from dicomweb_io.web.service import Service, logger
+from dicomweb_io.web.urls import parameters, with_query
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From what a caller wants to store to parts of a request that can be sent any number of times, bytes unchanged.
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Takes out of a server's words what it repeats of an instance that was sent to it: names, and the patient's number.
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+_WITH_NEWS = (400, 409, 413, 415, 422)
+# The archive cannot be used at all: nothing is gained by trying the other instances.
+_HOPELESS = (401, 403, 404, 405, 501)
+
+
+class Storer:
+    """Stores to one service."""
+
+    def __init__(self, service: Service, existing: ExistingInstances, replacer: Replacer) -> None:
+        self._service = service
+        self._existing = existing
+        self._replacer = replacer
+
+    def iter_store(
+        self,
+        instances: Iterable[Storable],
+        *,
+        study_instance_uid: str | None = None,
+        on_existing: OnExisting = "server",
+        verify: Verify = "response",
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[StoredInstance | Failure]:
+        """See `DICOMClient.iter_store_instances`. Options are checked at once, requests begin with the iteration."""
+        items = self._checked(instances, study_instance_uid, on_existing, verify, additional_params)
+        return (item.outcome for item in items if item.outcome is not None)
+
+    def store(
+        self,
+        instances: Iterable[Storable],
+        study_instance_uid: str | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Dataset:
+        """See `DICOMwebClient.store_instances`."""
+        document: JSONDataset = {}
+        sequences: dict[str, list[JSONDataset]] = {}
+        outcomes: list[StoredInstance | Failure] = []
+        for item in self._checked(instances, study_instance_uid, "server", "response", additional_params):
+            if item.outcome is None:
+                continue
+            outcomes.append(item.outcome)
+            sequences.setdefault(_sequence_of(item), []).append(_response_item(item))
+            if item.study_url and module.RETRIEVE_URL not in document:
+                document[module.RETRIEVE_URL] = {"vr": "UR", "Value": [item.study_url]}
+        document.update({tag: {"vr": "SQ", "Value": results} for tag, results in sequences.items()})
+        dataset = json_decode.load_json_dataset(dict(sorted(document.items())))
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        if failures:
+            first = failures[0]
+            raise StoreError(
+                f"{len(failures)} of {len(outcomes)} instances were not stored; the first: {first.message}",
+                dataset=dataset,
+                outcomes=outcomes,
+                status=first.status,
+                url=first.url or safe_url(self._service.urls.store(study_instance_uid)),
+                method="POST",
+                attempts=first.attempts,
+                retryable=all(failure.retryable for failure in failures),
+            )
+        return dataset
+
+    def _checked(
+        self,
+        instances: Iterable[Storable],
+        study_instance_uid: str | None,
+        on_existing: OnExisting,
+        verify: Verify,
+        additional_params: Mapping[str, Any] | None,
+    ) -> Iterator[StoreItem]:
+        profile = self._service.profile
+        if on_existing not in get_args(OnExisting):
+            raise ValueError(f"on_existing must be one of {', '.join(get_args(OnExisting))}, not {on_existing!r}")
+        if verify not in get_args(Verify):
+            raise ValueError(f"verify must be one of {', '.join(get_args(Verify))}, not {verify!r}")
+        if on_existing == "replace" and profile.replace is None:
+            raise ValueError(
+                f"instances cannot be replaced safely on servers with the profile {profile.name!r}; use another "
+                "on_existing, or a profile that tells how"
+            )
+        if verify == "content" and profile.identity_tier == "none":
+            raise ValueError(
+                f"servers with the profile {profile.name!r} do not keep the content of what they store, so it cannot "
+                f"be verified; use verify='uid'"
+            )
+        if isinstance(instances, (str, bytes)) or not isinstance(instances, Iterable):
+            raise TypeError(f"a sequence of instances is needed, not {type(instances).__name__}")
+        if study_instance_uid is not None:
+            check_uid(study_instance_uid, "study_instance_uid", permissive=self._service.permissive_uid)
+        query = parameters(additional_params)
+        url = with_query(self._service.urls.store(study_instance_uid), query)
+        return self._items(instances, study_instance_uid, on_existing, verify, url)
+
+    def _items(
+        self, instances: Iterable[Storable], study: str | None, on_existing: OnExisting, verify: Verify, url: str
+    ) -> Iterator[StoreItem]:
+        profile = self._service.profile
+        limit = min(profile.store_batch_bytes, profile.max_request_bytes or profile.store_batch_bytes)
+        batch = Batch(limit, profile.store_batch_count)
+        try:
+            for storable in instances:
+                item = prepare(storable, study)
+                if not batch.has_room_for(item):
+                    yield from self._flushed(batch, on_existing, verify, url)
+                batch.add(item)
+            yield from self._flushed(batch, on_existing, verify, url)
+        finally:
+            batch.clear()
+
+    # One batch ------------------------------------------------------------------------------------------------------
+
+    def _flushed(self, batch: Batch, on_existing: OnExisting, verify: Verify, url: str) -> Iterator[StoreItem]:
+        hopeless: Exception | None = None
+        for item in batch.items:
+            if item.outcome is None and on_existing != "server":
+                self._look_before(item, on_existing)
+        waiting = [item for item in batch.items if item.outcome is None]
+        if on_existing == "replace" and self._service.profile.replace == "delete":
+            for item in [item for item in waiting if item.existed]:
+                self._replacer.replace(item, lambda items: self._send(items, "POST", url))
+            waiting = [item for item in waiting if item.outcome is None]
+        method = "PUT" if on_existing == "replace" and self._service.profile.replace == "upsert" else "POST"
+        if waiting:
+            try:
+                self._send(waiting, method, url)
+            except RECOVERABLE as error:
+                if all(item.outcome is None for item in batch.items):
+                    raise
+                # What is known of others is told before: a failure may name where replaced bytes are kept.
+                hopeless = error
+                for item in batch.items:
+                    if item.outcome is None:
+                        item.fail_by(error)
+        if verify != "response":
+            self._existing.verify(batch.items, verify)
+        for item in batch.items:
+            if item.outcome is None:
+                item.fail("nothing is known of it: the archive gave no answer", retryable=True)
+            elif isinstance(item.outcome, StoredInstance):
+                self._existing.add(item.reference)
+            yield item
+        batch.clear()
+        if hopeless is not None:
+            raise hopeless
+
+    def _look_before(self, item: StoreItem, on_existing: OnExisting) -> None:
+        item.wants_place = on_existing != "skip"
+        try:
+            item.existed = self._existing.holds(item.reference)
+        except RECOVERABLE as error:
+            item.fail_by(error)
+            return
+        if item.existed and on_existing == "skip":
+            item.outcome = StoredInstance(
+                item.reference, "exists", sop_class_uid=item.given.sop_class_uid, verified="uid"
+            )
+        elif item.existed and on_existing == "error":
+            item.fail("not sent: the archive has an instance with this UID already (on_existing='error')")
+
+    # One request ----------------------------------------------------------------------------------------------------
+
+    def _send(self, items: Sequence[StoreItem], method: str, url: str) -> None:
+        """Sends items in one request, or in more if that is refused, and notes the outcome of each."""
+        cap = self._service.profile.max_request_bytes
+        if cap is not None and len(items) == 1 and items[0].size > cap:
+            logger.info("an instance has %d bytes; the server is known to accept %d per request", items[0].size, cap)
+        body = MultipartBody([item.part() for item in items])
+        try:
+            answer = self._requested(method, url, body)
+        except DICOMwebError as error:
+            self._after_error(items, error)
+            return
+        except RECOVERABLE as error:
+            # A file that cannot be read any more; which one, only each alone can tell.
+            if len(items) == 1:
+                items[0].fail_by(error)
+            else:
+                self._split(items, method, url)
+            return
+        response = parse_store_response(answer.content)
+        unknown = [item for item in items if not self._note(item, response, answer)]
+        if not unknown:
+            return
+        if answer.status < 400:
+            self._prove(unknown, "the server's answer does not name it", answer)
+            return
+        others_have_news = len(unknown) < len(items)
+        if answer.attempts > 1:
+            # An earlier try, whose answer was lost, may have stored them, and this one was refused for it.
+            for item in unknown:
+                if self._existing.is_ours(item, refused=True):
+                    item.outcome = self._stored(item, None, verified=self._existing.proof)
+            unknown = [item for item in unknown if item.outcome is None]
+            if not unknown:
+                return
+        if len(unknown) == 1 and (len(items) == 1 or (others_have_news and answer.status != 413)):
+            self._blame(unknown[0], response, answer)
+        else:
+            self._split(unknown, method, url)
+
+    def _requested(self, method: str, url: str, body: MultipartBody) -> Answer:
+        headers = {"Content-Type": body.content_type, "Accept": DICOM_JSON}
+        statuses = (*_WITH_NEWS, 406)
+        answer = self._service.transport.request(method, url, headers=headers, body=body, accept_statuses=statuses)
+        if answer.status == 406 and parse_store_response(answer.content).is_empty:
+            headers["Accept"] = DICOM_XML
+            answer = self._service.transport.request(method, url, headers=headers, body=body, accept_statuses=statuses)
+        self._service.report_warnings(answer)
+        return answer
+
+    def _split(self, items: Sequence[StoreItem], method: str, url: str) -> None:
+        middle = (len(items) + 1) // 2
+        logger.info("%s: a request with %d instances was refused as a whole; it is split", safe_url(url), len(items))
+        for part in (items[:middle], items[middle:]):
+            if part:
+                self._send(part, method, url)
+
+    def _blame(self, item: StoreItem, response: StoreResponse, answer: Answer) -> None:
+        reason = module.number_of(response.nameless[0], module.FAILURE_REASON) if response.nameless else None
+        words = [f"the server refused it with HTTP {answer.status}"]
+        if response.nameless:
+            words.append(describe_reason(reason, response.nameless[0], item.discreet))
+        words.append(item.discreet(answer.said))
+        item.fail(
+            ": ".join(filter(None, words)),
+            url=answer.url,
+            status=answer.status,
+            reason_code=reason,
+            attempts=answer.attempts,
+            retryable=module.is_passing(reason),
+        )
+
+    def _note(self, item: StoreItem, response: StoreResponse, answer: Answer) -> bool:
+        """Notes what an answer says of an item; False if it says nothing."""
+        item.study_url = response.retrieve_url
+        confirmed = response.stored.get(item.uid)
+        said = response.failed.get(item.uid)
+        if confirmed is not None and said is None:
+            item.said = confirmed
+            item.outcome = self._stored(item, confirmed)
+            return True
+        if said is None:
+            return False
+        item.said = said
+        code = module.number_of(said, module.FAILURE_REASON)
+        profile = self._service.profile
+        doubtful = answer.attempts > 1 or confirmed is not None
+        if doubtful and self._existing.is_ours(item, refused=True):
+            # An earlier try, whose answer was lost, did it and this one met its result; or the answer says both.
+            item.outcome = self._stored(item, None, verified=self._existing.proof)
+            return True
+        if code in profile.duplicate_reasons and not item.wants_place and self._existing.finds(item):
+            item.outcome = StoredInstance(
+                item.reference, "exists", sop_class_uid=item.given.sop_class_uid, verified="uid"
+            )
+            return True
+        text = f"the server did not store it: {describe_reason(code, said, item.discreet)}"
+        if code in profile.conflict_reasons and self._existing.finds(item):
+            text += "; it has another object with this UID (on_existing='skip' leaves it, 'replace' takes its place)"
+        item.fail(
+            text,
+            url=answer.url,
+            status=answer.status,
+            reason_code=code,
+            attempts=answer.attempts,
+            retryable=module.is_passing(code),
+        )
+        return True
+
+    def _stored(self, item: StoreItem, said: JSONDataset | None, *, verified: str = "response") -> StoredInstance:
+        url = json_decode.first_text(said, module.RETRIEVE_URL) if said is not None else ""
+        return StoredInstance(
+            item.reference,
+            "replaced" if item.existed else "stored",
+            size=item.size,
+            sop_class_uid=item.given.sop_class_uid,
+            retrieve_url=safe_url(url) if url else None,
+            warning_reason=module.number_of(said, module.WARNING_REASON) if said is not None else None,
+            verified=verified,
+        )
+
+    # Without an answer ----------------------------------------------------------------------------------------------
+
+    def _after_error(self, items: Sequence[StoreItem], error: DICOMwebError) -> None:
+        """After a request without a usable answer: what did arrive is found by its UID, the rest has failed."""
+        if error.status in _HOPELESS:
+            raise error
+        found: set[str] = set()
+        try:
+            found = self._existing.present(items)
+        except RECOVERABLE:
+            if isinstance(error, ConnectionFailedError):
+                # Neither storing nor searching reaches the archive.
+                raise error from None
+        for item in items:
+            if item.uid in found and self._existing.is_ours(item):
+                item.outcome = self._stored(item, None, verified=self._existing.proof)
+            else:
+                item.fail_by(error)
+
+    def _prove(self, items: Sequence[StoreItem], what: str, answer: Answer) -> None:
+        try:
+            found = self._existing.present(items)
+        except RECOVERABLE as error:
+            logger.info("the look-up after storing failed: %s", discreet(error))
+            found = set()
+        for item in items:
+            if item.uid in found and self._existing.is_ours(item):
+                item.outcome = self._stored(item, None, verified=self._existing.proof)
+            else:
+                item.fail(
+                    f"{what}, and it was not found afterwards (HTTP {answer.status})",
+                    url=answer.url,
+                    status=answer.status,
+                    attempts=answer.attempts,
+                    retryable=True,
+                )
+
+
+def _sequence_of(item: StoreItem) -> str:
+    """Where the response module lists an outcome; what has no UID is among the other failures (PS3.18 table I.1-1)."""
+    if not isinstance(item.outcome, Failure):
+        return module.REFERENCED_SOP_SEQUENCE
+    return module.OTHER_FAILURES_SEQUENCE if item.instance is None else module.FAILED_SOP_SEQUENCE
+
+
+def _response_item(item: StoreItem) -> JSONDataset:
+    """The item of the response module for an outcome: what the server said, or what is known instead of it."""
+    outcome = item.outcome
+    result: JSONDataset = dict(item.said or {})
+    if item.instance is not None:
+        if item.instance.sop_class_uid:
+            result.setdefault(module.REFERENCED_SOP_CLASS_UID, {"vr": "UI", "Value": [item.instance.sop_class_uid]})
+        result.setdefault(module.REFERENCED_SOP_INSTANCE_UID, {"vr": "UI", "Value": [item.uid]})
+    if isinstance(outcome, Failure):
+        result.setdefault(
+            module.FAILURE_REASON, {"vr": "US", "Value": [outcome.reason_code or module.PROCESSING_FAILURE]}
+        )
+    else:
+        result.pop(module.FAILURE_REASON, None)
+    return dict(sorted(result.items()))

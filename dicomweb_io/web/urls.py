@@ -1,0 +1,257 @@
+"""The URLs and query strings of a DICOMweb service, written exactly as they go over the wire."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+
+from dicomweb_io.dicom.attributes import resolve, vr_of
+from dicomweb_io.elements import Resource, SearchQuery
+from dicomweb_io.errors import safe_url
+
+# Sub-delimiters that no server takes for anything but themselves. The comma is not among them: it separates values.
+_SAFE_IN_VALUE = "*?-._~:/"
+_SAFE_IN_PARAMETER = "*-._~:,()/^"
+_NOT_SENDABLE_RAW = re.compile(r"[^\x21-\x7e]|[\"#%&+,<>\\^`{|}]")
+_WILDCARDS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
+_NO_COMMA_INSIDE = frozenset({"AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "TM", "UI", "UL", "US"})
+
+
+class ServiceURLs:
+    """Builds the URLs of one service.
+
+    Args:
+        base_url: The service's root; user information, a trailing slash and doubled slashes at its end are dropped.
+        qido_url_prefix: Path segment before search resources.
+        wado_url_prefix: Path segment before retrieve resources.
+        stow_url_prefix: Path segment before store resources.
+        delete_url_prefix: Path segment before delete resources.
+
+    Attributes:
+        username: The user name of the URL's user information, or None.
+        password: Its password, or None.
+
+    Raises:
+        TypeError: If the URL is not a str.
+        ValueError: If it is not an http or https URL of a host, has a query, or a prefix is empty.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        qido_url_prefix: str | None = None,
+        wado_url_prefix: str | None = None,
+        stow_url_prefix: str | None = None,
+        delete_url_prefix: str | None = None,
+    ) -> None:
+        if not isinstance(base_url, str):
+            raise TypeError(f"url must be a str, not {type(base_url).__name__}")
+        if any(character.isspace() or ord(character) < 32 for character in base_url):
+            raise ValueError("url contains white space or a control character")
+        try:
+            parts = urlsplit(base_url)
+        except ValueError:
+            # Its text may hold the user information.
+            raise ValueError(f"url is not valid: {safe_url(base_url)!r}") from None
+        if parts.scheme.lower() not in ("http", "https"):
+            raise ValueError(
+                f"url must begin with http:// or https://, not {parts.scheme or safe_url(base_url)[:30]!r}"
+            )
+        if not parts.hostname:
+            raise ValueError("url has no host (expected https://host[:port][/path])")
+        if parts.query or parts.fragment:
+            raise ValueError("url has a query or fragment: give the service's root only, and parameters separately")
+        try:
+            port = parts.port
+        except ValueError:
+            raise ValueError(f"url has an invalid port: {parts.netloc.rpartition('@')[2]!r}") from None
+        self.scheme = parts.scheme.lower()
+        self.host = parts.hostname
+        self.port = port or (443 if self.scheme == "https" else 80)
+        self.path = parts.path.rstrip("/")
+        self.username = unquote(parts.username) if parts.username is not None else None
+        self.password = unquote(parts.password) if parts.password is not None else None
+        self.origin = urlunsplit((self.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
+        self.base_url = self.origin + self.path
+        self.qido_url_prefix = _checked_prefix(qido_url_prefix, "qido_url_prefix")
+        self.wado_url_prefix = _checked_prefix(wado_url_prefix, "wado_url_prefix")
+        self.stow_url_prefix = _checked_prefix(stow_url_prefix, "stow_url_prefix")
+        self.delete_url_prefix = _checked_prefix(delete_url_prefix, "delete_url_prefix")
+
+    def _below(self, prefix: str | None, path: str) -> str:
+        return f"{self.base_url}/{prefix}/{path}" if prefix else f"{self.base_url}/{path}"
+
+    def search(self, query: SearchQuery, *, count: bool = False) -> str:
+        """The search resource of a query, without its query string (PS3.18 table 10.6.1-1)."""
+        path = ""
+        if query.study_instance_uid is not None:
+            path += f"studies/{_segment(query.study_instance_uid)}/"
+        if query.series_instance_uid is not None:
+            path += f"series/{_segment(query.series_instance_uid)}/"
+        path += {"study": "studies", "series": "series", "instance": "instances"}[query.level]
+        return self._below(self.qido_url_prefix, path + "/count" if count else path)
+
+    def retrieve(self, resource: Resource, suffix: str = "") -> str:
+        """A retrieve resource, with a suffix such as ``"/metadata"`` (PS3.18 section 10.4.1.1)."""
+        return self._below(self.wado_url_prefix, _path(resource) + suffix)
+
+    def store(self, study_instance_uid: str | None = None) -> str:
+        """The store resource (PS3.18 table 10.5.1-1)."""
+        path = "studies" if study_instance_uid is None else f"studies/{_segment(study_instance_uid)}"
+        return self._below(self.stow_url_prefix, path)
+
+    def delete(self, resource: Resource) -> str:
+        """The resource to delete (PS3.18 section 10.7)."""
+        return self._below(self.delete_url_prefix, _path(resource))
+
+    def bulkdata(self, url: str) -> str:
+        """The absolute address of bulk data.
+
+        Args:
+            url: Absolute (any host); rooted (``/dicom-web/…``), below the service's host; or relative: from
+                ``studies/`` or another word on below the service's retrieve root, with ``../`` up from there.
+
+        Raises:
+            ValueError: If it is no http or https URL.
+        """
+        if not isinstance(url, str):
+            raise TypeError(f"the URL of bulk data must be a str, not {type(url).__name__}")
+        if not url or any(character.isspace() or ord(character) < 32 for character in url):
+            raise ValueError("the URL of bulk data is empty or contains white space or a control character")
+        given, absolute = urlsplit(url), urljoin(self._below(self.wado_url_prefix, ""), url)
+        parts = urlsplit(absolute)
+        if parts.scheme.lower() not in ("http", "https") or (given.scheme and not given.hostname):
+            raise ValueError(f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}")
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
+
+
+def _checked_prefix(prefix: str | None, name: str) -> str | None:
+    if prefix is None:
+        return None
+    if not isinstance(prefix, str):
+        raise TypeError(f"{name} must be a str, not {type(prefix).__name__}")
+    segments = prefix.strip("/").split("/")
+    if any(not segment or segment in (".", "..") or quote(segment, safe="%-._~:") != segment for segment in segments):
+        raise ValueError(f"{name} must be one or more path segments, not {prefix!r:.60}")
+    return "/".join(segments)
+
+
+def _segment(uid: str) -> str:
+    return quote(uid, safe="-._~:")
+
+
+def _path(resource: Resource) -> str:
+    path = f"studies/{_segment(resource.study_instance_uid)}"
+    if resource.series_instance_uid is not None:
+        path += f"/series/{_segment(resource.series_instance_uid)}"
+    if resource.sop_instance_uid is not None:
+        path += f"/instances/{_segment(resource.sop_instance_uid)}"
+    if resource.frames:
+        path += "/frames/" + ",".join(map(str, resource.frames))
+    return path
+
+
+def filter_values(key: str, value: str) -> list[str]:
+    """The single values of a filter, of which one has to match.
+
+    Args:
+        key: The attribute.
+        value: Its text in a `SearchQuery`: values of a list are joined by backslashes; in types whose values cannot
+            hold a comma (UIDs, codes, dates, numbers) a comma separates too.
+    """
+    values = value.split("\\")
+    if vr_of(resolve(key)[-1]) in _NO_COMMA_INSIDE:
+        values = [part for item in values for part in item.split(",")]
+    return values
+
+
+def needs_escapes(query: SearchQuery) -> bool:
+    """Whether a filter has a value that cannot be sent without percent escapes."""
+    return any(
+        quote(part, safe=_SAFE_IN_VALUE) != part
+        for key, value in query.search_filters
+        for part in filter_values(key, value)
+    )
+
+
+def query_string(
+    query: SearchQuery, *, offset: int | None = None, limit: int | None = None, escapes: bool = True
+) -> str:
+    """The query string of a search, in the order the query was given (PS3.18 section 8.3.4).
+
+    The values of a list are joined by raw commas, and a comma inside a value is escaped: servers split before they
+    decode.
+
+    Args:
+        query: The search.
+        offset: The offset to send; none is sent for 0.
+        limit: The limit to send, or None.
+        escapes: Whether the server decodes percent escapes. If not, a value is sent raw, if it can be.
+
+    Raises:
+        ValueError: If a value cannot be sent to a server that does not decode.
+    """
+    written = _escaped if escapes else _raw
+    pairs = [
+        f"{quote(key, safe='.')}={','.join(written(key, part) for part in filter_values(key, value))}"
+        for key, value in query.search_filters
+    ]
+    pairs += [f"includefield={quote(name, safe='.')}" for name in query.fields]
+    if query.fuzzymatching is not None:
+        pairs.append(f"fuzzymatching={'true' if query.fuzzymatching else 'false'}")
+    pairs += [_parameter(name, value) for name, value in query.additional_params]
+    if limit is not None:
+        pairs.append(f"limit={limit}")
+    if offset:
+        pairs.append(f"offset={offset}")
+    return "&".join(pairs)
+
+
+def _escaped(key: str, part: str) -> str:
+    return quote(part, safe=_SAFE_IN_VALUE)
+
+
+def _raw(key: str, part: str) -> str:
+    # A caret must not stand in a URL, but a name without its carets is none: the wildcard for one character takes its
+    # place (PS3.4 section C.2.2.2.4), where there are wildcards.
+    if vr_of(resolve(key)[-1]) in _WILDCARDS:
+        part = part.replace("^", "?")
+    wrong = _NOT_SENDABLE_RAW.search(part)
+    if wrong is not None:
+        raise ValueError(
+            f"this server does not decode percent escapes, so {wrong.group()!r} in the filter on {key} cannot be sent "
+            f"to it; write a wildcard (? or *) in its place and check the rows"
+        )
+    return part
+
+
+def parameters(params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None) -> str:
+    """Further query parameters; a value that is a list or tuple of texts is joined by raw commas."""
+    items = params.items() if isinstance(params, Mapping) else (params or ())
+    return "&".join(_parameter(str(name), value) for name, value in items)
+
+
+def _parameter(name: str, value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"{quote(name, safe='.')}=" + ",".join(quote(_text(name, item), safe="*-._~:()/^") for item in value)
+    return f"{quote(name, safe='.')}={quote(_text(name, value), safe=_SAFE_IN_PARAMETER)}"
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return ""
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise TypeError(f"the parameter {name} must be text, a number or a list of them, not {type(value).__name__}")
+
+
+def with_query(url: str, *queries: str) -> str:
+    """Adds query strings to a URL that may have one already; empty ones add nothing."""
+    for query in queries:
+        if query:
+            url += ("&" if "?" in url else "?") + query
+    return url

@@ -1,1 +1,0 @@
-"""Bytes over HTTP: transport, credentials, multipart messages."""

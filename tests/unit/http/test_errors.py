@@ -1,0 +1,143 @@
+"""Errors hold no secrets, say what happened and travel in pickles."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import requests
+
+from dicomweb_io import errors
+from dicomweb_io.errors import DICOMwebError, public_response, safe_url, server_message, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("https://u:p@host:8080/a/b?c=d#e", "https://host:8080/a/b"),
+        ("https://u:p@ss@host/", "https://host/"),
+        ("http://[::1]:80/x?y", "http://[::1]:80/x"),
+        ("http://[bad/x?PatientName=y", "http://[bad/x"),
+        ("http://u:p@[bad", "[bad"),
+        ("", ""),
+        ("no url ?secret", "no url "),
+    ],
+)
+def test_safe_url(url, safe) -> None:
+    assert safe_url(url) == safe
+
+
+KINDS = [getattr(errors, name) for name in dir(errors) if name.endswith("Error") and name != "HTTPError"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_pickles_and_is_an_http_error(kind) -> None:
+    response = requests.Response()
+    response.status_code = 503
+    response._content = b"body"
+    error = kind(
+        "why", url="http://u:p@h/x?y", method="GET", attempts=3, retryable=True, retry_after=2.0, response=response
+    )
+    error.sent = False
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert isinstance(again, requests.HTTPError)
+    assert str(again) == str(error) == "GET http://h/x: HTTP 503: why (after 3 attempts)"
+    assert (again.status, again.url, again.method, again.attempts) == (503, "http://h/x", "GET", 3)
+    assert (again.retryable, again.retry_after, again.sent, again.detail) == (True, 2.0, False, "why")
+    assert again.response.content == b"body"
+    assert str(kind()) == "request failed"
+
+
+def test_kinds() -> None:
+    assert issubclass(errors.DeadlineExceededError, requests.Timeout)
+    assert issubclass(errors.TimedOutError, requests.Timeout)
+    assert issubclass(errors.ConnectionFailedError, requests.ConnectionError)
+    assert not issubclass(errors.DeadlineExceededError, errors.ConnectionFailedError)
+
+
+def test_a_public_response_has_no_secrets() -> None:
+    request = requests.Request(
+        "GET",
+        "http://h/x?PatientName=Doe",
+        headers={"Authorization": "Bearer s3cret", "X-Api-Key": "s3cret", "Accept": "a/b"},
+        cookies={"c": "s3cret"},
+    ).prepare()
+    response = requests.Response()
+    response.request, response.url, response.status_code = request, "http://h/x?PatientName=Doe", 500
+    response.headers.update({"Set-Cookie": "s3cret", "Server": "x"})
+    public = public_response(response, b"content")
+    data = pickle.dumps(public)
+    assert b"s3cret" not in data
+    assert b"Doe" not in data
+    assert public.request.headers == {"Accept": "a/b"}
+    assert public.headers == {"Server": "x"}
+    assert public.content == b"content"
+    assert response.request.headers["Authorization"] == "Bearer s3cret"
+    with pytest.raises(requests.HTTPError):
+        public.raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", ""),
+        (b"plain\r\n  text \x07", "plain text"),
+        (b"<html><body>login</body></html>", ""),
+        (b'[{"00100010": {}}]', ""),
+        (b"\xff\xfe", ""),
+        (b"{broken", ""),
+        (b'{"error": {"code": 404, "message": "no such store"}}', "no such store"),
+        (b'{"Message": "Bad file format", "Details": "x", "OrthancError": "Bad file format"}', "Bad file format; x"),
+        (b'{"errorMessage": "E"}', "E"),
+        (b'{"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Doe^Jane"}]}}', ""),
+        (b"[" * 100_000, ""),
+        (b'{"a":' * 100_000, ""),
+        (b"unknown value Doe or jane in query, 12 34", "unknown value *** or *** in query, *** 34"),
+        (b"x" * 1000, "x" * 299 + "…"),
+    ],
+)
+def test_server_messages(content, message) -> None:
+    assert server_message(content, "http://h/?PatientName=Doe%5EJane&x=12&y=3") == message
+
+
+def test_the_text_of_an_error_without_an_answer() -> None:
+    assert str(DICOMwebError("why", method="GET", url="http://h/")) == "GET http://h/: why"
+    assert repr(DICOMwebError("why")) == "DICOMwebError('why')"
+
+
+@pytest.mark.parametrize(
+    ("headers", "said", "left"),
+    [
+        ({"Authorization": "Bearer abc.def"}, b"no abc.def, sorry", b"no ***, sorry"),
+        ({"Authorization": "Bearer abc.def"}, b"got 'Bearer abc.def'", b"got '***'"),
+        ({"Authorization": "Basic dTpzZWNyZXQ="}, b"u:secret or dTpzZWNyZXQ= or secret", b"*** or *** or ***"),
+        ({"Authorization": "Basic !notbase64"}, b"what is !notbase64?", b"what is ***?"),
+        ({"x-api-key": "k3y-of-mine"}, b"k3y-of-mine is unknown", b"*** is unknown"),
+        ({"Cookie": "session=12345678; a=b"}, b"session 12345678 is over", b"*** *** is over"),
+        ({"Accept": "application/dicom+json", "Host": "archive"}, b"archive has application/dicom+json", None),
+        ({"X-Tenant": "ct"}, b"structure", None),
+    ],
+)
+def test_what_was_sent_in_confidence_is_not_repeated(headers, said, left) -> None:
+    assert without_secrets(said, headers) == (said if left is None else left)
+
+
+def test_logs_leave_the_words_of_the_server_out() -> None:
+    error = DICOMwebError("Jane Doe is unknown; try later", method="GET", url="http://h/", status=500)
+    error.said = "Jane Doe is unknown"
+    assert error.discreet == "GET http://h/: HTTP 500: try later"
+    assert "Jane" in str(error)
+    assert pickle.loads(pickle.dumps(error)).discreet == error.discreet
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ("Bearer abc/def+gh==", rb'{"Message": "no Bearer abc\/def+gh=="}'),
+        ("Bearer abc/def+gh==", rb'{"Message": "no Bearer abc/def\u002Bgh=="}'),
+        ("Bearer abc/def+gh==", b'{"Message": "no Bearer abc/def+gh=="}'),
+    ],
+)
+def test_secrets_are_found_in_every_spelling_of_json(header, body) -> None:
+    assert server_message(body, "http://h/", {"Authorization": header}) == "no ***"

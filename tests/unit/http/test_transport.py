@@ -1,0 +1,1123 @@
+"""The transport against servers on raw sockets: what is sent, what comes back, what is repeated, what is refused."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import io
+import logging
+import pickle
+import random
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+from requests.auth import HTTPDigestAuth
+
+from dicomweb_io.errors import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    DICOMwebError,
+    MalformedResponseError,
+    RedirectError,
+    ResponseIncompleteError,
+    TimedOutError,
+)
+from dicomweb_io.http.auth import BasicCredentials, BearerToken
+from dicomweb_io.http.multipart import BodyPart, BodySourceError, MultipartBody
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.transport import RequestRecord, StreamedAnswer, Transport
+
+QUICK = RetryPolicy(initial_delay=0.0)
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., Transport]]:
+    made: list[Transport] = []
+
+    def make(url: str, **options: Any) -> Transport:
+        options.setdefault("retry", QUICK)
+        made.append(Transport(url, **options))
+        return made[-1]
+
+    yield make
+    for transport in made:
+        assert transport._throttle.in_flight == 0, "a request was not released"
+        transport.close()
+
+
+def test_a_plain_request(serve, connect) -> None:
+    server = serve(lambda got: got.answer(200, b'[{"a": 1}]', Content_Type="Application/DICOM+JSON; charset=utf-8"))
+    transport = connect(server.url + "/dicom-web/", headers={"X-Api-Key": "k"})
+    answer = transport.request("get", "/studies?limit=1", headers={"Accept": "application/dicom+json"})
+    assert (answer.status, answer.content, answer.attempts) == (200, b'[{"a": 1}]', 1)
+    assert answer.content_type == "application/dicom+json"
+    assert answer.response.json() == [{"a": 1}]
+    [got] = server.requests
+    assert got.line == "GET /dicom-web/studies?limit=1 HTTP/1.1"
+    assert got.headers["x-api-key"] == "k"
+    assert got.headers["accept"] == "application/dicom+json"
+    assert got.headers["host"] == f"127.0.0.1:{server.port}"
+    assert "authorization" not in got.headers
+    assert (transport.stats.requests, transport.stats.retries, transport.stats.bytes_in) == (1, 0, 10)
+    assert transport.stats.bytes_out > 50
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/studies?ModalitiesInStudy=CT,MR&PatientName=A%2CB%5E*&StudyDate=20200101-&x=~'()!$;:@/?",
+        "/studies?a=%7E%41&b=100%25&c=a+b&&=&d",
+        "/studies?PatientName=A^B|c%2c%5e*[1]",
+        "/studies/1.2/series//x?includefield=all",
+        "/?q",
+    ],
+)
+def test_the_query_is_sent_as_written(serve, connect, target) -> None:
+    server = serve(lambda got: got.answer())
+    connect(server.url).request("GET", server.url + target)
+    connect("http://pacs.invalid", proxies={"http": server.url}).request("GET", "http://pacs.invalid" + target)
+    assert [got.target for got in server.requests] == [target, "http://pacs.invalid" + target]
+
+
+def test_what_cannot_be_sent_is_refused_before(serve, connect) -> None:
+    server = serve(lambda got: got.answer())
+    transport = connect(server.url)
+    for url in ("/a b", "/ä", "/a\r\nX: y", "ftp://x/", "http:///x", "http://h:99999/", "http://[::1/"):
+        with pytest.raises(ValueError, match="URL"):
+            transport.request("GET", url)
+    for headers in ({"A": "b\r\nC: d"}, {"A B": "c"}, {"A": " b"}, {"A": "\u2603"}):
+        with pytest.raises(ValueError, match="header"):
+            transport.request("GET", "/", headers=headers)
+    with pytest.raises(TypeError):
+        transport.request("GET", "/", headers={"A": 1})
+    for options in ({"timeout": 0}, {"timeout": (1, 2, 3)}, {"deadline": -1}, {"max_in_flight": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            Transport(server.url, **options)
+    with pytest.raises(ValueError, match="scheme"):
+        Transport("file:///x")
+    with pytest.raises(FileNotFoundError, match="verify"):
+        Transport(server.url, verify="/does/not/exist.pem")
+    assert server.requests == []
+
+
+def test_ipv6(serve, connect) -> None:
+    server = serve(lambda got: got.answer(), host="::1")
+    connect(server.url + "/rs").request("GET", "/studies")
+    assert server.requests[0].headers["host"] == f"[::1]:{server.port}"
+
+
+def test_user_information_becomes_credentials_and_is_never_shown(serve, connect) -> None:
+    server = serve(lambda got: got.answer(404))
+    transport = connect(f"http://us%40er:p%3Ass@127.0.0.1:{server.port}/rs")
+    assert "p%3Ass" not in repr(transport)
+    with pytest.raises(DICOMwebError) as caught:
+        transport.request("GET", f"http://us%40er:p%3Ass@127.0.0.1:{server.port}/rs/studies?PatientName=Doe")
+    assert server.requests[0].headers["authorization"] == BasicCredentials("us@er", "p:ss")._header()
+    shown = f"{caught.value} {caught.value!r} {caught.value.response.request.headers} {caught.value.response.url}"
+    for secret in ("us@er", "us%40er", "p%3Ass", "p:ss", "Doe", "Authorization"):
+        assert secret not in shown
+    assert caught.value.url == f"http://127.0.0.1:{server.port}/rs/studies"
+
+
+def test_errors_say_what_happened_and_pickle(serve, connect) -> None:
+    body = b'{"Message": "Unknown tag near DOE^JOHN", "Details": "x\\n y", "HttpStatus": 400}'
+    server = serve(lambda got: got.answer(400, body))
+    with pytest.raises(requests.HTTPError) as caught:
+        connect(server.url).request("GET", "/studies?PatientName=Doe%5EJohn")
+    error = caught.value
+    assert isinstance(error, DICOMwebError)
+    assert str(error) == f"GET {server.url}/studies: HTTP 400: Unknown tag near ***; x y"
+    assert error.response.json()["HttpStatus"] == 400
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.status, again.response.content) == (str(error), 400, body)
+    assert not again.retryable
+    assert error.response.request.method == "GET"
+
+
+def test_netrc_is_not_used_but_proxies_are(serve, connect, monkeypatch, tmp_path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login thief password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    server = serve(lambda got: got.answer())
+    connect(server.url).request("GET", "/")
+    connect(server.url, session=requests.Session()).request("GET", "/")
+    assert all("authorization" not in got.headers for got in server.requests)
+    proxy = serve(lambda got: got.answer(200, b"by proxy"))
+    monkeypatch.setenv("http_proxy", proxy.url)
+    url = "http://pacs.invalid/studies?a=b,c%2Cd"
+    assert connect("http://pacs.invalid").request("GET", url).content == b"by proxy"
+    assert proxy.requests[0].line == f"GET {url} HTTP/1.1"
+    assert connect("http://pacs.invalid", proxies={"http": proxy.url}).request("GET", url).content == b"by proxy"
+
+
+# -- retries
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_statuses_that_are_worth_another_try(serve, connect, status) -> None:
+    server = serve(lambda got: got.answer(status if got.number < 3 else 200, b"ok"))
+    transport = connect(server.url)
+    answer = transport.request("GET", "/")
+    assert (answer.content, answer.attempts, transport.stats.retries) == (b"ok", 3, 2)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 406, 409, 413, 501])
+def test_statuses_that_are_not(serve, connect, status) -> None:
+    server = serve(lambda got: got.answer(status))
+    with pytest.raises(DICOMwebError) as caught:
+        connect(server.url).request("GET", "/")
+    assert (caught.value.status, caught.value.retryable, len(server.requests)) == (status, False, 1)
+    assert connect(server.url).request("GET", "/", accept_statuses=(status,)).status == status
+
+
+def test_the_last_error_comes_out(serve, connect) -> None:
+    server = serve(lambda got: got.answer(503, b"busy", Content_Type="text/plain"))
+    with pytest.raises(DICOMwebError, match=r"HTTP 503: busy \(after 5 attempts\)") as caught:
+        connect(server.url).request("GET", "/")
+    assert (caught.value.attempts, caught.value.retryable, len(server.requests)) == (5, True, 5)
+    with pytest.raises(DICOMwebError):
+        connect(server.url, retry=RetryPolicy.none()).request("GET", "/")
+    assert len(server.requests) == 6
+
+
+def test_retry_after_is_waited_for_and_holds_others_back(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.number == 1:
+            got.answer(503, Retry_After="0.3")
+        else:
+            got.answer()
+
+    server = serve(handle)
+    transport = connect(server.url)
+    begun = time.monotonic()
+    transport.request("GET", "/")
+    assert time.monotonic() - begun >= 0.3
+    refused = serve(lambda got: got.answer(429, Retry_After="0.3"))
+    transport = connect(refused.url, retry=RetryPolicy.none())
+    with pytest.raises(DICOMwebError) as caught:
+        transport.request("GET", "/")
+    assert caught.value.retry_after == 0.3
+    with pytest.raises(DICOMwebError):
+        transport.request("GET", "/")
+    assert transport.stats.throttled_seconds > 0.1
+
+
+def test_a_retry_after_beyond_the_deadline_ends_at_once(serve, connect) -> None:
+    server = serve(lambda got: got.answer(503, Retry_After="3600"))
+    transport = connect(server.url, deadline=5)
+    with pytest.raises(DICOMwebError) as caught:
+        transport.request("GET", "/")
+    assert (caught.value.status, caught.value.retry_after, len(server.requests)) == (503, 3600, 1)
+    with pytest.raises(DeadlineExceededError, match="Retry-After"):
+        transport.request("GET", "/")
+    assert len(server.requests) == 1
+
+
+def test_dropped_connections_are_retried(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.number == 1:
+            got.reset()
+        if got.number == 2:
+            got.hangup()
+        got.answer(200, b"ok")
+
+    server = serve(handle)
+    assert connect(server.url).request("GET", "/").content == b"ok"
+    assert len(server.requests) == 3
+
+
+def test_a_dropped_reused_connection_is_retried_at_once_even_without_retries(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.number in (2, 5):
+            # The server closes an idle connection just as the request comes.
+            got.hangup()
+        got.answer(200, b"ok")
+
+    server = serve(handle)
+    transport = connect(server.url, retry=RetryPolicy(max_attempts=1, initial_delay=1000))
+    assert transport.request("GET", "/").attempts == 1
+    assert transport.request("GET", "/").attempts == 2
+    assert transport.request("POST", "/", body=b"x").attempts == 1
+    assert transport.request("POST", "/", body=b"x").attempts == 2
+    assert transport.request("GET", "/").attempts == 1
+    # On a fresh connection it is a failure like any other.
+    dead = serve(lambda got: got.reset())
+    with pytest.raises(ConnectionFailedError, match="the connection broke before the answer"):
+        connect(dead.url, retry=RetryPolicy.none()).request("GET", "/")
+    assert len(dead.requests) == 1
+
+
+def test_a_refused_connection(connect, serve) -> None:
+    server = serve(lambda got: got.answer())
+    server.stop()
+    with pytest.raises(ConnectionFailedError, match="refused") as caught:
+        connect(server.url).request("GET", "/studies?PatientName=Doe")
+    assert (caught.value.attempts, caught.value.sent, caught.value.status) == (5, False, None)
+    assert "Doe" not in str(caught.value)
+    assert isinstance(caught.value, requests.ConnectionError)
+
+
+def test_what_is_sent_again(serve, connect, tmp_path) -> None:
+    bodies: list[bytes] = []
+
+    def handle(got) -> None:
+        bodies.append(got.body)
+        got.answer(503 if len(bodies) % 2 else 200)
+
+    server = serve(handle)
+    transport = connect(server.url)
+    file = tmp_path / "a.dcm"
+    file.write_bytes(b"f" * 200_000)
+    body = MultipartBody([BodyPart({}, file), BodyPart({}, b"second")])
+    transport.request("POST", "/studies", body=body, headers={"Content-Type": body.content_type})
+    assert bodies == [b"".join(body)] * 2
+    assert int(server.requests[0].headers["content-length"]) == len(body)
+    bodies.clear()
+    transport.request("POST", "/", body=b"bytes")
+    assert bodies == [b"bytes"] * 2
+    bodies.clear()
+    # What can be read once only is never sent twice; what must not be repeated, only when it was surely not done.
+    with pytest.raises(DICOMwebError, match="503"):
+        transport.request("POST", "/", body=iter([b"a", b"b"]))
+    assert bodies == [b"ab"]
+    bodies.clear()
+    with pytest.raises(DICOMwebError, match="503"):
+        transport.request("POST", "/", body=b"x", idempotent=False)
+    assert len(bodies) == 1
+
+
+def test_a_body_that_cannot_be_read_is_no_network_error(serve, connect, tmp_path) -> None:
+    server = serve(lambda got: got.answer())
+    file = tmp_path / "a.dcm"
+    file.write_bytes(b"12345")
+    body = MultipartBody([BodyPart({}, file)])
+    file.unlink()
+    with pytest.raises(BodySourceError, match="cannot be read"):
+        connect(server.url).request("POST", "/", body=body)
+    assert server.wait_until_closed()
+
+
+def test_an_early_answer_to_a_large_body_is_seen(serve, connect) -> None:
+    import socket
+
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def refuse() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(1000)
+            sock.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 20):
+                pass
+
+    thread = threading.Thread(target=refuse, daemon=True)
+    thread.start()
+    with pytest.raises(DICOMwebError, match="HTTP 413"):
+        connect(f"http://127.0.0.1:{listener.getsockname()[1]}").request("POST", "/", body=bytes(5_000_000))
+    thread.join(5)
+    listener.close()
+
+
+# -- bodies of answers
+
+
+CUT = [
+    (b"Content-Length: 100\r\n\r\n", b"x" * 40),
+    (b"Transfer-Encoding: chunked\r\n\r\n", b"64\r\n" + b"x" * 40),
+    (b"Transfer-Encoding: chunked\r\n\r\n", b"28\r\n" + b"x" * 40 + b"\r\n"),
+]
+
+
+@pytest.mark.parametrize(("head", "body"), CUT)
+@pytest.mark.parametrize("hard", [False, True])
+def test_truncated_bodies(serve, connect, head, body, hard) -> None:
+    def handle(got) -> None:
+        if got.number <= bad:
+            got.send(b"HTTP/1.1 200 OK\r\n" + head + body)
+            if hard:
+                got.reset()
+            got.hangup()
+        got.answer(200, b"whole")
+
+    bad = 2
+    server = serve(handle)
+    assert connect(server.url).request("GET", "/").content == b"whole"
+    bad = 1000
+    with pytest.raises((ResponseIncompleteError, ConnectionFailedError)) as caught:
+        connect(server.url).request("GET", "/")
+    assert caught.value.attempts == 5
+    received = b""
+    with pytest.raises(DICOMwebError) as caught:  # noqa: PT012
+        with connect(server.url).stream("GET", "/") as answer:
+            for chunk in answer.iter_chunks():
+                received += chunk
+    assert caught.value.retryable
+    if not hard:
+        assert isinstance(caught.value, ResponseIncompleteError)
+        assert received == b"x" * 40
+        assert caught.value.status == 200
+
+
+@pytest.mark.parametrize("cut", [10, 17, 30, 45, 60])
+def test_an_answer_that_ends_within_its_headers_is_no_answer(serve, connect, cut) -> None:
+    whole = b"HTTP/1.1 200 OK\r\nServer: some-server\r\nContent-Type: text/plain\r\n\r\n"
+
+    def handle(got) -> None:
+        if got.number <= 2:
+            got.send(whole[:cut])
+            got.hangup()
+        got.answer(200, b"ok")
+
+    server = serve(handle)
+    if cut == 10:
+        with pytest.raises(MalformedResponseError):
+            connect(server.url).request("GET", "/")
+    else:
+        assert connect(server.url).request("GET", "/").content == b"ok"
+        assert len(server.requests) == 3
+
+
+def test_chunks_come_as_they_arrive(serve, connect) -> None:
+    step = threading.Semaphore(0)
+
+    def handle(got) -> None:
+        got.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        for letter in b"abc":
+            assert step.acquire(timeout=5)
+            got.send(bytes([letter]))
+        got.hangup()
+
+    server = serve(handle)
+    with connect(server.url).stream("GET", "/") as answer:
+        step.release()
+        chunks = answer.iter_chunks()
+        for letter in (b"a", b"b", b"c"):
+            assert next(chunks) == letter
+            step.release()
+        assert list(chunks) == []
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+
+
+def test_chunked_answers_come_as_they_arrive(serve, connect) -> None:
+    step = threading.Semaphore(0)
+
+    def handle(got) -> None:
+        got.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nab")
+        assert step.acquire(timeout=5)
+        got.send(b"cdef\r\n0\r\n\r\n")
+
+    server = serve(handle)
+    transport = connect(server.url)
+    for _ in range(2):
+        with transport.stream("GET", "/") as answer:
+            chunks = answer.iter_chunks()
+            assert next(chunks) == b"ab"
+            step.release()
+            assert b"".join(chunks) == b"cdef"
+    assert server.connections == 1
+
+
+def test_multipart_errors_name_the_request(serve, connect) -> None:
+    def handle(got) -> None:
+        got.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: multipart/related; boundary=b\r\n\r\n")
+        got.send(b"--b\r\n\r\none\r\n--b\r\n\r\ntw")
+        got.hangup()
+
+    server = serve(handle)
+    with pytest.raises(ResponseIncompleteError, match="1 part was complete") as caught:  # noqa: PT012
+        with connect(server.url).stream("GET", "/studies/1") as answer:
+            for part in answer.multipart():
+                part.read()
+    assert (caught.value.status, caught.value.retryable) == (200, True)
+    assert "/studies/1" in str(caught.value)
+    plain = serve(lambda got: got.answer(200, b"<html>", Content_Type="text/html"))
+    with pytest.raises(MalformedResponseError, match="expected a multipart message"):
+        with connect(plain.url).stream("GET", "/") as answer:
+            answer.multipart()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "raw"])
+def test_compressed_answers(serve, connect, encoding) -> None:
+    plain = b'{"a": "b"}' * 10_000
+    raw = zlib.compressobj(wbits=-15)
+    data = {"gzip": gzip.compress(plain[:50]) + gzip.compress(plain[50:]), "deflate": zlib.compress(plain)}.get(
+        encoding, raw.compress(plain) + raw.flush()
+    )
+    name = "gzip" if encoding == "gzip" else "deflate"
+    server = serve(lambda got: got.answer(200, data, Content_Encoding=name))
+    transport = connect(server.url)
+    assert transport.request("GET", "/").content == plain
+    assert "gzip" in server.requests[0].headers["accept-encoding"]
+    with transport.stream("GET", "/") as answer:
+        pieces = list(answer.iter_chunks(1000))
+    assert b"".join(pieces) == plain
+    assert max(map(len, pieces)) <= 1000
+
+
+def test_broken_compression(serve, connect) -> None:
+    data = gzip.compress(b"x" * 1000)
+    answers = {"/cut": data[:-9], "/bad": data[:-8] + b"\xff" * 8, "/no": b"plain", "/br": b"x", "/one": data[:1]}
+    server = serve(
+        lambda got: got.answer(200, answers[got.target], Content_Encoding="br" if got.target == "/br" else "gzip")
+    )
+    transport = connect(server.url)
+    kinds = {"/cut": ResponseIncompleteError, "/one": ResponseIncompleteError}
+    for path in answers:
+        with pytest.raises(DICOMwebError) as caught:
+            transport.request("GET", path)
+        assert type(caught.value) is kinds.get(path, MalformedResponseError)
+
+
+def test_bombs(serve, connect) -> None:
+    bomb = gzip.compress(bytes(100 << 20))
+    server = serve(lambda got: got.answer(200, bomb, Content_Encoding="gzip"))
+    transport = connect(server.url)
+    with pytest.raises(MalformedResponseError, match="larger than 1000 bytes") as caught:
+        transport.request("GET", "/", max_bytes=1000)
+    assert not caught.value.retryable
+    with pytest.raises(MalformedResponseError, match="250-fold"):
+        transport.request("GET", "/")
+    assert len(server.requests) == 2
+
+    def endless(got) -> None:
+        got.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        while True:
+            got.send(bytes(100_000))
+
+    with pytest.raises(MalformedResponseError, match="larger than"):
+        connect(serve(endless).url).request("GET", "/", max_bytes=1_000_000)
+
+
+@pytest.mark.parametrize("kind", ["one", "many", "continue"])
+def test_endless_headers(serve, connect, kind) -> None:
+    def handle(got) -> None:
+        if kind == "continue":
+            while True:
+                got.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+        got.send(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            got.send(b"X" * 10_000 if kind == "one" else b"A: b\r\n" * 1000)
+
+    with pytest.raises(MalformedResponseError):
+        connect(serve(handle).url, deadline=10).request("GET", "/")
+
+
+def test_no_http_at_all(serve, connect) -> None:
+    with pytest.raises(MalformedResponseError, match="not valid HTTP"):
+        connect(serve(lambda got: got.send(b"SSH-2.0-OpenSSH\r\n")).url).request("GET", "/")
+
+
+# -- time
+
+
+def drip(got, data: bytes) -> None:
+    for byte in data:
+        got.send(bytes([byte]))
+        if got.server.stopping.wait(0.02):
+            return
+
+
+def test_the_deadline_ends_dripping_headers(serve, connect) -> None:
+    server = serve(lambda got: drip(got, b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 100_000))
+    with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.4 s") as caught:
+        connect(server.url, deadline=0.4).request("GET", "/")
+    assert isinstance(caught.value, requests.Timeout)
+    assert server.wait_until_closed()
+
+
+@pytest.mark.parametrize("head", [b"Connection: close", b"Content-Length: 100000", b"Transfer-Encoding: chunked"])
+def test_the_deadline_ends_dripping_bodies(serve, connect, head) -> None:
+    def handle(got) -> None:
+        got.send(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + (b"ffff\r\n" if b"chunked" in head else b""))
+        drip(got, b"x" * 100_000)
+
+    server = serve(handle)
+    with pytest.raises(DeadlineExceededError, match="reading the answer"):
+        connect(server.url, deadline=0.4).request("GET", "/")
+    with connect(server.url, deadline=0.4).stream("GET", "/") as answer:
+        with pytest.raises(DeadlineExceededError):
+            for _ in answer.iter_chunks():
+                pass
+    assert server.wait_until_closed()
+
+
+def test_the_deadline_ends_an_upload_that_is_not_read(connect) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(DeadlineExceededError):
+            connect(f"http://127.0.0.1:{listener.getsockname()[1]}", deadline=0.4).request(
+                "POST", "/", body=bytes(50_000_000)
+            )
+
+
+def test_a_stalled_server_ends_by_the_read_timeout(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.target == "/body":
+            got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+        got.server.stopping.wait(30)
+
+    server = serve(handle)
+    transport = connect(server.url, timeout=(5, 0.2), retry=RetryPolicy.none())
+    with pytest.raises(TimedOutError, match=r"no answer within 0\.2 s") as caught:
+        transport.request("GET", "/")
+    assert isinstance(caught.value, requests.Timeout)
+    assert caught.value.retryable
+    with pytest.raises(TimedOutError, match=r"nothing arrived for 0\.2 s after 3 bytes"):
+        transport.request("GET", "/body")
+
+
+def test_a_deadline_over_several_requests(serve, connect) -> None:
+    from dicomweb_io.http.retry import Deadline
+
+    server = serve(lambda got: got.answer())
+    transport = connect(server.url)
+    deadline = Deadline(0.1)
+    transport.request("GET", "/", deadline=deadline)
+    threading.Event().wait(0.1)
+    with pytest.raises(DeadlineExceededError):
+        transport.request("GET", "/", deadline=deadline)
+
+
+# -- redirects
+
+
+def test_redirects_on_the_same_origin(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.target.startswith("/old"):
+            got.answer(302, b"moved", Location="/new?" + got.target.partition("?")[2])
+        else:
+            got.answer(200, b"ok")
+
+    server = serve(handle)
+    transport = connect(server.url, credentials=BearerToken("secret"), headers={"X-Key": "k"})
+    answer = transport.request("GET", "/old?a=b,c%2C")
+    assert (answer.content, answer.url) == (b"ok", server.url + "/new")
+    assert server.requests[1].target == "/new?a=b,c%2C"
+    assert server.requests[1].headers["authorization"] == "Bearer secret"
+    assert server.requests[1].headers["x-key"] == "k"
+
+
+def test_redirects_to_another_origin_carry_nothing(serve, connect) -> None:
+    other = serve(lambda got: got.answer(200, b"there", Set_Cookie="a=b"))
+    server = serve(lambda got: got.answer(307, Location=other.url + "/x"))
+    transport = connect(
+        server.url, credentials=BearerToken("secret"), headers={"X-Key": "k", "Cookie": "c=d"}, cert=None
+    )
+    headers = {"Accept": "image/png", "X-Private": "p", "Authorization": "Bearer other"}
+    assert transport.request("GET", "/", headers=headers).content == b"there"
+    assert transport.request("GET", other.url + "/y", headers=headers).content == b"there"
+    for got in other.requests:
+        assert set(got.headers) <= {"host", "accept", "accept-encoding", "user-agent", "connection"}
+        assert got.headers["accept"] == "image/png"
+    # Another port of the same host is another origin.
+    assert not transport.same_origin(other.url)
+    assert transport.same_origin(f"HTTP://127.0.0.1:{server.port}/else")
+
+
+def test_who_is_sent_away_does_not_come_back_with_credentials(serve, connect) -> None:
+    other = serve(lambda got: got.answer(302, Location=home))
+    server = serve(lambda got: got.answer(302, Location=other.url) if got.target == "/" else got.answer(200))
+    home = server.url + "/back"
+    connect(server.url, credentials=BearerToken("secret")).request("GET", "/")
+    assert [(got.target, "authorization" in got.headers) for got in server.requests] == [("/", True), ("/back", False)]
+
+
+def test_bodies_that_are_none(serve, connect) -> None:
+    server = serve(lambda got: got.answer())
+    for body in ("text", {"a": "b"}):
+        with pytest.raises(TypeError, match="body"):
+            connect(server.url).request("POST", "/", body=body)
+    connect(server.url).request("POST", "/", body=[b"a", b"b"])
+    assert [got.body for got in server.requests] == [b"ab"]
+
+
+def test_a_session_of_the_user_gives_nothing_to_another_origin(serve, connect) -> None:
+    other = serve(lambda got: got.answer(401 if "authorization" not in got.headers else 200))
+    server = serve(lambda got: got.answer(302, Location=other.url))
+    session = requests.Session()
+    session.auth = ("user", "password")
+    session.headers["X-Key"] = "k"
+    session.cookies.set("a", "b")
+    with pytest.raises(DICOMwebError, match="credentials were not sent there"):
+        connect(server.url, session=session).request("GET", "/")
+    assert server.requests[0].headers["authorization"].startswith("Basic")
+    assert {"x-key", "cookie", "authorization"}.isdisjoint(other.requests[0].headers)
+
+
+def test_redirects_that_are_not_followed(serve, connect) -> None:
+    targets = {
+        "/loop": "/loop",
+        "/file": "file:///etc/passwd",
+        "/space": "http://h:port/",
+        "/post": "/elsewhere",
+    }
+    server = serve(lambda got: got.answer(302, Location=targets[got.target]))
+    transport = connect(server.url)
+    with pytest.raises(RedirectError, match="more than 5 redirects"):
+        transport.request("GET", "/loop")
+    assert len(server.requests) == 6
+    for path in ("/file", "/space"):
+        with pytest.raises(RedirectError, match="no HTTP URL"):
+            transport.request("GET", path)
+    with pytest.raises(RedirectError, match="redirect of POST"):
+        transport.request("POST", "/post", body=b"x")
+    no_location = serve(lambda got: got.answer(302))
+    with pytest.raises(DICOMwebError, match="302"):
+        connect(no_location.url).request("GET", "/")
+
+
+def test_a_body_follows_a_redirect_within_the_origin_only(serve, connect) -> None:
+    other = serve(lambda got: got.answer())
+    server = serve(
+        lambda got: got.answer(200) if got.target == "/new" else got.answer(307, Location=to.get(got.target, "/new"))
+    )
+    to = {"/away": other.url}
+    transport = connect(server.url)
+    transport.request("POST", "/old", body=b"data")
+    assert [(got.method, got.target, got.body) for got in server.requests] == [
+        ("POST", "/old", b"data"),
+        ("POST", "/new", b"data"),
+    ]
+    with pytest.raises(RedirectError):
+        transport.request("POST", "/away", body=b"data")
+    assert other.requests == []
+    see_other = serve(lambda got: got.answer(303, Location="/got") if got.method == "POST" else got.answer(200, b"ok"))
+    assert connect(see_other.url).request("POST", "/", body=b"data").content == b"ok"
+    assert (see_other.requests[1].method, see_other.requests[1].body) == ("GET", b"")
+
+
+# -- sessions, hooks, logging
+
+
+def test_the_users_session_is_used_and_not_changed(serve, connect) -> None:
+    server = serve(lambda got: got.answer(200, b"", Set_Cookie="sticky=1"))
+    session = requests.Session()
+    session.headers["X-Mine"] = "1"
+    session.auth = ("user", "password")
+    seen = []
+    session.hooks["response"].append(lambda response, **_: seen.append(response.status_code))
+    before = (dict(session.headers), session.auth, dict(session.adapters), session.verify, dict(session.proxies))
+    transport = connect(server.url, session=session, headers={"X-Ours": "2"})
+    transport.request("GET", "/")
+    transport.request("GET", "/")
+    assert (
+        dict(session.headers),
+        session.auth,
+        dict(session.adapters),
+        session.verify,
+        dict(session.proxies),
+    ) == before
+    got = server.requests[1].headers
+    assert (got["x-mine"], got["x-ours"], got["cookie"]) == ("1", "2", "sticky=1")
+    assert got["authorization"].startswith("Basic ")
+    assert seen == [200, 200]
+    transport.close()
+    session.get(server.url)
+
+
+def test_the_sessions_parameters_and_hooks_count_too(serve, connect) -> None:
+    server = serve(lambda got: got.answer())
+    session = requests.Session()
+    session.params = {"key": "a b"}  # type: ignore[assignment]
+    seen = []
+    session.hooks["response"].append(lambda response, **_: seen.append("session"))
+    transport = connect(server.url, session=session, callback=lambda response, **_: seen.append("callback"))
+    transport.request("GET", "/a?b=c,d")
+    transport.request("GET", "/a")
+    assert [got.target for got in server.requests] == ["/a?b=c,d&key=a+b", "/a?key=a+b"]
+    assert seen == ["session", "callback"] * 2
+
+
+def test_a_session_class_of_its_own_goes_through_its_front_door(serve, connect) -> None:
+    class Signing(requests.Session):
+        def request(self, method, url, *args, headers=None, **kwargs):  # type: ignore[no-untyped-def, override]
+            return super().request(method, url, *args, headers={**(headers or {}), "X-Signed": "yes"}, **kwargs)
+
+    server = serve(lambda got: got.answer(503 if got.number == 1 else 200, b"ok"))
+    body = MultipartBody([BodyPart({}, b"data")])
+    transport = connect(server.url, session=Signing())
+    assert transport.request("POST", "/?a=b,c%2C", body=body).content == b"ok"
+    assert [got.headers["x-signed"] for got in server.requests] == ["yes", "yes"]
+    assert server.requests[1].body == b"".join(body)
+    assert server.requests[0].target == "/?a=b,c%2C"
+    with transport.stream("GET", "/") as answer:
+        assert b"".join(answer.iter_chunks()) == b"ok"
+
+
+def test_an_adapter_of_the_users_is_used(serve, connect) -> None:
+    used = []
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def send(self, *args, **kwargs):  # type: ignore[no-untyped-def, override]
+            used.append(1)
+            return super().send(*args, **kwargs)
+
+    session = requests.Session()
+    session.mount("http://", Adapter())
+    server = serve(lambda got: got.answer(200, b"ok"))
+    assert connect(server.url, session=session).request("GET", "/").content == b"ok"
+    assert used == [1]
+
+
+def test_digest_authentication(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.headers.get("authorization", "").startswith('Digest username="u"'):
+            got.answer(200, b"in")
+        else:
+            got.answer(401, b"", WWW_Authenticate='Digest realm="r", nonce="n", qop="auth"')
+
+    server = serve(handle)
+    transport = connect(server.url, credentials=HTTPDigestAuth("u", "p"))
+    assert transport.request("GET", "/").content == b"in"
+    assert transport.request("POST", "/", body=MultipartBody([BodyPart({}, b"x")])).content == b"in"
+
+
+def test_the_callback_sees_and_may_replace_responses(serve, connect) -> None:
+    server = serve(lambda got: got.answer(200, b"original"))
+    seen: list[int] = []
+
+    def callback(response: requests.Response, *args: Any, **kwargs: Any) -> requests.Response:
+        seen.append(len(response.content))
+        response._content = b"replaced"
+        return response
+
+    assert connect(server.url, callback=callback).request("GET", "/").content == b"replaced"
+    with connect(server.url, callback=callback).stream("GET", "/") as answer:
+        assert list(answer.iter_chunks(5)) == [b"repla", b"ced"]
+    assert seen == [8, 8]
+
+
+def test_an_observer_gets_a_record_of_each_request(serve, connect) -> None:
+    records: list[RequestRecord] = []
+    server = serve(lambda got: got.answer(503 if got.number == 1 else 200, b"four"))
+    connect(server.url, observer=records.append).request("GET", "/a?PatientName=Doe")
+    assert [(item.method, item.url, item.status, item.bytes_in) for item in records] == [
+        ("GET", server.url + "/a", 503, 4),
+        ("GET", server.url + "/a", 200, 4),
+    ]
+
+
+def test_nothing_secret_is_logged(serve, connect, caplog) -> None:
+    caplog.set_level(logging.DEBUG)
+    other = serve(lambda got: got.answer(200))
+    server = serve(
+        lambda got: (
+            got.answer(503, Retry_After="0.01") if got.number == 1 else got.answer(302, Location=other.url + "/?Doe")
+        )
+    )
+    transport = connect(server.url, credentials=BearerToken("s3cret"), headers={"X-Key": "s3cret"})
+    transport.request("GET", "/studies?PatientName=Doe", headers={"Accept": "s3cret/x"})
+    assert "Doe" not in caplog.text
+    assert "s3cret" not in caplog.text
+    assert "trying again" in caplog.text
+    assert "asks to wait" in caplog.text
+    assert {record.name.partition(".")[0] for record in caplog.records} <= {"dicomweb_io", "urllib3"}
+
+
+# -- concurrency and cleaning up
+
+
+def test_no_more_in_flight_than_allowed(serve, connect) -> None:
+    lock, now, most = threading.Lock(), [0], [0]
+    full = threading.Barrier(3)
+
+    def handle(got) -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        full.wait(5)
+        with lock:
+            now[0] -= 1
+        got.answer()
+
+    server = serve(handle)
+    transport = connect(server.url, max_in_flight=3)
+    threads = [threading.Thread(target=transport.request, args=("GET", "/")) for _ in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert most[0] == 3
+    assert server.connections == 3
+
+
+def test_a_thread_that_reads_an_answer_can_ask_for_more(serve, connect) -> None:
+    server = serve(lambda got: got.answer(200, b"ok"))
+    transport = connect(server.url, max_in_flight=1, deadline=5)
+    with transport.stream("GET", "/") as outer, transport.stream("GET", "/") as inner:
+        assert transport.request("GET", "/").content == b"ok"
+        assert outer.read() == inner.read() == b"ok"
+
+
+def test_waiting_for_a_slot_ends_with_the_deadline(serve, connect) -> None:
+    server = serve(lambda got: got.answer(200, b"ok"))
+    transport = connect(server.url, max_in_flight=1)
+    errors = []
+
+    def other() -> None:
+        with pytest.raises(DeadlineExceededError, match="in flight") as caught:
+            transport.request("GET", "/", deadline=0.1)
+        errors.append(caught.value)
+
+    with transport.stream("GET", "/") as answer:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(5)
+        answer.read()
+    assert errors[0].url == server.url + "/"
+
+
+def test_requests_per_second(serve, connect) -> None:
+    server = serve(lambda got: got.answer())
+    transport = connect(server.url, requests_per_second=20)
+    begun = time.monotonic()
+    for _ in range(26):
+        transport.request("GET", "/")
+    assert time.monotonic() - begun >= 0.29
+    assert transport.stats.throttled_seconds > 0
+
+
+def test_an_abandoned_stream_closes_its_connection(serve, connect) -> None:
+    def handle(got) -> None:
+        got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        while True:
+            got.send(bytes(65536))
+
+    server = serve(handle)
+    transport = connect(server.url)
+
+    def consume() -> Iterator[bytes]:
+        for attempt in transport.attempts():
+            with attempt, transport.stream("GET", "/", attempt=attempt) as answer:
+                yield from answer.iter_chunks()
+
+    chunks = consume()
+    next(chunks)
+    chunks.close()
+    assert server.wait_until_closed()
+    chunks = consume()
+    next(chunks)
+    del chunks
+    gc.collect()
+    assert server.wait_until_closed()
+    with pytest.raises(KeyError):
+        with transport.stream("GET", "/"):
+            raise KeyError("the consumer's own")
+    assert server.wait_until_closed()
+
+
+def test_connections_are_used_again(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.target == "/parts":
+            body = b"--b\r\n\r\nx\r\n--b--\r\nepilogue"
+            got.answer(200, body, Content_Type="multipart/related; boundary=b")
+        else:
+            got.answer(404 if got.target == "/no" else 200, b"x" * 1000)
+
+    server = serve(handle)
+    transport = connect(server.url)
+    for _ in range(3):
+        transport.request("GET", "/")
+        with pytest.raises(DICOMwebError):
+            transport.request("GET", "/no")
+        with transport.stream("GET", "/parts") as answer:
+            assert [part.read() for part in answer.multipart()] == [b"x"]
+        with transport.stream("GET", "/"):
+            pass
+    assert server.connections == 1
+
+
+# -- repeating whole operations
+
+
+def test_attempts_repeat_what_breaks_off(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.number in (1, 3):
+            got.answer(503)
+        elif got.number in (2, 4):
+            got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+            got.hangup()
+        else:
+            got.answer(200, b"0123456789")
+
+    server = serve(handle)
+    transport = connect(server.url)
+    numbers = []
+    for attempt in transport.attempts():
+        with attempt, transport.stream("GET", "/", attempt=attempt) as answer:
+            numbers.append((attempt.number, answer.attempts))
+            content = answer.read()
+    assert content == b"0123456789"
+    assert numbers == [(1, 2), (2, 4), (3, 5)]
+
+
+def test_attempts_share_one_budget(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.number % 2:
+            got.answer(503)
+        else:
+            got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+            got.hangup()
+
+    server = serve(handle)
+    transport = connect(server.url)
+    with pytest.raises(DICOMwebError) as caught:  # noqa: PT012
+        for attempt in transport.attempts():
+            with attempt, transport.stream("GET", "/", attempt=attempt) as answer:
+                answer.read()
+    assert len(server.requests) == 5
+    assert caught.value.attempts == 5
+
+
+def test_progress_gives_new_attempts_and_other_errors_pass(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.number < 12:
+            got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+            got.hangup()
+        got.answer(200, b"done")
+
+    server = serve(handle)
+    transport = connect(server.url)
+    for attempt in transport.attempts():
+        with attempt, transport.stream("GET", "/", attempt=attempt) as answer:
+            for _ in answer.iter_chunks():
+                attempt.progress()
+    assert len(server.requests) == 12
+    tries = 0
+    with pytest.raises(KeyError):  # noqa: PT012
+        for attempt in transport.attempts():
+            with attempt:
+                tries += 1
+                raise KeyError
+    assert tries == 1
+
+
+def test_many_threads_and_random_faults_lose_and_leak_nothing(serve, connect) -> None:
+    rng, lock = random.Random(1), threading.Lock()
+
+    def handle(got) -> None:
+        with lock:
+            fault = rng.choice(["reset", "hangup", "cut", "503", "chunk", *["none"] * 15])
+        if fault == "reset":
+            got.reset()
+        if fault == "hangup":
+            got.hangup()
+        if fault == "503":
+            got.answer(503)
+            return
+        body = got.target.encode() * 1000
+        if fault == "cut":
+            got.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100])
+            got.hangup()
+        if fault == "chunk":
+            got.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(body) + body)
+            got.hangup()
+        got.answer(200, body)
+
+    server = serve(handle)
+    transport = connect(server.url, retry=RetryPolicy(12, initial_delay=0), deadline=60)
+    wrong: list[Any] = []
+
+    def work(number: int) -> None:
+        try:
+            for index in range(40):
+                target = f"/{number}/{index}"
+                if index % 2:
+                    content = transport.request("GET", target).content
+                else:
+                    for attempt in transport.attempts():
+                        with attempt, transport.stream("GET", target, attempt=attempt) as answer:
+                            content = b"".join(answer.iter_chunks(1000))
+                if content != target.encode() * 1000:
+                    wrong.append(target)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert transport.stats.retries > 0
+    transport.close()
+    assert server.wait_until_closed()
+
+
+def test_errors_keep_nothing_alive(serve, connect) -> None:
+    """Neither errors that were retried nor those that came out wait for the garbage collector with their answers."""
+
+    def handle(got) -> None:
+        if got.target == "/cut":
+            got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+            got.hangup()
+        if got.target == "/reset":
+            got.reset()
+        got.answer(503)
+
+    server = serve(handle)
+    transport = connect(server.url)
+    gc.collect()
+    gc.disable()
+    try:
+        for path in ("/503", "/cut", "/reset"):
+            with pytest.raises(DICOMwebError):
+                transport.request("GET", path)
+            with pytest.raises(DICOMwebError):  # noqa: PT012
+                for attempt in transport.attempts():
+                    with attempt, transport.stream("GET", path, attempt=attempt) as answer:
+                        answer.read()
+        answer = None
+        alive = [item for item in gc.get_objects() if isinstance(item, (StreamedAnswer, DICOMwebError))]
+    finally:
+        gc.enable()
+    assert alive == []
+
+
+def test_a_transport_is_not_pickled(connect) -> None:
+    with pytest.raises(TypeError, match="Endpoint"):
+        pickle.dumps(connect("http://127.0.0.1:1"))
+
+
+def test_no_threads_stay_behind_requests(serve, connect) -> None:
+    server = serve(lambda got: got.answer())
+    transport = connect(server.url)
+    for _ in range(20):
+        transport.request("GET", "/")
+    assert sum(thread.name == "dicomweb_io-deadlines" for thread in threading.enumerate()) <= 1
+
+
+def test_head_and_no_content(serve, connect) -> None:
+    def handle(got) -> None:
+        if got.method == "HEAD":
+            got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nContent-Encoding: gzip\r\n\r\n")
+        else:
+            got.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    server = serve(handle)
+    transport = connect(server.url)
+    assert transport.request("HEAD", "/").content == b""
+    assert transport.request("GET", "/").status == 204
+    assert transport.request("HEAD", "/").headers["Content-Length"] == "1000"
+    assert server.connections == 1
+
+
+def test_a_body_is_read_once(serve, connect) -> None:
+    server = serve(lambda got: got.answer(200, b"x"))
+    with connect(server.url).stream("GET", "/") as answer:
+        assert answer.read() == b"x"
+        with pytest.raises(RuntimeError, match="once"):
+            answer.read()
+
+
+def test_a_file_object_is_sent_in_chunks(serve, connect) -> None:
+    server = serve(lambda got: got.answer())
+    connect(server.url).request("POST", "/", body=io.BytesIO(b"from a file"))
+    assert server.requests[0].body == b"from a file"

@@ -1,0 +1,284 @@
+"""The bounded pool: limits hold, a slow consumer holds the producers back, and nothing waits forever."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections import deque
+
+import pytest
+
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.pool import BoundedPool, WorkCancelled, _Registry, shared_client
+
+WAIT = 20
+
+
+@pytest.fixture
+def pool():
+    pool = BoundedPool(max_in_flight=3, max_bytes=100_000)
+    yield pool
+    pool.close()
+
+
+def one(value):
+    def produce(room):
+        yield value
+
+    return produce
+
+
+def run_all(lane, tasks):
+    results = []
+    for key, produce in tasks:
+        results.extend(lane.submit(key, produce))
+    results.extend(lane.drain())
+    return results
+
+
+def test_every_result_comes_back_with_its_key(pool):
+    results = run_all(pool.lane(), [(number, one(number * 2)) for number in range(50)])
+    assert sorted(results) == [(number, number * 2) for number in range(50)]
+    assert pool.in_flight == 0
+    assert pool.bytes_in_use == 0
+
+
+def test_an_ordered_lane_keeps_the_order_even_if_later_tasks_end_first(pool):
+    gates = [threading.Event() for _ in range(3)]
+
+    def gated(number):
+        def produce(room):
+            assert gates[number].wait(WAIT)
+            yield number, "a"
+            yield number, "b"
+            if number:
+                gates[number - 1].set()
+
+        return produce
+
+    lane = pool.lane(ordered=True)
+    gates[2].set()
+    found = run_all(lane, [(number, gated(number)) for number in range(3)])
+    assert found == [(number, (number, part)) for number in range(3) for part in "ab"]
+
+
+def test_no_more_tasks_run_than_allowed(pool):
+    running, most, lock = 0, 0, threading.Lock()
+    full = threading.Event()
+
+    def produce(room):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            if running == 3:
+                full.set()
+        assert full.wait(WAIT)
+        yield None
+        with lock:
+            running -= 1
+
+    lanes = [pool.lane(), pool.lane()]
+    threads = [threading.Thread(target=run_all, args=(lane, [(n, produce) for n in range(20)])) for lane in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert most == 3
+
+
+def test_a_slow_consumer_holds_the_producers_back(pool):
+    """Each result takes 40 % of the budget: while none is taken, two are made and no more."""
+    made = []
+
+    def produce(room):
+        for number in range(10):
+            room.reserve(40_000)
+            made.append(number)
+            yield number
+
+    lane = pool.lane()
+    results = lane.submit("stream", produce)
+    assert list(results) == []
+    drained = lane.drain()
+    taken = []
+    for number in range(10):
+        taken.append(next(drained)[1])
+        # What was given last is still the consumer's, and there is room for one more beside it.
+        assert pool.bytes_in_use <= pool.max_bytes
+        assert len(made) <= number + 2
+    assert list(drained) == []
+    assert taken == list(range(10))
+    assert pool.bytes_in_use == 0
+
+
+def test_an_item_larger_than_the_budget_passes_alone(pool):
+    seen = []
+
+    def produce(size):
+        def run(room):
+            room.reserve(size)
+            seen.append(pool.bytes_in_use)
+            yield size
+
+        return run
+
+    sizes = [30_000, 500_000, 30_000, 700_000, 30_000] * 3
+    results = run_all(pool.lane(), [(index, produce(size)) for index, size in enumerate(sizes)])
+    assert sorted(size for _, size in results) == sorted(sizes)
+    assert max(seen) == 700_000, "a large item had company"
+    assert pool.bytes_in_use == 0
+
+
+def test_order_and_budget_together_do_not_wait_forever(pool):
+    """Later results fill the budget while the first still waits to be read: the head of the line passes."""
+    others_done = threading.Semaphore(0)
+
+    def head(room):
+        for _ in range(2):
+            assert others_done.acquire(timeout=WAIT)
+        room.reserve(90_000)
+        yield "head"
+
+    def other(room):
+        room.reserve(50_000)
+        yield "other"
+        others_done.release()
+
+    found = run_all(pool.lane(ordered=True), [(0, head), (1, other), (2, other)])
+    assert found == [(0, "head"), (1, "other"), (2, "other")]
+
+
+def test_an_error_of_a_task_is_raised_on_the_bundles_thread(pool):
+    def produce(room):
+        yield 1
+        raise KeyError("mistake")
+
+    lane = pool.lane()
+    list(lane.submit("a", produce))
+    results = deque()
+    with pytest.raises(KeyError, match="mistake"):
+        results.extend(lane.drain())
+    lane.close()
+    assert pool.bytes_in_use == 0
+
+
+def test_closing_a_lane_cancels_its_tasks_and_frees_its_room(pool):
+    entered, ended = threading.Event(), threading.Event()
+    errors = []
+
+    def produce(room):
+        try:
+            room.reserve(90_000)
+            yield 1
+            entered.set()
+            room.reserve(90_000)
+            yield 2
+        except WorkCancelled as error:
+            errors.append(error)
+            raise
+        finally:
+            ended.set()
+
+    lane = pool.lane()
+    assert list(lane.submit("a", produce)) == []
+    assert entered.wait(WAIT)
+    lane.close()
+    assert ended.wait(WAIT)
+    assert len(errors) == 1
+    # Another lane finds the pool as if the first had never been.
+    found = run_all(pool.lane(), [(number, one(number)) for number in range(3)])
+    assert sorted(found) == [(0, 0), (1, 1), (2, 2)]
+    assert pool.bytes_in_use == 0
+    with pytest.raises(RuntimeError, match="closed"):
+        list(lane.submit("b", one(1)))
+
+
+def test_work_that_holds_bytes_already_waits_for_room(pool):
+    gate = threading.Event()
+    seen = []
+
+    def produce(room):
+        assert gate.wait(WAIT)
+        seen.append(pool.bytes_in_use)
+        yield None
+
+    lane = pool.lane()
+    assert list(lane.submit(0, produce, holding=60_000)) == []
+    timer = threading.Timer(0.05, gate.set)
+    timer.start()
+    # The second does not fit beside the first, so this waits until the first was taken.
+    found = [key for key, _ in lane.submit(1, produce, holding=60_000)]
+    found += [key for key, _ in lane.drain()]
+    timer.join()
+    assert found == [0, 1]
+    assert seen == [60_000, 60_000]
+    assert pool.bytes_in_use == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_in_flight", 0), ("max_bytes", 0)])
+def test_limits_are_checked(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more"):
+        BoundedPool(**{name: value})
+
+
+def test_equal_endpoints_share_client_and_pool_and_close_them_when_unused(tmp_path):
+    first = shared_client(Endpoint(str(tmp_path), max_in_flight=2), "retrieve")
+    second = shared_client(Endpoint(str(tmp_path), max_in_flight=2), "retrieve")
+    other_kind = shared_client(Endpoint(str(tmp_path), max_in_flight=2), "store")
+    other_endpoint = shared_client(Endpoint(str(tmp_path), max_in_flight=3), "retrieve")
+    try:
+        assert first.client is second.client
+        assert first.pool is second.pool
+        assert first.pool.max_in_flight == 2
+        # A folder has no connections to run out of: one client and one index for all kinds of work.
+        assert other_kind.client is first.client
+        assert other_kind.pool is not first.pool
+        assert other_endpoint.client is not first.client
+    finally:
+        client = first.client
+        for lease in (first, second, other_kind, other_endpoint):
+            lease.close()
+            lease.close()
+    third = shared_client(Endpoint(str(tmp_path), max_in_flight=2), "retrieve")
+    assert third.client is not client
+    third.close()
+
+
+def test_servers_have_connections_of_their_own_for_each_kind_of_work():
+    endpoint = Endpoint("http://127.0.0.1:9/dicom-web")
+    search, store = shared_client(endpoint, "search"), shared_client(endpoint, "store")
+    assert search.client is not store.client
+    search.close()
+    store.close()
+
+
+def test_a_dropped_lease_gives_back_too(tmp_path):
+    client = shared_client(Endpoint(str(tmp_path)), "search").client
+    gc.collect()
+    lease = shared_client(Endpoint(str(tmp_path)), "search")
+    assert lease.client is not client
+    lease.close()
+
+
+def test_a_lease_that_is_dropped_while_another_is_made_does_not_block():
+    """The garbage collector may run, and release, on the thread that is just acquiring."""
+
+    class Thing:
+        def close(self):
+            return
+
+    registry = _Registry()
+    registry.acquire("dropped", Thing)
+    done = threading.Event()
+
+    def make():
+        registry.release("dropped")
+        return Thing()
+
+    def acquire():
+        registry.acquire("new", make)
+        done.set()
+
+    threading.Thread(target=acquire, daemon=True).start()
+    assert done.wait(10)

@@ -1,0 +1,261 @@
+"""Copying between real archives: folders, and the test server over HTTP."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.listing import SeriesListing, expand_reference
+from dicomweb_io.pool import WorkCancelled
+from dicomweb_io.queries import make_query
+from dicomweb_io.testing.samples import make_study
+from dicomweb_io.transfer import InstanceCopier, InstanceStorer
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder with two series of twelve instances."""
+    make_study(tmp_path / "source", series=2, instances=12, size=2000)
+    client = Endpoint(str(tmp_path / "source")).connect()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def destination(folder):
+    client = Endpoint(str(folder)).connect()
+    yield client
+    client.close()
+
+
+def references_of(client):
+    return [Resource.of(row) for row in client.iter_search(make_query("instance"))]
+
+
+def contents_of(client):
+    return {reference: next(iter(client.iter_instances(reference))).read() for reference in references_of(client)}
+
+
+def fresh(client):
+    """The same archive as a newcomer sees it."""
+    return Endpoint(client.base_url).connect()
+
+
+def test_everything_is_copied_byte_for_byte_and_reported_in_order(source, destination):
+    references = references_of(source)
+    with InstanceCopier(source, destination) as copier:
+        results = copier.copy(references)
+    assert [result.reference for result in results] == references
+    assert {result.outcome for result in results} == {"stored"}
+    contents = contents_of(source)
+    assert contents_of(fresh(destination)) == contents
+    assert sum(result.size for result in results) == sum(map(len, contents.values()))
+
+
+def test_a_second_copy_moves_nothing(source, destination):
+    references = references_of(source)
+    with InstanceCopier(source, destination) as copier:
+        copier.copy(references)
+    with InstanceCopier(source, fresh(destination)) as copier:
+        again = copier.copy(references)
+    assert {(result.outcome, result.size, result.verified) for result in again} == {("exists", 0, "uid")}
+
+
+def test_only_what_is_missing_is_asked_of_the_source(source, serve, tmp_path, folder):
+    server = serve(tmp_path / "source")
+    web = Endpoint(server.url).connect()
+    references = references_of(source)
+    with InstanceCopier(source, Endpoint(str(folder)).connect()) as copier:
+        copier.copy(references[:20])
+    server.records.clear()
+    with InstanceCopier(web, Endpoint(str(folder)).connect()) as copier:
+        results = copier.copy(references)
+    assert [result.outcome for result in results] == ["exists"] * 20 + ["stored"] * 4
+    asked = [record for record in server.records if record.method == "GET"]
+    assert len(asked) == 4
+    web.close()
+
+
+def test_the_destination_is_listed_once_for_each_series_however_many_threads_ask(source, serve, folder):
+    server = serve(folder)
+    web = Endpoint(server.url).connect()
+    references = references_of(source)
+    with InstanceCopier(source, web) as copier, ThreadPoolExecutor(4) as threads:
+        groups = [references[start::4] for start in range(4)]
+        results = [result for part in threads.map(copier.copy, groups) for result in part]
+    assert {result.outcome for result in results} == {"stored"}
+    listings = [record for record in server.records if record.method == "GET"]
+    assert len(listings) == 2
+    web.close()
+
+
+def test_large_instances_wait_in_a_private_file_that_is_removed(source, serve, destination, tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    references = references_of(source)
+    web = Endpoint(serve(tmp_path / "source").url).connect()
+    seen = []
+
+    def watch():
+        for directory in spool.iterdir():
+            assert directory.stat().st_mode & 0o077 == 0
+            seen.extend(directory.iterdir())
+        return False
+
+    with InstanceCopier(web, destination, spool_directory=str(spool), memory_threshold=100) as copier:
+        results = copier.copy(references, cancelled=watch)
+        assert {result.outcome for result in results} == {"stored"}
+        assert seen, "nothing was spooled"
+        assert [list(directory.iterdir()) for directory in spool.iterdir()] == [[]]
+    assert list(spool.iterdir()) == []
+    assert contents_of(fresh(destination)) == contents_of(source)
+
+
+def test_large_files_of_a_local_folder_are_borrowed_and_left_alone(source, destination, tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    references = references_of(source)
+    contents = contents_of(source)
+    seen = []
+
+    def watch():
+        seen.extend(path for directory in spool.iterdir() for path in directory.iterdir())
+        return False
+
+    with InstanceCopier(source, destination, spool_directory=str(spool), memory_threshold=100) as copier:
+        results = copier.copy(references, cancelled=watch)
+    assert {result.outcome for result in results} == {"stored"}
+    assert seen == []
+    assert contents_of(fresh(source)) == contents
+    assert contents_of(fresh(destination)) == contents
+
+
+def test_what_fails_is_reported_and_the_rest_arrives(source, destination):
+    references = references_of(source)
+    unknown = Resource("1.2.3", "1.2.3.4", "1.2.3.4.5")
+    with InstanceCopier(source, destination, transform="Test") as copier:
+        results = copier.copy([references[0], unknown, references[1], references[0]])
+    assert [type(result) for result in results] == [StoredInstance, Failure, StoredInstance, StoredInstance]
+    failure = results[1]
+    assert failure.reference == unknown
+    assert failure.transform == "Test"
+    assert results[0] is results[3], "an instance named twice was copied twice"
+
+
+def test_a_destination_that_cannot_be_reached_is_a_failure_of_each_instance(source):
+    from dicomweb_io.http.retry import RetryPolicy
+
+    nowhere = Endpoint("http://127.0.0.1:9/", retry=RetryPolicy.none(), deadline=5).connect()
+    references = references_of(source)[:3]
+    with InstanceCopier(source, nowhere) as copier:
+        results = copier.copy(references)
+    assert [type(result) for result in results] == [Failure] * 3
+    assert {result.retryable for result in results} == {True}
+    with InstanceCopier(source, nowhere, on_existing="server") as copier:
+        results = copier.copy(references)
+    assert [(type(result), result.reference) for result in results] == [(Failure, item) for item in references]
+
+
+def test_verification_by_content_tells_the_tier(source, serve, folder):
+    server = serve(folder)
+    web = Endpoint(server.url).connect()
+    references = references_of(source)[:5]
+    with InstanceCopier(source, web, verify="content") as copier:
+        first = copier.copy(references)
+        again = copier.copy(references)
+    assert {(result.outcome, result.verified) for result in first} == {("stored", "file")}
+    assert {(result.outcome, result.verified) for result in again} == {("exists", "file")}
+    # Another object with the same UID is a difference that is reported, not "already there".
+    stored = next(Path(folder).rglob(f"{references[0].sop_instance_uid}.dcm"))
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 0xFF
+    stored.write_bytes(content)
+    with InstanceCopier(source, web, verify="content") as copier:
+        results = copier.copy(references)
+    assert [type(result) for result in results] == [Failure] + [StoredInstance] * 4
+    web.close()
+
+
+def test_a_copy_can_be_cancelled(source, destination):
+    asked = []
+
+    def cancelled():
+        asked.append(None)
+        return len(asked) > 3
+
+    with InstanceCopier(source, destination) as copier:
+        with pytest.raises(WorkCancelled):
+            copier.copy(references_of(source), cancelled=cancelled)
+    assert len(asked) == 4
+
+
+def test_only_instances_are_copied(source, destination):
+    with InstanceCopier(source, destination) as copier:
+        with pytest.raises(ValueError, match="is a study"):
+            copier.copy([Resource("1.2.3")])
+    study = Resource(references_of(source)[0].study_instance_uid)
+    assert set(expand_reference(source, study)) == set(references_of(source))
+
+
+@pytest.mark.parametrize("options", [{"on_existing": "overwrite"}, {"verify": "md5"}])
+def test_policies_are_checked(source, destination, options):
+    with pytest.raises(ValueError, match=r"must be 'response'|must be 'server'"):
+        InstanceCopier(source, destination, **options)
+
+
+def test_a_storer_reports_each_instance_in_order(source, destination, tmp_path):
+    instances = [next(iter(source.iter_instances(reference))) for reference in references_of(source)[:3]]
+    liar = Instance(Resource("1.2", "1.3", "1.4"), "1.2.840.10008.1.2.1", content=instances[0].read())
+    storer = InstanceStorer(destination)
+    results = storer.store([instances[0], liar, instances[1]])
+    assert [type(result) for result in results] == [StoredInstance, Failure, StoredInstance]
+    assert results[1].reference == liar.reference
+    assert storer.store([]) == []
+
+
+def test_a_listing_forgets_the_oldest_series_when_it_grows_too_large(source):
+    references = references_of(source)
+    asked = []
+
+    class Counting:
+        base_url = "test"
+
+        def iter_search(self, query):
+            asked.append(query.series_instance_uid)
+            return source.iter_search(query)
+
+    listing = SeriesListing(Counting(), most_uids=15)
+    for reference in references:
+        assert listing.holds(reference)
+    assert len(asked) == len(set(asked)) == 2
+    assert not listing.holds(Resource(references[-1].study_instance_uid, references[-1].series_instance_uid, "1.2.3"))
+    assert len(asked) == 2
+    assert listing.holds(references[0])
+    assert len(asked) == 3
+
+
+def test_two_copiers_into_one_folder_at_once_agree(source, folder):
+    references = references_of(source)
+    barrier = threading.Barrier(2)
+
+    def copy(order):
+        client = Endpoint(str(folder)).connect()
+        with InstanceCopier(source, client) as copier:
+            barrier.wait(20)
+            results = copier.copy(order)
+        client.close()
+        return results
+
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(copy, [references, references[::-1]]))
+    assert all(isinstance(result, StoredInstance) for part in results for result in part)
+    files = list(Path(folder).rglob("*.dcm"))
+    assert len(files) == len(references)
+    originals = {path.read_bytes() for path in Path(source.base_url.removeprefix("file://")).rglob("*.dcm")}
+    assert {path.read_bytes() for path in files} == originals
+    assert not [path for path in Path(folder).rglob("*") if path.is_file() and path.suffix not in (".dcm", ".segment")]
