@@ -45,7 +45,7 @@ WatchLevel = Literal["study", "instance"]
 Start = Literal["now", "all"] | date | datetime
 """Where to begin: with what arrives from now on, with everything that is there, or with a day or a moment."""
 
-DEFAULT_MOST = 10_000
+DEFAULT_MAX_CHANGES = 10_000
 """The most references of one answer, by default."""
 
 _VERSION = 1
@@ -120,7 +120,12 @@ class ChangeSource(Protocol):
         ...
 
     def poll(
-        self, client: DICOMClient, cursor: Cursor | None, *, start: Start = "now", most: int = DEFAULT_MOST
+        self,
+        client: DICOMClient,
+        cursor: Cursor | None,
+        *,
+        start: Start = "now",
+        max_changes: int = DEFAULT_MAX_CHANGES,
     ) -> Changes:
         """Asks what is new.
 
@@ -128,7 +133,7 @@ class ChangeSource(Protocol):
             client: The archive.
             cursor: Where the last answer ended; None at the beginning.
             start: Where to begin; used without a cursor only. With ``"now"`` the first answer is empty.
-            most: End the answer when it holds so many references, and say that there is more.
+            max_changes: End the answer when it holds so many references, and say that there is more.
 
         Raises:
             requests.HTTPError, OSError: If the archive cannot be asked. Nothing is lost: ask again with the same
@@ -272,7 +277,12 @@ class SearchChanges:
         )
 
     def poll(
-        self, client: DICOMClient, cursor: Cursor | None, *, start: Start = "now", most: int = DEFAULT_MOST
+        self,
+        client: DICOMClient,
+        cursor: Cursor | None,
+        *,
+        start: Start = "now",
+        max_changes: int = DEFAULT_MAX_CHANGES,
     ) -> Changes:
         """Lists the window. See `dicomweb_io.changes.ChangeSource`."""
         silent = cursor is None and start == "now"
@@ -292,7 +302,7 @@ class SearchChanges:
         failures: list[Failure] = []
         more = False
         for row in client.iter_search(self.query(since)):
-            if len(references) >= most:
+            if len(references) >= max_changes:
                 more = True
                 break
             try:
@@ -468,7 +478,12 @@ class OrthancFeed:
         make_query(level, search_filters=self._filters, permissive_uid=True)
 
     def poll(
-        self, client: DICOMClient, cursor: Cursor | None, *, start: Start = "now", most: int = DEFAULT_MOST
+        self,
+        client: DICOMClient,
+        cursor: Cursor | None,
+        *,
+        start: Start = "now",
+        max_changes: int = DEFAULT_MAX_CHANGES,
     ) -> Changes:
         """Reads the log from the cursor on. See `dicomweb_io.changes.ChangeSource`."""
         if cursor is None:
@@ -481,8 +496,8 @@ class OrthancFeed:
         position, done = int(cursor.position), False
         names: list[str] = []
         wanted = "NewStudy" if self._level == "study" else "NewInstance"
-        while not done and len(names) < most:
-            last, done, changes = self._page(client, f"since={position}&limit={min(_ORTHANC_PAGE, most)}")
+        while not done and len(names) < max_changes:
+            last, done, changes = self._page(client, f"since={position}&limit={min(_ORTHANC_PAGE, max_changes)}")
             if last < position:
                 raise ValueError(
                     f"Orthanc's log of changes ends at {last}, before the cursor ({position}): this is another "
@@ -541,7 +556,12 @@ class AzureFeed:
         make_query(level, search_filters=self._filters, permissive_uid=True)
 
     def poll(
-        self, client: DICOMClient, cursor: Cursor | None, *, start: Start = "now", most: int = DEFAULT_MOST
+        self,
+        client: DICOMClient,
+        cursor: Cursor | None,
+        *,
+        start: Start = "now",
+        max_changes: int = DEFAULT_MAX_CHANGES,
     ) -> Changes:
         """Reads the feed from the cursor on. See `dicomweb_io.changes.ChangeSource`."""
         silent = cursor is None and start == "now"
@@ -585,7 +605,7 @@ class AzureFeed:
                         continue
                     studies.add(digest)
                 references[reference] = None
-            more = len(references) >= most
+            more = len(references) >= max_changes
         kept = matching(client, self._level, self._filters, references)
         oldest = f"{newest - self._lookback - timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}" if newest is not None else ""
         seen = {key: frozenset(members) for key, members in rows_seen.items() if key >= oldest}
@@ -643,7 +663,7 @@ def reference_of_azure(entry: Mapping[str, Any]) -> Resource:
 logger = logging.getLogger("dicomweb_io")
 
 __all__ = [
-    "DEFAULT_MOST",
+    "DEFAULT_MAX_CHANGES",
     "ChangeMethod",
     "ChangeSource",
     "Changes",
@@ -675,19 +695,24 @@ class FeedOrSearch:
         self.method = f"{feed.method} or {search.method}"
 
     def poll(
-        self, client: DICOMClient, cursor: Cursor | None, *, start: Start = "now", most: int = DEFAULT_MOST
+        self,
+        client: DICOMClient,
+        cursor: Cursor | None,
+        *,
+        start: Start = "now",
+        max_changes: int = DEFAULT_MAX_CHANGES,
     ) -> Changes:
         """Asks what is new. See `dicomweb_io.changes.ChangeSource`."""
         if cursor is not None:
             source = self._search if cursor.method == self._search.method else self._feed
-            return source.poll(client, cursor, most=most)
+            return source.poll(client, cursor, max_changes=max_changes)
         try:
-            return self._feed.poll(client, None, start=start, most=most)
+            return self._feed.poll(client, None, start=start, max_changes=max_changes)
         except DICOMwebError as error:
             if error.status not in NO_FEED:
                 raise
             logger.info("%s has no feed of changes: it is searched (%s)", client.base_url, self._search.method)
-            return self._search.poll(client, None, start=start, most=most)
+            return self._search.poll(client, None, start=start, max_changes=max_changes)
 
 
 def change_source(

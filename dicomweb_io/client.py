@@ -950,8 +950,8 @@ class NamedRetrieves(Primitives):
             requests.HTTPError: If the archive does not have it, or cannot give it in this form.
         """
         resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
-        wishes = parse_media_types(media_types)
-        kinds = {wish.name == DICOM or wish.name == "*/*" for wish in wishes}
+        accepted_types = parse_media_types(media_types)
+        kinds = {accepted_type.name == DICOM or accepted_type.name == "*/*" for accepted_type in accepted_types}
         if kinds == {False}:
             return self._instance_bulkdata(resource, media_types or (), additional_params)
         if len(kinds) > 1:

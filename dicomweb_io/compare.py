@@ -1,4 +1,4 @@
-"""Comparing two copies of an instance at the tier that an archive keeps: file, dataset or pixels."""
+"""Comparing two copies of an instance at the level that an archive keeps: file, dataset or pixels."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from typing import BinaryIO
 
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.elements import Instance
-from dicomweb_io.profiles import Tier
+from dicomweb_io.profiles import ComparisonLevel
 
 _CHUNK = 1 << 20
 
 
-def difference(one: Instance, other: Instance, tier: Tier) -> str | None:
-    """Tells how two copies differ at a tier.
+def difference(one: Instance, other: Instance, level: ComparisonLevel) -> str | None:
+    """Tells how two copies differ at a level.
 
     Args:
         one: A copy.
         other: Another.
-        tier: ``"file"``: every byte; ``"dataset"``: the transfer syntax and every byte after the file meta information;
-            ``"pixels"``: the decoded pixel values, so that a lossless re-encoding is equal (needs pydicom's decoders
-            for the transfer syntaxes concerned).
+        level: ``"file"``: every byte; ``"dataset"``: the transfer syntax and every byte after the file meta
+            information; ``"pixels"``: the decoded pixel values, so that a lossless re-encoding is equal (needs
+            pydicom's decoders for the transfer syntaxes concerned).
 
     Returns:
         What differs, in words without any value; None if nothing does.
 
     Raises:
-        ValueError: If the tier is ``"none"``, or pixels cannot be decoded.
+        ValueError: If the level is ``"none"``, or pixels cannot be decoded.
         OSError: If a file cannot be read.
     """
     if one.reference.instance != other.reference.instance:
         return "the UIDs differ"
-    if tier == "file":
+    if level == "file":
         if one.size != other.size:
             return f"the files have {one.size} and {other.size} bytes"
         return None if _digest(one, 0) == _digest(other, 0) else "the files have the same size, but other bytes"
-    if tier == "dataset":
+    if level == "dataset":
         return _dataset_difference(one, other)
-    if tier == "pixels":
+    if level == "pixels":
         # Equal datasets have equal pixels, and need no decoder.
         return None if _dataset_difference(one, other) is None else _pixel_difference(one, other)
-    raise ValueError(f"instances cannot be compared at tier {tier!r}")
+    raise ValueError(f"instances cannot be compared at level {level!r}")
 
 
 def _dataset_difference(one: Instance, other: Instance) -> str | None:
@@ -56,7 +56,7 @@ def _pixel_difference(one: Instance, other: Instance) -> str | None:
         name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in first or name in second
     ]
     if not names:
-        # Nothing that this tier promises to keep.
+        # Nothing that this level promises to keep.
         return None
     if any((name in first) != (name in second) for name in names):
         return "only one copy has pixel data"

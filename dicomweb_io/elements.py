@@ -404,7 +404,7 @@ class StoredInstance:
         retrieve_url: Where the archive says that the instance can be retrieved, without query.
         warning_reason: The Warning Reason (0008,1196) the archive gave, such as 45056 (coerced data elements).
         verified: The evidence: ``"response"`` (named as stored in the answer), ``"uid"`` (found there afterwards), or
-            the tier at which the content was compared: ``"file"``, ``"dataset"``, ``"pixels"``.
+            the level at which the content was compared: ``"file"``, ``"dataset"``, ``"pixels"``.
     """
 
     reference: Resource

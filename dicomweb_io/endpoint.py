@@ -73,7 +73,7 @@ class Endpoint:
     Attributes:
         url: The service's root, or the folder.
         credentials: How to authenticate: `dicomweb_io.http.auth`, or any `requests.auth.AuthBase`.
-        profile: The server's manners: ``"auto"`` (by URL pattern, without traffic), a name, or a `ServerProfile`.
+        profile: The server's behaviour: ``"auto"`` (by URL pattern, without traffic), a name, or a `ServerProfile`.
         qido_url_prefix: Path segment before search resources.
         wado_url_prefix: Path segment before retrieve resources.
         stow_url_prefix: Path segment before store resources.

@@ -11,7 +11,7 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Resource
 from dicomweb_io.queries import make_query
 
-_MOST_CACHED_UIDS = 200_000
+_MAX_CACHED_UIDS = 200_000
 
 
 class SeriesListing:
@@ -19,12 +19,12 @@ class SeriesListing:
 
     Args:
         client: The archive.
-        most_uids: When more UIDs than this are remembered, the series that were used longest ago are forgotten.
+        max_uids: When more UIDs than this are remembered, the series that were used longest ago are forgotten.
     """
 
-    def __init__(self, client: DICOMClient, most_uids: int = _MOST_CACHED_UIDS) -> None:
+    def __init__(self, client: DICOMClient, max_uids: int = _MAX_CACHED_UIDS) -> None:
         self._client = client
-        self._most = most_uids
+        self._maximum = max_uids
         self._lock = threading.Lock()
         self._series: OrderedDict[Resource, set[str]] = OrderedDict()
         self._busy: dict[Resource, threading.Lock] = {}
@@ -65,7 +65,7 @@ class SeriesListing:
             self._series[series] = uids
             self._busy.pop(series, None)
             self._count += len(uids)
-            while self._count > self._most and len(self._series) > 1:
+            while self._count > self._maximum and len(self._series) > 1:
                 _, forgotten = self._series.popitem(last=False)
                 self._count -= len(forgotten)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dicomweb_io.dicom.media_types import DICOM
 
-Tier = Literal["file", "dataset", "pixels", "none"]
+ComparisonLevel = Literal["file", "dataset", "pixels", "none"]
 
 _PARTS = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
 _PARTS_QUOTED = f'multipart/related; type="{DICOM}"; transfer-syntax="*"'
@@ -22,7 +22,7 @@ _PARTS_ANY_SYNTAX_LEFT_OFF = f'multipart/related; type="{DICOM}"'
 
 @dataclass(frozen=True, repr=False)
 class ServerProfile:
-    """The manners of one kind of server.
+    """The behaviour of one kind of server.
 
     Attributes:
         name: The name to ask for it by.
@@ -62,8 +62,8 @@ class ServerProfile:
             then store, with the old bytes kept until the new ones are in), or None.
         delete: How objects are deleted: ``"resource"`` (DELETE of the resource, PS3.18 section 10.7), ``"orthanc"``
             (Orthanc's own REST interface beside DICOMweb), or None.
-        identity_tier: What it keeps of a stored file: every byte, the dataset's bytes, the decoded pixels, or nothing
-            that could be relied on.
+        comparison_level: What it keeps of a stored file: every byte, the dataset's bytes, the decoded pixels, or
+            nothing that could be relied on.
         metadata_bulkdata: Whether metadata refers to large values by BulkDataURI.
         thumbnails: Whether thumbnails exist; None: unknown.
         changes: How it tells what is new: ``"orthanc"`` (its log of changes beside DICOMweb), ``"azure"`` (a change
@@ -102,7 +102,7 @@ class ServerProfile:
     conflict_reasons: tuple[int, ...] = ()
     replace: Literal["upsert", "delete"] | None = None
     delete: Literal["resource", "orthanc"] | None = "resource"
-    identity_tier: Tier = "none"
+    comparison_level: ComparisonLevel = "none"
     metadata_bulkdata: bool = True
     thumbnails: bool | None = None
     changes: Literal["orthanc", "azure", "receive_time"] | None = None
@@ -134,7 +134,7 @@ GENERIC = ServerProfile(
         "400 frames per request: the number that clients of Google's service keep to",
     ),
     max_request_bytes=64 * 1024 * 1024,
-    identity_tier="file",
+    comparison_level="file",
 )
 
 ORTHANC = ServerProfile(
@@ -165,7 +165,7 @@ ORTHANC = ServerProfile(
     transcoding_accepts=(_PARTS_ANY_SYNTAX_LEFT_OFF,),
     replace="delete",
     delete="orthanc",
-    identity_tier="file",
+    comparison_level="file",
     changes="orthanc",
 )
 
@@ -195,7 +195,7 @@ DCM4CHEE = ServerProfile(
     retrieve_series=True,
     count_resources=True,
     metadata_resource=True,
-    identity_tier="pixels",
+    comparison_level="pixels",
     changes="receive_time",
 )
 
@@ -223,7 +223,7 @@ DICOMCLOUD = ServerProfile(
     max_request_bytes=100_000_000,
     conflict_reasons=(272,),
     replace="delete",
-    identity_tier="none",
+    comparison_level="none",
 )
 
 GOOGLE = ServerProfile(
@@ -237,7 +237,7 @@ GOOGLE = ServerProfile(
         "issue 20); PUT …/dicomWeb/studies is an upsert (beta)",
         "documented: transfer-syntax=*, single parts; rendered instances and frames only, no thumbnails",
         "clients keep to 400 frames per request (ez-wsi-dicomweb)",
-        "what bytes it keeps is not documented: the dataset tier is compared, not relied on",
+        "what bytes it keeps is not documented: the dataset level is compared, not relied on",
     ),
     page_sizes=(1000, 1000, 1000),
     max_limits=(5000, 5000, 50_000),
@@ -251,7 +251,7 @@ GOOGLE = ServerProfile(
     metadata_resource=True,
     conflict_reasons=(272,),
     replace="upsert",
-    identity_tier="dataset",
+    comparison_level="dataset",
     thumbnails=False,
 )
 
@@ -279,7 +279,7 @@ AZURE = ServerProfile(
     max_request_bytes=4_000_000_000,
     duplicate_reasons=(45070,),
     replace="upsert",
-    identity_tier="dataset",
+    comparison_level="dataset",
     metadata_bulkdata=False,
     thumbnails=False,
     changes="azure",
@@ -310,7 +310,7 @@ HEALTHIMAGING = ServerProfile(
     metadata_resource=True,
     max_request_bytes=1_000_000_000,
     delete=None,
-    identity_tier="pixels",
+    comparison_level="pixels",
 )
 
 PROFILES: dict[str, ServerProfile] = {

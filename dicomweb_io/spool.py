@@ -149,7 +149,7 @@ class _Arriving(Protocol):
 
 
 @dataclass(frozen=True)
-class Keeper:
+class SpoolPolicy:
     """What is too large for memory, and where it goes instead.
 
     Args:
@@ -164,9 +164,9 @@ class Keeper:
     directory: str | None = None
 
     def __post_init__(self) -> None:
-        most = self.max_element_bytes
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 0):
-            raise ValueError(f"max_element_bytes must be an integer of 0 or more, or None, not {most!r}")
+        maximum = self.max_element_bytes
+        if maximum is not None and (not isinstance(maximum, int) or isinstance(maximum, bool) or maximum < 0):
+            raise ValueError(f"max_element_bytes must be an integer of 0 or more, or None, not {maximum!r}")
         if self.directory is not None and not os.path.isdir(self.directory):
             raise ValueError(f"spool_directory is not a directory: {self.directory!r}")
 

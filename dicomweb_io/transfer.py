@@ -45,8 +45,8 @@ class InstanceStorer:
             once for each series); ``"server"``, ``"replace"`` and ``"error"`` as in
             `DICOMClient.iter_store_instances`.
         verify: ``"response"`` takes the answer to the store request as proof (the UID among those stored); ``"uid"``
-            looks for the instance afterwards; ``"content"`` compares the bytes at the tier that the archive keeps, also
-            of instances that were there already.
+            looks for the instance afterwards; ``"content"`` compares the bytes at the level that the archive keeps,
+            also of instances that were there already.
         transform: The name that failures carry.
     """
 

@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
-from dicomweb_io.transforms._core import TALLY
+from dicomweb_io.transforms.metrics import TALLY
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "PrismRunner")
 """Runners whose workers see this machine's files."""
@@ -71,7 +71,7 @@ def add_endpoint_arguments(parser: Arguments, role: str, description: str) -> No
     )
     parser.add_argument(f"--{role}-ca", metavar="PATH", help=f"trust this CA bundle at the {role}")
     parser.add_argument(
-        f"--{role}-profile", metavar="NAME", default="auto", help=f"the manners of the {role} (default: by its URL)"
+        f"--{role}-profile", metavar="NAME", default="auto", help=f"the behaviour of the {role} (default: by its URL)"
     )
     parser.add_argument(
         f"--{role}-max-in-flight",

@@ -55,8 +55,8 @@ from pipelines._common import (
 from pipelines._references import Wanted, read_references
 
 TRANSFORM = "Transfer"
-_MOST_LISTED = 1000
-_MOST_REASONS = 50
+_MAX_LISTED = 1000
+_MAX_REASONS = 50
 _PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
 
 
@@ -319,7 +319,7 @@ def list_exclusions(outputs: TransferOutputs) -> Any:
     return (
         outputs.exclusions
         | "LeftOut" >> beam.Filter(lambda item: item.kind != "unreadable").with_output_types(Exclusion)
-        | "First" >> combiners.Top.Smallest(_MOST_LISTED, key=lambda item: item.path)
+        | "First" >> combiners.Top.Smallest(_MAX_LISTED, key=lambda item: item.path)
     )
 
 
@@ -412,7 +412,7 @@ def make_summary(document: dict[str, Any], seconds: float) -> dict[str, Any]:
     summary["seconds"] = round(seconds, 3)
     summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
     ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    summary["reasons"] = dict(ranked[:_MOST_REASONS])
+    summary["reasons"] = dict(ranked[:_MAX_REASONS])
     summary["duplicates"] = [item for item in document["left_out"] if item["kind"] == "duplicate"]
     summary["ignored_files"] = [item for item in document["left_out"] if item["kind"] == "ignored"]
     return summary

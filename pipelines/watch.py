@@ -292,7 +292,7 @@ def _poll_and_copy(
     """One poll, with as many rounds as it takes to copy what it tells. Gives whether it was left unfinished."""
     while True:
         try:
-            changes = job.source.poll(client, place.cursor, start=job.start, most=ROUND)
+            changes = job.source.poll(client, place.cursor, start=job.start, max_changes=ROUND)
             busy = bool(place.pending or changes.references)
             given_up = run_round(job, options, place, changes, totals)
         except (*RECOVERABLE, RuntimeError) as error:

@@ -18,9 +18,9 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8042, help="the port; 0 for any free one (default: %(default)s)")
     parser.add_argument("--allow-remote", action="store_true", help="allow an address that other computers can reach")
     behaviour = parser.add_argument_group("behaviour")
-    behaviour.add_argument("--manner", default="generic", metavar="NAME", help="behave like this kind of server")
-    behaviour.add_argument("--manners", action="store_true", help="list the manners and end")
-    behaviour.add_argument("--describe", action="store_true", help="tell what is known of the manner and end")
+    behaviour.add_argument("--behaviour", default="generic", metavar="NAME", help="behave like this kind of server")
+    behaviour.add_argument("--behaviours", action="store_true", help="list the behaviour and end")
+    behaviour.add_argument("--describe", action="store_true", help="tell what is known of the behaviour and end")
     behaviour.add_argument("--json", action="store_true", help="with --describe: as JSON")
     behaviour.add_argument(
         "--fault",

@@ -187,15 +187,15 @@ def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Serves a folder as a DICOMweb server until interrupted, or tells about the manners that it can have."""
+    """Serves a folder as a DICOMweb server until interrupted, or tells about the behaviour that it can have."""
     try:
-        from dicomweb_io.testing.server.server import print_manners, run
+        from dicomweb_io.testing.server.server import print_behaviours, run
     except ImportError as error:
         hint = "pip install 'dicomweb_io[testing]'"
         raise UsageError(f"serve needs the extra 'testing' (no {error.name} here): {hint}") from error
     try:
-        if args.manners or args.describe:
-            print_manners(args)
+        if args.behaviours or args.describe:
+            print_behaviours(args)
             return 0
         if args.path is None:
             raise UsageError("serve needs the folder to serve")

@@ -638,12 +638,12 @@ def _scan_dataset(
     index = position
     kept = 0
     # A file's size bounds its header; what is inflated has no such bound.
-    most = _MAX_SMALL if large_value is not None and isinstance(reader, InflatedSource) else _MAX_KEPT
+    maximum = _MAX_SMALL if large_value is not None and isinstance(reader, InflatedSource) else _MAX_KEPT
     while True:
         if index + 12 > have:
-            if have + kept > most:
+            if have + kept > maximum:
                 scan.end = base + index
-                scan.problem = f"its header is larger than {most >> 20} MiB"
+                scan.problem = f"its header is larger than {maximum >> 20} MiB"
                 break
             more = reader.read(base + have, min(max(have, FIRST_READ), 16 << 20))
             if more:
@@ -706,7 +706,7 @@ def _scan_dataset(
                 data = reader.read(base, FIRST_READ)
                 have = len(data)
                 continue
-            while whole and end > have and have + kept <= most:
+            while whole and end > have and have + kept <= maximum:
                 more = reader.read(base + have, min(max(end - have, min(have, 16 << 20)), 64 << 20))
                 data += more
                 have = len(data)
@@ -718,9 +718,9 @@ def _scan_dataset(
                     "but the file ends before"
                 )
                 break
-            if have + kept > most:
+            if have + kept > maximum:
                 scan.end = base + index
-                scan.problem = f"its header is larger than {most >> 20} MiB"
+                scan.problem = f"its header is larger than {maximum >> 20} MiB"
                 break
         elements[tag] = (name, base + start, length)
         index = end

@@ -165,7 +165,7 @@ def parse_media_types(media_types: Sequence[Any] | None) -> tuple[MediaType, ...
         return ()
     if isinstance(media_types, str):
         raise TypeError("media_types must be a sequence of media types, not one str: write (…,)")
-    wishes: list[MediaType] = []
+    accepted_types: list[MediaType] = []
     for item in media_types:
         if isinstance(item, str):
             name, syntaxes = item, (None,)
@@ -177,8 +177,8 @@ def parse_media_types(media_types: Sequence[Any] | None) -> tuple[MediaType, ...
             raise TypeError(
                 f"a media type must be a str or a pair of media type and transfer syntax UID, not {item!r:.100}"
             )
-        wishes.extend(MediaType(_checked_name(name), _checked_syntax(syntax, name)) for syntax in syntaxes)
-    return tuple(dict.fromkeys(wishes))
+        accepted_types.extend(MediaType(_checked_name(name), _checked_syntax(syntax, name)) for syntax in syntaxes)
+    return tuple(dict.fromkeys(accepted_types))
 
 
 def _checked_name(name: str) -> str:
@@ -210,7 +210,9 @@ def accept_header(media_types: Iterable[MediaType], *, multipart: bool) -> str:
         media_types: The wishes, one at least.
         multipart: Ask for parts of ``multipart/related`` rather than for one body.
     """
-    return ", ".join(wish.multipart() if multipart else wish.single_part() for wish in media_types)
+    return ", ".join(
+        accepted_type.multipart() if multipart else accepted_type.single_part() for accepted_type in media_types
+    )
 
 
 def accept_spellings(
@@ -228,13 +230,20 @@ def accept_spellings(
         single: Include forms that ask for one body.
     """
     variants: list[tuple[MediaType, ...]] = [tuple(media_types)]
-    for wish in media_types:
-        variants += [(wish,), (wish.with_default,)]
-        if wish.transfer_syntax_uid is not None and wish.transfer_syntax_uid == wish.default_transfer_syntax_uid:
-            variants.append((MediaType(wish.name),))
-        variants += [(MediaType(name, wish.transfer_syntax_uid),) for name in former_names(wish.name)]
-        if wish.name.endswith("/*") and wish.name != "*/*" and wish.transfer_syntax_uid is None:
-            kind = wish.name[:-1]
+    for accepted_type in media_types:
+        variants += [(accepted_type,), (accepted_type.with_default,)]
+        if (
+            accepted_type.transfer_syntax_uid is not None
+            and accepted_type.transfer_syntax_uid == accepted_type.default_transfer_syntax_uid
+        ):
+            variants.append((MediaType(accepted_type.name),))
+        variants += [(MediaType(name, accepted_type.transfer_syntax_uid),) for name in former_names(accepted_type.name)]
+        if (
+            accepted_type.name.endswith("/*")
+            and accepted_type.name != "*/*"
+            and accepted_type.transfer_syntax_uid is None
+        ):
+            kind = accepted_type.name[:-1]
             known = tuple(MediaType(name) for name in DEFAULT_TRANSFER_SYNTAXES if name.startswith(kind))
             variants += [known, *((one,) for one in known)]
     variants = [variant for variant in variants if variant]

@@ -38,11 +38,11 @@ from dicomweb_io.files.database import index_path
 from dicomweb_io.files.index import DUPLICATE_RULES, Duplicates, Index, IndexedFile, RefreshCounts, iter_exclusions
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.render import FolderRenderer
-from dicomweb_io.files.retrieve import FolderReader, PixelAccess, instance_wishes
+from dicomweb_io.files.retrieve import FolderReader, PixelAccess, instance_media_types
 from dicomweb_io.files.search import Searcher
 from dicomweb_io.files.store import FolderStore, has_other_layout, layout_path
 from dicomweb_io.queries import check_limits
-from dicomweb_io.spool import Keeper
+from dicomweb_io.spool import SpoolPolicy
 from dicomweb_io.store_response import response_module
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from dicomweb_io.endpoint import Endpoint
 
 
-_MOST_PENDING = 20_000
+_MAX_PENDING = 20_000
 _BULKDATA = re.compile(r"studies/([^/]+)/series/([^/]+)/instances/([^/]+)/bulkdata/(.+)\Z")
 
 
@@ -232,7 +232,7 @@ class DICOMfileClient(ClientBase):
         with self._lock:
             if self._changed is not None:
                 self._changed.add(path)
-                if len(self._changed) > _MOST_PENDING:
+                if len(self._changed) > _MAX_PENDING:
                     self._changed = None
 
     # Search ---------------------------------------------------------------------------------------------------------
@@ -366,9 +366,9 @@ class DICOMfileClient(ClientBase):
         """
         if resource.level == "frame":
             raise ValueError("a reference to frames names no whole instance: use iter_frames, or reference.instance")
-        wishes = instance_wishes(media_types)
+        accepted_types = instance_media_types(media_types)
         return (
-            self._reader.instance(file, wishes, max_element_bytes, spool_directory, borrow)
+            self._reader.instance(file, accepted_types, max_element_bytes, spool_directory, borrow)
             for file in self._lazily(resource)
         )
 
@@ -407,19 +407,19 @@ class DICOMfileClient(ClientBase):
         """
         if resource.level != "frame":
             raise ValueError(f"a reference to frames is needed, not to a {resource.level}")
-        wishes = parse_media_types(media_types)
-        for wish in wishes:
-            if wish.name == DICOM:
+        accepted_types = parse_media_types(media_types)
+        for accepted_type in accepted_types:
+            if accepted_type.name == DICOM:
                 raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
-        keeper = Keeper(max_element_bytes, spool_directory)
-        return self._frames(resource, wishes, keeper)
+        spool_policy = SpoolPolicy(max_element_bytes, spool_directory)
+        return self._frames(resource, accepted_types, spool_policy)
 
-    def _frames(self, resource: Resource, wishes: Any, keeper: Keeper) -> Iterator[Frame]:
+    def _frames(self, resource: Resource, accepted_types: Any, spool_policy: SpoolPolicy) -> Iterator[Frame]:
         file = self._files(resource)[0]
         access = PixelAccess(self._reader, self._current(), self.base_url)
-        with closing(access.frames(file, resource.frames, wishes)) as frames:
+        with closing(access.frames(file, resource.frames, accepted_types)) as frames:
             for frame in frames:
-                yield keeper.moved(frame)
+                yield spool_policy.moved(frame)
 
     def iter_bulkdata_parts(
         self,
@@ -454,17 +454,17 @@ class DICOMfileClient(ClientBase):
                 f"not a bulk data URI of this folder: {url!r} (expected {self.base_url}/studies/…/series/…/instances/…/"
                 "bulkdata/…)"
             )
-        keeper = Keeper(max_element_bytes, spool_directory)
-        return self._bulkdata(Resource(match[1], match[2], match[3]), match[4], byte_range, keeper)
+        spool_policy = SpoolPolicy(max_element_bytes, spool_directory)
+        return self._bulkdata(Resource(match[1], match[2], match[3]), match[4], byte_range, spool_policy)
 
     def _bulkdata(
-        self, resource: Resource, path: str, byte_range: tuple[int, int | None] | None, keeper: Keeper
+        self, resource: Resource, path: str, byte_range: tuple[int, int | None] | None, spool_policy: SpoolPolicy
     ) -> Iterator[Bulkdata]:
         file = self._files(resource)[0]
         access = PixelAccess(self._reader, self._current(), self.base_url)
         with closing(access.bulkdata(file, path, byte_range)) as parts:
             for part in parts:
-                yield keeper.moved(part)
+                yield spool_policy.moved(part)
 
     def retrieve_rendered(
         self,

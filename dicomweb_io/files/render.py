@@ -130,7 +130,7 @@ def _meaning(codes: Any) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-_MOST_FRAMES = 2000
+_MAX_FRAMES = 2000
 
 
 class FolderRenderer:
@@ -170,9 +170,9 @@ class FolderRenderer:
                 missing.
         """
         options = RenderingOptions.of(params or {}, thumbnail=thumbnail)
-        wishes = [wish.name for wish in parse_media_types(media_types)]
+        accepted_types = [accepted_type.name for accepted_type in parse_media_types(media_types)]
         if isinstance((params or {}).get("accept"), str):
-            wishes += [wish.name for wish in parse_media_types([params["accept"]])]  # type: ignore[index]
+            accepted_types += [accepted_type.name for accepted_type in parse_media_types([params["accept"]])]  # type: ignore[index]
         chosen = files[0]
         header = self._header(chosen)
         if resource.sop_instance_uid is None:
@@ -182,8 +182,8 @@ class FolderRenderer:
                     chosen, header = file, candidate
                     break
         if "Rows" not in header:
-            return self._document(chosen, header, resource, wishes)
-        media_type = _choose(wishes, IMAGE_TYPES)
+            return self._document(chosen, header, resource, accepted_types)
+        media_type = _choose(accepted_types, IMAGE_TYPES)
         if media_type is None:
             raise self._error(406, resource, f"images can be rendered as {', '.join(IMAGE_TYPES)}")
         numbers = self._numbers(header, resource, media_type)
@@ -206,8 +206,8 @@ class FolderRenderer:
         except (TypeError, ValueError):
             count = 1
         if media_type == "image/gif" and count > 1 and resource.sop_instance_uid is not None:
-            if count > _MOST_FRAMES:
-                raise self._error(406, resource, f"it has {count} frames; ask for at most {_MOST_FRAMES} by number")
+            if count > _MAX_FRAMES:
+                raise self._error(406, resource, f"it has {count} frames; ask for at most {_MAX_FRAMES} by number")
             return range(1, count + 1)
         representative = int(header.get("RepresentativeFrameNumber") or 1)
         return (representative if representative <= count else 1,)
@@ -218,14 +218,16 @@ class FolderRenderer:
         with self._reader.open(file) as opened:
             return pydicom.dcmread(opened, stop_before_pixels=True, force=True)
 
-    def _document(self, file: IndexedFile, header: Any, resource: Resource, wishes: Sequence[str]) -> RenderedImage:
+    def _document(
+        self, file: IndexedFile, header: Any, resource: Resource, accepted_types: Sequence[str]
+    ) -> RenderedImage:
         if is_report(header):
-            if _choose(wishes, ("text/html",)) is None:
+            if _choose(accepted_types, ("text/html",)) is None:
                 raise self._error(406, resource, "reports can be rendered as text/html")
             return RenderedImage(resource, "text/html", render_report(header).encode())
         if "EncapsulatedDocument" in header:
             media_type = str(header.get("MIMETypeOfEncapsulatedDocument") or "application/octet-stream").lower()
-            if _choose(wishes, (media_type,)) is None:
+            if _choose(accepted_types, (media_type,)) is None:
                 raise self._error(406, resource, f"the document is {media_type}")
             content = bytes(header.EncapsulatedDocument)
             length = header.get("EncapsulatedDocumentLength")
@@ -237,12 +239,12 @@ class FolderRenderer:
         return http_error(status, f"{reference.uri}: {what}", url=url)
 
 
-def _choose(wishes: Sequence[str], offered: Sequence[str]) -> str | None:
-    if not wishes:
+def _choose(accepted_types: Sequence[str], offered: Sequence[str]) -> str | None:
+    if not accepted_types:
         return offered[0]
-    for wish in wishes:
-        main, _, sub = wish.partition("/")
+    for accepted_type in accepted_types:
+        main, _, sub = accepted_type.partition("/")
         for media_type in offered:
-            if wish in (media_type, "*/*") or (sub == "*" and media_type.startswith(f"{main}/")):
+            if accepted_type in (media_type, "*/*") or (sub == "*" and media_type.startswith(f"{main}/")):
                 return media_type
     return None

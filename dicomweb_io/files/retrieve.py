@@ -63,7 +63,7 @@ class PixelAccess:
     # Frames ---------------------------------------------------------------------------------------------------------
 
     def frames(
-        self, file: IndexedFile, numbers: Sequence[int], wishes: Sequence[MediaType]
+        self, file: IndexedFile, numbers: Sequence[int], accepted_types: Sequence[MediaType]
     ) -> Generator[Frame, None, None]:
         """Frames in the order asked for, each as often as asked for.
 
@@ -73,7 +73,7 @@ class PixelAccess:
         instance = reference_of(file)
         with self._reader.open(file) as opened:
             image = _Image(file, opened, self._scan(file, opened), self._index)
-            form = _form(wishes, image)
+            form = _form(accepted_types, image)
             if form is None:
                 raise self._error(
                     406,
@@ -262,24 +262,24 @@ def _description(dataset: JSONDataset, pixel_tag: int) -> locate.PixelDescriptio
     )
 
 
-def _form(wishes: Sequence[MediaType], image: _Image) -> tuple[str, str] | None:
+def _form(accepted_types: Sequence[MediaType], image: _Image) -> tuple[str, str] | None:
     """Transfer syntax and media type of the first wish that can be met: as stored, decoded, or encoded anew."""
     stored = image.stored_syntax, image.stored_type
-    if not wishes:
+    if not accepted_types:
         return stored
     possible: tuple[str, str] | None = None
-    for wish in wishes:
-        wanted = wish.with_default.transfer_syntax_uid
+    for accepted_type in accepted_types:
+        wanted = accepted_type.with_default.transfer_syntax_uid
         if (
             image.encapsulated
-            and wish.name in (OCTET_STREAM, "application/*")
-            and wish.transfer_syntax_uid in (None, EXPLICIT_VR_LITTLE_ENDIAN)
+            and accepted_type.name in (OCTET_STREAM, "application/*")
+            and accepted_type.transfer_syntax_uid in (None, EXPLICIT_VR_LITTLE_ENDIAN)
         ):
             return EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM
-        if _offers([wish], image.stored_type, image.stored_syntax):
+        if _offers([accepted_type], image.stored_type, image.stored_syntax):
             return stored
-        if wanted in ENCODINGS and wish.name in (media_type_of(wanted), "image/*", "*/*"):
-            if image.encapsulated and _offers(wishes, image.stored_type, image.stored_syntax):
+        if wanted in ENCODINGS and accepted_type.name in (media_type_of(wanted), "image/*", "*/*"):
+            if image.encapsulated and _offers(accepted_types, image.stored_type, image.stored_syntax):
                 # What is compressed already is not compressed in another way if the stored form is welcome too.
                 return stored
             form = wanted, media_type_of(wanted)
@@ -290,14 +290,14 @@ def _form(wishes: Sequence[MediaType], image: _Image) -> tuple[str, str] | None:
     return possible
 
 
-def _offers(wishes: Sequence[MediaType], media_type: str, syntax: str) -> bool:
+def _offers(accepted_types: Sequence[MediaType], media_type: str, syntax: str) -> bool:
     """Whether a stored form meets one of the wishes; a type without transfer syntax takes any of its syntaxes."""
     main = media_type.partition("/")[0]
-    for wish in wishes:
-        if wish.transfer_syntax_uid not in (None, "*", syntax):
+    for accepted_type in accepted_types:
+        if accepted_type.transfer_syntax_uid not in (None, "*", syntax):
             continue
-        if wish.name in (media_type, f"{main}/*", "*/*") or (
-            wish.name == OCTET_STREAM and wish.transfer_syntax_uid == "*"
+        if accepted_type.name in (media_type, f"{main}/*", "*/*") or (
+            accepted_type.name == OCTET_STREAM and accepted_type.transfer_syntax_uid == "*"
         ):
             return True
     return False
@@ -425,14 +425,14 @@ class FolderReader:
     def instance(
         self,
         file: IndexedFile,
-        wishes: Sequence[MediaType],
+        accepted_types: Sequence[MediaType],
         max_element_bytes: int,
         spool_directory: str | None,
         borrow: bool,
     ) -> Instance:
         """One instance; see `DICOMfileClient.iter_instances`."""
         reference = reference_of(file)
-        wanted = self._syntax(file, wishes)
+        wanted = self._syntax(file, accepted_types)
         if wanted is not None:
             content = self._transcoded(file, wanted)
             if len(content) <= max_element_bytes:
@@ -468,13 +468,13 @@ class FolderReader:
                 os.unlink(path)
             raise
 
-    def _syntax(self, file: IndexedFile, wishes: Sequence[MediaType]) -> str | None:
+    def _syntax(self, file: IndexedFile, accepted_types: Sequence[MediaType]) -> str | None:
         """The transfer syntax to re-encode in, by the first wish that can be met; None for the stored form."""
-        if not wishes:
+        if not accepted_types:
             return None
         possible: str | None = None
-        for wish in wishes:
-            wanted = wish.with_default.transfer_syntax_uid
+        for accepted_type in accepted_types:
+            wanted = accepted_type.with_default.transfer_syntax_uid
             # A wish for anything at all, or for what is there.
             if wanted in (None, "*", file.syntax):
                 return None
@@ -485,7 +485,7 @@ class FolderReader:
                     return wanted
         if possible is not None:
             return possible
-        asked = ", ".join(dict.fromkeys(str(wish.transfer_syntax_uid) for wish in wishes))
+        asked = ", ".join(dict.fromkeys(str(accepted_type.transfer_syntax_uid) for accepted_type in accepted_types))
         raise self._error(
             406,
             file,
@@ -556,14 +556,16 @@ def _copy_in_kernel(source: int, target: int, size: int) -> None:
         done += count
 
 
-def instance_wishes(media_types: Any) -> tuple[MediaType, ...]:
+def instance_media_types(media_types: Any) -> tuple[MediaType, ...]:
     """The wishes for whole instances.
 
     Raises:
         ValueError: If one is for something else than DICOM files.
     """
-    wishes = parse_media_types(media_types)
-    for wish in wishes:
-        if wish.name not in (DICOM, "*/*", "application/*"):
-            raise ValueError(f"instances have no form {wish.name}: ask for {DICOM}, or for frames or rendered images")
-    return wishes
+    accepted_types = parse_media_types(media_types)
+    for accepted_type in accepted_types:
+        if accepted_type.name not in (DICOM, "*/*", "application/*"):
+            raise ValueError(
+                f"instances have no form {accepted_type.name}: ask for {DICOM}, or for frames or rendered images"
+            )
+    return accepted_types

@@ -20,7 +20,7 @@ from dicomweb_io.errors import ConnectionFailedError, DeadlineExceededError, DIC
 # What a transport did: running sums (`Stats`) and one record of each request (`RequestRecord`).
 
 
-_MOST_DURATIONS = 4096
+_MAX_DURATIONS = 4096
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Stats:
     def __post_init__(self) -> None:
         # Reentrant: the garbage collector may close an abandoned answer, which counts, on the thread that is counting.
         self._lock = threading.RLock()
-        self._durations: deque[float] = deque(maxlen=_MOST_DURATIONS)
+        self._durations: deque[float] = deque(maxlen=_MAX_DURATIONS)
 
     def took(self, seconds: float) -> None:
         """Notes how long a request took, from sending until the answer was read or given up."""

@@ -1,4 +1,4 @@
-"""A DICOMweb server for tests, with the manners of real servers and faults on demand, and sample data.
+"""A DICOMweb server for tests, with the behaviour of real servers and faults on demand, and sample data.
 
 Needs the extra `testing` (``pip install dicomweb_io[testing]``). Never put this server on a network: it is made to
 misbehave, and it serves whatever folder it is given.

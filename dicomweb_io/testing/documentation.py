@@ -8,25 +8,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dicomweb_io.testing.faults import ACTIONS
-from dicomweb_io.testing.server.behaviour import Manners
-from dicomweb_io.testing.server.behaviours import GENERIC, MANNERS, VARIANTS, meanings, shown
+from dicomweb_io.testing.server.behaviour import Behaviour
+from dicomweb_io.testing.server.behaviours import BEHAVIOURS, GENERIC, VARIANTS, meanings, shown
 
 _EVIDENCE = ("measured", "read in source", "documented", "seen", "unverified")
 
 
-def manners_table() -> Iterator[str]:
+def behaviour_table() -> Iterator[str]:
     """What there is, with the number of facts by evidence."""
-    yield "| manner | stands for | " + " | ".join(_EVIDENCE) + " |"
+    yield "| behaviour | stands for | " + " | ".join(_EVIDENCE) + " |"
     yield "|---|---" * 1 + "|---" * len(_EVIDENCE) + "|"
-    for one in (*MANNERS.values(), *VARIANTS.values()):
+    for one in (*BEHAVIOURS.values(), *VARIANTS.values()):
         counts = Counter(str(fact.evidence) for fact in one.facts.values())
         numbers = " | ".join(str(counts[evidence] or "") for evidence in _EVIDENCE)
         yield f"| `{one.name}` | {_text(one.title)} | {numbers} |"
 
 
-def manners_facts() -> Iterator[str]:
-    """Every fact of every manner."""
-    for one in (*MANNERS.values(), *VARIANTS.values()):
+def behaviour_facts() -> Iterator[str]:
+    """Every fact of every behaviour."""
+    for one in (*BEHAVIOURS.values(), *VARIANTS.values()):
         if not one.facts:
             continue
         yield from (f"### {one.name}", "", f"{_text(one.title)}.", "")
@@ -67,8 +67,8 @@ def faults_table() -> Iterator[str]:
 
 
 SECTIONS = {
-    "manners": manners_table,
-    "facts": manners_facts,
+    "behaviour": behaviour_table,
+    "facts": behaviour_facts,
     "fields": fields_list,
     "faults": faults_table,
 }
@@ -105,9 +105,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _base(one: Manners) -> Manners | None:
-    """The manners that a variant mostly agrees with."""
-    for other in MANNERS.values():
+def _base(one: Behaviour) -> Behaviour | None:
+    """The behaviour that a variant mostly agrees with."""
+    for other in BEHAVIOURS.values():
         if other is not one and other.facts and one.name.startswith(f"{other.name}-"):
             return other
     return None

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, Union, cast
 from urllib.parse import urlsplit
 
 import apache_beam as beam
-from apache_beam.metrics.metric import Lineage, Metrics
+from apache_beam.metrics.metric import Lineage
 from apache_beam.options.pipeline_options import TypeOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
@@ -28,6 +26,7 @@ from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory, dropped
+from dicomweb_io.transforms.metrics import count, count_traffic
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Which archives a pipeline read from and wrote to, as Beam's lineage metrics.
@@ -63,93 +62,6 @@ def name_of(endpoint: Endpoint) -> tuple[str, tuple[str, ...]]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What transforms count: Beam metrics in one namespace, and a tally of the process that can be read while it runs.
-#
-# Both are to be called on a bundle's own thread: Beam's counters ignore what other threads count. Metrics count
-# attempts
-# of bundles; results are to be counted from output collections.
-#
-# Every transform uses the same names, in the namespace ``dicomweb_io``:
-#
-# - traffic: ``requests``, ``retries``, ``bytes_in``, ``bytes_out``, ``throttled_msecs``; the distribution
-# ``request_msecs``;
-# - searches: ``rows``, ``search_pages``, ``repeated_rows``, ``total_mismatches``, ``unreadable_values``; the
-# distribution
-# ``page_rows``;
-# - retrieves: ``instances``, ``instance_bytes``, ``metadata``, ``frames``, ``frame_bytes``, ``rendered_images``,
-# ``rendered_bytes``, ``bulkdata``, ``bulkdata_bytes``, ``downloaded``, ``downloaded_bytes``; the distributions
-# ``instance_size`` and ``frame_size``;
-# - stores: ``stored``, ``replaced``, ``exists``, ``stored_bytes``, ``deleted``;
-# - watches: ``polls``, ``changes``, ``notifications_ignored``;
-# - ``failures``.
-
-
-NAMESPACE = "dicomweb_io"
-"""The namespace of all metrics of this package."""
-
-
-class Tally:
-    """Counts of this process, by name. Safe to use from several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-
-    def add(self, name: str, number: int = 1) -> None:
-        """Adds to a count."""
-        with self._lock:
-            self._counts[name] += number
-
-    def snapshot(self) -> dict[str, int]:
-        """All counts at this moment."""
-        with self._lock:
-            return dict(self._counts)
-
-
-TALLY = Tally()
-"""The tally of this process. Progress displays read it from a thread: a runner's metrics are not final, or not there
-at all, until the job is done."""
-
-
-def count(name: str, number: int = 1) -> None:
-    """Adds to the metric ``dicomweb_io/name`` and to the tally."""
-    if number:
-        Metrics.counter(NAMESPACE, name).inc(number)
-        TALLY.add(name, number)
-
-
-def count_traffic(lease: Lease) -> None:
-    """Counts what a shared client did on the network since it was last counted.
-
-    Waits for a server that wants less come also under the two names that autoscalers know: seconds for Beam's Python
-    SDK, milliseconds for its Java SDK (Beam 2.77).
-    """
-    traffic = lease.take_traffic()
-    waited = traffic.pop("throttled_msecs", 0)
-    for name, number in traffic.items():
-        count(name, number)
-    for seconds in lease.take_durations():
-        observe("request_msecs", int(1000 * seconds))
-    if waited:
-        Metrics.counter("beam-throttling-metrics", "throttling-msecs").inc(waited)
-        count("throttled_msecs", waited)
-        # Whole seconds only, so the rest of each is carried on.
-        with _CARRY_LOCK:
-            _CARRY[0] += waited
-            seconds, _CARRY[0] = divmod(_CARRY[0], 1000)
-        count("cumulativeThrottlingSeconds", seconds)
-
-
-_CARRY_LOCK = threading.Lock()
-_CARRY = [0]
-
-
-def observe(name: str, value: int) -> None:
-    """Adds a value to the distribution ``dicomweb_io/name``."""
-    Metrics.distribution(NAMESPACE, name).update(value)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # `PartSpool`: frames and bulk data that are large go through files, so that they are never in memory unasked for.
 
 
@@ -162,14 +74,14 @@ class PartSpool:
     Args:
         transform: The name for failures.
         what: What they are, for failures.
-        most: The largest that may be an element with its bytes.
+        maximum: The largest that may be an element with its bytes.
         directory: Where larger ones go for the consumer; None if they are failures.
     """
 
-    def __init__(self, transform: str, what: str, most: int, directory: str | None) -> None:
+    def __init__(self, transform: str, what: str, maximum: int, directory: str | None) -> None:
         self._transform = transform
         self._what = what
-        self._most = most
+        self._maximum = maximum
         self._directory = directory
         # Inside the consumer's directory, so that giving a file away is a rename.
         self._private = PrivateDirectory(directory)
@@ -181,7 +93,7 @@ class PartSpool:
 
     def threshold(self, room: Room) -> int:
         """What may arrive in memory: so much every task may hold at once without the others having to wait."""
-        return min(room.fair_share, self._most)
+        return min(room.fair_share, self._maximum)
 
     def taken(self, part: T, reference: Resource | None, room: Room) -> T | Problem:
         """The element to give away, with room reserved for it; a problem if it is too large."""
@@ -191,7 +103,7 @@ class PartSpool:
         path = str(part.path)
         try:
             size = os.path.getsize(path)
-            if size <= self._most:
+            if size <= self._maximum:
                 room.reserve(size)
                 with open(path, "rb") as file:
                     return replace(part, content=file.read(), path=None)
@@ -202,7 +114,9 @@ class PartSpool:
                 return replace(part, path=target)
         finally:
             dropped(part)
-        message = f"{self._what} has {size} bytes, more than max_element_bytes ({self._most}); raise that, or give a "
+        message = (
+            f"{self._what} has {size} bytes, more than max_element_bytes ({self._maximum}); raise that, or give a "
+        )
         url = safe_url(part.uri) if isinstance(part, Bulkdata) else None
         return Problem(Failure(self._transform, message + "spool_directory", reference=reference, url=url))
 

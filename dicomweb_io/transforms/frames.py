@@ -25,11 +25,10 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     Work,
-    count,
-    observe,
     problem_of,
     several_windows,
 )
+from dicomweb_io.transforms.metrics import count, observe
 from dicomweb_io.transforms.retrieve import ReferenceInput, RetrieveTransform, complete_metadata
 from dicomweb_io.web.frames import check_rendering_params
 
@@ -142,18 +141,18 @@ class ChooseFrames(PooledDoFn):
 
     def _chosen(self, row: JSONDataset, choice: Any) -> Iterator[Any]:
         instance = Resource.of(row).instance
-        most = number_of_frames(row)
+        maximum = number_of_frames(row)
         if choice == "all":
-            yield from self._pieces(instance, range(1, most + 1))
+            yield from self._pieces(instance, range(1, maximum + 1))
             return
         numbers = list(choice(row))
         for number in numbers:
             _check_number(number)
-        beyond = tuple(number for number in numbers if number > most)
+        beyond = tuple(number for number in numbers if number > maximum)
         if beyond:
-            message = f"{instance.uri} has {most} frames, but the function chose " + ", ".join(map(str, beyond[:10]))
+            message = f"{instance.uri} has {maximum} frames, but the function chose " + ", ".join(map(str, beyond[:10]))
             yield Problem(Failure(self._transform, message, reference=replace(instance, frames=beyond)))
-        yield from self._pieces(instance, [number for number in numbers if number <= most])
+        yield from self._pieces(instance, [number for number in numbers if number <= maximum])
 
     def _pieces(self, instance: Resource, numbers: Sequence[int]) -> Iterator[Resource]:
         for start in range(0, len(numbers), self._piece):

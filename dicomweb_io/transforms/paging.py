@@ -24,7 +24,7 @@ _UID_TAGS: dict[SearchLevel, tuple[str, ...]] = {
 
 # Rows of common archives take 1 to 2 KB as text, and several times that as objects.
 _BYTES_PER_ROW = 8192
-_MOST_REMEMBERED = 50_000
+_MAX_REMEMBERED = 50_000
 
 # Waiting rows are packed so many at a time. Each row is dozens of dicts and lists: unpacked, a few thousand of them
 # make Python's garbage collector walk through the whole heap again and again, for a third of a search's time.
@@ -56,7 +56,7 @@ def uid_of(row: JSONDataset, level: SearchLevel) -> str | None:
 
 
 @dataclass(frozen=True)
-class Manners:
+class PagingFacts:
     """What is known of an archive's paging, from its profile.
 
     Attributes:
@@ -75,16 +75,16 @@ class Manners:
     max_offset: int | None = None
 
 
-def manners_of(client: DICOMClient, query: SearchQuery) -> Manners:
+def paging_facts(client: DICOMClient, query: SearchQuery) -> PagingFacts:
     """How a query is to be paged."""
     profile = getattr(client, "profile", None)
     if not isinstance(profile, ServerProfile):
         # A folder: its index answers any page at once.
-        return Manners()
+        return PagingFacts()
     resource = resource_name(query)
     exists = True if resource is None else getattr(profile, resource)
     lists = any(separator in text for _, text in query.search_filters for separator in ("\\", ","))
-    return Manners(
+    return PagingFacts(
         page_size=profile.page_size(query.level),
         by_offset=exists is not False
         and not profile.short_pages
@@ -190,7 +190,7 @@ class PageReader:
         before: UIDs of rows before the first, which are left out if they come again.
         full: Whether the answer before the first row held as many rows as were asked for.
         total: The total that the archive announced; a hint.
-        manners: What is known of the archive.
+        behaviour: What is known of the archive.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class PageReader:
         before: Sequence[str] = (),
         full: bool = True,
         total: int | None = None,
-        manners: Manners | None = None,
+        facts: PagingFacts | None = None,
     ) -> None:
         self._client = client
         self._query = query
@@ -215,8 +215,8 @@ class PageReader:
         self._stop = stop
         self._page_size = max(1, page_size)
         self._first_uid = first_uid
-        self._manners = manners or Manners(offset_works=False)
-        self._proven = full and self._manners.offset_works
+        self._facts = facts or PagingFacts(offset_works=False)
+        self._proven = full and self._facts.offset_works
         self._total = total
         self._seen: OrderedDict[str, None] = OrderedDict.fromkeys(before)
         self.requests = 0
@@ -248,7 +248,7 @@ class PageReader:
                     seen[uid] = None
                 yield slot.offset + (fresh if crowded else index), row
                 fresh += 1
-            while len(seen) > _MOST_REMEMBERED:
+            while len(seen) > _MAX_REMEMBERED:
                 seen.popitem(last=False)
             if slot.error is not None:
                 raise slot.error
@@ -257,8 +257,8 @@ class PageReader:
 
     def _slots(self) -> Iterator[PackedSlot]:
         lane = self._pool.lane(ordered=True)
-        most = self._pool.max_in_flight
-        ahead = most if self._proven else 1
+        maximum = self._pool.max_in_flight
+        ahead = maximum if self._proven else 1
         # How many were asked for and not given yet: `arrived` are here, the others are on their way.
         pending, full, offset = 0, 0, self._start
         arrived: deque[PackedSlot] = deque()
@@ -267,7 +267,7 @@ class PageReader:
                 while (
                     pending < ahead
                     # While there is something to be given, nobody waits for a place in the pool.
-                    and not (arrived and self._pool.in_flight >= most)
+                    and not (arrived and self._pool.in_flight >= maximum)
                     and (size := self._next_size(offset, alone=not pending)) > 0
                 ):
                     pending += 1
@@ -282,10 +282,10 @@ class PageReader:
                 if len(packed.uids) >= packed.slot.size:
                     # A full page. Where the end is known there is nothing to be asked for in vain.
                     full += 1
-                    ahead = most if self._total is not None else min(2 * ahead, most)
-                    if full >= 2 * most:
+                    ahead = maximum if self._total is not None else min(2 * ahead, maximum)
+                    if full >= 2 * maximum:
                         # In a long search one slow answer must not leave the others without work.
-                        ahead = 2 * most
+                        ahead = 2 * maximum
                 yield packed
         finally:
             lane.close()
@@ -301,7 +301,7 @@ class PageReader:
     def _task(self, offset: int, size: int) -> Callable[[Room], Iterator[PackedSlot]]:
         def produce(room: Room) -> Iterator[PackedSlot]:
             room.reserve(size * _BYTES_PER_ROW)
-            slot = read_slot(self._client, self._query, offset, size, self._manners.max_offset)
+            slot = read_slot(self._client, self._query, offset, size, self._facts.max_offset)
             yield PackedSlot.of(slot, self._query.level)
 
         return produce

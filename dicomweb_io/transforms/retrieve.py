@@ -29,11 +29,10 @@ from dicomweb_io.transforms._core import (
     FailureMode,
     PooledDoFn,
     Problem,
-    count,
-    observe,
     problem_of,
     several_windows,
 )
+from dicomweb_io.transforms.metrics import count, observe
 
 logger = logging.getLogger("dicomweb_io")
 

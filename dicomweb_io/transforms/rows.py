@@ -18,7 +18,7 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from dicomweb_io import elements
 from dicomweb_io.dicom.columns import Column, columns_of
 from dicomweb_io.elements import JSONDataset, Resource
-from dicomweb_io.transforms._core import count
+from dicomweb_io.transforms.metrics import count
 
 ROW_ELEMENTS: tuple[type, ...] = (
     elements.Resource,

@@ -37,15 +37,13 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     Work,
-    count,
-    count_traffic,
     gathered,
-    observe,
     problem_of,
     report_lineage,
     several_windows,
 )
-from dicomweb_io.transforms.paging import ClientReader, PageReader, manners_of, uid_of
+from dicomweb_io.transforms.metrics import count, count_traffic, observe
+from dicomweb_io.transforms.paging import ClientReader, PageReader, paging_facts, uid_of
 from dicomweb_io.transforms.row_range import END, LEAST_ROWS, RowRange, RowRangeProvider
 from dicomweb_io.transforms.rows import TakeColumns, row_type
 
@@ -55,7 +53,7 @@ from dicomweb_io.transforms.rows import TakeColumns, row_type
 QueryInput = Resource | SearchQuery | str | dict[str, Any]
 """What a search step takes: a reference, a query, a URI, a row of a search, or a mapping of filters."""
 
-_MOST_CARRIED = 100
+_MAX_CARRIED = 100
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 
@@ -365,11 +363,11 @@ class _Plan(PooledDoFn):
         limit = self._limit
         if limit == 0:
             return
-        manners = manners_of(client, subject)
-        if not manners.by_offset:
+        facts = paging_facts(client, subject)
+        if not facts.by_offset:
             yield PlannedSearch(subject, RowRange(0, limit, whole=True), page_size=self._page_size, by_offset=False)
             return
-        size = self._page_size or manners.page_size
+        size = self._page_size or facts.page_size
         asked = size if limit is None else min(size, limit)
         room.reserve(asked * 2048)
         page = client.search_page(subject, offset=0, limit=asked)
@@ -385,7 +383,7 @@ class _Plan(PooledDoFn):
         if page.more is None and total is not None and asked > len(rows) >= total:
             return
         # The client walks the levels of servers without this search: then every page would start the walk afresh.
-        by_offset = not (manners.try_by_offset and page.more is True and page.total is None)
+        by_offset = not (facts.try_by_offset and page.more is True and page.total is None)
         uids = [uid for row in rows if (uid := uid_of(row, subject.level)) is not None]
         yield PlannedSearch(
             subject,
@@ -393,7 +391,7 @@ class _Plan(PooledDoFn):
             RowRange(len(rows), limit, total, whole=limit is not None or not by_offset),
             page_size=(len(rows) or size) if by_offset else self._page_size,
             first_uid=uid_of(rows[0], subject.level) if rows else None,
-            before=tuple(uids[-_MOST_CARRIED:]),
+            before=tuple(uids[-_MAX_CARRIED:]),
             full=len(page.rows) >= asked,
             by_offset=by_offset,
         )
@@ -485,19 +483,19 @@ class _ReadRows(beam.DoFn):
         if not element.by_offset:
             stop = tracker.current_restriction().stop
             return ClientReader(lease.client, element.query, start=start, stop=stop, page_size=element.page_size)
-        manners = manners_of(lease.client, element.query)
+        facts = paging_facts(lease.client, element.query)
         return PageReader(
             lease.client,
             element.query,
             lease.pool,
             start=start,
             stop=lambda: cast("int | None", tracker.current_restriction().stop),
-            page_size=element.page_size or manners.page_size,
+            page_size=element.page_size or facts.page_size,
             first_uid=element.first_uid,
             before=element.before if start == element.rows.start else (),
             full=element.full or start > element.rows.start,
             total=element.rows.total,
-            manners=manners,
+            facts=facts,
         )
 
     def _lost(self, error: BaseException, query: SearchQuery, rows: tuple[int, int]) -> Problem:
@@ -550,7 +548,7 @@ REST = "rest"
 _STUDY_DATE = ("00080020",)
 _FIRST, _LAST = date(1800, 1, 1), date(9999, 12, 31)
 _DAY = timedelta(days=1)
-_MOST_REMEMBERED = 100_000
+_MAX_REMEMBERED = 100_000
 
 
 @dataclass(frozen=True)
@@ -605,7 +603,7 @@ def span_of(text: str) -> Span | None:
 
 
 def split_by_count(
-    span: Span, total: int, count: Callable[[Span], int], most: int, today: date
+    span: Span, total: int, count: Callable[[Span], int], maximum: int, today: date
 ) -> Iterator[tuple[Span, int]]:
     """Cuts days into spans with at most so many rows, as far as days allow it.
 
@@ -613,7 +611,7 @@ def split_by_count(
         span: The days.
         total: The rows of the whole search.
         count: Tells the rows of a span.
-        most: The most rows of a span.
+        maximum: The most rows of a span.
         today: The current day: most dates lie in the decades before it.
 
     Yields:
@@ -628,7 +626,7 @@ def split_by_count(
     waiting = [(part, count(part)) for part in span.parts(date(1990, 1, 1), today + _DAY)][::-1]
     while waiting:
         part, number = waiting.pop()
-        halves = part.halves() if number > most else None
+        halves = part.halves() if number > maximum else None
         if halves is not None:
             waiting += [(half, count(half)) for half in halves][::-1]
         elif number:
@@ -656,8 +654,8 @@ class SplitByStudyDate(PooledDoFn):
             if not given:
                 yield _Rest(subject)
             return
-        most = rows_at_once(client)
-        if total <= most:
+        maximum = rows_at_once(client)
+        if total <= maximum:
             yield subject
             return
         found = 0
@@ -668,7 +666,7 @@ class SplitByStudyDate(PooledDoFn):
                 raise ValueError(f"{client.base_url} told a total for one search, and none for a range of StudyDate")
             return number
 
-        for part, number in split_by_count(span, total, count, most, today):
+        for part, number in split_by_count(span, total, count, maximum, today):
             found += number
             yield within(subject, part)
         if found != total and not given:
@@ -750,7 +748,7 @@ class KeepUndated(PooledDoFn):
             query = SearchQuery("study", search_filters=(("StudyInstanceUID", uid), ("StudyDate", ALL_DATES.text)))
             matched = bool(client.search_page(query, limit=1).rows)
             with self._lock:
-                if len(self._matched) >= _MOST_REMEMBERED:
+                if len(self._matched) >= _MAX_REMEMBERED:
                     self._matched.clear()
                 self._matched[uid] = matched
         if not matched:

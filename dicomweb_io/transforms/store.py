@@ -37,12 +37,12 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     Work,
-    count,
     problem_of,
     report_lineage,
     several_windows,
     warn_of_secrets,
 )
+from dicomweb_io.transforms.metrics import count
 from dicomweb_io.transforms.retrieve import ReferenceInput
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -249,13 +249,13 @@ class _StoreEach(beam.DoFn):
         choose: Callable[[Any], EndpointLike],
         transform: str,
         options: dict[str, Any],
-        most: int,
+        maximum: int,
         how: dict[str, Any],
     ) -> None:
         self._choose = choose
         self._transform = transform
         self._options = options
-        self._most = most
+        self._maximum = maximum
         self._how = how
         self._stores: OrderedDict[Any, _Store] = OrderedDict()
 
@@ -286,14 +286,14 @@ class _StoreEach(beam.DoFn):
             key = identity_of(endpoint)
             store = self._stores.get(key)
             if store is None:
-                if len(self._stores) >= self._most:
+                if len(self._stores) >= self._maximum:
                     _, oldest = self._stores.popitem(last=False)
                     try:
                         yield from oldest.finish_bundle()
                     finally:
                         oldest.teardown()
                 # All archives together may use as much memory as one.
-                budget = max(1, DEFAULT_MAX_BYTES // self._most)
+                budget = max(1, DEFAULT_MAX_BYTES // self._maximum)
                 store = _Store(endpoint, self._transform, self._options, max_bytes=budget, **self._how)
                 store.setup()
                 store.start_bundle()

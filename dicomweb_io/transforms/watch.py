@@ -30,7 +30,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from dicomweb_io.changes import (
-    DEFAULT_MOST,
+    DEFAULT_MAX_CHANGES,
     ChangeMethod,
     ChangeSource,
     Cursor,
@@ -56,12 +56,11 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     TransformFailed,
-    count,
-    count_traffic,
     problem_of,
     report_lineage,
     several_windows,
 )
+from dicomweb_io.transforms.metrics import count, count_traffic
 
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -201,7 +200,7 @@ class _Watch(beam.DoFn):
         stop: datetime | None,
         interval: float,
         max_polls: int | None,
-        most: int,
+        max_changes: int,
         collect: bool,
     ) -> None:
         self._endpoint = endpoint
@@ -211,7 +210,7 @@ class _Watch(beam.DoFn):
         self._stop = stop.timestamp() if stop is not None else None
         self._interval = interval
         self._max_polls = max_polls
-        self._most = most
+        self._max_changes = max_changes
         self._collect = collect
         self._watch = uuid.uuid4().hex
         self._lease: Lease | None = None
@@ -253,7 +252,7 @@ class _Watch(beam.DoFn):
         failures: tuple[Failure, ...] = ()
         try:
             changes = self._source.poll(
-                cast(Lease, self._lease).client, state.cursor, start=self._start, most=self._most
+                cast(Lease, self._lease).client, state.cursor, start=self._start, max_changes=self._max_changes
             )
         except RECOVERABLE as error:
             # The place stays as it is, so the next poll finds what this one did not.
@@ -343,7 +342,7 @@ class _WatchTransform(DICOMwebTransform):
         method: ChangeMethod = "auto",
         lookback: timedelta | float | None = None,
         cursor: Cursor | None = None,
-        most: int = DEFAULT_MOST,
+        max_changes: int = DEFAULT_MAX_CHANGES,
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(endpoint, failures=failures)
@@ -352,8 +351,8 @@ class _WatchTransform(DICOMwebTransform):
             raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
         if max_polls is not None and (not isinstance(max_polls, int) or isinstance(max_polls, bool) or max_polls < 1):
             raise ValueError(f"max_polls must be a positive integer or None, not {max_polls!r}")
-        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-            raise ValueError(f"most must be a positive integer, not {most!r}")
+        if not isinstance(max_changes, int) or isinstance(max_changes, bool) or max_changes < 1:
+            raise ValueError(f"max_changes must be a positive integer, not {max_changes!r}")
         if stop is not None and not isinstance(stop, datetime):
             raise TypeError(f"stop must be a datetime or None, not {type(stop).__name__}")
         self.source = change_source(
@@ -363,7 +362,7 @@ class _WatchTransform(DICOMwebTransform):
         self.stop = moment_of(stop) if stop is not None else None
         self.max_polls = max_polls
         self.cursor = cursor
-        self.most = most
+        self.max_changes = max_changes
         self._filters = ", ".join(search_filters or ())
 
     def expand(self, pbegin: PBegin) -> Any:
@@ -379,7 +378,7 @@ class _WatchTransform(DICOMwebTransform):
             stop=self.stop,
             interval=self.interval,
             max_polls=self.max_polls,
-            most=self.most,
+            max_changes=self.max_changes,
             collect=self.collects,
         )
         begin = pbegin | "Begin" >> beam.Create([WatchState(self.cursor)], reshuffle=False)
@@ -422,7 +421,7 @@ class WatchForInstances(_WatchTransform):
         method: How to find out; see `dicomweb_io.changes.ChangeMethod`.
         lookback: How long after its time something may still arrive: seconds, or a timedelta.
         cursor: Go on from here instead of `start`.
-        most: The most references of one bundle.
+        max_changes: The most references of one bundle.
         failures: With ``"raise"`` a poll that fails after all retries fails the bundle, which the runner repeats or
             not. With ``"collect"`` the output is a `Watched`; each such poll is a `Failure`, and the next one finds
             what it missed. See also `with_error_handler`.

@@ -31,7 +31,7 @@ from dicomweb_io.http.auth import BasicCredentials
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.http.transport import Transport
 from dicomweb_io.profiles import ServerProfile, resolve_profile
-from dicomweb_io.spool import Keeper
+from dicomweb_io.spool import SpoolPolicy
 from dicomweb_io.web.frames import BulkdataRetriever, FrameRetriever, RenderedRetriever
 from dicomweb_io.web.probe import ProbeReport, probe
 from dicomweb_io.web.replace import Deleter, ExistingInstances, Replacer
@@ -72,7 +72,7 @@ class DICOMwebClient(ClientBase):
         permissive_uid: Accept UIDs that are none by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`).
         timeout: Seconds to wait for a connection and for each read: one number or a pair.
         credentials: How to authenticate: see `dicomweb_io.http.auth`, or any `requests.auth.AuthBase`.
-        profile: The server's manners: ``"auto"`` (by URL), a name, or a `ServerProfile`.
+        profile: The server's behaviour: ``"auto"`` (by URL), a name, or a `ServerProfile`.
         verify: Verify TLS certificates: True, False, or the path of a CA bundle.
         cert: A client certificate: the path of a PEM file, or a pair of certificate and key paths.
         deadline: Seconds that one operation may take in all, retries included; None for no limit.
@@ -223,7 +223,7 @@ class DICOMwebClient(ClientBase):
 
     @property
     def profile(self) -> ServerProfile:
-        """The server's manners, as this client takes them."""
+        """The server's behaviour, as this client takes them."""
         return self._service.profile
 
     @property
@@ -346,7 +346,7 @@ class DICOMwebClient(ClientBase):
             resource,
             media_types=media_types,
             additional_params=additional_params,
-            keeper=Keeper(max_element_bytes, spool_directory),
+            spool_policy=SpoolPolicy(max_element_bytes, spool_directory),
         )
 
     def retrieve_rendered(
@@ -376,7 +376,7 @@ class DICOMwebClient(ClientBase):
             media_types=media_types,
             byte_range=byte_range,
             additional_params=additional_params,
-            keeper=Keeper(max_element_bytes, spool_directory),
+            spool_policy=SpoolPolicy(max_element_bytes, spool_directory),
         )
 
     def _instance_bulkdata(

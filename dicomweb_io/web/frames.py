@@ -23,7 +23,7 @@ from dicomweb_io.dicom.media_types import (
 from dicomweb_io.elements import Bulkdata, Frame, RenderedImage, Resource
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError, safe_url
 from dicomweb_io.http.transport import Attempt, StreamedAnswer
-from dicomweb_io.spool import Collected, Keeper, dropped
+from dicomweb_io.spool import Collected, SpoolPolicy, dropped
 from dicomweb_io.web.service import REFUSALS, Service
 from dicomweb_io.web.urls import parameters, with_query
 
@@ -36,16 +36,16 @@ _LOCATION = re.compile(r"/frames/(\d+)/?(?:[?#]|\Z)")
 _UNAMBIGUOUS = frozenset({OCTET_STREAM, "image/dicom-rle"})
 
 
-_IN_MEMORY = Keeper()
+_IN_MEMORY = SpoolPolicy()
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _AcceptedForm:
     """How frames are asked for, and where they go."""
 
     media_types: Sequence[MediaType]
     query: str
-    keeper: Keeper
+    spool_policy: SpoolPolicy
 
 
 class FrameRetriever:
@@ -60,20 +60,20 @@ class FrameRetriever:
         *,
         media_types: MediaTypes | None = None,
         additional_params: Mapping[str, Any] | None = None,
-        keeper: Keeper = _IN_MEMORY,
+        spool_policy: SpoolPolicy = _IN_MEMORY,
     ) -> Iterator[Frame]:
         """See `DICOMClient.iter_frames`."""
         if resource.level != "frame":
             raise ValueError(f"a reference to frames is needed, not to a {resource.level}")
-        wishes = parse_media_types(media_types) or _STORED
-        for wish in wishes:
-            if wish.name == DICOM:
+        accepted_types = parse_media_types(media_types) or _STORED
+        for accepted_type in accepted_types:
+            if accepted_type.name == DICOM:
                 raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
-        return self._iterate(resource, _Wish(wishes, parameters(additional_params), keeper))
+        return self._iterate(resource, _AcceptedForm(accepted_types, parameters(additional_params), spool_policy))
 
-    def _iterate(self, resource: Resource, wish: _Wish) -> Iterator[Frame]:
+    def _iterate(self, resource: Resource, accepted_type: _AcceptedForm) -> Iterator[Frame]:
         for batch in self._batches(resource):
-            yield from self._batch(batch, wish)
+            yield from self._batch(batch, accepted_type)
 
     def _batches(self, resource: Resource) -> Iterator[Resource]:
         """The frames in order, cut by number, by length of the URL, and before a repeated number.
@@ -94,14 +94,14 @@ class FrameRetriever:
         if numbers:
             yield replace(resource, frames=tuple(numbers))
 
-    def _batch(self, batch: Resource, wish: _Wish) -> Iterator[Frame]:
+    def _batch(self, batch: Resource, accepted_type: _AcceptedForm) -> Iterator[Frame]:
         """Frames of one request; after one that breaks off only the rest is asked for."""
         got = 0
         one_at_a_time = False
         for attempt in self._service.transport.attempts():
             with attempt:
                 try:
-                    for frame in self._one_answer(batch.frames[got:], batch, wish, attempt):
+                    for frame in self._one_answer(batch.frames[got:], batch, accepted_type, attempt):
                         got += 1
                         attempt.progress()
                         yield frame
@@ -115,27 +115,31 @@ class FrameRetriever:
         # Servers that know single parts only (or refuse lists) give frames one at a time, or refuse those too.
         for number in batch.frames:
             try:
-                yield from self._batch(replace(batch, frames=(number,)), wish)
+                yield from self._batch(replace(batch, frames=(number,)), accepted_type)
             except DICOMwebError as error:
                 if got or error.status not in REFUSALS:
                     raise
                 raise refusal from error
             got += 1
 
-    def _one_answer(self, numbers: Sequence[int], batch: Resource, wish: _Wish, attempt: Attempt) -> Iterator[Frame]:
-        wishes = wish.media_types
-        url = with_query(self._service.urls.retrieve(replace(batch, frames=tuple(numbers))), wish.query)
-        accepts = accept_spellings(wishes, single=len(numbers) == 1)
+    def _one_answer(
+        self, numbers: Sequence[int], batch: Resource, accepted_type: _AcceptedForm, attempt: Attempt
+    ) -> Iterator[Frame]:
+        accepted_types = accepted_type.media_types
+        url = with_query(self._service.urls.retrieve(replace(batch, frames=tuple(numbers))), accepted_type.query)
+        accepts = accept_spellings(accepted_types, single=len(numbers) == 1)
         # Where one of several formats will do, a server that fails to make one may have another (Orthanc 1.10.1 fails
         # with 500 for JPEG of a JPEG 2000 image, and takes the last of a list of media types only).
-        several = wishes != _STORED and (len(wishes) > 1 or any("*" in wish.name for wish in wishes))
+        several = accepted_types != _STORED and (
+            len(accepted_types) > 1 or any("*" in accepted_type.name for accepted_type in accepted_types)
+        )
         failures = (500, 501) if several else ()
         with self._service.get(url, accepts, attempt=attempt, also_refusals=failures) as answer:
             # Parts that name their frame are put into order; the others are in the order asked for (PS3.18 8.7.1).
             waiting: dict[int, Frame] = {}
             position = received = 0
             try:
-                for frame, located in self._parts(answer, numbers, batch, wish):
+                for frame, located in self._parts(answer, numbers, batch, accepted_type):
                     received += 1
                     if located is not None and located != numbers[position]:
                         if located not in numbers or located in waiting or located in numbers[:position]:
@@ -161,7 +165,7 @@ class FrameRetriever:
                 )
 
     def _parts(
-        self, answer: StreamedAnswer, numbers: Sequence[int], batch: Resource, wish: _Wish
+        self, answer: StreamedAnswer, numbers: Sequence[int], batch: Resource, accepted_type: _AcceptedForm
     ) -> Iterator[tuple[Frame, int | None]]:
         if answer.status == 204:
             return
@@ -174,8 +178,8 @@ class FrameRetriever:
                 )
             if content_type.is_json or content_type.media_type in ("text/html", "text/plain"):
                 raise answer.error(f"expected a frame, got {content_type.media_type}", MalformedResponseError)
-            kept = wish.keeper.keep(answer, answer.iter_chunks)
-            yield self._frame(kept, content_type, numbers[0], batch, wish), None
+            kept = accepted_type.spool_policy.keep(answer, answer.iter_chunks)
+            yield self._frame(kept, content_type, numbers[0], batch, accepted_type), None
             return
         root = content_type.root
         for index, part in enumerate(self._service.parts(answer)):
@@ -187,28 +191,37 @@ class FrameRetriever:
             if own.transfer_syntax_uid is None and own.media_type == root.media_type:
                 own = ContentType(own.media_type, {**root.parameters, **own.parameters})
             number = located if located is not None else numbers[index]
-            yield self._frame(wish.keeper.keep(part, part.iter_bytes), own, number, batch, wish), located
+            yield (
+                self._frame(accepted_type.spool_policy.keep(part, part.iter_bytes), own, number, batch, accepted_type),
+                located,
+            )
 
-    def _frame(self, kept: Collected, content_type: ContentType, number: int, batch: Resource, wish: _Wish) -> Frame:
+    def _frame(
+        self, kept: Collected, content_type: ContentType, number: int, batch: Resource, accepted_type: _AcceptedForm
+    ) -> Frame:
         media_type = content_type.media_type or OCTET_STREAM
         return Frame(
             replace(batch, frames=(number,)),
-            content_type.transfer_syntax_uid or _implied_syntax(media_type, wish.media_types),
+            content_type.transfer_syntax_uid or _implied_syntax(media_type, accepted_type.media_types),
             media_type,
             content=kept.content,
             path=kept.path,
         )
 
 
-def _implied_syntax(media_type: str, wishes: Sequence[MediaType]) -> str | None:
+def _implied_syntax(media_type: str, accepted_types: Sequence[MediaType]) -> str | None:
     """The transfer syntax of a part that names none, if what was asked for leaves one possibility only."""
-    matching = [wish for wish in wishes if wish.name in (media_type, "*/*", media_type.partition("/")[0] + "/*")]
-    asked = {wish.transfer_syntax_uid for wish in matching}
+    matching = [
+        accepted_type
+        for accepted_type in accepted_types
+        if accepted_type.name in (media_type, "*/*", media_type.partition("/")[0] + "/*")
+    ]
+    asked = {accepted_type.transfer_syntax_uid for accepted_type in matching}
     if len(asked) == 1:
         only = next(iter(asked))
         if only is not None and only != "*":
             return only
-    as_stored = any(wish.transfer_syntax_uid == "*" for wish in wishes)
+    as_stored = any(accepted_type.transfer_syntax_uid == "*" for accepted_type in accepted_types)
     if media_type in _UNAMBIGUOUS or (not as_stored and asked <= {None}):
         return DEFAULT_TRANSFER_SYNTAXES.get(media_type)
     return None
@@ -243,7 +256,7 @@ class BulkdataRetriever:
         media_types: MediaTypes | None = None,
         byte_range: tuple[int, int | None] | None = None,
         additional_params: Mapping[str, Any] | None = None,
-        keeper: Keeper = _IN_MEMORY,
+        spool_policy: SpoolPolicy = _IN_MEMORY,
     ) -> Iterator[Bulkdata]:
         """See `DICOMClient.iter_bulkdata_parts`.
 
@@ -253,16 +266,18 @@ class BulkdataRetriever:
             byte_range: First and last byte (inclusive, counted from 0); the last may be None for the end. A server that
                 ignores the range sends everything, of which the range is returned.
             additional_params: Further query parameters.
-            keeper: Where the values go.
+            spool_policy: Where the values go.
         """
         absolute = self._service.urls.bulkdata(url)
         headers = {} if byte_range is None else {"Range": range_header(byte_range), "Accept-Encoding": "identity"}
-        wishes = parse_media_types(media_types)
-        for wish in wishes:
-            if wish.name == DICOM:
+        accepted_types = parse_media_types(media_types)
+        for accepted_type in accepted_types:
+            if accepted_type.name == DICOM:
                 raise ValueError(f"bulk data have no form {DICOM}; retrieve the instance")
-        accepts = accept_spellings(wishes) if wishes else _ACCEPTS
-        return self._iterate(with_query(absolute, parameters(additional_params)), accepts, headers, byte_range, keeper)
+        accepts = accept_spellings(accepted_types) if accepted_types else _ACCEPTS
+        return self._iterate(
+            with_query(absolute, parameters(additional_params)), accepts, headers, byte_range, spool_policy
+        )
 
     def of_instance(
         self, resource: Resource, media_types: MediaTypes, additional_params: Mapping[str, Any] | None
@@ -278,12 +293,14 @@ class BulkdataRetriever:
         accepts: Sequence[str],
         headers: Mapping[str, str],
         byte_range: tuple[int, int | None] | None,
-        keeper: Keeper,
+        spool_policy: SpoolPolicy,
     ) -> Iterator[Bulkdata]:
         done = 0
         for attempt in self._service.transport.attempts():
             with attempt:
-                for index, item in enumerate(self._one_answer(url, accepts, headers, byte_range, keeper, attempt)):
+                for index, item in enumerate(
+                    self._one_answer(url, accepts, headers, byte_range, spool_policy, attempt)
+                ):
                     if index < done:
                         dropped(item)
                         continue
@@ -297,7 +314,7 @@ class BulkdataRetriever:
         accepts: Sequence[str],
         headers: Mapping[str, str],
         byte_range: tuple[int, int | None] | None,
-        keeper: Keeper,
+        spool_policy: SpoolPolicy,
         attempt: Attempt,
     ) -> Iterator[Bulkdata]:
         with self._service.get(url, accepts, attempt=attempt, headers=headers) as answer:
@@ -308,7 +325,7 @@ class BulkdataRetriever:
                 raise answer.error("the answer is partial (206), but the whole was asked for", ResponseIncompleteError)
             if byte_range is None or answer.status == 206:
                 _check_range(answer, byte_range)
-                yield from self._parts(answer, content_type, url, keeper)
+                yield from self._parts(answer, content_type, url, spool_policy)
                 return
             # The server ignored Range (as it may, RFC 9110 section 14.2).
             items = self._parts(answer, content_type, url, _IN_MEMORY)
@@ -323,20 +340,22 @@ class BulkdataRetriever:
             if first and first >= len(content):
                 raise answer.error(f"the range begins after the last of {len(content)} bytes", MalformedResponseError)
             wanted = content[first : None if last is None else last + 1]
-            yield keeper.moved(Bulkdata(only.uri, only.media_type, wanted))
+            yield spool_policy.moved(Bulkdata(only.uri, only.media_type, wanted))
 
-    def _parts(self, answer: StreamedAnswer, content_type: ContentType, url: str, keeper: Keeper) -> Iterator[Bulkdata]:
+    def _parts(
+        self, answer: StreamedAnswer, content_type: ContentType, url: str, spool_policy: SpoolPolicy
+    ) -> Iterator[Bulkdata]:
         if not content_type.is_multipart:
             if content_type.media_type == "text/html":
                 raise answer.error("expected bulk data, got an HTML page (a login page?)", MalformedResponseError)
-            kept = keeper.keep(answer, answer.iter_chunks)
+            kept = spool_policy.keep(answer, answer.iter_chunks)
             yield Bulkdata(safe_url(url), content_type.media_type or OCTET_STREAM, kept.content, kept.path)
             return
         empty = True
         for part in self._service.parts(answer):
             empty = False
             media_type = parse_content_type(part.content_type).media_type or content_type.root.media_type
-            kept = keeper.keep(part, part.iter_bytes)
+            kept = spool_policy.keep(part, part.iter_bytes)
             yield Bulkdata(safe_url(url), media_type or OCTET_STREAM, kept.content, kept.path)
         if empty:
             raise answer.error("the answer holds no part", ResponseIncompleteError, retryable=True)
@@ -410,14 +429,23 @@ class RenderedRetriever:
             ValueError: If an argument is not valid.
             requests.HTTPError: If the server refuses, or answers with something that is no rendered form.
         """
-        wishes = parse_media_types(media_types)
-        for wish in wishes:
-            if wish.transfer_syntax_uid is not None:
-                raise ValueError(f"rendered resources have no transfer syntax, but one was asked for with {wish.name}")
+        accepted_types = parse_media_types(media_types)
+        for accepted_type in accepted_types:
+            if accepted_type.transfer_syntax_uid is not None:
+                raise ValueError(
+                    f"rendered resources have no transfer syntax, but one was asked for with {accepted_type.name}"
+                )
         checked = check_rendering_params(params, thumbnail=thumbnail)
         accepts = ["*/*"]
-        if wishes:
-            accepts = list(dict.fromkeys([accept_header(wishes, multipart=False), *(wish.name for wish in wishes)]))
+        if accepted_types:
+            accepts = list(
+                dict.fromkeys(
+                    [
+                        accept_header(accepted_types, multipart=False),
+                        *(accepted_type.name for accepted_type in accepted_types),
+                    ]
+                )
+            )
         url = with_query(
             self._service.urls.retrieve(resource, "/thumbnail" if thumbnail else "/rendered"), parameters(checked)
         )
@@ -440,7 +468,10 @@ class RenderedRetriever:
                     content = answer.read() if answer.status != 204 else b""
                 if not content:
                     raise answer.error("the answer holds no rendered image", MalformedResponseError)
-                if content_type.is_json or (wishes and not any(_similar(wish.name, media_type) for wish in wishes)):
+                if content_type.is_json or (
+                    accepted_types
+                    and not any(_similar(accepted_type.name, media_type) for accepted_type in accepted_types)
+                ):
                     raise answer.error(f"expected a rendered image, got {media_type}", MalformedResponseError)
                 framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
                 if not framed and _breaks_off(content, media_type):
@@ -449,9 +480,9 @@ class RenderedRetriever:
         raise AssertionError("attempts() ends with a result or an error")
 
 
-def _similar(wish: str, media_type: str) -> bool:
+def _similar(accepted_type: str, media_type: str) -> bool:
     """Whether a type is of the kind that was asked for: another image type will do, a page instead of an image not."""
-    return wish == "*/*" or wish.partition("/")[0] == media_type.partition("/")[0]
+    return accepted_type == "*/*" or accepted_type.partition("/")[0] == media_type.partition("/")[0]
 
 
 def _breaks_off(content: bytes, media_type: str) -> bool:

@@ -95,8 +95,8 @@ class ExistingInstances:
     @property
     def proof(self) -> str:
         """The evidence that `is_ours` gives."""
-        tier = self._service.profile.identity_tier
-        return tier if tier in ("file", "dataset") else "uid"
+        comparison_level = self._service.profile.comparison_level
+        return comparison_level if comparison_level in ("file", "dataset") else "uid"
 
     def is_ours(self, item: StoreItem, *, refused: bool = False) -> bool:
         """Whether the archive has exactly what an item holds, as far as it keeps the bytes; otherwise its UID.
@@ -149,17 +149,18 @@ class ExistingInstances:
                 )
 
     def _verify_content(self, item: StoreItem) -> None:
-        tier = self._service.profile.identity_tier
+        comparison_level = self._service.profile.comparison_level
         try:
             different = self._difference(item)
         except RECOVERABLE as error:
             item.fail_by(error)
             return
         if different is None:
-            item.outcome = _with_proof(item, tier)
+            item.outcome = _with_proof(item, comparison_level)
         else:
             item.fail(
-                f"the archive has this UID with another content: {different} (compared by {tier})", url=self._url(item)
+                f"the archive has this UID with another content: {different} (compared by {comparison_level})",
+                url=self._url(item),
             )
 
     def _url(self, item: StoreItem) -> str:
@@ -167,7 +168,7 @@ class ExistingInstances:
 
     def _difference(self, item: StoreItem) -> str | None:
         with self.retrieved(item.reference) as there:
-            return difference(item.given, there, self._service.profile.identity_tier)
+            return difference(item.given, there, self._service.profile.comparison_level)
 
     @contextmanager
     def retrieved(self, reference: Resource) -> Iterator[Instance]:
@@ -179,7 +180,7 @@ class ExistingInstances:
                     media_types=None,
                     max_element_bytes=_IN_MEMORY,
                     spool_directory=directory,
-                    allow_transcoding=self._service.profile.identity_tier == "pixels",
+                    allow_transcoding=self._service.profile.comparison_level == "pixels",
                     additional_params=None,
                 )
             )

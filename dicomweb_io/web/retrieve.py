@@ -43,7 +43,7 @@ _ANY: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _AcceptedForm:
     """What a caller of `iter_instances` asked for; `syntaxes` is empty if any transfer syntax will do.
 
     `several` tells that there is a choice of forms: one that the server fails to make may be followed by another.
@@ -83,30 +83,30 @@ class InstanceRetriever:
             spool_directory = os.fspath(spool_directory)
             if not os.path.isdir(spool_directory):
                 raise ValueError(f"spool_directory is not a directory: {spool_directory!r}")
-        wishes = parse_media_types(media_types)
-        accepts = self._accepts(wishes, allow_transcoding)
-        syntaxes = _ANY if allow_transcoding else _exact_syntaxes(wishes)
-        query, several = parameters(additional_params), len(wishes) > 1
-        wish = _Wish(accepts, syntaxes, query, max_element_bytes, spool_directory, several)
-        return self._iterate(resource, wish)
+        accepted_types = parse_media_types(media_types)
+        accepts = self._accepts(accepted_types, allow_transcoding)
+        syntaxes = _ANY if allow_transcoding else _exact_syntaxes(accepted_types)
+        query, several = parameters(additional_params), len(accepted_types) > 1
+        accepted_type = _AcceptedForm(accepts, syntaxes, query, max_element_bytes, spool_directory, several)
+        return self._iterate(resource, accepted_type)
 
-    def _accepts(self, wishes: Sequence[MediaType], allow_transcoding: bool) -> tuple[str, ...]:
+    def _accepts(self, accepted_types: Sequence[MediaType], allow_transcoding: bool) -> tuple[str, ...]:
         profile = self._service.profile
-        for wish in wishes:
-            if wish.name not in (DICOM, "*/*"):
+        for accepted_type in accepted_types:
+            if accepted_type.name not in (DICOM, "*/*"):
                 raise ValueError(
-                    f"instances are {DICOM}, but {wish.name} was asked for; it is a form of frames or bulk data"
+                    f"instances are {DICOM}, but {accepted_type.name} was asked for; it is for frames or bulk data"
                 )
-        if not wishes or all(wish.transfer_syntax_uid == "*" for wish in wishes):
+        if not accepted_types or all(accepted_type.transfer_syntax_uid == "*" for accepted_type in accepted_types):
             accepts = profile.original_accepts
         else:
-            accepts = accept_spellings(wishes)
+            accepts = accept_spellings(accepted_types)
         # The order matters: what transcodes is asked for only when nothing that keeps the bytes is accepted.
         return tuple(dict.fromkeys((*accepts, *(profile.transcoding_accepts if allow_transcoding else ()))))
 
     # From a reference to requests -----------------------------------------------------------------------------------
 
-    def _iterate(self, resource: Resource, wish: _Wish) -> Iterator[Instance]:
+    def _iterate(self, resource: Resource, accepted_type: _AcceptedForm) -> Iterator[Instance]:
         profile = self._service.profile
         whole = {"study": profile.retrieve_study, "series": profile.retrieve_series}.get(resource.level, True)
         name = f"retrieve_{resource.level}"
@@ -114,11 +114,11 @@ class InstanceRetriever:
             references = self._listed(resource)
             if not references:
                 raise self._service.not_listed(resource)
-            yield from self._one_by_one(references, wish, resource, set(), None)
+            yield from self._one_by_one(references, accepted_type, resource, set(), None)
             return
         done: set[Resource] = set()
         try:
-            yield from self._whole(resource, wish, done)
+            yield from self._whole(resource, accepted_type, done)
             return
         except DICOMwebError as error:
             if done or resource.level == "instance" or whole or error.status not in _NO_WHOLE_OBJECT:
@@ -133,7 +133,7 @@ class InstanceRetriever:
                 raise
         self._service.missing_resources.add(name)
         logger.info("the server retrieves no whole %s; instances are retrieved one by one", resource.level)
-        yield from self._one_by_one(references, wish, resource, done, None)
+        yield from self._one_by_one(references, accepted_type, resource, done, None)
 
     def _listed(self, resource: Resource) -> list[Resource]:
         query = SearchQuery("instance", resource.study_instance_uid, resource.series_instance_uid)
@@ -143,7 +143,7 @@ class InstanceRetriever:
             if reference.level == "instance" and resource.contains(reference)
         ]
 
-    def _whole(self, resource: Resource, wish: _Wish, done: set[Resource]) -> Iterator[Instance]:
+    def _whole(self, resource: Resource, accepted_type: _AcceptedForm, done: set[Resource]) -> Iterator[Instance]:
         """The instances of one answer; after an answer that breaks off, only what is missing is asked for."""
         remaining: list[Resource] | None = None
         deadline: Deadline | None = None
@@ -151,7 +151,7 @@ class InstanceRetriever:
             with attempt:
                 deadline = attempt.deadline
                 try:
-                    for instance in self._one_answer(resource, wish, attempt, done):
+                    for instance in self._one_answer(resource, accepted_type, attempt, done):
                         attempt.progress()
                         yield instance
                 except (ResponseIncompleteError, ConnectionFailedError) as error:
@@ -159,7 +159,7 @@ class InstanceRetriever:
                         raise
                     remaining = self._missing(resource, done, error)
         if remaining:
-            yield from self._one_by_one(remaining, wish, resource, done, deadline)
+            yield from self._one_by_one(remaining, accepted_type, resource, done, deadline)
 
     def _missing(self, resource: Resource, done: set[Resource], error: DICOMwebError) -> list[Resource]:
         try:
@@ -175,7 +175,7 @@ class InstanceRetriever:
     def _one_by_one(
         self,
         references: Sequence[Resource],
-        wish: _Wish,
+        accepted_type: _AcceptedForm,
         resource: Resource,
         done: set[Resource],
         deadline: Deadline | None,
@@ -187,24 +187,28 @@ class InstanceRetriever:
                 for attempt in self._service.transport.attempts(deadline):
                     with attempt:
                         deadline = deadline or attempt.deadline
-                        yield from self._one_answer(reference, wish, attempt, done)
+                        yield from self._one_answer(reference, accepted_type, attempt, done)
             except DICOMwebError as error:
                 _note(error, resource, done, references[position:])
                 raise
 
     # From an answer to instances ------------------------------------------------------------------------------------
 
-    def _one_answer(self, resource: Resource, wish: _Wish, attempt: Attempt, done: set[Resource]) -> Iterator[Instance]:
-        url = with_query(self._service.urls.retrieve(resource), wish.query)
+    def _one_answer(
+        self, resource: Resource, accepted_type: _AcceptedForm, attempt: Attempt, done: set[Resource]
+    ) -> Iterator[Instance]:
+        url = with_query(self._service.urls.retrieve(resource), accepted_type.query)
         # Compressing images costs more time than it saves, and hides where an answer breaks off.
         plain = {"Accept-Encoding": "identity"}
         # Orthanc 1.10.1 fails with 500 for a list of two media types.
-        failures = (500, 501) if wish.several else ()
-        with self._service.get(url, wish.accepts, attempt=attempt, headers=plain, also_refusals=failures) as answer:
+        failures = (500, 501) if accepted_type.several else ()
+        with self._service.get(
+            url, accepted_type.accepts, attempt=attempt, headers=plain, also_refusals=failures
+        ) as answer:
             count = 0
             for chunks, may_break_off in self._parts(answer):
                 count += 1
-                instance = self._instance(chunks, resource, wish, answer, may_break_off=may_break_off)
+                instance = self._instance(chunks, resource, accepted_type, answer, may_break_off=may_break_off)
                 if instance.reference in done:
                     _remove(instance)
                     continue
@@ -246,18 +250,21 @@ class InstanceRetriever:
         self,
         chunks: Iterable[Bytes],
         resource: Resource,
-        wish: _Wish,
+        accepted_type: _AcceptedForm,
         answer: StreamedAnswer,
         *,
         may_break_off: bool,
     ) -> Instance:
-        with Spool(max_bytes=wish.max_bytes if wish.directory else sys.maxsize, directory=wish.directory) as spool:
+        with Spool(
+            max_bytes=accepted_type.max_bytes if accepted_type.directory else sys.maxsize,
+            directory=accepted_type.directory,
+        ) as spool:
             for chunk in chunks:
                 spool.write(chunk)
-                if wish.directory is None and spool.size > wish.max_bytes:
+                if accepted_type.directory is None and spool.size > accepted_type.max_bytes:
                     raise ValueError(
-                        f"an instance of {answer.url} has more than {wish.max_bytes} bytes; pass spool_directory so "
-                        f"that it can go to a file, or a larger max_element_bytes"
+                        f"an instance of {answer.url} has more than {accepted_type.max_bytes} bytes; pass "
+                        f"spool_directory so that it can go to a file, or a larger max_element_bytes"
                     )
             size = spool.size
             content, path = spool.finish()
@@ -269,9 +276,9 @@ class InstanceRetriever:
                 raise answer.error(
                     f"the answer holds {reference.uri}, which does not belong to {resource.uri}", MalformedResponseError
                 )
-            if not _is_wanted(header.transfer_syntax_uid, resource, wish):
+            if not _is_wanted(header.transfer_syntax_uid, resource, accepted_type):
                 raise answer.error(
-                    f"asked for {reference.uri} in {' or '.join(sorted(wish.syntaxes))}, got "
+                    f"asked for {reference.uri} in {' or '.join(sorted(accepted_type.syntaxes))}, got "
                     f"{header.transfer_syntax_uid}; without a transfer syntax it comes as the server keeps it",
                     MalformedResponseError,
                 )
@@ -298,21 +305,21 @@ class InstanceRetriever:
         return header
 
 
-def _exact_syntaxes(wishes: Sequence[MediaType]) -> frozenset[str]:
+def _exact_syntaxes(accepted_types: Sequence[MediaType]) -> frozenset[str]:
     """The transfer syntaxes of which one was asked for; empty if one of the wishes leaves it open."""
-    syntaxes = [wish.transfer_syntax_uid for wish in wishes]
+    syntaxes = [accepted_type.transfer_syntax_uid for accepted_type in accepted_types]
     return frozenset(syntax for syntax in syntaxes if syntax) if None not in syntaxes and "*" not in syntaxes else _ANY
 
 
-def _is_wanted(syntax: str, resource: Resource, wish: _Wish) -> bool:
+def _is_wanted(syntax: str, resource: Resource, accepted_type: _AcceptedForm) -> bool:
     """Whether an instance came as it was asked for.
 
     Some servers ignore the transfer syntax instead of refusing it. Of several instances, some may have no form in a
     compressed syntax at all, such as reports; they come in a native one.
     """
-    if not wish.syntaxes or syntax in wish.syntaxes:
+    if not accepted_type.syntaxes or syntax in accepted_type.syntaxes:
         return True
-    return resource.level != "instance" and syntax in NATIVE and not wish.syntaxes <= NATIVE
+    return resource.level != "instance" and syntax in NATIVE and not accepted_type.syntaxes <= NATIVE
 
 
 def _remove(instance: Instance) -> None:

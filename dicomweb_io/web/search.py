@@ -1,4 +1,4 @@
-"""Searching (QIDO-RS, PS3.18 section 10.6): one page, and pages that lose no row whatever the server's manners.
+"""Searching (QIDO-RS, PS3.18 section 10.6): one page, and pages that lose no row whatever the server's behaviour.
 
 The rules, each earned from a server: a limit is always sent, within the server's maximum; the offset advances by the
 rows received; a short page is the last one only where the maximum is known and nothing announces more; rows repeated

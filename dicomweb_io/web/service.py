@@ -29,7 +29,7 @@ class Service:
     Args:
         urls: The addresses.
         transport: The connection.
-        profile: The server's manners.
+        profile: The server's behaviour.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
         profile_is_guess: Whether the profile was chosen by the address alone, so that a probe may find another.
     """

@@ -118,7 +118,7 @@ class Storer:
                 f"instances cannot be replaced safely on servers with the profile {profile.name!r}; use another "
                 "on_existing, or a profile that tells how"
             )
-        if verify == "content" and profile.identity_tier == "none":
+        if verify == "content" and profile.comparison_level == "none":
             raise ValueError(
                 f"servers with the profile {profile.name!r} do not keep the content of what they store, so it cannot "
                 f"be verified; use verify='uid'"

@@ -33,7 +33,7 @@ from dicomweb_io.testing.server.server import TestServer, serve
 PATIENT = "Zzyzx^Quentin"
 SECRET = "s3cret-of-the-matrix"
 CLIENT = "matrix"
-MANNERS = replace(GENERIC, total_header=False, counts=True)
+BEHAVIOURS = replace(GENERIC, total_header=False, counts=True)
 TELLING = replace(GENERIC, total_header=True, counts=True)
 
 KNOWN = PROFILES["generic"].with_facts(
@@ -167,7 +167,7 @@ class Bench:
 
             folder = make_wide(self.root)
             auth = OAuth2Authentication(CLIENT, SECRET)
-            server = self.stack.enter_context(serve(folder, proxy=True, auth=auth, manner=MANNERS))
+            server = self.stack.enter_context(serve(folder, proxy=True, auth=auth, behaviour=BEHAVIOURS))
             self.undisturbed["wide"] = folder, server
         made: tuple[Path, TestServer] = self.undisturbed["wide"]
         return made
@@ -199,10 +199,10 @@ class Bench:
         return Path(tempfile.mkdtemp(dir=self.root))
 
     @contextmanager
-    def archive(self, directory: Path, manner: Any = MANNERS) -> Iterator[TestServer]:
+    def archive(self, directory: Path, behaviour: Any = BEHAVIOURS) -> Iterator[TestServer]:
         """A server over a folder, with a token endpoint and the proxy; the folder is removed afterwards."""
         auth = OAuth2Authentication(CLIENT, SECRET)
-        with serve(directory, proxy=True, auth=auth, manner=manner) as server:
+        with serve(directory, proxy=True, auth=auth, behaviour=behaviour) as server:
             yield server
             assert not server.errors, "\n".join(server.errors)
         shutil.rmtree(directory, ignore_errors=True)
@@ -258,9 +258,9 @@ def make_bench() -> Iterator[Bench]:
         elsewhere = Elsewhere()
         stack.callback(elsewhere.close)
         servers = []
-        for manner in (MANNERS, TELLING):
+        for behaviour in (BEHAVIOURS, TELLING):
             auth = OAuth2Authentication(CLIENT, SECRET)
-            servers.append(stack.enter_context(serve(archive, proxy=True, auth=auth, manner=manner)))
+            servers.append(stack.enter_context(serve(archive, proxy=True, auth=auth, behaviour=behaviour)))
         logger.addHandler(listener)
         logger.setLevel(logging.DEBUG)
         stack.callback(logger.setLevel, level)

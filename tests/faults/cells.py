@@ -13,18 +13,18 @@ from dicomweb_io.elements import Failure
 from dicomweb_io.errors import DICOMwebError, StoreError
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.testing.server.server import TestServer
-from tests.faults.bench import LONGEST, MANNERS, Bench, digest, within
+from tests.faults.bench import BEHAVIOURS, LONGEST, Bench, digest, within
 from tests.faults.expectations import Expected
+from tests.faults.failure_cases import FailureCase
 from tests.faults.operations import Item, Operation, Seen, path_of_uri
-from tests.faults.troubles import Trouble
 
 # Rows of which only the identity can be compared: the trouble is in their other attributes.
 _SPOILT = ("NaN in JSON", "wrong VRs")
 
 
-def settings_of(operation: Operation, trouble: Trouble | None) -> dict[str, Any]:
+def settings_of(operation: Operation, failure_case: FailureCase | None) -> dict[str, Any]:
     """The options of the endpoint for a cell."""
-    settings: dict[str, Any] = dict(trouble.settings) if trouble is not None else {}
+    settings: dict[str, Any] = dict(failure_case.settings) if failure_case is not None else {}
     profile = PROFILES["generic"]
     if operation.options.get("on_existing") == "replace":
         settings["profile"] = replace(profile, replace="delete")
@@ -33,20 +33,20 @@ def settings_of(operation: Operation, trouble: Trouble | None) -> dict[str, Any]
     return settings
 
 
-def perform(bench: Bench, operation: Operation, trouble: Trouble | None) -> Seen:
+def perform(bench: Bench, operation: Operation, failure_case: FailureCase | None) -> Seen:
     """Does an operation with or without a trouble, and looks for secrets in everything that was said."""
     with ExitStack() as stack:
         folder = None
         if operation.writes:
             folder = bench.folder()
             operation.fill(bench, folder)
-            server: TestServer = stack.enter_context(bench.archive(folder, MANNERS))
+            server: TestServer = stack.enter_context(bench.archive(folder, BEHAVIOURS))
         else:
             server = bench.telling if operation.telling else bench.server
-        settings = settings_of(operation, trouble)
-        if trouble is not None:
-            first = trouble.first(operation.first)
-            bench.inject(server, trouble.faults(operation.method, operation.path, first))
+        settings = settings_of(operation, failure_case)
+        if failure_case is not None:
+            first = failure_case.first(operation.first)
+            bench.inject(server, failure_case.faults(operation.method, operation.path, first))
         server.records.clear()
         bench.listener.texts.clear()
         bench.elsewhere.headers.clear()
@@ -55,9 +55,9 @@ def perform(bench: Bench, operation: Operation, trouble: Trouble | None) -> Seen
             struck = sum(server.faults.struck) + sum(server.proxy.faults.struck)
         finally:
             server.clear_faults()
-        check_discretion(bench, seen, server)
+        check_redaction(bench, seen, server)
         seen.struck = struck
-        if trouble is None:
+        if failure_case is None:
             seen.requests = list(server.records.settled())
         return seen
 
@@ -73,7 +73,7 @@ def undisturbed(bench: Bench, operation: Operation) -> Seen:
     return known
 
 
-def check_discretion(bench: Bench, seen: Seen, *servers: TestServer) -> None:
+def check_redaction(bench: Bench, seen: Seen, *servers: TestServer) -> None:
     """No secret, no name and no query in logs, errors and failures; no credentials at another host."""
     said = [repr(failure) for failure in seen.failures]
     error: BaseException | None = seen.error
@@ -91,10 +91,10 @@ def check_discretion(bench: Bench, seen: Seen, *servers: TestServer) -> None:
         assert "cookie" not in headers
 
 
-def judge(operation: Operation, trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
+def judge(operation: Operation, failure_case: FailureCase, wanted: Expected, seen: Seen, base: Seen) -> None:
     """Asserts that an outcome is the declared one."""
     if wanted.outcome == "recovered":
-        _recovered(trouble, wanted, seen, base)
+        _recovered(failure_case, wanted, seen, base)
     elif wanted.outcome == "reported":
         _reported(wanted, seen, base)
     elif wanted.outcome == "taken at its word":
@@ -111,9 +111,9 @@ def _identity(items: list[Any]) -> list[Any]:
     return [item[:2] for item in items]
 
 
-def _recovered(trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
+def _recovered(failure_case: FailureCase, wanted: Expected, seen: Seen, base: Seen) -> None:
     assert seen.error is None, repr(seen.error)
-    if trouble.name in _SPOILT or wanted.other_attributes:
+    if failure_case.name in _SPOILT or wanted.other_attributes:
         assert _identity(seen.items) == _identity(base.items)
     else:
         assert seen.items == base.items, _told(seen)
@@ -206,7 +206,7 @@ def _as_told(wanted: Expected, seen: Seen, base: Seen) -> None:
             assert content in kept, f"{path} is gone"
 
 
-def judge_transform(operation: str, trouble: Trouble, wanted: Expected, seen: Seen, base: Seen) -> None:
+def judge_transform(operation: str, failure_case: FailureCase, wanted: Expected, seen: Seen, base: Seen) -> None:
     """The same for a transform, whose results have no order, and which never raises: failures are elements."""
     assert seen.error is None
     for path, content in (seen.files or {}).items():
@@ -219,7 +219,7 @@ def judge_transform(operation: str, trouble: Trouble, wanted: Expected, seen: Se
     _as_told(wanted, seen, base)
     if wanted.outcome == "recovered":
         assert not seen.failures, _told(seen)
-        if trouble.name in _SPOILT or wanted.other_attributes:
+        if failure_case.name in _SPOILT or wanted.other_attributes:
             assert sorted(_identity(seen.items)) == sorted(_identity(base.items))
         else:
             assert seen.items == base.items, _told(seen)
@@ -242,7 +242,7 @@ def judge_transform(operation: str, trouble: Trouble, wanted: Expected, seen: Se
     lost = [item for item in base.items if item not in seen.items]
     for item in lost:
         assert any(_names(failure, item) for failure in seen.failures), f"{item} was lost without a word"
-    if operation.startswith("WatchFor") and trouble.passing:
+    if operation.startswith("WatchFor") and failure_case.passing:
         assert not lost, "the next poll did not find what this one missed"
 
 

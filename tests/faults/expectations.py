@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tests.faults.troubles import TROUBLES, Trouble
+from tests.faults.failure_cases import FAILURE_CASES, FailureCase
 
 Outcome = Literal["recovered", "reported", "taken at its word", "cannot occur"]
 
@@ -96,15 +96,15 @@ DEFAULTS: dict[str, Expected] = {
 }
 """What is right in most operations; what is not named here is recovered from."""
 
-Rule = tuple[Callable[[str, frozenset[str], Trouble], bool], Expected]
+Rule = tuple[Callable[[str, frozenset[str], FailureCase], bool], Expected]
 
 
-def _in(*names: str) -> Callable[[str, frozenset[str], Trouble], bool]:
+def _in(*names: str) -> Callable[[str, frozenset[str], FailureCase], bool]:
     """Matches ``"operation: trouble"``; each side may be ``*`` or begin or end with it."""
     pairs = [name.split(" / ") for name in names]
 
-    def matches(operation: str, traits: frozenset[str], trouble: Trouble) -> bool:
-        return any(_like(operation, left) and _like(trouble.name, right) for left, right in pairs)
+    def matches(operation: str, traits: frozenset[str], failure_case: FailureCase) -> bool:
+        return any(_like(operation, left) and _like(failure_case.name, right) for left, right in pairs)
 
     return matches
 
@@ -316,16 +316,16 @@ rule(reported("RedirectError", status=307), "DeleteInstances / redirect elsewher
 rule(reported("RedirectError", status=302), "DeleteInstances / redirect found", "DeleteInstances / redirect loop")
 
 
-def expected(operation: str, traits: frozenset[str], trouble: Trouble) -> Expected:
+def expected(operation: str, traits: frozenset[str], failure_case: FailureCase) -> Expected:
     """The declared cell of an operation and a trouble."""
-    reason = trouble.impossible(traits)
+    reason = failure_case.impossible(traits)
     if reason is not None:
         return Expected("cannot occur", reason)
     for matches, outcome in RULES:
-        if matches(operation, traits, trouble):
+        if matches(operation, traits, failure_case):
             return outcome
-    return DEFAULTS.get(trouble.name, RECOVERED)
+    return DEFAULTS.get(failure_case.name, RECOVERED)
 
 
 for _name in DEFAULTS:
-    assert _name in TROUBLES, _name
+    assert _name in FAILURE_CASES, _name

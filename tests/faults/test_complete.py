@@ -19,10 +19,10 @@ from dicomweb_io.web.client import DICOMwebClient
 from tests.faults.bench import PATIENT, Bench, endpoint_of, make_bench
 from tests.faults.cells import settings_of, undisturbed
 from tests.faults.expectations import RULES
+from tests.faults.failure_cases import FAILURE_CASES, TRAITS
 from tests.faults.observed import SHOWS, shown
 from tests.faults.operations import OPERATIONS
 from tests.faults.transform_operations import TRANSFORMS, undisturbed_requests
-from tests.faults.troubles import TRAITS, TROUBLES
 from tests.faults.write_matrix import PATH, columns, render
 
 Call = Callable[[DICOMwebClient, Bench], Any]
@@ -217,15 +217,15 @@ def test_every_transform_is_in_the_matrix() -> None:
 
 
 def test_every_fault_of_the_server_and_the_proxy_is_tried() -> None:
-    played = {fault.action for trouble in TROUBLES.values() for fault in trouble.faults("GET", "", 1)}
+    played = {fault.action for failure_case in FAILURE_CASES.values() for fault in failure_case.faults("GET", "", 1)}
     assert played == set(ACTIONS)
 
 
 def test_every_class_of_failure_reasons_is_tried() -> None:
     tried = {
         fault.options["reason"]
-        for trouble in TROUBLES.values()
-        for fault in trouble.faults("POST", "", 1)
+        for failure_case in FAILURE_CASES.values()
+        for fault in failure_case.faults("POST", "", 1)
         if fault.action == "refuse_instances"
     }
     assert all(tried & {*reasons} for reasons in FAILURE_REASONS.values())
@@ -239,9 +239,9 @@ def test_there_is_no_rule_without_a_cell() -> None:
     columns_by_name = columns()
     for matches, outcome in RULES:
         assert any(
-            matches(name, traits, trouble) and trouble.impossible(traits) is None
+            matches(name, traits, failure_case) and failure_case.impossible(traits) is None
             for name, traits in columns_by_name.items()
-            for trouble in TROUBLES.values()
+            for failure_case in FAILURE_CASES.values()
         ), outcome
 
 

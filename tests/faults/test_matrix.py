@@ -11,8 +11,8 @@ from dicomweb_io.web.client import DICOMwebClient
 from tests.faults.bench import Bench, endpoint_of, make_bench
 from tests.faults.cells import judge, perform, undisturbed
 from tests.faults.expectations import expected
+from tests.faults.failure_cases import FAILURE_CASES
 from tests.faults.operations import OPERATIONS
-from tests.faults.troubles import TROUBLES
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +25,20 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.parametrize(
     ("operation", "trouble"),
     [
-        (operation, trouble)
+        (operation, failure_case)
         for operation in OPERATIONS
-        for trouble in TROUBLES
-        if TROUBLES[trouble].impossible(OPERATIONS[operation].traits) is None
+        for failure_case in FAILURE_CASES
+        if FAILURE_CASES[failure_case].impossible(OPERATIONS[operation].traits) is None
     ],
 )
-def test_cell(bench: Bench, operation: str, trouble: str) -> None:
-    done, struck_by = OPERATIONS[operation], TROUBLES[trouble]
+def test_cell(bench: Bench, operation: str, failure_case: str) -> None:
+    done, struck_by = OPERATIONS[operation], FAILURE_CASES[failure_case]
     wanted = expected(operation, done.traits, struck_by)
     base = undisturbed(bench, done)
     seen = perform(bench, done, struck_by)
     assert seen.struck, "the trouble did not occur"
     judge(done, struck_by, wanted, seen, base)
-    if wanted.outcome == "taken at its word" and trouble.startswith("missing part"):
+    if wanted.outcome == "taken at its word" and failure_case.startswith("missing part"):
         # What the answer cannot tell, the comparison with a search does.
         came = {item[1].rpartition("/")[2] for item in seen.items}
         lost = {item[1].rpartition("/")[2] for item in base.items} - came

@@ -9,9 +9,9 @@ import pytest
 from tests.faults.bench import Bench, make_bench
 from tests.faults.cells import judge_transform
 from tests.faults.expectations import expected
+from tests.faults.failure_cases import FAILURE_CASES
 from tests.faults.operations import Seen
 from tests.faults.transform_operations import TRANSFORMS, batches, run_alone, run_together
-from tests.faults.troubles import TROUBLES
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def bench() -> Iterator[Bench]:
         yield made
 
 
-def _judge(transform: str, trouble: str, seen: Seen, base: Seen) -> None:
-    operation, struck_by = TRANSFORMS[transform], TROUBLES[trouble]
+def _judge(transform: str, failure_case: str, seen: Seen, base: Seen) -> None:
+    operation, struck_by = TRANSFORMS[transform], FAILURE_CASES[failure_case]
     assert not base.failures, base.failures[0].message
     assert base.items
     assert seen.struck, "the trouble did not occur"
@@ -31,17 +31,22 @@ def _judge(transform: str, trouble: str, seen: Seen, base: Seen) -> None:
 @pytest.mark.parametrize(
     ("transform", "trouble"),
     [
-        (transform, trouble)
+        (transform, failure_case)
         for transform, operation in TRANSFORMS.items()
-        for trouble in TROUBLES
-        if not operation.together and TROUBLES[trouble].impossible(operation.traits) is None
+        for failure_case in FAILURE_CASES
+        if not operation.together and FAILURE_CASES[failure_case].impossible(operation.traits) is None
     ],
 )
-def test_cell(bench: Bench, transform: str, trouble: str) -> None:
+def test_cell(bench: Bench, transform: str, failure_case: str) -> None:
     operation = TRANSFORMS[transform]
     if operation.name not in bench.undisturbed:
         bench.undisturbed[operation.name] = run_alone(bench, operation, None)
-    _judge(transform, trouble, run_alone(bench, operation, TROUBLES[trouble]), bench.undisturbed[operation.name])
+    _judge(
+        transform,
+        failure_case,
+        run_alone(bench, operation, FAILURE_CASES[failure_case]),
+        bench.undisturbed[operation.name],
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,15 +60,15 @@ def test_cell(bench: Bench, transform: str, trouble: str) -> None:
 )
 def test_cells_of_one_pipeline(bench: Bench, transform: str, batch: str) -> None:
     operation = TRANSFORMS[transform]
-    troubles = batches(operation)[batch]
-    base = run_together(bench, operation, troubles, disturb=False)
-    disturbed = run_together(bench, operation, troubles, disturb=True)
+    failure_cases = batches(operation)[batch]
+    base = run_together(bench, operation, failure_cases, disturb=False)
+    disturbed = run_together(bench, operation, failure_cases, disturb=True)
     for found in (base, disturbed):
         assert None not in found.seen, f"these belong to no trouble: {found.seen[None]}"
     wrong = []
-    for trouble in troubles:
+    for failure_case in failure_cases:
         try:
-            _judge(transform, trouble.name, disturbed.seen[trouble.name], base.seen[trouble.name])
+            _judge(transform, failure_case.name, disturbed.seen[failure_case.name], base.seen[failure_case.name])
         except AssertionError as error:
-            wrong.append(f"{transform} / {trouble.name}: {error}")
+            wrong.append(f"{transform} / {failure_case.name}: {error}")
     assert not wrong, "\n".join(wrong)

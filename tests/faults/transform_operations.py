@@ -51,9 +51,9 @@ from dicomweb_io.transforms import (
 )
 from dicomweb_io.transforms._core import FailureMode
 from tests.faults.bench import KNOWN, LONGEST, Bench, digest, endpoint_of, tiny_image, within
-from tests.faults.cells import check_discretion
+from tests.faults.cells import check_redaction
+from tests.faults.failure_cases import FAILURE_CASES, FailureCase
 from tests.faults.operations import OBJECTS, PARTS, ROOT, ROWS, STOW, Item, Seen, files_in, put, row_items
-from tests.faults.troubles import TROUBLES, Trouble
 
 INSTANCES = 3
 """Instances of each trouble's study."""
@@ -70,17 +70,17 @@ def keep(element: Any, sink: int) -> None:
     _SINKS[sink].append(element)
 
 
-def study_of(trouble: str) -> Resource:
+def study_of(failure_case: str) -> Resource:
     """The study of a trouble."""
-    return Resource(new_uid("wide", "study", list(TROUBLES).index(trouble)))
+    return Resource(new_uid("wide", "study", list(FAILURE_CASES).index(failure_case)))
 
 
-def instances_of(trouble: str) -> list[Resource]:
+def instances_of(failure_case: str) -> list[Resource]:
     """References to the instances of a trouble's study."""
-    number = list(TROUBLES).index(trouble)
+    number = list(FAILURE_CASES).index(failure_case)
     series = new_uid("wide", "series", number, 0)
     return [
-        Resource(study_of(trouble).study_instance_uid, series, new_uid("wide", "instance", number, 0, index))
+        Resource(study_of(failure_case).study_instance_uid, series, new_uid("wide", "instance", number, 0, index))
         for index in range(INSTANCES)
     ]
 
@@ -114,27 +114,27 @@ class TransformOperation:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _first_instance(trouble: str, bench: Bench) -> list[Any]:
-    return instances_of(trouble)[:1]
+def _first_instance(failure_case: str, bench: Bench) -> list[Any]:
+    return instances_of(failure_case)[:1]
 
 
-def _study(trouble: str, bench: Bench) -> list[Any]:
-    return [study_of(trouble)]
+def _study(failure_case: str, bench: Bench) -> list[Any]:
+    return [study_of(failure_case)]
 
 
-def _all_instances(trouble: str, bench: Bench) -> list[Any]:
-    return instances_of(trouble)
+def _all_instances(failure_case: str, bench: Bench) -> list[Any]:
+    return instances_of(failure_case)
 
 
-def _bulkdata_uris(trouble: str, bench: Bench) -> list[Any]:
-    return [f"{instances_of(trouble)[0].uri}/bulkdata/7FE00010"]
+def _bulkdata_uris(failure_case: str, bench: Bench) -> list[Any]:
+    return [f"{instances_of(failure_case)[0].uri}/bulkdata/7FE00010"]
 
 
-def _files(trouble: str, bench: Bench) -> list[Any]:
+def _files(failure_case: str, bench: Bench) -> list[Any]:
     return [path.read_bytes() for path in bench.paths[:6]]
 
 
-def _references(trouble: str, bench: Bench) -> list[Any]:
+def _references(failure_case: str, bench: Bench) -> list[Any]:
     return bench.references[:6]
 
 
@@ -364,12 +364,14 @@ def _owner(names: Iterable[str], text: str) -> str | None:
     return next((name for name in names if study_of(name).study_instance_uid in text), None)
 
 
-def run_together(bench: Bench, operation: TransformOperation, troubles: list[Trouble], *, disturb: bool) -> Batch:
+def run_together(
+    bench: Bench, operation: TransformOperation, failure_cases: list[FailureCase], *, disturb: bool
+) -> Batch:
     """One pipeline over the studies of several troubles that need the same settings."""
-    settings = {"profile": KNOWN, **operation.settings, **(troubles[0].settings if disturb else {})}
-    if "deadline" in settings and not troubles[0].alone:
+    settings = {"profile": KNOWN, **operation.settings, **(failure_cases[0].settings if disturb else {})}
+    if "deadline" in settings and not failure_cases[0].alone:
         settings["deadline"] = _BATCH_DEADLINE
-    names = [trouble.name for trouble in troubles]
+    names = [failure_case.name for failure_case in failure_cases]
     batch = Batch()
     with ExitStack() as stack:
         folder = bench.folder()
@@ -385,9 +387,9 @@ def run_together(bench: Bench, operation: TransformOperation, troubles: list[Tro
                 batch.seen[_owner(names, path)].before[path] = content
             server = stack.enter_context(bench.archive(archive))
         if disturb:
-            for trouble in troubles:
-                path = operation.path.replace("{study}", study_of(trouble.name).study_instance_uid)
-                bench.inject(server, trouble.faults(operation.method, path, trouble.first(1)))
+            for failure_case in failure_cases:
+                path = operation.path.replace("{study}", study_of(failure_case.name).study_instance_uid)
+                bench.inject(server, failure_case.faults(operation.method, path, failure_case.first(1)))
         server.records.clear()
         bench.listener.texts.clear()
         elements = [one for name in names for one in (operation.elements or _study)(name, bench)]
@@ -414,15 +416,15 @@ def run_together(bench: Bench, operation: TransformOperation, troubles: list[Tro
                     seen = batch.seen[_owner(names, path)]
                     seen.files = {**(seen.files or {}), path: content}
         said = Seen(failures=list(failures))
-        check_discretion(bench, said, server)
+        check_redaction(bench, said, server)
     for seen in batch.seen.values():
         seen.items.sort(key=repr)
     return batch
 
 
-def run_alone(bench: Bench, operation: TransformOperation, trouble: Trouble | None) -> Seen:
+def run_alone(bench: Bench, operation: TransformOperation, failure_case: FailureCase | None) -> Seen:
     """One pipeline for one trouble."""
-    settings = {"profile": KNOWN, **operation.settings, **(trouble.settings if trouble is not None else {})}
+    settings = {"profile": KNOWN, **operation.settings, **(failure_case.settings if failure_case is not None else {})}
     with ExitStack() as stack:
         folder = bench.folder()
         stack.callback(shutil.rmtree, folder, True)
@@ -431,8 +433,8 @@ def run_alone(bench: Bench, operation: TransformOperation, trouble: Trouble | No
         if operation.writes:
             archive = bench.folder()
             server = stack.enter_context(bench.archive(archive))
-        if trouble is not None:
-            bench.inject(server, trouble.faults(operation.method, operation.path, trouble.first(1)))
+        if failure_case is not None:
+            bench.inject(server, failure_case.faults(operation.method, operation.path, failure_case.first(1)))
         server.records.clear()
         bench.listener.texts.clear()
         elements = operation.elements("", bench) if operation.elements is not None else None
@@ -444,27 +446,27 @@ def run_alone(bench: Bench, operation: TransformOperation, trouble: Trouble | No
         seen = Seen(sorted(map(item_of, results), key=repr), failures, struck=struck)
         if archive is not None:
             seen.files = files_in(archive)
-        if trouble is None:
+        if failure_case is None:
             seen.requests = list(server.records.settled())
-        check_discretion(bench, seen, server)
+        check_redaction(bench, seen, server)
         return seen
 
 
-def batches(operation: TransformOperation) -> dict[str, list[Trouble]]:
+def batches(operation: TransformOperation) -> dict[str, list[FailureCase]]:
     """The troubles that can occur in a transform by the pipeline that tries them: those that need the same settings."""
-    found: dict[str, list[Trouble]] = {}
-    for trouble in TROUBLES.values():
-        if trouble.impossible(operation.traits) is None:
-            words = " and ".join(f"{name} {value}" for name, value in trouble.settings.items()) or "all others"
-            alone = trouble.alone or trouble.name in operation.apart
-            found.setdefault(trouble.name if alone else words, []).append(trouble)
+    found: dict[str, list[FailureCase]] = {}
+    for failure_case in FAILURE_CASES.values():
+        if failure_case.impossible(operation.traits) is None:
+            words = " and ".join(f"{name} {value}" for name, value in failure_case.settings.items()) or "all others"
+            alone = failure_case.alone or failure_case.name in operation.apart
+            found.setdefault(failure_case.name if alone else words, []).append(failure_case)
     return found
 
 
 def undisturbed_requests(bench: Bench, operation: TransformOperation) -> list[Record]:
     """What the server hears of a transform without trouble."""
     if operation.together:
-        return run_together(bench, operation, list(TROUBLES.values())[:2], disturb=False).requests
+        return run_together(bench, operation, list(FAILURE_CASES.values())[:2], disturb=False).requests
     return run_alone(bench, operation, None).requests
 
 
@@ -488,7 +490,7 @@ def _piped(
 def make_wide(root: Path) -> Path:
     """The archive with a study for each trouble."""
     folder = root / "wide"
-    for path in make_study(root / "made", len(TROUBLES), 1, INSTANCES, seed="wide", template=tiny_image()):
+    for path in make_study(root / "made", len(FAILURE_CASES), 1, INSTANCES, seed="wide", template=tiny_image()):
         put(folder, path.read_bytes())
     shutil.rmtree(root / "made")
     return folder

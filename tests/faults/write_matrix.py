@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tests.faults.expectations import Expected, Outcome, expected
+from tests.faults.failure_cases import FAILURE_CASES
 from tests.faults.operations import OPERATIONS
 from tests.faults.transform_operations import TRANSFORMS
-from tests.faults.troubles import TROUBLES
 
 PATH = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
 SIGNS: Mapping[Outcome, str] = {"recovered": "✓", "reported": "!", "taken at its word": "w", "cannot occur": "·"}
@@ -70,9 +70,9 @@ def columns() -> dict[str, frozenset[str]]:
 def cells() -> dict[tuple[str, str], Expected]:
     """All declared cells by operation and trouble."""
     return {
-        (column, name): expected(column, traits, trouble)
+        (column, name): expected(column, traits, failure_case)
         for column, traits in columns().items()
-        for name, trouble in TROUBLES.items()
+        for name, failure_case in FAILURE_CASES.items()
     }
 
 
@@ -97,17 +97,19 @@ def _counts(declared: Mapping[tuple[str, str], Expected], names: list[str]) -> s
         found = Counter(cell.outcome for (column, _), cell in declared.items() if column in chosen)
         numbers = " | ".join(f"{found[outcome]:,}" for outcome in SIGNS)
         lines.append(f"| {title} | {len(chosen)} | {sum(found.values()):,} | {numbers} |")
-    assert sum(total.values()) == len(names) * len(TROUBLES)
-    return f"{len(TROUBLES)} troubles by {len(names)} operations:\n\n" + "\n".join(lines)
+    assert sum(total.values()) == len(names) * len(FAILURE_CASES)
+    return f"{len(FAILURE_CASES)} troubles by {len(names)} operations:\n\n" + "\n".join(lines)
 
 
 def _table(declared: Mapping[tuple[str, str], Expected], chosen: list[str]) -> str:
     lines = ["| | " + " | ".join(chosen) + " |", "|---|" + ":-:|" * len(chosen)]
-    for name, trouble in TROUBLES.items():
+    for name, failure_case in FAILURE_CASES.items():
         signs = [SIGNS[declared[column, name].outcome] for column in chosen]
         if set(signs) != {"·"}:
-            lines.append(f"| **{name}**: {trouble.words} | " + " | ".join(signs) + " |")
-    silent = [name for name in TROUBLES if all(declared[column, name].outcome == "cannot occur" for column in chosen)]
+            lines.append(f"| **{name}**: {failure_case.words} | " + " | ".join(signs) + " |")
+    silent = [
+        name for name in FAILURE_CASES if all(declared[column, name].outcome == "cannot occur" for column in chosen)
+    ]
     text = "\n".join(lines)
     return f"{text}\n\nCannot occur in any of these: {', '.join(silent)}." if silent else text
 
@@ -120,11 +122,11 @@ def _notes(declared: Mapping[tuple[str, str], Expected]) -> str:
             if cell.outcome == outcome:
                 reasons.setdefault(cell.why, {}).setdefault(name, []).append(column)
         lines += [f"### {title}", "", "| reason | cells | troubles | operations |", "|---|---|---|---|"]
-        for why, by_trouble in sorted(reasons.items(), key=lambda item: item[0]):
-            touched = list(dict.fromkeys(column for found in by_trouble.values() for column in found))
-            number = sum(map(len, by_trouble.values()))
+        for why, by_failure_case in sorted(reasons.items(), key=lambda item: item[0]):
+            touched = list(dict.fromkeys(column for found in by_failure_case.values() for column in found))
+            number = sum(map(len, by_failure_case.values()))
             operations = ", ".join(touched) if len(touched) <= 12 else f"{len(touched)} operations"
-            lines.append(f"| {why} | {number} | {', '.join(by_trouble)} | {operations} |")
+            lines.append(f"| {why} | {number} | {', '.join(by_failure_case)} | {operations} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ import requests
 
 from dicomweb_io.testing.faults import FaultPlan, fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transforms._core import TALLY
+from dicomweb_io.transforms.metrics import TALLY
 from pipelines.transfer import main
 from tests.faults.bench import tiny_image
 
@@ -92,15 +92,15 @@ def kept_back(server):
     """
     played = server.proxy.faults
     again = FaultPlan(played._faults)
-    least = most = 0
+    least = maximum = 0
     for _ in range(max(played._seen)):
         actions = [(one.action, one.options.get("at")) for one in again.strike("GET", "/")]
         if ("reset", "request") in actions:
-            most += 1
+            maximum += 1
             least += len(actions) == 1
         # A request on a connection that is just being closed may be lost too.
-        most += ("close_after", None) in actions
-    return least, most
+        maximum += ("close_after", None) in actions
+    return least, maximum
 
 
 def check_records(server, traffic):
@@ -109,8 +109,8 @@ def check_records(server, traffic):
     hits = struck(server)
     share = sum(hits.values()) / len(records)
     assert SHARE / 2 < share < SHARE * 2, f"{share:.1%} of the requests were struck"
-    least, most = kept_back(server)
-    assert least <= traffic["requests"] - len(records) <= most
+    least, maximum = kept_back(server)
+    assert least <= traffic["requests"] - len(records) <= maximum
     return records, hits
 
 
@@ -165,5 +165,7 @@ def test_two_thousand_instances_from_server_to_server(serve, tmp_path, capsys, s
     assert contents(tmp_path / "archive") == originals
     records = [*source.records.settled(60), *destination.records.settled(60)]
     bounds = kept_back(source), kept_back(destination)
-    assert sum(least for least, _ in bounds) <= traffic["requests"] - len(records) <= sum(most for _, most in bounds)
+    assert (
+        sum(least for least, _ in bounds) <= traffic["requests"] - len(records) <= sum(maximum for _, maximum in bounds)
+    )
     assert traffic["stored"] + traffic["exists"] == count

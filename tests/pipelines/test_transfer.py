@@ -18,7 +18,7 @@ from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transforms._core import TALLY
+from dicomweb_io.transforms.metrics import TALLY
 from pipelines import transfer
 from pipelines.transfer import TransferJob, adds_up, main, run
 

@@ -42,7 +42,7 @@ def bytes_of(directory):
 # Beam YAML ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_provider_file_names_every_door():
+def test_the_provider_file_names_every_provider():
     providers = yaml.safe_load(PROVIDERS.read_text())
     named = {name: path for provider in providers for name, path in provider["transforms"].items()}
     assert named == {name: f"dicomweb_io.transforms.yaml.{name}" for name in doors.__all__}
@@ -170,5 +170,5 @@ def test_other_languages_read_and_write(expansion_service, serve, archive, folde
     assert bytes_of(folder) == bytes_of(archive)
 
 
-def test_the_doors_are_the_transforms():
+def test_the_providers_are_the_transforms():
     assert set(doors.__all__) <= set(transforms.__all__)

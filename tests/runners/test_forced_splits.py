@@ -20,7 +20,7 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.testing.server.behaviour import Limits
-from dicomweb_io.testing.server.behaviours import manners_of
+from dicomweb_io.testing.server.behaviours import behaviour_of
 from dicomweb_io.transforms import SearchForInstances
 from dicomweb_io.transforms.row_range import RowTracker
 
@@ -83,8 +83,8 @@ def test_a_search_that_is_split_while_it_runs_gives_every_row_once(
     serve, archive, splits, total_known, limit, fraction
 ):
     caps = Limits(20, 20, 20)
-    manners = replace(manners_of("generic"), max_limit=caps, default_limit=caps, total_header=total_known)
-    server = serve(archive, manner=manners)
+    behaviour = replace(behaviour_of("generic"), max_limit=caps, default_limit=caps, total_header=total_known)
+    server = serve(archive, behaviour=behaviour)
     client = Endpoint(str(archive)).connect()
     expected = [Resource.of(row) for row in client.iter_search(make_query("instance"), limit=limit)]
     client.close()

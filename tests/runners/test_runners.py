@@ -20,7 +20,7 @@ from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.testing.server.behaviour import Limits
-from dicomweb_io.testing.server.behaviours import manners_of
+from dicomweb_io.testing.server.behaviours import behaviour_of
 from dicomweb_io.transforms import (
     CopyInstances,
     DistinctReferences,
@@ -64,7 +64,7 @@ def test_the_whole_connector(engine, serve, archive, references, folder, tmp_pat
     """Everything in one pipeline: on engines with processes each pipeline takes seconds to start."""
     # Searches take several pages.
     caps = Limits(5, 5, 5)
-    source = serve(archive, manner=replace(manners_of("generic"), max_limit=caps, default_limit=caps))
+    source = serve(archive, behaviour=replace(behaviour_of("generic"), max_limit=caps, default_limit=caps))
     destination, copy = serve(folder), tmp_path / "copy"
     uris = [reference.uri for reference in references]
     with pipeline(engine) as p:

@@ -39,7 +39,7 @@ REFERENCE = Resource(STUDY, SERIES, INSTANCE)
 
 
 @contextmanager
-def memory_below(most):
+def memory_below(maximum):
     """Fails if Python objects take more than so many bytes at any moment in the block."""
     tracemalloc.start()
     try:
@@ -47,7 +47,7 @@ def memory_below(most):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < most, f"{peak >> 20} MiB were needed"
+    assert peak < maximum, f"{peak >> 20} MiB were needed"
 
 
 def client_of(url, **options):
@@ -398,8 +398,8 @@ def test_multipart_bombs(origin, kind, operation):
     headers = {"Content-Type": f'multipart/related; type="{media_type}"; boundary=edge'}
     server = origin(lambda *_: (200, headers, body))
     # Two hundred thousand parts of bulk data are that many results before it shows that no end comes.
-    most = 200 if (kind, operation) == ("empty parts", "bulk data") else 60
-    with client_of(server.url) as client, memory_below(most * MIB):
+    maximum = 200 if (kind, operation) == ("empty parts", "bulk data") else 60
+    with client_of(server.url) as client, memory_below(maximum * MIB):
         assert ends_badly(client, operation)
 
 

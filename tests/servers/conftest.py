@@ -1,7 +1,7 @@
 """The archives that the client test suite runs on, what they hold, and where they differ, as data.
 
 A test takes `backend` and `client` and runs once for each row of `SPECS`: a real Orthanc, the test server in each of
-its manners, folders. Where an archive lacks something, its row says what happens instead and why (`Lack`), and the
+its behaviour, folders. Where an archive lacks something, its row says what happens instead and why (`Lack`), and the
 test checks that exactly this happens; nothing is skipped. A lack that is not there any more fails too.
 """
 
@@ -39,7 +39,7 @@ from dicomweb_io.testing.server.auth import (
     OAuth2Authentication,
     SigV4Authentication,
 )
-from dicomweb_io.testing.server.behaviours import MANNERS
+from dicomweb_io.testing.server.behaviours import BEHAVIOURS
 from dicomweb_io.testing.server.server import TestServer, serve
 
 # What the archives hold -----------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class Spec:
     Attributes:
         name: Its name in the test ids.
         kind: ``"server"``: the test server; ``"orthanc"``; ``"folder"``; ``"memory"``.
-        manner: The manner of the test server.
+        behaviour: The behaviour of the test server.
         profile: The client's profile; ``"probe"`` to find it out from ``"generic"``, None for a folder.
         lacks: Feature to what happens instead.
         secured: Makes the server's authentication and the client's credentials.
@@ -219,8 +219,8 @@ class Spec:
         shortfall: Rows that pages fall short of their limit.
         counts: Whether the client can count rows without fetching them.
         missing_frame: The statuses with which a frame that is not there is refused.
-        tier: What it keeps of a stored file; ``"none"`` if not even the pixels with their attributes.
-        content_check: What ``verify="content"`` gives: the tier at which the copy was compared, ``"refused"`` if the
+        comparison_level: What it keeps of a stored file; ``"none"`` if not even the pixels with their attributes.
+        content_check: What ``verify="content"`` gives: the level at which the copy was compared, ``"refused"`` if the
             client knows that it cannot be, ``"failed"`` if the client does not know that content is changed.
         again: The outcomes of storing an instance again as it is, and changed, with ``on_existing="server"``.
         replaces: Whether the client knows a safe way to replace instances.
@@ -228,7 +228,7 @@ class Spec:
 
     name: str
     kind: str = "server"
-    manner: str = "generic"
+    behaviour: str = "generic"
     profile: str | ServerProfile | None = "generic"
     lacks: Mapping[str, Lack] = field(default_factory=dict)
     secured: Callable[[], tuple[Any, Callable[[TestServer], Any]]] | None = None
@@ -236,7 +236,7 @@ class Spec:
     shortfall: int = 0
     counts: bool = False
     missing_frame: tuple[int, ...] = (404,)
-    tier: str = "file"
+    comparison_level: str = "file"
     content_check: str = "file"
     again: tuple[str, str] = ("stored", "failed")
     replaces: bool = False
@@ -363,7 +363,7 @@ STRICT: Mapping[str, Lack] = {
 
 _DICOMCLOUD: dict[str, Any] = {
     "lacks": DICOMCLOUD,
-    "tier": "none",
+    "comparison_level": "none",
     "content_check": "refused",
     "again": ("failed", "failed"),
     "replaces": True,
@@ -392,7 +392,7 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec(
         "orthanc",
-        manner="orthanc",
+        behaviour="orthanc",
         profile="orthanc",
         secured=basic,
         lacks=REAL_ORTHANC,
@@ -402,32 +402,32 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec(
         "dcm4chee",
-        manner="dcm4chee",
+        behaviour="dcm4chee",
         profile="dcm4chee",
         lacks=DCM4CHEE,
         secured=bearer,
         counts=True,
         missing_frame=(404, 206),
-        tier="pixels",
+        comparison_level="pixels",
         content_check="pixels",
         again=("stored", "stored"),
     ),
     Spec(
         "dcm4chee-probed",
-        manner="dcm4chee",
+        behaviour="dcm4chee",
         profile="probe",
         lacks=DCM4CHEE,
         counts=True,
         missing_frame=(404, 206),
-        tier="pixels",
+        comparison_level="pixels",
         content_check="failed",
         again=("stored", "stored"),
     ),
-    Spec("dicomcloud", manner="dicomcloud", profile="dicomcloud", page_cap=12, **_DICOMCLOUD),
-    Spec("dicomcloud-api", manner="dicomcloud-api", profile="dicomcloud", page_cap=12, **_DICOMCLOUD),
+    Spec("dicomcloud", behaviour="dicomcloud", profile="dicomcloud", page_cap=12, **_DICOMCLOUD),
+    Spec("dicomcloud-api", behaviour="dicomcloud-api", profile="dicomcloud", page_cap=12, **_DICOMCLOUD),
     Spec(
         "dicomcloud-short-pages",
-        manner="dicomcloud-short-pages",
+        behaviour="dicomcloud-short-pages",
         profile="dicomcloud",
         page_cap=10,
         shortfall=2,
@@ -435,7 +435,7 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec(
         "google",
-        manner="google",
+        behaviour="google",
         profile="google",
         secured=oauth2,
         lacks=GOOGLE,
@@ -444,47 +444,47 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec(
         "azure",
-        manner="azure",
+        behaviour="azure",
         profile="azure",
         secured=oauth2,
         lacks=AZURE,
-        tier="dataset",
+        comparison_level="dataset",
         content_check="dataset",
         again=("exists", "exists"),
         replaces=True,
     ),
     Spec(
         "azure-probed",
-        manner="azure",
+        behaviour="azure",
         profile="probe",
         lacks=AZURE,
-        tier="dataset",
+        comparison_level="dataset",
         content_check="failed",
         again=("failed", "failed"),
     ),
     Spec(
         "healthimaging",
-        manner="healthimaging",
+        behaviour="healthimaging",
         profile="healthimaging",
         secured=sigv4,
         lacks={**HEALTHIMAGING, "delete": Lack("it deletes by another interface only", raises=ValueError)},
-        tier="pixels",
+        comparison_level="pixels",
         content_check="pixels",
         again=("stored", "stored"),
     ),
     Spec(
         "healthimaging-probed",
-        manner="healthimaging",
+        behaviour="healthimaging",
         profile="probe",
         lacks={**HEALTHIMAGING, "delete": Lack("it deletes by another interface only", status=405)},
-        tier="pixels",
+        comparison_level="pixels",
         content_check="failed",
         again=("stored", "stored"),
     ),
-    Spec("strict-probed", manner="strict", profile="probe", lacks=STRICT, again=("failed", "failed")),
+    Spec("strict-probed", behaviour="strict", profile="probe", lacks=STRICT, again=("failed", "failed")),
     Spec(
         "offset-ignored",
-        manner="offset-ignored",
+        behaviour="offset-ignored",
         # With the server's true maximum known, a short page is known to be the last, and no second one is needed.
         profile=PROFILES["generic"].with_facts(max_limits=(200, 200, 200)),
         page_cap=10,
@@ -591,11 +591,11 @@ def running(
         else:
             real = None
             # Its rate limit is the subject of a test of its own; here it would only cost time.
-            manners = replace(MANNERS[spec.manner], rate_limit=None)
+            behaviour = replace(BEHAVIOURS[spec.behaviour], rate_limit=None)
             authentication, credentials = spec.secured() if spec.secured else (None, None)
             if archive is None:
                 _fill(str(directory), contents)
-            server = stack.enter_context(serve(archive or str(directory), manner=manners, auth=authentication))
+            server = stack.enter_context(serve(archive or str(directory), behaviour=behaviour, auth=authentication))
             endpoint = server.endpoint(**options)
             if credentials is not None:
                 endpoint = endpoint.replace(credentials=credentials(server))

@@ -1,4 +1,4 @@
-"""The same reading tests on every archive: a real Orthanc, the test server in each of its manners, folders.
+"""The same reading tests on every archive: a real Orthanc, the test server in each of its behaviour, folders.
 
 What differs is in the table of `conftest.py`.
 """
@@ -21,7 +21,7 @@ from dicomweb_io.elements import Resource
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
-from dicomweb_io.testing.server.behaviours import MANNERS
+from dicomweb_io.testing.server.behaviours import BEHAVIOURS
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 UID_TAGS = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
@@ -44,7 +44,7 @@ def uids_of(rows: Any, level: str) -> list[str]:
 
 def test_the_table_is_complete(suite):
     specs, features = suite
-    assert {spec.manner for spec in specs if spec.kind == "server"} == set(MANNERS)
+    assert {spec.behaviour for spec in specs if spec.kind == "server"} == set(BEHAVIOURS)
     profiles = {spec.profile if isinstance(spec.profile, str) else "generic" for spec in specs if spec.profile}
     assert profiles - {"auto", "probe"} == set(PROFILES)
     assert {spec.kind for spec in specs} == {"server", "orthanc", "folder", "memory"}
@@ -630,7 +630,7 @@ def test_eight_threads_share_a_client(backend, client, content):
 
 def test_a_limit_of_requests_per_second_is_borne(serve, filled_folder, content):
     # AWS HealthImaging's own are 50 and 100.
-    server = serve(filled_folder, manner=replace(MANNERS["healthimaging"], rate_limit=(2.0, 1)))
+    server = serve(filled_folder, behaviour=replace(BEHAVIOURS["healthimaging"], rate_limit=(2.0, 1)))
     patient = RetryPolicy(max_attempts=20, initial_delay=0.05, max_delay=0.1)
     with server.endpoint(profile="healthimaging", retry=patient).connect() as client:
         # Without a flat search, study and series are walked: more requests than are allowed at once.

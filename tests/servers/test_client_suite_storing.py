@@ -1,4 +1,4 @@
-"""The same storing and deleting tests on every archive: a real Orthanc, the test server in each manner, folders.
+"""The same storing and deleting tests on every archive: a real Orthanc, the test server in each behaviour, folders.
 
 Each test stores studies of its own. What differs is in the table of `conftest.py`.
 """
@@ -63,9 +63,9 @@ def kept(client: Any, backend: Any, content: bytes) -> bool:
         if error.status != 404:
             raise
         return False
-    if backend.spec.tier == "none":
+    if backend.spec.comparison_level == "none":
         return True
-    return difference(Instance.from_bytes(content), found, backend.spec.tier) is None
+    return difference(Instance.from_bytes(content), found, backend.spec.comparison_level) is None
 
 
 def test_everything_that_can_be_stored(writer, empty_backend, images, tmp_path):

@@ -60,7 +60,7 @@ def shell(command: str, folder: Path, *, more: str = "") -> subprocess.Completed
 @pytest.fixture
 def run(serve, filled_folder, content, tmp_path) -> Any:
     """Runs an example on a server with prefixes that has the guide's study; more options may be put behind it."""
-    url = serve(filled_folder, manner="dicomcloud").url
+    url = serve(filled_folder, behaviour="dicomcloud").url
     uids = dict(zip((STUDY, SERIES, INSTANCE), content.loop.uids, strict=True))
 
     def execute(command: str, more: str = "") -> subprocess.CompletedProcess[bytes]:
@@ -124,7 +124,7 @@ def test_store(serve, make_image, tmp_path):
     contents = [make_image(1, 0, number, "command line") for number in (1, 2, 3)]
     for number, one in enumerate(contents):
         (files / f"{number} with a space.dcm").write_bytes(one)
-    server = serve(tmp_path / "archive", manner="google", auth="the-token")
+    server = serve(tmp_path / "archive", behaviour="google", auth="the-token")
     command = example("store").replace(GOOGLE, server.url)
     assert command != example("store")
     result = shell(command, tmp_path, more="the-token")

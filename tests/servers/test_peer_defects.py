@@ -87,7 +87,7 @@ Web client
 - no transfer syntax in Accept: 406 from Azure:
   servers/test_client_suite_reading.py::test_instances_come_as_they_are_stored
 - no other spelling of Accept:
-  unit/web/test_web_instances.py::test_other_spellings_of_the_same_wish
+  unit/web/test_web_instances.py::test_other_spellings_of_the_same_media_type
 - no single parts:
   unit/web/test_web_instances.py::test_a_single_part_is_read_too_and_causes_no_warning
 - single frames and bulk data without parts:
@@ -283,7 +283,7 @@ def test_frames_can_be_shown(serve, filled_folder, content, monkeypatch, capsys)
 
 
 def test_prefixes_and_timeout_are_options(serve, filled_folder, content, capsys):
-    server = serve(filled_folder, manner="dicomcloud")
+    server = serve(filled_folder, behaviour="dicomcloud")
     prefixes = ("--qido-prefix", "qidors", "--wado-prefix", "wadors", "--stow-prefix", "stowrs")
     study = content.ct.uids[0]
     assert run("--url", server.url, *prefixes, "search", "series", "--study", study) == 0

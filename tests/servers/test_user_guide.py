@@ -287,7 +287,7 @@ def sites(request, serve, filled_folder, content, tmp_path) -> Callable[[str], S
 
     def start(kind: str) -> Site:
         if kind == "prefixes":
-            url = serve(filled_folder, manner="dicomcloud").url
+            url = serve(filled_folder, behaviour="dicomcloud").url
             # This server gives twelve rows at once.
             rows = requests.get(f"{url}/qidors/studies", timeout=30).json()
             return Site(url, studies(rows), {"https://dicomcloud.azurewebsites.net": url})

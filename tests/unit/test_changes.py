@@ -51,16 +51,16 @@ def put(place, paths):
 class Follower:
     """Asks a change source again and again, each time with a cursor that went through JSON."""
 
-    def __init__(self, endpoint, *arguments, start="now", most=10_000, **options):
+    def __init__(self, endpoint, *arguments, start="now", max_changes=10_000, **options):
         self.source = change_source(endpoint, *arguments, **options)
         self.client = Endpoint.of(endpoint).connect()
-        self.start, self.most = start, most
+        self.start, self.max_changes = start, max_changes
         self.cursor = None
         self.more = False
         self.failures = []
 
     def poll(self):
-        changes = self.source.poll(self.client, self.cursor, start=self.start, most=self.most)
+        changes = self.source.poll(self.client, self.cursor, start=self.start, max_changes=self.max_changes)
         self.cursor = Cursor.from_json(json.loads(json.dumps(changes.cursor.to_json())))
         self.more = changes.more
         self.failures += changes.failures
@@ -119,7 +119,7 @@ def test_a_late_instance_of_a_known_study_is_found(place, tmp_path):
 
 def test_an_answer_ends_at_the_most_and_goes_on(place):
     there = store(place, instances=10)
-    follower = Follower(place, start="all", most=4)
+    follower = Follower(place, start="all", max_changes=4)
     assert len(follower.poll()) == 4
     assert follower.more
     follower.cursor = None
@@ -213,7 +213,7 @@ def test_orthanc_tells_its_changes(orthanc, level):
 
 
 def test_orthanc_in_small_answers_with_filters_and_deletions(orthanc):
-    follower = Follower(orthanc.url, most=3)
+    follower = Follower(orthanc.url, max_changes=3)
     filtered = Follower(orthanc.url, search_filters={"Modality": "MR"})
     started = Follower(orthanc.url, start=datetime.now(timezone.utc) + timedelta(hours=1))
     for one in (follower, filtered, started):
@@ -383,7 +383,7 @@ def test_azure_studies_are_told_once(feed):
 
 def test_azure_in_small_answers(feed):
     there = {feed.add(number, number // 100) for number in range(1, 601)}
-    follower = Follower(feed.endpoint, start="all", most=150)
+    follower = Follower(feed.endpoint, start="all", max_changes=150)
     assert follower.all() == there
     assert follower.all() == set()
 

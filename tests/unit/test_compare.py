@@ -1,4 +1,4 @@
-"""Comparing copies at the tier that an archive keeps."""
+"""Comparing copies at the level that an archive keeps."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def ct():
     return sample("CT_small.dcm")
 
 
-@pytest.mark.parametrize("tier", ["file", "dataset", "pixels"])
-def test_equal_copies(ct, tier, tmp_path):
+@pytest.mark.parametrize("level", ["file", "dataset", "pixels"])
+def test_equal_copies(ct, level, tmp_path):
     (tmp_path / "x.dcm").write_bytes(ct)
-    assert difference(Instance.from_bytes(ct), Instance.from_path(tmp_path / "x.dcm"), tier) is None
+    assert difference(Instance.from_bytes(ct), Instance.from_path(tmp_path / "x.dcm"), level) is None
 
 
 def test_a_zeroed_preamble_is_another_file_with_an_equal_dataset(ct):
@@ -82,7 +82,7 @@ def test_pixels_that_cannot_be_decoded_are_an_error_not_an_answer(ct):
     assert answer is not None
 
 
-def test_other_uids_and_no_tier(ct):
+def test_other_uids_and_no_level(ct):
     other = Instance.from_bytes(changed(ct, SOPInstanceUID="1.2.3"))
     assert difference(Instance.from_bytes(ct), other, "pixels") == "the UIDs differ"
     with pytest.raises(ValueError, match="'none'"):

@@ -63,14 +63,14 @@ def test_an_ordered_lane_keeps_the_order_even_if_later_tasks_end_first(pool):
 
 
 def test_no_more_tasks_run_than_allowed(pool):
-    running, most, lock = 0, 0, threading.Lock()
+    running, maximum, lock = 0, 0, threading.Lock()
     full = threading.Event()
 
     def produce(room):
-        nonlocal running, most
+        nonlocal running, maximum
         with lock:
             running += 1
-            most = max(most, running)
+            maximum = max(maximum, running)
             if running == 3:
                 full.set()
         assert full.wait(WAIT)
@@ -84,7 +84,7 @@ def test_no_more_tasks_run_than_allowed(pool):
         thread.start()
     for thread in threads:
         thread.join(WAIT)
-    assert most == 3
+    assert maximum == 3
 
 
 def test_a_slow_consumer_holds_the_producers_back(pool):

@@ -50,9 +50,9 @@ def test_every_profile_is_sound(profile):
     assert profile.sources
     assert all(len(source) > 20 for source in profile.sources)
     assert pickle.loads(pickle.dumps(profile)) == profile
-    for size, most in zip(profile.page_sizes, profile.max_limits, strict=False):
+    for size, maximum in zip(profile.page_sizes, profile.max_limits, strict=False):
         assert size >= 1
-        assert most is None or size <= most
+        assert maximum is None or size <= maximum
     assert all("transfer-syntax=" in accept or accept == "*/*" for accept in profile.original_accepts)
     assert not set(profile.original_accepts) & set(profile.transcoding_accepts)
     assert profile.store_batch_bytes <= (profile.max_request_bytes or profile.store_batch_bytes)
@@ -88,7 +88,7 @@ def test_known_limits_of_the_services():
         "delete",
         "delete",
     ]
-    assert [PROFILES[name].identity_tier for name in ("orthanc", "azure", "dcm4chee", "dicomcloud")] == [
+    assert [PROFILES[name].comparison_level for name in ("orthanc", "azure", "dcm4chee", "dicomcloud")] == [
         "file",
         "dataset",
         "pixels",

@@ -161,7 +161,7 @@ def test_a_destination_that_cannot_be_reached_is_a_failure_of_each_instance(sour
     assert [(type(result), result.reference) for result in results] == [(Failure, item) for item in references]
 
 
-def test_verification_by_content_tells_the_tier(source, serve, folder):
+def test_verification_by_content_tells_the_level(source, serve, folder):
     server = serve(folder)
     web = Endpoint(server.url).connect()
     references = references_of(source)[:5]
@@ -229,7 +229,7 @@ def test_a_listing_forgets_the_oldest_series_when_it_grows_too_large(source):
             asked.append(query.series_instance_uid)
             return source.iter_search(query)
 
-    listing = SeriesListing(Counting(), most_uids=15)
+    listing = SeriesListing(Counting(), max_uids=15)
     for reference in references:
         assert listing.holds(reference)
     assert len(asked) == len(set(asked)) == 2

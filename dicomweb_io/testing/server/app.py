@@ -24,7 +24,7 @@ from dicomweb_io.elements import Resource, SearchLevel
 from dicomweb_io.testing.faults import FaultPlan
 from dicomweb_io.testing.server import qido, stow, wado
 from dicomweb_io.testing.server.auth import Authentication
-from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.behaviour import Behaviour
 from dicomweb_io.testing.server.exchange import (
     Answer,
     Exchange,
@@ -74,7 +74,7 @@ class Connection:
         self.record = Record(scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers)
         records.add(self.record)
 
-    def exchange(self, manners: Manners, faults: tuple[Any, ...]) -> Exchange:
+    def exchange(self, behaviour: Behaviour, faults: tuple[Any, ...]) -> Exchange:
         """The request as the parts of the server see it."""
         headers = self.record.headers
         server = self._scope.get("server") or ("localhost", None)
@@ -84,10 +84,10 @@ class Connection:
             self.raw_path,
             parse_query(self.record.query),
             headers,
-            f"{self._scope['scheme']}://{host}{manners.root}",
+            f"{self._scope['scheme']}://{host}{behaviour.root}",
             self._body(),
             faults,
-            manners.decodes_query,
+            behaviour.decodes_query,
             f"{self._scope['scheme']}://{host}",
         )
 
@@ -232,7 +232,7 @@ class App:
         self.records = records
         self.authentication = authentication
         self.errors: list[str] = []
-        self._bucket = _Bucket(site.manners.rate_limit)
+        self._bucket = _Bucket(site.behaviour.rate_limit)
         self._limiter: anyio.CapacityLimiter | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -257,11 +257,11 @@ class App:
             fault for fault in self.faults.strike(record.method, connection.raw_path) if fault.layer == "http"
         )
         record.faults = tuple(fault.action for fault in struck)
-        exchange = connection.exchange(self.site.manners, struck)
+        exchange = connection.exchange(self.site.behaviour, struck)
         try:
             answer = self._answer(exchange)
-            if self.site.manners.keep_alive_header and not answer.close_delimited:
-                answer.headers.setdefault("Keep-Alive", f"timeout={self.site.manners.keep_alive}")
+            if self.site.behaviour.keep_alive_header and not answer.close_delimited:
+                answer.headers.setdefault("Keep-Alive", f"timeout={self.site.behaviour.keep_alive}")
             connection.send_answer(afterwards(exchange, self._compressed(exchange, answer)))
         except ClientGone:
             return
@@ -288,7 +288,7 @@ class App:
                 answer.headers["Warning"] = warning_header(exchange.warnings)
             return answer
         except Refusal as refusal:
-            return error_answer(self.site.manners, refusal, exchange.method, exchange.path)
+            return error_answer(self.site.behaviour, refusal, exchange.method, exchange.path)
         except ClientGone:
             raise
         except requests.HTTPError as error:
@@ -298,19 +298,19 @@ class App:
             # Where the archive is, is nobody's business.
             detail = str(getattr(error, "detail", "")).replace(self.site.archive.base_url, "the archive")
             failure = Refusal(status, detail or http.HTTPStatus(status).phrase)
-            return error_answer(self.site.manners, failure, exchange.method, exchange.path)
+            return error_answer(self.site.behaviour, failure, exchange.method, exchange.path)
         except ValueError as error:
-            return error_answer(self.site.manners, Refusal(400, str(error)), exchange.method, exchange.path)
+            return error_answer(self.site.behaviour, Refusal(400, str(error)), exchange.method, exchange.path)
         except Exception:
             self.errors.append(traceback.format_exc())
             return error_answer(
-                self.site.manners, Refusal(500, "The server has a defect."), exchange.method, exchange.path
+                self.site.behaviour, Refusal(500, "The server has a defect."), exchange.method, exchange.path
             )
 
     def _compressed(self, exchange: Exchange, answer: Answer) -> Answer:
         accepted = exchange.headers.get("accept-encoding", "")
         coding = next((name for name in ("gzip", "deflate") if name in accepted), None)
-        if not self.site.manners.gzip or coding is None or answer.status != 200 or exchange.method == "HEAD":
+        if not self.site.behaviour.gzip or coding is None or answer.status != 200 or exchange.method == "HEAD":
             return answer
         headers = {name: value for name, value in answer.headers.items() if name.lower() != "content-length"}
         body = _squeezed(answer.body, coding)
@@ -319,38 +319,38 @@ class App:
     # Routing ----------------------------------------------------------------------------------------------------------
 
     def _route(self, exchange: Exchange) -> Answer:
-        manners = self.site.manners
+        behaviour = self.site.behaviour
         self.site.let_go()
         segments = path_segments(exchange.path)
-        if manners.feed == "orthanc":
+        if behaviour.feed == "orthanc":
             own = own_interface(self.site, exchange, segments)
             if own is not None:
                 return own
-        rest = _below(segments, manners.root)
+        rest = _below(segments, behaviour.root)
         if rest is None:
             raise Refusal(404, "There is nothing here.")
         method = exchange.method
-        if method == "HEAD" and not manners.head:
+        if method == "HEAD" and not behaviour.head:
             raise Refusal(404, "HEAD is not supported here.")
         if method in ("GET", "HEAD"):
             answer = self._get(exchange, rest)
-        elif method == "POST" or (method == "PUT" and manners.upsert):
+        elif method == "POST" or (method == "PUT" and behaviour.upsert):
             answer = self._post(exchange, rest)
         elif method == "DELETE":
-            answer = self._delete(exchange, _below(rest, manners.delete_prefix))
+            answer = self._delete(exchange, _below(rest, behaviour.delete_prefix))
         else:
-            status = manners.options if method == "OPTIONS" else 405
+            status = behaviour.options if method == "OPTIONS" else 405
             raise Refusal(status, f"{method} is not supported here.", {"Allow": "GET, HEAD, POST, DELETE"})
         if answer is None:
             raise Refusal(404, "There is no such resource.")
         return answer
 
     def _get(self, exchange: Exchange, rest: list[str]) -> Answer | None:
-        if self.site.manners.feed == "azure":
+        if self.site.behaviour.feed == "azure":
             feed = change_feed(self.site, exchange, rest)
             if feed is not None:
                 return feed
-        search = _below(rest, self.site.manners.qido_prefix)
+        search = _below(rest, self.site.behaviour.qido_prefix)
         if search is not None:
             found = _target(search)
             if found is not None:
@@ -358,7 +358,7 @@ class App:
             found = _target(search[:-1]) if search[-1:] in (["count"], ["size"]) else None
             if found is not None:
                 return (qido.count if search[-1] == "count" else qido.size)(self.site, exchange, found)
-        path = _below(rest, self.site.manners.wado_prefix)
+        path = _below(rest, self.site.behaviour.wado_prefix)
         if path is None:
             return None
         resource, tail = _resource(path)
@@ -366,7 +366,7 @@ class App:
             return None
         if self.site.is_leaving(resource):
             raise Refusal(404, f"There is no such {resource.level}.")
-        image_set = exchange.parameter("imageSetId") if self.site.manners.other_again == "hidden" else None
+        image_set = exchange.parameter("imageSetId") if self.site.behaviour.other_again == "hidden" else None
         return self._object(self.site.of_image_set(image_set), exchange, resource, tail)
 
     def _object(self, site: Site, exchange: Exchange, resource: Resource, tail: list[str]) -> Answer | None:
@@ -382,7 +382,7 @@ class App:
             return wado.all_bulkdata(site, exchange, resource, only_pixels=tail == ["pixeldata"])
         if resource.level != "instance":
             return None
-        if tail[0] == site.manners.bulkdata_segment:
+        if tail[0] == site.behaviour.bulkdata_segment:
             return wado.bulkdata(site, exchange, resource, tail[1:])
         if tail[0] != "frames" or len(tail) not in (2, 3):
             return None
@@ -402,7 +402,7 @@ class App:
         if rest[-2:-1] == ["reject"]:
             resource, tail = _resource(rest)
             return stow.reject(self.site, resource, tail[1]) if resource is not None and len(tail) == 2 else None
-        path = _below(rest, self.site.manners.stow_prefix)
+        path = _below(rest, self.site.behaviour.stow_prefix)
         if path is None or len(path) not in (1, 2) or path[0] != "studies":
             return None
         study = _checked(path[1]) if len(path) == 2 else None

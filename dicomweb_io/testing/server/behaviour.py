@@ -39,7 +39,7 @@ class Fact:
     """One thing a server is known to do.
 
     Attributes:
-        value: The value of the field of `Manners`.
+        value: The value of the field of `Behaviour`.
         evidence: How it is known: ``"measured"`` on a running server, ``"read in source"``, ``"documented"`` by the
             vendor, ``"seen"`` in reports of others, or ``"unverified"``: the most plausible value, nobody checked.
         source: Where it is from.
@@ -51,7 +51,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Manners:
+class Behaviour:
     """How a server behaves where servers differ. The defaults follow the standard.
 
     Attributes:
@@ -395,22 +395,22 @@ class Manners:
         return {name: fact for name, fact in self.facts.items() if fact.evidence == "unverified"}
 
 
-def manners(
+def behaviour(
     name: str,
     title: str,
     facts: Mapping[str, Fact],
     *,
-    based_on: Manners | None = None,
+    based_on: Behaviour | None = None,
     same_release: bool = True,
     gaps: tuple[str, ...] = (),
-) -> Manners:
-    """Makes manners of facts.
+) -> Behaviour:
+    """Makes behaviour of facts.
 
     Args:
         name: The name in the table.
         title: What it stands for.
         facts: Field to fact.
-        based_on: Manners whose facts hold too, unless replaced.
+        based_on: Behaviour whose facts hold too, unless replaced.
         same_release: Whether the facts of `based_on` are known of this server too; if not they are unverified.
         gaps: What is known and not shown.
 
@@ -421,13 +421,13 @@ def manners(
     if not same_release:
         inherited = {key: Fact(one.value, "unverified", f"as {one.source}") for key, one in inherited.items()}
     together = {**inherited, **facts}
-    known = {item.name for item in fields(Manners)} - {"name", "title", "facts", "gaps"}
+    known = {item.name for item in fields(Behaviour)} - {"name", "title", "facts", "gaps"}
     for key in together:
         if key not in known:
-            raise ValueError(f"manners {name!r}: there is no field {key!r}")
+            raise ValueError(f"behaviour {name!r}: there is no field {key!r}")
     values = {key: fact.value for key, fact in together.items()}
     all_gaps = (*(based_on.gaps if based_on is not None else ()), *gaps)
-    return Manners(name, title, MappingProxyType(together), all_gaps, **values)
+    return Behaviour(name, title, MappingProxyType(together), all_gaps, **values)
 
 
 def measured(value: object, source: str) -> Fact:

@@ -1,4 +1,4 @@
-"""The manners of known servers by name, and what is known of each in words."""
+"""The behaviour of known servers by name, and what is known of each in words."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import MappingProxyType
 from typing import Any
 
 from dicomweb_io.testing.server.behaviour import (
+    Behaviour,
     Evidence,
     Limits,
-    Manners,
+    behaviour,
     documented,
-    manners,
     measured,
     read_in_source,
     seen,
@@ -21,7 +21,7 @@ from dicomweb_io.testing.server.behaviour import (
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The manners of archives that can be installed, each fact with its evidence.
+# The behaviour of archives that can be installed, each fact with its evidence.
 #
 # Written from what the servers and their documents show, not from what a client expects: a wrong belief of the client
 # must not be confirmed by its own test server. Facts marked ``"unverified"`` are guesses to be checked.
@@ -45,7 +45,7 @@ _JPEG_2000 = "1.2.840.10008.1.2.4.90"
 _JPEG_2000_LOSSY = "1.2.840.10008.1.2.4.91"
 _JPEG_2000_ALL = frozenset({_JPEG_2000, _JPEG_2000_LOSSY, "1.2.840.10008.1.2.4.92", "1.2.840.10008.1.2.4.93"})
 
-ORTHANC = manners(
+ORTHANC = behaviour(
     "orthanc",
     _ORTHANC,
     {
@@ -134,7 +134,7 @@ ORTHANC = manners(
     ),
 )
 
-ORTHANC_NEWER = manners(
+ORTHANC_NEWER = behaviour(
     "orthanc-newer",
     "Newer releases of Orthanc's DICOMweb plugin, by their source",
     {
@@ -157,7 +157,7 @@ ORTHANC_NEWER = manners(
     gaps=("paging with tags that are not kept as main DICOM tags is 400 there", "A700H when its storage is full"),
 )
 
-DCM4CHEE = manners(
+DCM4CHEE = behaviour(
     "dcm4chee",
     "dcm4chee-arc-light",
     {
@@ -210,7 +210,7 @@ DCM4CHEE = manners(
     ),
 )
 
-DCM4CHEE_OLDER = manners(
+DCM4CHEE_OLDER = behaviour(
     "dcm4chee-older",
     "Older dcm4chee builds: rows in no order unless orderby is given, short pages although rows remain",
     {
@@ -220,7 +220,7 @@ DCM4CHEE_OLDER = manners(
     based_on=DCM4CHEE,
 )
 
-DICOMCLOUD = manners(
+DICOMCLOUD = behaviour(
     "dicomcloud",
     "DICOMcloud",
     {
@@ -262,7 +262,7 @@ DICOMCLOUD = manners(
     ),
 )
 
-DICOMCLOUD_API = manners(
+DICOMCLOUD_API = behaviour(
     "dicomcloud-api",
     "DICOMcloud in its other layout, with one prefix for everything",
     {
@@ -275,14 +275,14 @@ DICOMCLOUD_API = manners(
     based_on=DICOMCLOUD,
 )
 
-DICOMCLOUD_SHORT = manners(
+DICOMCLOUD_SHORT = behaviour(
     "dicomcloud-short-pages",
     "Older DICOMcloud builds, whose pages are short although rows remain",
     {"short_page": seen(2, "DICOMcloud #25")},
     based_on=DICOMCLOUD,
 )
 
-DICOMCLOUD_OLDER = manners(
+DICOMCLOUD_OLDER = behaviour(
     "dicomcloud-older",
     "Older DICOMcloud builds, whose store answers name what is stored where nobody looks, and one failure only",
     {
@@ -292,7 +292,7 @@ DICOMCLOUD_OLDER = manners(
     based_on=DICOMCLOUD,
 )
 
-STRICT = manners(
+STRICT = behaviour(
     "strict",
     "A small server that differs from Orthanc wherever it can",
     {
@@ -332,7 +332,7 @@ STRICT = manners(
     },
 )
 
-OFFSET_IGNORED = manners(
+OFFSET_IGNORED = behaviour(
     "offset-ignored",
     "A server that ignores offset: every page is the first",
     {
@@ -343,7 +343,7 @@ OFFSET_IGNORED = manners(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The manners of cloud services, each fact with its evidence.
+# The behaviour of cloud services, each fact with its evidence.
 #
 # Written from what the servers and their documents show, not from what a client expects: a wrong belief of the client
 # must not be confirmed by its own test server. Facts marked ``"unverified"`` are guesses to be checked.
@@ -354,7 +354,7 @@ _AZURE = "Azure DICOM service conformance statement v2"
 _AWS = "AWS HealthImaging guide"
 
 
-GOOGLE = manners(
+GOOGLE = behaviour(
     "google",
     "Google Cloud Healthcare API",
     {
@@ -395,14 +395,14 @@ GOOGLE = manners(
     ),
 )
 
-GOOGLE_LAGGING = manners(
+GOOGLE_LAGGING = behaviour(
     "google-lagging",
     "Google Cloud Healthcare API at a moment when its searches lag behind",
     {"delete_lag": seen(2.0, "rows may lag some seconds behind a delete; how many is unverified")},
     based_on=GOOGLE,
 )
 
-AZURE = manners(
+AZURE = behaviour(
     "azure",
     "Azure DICOM service",
     {
@@ -475,13 +475,13 @@ AZURE = manners(
         "feed": documented("azure", f"{_AZURE} and change feed"),
     },
     gaps=(
-        "extended query tags: make manners of your own with more `searchable` keywords",
+        "extended query tags: make behaviour of your own with more `searchable` keywords",
         "store results 424 and 503, reasons 45071 (pending) and 45063, ETags of objects",
         "the feed tells of an update nowhere, as nothing updates attributes",
     ),
 )
 
-HEALTHIMAGING = manners(
+HEALTHIMAGING = behaviour(
     "healthimaging",
     "AWS HealthImaging",
     {
@@ -535,9 +535,9 @@ HEALTHIMAGING = manners(
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-GENERIC = Manners("generic", "What PS3.18 says, and nothing else")
+GENERIC = Behaviour("generic", "What PS3.18 says, and nothing else")
 
-MANNERS: Mapping[str, Manners] = MappingProxyType(
+BEHAVIOURS: Mapping[str, Behaviour] = MappingProxyType(
     {
         one.name: one
         for one in (
@@ -555,25 +555,25 @@ MANNERS: Mapping[str, Manners] = MappingProxyType(
         )
     }
 )
-"""The manners of today's servers by name."""
+"""The behaviour of today's servers by name."""
 
-VARIANTS: Mapping[str, Manners] = MappingProxyType(
+VARIANTS: Mapping[str, Behaviour] = MappingProxyType(
     {one.name: one for one in (ORTHANC_NEWER, DCM4CHEE_OLDER, DICOMCLOUD_OLDER, GOOGLE_LAGGING)}
 )
 """Other releases of the same servers: those whose faults were corrected since, or that were only read in source."""
 
 
-def manners_of(value: str | Manners) -> Manners:
-    """The manners of a name, or the manners themselves.
+def behaviour_of(value: str | Behaviour) -> Behaviour:
+    """The behaviour of a name, or the behaviour themselves.
 
     Raises:
-        ValueError: If no manners have this name.
+        ValueError: If no behaviour have this name.
     """
-    if isinstance(value, Manners):
+    if isinstance(value, Behaviour):
         return value
-    found = MANNERS.get(value) or VARIANTS.get(value)
+    found = BEHAVIOURS.get(value) or VARIANTS.get(value)
     if found is None:
-        raise ValueError(f"there are no manners {value!r}; there are: {', '.join([*MANNERS, *VARIANTS])}")
+        raise ValueError(f"there are no behaviour {value!r}; there are: {', '.join([*BEHAVIOURS, *VARIANTS])}")
     return found
 
 
@@ -581,15 +581,15 @@ def evidence_table() -> list[tuple[str, str, object, Evidence, str]]:
     """Every fact as a row of server, field, value, evidence and source, for documentation."""
     return [
         (one.name, name, fact.value, fact.evidence, fact.source)
-        for one in MANNERS.values()
+        for one in BEHAVIOURS.values()
         for name, fact in one.facts.items()
     ]
 
 
 def meanings() -> dict[str, str]:
-    """What each field of `Manners` means, as its documentation says."""
+    """What each field of `Behaviour` means, as its documentation says."""
     entries = re.findall(
-        r"^ {8}(\w[\w, ]*): (.*?)(?=\n {8}\w|\n\n|\Z)", Manners.__doc__ or "", re.DOTALL | re.MULTILINE
+        r"^ {8}(\w[\w, ]*): (.*?)(?=\n {8}\w|\n\n|\Z)", Behaviour.__doc__ or "", re.DOTALL | re.MULTILINE
     )
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
@@ -609,17 +609,17 @@ def shown(value: object) -> str:
     return str(value) if value not in (None, "") else "none"
 
 
-def describe(value: str | Manners) -> str:
+def describe(value: str | Behaviour) -> str:
     """What is known of a server, as text: each fact with its evidence, what is assumed, and what is not shown.
 
     Raises:
-        ValueError: If no manners have this name.
+        ValueError: If no behaviour have this name.
     """
-    manners, explained = manners_of(value), meanings()
-    standard = {item.name: getattr(GENERIC, item.name) for item in fields(Manners)}
-    lines = [f"{manners.name}: {manners.title}", ""]
+    behaviour, explained = behaviour_of(value), meanings()
+    standard = {item.name: getattr(GENERIC, item.name) for item in fields(Behaviour)}
+    lines = [f"{behaviour.name}: {behaviour.title}", ""]
     groups: dict[str, list[str]] = {}
-    for name, fact in manners.facts.items():
+    for name, fact in behaviour.facts.items():
         usual = "as the standard" if fact.value == standard[name] else f"the standard: {shown(standard[name])}"
         groups.setdefault(fact.evidence, []).extend(
             (f"  {name} = {shown(fact.value)} ({usual})", f"      {explained[name]}", f"      source: {fact.source}")
@@ -627,23 +627,23 @@ def describe(value: str | Manners) -> str:
     for evidence in ("measured", "read in source", "documented", "seen", "unverified"):
         if evidence in groups:
             lines += [f"{evidence.capitalize()}:", *groups[evidence], ""]
-    assumed = [name for name in standard if name not in ("name", "title", "facts", "gaps", *manners.facts)]
-    if manners.facts:
+    assumed = [name for name in standard if name not in ("name", "title", "facts", "gaps", *behaviour.facts)]
+    if behaviour.facts:
         lines += ["Not known, so as the standard says:", "  " + ", ".join(assumed), ""]
-    if manners.gaps:
-        lines += ["Not shown here:", *(f"  - {gap}" for gap in manners.gaps), ""]
+    if behaviour.gaps:
+        lines += ["Not shown here:", *(f"  - {gap}" for gap in behaviour.gaps), ""]
     return "\n".join(lines)
 
 
-def as_data(value: str | Manners) -> dict[str, Any]:
+def as_data(value: str | Behaviour) -> dict[str, Any]:
     """The same as data for JSON: name, title, facts (value, evidence, source) and gaps."""
-    manners = manners_of(value)
+    behaviour = behaviour_of(value)
     return {
-        "name": manners.name,
-        "title": manners.title,
+        "name": behaviour.name,
+        "title": behaviour.title,
         "facts": {
             name: {"value": shown(fact.value), "evidence": fact.evidence, "source": fact.source}
-            for name, fact in manners.facts.items()
+            for name, fact in behaviour.facts.items()
         },
-        "gaps": list(manners.gaps),
+        "gaps": list(behaviour.gaps),
     }

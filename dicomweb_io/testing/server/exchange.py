@@ -18,7 +18,7 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.media_types import ContentType, parse_content_type
 from dicomweb_io.elements import Resource
 from dicomweb_io.testing.faults import Fault
-from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.behaviour import Behaviour
 from dicomweb_io.testing.server.change_log import ChangeLog
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -154,18 +154,18 @@ class MediaRange:
         return self.media_type.endswith("/*") and media_type.startswith(self.media_type[:-1])
 
 
-def media_ranges(manners: Manners, exchange: Exchange) -> list[MediaRange]:
+def media_ranges(behaviour: Behaviour, exchange: Exchange) -> list[MediaRange]:
     """What a request accepts, as this server reads it.
 
     Raises:
         Refusal: If the server cannot make sense of it.
     """
     header = exchange.headers.get("accept")
-    if manners.accepts_alternatives:
+    if behaviour.accepts_alternatives:
         return parse_accept(header, exchange.parameter("accept"))
     ranges = parse_as_one(header)
     if ranges is None:
-        raise Refusal(manners.unacceptable, "A list of media types is not understood.")
+        raise Refusal(behaviour.unacceptable, "A list of media types is not understood.")
     return ranges
 
 
@@ -360,7 +360,7 @@ class Site:
 
     Attributes:
         archive: The archive behind the server.
-        manners: How it behaves.
+        behaviour: How it behaves.
         directory: For spooled parts.
         spool_above: Bytes of a part above which it goes to a file there.
         arrivals: The order of arrival.
@@ -370,9 +370,9 @@ class Site:
         image_sets: Archives of instances that are hidden from searches, by their number (AWS HealthImaging).
     """
 
-    def __init__(self, archive: DICOMClient, manners: Manners, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, archive: DICOMClient, behaviour: Behaviour, directory: str | os.PathLike[str]) -> None:
         self.archive = archive
-        self.manners = manners
+        self.behaviour = behaviour
         self.directory = os.fspath(directory)
         self.spool_above = _SPOOL_ABOVE
         self.arrivals = Arrivals()
@@ -399,7 +399,7 @@ class Site:
     def url_of(self, exchange: Exchange, resource: Resource) -> str:
         """Where a client of this server retrieves an object."""
         path = "/".join(quote(segment, safe=",") for segment in resource.uri.split("/"))
-        return "/".join(filter(None, (exchange.base_url, self.manners.wado_prefix, path)))
+        return "/".join(filter(None, (exchange.base_url, self.behaviour.wado_prefix, path)))
 
     def is_leaving(self, resource: Resource) -> bool:
         """Whether an object was deleted, although searches may show it still."""
@@ -421,17 +421,17 @@ class Site:
 
         Args:
             resource: What to delete.
-            now: Do not wait as the server's manners say.
+            now: Do not wait as the server's behaviour say.
 
         Raises:
             requests.HTTPError: If the archive has not got it.
         """
         study, series, instance = resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid
         with self.store_lock:
-            if self.manners.delete_lag and not now:
-                self._leaving.append((resource, time.monotonic() + self.manners.delete_lag))
+            if self.behaviour.delete_lag and not now:
+                self._leaving.append((resource, time.monotonic() + self.behaviour.delete_lag))
                 return
-            if self.manners.feed != "none":
+            if self.behaviour.feed != "none":
                 self.log.begin()
             if series is None:
                 self.archive.delete_study(study)
@@ -440,7 +440,7 @@ class Site:
             else:
                 self.archive.delete_instance(study, series, instance)
             self.arrivals.remove(instance or series or study)
-            if self.manners.feed != "none":
+            if self.behaviour.feed != "none":
                 self.log.deleted(resource)
 
 
@@ -464,11 +464,11 @@ def warning_header(texts: Iterable[str], host: str = "dicomweb-io-testing") -> s
     return ", ".join(f'299 {host}: "{re.sub(chr(34), chr(39), text)}"' for text in texts)
 
 
-def error_answer(manners: Manners, refusal: Refusal, method: str, path: str) -> Answer:
+def error_answer(behaviour: Behaviour, refusal: Refusal, method: str, path: str) -> Answer:
     """An error as this kind of server writes it."""
     headers = dict(refusal.headers)
-    reason = refusal.message if manners.reason_phrase else None
-    if manners.error_style == "orthanc":
+    reason = refusal.message if behaviour.reason_phrase else None
+    if behaviour.error_style == "orthanc":
         content: dict[str, Any] = {
             "Details": refusal.message,
             "HttpError": "Error",
@@ -480,7 +480,7 @@ def error_answer(manners: Manners, refusal: Refusal, method: str, path: str) -> 
             "Uri": path,
         }
         return Answer(refusal.status, headers, json.dumps(content, indent=1).encode(), reason=reason)
-    if manners.error_style == "json":
+    if behaviour.error_style == "json":
         body = json.dumps({"error": {"code": refusal.status, "message": refusal.message}}).encode()
         return Answer(
             refusal.status, {"Content-Type": "application/json; charset=utf-8", **headers}, body, reason=reason

@@ -86,12 +86,12 @@ def _moment(exchange: Exchange, name: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
-def _azure_number(exchange: Exchange, name: str, default: int, least: int, most: int | None) -> int:
+def _azure_number(exchange: Exchange, name: str, default: int, least: int, maximum: int | None) -> int:
     text = exchange.parameter(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit()) or int(text) < least or (most is not None and int(text) > most):
-        raise Refusal(400, f"{name} must be a number from {least} to {most if most is not None else 'any'}.")
+    if not (text.isascii() and text.isdigit()) or int(text) < least or (maximum is not None and int(text) > maximum):
+        raise Refusal(400, f"{name} must be a number from {least} to {maximum if maximum is not None else 'any'}.")
     return int(text)
 
 

@@ -20,7 +20,7 @@ import orjson
 from dicomweb_io.dicom.attributes import lookup_keyword
 from dicomweb_io.dicom.pixels import ENCODINGS, NATIVE, TARGETS, TranscodingError, missing_library, transcode
 from dicomweb_io.elements import Instance, Resource
-from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.behaviour import Behaviour
 from dicomweb_io.testing.server.exchange import Answer, Exchange, Site
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def single_answer(part: PartOut) -> Answer:
 
 def multipart_answer(
     exchange: Exchange,
-    manners: Manners,
+    behaviour: Behaviour,
     parts: Iterator[PartOut],
     root_type: str,
     *,
@@ -356,7 +356,7 @@ def multipart_answer(
 
     Args:
         exchange: The request.
-        manners: The server's manners.
+        behaviour: The server's behaviour.
         parts: At least one, made as they are needed.
         root_type: The ``type`` parameter.
         status: The status.
@@ -365,20 +365,20 @@ def multipart_answer(
         frames: Whether the parts are frames.
     """
     if frames:
-        manners = _manners_of_frames(manners)
-    boundary = secrets.token_hex(manners.boundary_length)[: manners.boundary_length]
+        behaviour = _behaviour_of_frames(behaviour)
+    boundary = secrets.token_hex(behaviour.boundary_length)[: behaviour.boundary_length]
     faulty = _faulty_parts(exchange, parts, foreign)
     shown = secrets.token_hex(len(boundary))[: len(boundary)] if exchange.fault("wrong_boundary") else boundary
-    quoted = f'"{shown}"' if manners.quoted_boundary else shown
+    quoted = f'"{shown}"' if behaviour.quoted_boundary else shown
     headers = {"Content-Type": f'multipart/related; type="{root_type}"; boundary={quoted}'}
     started = list(itertools.islice(faulty, 1 if only_one else 2))
     complete = not exchange.fault("missing_closing_boundary")
     cut = exchange.fault("cut_part")
     cut_number = int(cut.options["part"]) if cut else None
-    close = manners.close_delimited and len(started) > 1
+    close = behaviour.close_delimited and len(started) > 1
     doubled = exchange.fault("duplicate_part") is not None
-    if len(started) == 1 and manners.known_length == "single" and complete and cut is None and not doubled:
-        heads = len(_head(started[0], manners, boundary, first=True))
+    if len(started) == 1 and behaviour.known_length == "single" and complete and cut is None and not doubled:
+        heads = len(_head(started[0], behaviour, boundary, first=True))
         headers["Content-Length"] = str(heads + started[0].size + len(boundary) + 8)
     # Content-Length stands above for: head, content, CRLF, and the closing delimiter with its line end.
     waiting = list(started)
@@ -389,7 +389,7 @@ def multipart_answer(
         try:
             for part in itertools.chain(started, faulty):
                 number += 1
-                yield _head(part, manners, boundary, first=first)
+                yield _head(part, behaviour, boundary, first=first)
                 first = False
                 yield from part.pieces(part.size // 2 if number == cut_number else None)
                 part.discard()
@@ -408,20 +408,20 @@ def multipart_answer(
     return Answer(status, headers, body(), close_delimited=close, on_end=given_up)
 
 
-def _manners_of_frames(manners: Manners) -> Manners:
-    headers = manners.part_headers if manners.frame_headers is None else manners.frame_headers
-    syntax = manners.part_syntax if manners.frame_syntax is None else manners.frame_syntax
-    return replace(manners, part_headers=headers, part_syntax=syntax)
+def _behaviour_of_frames(behaviour: Behaviour) -> Behaviour:
+    headers = behaviour.part_headers if behaviour.frame_headers is None else behaviour.frame_headers
+    syntax = behaviour.part_syntax if behaviour.frame_syntax is None else behaviour.frame_syntax
+    return replace(behaviour, part_headers=headers, part_syntax=syntax)
 
 
-def _head(part: PartOut, manners: Manners, boundary: str, *, first: bool) -> bytes:
-    content_type = part.content_type if manners.part_syntax else part.content_type.partition(";")[0]
+def _head(part: PartOut, behaviour: Behaviour, boundary: str, *, first: bool) -> bytes:
+    content_type = part.content_type if behaviour.part_syntax else part.content_type.partition(";")[0]
     lines = [f"Content-Type: {content_type}"]
-    if "length" in manners.part_headers:
+    if "length" in behaviour.part_headers:
         lines.append(f"Content-Length: {part.size}")
-    if "mime" in manners.part_headers:
+    if "mime" in behaviour.part_headers:
         lines.append("MIME-Version: 1.0")
-    if "location" in manners.part_headers and part.location is not None:
+    if "location" in behaviour.part_headers and part.location is not None:
         lines.append(f"Content-Location: {part.location}")
     start = "" if first else "\r\n"
     return (f"{start}--{boundary}\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()

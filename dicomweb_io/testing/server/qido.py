@@ -1,4 +1,4 @@
-"""Searches (PS3.18 section 10.6, QIDO-RS) with the manners and faults of the server."""
+"""Searches (PS3.18 section 10.6, QIDO-RS) with the behaviour and faults of the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from urllib.parse import quote
 from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Resource, SearchLevel, SearchQuery
-from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.behaviour import Behaviour
 from dicomweb_io.testing.server.exchange import Answer, Exchange, Refusal, Site, parse_accept, warning_header
 from dicomweb_io.testing.server.parts import JSONRow, PartOut, faulty_json, json_bytes, wrong_vrs, xml_document
 
@@ -39,10 +39,10 @@ def element_at(row: Mapping[str, Any], path: Sequence[str]) -> list[Any]:
     return [value for item in values if isinstance(item, Mapping) for value in element_at(item, path[1:])]
 
 
-def matches_text(values: Sequence[Any], wanted: Sequence[str], manners: Manners, fuzzy: bool) -> bool:
+def matches_text(values: Sequence[Any], wanted: Sequence[str], behaviour: Behaviour, fuzzy: bool) -> bool:
     """Whether a value matches one of the wanted texts in the way of this server."""
     texts = [text for value in values for text in _texts(value)]
-    return any(_matches(text, one, _is_name(values), manners, fuzzy) for text in texts for one in wanted)
+    return any(_matches(text, one, _is_name(values), behaviour, fuzzy) for text in texts for one in wanted)
 
 
 def _is_name(values: Sequence[Any]) -> bool:
@@ -56,19 +56,19 @@ def _texts(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def _matches(text: str, wanted: str, name: bool, manners: Manners, fuzzy: bool) -> bool:
-    if name or manners.ignore_case:
+def _matches(text: str, wanted: str, name: bool, behaviour: Behaviour, fuzzy: bool) -> bool:
+    if name or behaviour.ignore_case:
         text, wanted = text.casefold(), wanted.casefold()
-    if name and fuzzy and manners.fuzzy == "soundex":
+    if name and fuzzy and behaviour.fuzzy == "soundex":
         sounds = {soundex(part) for part in re.split(r"[\s^=]+", text) if part}
         return all(soundex(one) in sounds for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
     if name and fuzzy:
         parts = [part for part in re.split(r"[\s^=]+", text) if part]
         return all(any(part.startswith(one) for part in parts) for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
-    if name and manners.person_names == "substring":
+    if name and behaviour.person_names == "substring":
         return wanted in text
     text, wanted = text.strip(), wanted.strip()
-    if not manners.wildcards:
+    if not behaviour.wildcards:
         return text == wanted
     pattern = "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in wanted)
     return re.fullmatch(pattern, text, re.DOTALL) is not None
@@ -99,7 +99,7 @@ def soundex(word: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What a search asks for, as a server with these manners understands it.
+# What a search asks for, as a server with these behaviour understands it.
 
 
 JSON = "application/dicom+json"
@@ -191,7 +191,7 @@ class Search:
     defaults: bool = True
 
 
-def media_type_of(manners: Manners, exchange: Exchange) -> str:
+def media_type_of(behaviour: Behaviour, exchange: Exchange) -> str:
     """The media type of the answer.
 
     Raises:
@@ -199,91 +199,91 @@ def media_type_of(manners: Manners, exchange: Exchange) -> str:
     """
     ranges = parse_accept(exchange.headers.get("accept"), exchange.parameter("accept"))
     for one in ranges:
-        if one.media_type == CSV and CSV in manners.search_types:
+        if one.media_type == CSV and CSV in behaviour.search_types:
             return CSV
-        if manners.xml_search_multipart and one.media_type == XML:
+        if behaviour.xml_search_multipart and one.media_type == XML:
             return JSON if one.multipart else XML
-        for offered in (*manners.search_types, "application/json"):
+        for offered in (*behaviour.search_types, "application/json"):
             if one.covers(offered) and (offered == XML or not one.multipart):
-                return offered if manners.plain_json or offered == XML else JSON
-    if manners.search_unacceptable == "json":
+                return offered if behaviour.plain_json or offered == XML else JSON
+    if behaviour.search_unacceptable == "json":
         return JSON
-    raise Refusal(manners.search_unacceptable, f"Searches are answered as {' or '.join(manners.search_types)}.")
+    raise Refusal(behaviour.search_unacceptable, f"Searches are answered as {' or '.join(behaviour.search_types)}.")
 
 
-def limit_of(manners: Manners, exchange: Exchange, level: str) -> tuple[int | None, bool]:
+def limit_of(behaviour: Behaviour, exchange: Exchange, level: str) -> tuple[int | None, bool]:
     """The number of rows to return at most, and whether the client gave a limit."""
     text = exchange.parameter("limit")
-    largest = manners.max_limit.at(level)
+    largest = behaviour.max_limit.at(level)
     if text is None or exchange.fault("ignore_limit"):
-        return (manners.default_limit.at(level) if not exchange.fault("ignore_limit") else None), False
+        return (behaviour.default_limit.at(level) if not exchange.fault("ignore_limit") else None), False
     try:
         limit = int(text)
     except ValueError:
-        raise Refusal(manners.limit_malformed, "limit is not a number.") from None
+        raise Refusal(behaviour.limit_malformed, "limit is not a number.") from None
     if limit < 0:
-        if isinstance(manners.limit_negative, int):
-            raise Refusal(manners.limit_negative, "limit is negative.")
-        return (1 if manners.limit_negative == "one" else largest), True
+        if isinstance(behaviour.limit_negative, int):
+            raise Refusal(behaviour.limit_negative, "limit is negative.")
+        return (1 if behaviour.limit_negative == "one" else largest), True
     if limit == 0:
-        meaning = manners.limit_zero
+        meaning = behaviour.limit_zero
         if isinstance(meaning, int):
             raise Refusal(meaning, "limit must be at least 1.")
         return {"empty": 0, "one": 1, "all": largest}[meaning], True
-    if manners.limit_refused is not None and limit > manners.limit_refused:
-        raise Refusal(400, f"limit must not be above {manners.limit_refused}.")
+    if behaviour.limit_refused is not None and limit > behaviour.limit_refused:
+        raise Refusal(400, f"limit must not be above {behaviour.limit_refused}.")
     if largest is not None and limit > largest:
-        if manners.over_limit != "clamp":
-            raise Refusal(manners.over_limit, f"limit must not be above {largest}.")
+        if behaviour.over_limit != "clamp":
+            raise Refusal(behaviour.over_limit, f"limit must not be above {largest}.")
         limit = largest
     return limit, True
 
 
-def offset_of(manners: Manners, exchange: Exchange) -> int:
+def offset_of(behaviour: Behaviour, exchange: Exchange) -> int:
     """The number of rows to skip."""
     text = exchange.parameter("offset") or "0"
     if not text.isascii() or not text.isdigit():
         raise Refusal(400, "offset is not a number of 0 or more.")
-    if manners.max_offset is not None and int(text) > manners.max_offset:
-        raise Refusal(400, f"offset must not be above {manners.max_offset}.")
-    return int(text) if manners.offset else 0
+    if behaviour.max_offset is not None and int(text) > behaviour.max_offset:
+        raise Refusal(400, f"offset must not be above {behaviour.max_offset}.")
+    return int(text) if behaviour.offset else 0
 
 
-def read_search(manners: Manners, exchange: Exchange, target: Target) -> Search:
+def read_search(behaviour: Behaviour, exchange: Exchange, target: Target) -> Search:
     """The conditions and wanted attributes of a search.
 
     Raises:
         Refusal: If this server refuses one of them.
     """
-    fuzzy = exchange.parameter("fuzzymatching") == "true" and manners.fuzzy in ("prefix", "soundex")
+    fuzzy = exchange.parameter("fuzzymatching") == "true" and behaviour.fuzzy in ("prefix", "soundex")
     archive: list[tuple[str, str]] = []
     own: list[Filter] = []
     received: list[Received] = []
     nothing = False
     for raw_name, raw_value in exchange.query:
         name = exchange.text(raw_name)
-        if name in _PARAMETERS or name in manners.own_parameters:
+        if name in _PARAMETERS or name in behaviour.own_parameters:
             continue
-        if manners.receive_times and name in _TIMES:
+        if behaviour.receive_times and name in _TIMES:
             received.append(_received(name, exchange.text(raw_value)))
             continue
-        one = _read_filter(exchange, manners, name, raw_value)
+        one = _read_filter(exchange, behaviour, name, raw_value)
         if one is None or exchange.fault("ignore_filters"):
             continue
         if one.values == ("",):
             continue
-        if manners.study_modality and target.level == "study" and one.path == (_MODALITY,):
+        if behaviour.study_modality and target.level == "study" and one.path == (_MODALITY,):
             one = replace(one, path=(_MODALITIES_IN_STUDY,))
         if not _level_known(one, target):
-            if isinstance(manners.lower_level_keys, int):
-                raise Refusal(manners.lower_level_keys, f"{name} is not an attribute of this level.")
-            nothing = nothing or manners.lower_level_keys == "none"
-            if manners.lower_level_keys != "match":
+            if isinstance(behaviour.lower_level_keys, int):
+                raise Refusal(behaviour.lower_level_keys, f"{name} is not an attribute of this level.")
+            nothing = nothing or behaviour.lower_level_keys == "none"
+            if behaviour.lower_level_keys != "match":
                 continue
         if ("\\" in one.values[0] and len(one.values) == 1) or (one.vr == "UI" and not all(map(is_uid, one.values))):
             # A separator that this server does not know is a character that no value has.
             nothing = True
-        elif _deviates(manners, one, fuzzy):
+        elif _deviates(behaviour, one, fuzzy):
             own.append(one)
         else:
             archive.append((one.key, "\\".join(one.values)))
@@ -292,10 +292,10 @@ def read_search(manners: Manners, exchange: Exchange, target: Target) -> Search:
         target.study,
         target.series,
         tuple(archive),
-        _fields(manners, exchange, own),
+        _fields(behaviour, exchange, own),
     )
-    defaults = not ("includedefaults" in manners.own_parameters and exchange.parameter("includedefaults") == "false")
-    return Search(query, tuple(own), nothing, fuzzy, _order(manners, exchange), tuple(received), defaults)
+    defaults = not ("includedefaults" in behaviour.own_parameters and exchange.parameter("includedefaults") == "false")
+    return Search(query, tuple(own), nothing, fuzzy, _order(behaviour, exchange), tuple(received), defaults)
 
 
 def _received(name: str, text: str) -> Received:
@@ -321,9 +321,9 @@ def _moment(name: str, text: str, after: int) -> datetime:
     return moment + after * steps.get(len(text), timedelta(days=366))
 
 
-def _order(manners: Manners, exchange: Exchange) -> tuple[tuple[str, bool], ...]:
+def _order(behaviour: Behaviour, exchange: Exchange) -> tuple[tuple[str, bool], ...]:
     """The tags that the client orders by, and whether in descending order."""
-    text = exchange.parameter("orderby") if "orderby" in manners.own_parameters else None
+    text = exchange.parameter("orderby") if "orderby" in behaviour.own_parameters else None
     if not text:
         return ()
     try:
@@ -332,34 +332,34 @@ def _order(manners: Manners, exchange: Exchange) -> tuple[tuple[str, bool], ...]
         raise Refusal(400, str(error)) from None
 
 
-def _read_filter(exchange: Exchange, manners: Manners, name: str, raw_value: str) -> Filter | None:
+def _read_filter(exchange: Exchange, behaviour: Behaviour, name: str, raw_value: str) -> Filter | None:
     """A filter that this server applies; None for one that it ignores."""
     try:
         path = resolve(name)
     except ValueError:
-        if manners.unknown_key == "ignore":
+        if behaviour.unknown_key == "ignore":
             return None
-        raise Refusal(manners.unknown_key, f"Unknown attribute: {name[:64]}") from None
-    if len(path) > 1 and manners.sequence_keys != "match":
-        if manners.sequence_keys == "ignore":
+        raise Refusal(behaviour.unknown_key, f"Unknown attribute: {name[:64]}") from None
+    if len(path) > 1 and behaviour.sequence_keys != "match":
+        if behaviour.sequence_keys == "ignore":
             return None
-        raise Refusal(manners.sequence_keys, "Attributes of sequences cannot be searched.")
-    if not manners.tag_keys and name[:8].upper() == path[0]:
-        if manners.unknown_key == "ignore":
+        raise Refusal(behaviour.sequence_keys, "Attributes of sequences cannot be searched.")
+    if not behaviour.tag_keys and name[:8].upper() == path[0]:
+        if behaviour.unknown_key == "ignore":
             return None
-        raise Refusal(manners.unknown_key, f"Unknown attribute: {name[:64]}")
-    if path[0] in {resolve(known)[0] for known in manners.refused_filters}:
+        raise Refusal(behaviour.unknown_key, f"Unknown attribute: {name[:64]}")
+    if path[0] in {resolve(known)[0] for known in behaviour.refused_filters}:
         raise Refusal(400, f"{name[:64]} cannot be searched.")
-    if int(path[-1][3], 16) % 2 and manners.unknown_key == "ignore" and manners.sequence_keys == "ignore":
+    if int(path[-1][3], 16) % 2 and behaviour.unknown_key == "ignore" and behaviour.sequence_keys == "ignore":
         return None
-    if manners.searchable is not None and path[0] not in {resolve(known)[0] for known in manners.searchable}:
-        if manners.unknown_key == "ignore":
+    if behaviour.searchable is not None and path[0] not in {resolve(known)[0] for known in behaviour.searchable}:
+        if behaviour.unknown_key == "ignore":
             return None
-        raise Refusal(manners.unknown_key, f"{name[:64]} cannot be searched.")
+        raise Refusal(behaviour.unknown_key, f"{name[:64]} cannot be searched.")
     vr = vr_of(path[-1])
-    if raw_value == "" and manners.empty_value != "universal":
-        raise Refusal(manners.empty_value, f"The value of {name[:64]} is empty.")
-    separators = manners.uid_separators if vr == "UI" else manners.value_separators
+    if raw_value == "" and behaviour.empty_value != "universal":
+        raise Refusal(behaviour.empty_value, f"The value of {name[:64]} is empty.")
+    separators = behaviour.uid_separators if vr == "UI" else behaviour.value_separators
     return Filter(path, vr, tuple(exchange.text(piece) for piece in _split_value(raw_value, separators)))
 
 
@@ -377,37 +377,37 @@ def _level_known(one: Filter, target: Target) -> bool:
     return depth <= _DEPTH[target.level]
 
 
-def _deviates(manners: Manners, one: Filter, fuzzy: bool) -> bool:
+def _deviates(behaviour: Behaviour, one: Filter, fuzzy: bool) -> bool:
     """Whether this server matches otherwise than the archive, which does what the standard says."""
     if one.vr == "PN":
-        return fuzzy or not manners.wildcards or manners.person_names != "standard"
+        return fuzzy or not behaviour.wildcards or behaviour.person_names != "standard"
     if one.vr in TEXT_VRS:
-        return manners.ignore_case or not manners.wildcards
+        return behaviour.ignore_case or not behaviour.wildcards
     if one.vr not in ("DA", "TM", "DT"):
         return False
-    return not manners.ranges or (manners.undated_before and one.values[0].startswith("-"))
+    return not behaviour.ranges or (behaviour.undated_before and one.values[0].startswith("-"))
 
 
-def _fields(manners: Manners, exchange: Exchange, own: Sequence[Filter]) -> tuple[str, ...]:
+def _fields(behaviour: Behaviour, exchange: Exchange, own: Sequence[Filter]) -> tuple[str, ...]:
     names = [one.path[0] for one in own]
     asked = 0
-    if manners.includefield == "everything":
+    if behaviour.includefield == "everything":
         return ("all",)
-    if manners.includefield == "honoured":
+    if behaviour.includefield == "honoured":
         for raw_name, raw_value in exchange.query:
             if exchange.text(raw_name) == "includefield":
                 for name in exchange.text(raw_value).split(","):
                     asked += 1
-                    if name == "all" and not manners.all_fields:
+                    if name == "all" and not behaviour.all_fields:
                         continue
                     try:
                         names.append(name if name == "all" else ".".join(resolve(name)))
                     except ValueError:
-                        if manners.unknown_key != "ignore":
-                            raise Refusal(manners.unknown_key, f"Unknown attribute: {name[:64]}") from None
-    if manners.max_fields is not None and asked > manners.max_fields:
-        raise Refusal(400, f"At most {manners.max_fields} attributes can be named.")
-    if {resolve(name)[0] for name in manners.refused_fields}.intersection(names):
+                        if behaviour.unknown_key != "ignore":
+                            raise Refusal(behaviour.unknown_key, f"Unknown attribute: {name[:64]}") from None
+    if behaviour.max_fields is not None and asked > behaviour.max_fields:
+        raise Refusal(400, f"At most {behaviour.max_fields} attributes can be named.")
+    if {resolve(name)[0] for name in behaviour.refused_fields}.intersection(names):
         raise Refusal(400, "One of the attributes cannot be returned.")
     return ("all",) if "all" in names else tuple(dict.fromkeys(names))
 
@@ -422,47 +422,47 @@ _CHARACTER_SET = "00080005"
 
 def search(site: Site, exchange: Exchange, target: Target) -> Answer:
     """Answers a search."""
-    manners = site.manners
-    if target.resource not in manners.searches:
+    behaviour = site.behaviour
+    if target.resource not in behaviour.searches:
         raise Refusal(404, f"There is no search resource of the form /{target.resource}.")
-    media_type = media_type_of(manners, exchange)
-    limit, explicit = limit_of(manners, exchange, target.level)
-    offset = offset_of(manners, exchange)
-    wanted = read_search(manners, exchange, target)
+    media_type = media_type_of(behaviour, exchange)
+    limit, explicit = limit_of(behaviour, exchange, target.level)
+    offset = offset_of(behaviour, exchange)
+    wanted = read_search(behaviour, exchange, target)
     try:
         rows, total, more = _page(site, exchange, wanted, offset, limit)
     except FileNotFoundError:
         # A folder that nothing was stored in yet need not exist.
         rows, total, more = [], 0, False
     headers = {"Cache-Control": "no-cache"}
-    if manners.total_header or exchange.fault("lying_total"):
+    if behaviour.total_header or exchange.fault("lying_total"):
         lie = exchange.fault("lying_total")
         announced = total if total is not None else _total(site, wanted)
         headers["X-Total-Count"] = str(max(0, announced + (int(lie.options["difference"]) if lie else 0)))
-    if more and manners.link_header:
+    if more and behaviour.link_header:
         headers["Link"] = f'<{_next_url(exchange, offset + len(rows))}>; rel="next"'
-    server_limit = manners.max_limit.at(target.level) or manners.default_limit.at(target.level)
+    server_limit = behaviour.max_limit.at(target.level) or behaviour.default_limit.at(target.level)
     cut_by_server = server_limit is not None and (not explicit or len(rows) >= server_limit)
-    if more and (manners.more_warning == "always" or (manners.more_warning == "server limit" and cut_by_server)):
+    if more and (behaviour.more_warning == "always" or (behaviour.more_warning == "server limit" and cut_by_server)):
         exchange.warnings.append("There are additional results that can be requested")
-    if exchange.parameter("fuzzymatching") == "true" and manners.fuzzy == "warning":
+    if exchange.parameter("fuzzymatching") == "true" and behaviour.fuzzy == "warning":
         exchange.warnings.append(
             "The fuzzymatching parameter is not supported. Only literal matching has been performed."
         )
     if exchange.warnings:
         headers["Warning"] = warning_header(exchange.warnings)
     if not rows and not any(exchange.fault(name) for name in ("bad_json", "truncated_json", "deep_json", "nan_json")):
-        status = manners.past_end_status if offset else manners.empty_status
+        status = behaviour.past_end_status if offset else behaviour.empty_status
         if wanted.nothing:
-            status = manners.unmatchable_status
+            status = behaviour.unmatchable_status
         if status == 204:
             return Answer(204, headers)
-    if manners.erroneous_header:
+    if behaviour.erroneous_header:
         erroneous = [name for name in dict.fromkeys(_keywords(wanted)) if name in site.erroneous]
         if erroneous:
             headers["erroneous-dicom-attributes"] = ",".join(erroneous)
     answer = _answer(exchange, rows, media_type, headers)
-    return _with_etag(site, exchange, rows, answer) if manners.search_etags and target.level == "study" else answer
+    return _with_etag(site, exchange, rows, answer) if behaviour.search_etags and target.level == "study" else answer
 
 
 def _keywords(wanted: Search) -> Iterator[str]:
@@ -486,9 +486,9 @@ def _with_etag(site: Site, exchange: Exchange, rows: list[JSONRow], answer: Answ
 
 def count(site: Site, exchange: Exchange, target: Target) -> Answer:
     """Answers ``…/count`` with the number of rows of a search."""
-    if not site.manners.counts or target.resource not in site.manners.searches:
+    if not site.behaviour.counts or target.resource not in site.behaviour.searches:
         raise Refusal(404, "There is no such resource.")
-    wanted = read_search(site.manners, exchange, target)
+    wanted = read_search(site.behaviour, exchange, target)
     try:
         total = _total(site, wanted)
     except FileNotFoundError:
@@ -501,9 +501,9 @@ def count(site: Site, exchange: Exchange, target: Target) -> Answer:
 
 def size(site: Site, exchange: Exchange, target: Target) -> Answer:
     """Answers ``…/size`` with the bytes of all instances of the rows of a search."""
-    if not site.manners.sizes or target.resource not in site.manners.searches:
+    if not site.behaviour.sizes or target.resource not in site.behaviour.searches:
         raise Refusal(404, "There is no such resource.")
-    wanted = read_search(site.manners, exchange, target)
+    wanted = read_search(site.behaviour, exchange, target)
     total = 0
     for row in _rows(site, wanted):
         found = site.archive.iter_instances(
@@ -536,30 +536,30 @@ def _page(
     if before:
         start = max(0, offset - int(before.options["count"]))
         limit = None if limit is None else limit + offset - start
-    manners = site.manners
-    if limit is not None and manners.short_page:
-        limit = max(1, limit - manners.short_page)
+    behaviour = site.behaviour
+    if limit is not None and behaviour.short_page:
+        limit = max(1, limit - behaviour.short_page)
     total: int | None = None
     if _in_archive_order(site, wanted):
         page = site.archive.search_page(wanted.query, offset=start, limit=None if limit is None else limit + 1)
         rows = list(page.rows)
-        if manners.too_many is not None:
+        if behaviour.too_many is not None:
             total = _total(site, wanted)
     else:
         everything = list(_rows(site, wanted))
         total = len(everything)
-        if manners.order == "undefined" and not wanted.order:
+        if behaviour.order == "undefined" and not wanted.order:
             # Another order for each page, and the same one for the same request.
             random.Random(start).shuffle(everything)  # noqa: S311 - no secret
         rows = everything[start:] if limit is None else everything[start : start + limit + 1]
-    if manners.too_many is not None and total is not None and total > manners.too_many:
-        raise Refusal(413, f"The search has more than {manners.too_many} results; narrow it.")
+    if behaviour.too_many is not None and total is not None and total > behaviour.too_many:
+        raise Refusal(413, f"The search has more than {behaviour.too_many} results; narrow it.")
     more = limit is not None and len(rows) > limit
     rows = rows if limit is None else rows[:limit]
     shrunk = exchange.fault("shrink_pages")
     if shrunk:
         rows = rows[: max(0, len(rows) - int(shrunk.options["count"]))]
-    hidden = {resolve(name)[0] for name in manners.only_if_asked} - {name[:8] for name in wanted.query.fields}
+    hidden = {resolve(name)[0] for name in behaviour.only_if_asked} - {name[:8] for name in wanted.query.fields}
     rows = [_finish(site, exchange, wanted.query.level, row, hidden) for row in rows]
     return rows if wanted.defaults else [_without_defaults(row, wanted) for row in rows], total, more
 
@@ -571,34 +571,34 @@ def _without_defaults(row: JSONRow, wanted: Search) -> JSONRow:
 
 
 def _in_archive_order(site: Site, wanted: Search) -> bool:
-    manners = site.manners
+    behaviour = site.behaviour
     if wanted.order or wanted.received:
         return False
-    return not wanted.own and not wanted.nothing and manners.order == "archive" and manners.max_rows is None
+    return not wanted.own and not wanted.nothing and behaviour.order == "archive" and behaviour.max_rows is None
 
 
 def _rows(site: Site, wanted: Search) -> Iterator[JSONRow]:
     """All rows in this server's order."""
     if wanted.nothing:
         return iter(())
-    manners = site.manners
+    behaviour = site.behaviour
     fields = (*wanted.query.fields, *(tag for tag, _ in wanted.order))
     query = replace(wanted.query, fields=("all",) if "all" in fields else fields)
     rows: Iterator[JSONRow] = (
         row
         for row in site.archive.iter_search(query)
-        if all(_row_matches(row, one, manners, wanted.fuzzy) for one in wanted.own)
+        if all(_row_matches(row, one, behaviour, wanted.fuzzy) for one in wanted.own)
         and all(_was_received(site, row, one) for one in wanted.received)
     )
     level = wanted.query.level
     for tag, descending in reversed(wanted.order):
         rows = iter(sorted(rows, key=lambda row: _first_text(row, tag), reverse=descending))
-    if manners.order == "newest" or (manners.order == "updated and number" and level == "study"):
+    if behaviour.order == "newest" or (behaviour.order == "updated and number" and level == "study"):
         rows = iter(sorted(rows, key=lambda row: -site.arrivals.number(_uid(row, level))))
-    elif manners.order == "updated and number":
+    elif behaviour.order == "updated and number":
         tag = "00200011" if level == "series" else "00200013"
         rows = iter(sorted(rows, key=lambda row: _number(row, tag)))
-    return itertools.islice(rows, manners.max_rows)
+    return itertools.islice(rows, behaviour.max_rows)
 
 
 def _was_received(site: Site, row: JSONRow, one: Received) -> bool:
@@ -609,11 +609,11 @@ def _was_received(site: Site, row: JSONRow, one: Received) -> bool:
     return (one.start is None or moment >= one.start) and (one.end is None or moment < one.end)
 
 
-def _row_matches(row: JSONRow, one: Filter, manners: Manners, fuzzy: bool) -> bool:
+def _row_matches(row: JSONRow, one: Filter, behaviour: Behaviour, fuzzy: bool) -> bool:
     values = element_at(row, one.path)
-    if manners.ranges and one.vr in ("DA", "TM", "DT"):
+    if behaviour.ranges and one.vr in ("DA", "TM", "DT"):
         return not any(values) or any(str(value) <= one.values[0][1:] for value in values)
-    return matches_text(values, one.values, manners, fuzzy)
+    return matches_text(values, one.values, behaviour, fuzzy)
 
 
 def _total(site: Site, wanted: Search) -> int:
@@ -649,12 +649,12 @@ def _finish(site: Site, exchange: Exchange, level: str, row: JSONRow, hidden: se
         path += "/series/" + quote(_uid(row, "series"), safe="")
     if level == "instance":
         path += "/instances/" + quote(_uid(row, "instance"), safe="")
-    prefix = site.manners.wado_prefix
+    prefix = site.behaviour.wado_prefix
     url = "/".join(filter(None, (exchange.base_url, prefix, path)))
     kept = {tag: element for tag, element in row.items() if tag not in hidden} if hidden else row
     finished = {**kept, _RETRIEVE_URL: {"vr": "UR", "Value": [url]}}
-    if site.manners.character_set is not None:
-        finished[_CHARACTER_SET] = {"vr": "CS", "Value": [site.manners.character_set]}
+    if site.behaviour.character_set is not None:
+        finished[_CHARACTER_SET] = {"vr": "CS", "Value": [site.behaviour.character_set]}
     return finished
 
 

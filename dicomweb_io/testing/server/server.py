@@ -1,6 +1,6 @@
 """A DICOMweb server over any archive, for tests: in this process, or as a command.
 
-    with serve("some/folder", manner="orthanc", faults=[fault("status", status=503)]) as server:
+    with serve("some/folder", behaviour="orthanc", faults=[fault("status", status=503)]) as server:
         client = DICOMwebClient(server.url)
         ...
         print(server.records)
@@ -43,8 +43,8 @@ from dicomweb_io.testing.server.auth import (
     SigV4Authentication,
     authentication_of,
 )
-from dicomweb_io.testing.server.behaviour import Manners
-from dicomweb_io.testing.server.behaviours import MANNERS, VARIANTS, as_data, describe, manners_of
+from dicomweb_io.testing.server.behaviour import Behaviour
+from dicomweb_io.testing.server.behaviours import BEHAVIOURS, VARIANTS, as_data, behaviour_of, describe
 from dicomweb_io.testing.server.exchange import Records, Site
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ class TestServer:
         faults: The plan of what goes wrong; use `inject` to add to it.
         auth: The authentication, for example to issue and expire tokens.
         archive: The archive behind it.
-        manners: How it behaves.
+        behaviour: How it behaves.
         errors: Tracebacks of defects of the server itself.
     """
 
@@ -93,7 +93,7 @@ class TestServer:
         *,
         host: str,
         port: int,
-        manners: Manners,
+        behaviour: Behaviour,
         auth: Any,
         faults: Sequence[Fault],
         directory: str,
@@ -101,11 +101,11 @@ class TestServer:
         proxy: bool,
     ) -> None:
         self.archive = archive
-        self.manners = manners
+        self.behaviour = behaviour
         self.auth = authentication_of(auth)
         self.records = Records()
         self.faults = FaultPlan(one for one in faults if one.layer == "http")
-        self._site = Site(archive, manners, directory)
+        self._site = Site(archive, behaviour, directory)
         self._app = App(self._site, self.faults, self.records, self.auth)
         self.errors = self._app.errors
         self._host = host
@@ -135,7 +135,7 @@ class TestServer:
     @property
     def url(self) -> str:
         """The root of the service, such as ``http://127.0.0.1:8042/dicom-web``."""
-        return self.origin + self.manners.root
+        return self.origin + self.behaviour.root
 
     def endpoint(self, **options: Any) -> Endpoint:
         """A description of this server for clients and pipelines, with the prefixes that its addresses need.
@@ -144,10 +144,10 @@ class TestServer:
             **options: Further arguments of `Endpoint`.
         """
         prefixes = {
-            "qido_url_prefix": self.manners.qido_prefix,
-            "wado_url_prefix": self.manners.wado_prefix,
-            "stow_url_prefix": self.manners.stow_prefix,
-            "delete_url_prefix": self.manners.delete_prefix,
+            "qido_url_prefix": self.behaviour.qido_prefix,
+            "wado_url_prefix": self.behaviour.wado_prefix,
+            "stow_url_prefix": self.behaviour.stow_prefix,
+            "delete_url_prefix": self.behaviour.delete_prefix,
         }
         return Endpoint(self.url, **{**{name: prefix for name, prefix in prefixes.items() if prefix}, **options})
 
@@ -176,7 +176,7 @@ class TestServer:
 
     @property
     def image_sets(self) -> tuple[str, ...]:
-        """What ``imageSetId`` can be in the manner of AWS HealthImaging, in the order in which they arose.
+        """What ``imageSetId`` can be in the behaviour of AWS HealthImaging, in the order in which they arose.
 
         Each holds one instance that was stored although another one with its UID was there.
         """
@@ -260,7 +260,7 @@ class TestServer:
             proxy_headers=False,
             server_header=False,
             headers=[("Server", "dicomweb_io-testing")],
-            timeout_keep_alive=self.manners.keep_alive,
+            timeout_keep_alive=self.behaviour.keep_alive,
             timeout_graceful_shutdown=1,
             backlog=_BACKLOG,
             h11_max_incomplete_event_size=1 << 18,
@@ -364,7 +364,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    manner: str | Manners = "generic",
+    behaviour: str | Behaviour = "generic",
     auth: Any = None,
     faults: Sequence[Fault] = (),
     tls: TLS | None = None,
@@ -377,7 +377,7 @@ def serve(
         archive: A folder, a URL, an `Endpoint`, or a client. A client stays open afterwards.
         host: The address to listen on.
         port: The port; 0 for any free one.
-        manner: A name of `dicomweb_io.testing.server.behaviours.MANNERS`, or manners of your own.
+        behaviour: A name of `dicomweb_io.testing.server.behaviours.BEHAVIOURS`, or behaviour of your own.
         auth: None, a pair of name and password, a bearer token, or an object of `dicomweb_io.testing.server.auth`.
         faults: What goes wrong (`dicomweb_io.testing.faults.fault`).
         tls: Certificates, for https.
@@ -388,11 +388,11 @@ def serve(
         The running server: `url`, `records`, `inject`, `stop`, `start` and more.
 
     Raises:
-        ValueError: If the address is not a loopback one, or no manners have this name.
+        ValueError: If the address is not a loopback one, or no behaviour have this name.
         OSError: If the port is taken.
     """
     check_host(host, allow_remote)
-    manners = manners_of(manner)
+    behaviour = behaviour_of(behaviour)
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="dicomweb-io-server-"))
         spool = Path(directory, "spool")
@@ -409,7 +409,7 @@ def serve(
             client,
             host=host,
             port=port,
-            manners=manners,
+            behaviour=behaviour,
             auth=auth,
             faults=list(faults),
             directory=str(spool),
@@ -424,17 +424,17 @@ def serve(
 # The server as a command: ``dicomweb-io serve``, see `dicomweb_io.cli.arguments`.
 
 
-def print_manners(options: argparse.Namespace) -> None:
-    """Prints what ``--describe`` and ``--manners`` ask for.
+def print_behaviours(options: argparse.Namespace) -> None:
+    """Prints what ``--describe`` and ``--behaviours`` ask for.
 
     Raises:
-        ValueError: If no manners have the name.
+        ValueError: If no behaviour have the name.
     """
-    if options.manners:
-        for one in (*MANNERS.values(), *VARIANTS.values()):
+    if options.behaviours:
+        for one in (*BEHAVIOURS.values(), *VARIANTS.values()):
             print(f"{one.name}: {one.title}")
         return
-    print(json.dumps(as_data(options.manner), indent=2) if options.json else describe(options.manner))
+    print(json.dumps(as_data(options.behaviour), indent=2) if options.json else describe(options.behaviour))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -452,13 +452,13 @@ def run(options: argparse.Namespace) -> int:
         ValueError: If an argument is wrong.
         OSError: If the port is taken, or a file cannot be read.
     """
-    manners_of(options.manner)
+    behaviour_of(options.behaviour)
     faults, auth, tls = _faults(options), authentication_for(options), _tls(options)
     with serve(
         options.path,
         host=options.host,
         port=options.port,
-        manner=options.manner,
+        behaviour=options.behaviour,
         auth=auth,
         faults=faults,
         tls=tls,

@@ -1,4 +1,4 @@
-"""Storing and deleting (PS3.18 sections 10.5 and 10.7, STOW-RS) with the manners and faults of the server."""
+"""Storing and deleting (PS3.18 sections 10.5 and 10.7, STOW-RS) with the behaviour and faults of the server."""
 
 from __future__ import annotations
 
@@ -86,39 +86,39 @@ class Store:
 
 def status_of(running: Store) -> int:
     """The status of a store, by what became of its instances."""
-    manners = running.site.manners
+    behaviour = running.site.behaviour
     refused = running.exchange.fault("refuse_instances")
     bad = [outcome for outcome in running.outcomes if outcome.reason is not None]
     if not bad:
-        return manners.store_some if any(outcome.warning is not None for outcome in running.outcomes) else 200
+        return behaviour.store_some if any(outcome.warning is not None for outcome in running.outcomes) else 200
     if refused and refused.options["status"] is not None:
         return int(refused.options["status"])
-    if manners.garbage_status is not None and any(outcome.garbage for outcome in bad):
-        return manners.garbage_status
-    if len(bad) == len(running.outcomes) or (manners.store_some >= 400 and any(one.wrong_study for one in bad)):
-        return manners.wrong_study_status if any(one.wrong_study for one in bad) else manners.store_none
-    return manners.store_some
+    if behaviour.garbage_status is not None and any(outcome.garbage for outcome in bad):
+        return behaviour.garbage_status
+    if len(bad) == len(running.outcomes) or (behaviour.store_some >= 400 and any(one.wrong_study for one in bad)):
+        return behaviour.wrong_study_status if any(one.wrong_study for one in bad) else behaviour.store_none
+    return behaviour.store_some
 
 
 def store_answer(running: Store, media_type: str, status: int) -> Answer:
     """The answer to a store."""
     body = _response(running)
     headers = {"Content-Type": media_type}
-    if status >= 400 and running.site.manners.error_style == "orthanc":
+    if status >= 400 and running.site.behaviour.error_style == "orthanc":
         # Orthanc answers a failed store without Content-Type (measured, 1.10.1).
         headers = {}
-    if status != 200 and running.site.manners.store_warning:
+    if status != 200 and running.site.behaviour.store_warning:
         headers["Warning"] = warning_header(["Some instances were not stored."])
     content = xml_document(body) if media_type == XML else faulty_json(running.exchange, json_bytes(body))
     reason = None
-    if running.site.manners.reason_phrase and status != 200:
+    if running.site.behaviour.reason_phrase and status != 200:
         reason = f"{sum(one.reason is not None for one in running.outcomes)} instances were not stored."
     return Answer(status, headers, content, reason=reason)
 
 
 def _response(running: Store) -> dict[str, Any]:
     """The Store Instances Response Module (PS3.18 table I.1-1)."""
-    manners = running.site.manners
+    behaviour = running.site.behaviour
     stored, failed, other = [], [], []
     for outcome in running.outcomes:
         if outcome.hidden:
@@ -132,26 +132,26 @@ def _response(running: Store) -> dict[str, Any]:
             stored.append(item)
             continue
         item = {**_item(outcome), _REASON: {"vr": "US", "Value": [outcome.reason]}}
-        item.update(_DETAILS[manners.failure_detail])
-        if not outcome.garbage or manners.garbage == "failed":
+        item.update(_DETAILS[behaviour.failure_detail])
+        if not outcome.garbage or behaviour.garbage == "failed":
             failed.append(item)
-        elif manners.garbage == "nowhere":
+        elif behaviour.garbage == "nowhere":
             if outcome.no_uids:
                 failed.append(item)
         elif outcome.sop_instance_uid is not None:
             failed.append(item)
         else:
             other.append({_REASON: item[_REASON]})
-    if manners.one_failure:
+    if behaviour.one_failure:
         failed = failed[:1]
     body: dict[str, Any] = {}
     study = next((one.study_url for one in running.outcomes if one.reason is None and one.study_url), None)
     if study is not None:
         body[_URL] = {"vr": "UR", "Value": [study]}
-    if failed or manners.empty_failed_sequence:
+    if failed or behaviour.empty_failed_sequence:
         body[_FAILED] = {"vr": "SQ", "Value": failed} if failed else {"vr": "SQ"}
-    if stored or manners.empty_failed_sequence:
-        body[manners.stored_sequence] = {"vr": "SQ", "Value": stored} if stored else {"vr": "SQ"}
+    if stored or behaviour.empty_failed_sequence:
+        body[behaviour.stored_sequence] = {"vr": "SQ", "Value": stored} if stored else {"vr": "SQ"}
     if other:
         body[_OTHER] = {"vr": "SQ", "Value": other}
     return body
@@ -192,21 +192,21 @@ def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = 
         study: The study of the URL; instances of others are refused.
         replace: Whether instances that exist are replaced (``PUT``).
     """
-    manners = site.manners
+    behaviour = site.behaviour
     media_type = _response_type(site, exchange)
     content_type = exchange.headers.get("content-type", "")
     kind = _kind_of_body(site, content_type)
     coding = exchange.headers.get("content-encoding", "identity").strip().lower()
-    body: Iterator[bytes] = _limited(exchange.body, manners.max_body)
+    body: Iterator[bytes] = _limited(exchange.body, behaviour.max_body)
     length = exchange.headers.get("content-length", "")
-    if manners.max_body is not None and length.isdigit() and int(length) > manners.max_body:
-        raise Refusal(413, f"The body is larger than {manners.max_body} bytes.", {"Connection": "close"})
+    if behaviour.max_body is not None and length.isdigit() and int(length) > behaviour.max_body:
+        raise Refusal(413, f"The body is larger than {behaviour.max_body} bytes.", {"Connection": "close"})
     running = Store(site, exchange, study, replace)
     # Whoever stores again what was just deleted meets no remains of it.
     site.let_go(all_at_once=True)
     swallowed = coding not in ("", "identity")
-    if swallowed and manners.store_gzip != "swallowed":
-        raise Refusal(int(manners.store_gzip), "The body must not be compressed.", {"Connection": "close"})
+    if swallowed and behaviour.store_gzip != "swallowed":
+        raise Refusal(int(behaviour.store_gzip), "The body must not be compressed.", {"Connection": "close"})
     if swallowed or exchange.fault("store_nothing"):
         for _ in body:
             pass
@@ -218,17 +218,17 @@ def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = 
             if collected.path is not None and os.path.exists(collected.path):
                 os.unlink(collected.path)
     if not running.outcomes:
-        if manners.store_empty >= 400:
-            raise Refusal(manners.store_empty, "The request holds no instance.")
-        return Answer(204) if manners.store_empty == 204 else store_answer(running, media_type, manners.store_empty)
+        if behaviour.store_empty >= 400:
+            raise Refusal(behaviour.store_empty, "The request holds no instance.")
+        return Answer(204) if behaviour.store_empty == 204 else store_answer(running, media_type, behaviour.store_empty)
     return store_answer(running, media_type, status_of(running))
 
 
 def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
     """Deletes a study, series or instance."""
-    manners = site.manners
-    if resource.level not in manners.deletes:
-        raise Refusal(manners.delete_unsupported, "Deleting is not supported here.", {"Allow": "GET"})
+    behaviour = site.behaviour
+    if resource.level not in behaviour.deletes:
+        raise Refusal(behaviour.delete_unsupported, "Deleting is not supported here.", {"Allow": "GET"})
     _delete(site, resource)
     return Answer(204)
 
@@ -242,7 +242,7 @@ def reject(site: Site, resource: Resource, code: str) -> Answer:
         code: The code and its scheme, such as ``113039^DCM``.
     """
     value, separator, scheme = code.partition("^")
-    if not (site.manners.rejects and value and separator and scheme):
+    if not (site.behaviour.rejects and value and separator and scheme):
         raise Refusal(404, "There is no such resource.")
     _delete(site, resource)
     return Answer(200, {"Content-Type": "application/json"}, json_bytes({"count": 1}))
@@ -251,7 +251,7 @@ def reject(site: Site, resource: Resource, code: str) -> Answer:
 def _delete(site: Site, resource: Resource) -> None:
     with site.store_lock:
         if site.is_leaving(resource) or not _exists(site, resource):
-            raise Refusal(site.manners.delete_missing, f"There is no such {resource.level}.")
+            raise Refusal(site.behaviour.delete_missing, f"There is no such {resource.level}.")
         site.delete(resource)
 
 
@@ -262,24 +262,24 @@ def _kind_of_body(site: Site, content_type: str) -> str:
     parsed = parse_content_type(content_type)
     kind = "multipart" if parsed.media_type == "multipart/related" else "single"
     inner = parsed.parameters.get("type", "").strip().lower()
-    known = inner == _DICOM or (not inner and not site.manners.store_needs_type)
-    if kind not in site.manners.store_types or (kind == "multipart" and not known):
-        raise Refusal(site.manners.store_unsupported, f"The media type {content_type[:100]!r} is not supported.")
+    known = inner == _DICOM or (not inner and not site.behaviour.store_needs_type)
+    if kind not in site.behaviour.store_types or (kind == "multipart" and not known):
+        raise Refusal(site.behaviour.store_unsupported, f"The media type {content_type[:100]!r} is not supported.")
     if kind == "single" and parsed.media_type != _DICOM:
-        raise Refusal(site.manners.store_unsupported, f"The media type {content_type[:100]!r} is not supported.")
+        raise Refusal(site.behaviour.store_unsupported, f"The media type {content_type[:100]!r} is not supported.")
     return kind
 
 
 def _response_type(site: Site, exchange: Exchange) -> str:
-    manners = site.manners
+    behaviour = site.behaviour
     header = exchange.headers.get("accept")
     for one in parse_accept(header, exchange.parameter("accept")):
         if one.media_type == "*/*":
-            return manners.store_response
-        for offered in (*manners.store_response_types, "application/json"):
+            return behaviour.store_response
+        for offered in (*behaviour.store_response_types, "application/json"):
             if one.covers(offered) and not one.multipart:
                 return offered
-    raise Refusal(406, f"Answers are {' or '.join(manners.store_response_types)}.")
+    raise Refusal(406, f"Answers are {' or '.join(behaviour.store_response_types)}.")
 
 
 def _limited(body: Iterable[bytes], limit: int | None) -> Iterator[bytes]:
@@ -306,7 +306,7 @@ def _parts(site: Site, body: Iterator[bytes], content_type: str, kind: str) -> I
 
 
 def _store_one(running: Store, collected: Collected) -> Outcome:
-    manners, exchange = running.site.manners, running.exchange
+    behaviour, exchange = running.site.behaviour, running.exchange
     number = len(running.outcomes) + 1
     try:
         with _opened(collected) as file:
@@ -317,11 +317,11 @@ def _store_one(running: Store, collected: Collected) -> Outcome:
         if missing:
             known = getattr(error, "uids", {})
             return Outcome(
-                None, known.get("SOPInstanceUID"), reason=manners.missing_uids_reason, garbage=True, no_uids=True
+                None, known.get("SOPInstanceUID"), reason=behaviour.missing_uids_reason, garbage=True, no_uids=True
             )
-        return Outcome(reason=manners.garbage_reason, garbage=True)
+        return Outcome(reason=behaviour.garbage_reason, garbage=True)
     if incomplete is not None:
-        return Outcome(header.sop_class_uid, header.sop_instance_uid, reason=manners.garbage_reason, garbage=True)
+        return Outcome(header.sop_class_uid, header.sop_instance_uid, reason=behaviour.garbage_reason, garbage=True)
     reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
     url = running.site.url_of(exchange, reference)
     outcome = Outcome(
@@ -335,20 +335,23 @@ def _store_one(running: Store, collected: Collected) -> Outcome:
         outcome.reason = int(refused.options["reason"])
         return outcome
     if running.study is not None and header.study_instance_uid != running.study:
-        outcome.reason, outcome.wrong_study = manners.wrong_study_reason, True
+        outcome.reason, outcome.wrong_study = behaviour.wrong_study_reason, True
         return outcome
-    if manners.explicit_only and header.transfer_syntax_uid == IMPLICIT_LITTLE:
-        outcome.reason = manners.missing_uids_reason
+    if behaviour.explicit_only and header.transfer_syntax_uid == IMPLICIT_LITTLE:
+        outcome.reason = behaviour.missing_uids_reason
         return outcome
     omitted = exchange.fault("omit_outcome")
     outcome.hidden = omitted is not None and int(omitted.options["number"]) == number
     if not exchange.fault("claim_stored"):
         outcome.reason = _keep(running, header, collected)
-    if outcome.reason is None and manners.invalid_value_warning is not None:
+    if outcome.reason is None and behaviour.invalid_value_warning is not None:
         malformed = _malformed(collected)
         if malformed:
             running.site.erroneous.update(malformed)
-            outcome.warning, outcome.comment = manners.invalid_value_warning, f"Invalid values: {', '.join(malformed)}"
+            outcome.warning, outcome.comment = (
+                behaviour.invalid_value_warning,
+                f"Invalid values: {', '.join(malformed)}",
+            )
     return outcome
 
 
@@ -369,27 +372,27 @@ def _texts(element: Mapping[str, Any]) -> list[str]:
 
 def _keep(running: Store, header: Header, collected: Collected) -> int | None:
     """Puts the instance into the archive; returns the reason if it is refused."""
-    site, manners = running.site, running.site.manners
+    site, behaviour = running.site, running.site.behaviour
     instance = _instance(header, collected)
-    if manners.kept != "file":
+    if behaviour.kept != "file":
         try:
-            instance = Instance.from_bytes(coerced(instance.read(), manners.kept))
+            instance = Instance.from_bytes(coerced(instance.read(), behaviour.kept))
         except (CannotTranscode, ValueError):
-            return manners.garbage_reason
+            return behaviour.garbage_reason
     with site.store_lock:
         on_existing: OnExisting = "replace"
         if not running.replace:
             same = _compare(site, instance)
             if same is not None:
-                if running.exchange.fault("keep_old") or (same and manners.same_again == "stored"):
+                if running.exchange.fault("keep_old") or (same and behaviour.same_again == "stored"):
                     return None
-                if same or manners.other_again == "refused":
-                    return manners.duplicate_reason
-                if manners.other_again == "hidden":
+                if same or behaviour.other_again == "refused":
+                    return behaviour.duplicate_reason
+                if behaviour.other_again == "hidden":
                     return _hide(site, instance)
-                if manners.other_again == "keep_old":
+                if behaviour.other_again == "keep_old":
                     return None
-        if manners.feed != "none":
+        if behaviour.feed != "none":
             site.log.begin()
         results = list(site.archive.iter_store_instances([instance], on_existing=on_existing))
         if len(results) != 1 or isinstance(results[0], Failure):
@@ -399,7 +402,7 @@ def _keep(running: Store, header: Header, collected: Collected) -> int | None:
         site.arrivals.add(
             reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid)
         )
-        if manners.feed != "none":
+        if behaviour.feed != "none":
             site.log.stored(reference)
     return None
 

@@ -1,4 +1,4 @@
-"""Retrieval of objects and metadata (PS3.18 section 10.4, WADO-RS) with the manners and faults of the server."""
+"""Retrieval of objects and metadata (PS3.18 section 10.4, WADO-RS) with the behaviour and faults of the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.testing.samples import clone
-from dicomweb_io.testing.server.behaviour import Manners
+from dicomweb_io.testing.server.behaviour import Behaviour
 from dicomweb_io.testing.server.exchange import Answer, Exchange, MediaRange, Refusal, Site, media_ranges
 from dicomweb_io.testing.server.parts import (
     EXPLICIT_LITTLE,
@@ -58,27 +58,27 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
         resource: The instance.
         text: The list of frame numbers as it stands in the path.
     """
-    manners = site.manners
-    if not manners.frames:
+    behaviour = site.behaviour
+    if not behaviour.frames:
         raise Refusal(404, "There is no such resource.")
     numbers = _numbers(site, text)
     available, stored = _description(site, resource)
     missing = [number for number in numbers if number < 1 or number > available]
     status = 200
     if missing:
-        if manners.frames_missing != "drop" or len(missing) == len(numbers):
-            code = 404 if manners.frames_missing == "drop" else manners.frames_missing
+        if behaviour.frames_missing != "drop" or len(missing) == len(numbers):
+            code = 404 if behaviour.frames_missing == "drop" else behaviour.frames_missing
             raise Refusal(code, f"The instance has {available} frames.")
         numbers = [number for number in numbers if number not in missing]
         status = 206
         exchange.warnings.append("Some frames do not exist")
-    ranges = media_ranges(manners, exchange)
+    ranges = media_ranges(behaviour, exchange)
     wanted = Resource(
         resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid, tuple(numbers)
     )
-    single, media_types = _wishes(site, ranges, len(numbers))
-    if stored in manners.undecodable_syntaxes and not any(syntax in ("*", stored) for _, syntax in media_types):
-        raise Refusal(manners.undecodable, f"The stored transfer syntax {stored} cannot be decoded.")
+    single, media_types = _accepted_forms(site, ranges, len(numbers))
+    if stored in behaviour.undecodable_syntaxes and not any(syntax in ("*", stored) for _, syntax in media_types):
+        raise Refusal(behaviour.undecodable, f"The stored transfer syntax {stored} cannot be decoded.")
     found = site.archive.iter_frames(
         wanted, media_types=media_types, max_element_bytes=site.spool_above, spool_directory=site.directory
     )
@@ -100,30 +100,32 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
     except requests.HTTPError as error:
         if _status_of(error) != 406:
             raise
-        raise Refusal(manners.unacceptable, "The frames cannot be had in this form.") from None
+        raise Refusal(behaviour.unacceptable, "The frames cannot be had in this form.") from None
 
 
 def rendered(site: Site, exchange: Exchange, resource: Resource, *, thumbnail: bool) -> Answer:
     """Answers the retrieval of a picture."""
-    manners = site.manners
-    if resource.level not in manners.rendered or (thumbnail and not manners.thumbnails):
+    behaviour = site.behaviour
+    if resource.level not in behaviour.rendered or (thumbnail and not behaviour.thumbnails):
         raise Refusal(404, "There is no such resource.")
-    ranges = media_ranges(manners, exchange)
-    if not manners.accepts_alternatives:
+    ranges = media_ranges(behaviour, exchange)
+    if not behaviour.accepts_alternatives:
         # Such a server knows no ranges either.
-        ranges = [one for one in ranges if one.media_type == "*/*" or one.media_type in manners.rendered_types]
-    offers = (*manners.rendered_types, "text/html") if manners.rendered_parameters is None else manners.rendered_types
+        ranges = [one for one in ranges if one.media_type == "*/*" or one.media_type in behaviour.rendered_types]
+    offers = (
+        (*behaviour.rendered_types, "text/html") if behaviour.rendered_parameters is None else behaviour.rendered_types
+    )
     media_types = tuple(offered for one in ranges for offered in offers if one.covers(offered))
     if not media_types:
-        raise Refusal(manners.unacceptable, f"Pictures are {' or '.join(manners.rendered_types)}.")
+        raise Refusal(behaviour.unacceptable, f"Pictures are {' or '.join(behaviour.rendered_types)}.")
     params = {unquote_plus(name): unquote_plus(value) for name, value in exchange.query}
     params = {name: value for name, value in params.items() if name not in ("accept", "imageSetId")}
-    if manners.rendered_parameters is not None:
-        params = {name: value for name, value in params.items() if name in manners.rendered_parameters}
-    if manners.rendered_window_of_three and params.get("window", ",,").count(",") != 2:
+    if behaviour.rendered_parameters is not None:
+        params = {name: value for name, value in params.items() if name in behaviour.rendered_parameters}
+    if behaviour.rendered_window_of_three and params.get("window", ",,").count(",") != 2:
         raise Refusal(400, "window needs three values.")
-    if manners.undecodable_syntaxes and _syntax(site, resource) in manners.undecodable_syntaxes:
-        raise Refusal(manners.unrenderable, "The pixel data cannot be decoded.")
+    if behaviour.undecodable_syntaxes and _syntax(site, resource) in behaviour.undecodable_syntaxes:
+        raise Refusal(behaviour.unrenderable, "The pixel data cannot be decoded.")
     try:
         picture = site.archive.retrieve_rendered(
             resource, media_types=media_types, params=params or None, thumbnail=thumbnail
@@ -131,9 +133,9 @@ def rendered(site: Site, exchange: Exchange, resource: Resource, *, thumbnail: b
     except requests.HTTPError as error:
         status = _status_of(error)
         if status == 406:
-            raise Refusal(manners.unrenderable, "It cannot be rendered so.") from None
-        if status == 404 and resource.frames and isinstance(manners.frames_missing, int):
-            raise Refusal(manners.frames_missing, "There is no such frame.") from None
+            raise Refusal(behaviour.unrenderable, "It cannot be rendered so.") from None
+        if status == 404 and resource.frames and isinstance(behaviour.frames_missing, int):
+            raise Refusal(behaviour.frames_missing, "There is no such frame.") from None
         raise
     return Answer(
         200, {"Content-Type": picture.media_type, "Content-Length": str(len(picture.content))}, picture.content
@@ -156,13 +158,13 @@ def frame_numbers(site: Site, text: str) -> tuple[int, ...]:
 
 
 def _numbers(site: Site, text: str) -> list[int]:
-    manners = site.manners
+    behaviour = site.behaviour
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         raise Refusal(400, "The list of frames is malformed.")
     numbers = [int(number) for number in text.split(",")]
-    if manners.frames_limit is not None and len(numbers) > manners.frames_limit:
-        raise Refusal(400, f"At most {manners.frames_limit} frames can be requested at once.")
-    if manners.frames_unique and len(set(numbers)) < len(numbers):
+    if behaviour.frames_limit is not None and len(numbers) > behaviour.frames_limit:
+        raise Refusal(400, f"At most {behaviour.frames_limit} frames can be requested at once.")
+    if behaviour.frames_unique and len(set(numbers)) < len(numbers):
         raise Refusal(400, "A frame is listed twice.")
     return numbers
 
@@ -173,7 +175,7 @@ def _description(site: Site, resource: Resource) -> tuple[int, str]:
     if row is None:
         raise Refusal(404, "There is no such instance.")
     if "00280010" not in row:
-        raise Refusal(site.manners.frames_without_pixels, "The instance has no pixel data.")
+        raise Refusal(site.behaviour.frames_without_pixels, "The instance has no pixel data.")
     syntax = str((row.get("00083002", {}).get("Value") or [""])[0])
     values = row.get("00280008", {}).get("Value") or [1]
     try:
@@ -182,37 +184,37 @@ def _description(site: Site, resource: Resource) -> tuple[int, str]:
         return 1, syntax
 
 
-def _wishes(site: Site, ranges: list[MediaRange], count: int) -> tuple[bool, tuple[tuple[str, str], ...]]:
+def _accepted_forms(site: Site, ranges: list[MediaRange], count: int) -> tuple[bool, tuple[tuple[str, str], ...]]:
     """Whether one body was asked for, and what the archive is asked for."""
-    manners = site.manners
-    wishes: list[tuple[str, str]] = []
+    behaviour = site.behaviour
+    accepted_types: list[tuple[str, str]] = []
     single: bool | None = None
     for one in ranges:
-        if not _offered(manners, one):
+        if not _offered(behaviour, one):
             continue
-        if one.multipart is False and (count > 1 or not manners.single_part):
+        if one.multipart is False and (count > 1 or not behaviour.single_part):
             continue
-        alone = one.multipart is False or (one.multipart is None and manners.any_is_single and count == 1)
+        alone = one.multipart is False or (one.multipart is None and behaviour.any_is_single and count == 1)
         if single is None:
             single = alone
         if alone == single:
-            wishes.append(_wish(manners, one))
+            accepted_types.append(_accepted_form(behaviour, one))
     if single is None:
-        raise Refusal(manners.unacceptable, "None of the acceptable media types is available.")
-    return single, tuple(wishes)
+        raise Refusal(behaviour.unacceptable, "None of the acceptable media types is available.")
+    return single, tuple(accepted_types)
 
 
-def _offered(manners: Manners, one: MediaRange) -> bool:
-    if not manners.accepts_alternatives and one.media_type.endswith("/*") and one.media_type != "*/*":
+def _offered(behaviour: Behaviour, one: MediaRange) -> bool:
+    if not behaviour.accepts_alternatives and one.media_type.endswith("/*") and one.media_type != "*/*":
         return False
-    return manners.frame_types is None or any(map(one.covers, manners.frame_types))
+    return behaviour.frame_types is None or any(map(one.covers, behaviour.frame_types))
 
 
-def _wish(manners: Manners, one: MediaRange) -> tuple[str, str]:
+def _accepted_form(behaviour: Behaviour, one: MediaRange) -> tuple[str, str]:
     if one.media_type == "*/*":
         return (_OCTETS, _EXPLICIT) if not one.explicit else ("*/*", one.transfer_syntax or "*")
-    if manners.frame_types is not None and one.media_type.endswith("/*"):
-        return next(filter(one.covers, manners.frame_types)), "*"
+    if behaviour.frame_types is not None and one.media_type.endswith("/*"):
+        return next(filter(one.covers, behaviour.frame_types)), "*"
     return one.media_type, one.transfer_syntax or (_EXPLICIT if one.media_type == _OCTETS else "*")
 
 
@@ -222,8 +224,8 @@ def _answer(site: Site, exchange: Exchange, parts: Iterator[PartOut], single: bo
         raise Refusal(404, "There is nothing to send.")
     if single:
         return single_answer(first)
-    root = first.content_type if site.manners.root_syntax else first.content_type.partition(";")[0]
-    return multipart_answer(exchange, site.manners, itertools.chain([first], parts), root, status=status, frames=True)
+    root = first.content_type if site.behaviour.root_syntax else first.content_type.partition(";")[0]
+    return multipart_answer(exchange, site.behaviour, itertools.chain([first], parts), root, status=status, frames=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -244,23 +246,23 @@ def bulkdata(site: Site, exchange: Exchange, resource: Resource, path: list[str]
         resource: The instance.
         path: Tags, with the numbers of items between them, as in the BulkDataURI that metadata gave.
     """
-    manners = site.manners
-    if not manners.bulkdata:
+    behaviour = site.behaviour
+    if not behaviour.bulkdata:
         raise Refusal(404, "There is no such resource.")
     if not path or not all(_SEGMENT.fullmatch(segment) for segment in path):
         raise Refusal(404, "There is no such bulk data.")
     chosen = _acceptable(site, exchange)
-    location = f"{site.url_of(exchange, resource)}/{manners.bulkdata_segment}/" + "/".join(path)
+    location = f"{site.url_of(exchange, resource)}/{behaviour.bulkdata_segment}/" + "/".join(path)
     where = [segment.upper() for segment in path]
-    wanted = _byte_range(exchange) if manners.byte_ranges and chosen.multipart is not True else None
+    wanted = _byte_range(exchange) if behaviour.byte_ranges and chosen.multipart is not True else None
     values = _values(site, resource, where, wanted)
     try:
         first = next(values, None)
     except requests.HTTPError as error:
-        if not (manners.bulkdata_of_all and getattr(error, "status", None) == 404):
+        if not (behaviour.bulkdata_of_all and getattr(error, "status", None) == 404):
             raise
         first = None
-    if first is None and manners.bulkdata_of_all:
+    if first is None and behaviour.bulkdata_of_all:
         values = _any_value(site, resource, where)
         first = next(values, None)
     if first is None:
@@ -268,37 +270,37 @@ def bulkdata(site: Site, exchange: Exchange, resource: Resource, path: list[str]
     if wanted is not None:
         return _range_answer(replace(first, location=location), *wanted)
     parts = (replace(value, location=location) for value in itertools.chain([first], values))
-    if chosen.multipart is False or (chosen.multipart is None and manners.any_is_single):
+    if chosen.multipart is False or (chosen.multipart is None and behaviour.any_is_single):
         return single_answer(next(parts))
-    return multipart_answer(exchange, manners, parts, _OCTETS)
+    return multipart_answer(exchange, behaviour, parts, _OCTETS)
 
 
 def all_bulkdata(site: Site, exchange: Exchange, resource: Resource, *, only_pixels: bool) -> Answer:
     """Answers the retrieval of all binary values, or all pixel data, of a study, series or instance."""
-    manners = site.manners
-    if not (manners.bulkdata and manners.bulkdata_levels):
+    behaviour = site.behaviour
+    if not (behaviour.bulkdata and behaviour.bulkdata_levels):
         raise Refusal(404, "There is no such resource.")
     if _acceptable(site, exchange).multipart is False:
-        raise Refusal(manners.unacceptable, "All bulk data come in parts.")
+        raise Refusal(behaviour.unacceptable, "All bulk data come in parts.")
     parts = _all_parts(site, exchange, resource, only_pixels)
     first = next(parts, None)
     if first is None:
         raise Refusal(404, f"The {resource.level} has no bulk data.")
-    return multipart_answer(exchange, manners, itertools.chain([first], parts), _OCTETS)
+    return multipart_answer(exchange, behaviour, itertools.chain([first], parts), _OCTETS)
 
 
 def _acceptable(site: Site, exchange: Exchange) -> MediaRange:
-    ranges = media_ranges(site.manners, exchange)
+    ranges = media_ranges(site.behaviour, exchange)
     chosen = next((one for one in ranges if one.covers(_OCTETS)), None)
-    if chosen is None or (chosen.multipart is False and not site.manners.single_part):
-        raise Refusal(site.manners.unacceptable, "Bulk data is application/octet-stream.")
+    if chosen is None or (chosen.multipart is False and not site.behaviour.single_part):
+        raise Refusal(site.behaviour.unacceptable, "Bulk data is application/octet-stream.")
     return chosen
 
 
 def _values(
     site: Site, resource: Resource, path: list[str], wanted: tuple[int, int | None] | None
 ) -> Iterator[PartOut]:
-    if site.manners.bulkdata_fragments and path == ["7FE00010"]:
+    if site.behaviour.bulkdata_fragments and path == ["7FE00010"]:
         fragments = pixel_items(open_dataset(site, resource))
         if fragments is not None:
             yield from (PartOut(_OCTETS, None, item) for item in fragments)
@@ -321,7 +323,7 @@ def _any_value(site: Site, resource: Resource, path: list[str]) -> Iterator[Part
 def _all_parts(site: Site, exchange: Exchange, resource: Resource, only_pixels: bool) -> Iterator[PartOut]:
     for row in site.archive.iter_metadata(resource):
         reference = Resource.of(row)
-        base = f"{site.url_of(exchange, reference)}/{site.manners.bulkdata_segment}/"
+        base = f"{site.url_of(exchange, reference)}/{site.behaviour.bulkdata_segment}/"
         for path in _paths(row, ""):
             if only_pixels and path not in _PIXELS:
                 continue
@@ -381,20 +383,20 @@ class _Form:
 
 def retrieve(site: Site, exchange: Exchange, resource: Resource) -> Answer:
     """Answers the retrieval of a study, series or instance."""
-    manners = site.manners
-    ranges = media_ranges(manners, exchange)
-    if not manners.metadata and any(one.media_type == _JSON for one in ranges):
+    behaviour = site.behaviour
+    ranges = media_ranges(behaviour, exchange)
+    if not behaviour.metadata and any(one.media_type == _JSON for one in ranges):
         return metadata(site, exchange, resource, at_object=True)
-    if resource.level not in manners.retrieves:
+    if resource.level not in behaviour.retrieves:
         raise Refusal(404, f"A {resource.level} cannot be retrieved as a whole.")
-    zipped = manners.zip and next((one for one in ranges if one.covers(_DICOM) or one.media_type == _ZIP), None)
+    zipped = behaviour.zip and next((one for one in ranges if one.covers(_DICOM) or one.media_type == _ZIP), None)
     if zipped and zipped.media_type == _ZIP:
         syntax = zipped.transfer_syntax or EXPLICIT_LITTLE
         return _zip_answer(site, resource, _parts(site, exchange, resource, _Form(False, (syntax,))))
-    form = _form(manners, ranges, resource)
+    form = _form(behaviour, ranges, resource)
     parts = _parts(site, exchange, resource, form)
     status = 200
-    if manners.partial and resource.level != "instance" and "*" not in form.syntaxes:
+    if behaviour.partial and resource.level != "instance" and "*" not in form.syntaxes:
         parts, missing = _what_can_be_had(site, parts)
         if missing:
             status = 206
@@ -405,12 +407,12 @@ def retrieve(site: Site, exchange: Exchange, resource: Resource) -> Answer:
     if not form.multipart:
         part = _with_fault(exchange, first)
         answer = single_answer(part)
-        if manners.known_length == "never":
+        if behaviour.known_length == "never":
             del answer.headers["Content-Length"]
         return answer
     return multipart_answer(
         exchange,
-        manners,
+        behaviour,
         itertools.chain([first], map(_made, parts)),
         _DICOM,
         only_one=resource.level == "instance",
@@ -473,8 +475,8 @@ def _foreign(part: PartOut) -> PartOut:
     return PartOut(part.content_type, part.location, clone(part.read(), "foreign"))
 
 
-def _form(manners: Manners, ranges: list[MediaRange], resource: Resource) -> _Form:
-    single_possible = manners.single_part and resource.level == "instance"
+def _form(behaviour: Behaviour, ranges: list[MediaRange], resource: Resource) -> _Form:
+    single_possible = behaviour.single_part and resource.level == "instance"
     chosen: bool | None = None
     syntaxes: list[str] = []
     for one in ranges:
@@ -484,21 +486,21 @@ def _form(manners: Manners, ranges: list[MediaRange], resource: Resource) -> _Fo
             continue
         multipart = one.multipart
         if multipart is None:
-            multipart = not (manners.any_is_single and single_possible)
+            multipart = not (behaviour.any_is_single and single_possible)
         if chosen is None:
             chosen = multipart
         if multipart == chosen:
-            syntaxes.append(_wanted_syntax(manners, one))
+            syntaxes.append(_wanted_syntax(behaviour, one))
     if chosen is None:
-        raise Refusal(manners.unacceptable, "None of the acceptable media types is available.")
+        raise Refusal(behaviour.unacceptable, "None of the acceptable media types is available.")
     return _Form(chosen, tuple(dict.fromkeys(syntaxes)))
 
 
-def _wanted_syntax(manners: Manners, one: MediaRange) -> str:
-    if one.transfer_syntax == "*" and manners.star_syntax:
+def _wanted_syntax(behaviour: Behaviour, one: MediaRange) -> str:
+    if one.transfer_syntax == "*" and behaviour.star_syntax:
         return "*"
     if one.transfer_syntax in (None, "*"):
-        stored = manners.default_syntax == "stored" or (one.media_type == "*/*" and manners.any_is_stored)
+        stored = behaviour.default_syntax == "stored" or (one.media_type == "*/*" and behaviour.any_is_stored)
         return "*" if stored else EXPLICIT_LITTLE
     return str(one.transfer_syntax)
 
@@ -517,29 +519,29 @@ def _parts(site: Site, exchange: Exchange, resource: Resource, form: _Form) -> I
         if "*" in form.syntaxes[:1] or instance.transfer_syntax_uid in form.syntaxes:
             yield part
             continue
-        yield _encoded(site.manners, instance, part, form)
+        yield _encoded(site.behaviour, instance, part, form)
 
 
-def _encoded(manners: Manners, instance: Instance, part: PartOut, form: _Form) -> PartOut | Refusal:
+def _encoded(behaviour: Behaviour, instance: Instance, part: PartOut, form: _Form) -> PartOut | Refusal:
     """The part in the first of the wanted transfer syntaxes that can be made of it."""
     stored = instance.transfer_syntax_uid
     refusal: Refusal | None = None
     for wanted in form.syntaxes:
         if wanted == "*":
             return part
-        possible = manners.transcoding is None or wanted in manners.transcoding
-        too_large = manners.transcoding_limit is not None and part.size > manners.transcoding_limit
+        possible = behaviour.transcoding is None or wanted in behaviour.transcoding
+        too_large = behaviour.transcoding_limit is not None and part.size > behaviour.transcoding_limit
         if not possible or too_large or not writable(wanted):
-            status = manners.refused_syntaxes.get(wanted, manners.unsupported_syntax)
+            status = behaviour.refused_syntaxes.get(wanted, behaviour.unsupported_syntax)
             refusal = refusal or Refusal(status, f"The transfer syntax {wanted} cannot be made.")
             continue
         try:
-            if stored in manners.undecodable_syntaxes:
+            if stored in behaviour.undecodable_syntaxes:
                 raise CannotTranscode("there is no decoder")
             content = transcoded(part.read(), stored, wanted)
         except CannotTranscode:
             refusal = refusal or Refusal(
-                manners.undecodable, f"{wanted} cannot be made of the stored transfer syntax {stored}."
+                behaviour.undecodable, f"{wanted} cannot be made of the stored transfer syntax {stored}."
             )
             continue
         part.discard()
@@ -547,7 +549,7 @@ def _encoded(manners: Manners, instance: Instance, part: PartOut, form: _Form) -
             part, content_type=f"{_DICOM}; transfer-syntax={wanted}", content=content, path=None, remove=False
         )
     part.discard()
-    return refusal or Refusal(manners.unsupported_syntax, "The transfer syntax cannot be made.")
+    return refusal or Refusal(behaviour.unsupported_syntax, "The transfer syntax cannot be made.")
 
 
 # Metadata -------------------------------------------------------------------------------------------------------------
@@ -555,10 +557,10 @@ def _encoded(manners: Manners, instance: Instance, part: PartOut, form: _Form) -
 
 def metadata(site: Site, exchange: Exchange, resource: Resource, *, at_object: bool = False) -> Answer:
     """Answers the retrieval of metadata, row by row."""
-    manners = site.manners
-    if not manners.metadata and not at_object:
+    behaviour = site.behaviour
+    if not behaviour.metadata and not at_object:
         raise Refusal(404, "There is no such resource.")
-    media_type = _metadata_type(manners, media_ranges(manners, exchange))
+    media_type = _metadata_type(behaviour, media_ranges(behaviour, exchange))
     rows = (_metadata_row(site, exchange, row) for row in site.archive.iter_metadata(resource))
     first = next(rows, None)
     if first is None:
@@ -566,13 +568,13 @@ def metadata(site: Site, exchange: Exchange, resource: Resource, *, at_object: b
     rows = itertools.chain([first], rows)  # type: ignore[assignment] # an iterator as good as a generator
     if media_type == _XML:
         documents = (PartOut(_XML, None, xml_document(row)) for row in rows)
-        return multipart_answer(exchange, manners, documents, _XML)
+        return multipart_answer(exchange, behaviour, documents, _XML)
     headers = {"Content-Type": media_type}
     if exchange.fault("wrong_vrs"):
         return Answer(200, headers, json_bytes(list(wrong_vrs(rows))))
     if any(exchange.fault(name) for name in ("bad_json", "truncated_json", "deep_json", "nan_json")):
         return Answer(200, headers, faulty_json(exchange, json_bytes(list(rows))))
-    if manners.etags:
+    if behaviour.etags:
         body = b"".join(json_array(rows))
         headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         headers["Last-Modified"] = format_datetime(site.arrivals.times(resource.study_instance_uid)[1], usegmt=True)
@@ -582,29 +584,29 @@ def metadata(site: Site, exchange: Exchange, resource: Resource, *, at_object: b
     return Answer(200, headers, json_array(rows))
 
 
-def _metadata_type(manners: Manners, ranges: list[MediaRange]) -> str:
+def _metadata_type(behaviour: Behaviour, ranges: list[MediaRange]) -> str:
     for one in ranges:
-        for offered in (*manners.metadata_types, "application/json"):
+        for offered in (*behaviour.metadata_types, "application/json"):
             if not one.covers(offered):
                 continue
             if offered != _XML and not one.multipart:
-                return offered if manners.plain_json else _JSON
+                return offered if behaviour.plain_json else _JSON
             if offered == _XML and one.multipart is not False:
                 return offered
-    raise Refusal(manners.unacceptable, f"Metadata is available as {' or '.join(manners.metadata_types)}.")
+    raise Refusal(behaviour.unacceptable, f"Metadata is available as {' or '.join(behaviour.metadata_types)}.")
 
 
 def _metadata_row(site: Site, exchange: Exchange, row: JSONRow) -> JSONRow:
     """A row as this server gives it: what is left out, and which values are given by address."""
-    manners = site.manners
+    behaviour = site.behaviour
     reference = Resource.of(row)
-    if manners.metadata_parameters:
+    if behaviour.metadata_parameters:
         row = _chosen(exchange, row)
     syntax = (row.get("00083002", {}).get("Value") or [EXPLICIT_LITTLE])[0]
-    row = _with_bulkdata(manners, row, f"{site.url_of(exchange, reference)}/{manners.bulkdata_segment}", "")
-    if not manners.metadata_syntax:
+    row = _with_bulkdata(behaviour, row, f"{site.url_of(exchange, reference)}/{behaviour.bulkdata_segment}", "")
+    if not behaviour.metadata_syntax:
         row.pop("00083002", None)
-    if not manners.metadata_compressed and syntax not in NATIVE:
+    if not behaviour.metadata_compressed and syntax not in NATIVE:
         row.pop("7FE00010", None)
     return row
 
@@ -628,23 +630,23 @@ def _chosen(exchange: Exchange, row: JSONRow) -> JSONRow:
     return row
 
 
-def _with_bulkdata(manners: Manners, row: JSONRow, url: str, path: str) -> JSONRow:
+def _with_bulkdata(behaviour: Behaviour, row: JSONRow, url: str, path: str) -> JSONRow:
     result: dict[str, Any] = {}
     for tag, element in row.items():
         where = f"{path}/{tag}"
         inline = "InlineBinary" in element
-        if "BulkDataURI" in element or (inline and manners.bulkdata_of_all):
-            if manners.metadata_bulkdata == "uri":
+        if "BulkDataURI" in element or (inline and behaviour.bulkdata_of_all):
+            if behaviour.metadata_bulkdata == "uri":
                 # The archive knows how it counts; where its address has another form, count as the standard does.
                 known = str(element.get("BulkDataURI", "")).partition("/bulkdata/")[2]
                 place = f"/{known}" if known else where
-                place = place.lower() if manners.bulkdata_of_all else place
+                place = place.lower() if behaviour.bulkdata_of_all else place
                 result[tag] = {"vr": element.get("vr", "UN"), "BulkDataURI": url + place}
-        elif inline and manners.metadata_bulkdata == "omitted":
+        elif inline and behaviour.metadata_bulkdata == "omitted":
             continue
         elif element.get("vr") == "SQ" and element.get("Value"):
             items = [
-                _with_bulkdata(manners, item or {}, url, f"{where}/{number}")
+                _with_bulkdata(behaviour, item or {}, url, f"{where}/{number}")
                 for number, item in enumerate(element["Value"], start=1)
             ]
             result[tag] = {"vr": "SQ", "Value": items}

@@ -100,7 +100,7 @@ class _Search(beam.PTransform[Any, Any]):
             search_filters: Attribute (keyword, tag or path) to value.
             columns: Attributes that become columns of the rows; by default the UIDs and a few others.
             limit: The most rows.
-            profile: The server's manners; by default by its URL.
+            profile: The server's behaviour; by default by its URL.
             token_env: The environment variable that holds a bearer token.
             user: A user name.
             password_env: The environment variable that holds the user's password.
@@ -172,7 +172,7 @@ class ReadFromDICOMweb(beam.PTransform[Any, Any]):
             search_filters: Attribute (keyword, tag or path) to value.
             limit: The most instances.
             spool_directory: Where instances above 64 MiB go; their rows have a path.
-            profile: The server's manners; by default by its URL.
+            profile: The server's behaviour; by default by its URL.
             token_env: The environment variable that holds a bearer token.
             user: A user name.
             password_env: The environment variable that holds the user's password.
@@ -220,7 +220,7 @@ class WriteToDICOMweb(beam.PTransform[Any, Any]):
             endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
             on_existing: What to do with instances whose UID is there: server, skip, replace or error.
             verify: The proof wanted: response, uid or content.
-            profile: The server's manners; by default by its URL.
+            profile: The server's behaviour; by default by its URL.
             token_env: The environment variable that holds a bearer token.
             user: A user name.
             password_env: The environment variable that holds the user's password.
@@ -266,9 +266,9 @@ class CopyInstances(beam.PTransform[Any, Any]):
             destination: Where to copy to.
             on_existing: What to do with instances whose UID is there: skip, server, replace or error.
             verify: The proof wanted: response, uid or content.
-            source_profile: The source's manners; by default by its URL.
+            source_profile: The source's behaviour; by default by its URL.
             source_token_env: The environment variable that holds a bearer token for the source.
-            destination_profile: The destination's manners; by default by its URL.
+            destination_profile: The destination's behaviour; by default by its URL.
             destination_token_env: The environment variable that holds a bearer token for the destination.
             error_handling: Where to output what failed.
         """

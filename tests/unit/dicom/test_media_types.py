@@ -76,7 +76,7 @@ def test_transfer_syntaxes_wherever_they_are():
     assert parse_content_type("application/dicom; transfer-syntax=junk").transfer_syntax_uid is None
 
 
-def test_wishes():
+def test_media_types():
     assert parse_media_types(None) == ()
     assert parse_media_types(("image/jpeg", ("image/x-jpls", "1.2"), ["image/jp2", "*"], ("a/b", ["1.1", "1.2"]))) == (
         MediaType("image/jpeg"),
@@ -91,7 +91,7 @@ def test_wishes():
 
 
 @pytest.mark.parametrize(
-    ("wish", "error"),
+    ("accepted_type", "error"),
     [
         ("image/jpeg", TypeError),
         ((5,), TypeError),
@@ -104,9 +104,9 @@ def test_wishes():
         ((("image/jpeg", "Explicit"),), ValueError),
     ],
 )
-def test_what_is_no_wish(wish, error):
+def test_invalid_media_types(accepted_type, error):
     with pytest.raises(error):
-        parse_media_types(wish)
+        parse_media_types(accepted_type)
 
 
 def test_defaults_of_the_standard():
@@ -125,11 +125,11 @@ def test_defaults_of_the_standard():
 
 
 def test_accept():
-    wishes = parse_media_types((("image/jpeg", "1.2.3"), "image/jls"))
-    assert accept_header(wishes, multipart=True) == (
+    accepted_types = parse_media_types((("image/jpeg", "1.2.3"), "image/jls"))
+    assert accept_header(accepted_types, multipart=True) == (
         'multipart/related; type="image/jpeg"; transfer-syntax=1.2.3, multipart/related; type="image/jls"'
     )
-    assert accept_header(wishes, multipart=False) == "image/jpeg; transfer-syntax=1.2.3, image/jls"
+    assert accept_header(accepted_types, multipart=False) == "image/jpeg; transfer-syntax=1.2.3, image/jls"
 
 
 def test_spellings_ask_for_the_same():
@@ -141,7 +141,7 @@ def test_spellings_ask_for_the_same():
     assert len(set(spellings)) == len(spellings)
     assert all("application/" not in spelling for spelling in spellings)
     exact = accept_spellings(parse_media_types((("image/jpeg", "1.2.840.10008.1.2.4.50"),)))
-    # Without its transfer syntax it would be another wish: JPEG lossless.
+    # Without its transfer syntax it would be another media type: JPEG lossless.
     assert all("1.2.840.10008.1.2.4.50" in spelling for spelling in exact)
     assert accept_spellings(parse_media_types(("a/b",)), single=False) == ('multipart/related; type="a/b"',)
     anything = accept_spellings(parse_media_types(("image/*",)))

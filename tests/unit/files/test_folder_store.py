@@ -203,7 +203,7 @@ def test_own_writes_are_searched_at_once_and_those_of_others_after_refresh(folde
 def test_very_many_own_writes_lead_to_one_refresh(
     folder: Path, make_bytes: MakeBytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicomweb_io.files.client._MOST_PENDING", 3)
+    monkeypatch.setattr("dicomweb_io.files.client._MAX_PENDING", 3)
     client = DICOMfileClient(folder)
     assert client.search_for_instances() == []
     list(client.iter_store_instances(make_bytes(sop=f"1.2.{number}") for number in range(10)))

@@ -152,7 +152,7 @@ def reference_uids(reference: Resource) -> tuple[str, str, str]:
     return reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid)
 
 
-def test_the_first_wish_that_can_be_met_wins(archive: DICOMfileClient, images: Images) -> None:
+def test_the_first_accepted_type_that_can_be_given_wins(archive: DICOMfileClient, images: Images) -> None:
     reference = next(reference for reference, stored in images if stored.Modality == "CT")
     explicit = ("application/dicom", EXPLICIT_VR_LITTLE_ENDIAN)
     for first in ENCODINGS:

@@ -825,13 +825,13 @@ def test_nothing_secret_is_logged(serve, connect, caplog) -> None:
 
 
 def test_no_more_in_flight_than_allowed(serve, connect) -> None:
-    lock, now, most = threading.Lock(), [0], [0]
+    lock, now, maximum = threading.Lock(), [0], [0]
     full = threading.Barrier(3)
 
     def handle(got) -> None:
         with lock:
             now[0] += 1
-            most[0] = max(most[0], now[0])
+            maximum[0] = max(maximum[0], now[0])
         full.wait(5)
         with lock:
             now[0] -= 1
@@ -844,7 +844,7 @@ def test_no_more_in_flight_than_allowed(serve, connect) -> None:
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert most[0] == 3
+    assert maximum[0] == 3
     assert server.connections == 3
 
 

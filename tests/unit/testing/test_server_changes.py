@@ -1,4 +1,4 @@
-"""The feeds of changes that the test server has in the manners of Orthanc, Azure and dcm4chee."""
+"""The feeds of changes that the test server has in the behaviour of Orthanc, Azure and dcm4chee."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Watch:
     """A client that follows a server by its feed."""
 
     def __init__(self, server, level: str, start: str = "now") -> None:
-        endpoint = server.endpoint(profile=server.manners.name)
+        endpoint = server.endpoint(profile=server.behaviour.name)
         self.source = change_source(endpoint, level)
         self.client = endpoint.connect()
         self.cursor = None
@@ -50,17 +50,17 @@ class Watch:
             assert result.outcome == "stored"
 
 
-@pytest.mark.parametrize("manner", METHODS)
+@pytest.mark.parametrize("behaviour", METHODS)
 @pytest.mark.parametrize("level", ["study", "instance"])
-def test_what_comes_is_told_once(serve, tmp_path, manner, level):
+def test_what_comes_is_told_once(serve, tmp_path, behaviour, level):
     def named(paths):
         found = references(paths)
         return {Resource(one.study_instance_uid) if level == "study" else one for one in found}
 
     there = make_study(tmp_path / "archive", instances=3, size=10)
-    server = serve(tmp_path / "archive", manner=manner)
+    server = serve(tmp_path / "archive", behaviour=behaviour)
     new, everything = Watch(server, level), Watch(server, level, "all")
-    assert new.source.method == METHODS[manner]
+    assert new.source.method == METHODS[behaviour]
     assert (new.found, everything.found) == (set(), named(there))
     coming = make_study(tmp_path / "new", instances=2, series=2, size=10, seed="new")
     new.store(coming)
@@ -72,7 +72,7 @@ def test_what_comes_is_told_once(serve, tmp_path, manner, level):
 
 def test_files_that_others_add_are_told_after_a_refresh(serve, tmp_path):
     make_study(tmp_path, instances=1, size=10)
-    server = serve(tmp_path, manner="azure")
+    server = serve(tmp_path, behaviour="azure")
     watch = Watch(server, "instance")
     added = make_study(tmp_path / "more", instances=2, size=10, seed="more")
     assert watch.poll() == set()
@@ -90,7 +90,7 @@ def test_files_that_others_add_are_told_after_a_refresh(serve, tmp_path):
 
 def test_the_feed_of_azure(serve, tmp_path):
     there = make_study(tmp_path, instances=5, size=10)
-    server = serve(tmp_path, manner="azure")
+    server = serve(tmp_path, behaviour="azure")
     url = f"{server.url}/changefeed"
     rows = get(url, params={"includemetadata": "false"})
     assert [row["Sequence"] for row in rows] == [1, 2, 3, 4, 5]
@@ -116,7 +116,7 @@ def test_the_feed_of_azure(serve, tmp_path):
 
 def test_an_empty_feed_and_replaced_instances(serve, tmp_path):
     (path,) = make_study(tmp_path / "new", instances=1, size=10)
-    server = serve(tmp_path / "archive", manner="azure")
+    server = serve(tmp_path / "archive", behaviour="azure")
     url = f"{server.url}/changefeed"
     assert get(url) == []
     assert requests.get(f"{url}/latest", timeout=30).status_code == 204
@@ -142,7 +142,7 @@ def test_an_empty_feed_and_replaced_instances(serve, tmp_path):
 def test_the_interface_of_orthanc(serve, tmp_path):
     content = sample_file("CT_small.dcm").read_bytes()
     (tmp_path / "ct.dcm").write_bytes(content)
-    server = serve(tmp_path, manner="orthanc")
+    server = serve(tmp_path, behaviour="orthanc")
     reference = Instance.from_bytes(content).reference
     study, series, instance = reference.study_instance_uid, reference.series_instance_uid, reference.sop_instance_uid
     names = [identifier("1CT1", *uids) for uids in ((study, series, instance), (study, series), (study,), ())]
@@ -189,7 +189,7 @@ def test_the_interface_of_orthanc(serve, tmp_path):
 def test_an_instance_that_comes_back_is_new_again(serve, tmp_path):
     paths = make_study(tmp_path / "archive", instances=2, size=10)
     contents = [path.read_bytes() for path in paths]
-    server = serve(tmp_path / "archive", manner="orthanc")
+    server = serve(tmp_path / "archive", behaviour="orthanc")
     watch = Watch(server, "instance")
     gone = references(paths)[0]
     watch.client.delete_instance(gone.study_instance_uid, gone.series_instance_uid, gone.sop_instance_uid)
@@ -202,15 +202,15 @@ def test_an_instance_that_comes_back_is_new_again(serve, tmp_path):
 
 
 def test_other_servers_have_no_such_interface(serve, tmp_path):
-    for manner in ("generic", "strict"):
-        server = serve(tmp_path, manner=manner)
+    for behaviour in ("generic", "strict"):
+        server = serve(tmp_path, behaviour=behaviour)
         for path in ("/changes", "/system", "/dicom-web/changefeed"):
             assert requests.get(server.origin + path, timeout=30).status_code == 404
         assert requests.post(f"{server.origin}/tools/lookup", data="1.2.3", timeout=30).status_code == 404
 
 
 def test_the_interface_asks_for_the_password_too(serve, tmp_path):
-    server = serve(tmp_path, manner="orthanc", auth=("demo", "secret"))
+    server = serve(tmp_path, behaviour="orthanc", auth=("demo", "secret"))
     assert requests.get(f"{server.origin}/changes", timeout=30).status_code == 401
     assert requests.get(f"{server.origin}/changes", auth=("demo", "secret"), timeout=30).status_code == 200
 
@@ -220,7 +220,7 @@ def test_the_interface_asks_for_the_password_too(serve, tmp_path):
 
 def test_times_of_arrival_can_be_searched(serve, tmp_path):
     (there,) = references(make_study(tmp_path / "archive", instances=1, size=10))
-    server = serve(tmp_path / "archive", manner="dcm4chee")
+    server = serve(tmp_path / "archive", behaviour="dcm4chee")
     now = datetime.now(timezone.utc)
 
     def studies(query: str, path: str = "studies") -> list[str]:

@@ -22,7 +22,7 @@ from dicomweb_io.http.auth import AWSSigV4, BasicCredentials, BearerToken, OAuth
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import ACTIONS, Fault, fault, faults_of_json
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.testing.server.behaviours import MANNERS, VARIANTS
+from dicomweb_io.testing.server.behaviours import BEHAVIOURS, VARIANTS
 from dicomweb_io.testing.server.server import authentication_for
 
 SECRETS = {
@@ -91,7 +91,7 @@ def commands(tmp_path_factory, certificates) -> Iterator[dict[str, Command]]:
     path = str(folder)
     tls = ["--tls-cert", certificates["server"], "--tls-client-ca", certificates["clients"]]
     running = {
-        "basic": Command(path, "--user-env", "BASIC", "--faults", str(faults), "--manner", "orthanc"),
+        "basic": Command(path, "--user-env", "BASIC", "--faults", str(faults), "--behaviour", "orthanc"),
         "bearer": Command(path, "--token-env", "TOKEN", "--fault", '{"action": "expire_token", "first": 3}', *tls),
     }
     yield running
@@ -161,7 +161,7 @@ def test_signatures(monkeypatch, serve, tmp_path):
     pytest.importorskip("botocore", reason="needs the extra 'aws'")
     make_study(tmp_path, instances=1, size=10)
     auth = authentication(monkeypatch, "--sigv4-env", "KEYS", "--sigv4-region", "eu-west-1")
-    url = serve(tmp_path, manner="healthimaging", auth=auth).url
+    url = serve(tmp_path, behaviour="healthimaging", auth=auth).url
     keys = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "aws-secret"}
     assert found(url, credentials=AWSSigV4("eu-west-1", **keys)) == 1
     with pytest.raises(requests.HTTPError, match="403"):
@@ -192,7 +192,7 @@ def test_files_that_others_add_are_seen_after_a_signal(tmp_path):
         (["no-such-folder"], "no folder no-such-folder"),
         ([".", "--host", "0.0.0.0"], "this server is for tests"),
         ([".", "--host", "example.org"], "--allow-remote"),
-        ([".", "--manner", "nobody"], "there are no manners 'nobody'"),
+        ([".", "--behaviour", "nobody"], "there are no behaviour 'nobody'"),
         ([".", "--fault", "{}"], "fault 1"),
         ([".", "--fault", '{"action": "status", "colour": 1}'], "no option 'colour'"),
         ([".", "--token-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
@@ -228,11 +228,11 @@ def test_every_fault_survives_json():
             faults_of_json(text)
 
 
-@pytest.mark.parametrize("name", [*MANNERS, *VARIANTS])
-def test_manners_are_described(capsys, name):
-    assert main(["serve", "--manner", name, "--describe"]) == 0
+@pytest.mark.parametrize("name", [*BEHAVIOURS, *VARIANTS])
+def test_behaviours_are_described(capsys, name):
+    assert main(["serve", "--behaviour", name, "--describe"]) == 0
     text = capsys.readouterr().out
-    assert main(["serve", "--manner", name, "--describe", "--json"]) == 0
+    assert main(["serve", "--behaviour", name, "--describe", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert text.startswith(f"{name}: {data['title']}\n")
     for field, fact in data["facts"].items():
@@ -240,7 +240,7 @@ def test_manners_are_described(capsys, name):
         assert fact["source"] in text
         assert f"{fact['evidence'].capitalize()}:\n" in text
     assert all(gap in text for gap in data["gaps"])
-    assert main(["serve", "--manners"]) == 0
+    assert main(["serve", "--behaviours"]) == 0
     assert f"{name}: {data['title']}\n" in capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ from dicomweb_io.elements import Instance
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.testing.samples import clone, sample_file
-from dicomweb_io.testing.server.behaviours import GENERIC, MANNERS
+from dicomweb_io.testing.server.behaviours import BEHAVIOURS, GENERIC
 from dicomweb_io.testing.server.parts import writable
 
 FILES = (
@@ -64,7 +64,7 @@ def address(server, name: str) -> str:
 
 
 def prefix(server) -> str:
-    return f"/{server.manners.wado_prefix}" if server.manners.wado_prefix else ""
+    return f"/{server.behaviour.wado_prefix}" if server.behaviour.wado_prefix else ""
 
 
 def get(url: str, accept: str | None = None, **headers: str) -> requests.Response:
@@ -118,27 +118,27 @@ def test_the_first_syntax_that_can_be_made_is_taken(serve, archive):
     assert parts(get(address(server, "CT_small.dcm"), wanted)) == [sample_file("CT_small.dcm").read_bytes()]
 
 
-@pytest.mark.parametrize("manner", ["azure", "google", "orthanc", "strict", "healthimaging", "dicomcloud"])
-def test_only_what_the_server_can_make_is_made(serve, archive, manner):
-    server = serve(archive, manner=replace(MANNERS[manner], rate_limit=None))
-    manners = server.manners
+@pytest.mark.parametrize("behaviour", ["azure", "google", "orthanc", "strict", "healthimaging", "dicomcloud"])
+def test_only_what_the_server_can_make_is_made(serve, archive, behaviour):
+    server = serve(archive, behaviour=replace(BEHAVIOURS[behaviour], rate_limit=None))
+    behaviour = server.behaviour
     for syntax in (RLE, JPEG_2000, DEFLATED, JPEG_LOSSLESS):
         answer = get(address(server, "CT_small.dcm"), f"{DICOM}; transfer-syntax={syntax}")
-        possible = writable(syntax) and (manners.transcoding is None or syntax in manners.transcoding)
-        refusal = manners.refused_syntaxes.get(syntax, manners.unsupported_syntax)
+        possible = writable(syntax) and (behaviour.transcoding is None or syntax in behaviour.transcoding)
+        refusal = behaviour.refused_syntaxes.get(syntax, behaviour.unsupported_syntax)
         assert answer.status_code == (200 if possible else refusal)
 
 
 def test_what_is_too_large_is_not_transcoded(serve, archive):
-    server = serve(archive, manner=replace(MANNERS["azure"], transcoding_limit=10_000))
+    server = serve(archive, behaviour=replace(BEHAVIOURS["azure"], transcoding_limit=10_000))
     url = address(server, "CT_small.dcm")
     assert get(url, f"{DICOM}; transfer-syntax={DEFLATED}").status_code == 406
     assert get(url, f"{DICOM}; transfer-syntax=*").status_code == 200
 
 
 def test_a_study_of_which_only_some_can_be_had_is_partial(serve, mixed):
-    blind = replace(MANNERS["dcm4chee"], undecodable_syntaxes=frozenset({"1.2.840.10008.1.2.4.91"}))
-    server = serve(mixed, manner=blind)
+    blind = replace(BEHAVIOURS["dcm4chee"], undecodable_syntaxes=frozenset({"1.2.840.10008.1.2.4.91"}))
+    server = serve(mixed, behaviour=blind)
     answer = get(f"{server.url}/studies/1.2.3", DICOM)
     assert answer.status_code == 206
     assert answer.headers["Warning"].startswith("299 ")
@@ -151,7 +151,7 @@ def test_a_study_of_which_only_some_can_be_had_is_partial(serve, mixed):
 
 def test_a_study_that_breaks_off_is_no_complete_answer(serve, mixed):
     # Orthanc has sent the status before it meets the image that it cannot decode.
-    server = serve(mixed, manner="orthanc")
+    server = serve(mixed, behaviour="orthanc")
     with pytest.raises(requests.exceptions.RequestException):
         get(f"{server.url}/studies/1.2.3", DICOM).raise_for_status()
 
@@ -160,7 +160,7 @@ def test_a_study_that_breaks_off_is_no_complete_answer(serve, mixed):
 
 
 def test_zip_answers(serve, mixed):
-    server = serve(mixed, manner="dcm4chee")
+    server = serve(mixed, behaviour="dcm4chee")
     answer = get(f"{server.url}/studies/1.2.3", "application/zip; transfer-syntax=*")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/zip")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as packed:
@@ -201,13 +201,13 @@ def test_ranges_of_bulk_data(serve, archive):
     for ignored in ("bytes=5-3", "bytes=0-1,4-5", "pages=1-2"):
         assert get(url, "application/octet-stream", Range=ignored).content == whole
     assert parts(get(url, 'multipart/related; type="application/octet-stream"', Range="bytes=0-9")) == [whole]
-    other = serve(archive, manner=replace(GENERIC, byte_ranges=False))
+    other = serve(archive, behaviour=replace(GENERIC, byte_ranges=False))
     assert get(f"{address(other, 'CT_small.dcm')}/bulkdata/7FE00010", "*/*", Range="bytes=0-9").status_code == 200
 
 
-@pytest.mark.parametrize("manner", ["generic", "dcm4chee"])
-def test_all_bulk_data_of_an_object(serve, archive, manner):
-    server = serve(archive, manner=manner)
+@pytest.mark.parametrize("behaviour", ["generic", "dcm4chee"])
+def test_all_bulk_data_of_an_object(serve, archive, behaviour):
+    server = serve(archive, behaviour=behaviour)
     instance = address(server, "waveform_ecg.dcm")
     study, series = instance.split("/series/")[0], instance.split("/instances/")[0]
     dataset = pydicom.dcmread(sample_file("waveform_ecg.dcm"))
@@ -231,16 +231,16 @@ def test_all_bulk_data_of_an_object(serve, archive, manner):
     ]
 
 
-@pytest.mark.parametrize("manner", ["azure", "strict", "orthanc", "google", "dicomcloud"])
-def test_servers_without_all_bulk_data(serve, archive, manner):
-    assert get(f"{address(serve(archive, manner=manner), 'waveform_ecg.dcm')}/bulkdata").status_code == 404
+@pytest.mark.parametrize("behaviour", ["azure", "strict", "orthanc", "google", "dicomcloud"])
+def test_servers_without_all_bulk_data(serve, archive, behaviour):
+    assert get(f"{address(serve(archive, behaviour=behaviour), 'waveform_ecg.dcm')}/bulkdata").status_code == 404
 
 
 # Frames and pictures --------------------------------------------------------------------------------------------------
 
 
 def test_frames_of_azure_are_octets_or_jpeg_2000(serve, archive):
-    server = serve(archive, manner="azure")
+    server = serve(archive, behaviour="azure")
     url = f"{address(server, 'JPEG2000.dcm')}/frames/1"
     for accept, status in (
         ('multipart/related; type="application/octet-stream"; transfer-syntax=*', 200),
@@ -253,8 +253,8 @@ def test_frames_of_azure_are_octets_or_jpeg_2000(serve, archive):
 
 
 def test_there_are_no_frames_of_a_report(serve, archive):
-    for manner, status in (("generic", 404), ("dcm4chee", 404), ("orthanc", 500), ("strict", 404)):
-        assert get(f"{address(serve(archive, manner=manner), 'test-SR.dcm')}/frames/1").status_code == status
+    for behaviour, status in (("generic", 404), ("dcm4chee", 404), ("orthanc", 500), ("strict", 404)):
+        assert get(f"{address(serve(archive, behaviour=behaviour), 'test-SR.dcm')}/frames/1").status_code == status
 
 
 def test_pictures_of_all_levels(serve, archive):
@@ -275,16 +275,16 @@ def test_pictures_of_all_levels(serve, archive):
     assert get(f"{address(server, 'test-SR.dcm')}/rendered", "image/png").status_code == 406
 
 
-@pytest.mark.parametrize("manner", ["google", "azure", "healthimaging"])
-def test_pictures_of_instances_and_frames_only(serve, archive, manner):
-    server = serve(archive, manner=replace(MANNERS[manner], rate_limit=None))
+@pytest.mark.parametrize("behaviour", ["google", "azure", "healthimaging"])
+def test_pictures_of_instances_and_frames_only(serve, archive, behaviour):
+    server = serve(archive, behaviour=replace(BEHAVIOURS[behaviour], rate_limit=None))
     instance = address(server, "CT_small.dcm")
     study, series = instance.split("/series/")[0], instance.split("/instances/")[0]
     statuses = [get(f"{url}/rendered").status_code for url in (study, series, instance, f"{instance}/frames/1")]
     assert statuses == [404, 404, 200, 200]
     assert get(f"{instance}/thumbnail").status_code == 404
     # Where a parameter has no effect, its value does not matter.
-    assert get(f"{instance}/rendered?window=nonsense").status_code == (200 if manner == "azure" else 400)
+    assert get(f"{instance}/rendered?window=nonsense").status_code == (200 if behaviour == "azure" else 400)
     assert get(f"{instance}/rendered?quality=500").status_code == 400
 
 
@@ -292,7 +292,7 @@ def test_pictures_of_instances_and_frames_only(serve, archive, manner):
 
 
 def test_metadata_as_dcm4chee_is_asked_for_it(serve, archive):
-    server = serve(archive, manner="dcm4chee")
+    server = serve(archive, behaviour="dcm4chee")
     url = f"{address(server, 'CT_small.dcm')}/metadata"
     whole = get(url).json()[0]
     assert any(int(tag[3], 16) % 2 for tag in whole)
@@ -310,7 +310,7 @@ def test_metadata_as_dcm4chee_is_asked_for_it(serve, archive):
 def test_hidden_instances_are_in_image_sets(serve, tmp_path):
     first = clone(sample_file("CT_small.dcm").read_bytes(), "image sets")
     second = first[:-2] + b"\1\1"
-    server = serve(tmp_path, manner="healthimaging")
+    server = serve(tmp_path, behaviour="healthimaging")
     body = b"--x\r\nContent-Type: application/dicom\r\n\r\n%s\r\n--x--\r\n"
     for content in (first, second):
         answer = requests.post(

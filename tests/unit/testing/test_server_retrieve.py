@@ -1,4 +1,4 @@
-"""Retrieval from the test server: objects, metadata, frames, bulk data, pictures; manners; faults of parts."""
+"""Retrieval from the test server: objects, metadata, frames, bulk data, pictures; behaviour; faults of parts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def archive(tmp_path_factory) -> Path:
 
 
 def address(server, name: str) -> str:
-    prefix = server.manners.wado_prefix
+    prefix = server.behaviour.wado_prefix
     return "/".join(filter(None, (server.url, prefix, Instance.from_path(sample_file(name)).reference.uri)))
 
 
@@ -230,11 +230,11 @@ def test_pictures_come_from_the_archive(serve):
     assert "NotImplementedError" in server.errors.pop()
 
 
-# Manners --------------------------------------------------------------------------------------------------------------
+# Behaviour ------------------------------------------------------------------------------------------------------------
 
 
 def test_orthanc_ends_studies_by_closing_the_connection(serve, archive):
-    server = serve(archive, manner="orthanc")
+    server = serve(archive, behaviour="orthanc")
     study = Instance.from_path(next((archive / "study").rglob("*.dcm"))).reference.study_instance_uid
     answer = get(f"{server.url}/studies/{study}", ANY)
     assert "Content-Length" not in answer.headers
@@ -261,7 +261,7 @@ def test_orthanc_ends_studies_by_closing_the_connection(serve, archive):
 
 
 def test_the_strict_server_sends_single_parts_and_stored_bytes(serve, archive):
-    server = serve(archive, manner="strict")
+    server = serve(archive, behaviour="strict")
     answer = get(address(server, "MR_small_implicit.dcm"), "*/*")
     assert answer.headers["Content-Type"].startswith("application/dicom; transfer-syntax=1.2.840.10008.1.2")
     assert "Content-Length" not in answer.headers
@@ -276,7 +276,7 @@ def test_the_strict_server_sends_single_parts_and_stored_bytes(serve, archive):
 
 
 def test_healthimaging_has_no_study_objects(serve, archive):
-    server = serve(archive, manner="healthimaging")
+    server = serve(archive, behaviour="healthimaging")
     reference = Instance.from_path(sample_file("CT_small.dcm")).reference
     assert get(f"{server.url}/{reference.uri}", "application/dicom; transfer-syntax=*").status_code == 200
     assert get(f"{server.url}/{reference.series.uri}", ANY).status_code == 404
@@ -285,7 +285,7 @@ def test_healthimaging_has_no_study_objects(serve, archive):
 
 
 def test_azure_has_no_bulk_data_and_knows_etags(serve, archive):
-    server = serve(archive, manner="azure")
+    server = serve(archive, behaviour="azure")
     answer = get(address(server, "CT_small.dcm") + "/metadata")
     assert "7FE00010" not in answer.json()[0]
     again = get(address(server, "CT_small.dcm") + "/metadata", headers={"If-None-Match": answer.headers["ETag"]})
@@ -298,7 +298,7 @@ def test_azure_has_no_bulk_data_and_knows_etags(serve, archive):
 
 
 def test_dcm4chee_drops_frames_beyond_the_end(serve, archive):
-    server = serve(archive, manner="dcm4chee")
+    server = serve(archive, behaviour="dcm4chee")
     answer = get(address(server, "CT_small.dcm") + "/frames/1,2", 'multipart/related; type="*/*"')
     assert answer.status_code == 206
     assert len(parts(answer)) == 1

@@ -13,8 +13,8 @@ import trustme
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study, sample_file
 from dicomweb_io.testing.server.auth import BearerAuthentication, OAuth2Authentication
-from dicomweb_io.testing.server.behaviour import Manners, manners
-from dicomweb_io.testing.server.behaviours import MANNERS, evidence_table, manners_of
+from dicomweb_io.testing.server.behaviour import Behaviour, behaviour
+from dicomweb_io.testing.server.behaviours import BEHAVIOURS, behaviour_of, evidence_table
 from dicomweb_io.testing.server.server import TLS
 from dicomweb_io.testing.server.server import serve as start_server
 
@@ -97,7 +97,7 @@ def test_records_tell_what_happened(serve, tmp_path):
 
 
 def test_a_server_describes_itself(serve, tmp_path):
-    endpoint = serve(tmp_path, manner="dicomcloud").endpoint(max_in_flight=3)
+    endpoint = serve(tmp_path, behaviour="dicomcloud").endpoint(max_in_flight=3)
     assert (endpoint.qido_url_prefix, endpoint.stow_url_prefix, endpoint.max_in_flight) == ("qidors", "stowrs", 3)
     server = serve(tmp_path)
     assert server.endpoint().url == server.url
@@ -160,7 +160,7 @@ def test_aws_signatures(serve, tmp_path):
 
     from dicomweb_io.testing.server.auth import SigV4Authentication
 
-    server = serve(tmp_path, manner="healthimaging", auth=SigV4Authentication("AKID", "secret"))
+    server = serve(tmp_path, behaviour="healthimaging", auth=SigV4Authentication("AKID", "secret"))
 
     def signed(key: str, query: str = "?limit=5&PatientID=a%20b") -> int:
         request = AWSRequest("GET", f"{server.url}/studies{query}")
@@ -271,24 +271,24 @@ def test_faults_that_strike_are_recorded(serve, tmp_path):
 
 
 def test_rate_limits(serve, tmp_path):
-    limited = manners("limited", "One request, then refusals", {})
-    server = serve(tmp_path, manner=Manners(**{**limited.__dict__, "rate_limit": (0.001, 3)}))
+    limited = behaviour("limited", "One request, then refusals", {})
+    server = serve(tmp_path, behaviour=Behaviour(**{**limited.__dict__, "rate_limit": (0.001, 3)}))
     assert [status(server) for _ in range(5)] == [204, 204, 204, 429, 429]
 
 
-# Manners --------------------------------------------------------------------------------------------------------------
+# Behaviour ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_fact_has_its_evidence():
     rows = evidence_table()
-    assert {row[0] for row in rows} == set(MANNERS) - {"generic"}
+    assert {row[0] for row in rows} == set(BEHAVIOURS) - {"generic"}
     assert {row[3] for row in rows} <= {"measured", "read in source", "documented", "seen", "unverified"}
     assert all(row[4] for row in rows)
-    for one in MANNERS.values():
+    for one in BEHAVIOURS.values():
         for name, fact in one.facts.items():
             assert getattr(one, name) == fact.value
-    assert "over_limit" in manners_of("google").unverified()
-    with pytest.raises(ValueError, match="there are no manners 'nobody'"):
-        manners_of("nobody")
+    assert "over_limit" in behaviour_of("google").unverified()
+    with pytest.raises(ValueError, match="there are no behaviour 'nobody'"):
+        behaviour_of("nobody")
     with pytest.raises(ValueError, match="no field 'colour'"):
-        manners("x", "x", {"colour": rows and MANNERS["orthanc"].facts["counts"]})
+        behaviour("x", "x", {"colour": rows and BEHAVIOURS["orthanc"].facts["counts"]})

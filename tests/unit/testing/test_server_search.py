@@ -175,7 +175,7 @@ def test_head_tells_what_get_would(serve, archive):
 
 
 def test_orthanc_never_says_204_and_takes_queries_literally(serve, archive):
-    server = serve(archive, manner="orthanc")
+    server = serve(archive, behaviour="orthanc")
     for query in ("/studies?PatientID=nobody", "/studies?offset=100", "/studies/1.2.3/series"):
         answer = get(server, query)
         assert (answer.status_code, answer.json()) == (200, [])
@@ -198,7 +198,7 @@ def test_orthanc_never_says_204_and_takes_queries_literally(serve, archive):
 
 
 def test_dcm4chee_caps_and_splits_at_raw_commas_only(serve, archive):
-    server = serve(archive, manner="dcm4chee")
+    server = serve(archive, behaviour="dcm4chee")
     assert "/dcm4chee-arc/aets/DCM4CHEE/rs" in server.url
     studies = uids(get(server, "/studies"), STUDY)
     assert len(get(server, f"/studies?StudyInstanceUID={','.join(studies[:2])}").json()) == 2
@@ -217,7 +217,7 @@ def test_dcm4chee_caps_and_splits_at_raw_commas_only(serve, archive):
 
 
 def test_dicomcloud_gives_twelve_and_says_how_many_there_are(serve, archive):
-    server = serve(archive, manner="dicomcloud")
+    server = serve(archive, behaviour="dicomcloud")
     answer = get(server, "/qidors/instances?limit=100")
     assert len(answer.json()) == 12
     assert answer.headers["X-Total-Count"] == "13"
@@ -227,21 +227,21 @@ def test_dicomcloud_gives_twelve_and_says_how_many_there_are(serve, archive):
     assert get(server, "/studies").status_code == 404
     assert get(server, "/qidors/studies?NoSuchKeyword=1").status_code == 500
     assert "00180050" in get(server, "/qidors/instances?PatientID=1CT1").json()[0]
-    assert get(serve(archive, manner="dicomcloud-api"), "/instances").status_code == 200
-    short = get(serve(archive, manner="dicomcloud-short-pages"), "/qidors/instances?limit=12")
+    assert get(serve(archive, behaviour="dicomcloud-api"), "/instances").status_code == 200
+    short = get(serve(archive, behaviour="dicomcloud-short-pages"), "/qidors/instances?limit=12")
     assert len(short.json()) == 10
 
 
 def test_google_cuts_silently(serve, tmp_path):
     template = sample_file("dicomdirtests/TINY_ALPHA/PT000000/ST000000/SE000000/IM000000").read_bytes()
     make_study(tmp_path, studies=101, instances=1, template=template)
-    answer = get(serve(tmp_path, manner="google"), "/studies")
+    answer = get(serve(tmp_path, behaviour="google"), "/studies")
     assert len(answer.json()) == 100
     assert "Warning" not in answer.headers
 
 
 def test_azure_refuses_what_it_does_not_know(serve, archive):
-    server = serve(archive, manner="azure")
+    server = serve(archive, behaviour="azure")
     assert get(server, "/studies?limit=201").status_code == 400
     assert get(server, "/studies?limit=200").status_code == 200
     assert get(server, "/studies?offset=50").status_code == 204
@@ -258,7 +258,7 @@ def test_azure_refuses_what_it_does_not_know(serve, archive):
 
 
 def test_azure_lists_the_newest_first(serve, tmp_path):
-    server = serve(tmp_path, manner="azure")
+    server = serve(tmp_path, behaviour="azure")
     contents = [clone(sample_file("CT_small.dcm").read_bytes(), number) for number in range(3)]
     arrived = []
     for content in contents:
@@ -269,7 +269,7 @@ def test_azure_lists_the_newest_first(serve, tmp_path):
 
 
 def test_healthimaging_searches_downwards_only(serve, archive):
-    server = serve(archive, manner="healthimaging")
+    server = serve(archive, behaviour="healthimaging")
     study = uids(get(server, "/studies"), STUDY)[0]
     for path in ("/series", "/instances", f"/studies/{study}/instances"):
         assert get(server, path).status_code == 404
@@ -279,7 +279,7 @@ def test_healthimaging_searches_downwards_only(serve, archive):
 
 
 def test_the_strict_server_ignores_tags_and_knows_no_wildcards(serve, archive):
-    server = serve(archive, manner="strict")
+    server = serve(archive, behaviour="strict")
     assert len(get(server, "/studies?00100020=nobody").json()) == 3
     assert len(get(server, "/studies?PatientName=nthet").json()) == 2
     assert get(server, "/studies?PatientName=*").status_code == 204
@@ -291,7 +291,7 @@ def test_the_strict_server_ignores_tags_and_knows_no_wildcards(serve, archive):
 
 
 def test_a_server_that_ignores_the_offset(serve, archive):
-    server = serve(archive, manner="offset-ignored")
+    server = serve(archive, behaviour="offset-ignored")
     first = get(server, "/instances?limit=5").json()
     assert get(server, "/instances?limit=5&offset=5").json() == first
 
@@ -358,7 +358,7 @@ def store(server, *contents: bytes, content_type: str | None = None, path: str =
 def test_series_come_by_number_where_the_server_does_so(serve, tmp_path):
     for number in (3, 1, 2):
         synthetic_instance(10, tmp_path / f"{number}.dcm", seed="x", number=number)
-    server = serve(tmp_path, manner="healthimaging")
+    server = serve(tmp_path, behaviour="healthimaging")
     row = get(server, "/studies").json()[0]
     series = get(server, f"/studies/{row[STUDY]['Value'][0]}/series").json()[0]
     path = f"/studies/{row[STUDY]['Value'][0]}/series/{series[SERIES]['Value'][0]}/instances"

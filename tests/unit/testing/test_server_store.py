@@ -1,4 +1,4 @@
-"""Storing into and deleting from the test server: what is answered, what is kept; manners; faults."""
+"""Storing into and deleting from the test server: what is answered, what is kept; behaviour; faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def body_of(*contents: bytes) -> bytes:
 def store(
     server, *contents: bytes, path: str = "/studies", headers=None, data=None, method="POST"
 ) -> requests.Response:
-    prefix = f"/{server.manners.stow_prefix}" if server.manners.stow_prefix else ""
+    prefix = f"/{server.behaviour.stow_prefix}" if server.behaviour.stow_prefix else ""
     return requests.request(
         method,
         f"{server.url}{prefix}{path}",
@@ -61,7 +61,7 @@ def uid(content: bytes) -> str:
 
 def kept(server, content: bytes) -> bytes | None:
     """The bytes that the server gives for the instance; None if it has not got it."""
-    prefix = f"/{server.manners.wado_prefix}" if server.manners.wado_prefix else ""
+    prefix = f"/{server.behaviour.wado_prefix}" if server.behaviour.wado_prefix else ""
     answer = requests.get(
         f"{server.url}{prefix}/{Instance.from_bytes(content).reference.uri}",
         headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'},
@@ -236,11 +236,11 @@ def same_series(content: bytes) -> dict[str, str]:
     }
 
 
-# Manners --------------------------------------------------------------------------------------------------------------
+# Behaviour ------------------------------------------------------------------------------------------------------------
 
 
 def test_orthanc_stores_in_its_own_way(serve, folder):
-    server = serve(folder, manner="orthanc")
+    server = serve(folder, behaviour="orthanc")
     answer = store(server, CT)
     assert answer.status_code == 200
     assert answer.json()[FAILED] == {"vr": "SQ"}
@@ -267,7 +267,7 @@ def test_orthanc_stores_in_its_own_way(serve, folder):
 
 
 def test_azure_refuses_duplicates_and_zeroes_the_preamble(serve, folder):
-    server = serve(folder, manner="azure")
+    server = serve(folder, behaviour="azure")
     with_preamble = b"P" * 128 + CT[128:]
     assert store(server, with_preamble).status_code == 200
     assert kept(server, CT) == b"\0" * 128 + CT[128:]
@@ -285,7 +285,7 @@ def test_azure_refuses_duplicates_and_zeroes_the_preamble(serve, folder):
 
 
 def test_google_answers_in_xml_and_refuses_other_bytes(serve, folder):
-    server = serve(folder, manner="google")
+    server = serve(folder, behaviour="google")
     answer = store(server, CT)
     assert answer.headers["Content-Type"] == "application/dicom+xml"
     assert store(server, CT).status_code == 200
@@ -297,7 +297,7 @@ def test_google_answers_in_xml_and_refuses_other_bytes(serve, folder):
 
 
 def test_dicomcloud_anonymizes_and_refuses_duplicates(serve, folder):
-    server = serve(folder, manner="dicomcloud")
+    server = serve(folder, behaviour="dicomcloud")
     assert store(server, CT).status_code == 200
     stored = pydicom.dcmread(io.BytesIO(kept(server, CT)))
     assert str(stored.PatientName) == ""
@@ -307,7 +307,7 @@ def test_dicomcloud_anonymizes_and_refuses_duplicates(serve, folder):
 
 
 def test_healthimaging_hides_other_bytes(serve, folder):
-    server = serve(folder, manner="healthimaging")
+    server = serve(folder, behaviour="healthimaging")
     assert store(server, CT).status_code == 200
     first = kept(server, CT)
     assert first != CT
@@ -318,7 +318,7 @@ def test_healthimaging_hides_other_bytes(serve, folder):
 
 
 def test_the_strict_server_refuses_duplicates_and_large_bodies(serve, folder):
-    server = serve(folder, manner="strict")
+    server = serve(folder, behaviour="strict")
     assert store(server, CT).status_code == 200
     again = store(server, CT)
     assert (again.status_code, reasons(again)) == (409, [272])

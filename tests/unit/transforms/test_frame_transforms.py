@@ -122,7 +122,7 @@ def test_frames_that_do_not_exist_are_failures_and_the_others_come(serve, images
         assert_that(none.failures | beam.combiners.Count.Globally(), equal_to([2]), label="two failures")
 
 
-def test_a_server_in_trouble_is_one_failure_for_all_frames_that_are_missing(serve, images, many):
+def test_a_failing_server_is_one_failure_for_all_frames_that_are_missing(serve, images, many):
     server = serve(images, faults=[fault("status", path="/frames/", status=503, times=None)])
     with pipeline() as p:
         found = p | beam.Create([many.reference]) | RetrieveFrames(Endpoint(server.url, retry=ONCE), failures="collect")

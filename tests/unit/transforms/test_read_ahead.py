@@ -16,9 +16,9 @@ from dicomweb_io.pool import BoundedPool
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.testing.server.behaviour import Limits
-from dicomweb_io.testing.server.behaviours import manners_of as manner
+from dicomweb_io.testing.server.behaviours import behaviour_of as behaviour
 from dicomweb_io.transforms import SearchForInstances, SearchForSeries
-from dicomweb_io.transforms.paging import Manners, PackedSlot, PageReader, Slot, uid_of
+from dicomweb_io.transforms.paging import PackedSlot, PageReader, PagingFacts, Slot, uid_of
 
 QUERY = make_query("study")
 
@@ -50,14 +50,14 @@ def pool():
 
 
 def read(client, pool, start, **how):
-    how = {"stop": lambda: None, "manners": Manners(offset_works=True), "page_size": 10, **how}
+    how = {"stop": lambda: None, "facts": PagingFacts(offset_works=True), "page_size": 10, **how}
     return [offset for offset, _ in PageReader(client, QUERY, pool, start=start, **how)]
 
 
 @pytest.mark.parametrize("offset_works", [False, True])
 def test_behind_a_short_answer_one_page_is_looked_at_alone(pool, offset_works):
     client = Rows(3)
-    assert read(client, pool, 3, full=False, page_size=3, manners=Manners(offset_works=offset_works)) == []
+    assert read(client, pool, 3, full=False, page_size=3, facts=PagingFacts(offset_works=offset_works)) == []
     assert client.offsets == [3]
 
 
@@ -86,7 +86,7 @@ def test_nothing_behind_the_end_of_the_range_is_asked_for(pool):
 @pytest.mark.parametrize("profile", ["generic", "orthanc", "google", "azure"])
 def test_a_result_of_one_row_takes_few_requests(serve, tmp_path, profile):
     make_study(tmp_path / "one", instances=1, size=100)
-    server = serve(tmp_path / "one", manner=manner("generic"))
+    server = serve(tmp_path / "one", behaviour=behaviour("generic"))
     with beam.Pipeline(runner="FnApiRunner") as p:
         rows = p | SearchForSeries(Endpoint(server.url, profile=profile))
         assert_that(rows | beam.combiners.Count.Globally(), equal_to([1]))
@@ -98,7 +98,8 @@ def test_an_announced_total_saves_requests(serve, tmp_path):
     make_study(tmp_path / "some", instances=20, size=100)
     caps = Limits(5, 5, 5)
     server = serve(
-        tmp_path / "some", manner=replace(manner("generic"), max_limit=caps, default_limit=caps, total_header=True)
+        tmp_path / "some",
+        behaviour=replace(behaviour("generic"), max_limit=caps, default_limit=caps, total_header=True),
     )
     with beam.Pipeline(runner="FnApiRunner") as p:
         rows = p | SearchForInstances(server.url)

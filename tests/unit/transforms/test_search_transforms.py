@@ -18,9 +18,10 @@ from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.server.behaviour import Limits
-from dicomweb_io.testing.server.behaviours import manners_of
+from dicomweb_io.testing.server.behaviours import behaviour_of
 from dicomweb_io.transforms import SearchForInstances, SearchForSeries, SearchForStudies
-from dicomweb_io.transforms._core import NAMESPACE, TransformFailed
+from dicomweb_io.transforms._core import TransformFailed
+from dicomweb_io.transforms.metrics import NAMESPACE
 from dicomweb_io.transforms.search import query_for
 
 ONCE = RetryPolicy.none()
@@ -46,13 +47,13 @@ def references(archive):
 def capped(rows, **more):
     """Manners of a server whose answers have at most so many rows."""
     caps = Limits(rows, rows, rows)
-    return replace(manners_of("generic"), max_limit=caps, default_limit=caps, **more)
+    return replace(behaviour_of("generic"), max_limit=caps, default_limit=caps, **more)
 
 
 @pytest.mark.parametrize("total_header", [False, True])
 @pytest.mark.parametrize("cap", [7, 30, 1000])
 def test_every_row_comes_once_whatever_the_page_size(serve, archive, references, cap, total_header):
-    server = serve(archive, manner=capped(cap, total_header=total_header))
+    server = serve(archive, behaviour=capped(cap, total_header=total_header))
     with pipeline() as p:
         rows = p | SearchForInstances(server.url)
         assert_that(rows | beam.Map(Resource.of), equal_to(references))
@@ -66,7 +67,7 @@ def test_a_folder_is_searched_alike(archive, references):
 
 
 def test_searches_run_inside_each_element(serve, archive, references):
-    server = serve(archive, manner=capped(4))
+    server = serve(archive, behaviour=capped(4))
     with pipeline() as p:
         studies = p | SearchForStudies(server.url)
         series = studies | SearchForSeries(server.url)
@@ -99,7 +100,7 @@ def test_every_kind_of_element_narrows_the_search(archive, references):
 
 
 def test_filters_fields_and_limit_reach_the_archive(serve, archive):
-    server = serve(archive, manner=capped(4))
+    server = serve(archive, behaviour=capped(4))
     with pipeline() as p:
         rows = p | SearchForInstances(
             server.url, {"Modality": "CT"}, ["Rows"], limit=10, fuzzymatching=False, additional_params={"x": "y"}
@@ -115,7 +116,7 @@ def test_filters_fields_and_limit_reach_the_archive(serve, archive):
 
 @pytest.mark.parametrize("limit", [0, 3, 4, 5, 60, 100])
 def test_limit_counts_rows(serve, archive, limit):
-    server = serve(archive, manner=capped(4))
+    server = serve(archive, behaviour=capped(4))
     with pipeline() as p:
         rows = p | SearchForInstances(server.url, limit=limit)
         assert_that(
@@ -132,7 +133,7 @@ def test_distinct_removes_what_several_searches_found(archive, references):
 
 
 def test_an_archive_that_ignores_offsets_fails_loudly(serve, archive):
-    server = serve(archive, manner=capped(7), faults=[fault("ignore_offset", times=None)])
+    server = serve(archive, behaviour=capped(7), faults=[fault("ignore_offset", times=None)])
     with pipeline() as p:
         found = p | SearchForInstances(server.url, failures="collect")
         failures = found.failures | beam.Map(lambda failure: (failure.transform, "ignore" in failure.message))
@@ -140,7 +141,7 @@ def test_an_archive_that_ignores_offsets_fails_loudly(serve, archive):
 
 
 def test_repeated_rows_come_once(serve, archive, references):
-    server = serve(archive, manner=capped(7), faults=[fault("duplicate_rows", times=None, first=2)])
+    server = serve(archive, behaviour=capped(7), faults=[fault("duplicate_rows", times=None, first=2)])
     with pipeline() as p:
         rows = p | SearchForInstances(server.url)
         assert_that(
@@ -149,7 +150,7 @@ def test_repeated_rows_come_once(serve, archive, references):
 
 
 def test_a_page_that_fails_names_the_rows_it_lost_and_keeps_those_before(serve, archive):
-    server = serve(archive, manner=capped(7), faults=[fault("status", first=4, times=None, status=500)])
+    server = serve(archive, behaviour=capped(7), faults=[fault("status", first=4, times=None, status=500)])
     endpoint = Endpoint(server.url, retry=ONCE, max_in_flight=1)
     with pipeline() as p:
         found = p | SearchForInstances(endpoint, failures="collect")
@@ -162,7 +163,7 @@ def test_a_page_that_fails_names_the_rows_it_lost_and_keeps_those_before(serve, 
 
 def test_passing_faults_are_not_noticed(serve, archive, references):
     faults = [fault("status", first=number, status=503) for number in (1, 3, 4, 6)]
-    server = serve(archive, manner=capped(7), faults=faults)
+    server = serve(archive, behaviour=capped(7), faults=faults)
     quick = RetryPolicy(initial_delay=0.01, max_delay=0.02)
     with pipeline() as p:
         rows = p | SearchForInstances(Endpoint(server.url, retry=quick))
@@ -206,7 +207,7 @@ def test_windows_and_timestamps_pass_through(archive, references):
 
 
 def test_an_element_in_three_windows_is_searched_once(serve, archive, references):
-    server = serve(archive, manner=capped(3))
+    server = serve(archive, behaviour=capped(3))
     with pipeline() as p:
         elements = (
             p
@@ -260,7 +261,7 @@ def test_display_data_shows_no_secret_and_no_patient():
 
 
 def test_metrics_are_counted(serve, archive):
-    server = serve(archive, manner=capped(7))
+    server = serve(archive, behaviour=capped(7))
     p = pipeline()
     _ = p | SearchForInstances(server.url)
     result = p.run()

@@ -21,7 +21,7 @@ from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.testing.server.behaviours import manners_of
+from dicomweb_io.testing.server.behaviours import behaviour_of
 from dicomweb_io.transforms import SearchForInstances, SearchForStudies
 from dicomweb_io.transforms.search import ALL_DATES, Span, is_dated, span_of, split_by_count
 
@@ -94,7 +94,7 @@ def queries_of(server):
 
 @pytest.mark.parametrize("totals", [True, False])
 def test_every_row_comes_once_dated_or_not(serve, dated, references, few_rows, totals):
-    server = serve(dated, manner=replace(manners_of("generic"), total_header=totals))
+    server = serve(dated, behaviour=replace(behaviour_of("generic"), total_header=totals))
     studies = sorted({Resource(item.study_instance_uid) for item in references}, key=lambda item: item.uri)
     with pipeline() as p:
         rows = p | SearchForStudies(server.url, split_by="StudyDate")
@@ -114,7 +114,7 @@ def test_a_folder_is_split_alike(dated, references, few_rows):
 
 
 def test_a_filter_by_date_is_kept_and_needs_no_search_for_the_undated(serve, dated, date_of, few_rows):
-    server = serve(dated, manner=replace(manners_of("generic"), total_header=True))
+    server = serve(dated, behaviour=replace(behaviour_of("generic"), total_header=True))
     wanted = [study for study, text in date_of.items() if (text or "").startswith("2020")]
     assert len(wanted) == 4
     with pipeline() as p:
@@ -129,7 +129,7 @@ def test_numbers_that_prove_everything_spare_the_search_for_the_undated(serve, t
         dataset = pydicom.dcmread(path)
         dataset.StudyDate = f"2020010{1 + number // 10}"
         dataset.save_as(path)
-    server = serve(tmp_path / "all", manner=replace(manners_of("generic"), total_header=True))
+    server = serve(tmp_path / "all", behaviour=replace(behaviour_of("generic"), total_header=True))
     with pipeline() as p:
         rows = p | SearchForStudies(server.url, split_by="StudyDate")
         assert_that(rows | beam.combiners.Count.Globally(), equal_to([6]))
@@ -137,7 +137,7 @@ def test_numbers_that_prove_everything_spare_the_search_for_the_undated(serve, t
 
 
 def test_small_and_narrow_searches_are_not_split(serve, dated, references):
-    server = serve(dated, manner=replace(manners_of("generic"), total_header=True))
+    server = serve(dated, behaviour=replace(behaviour_of("generic"), total_header=True))
     with pipeline() as p:
         rows = p | SearchForStudies(server.url, split_by="StudyDate")
         assert_that(rows | beam.combiners.Count.Globally(), equal_to([len(DATES)]), label="small")
@@ -150,7 +150,7 @@ def test_small_and_narrow_searches_are_not_split(serve, dated, references):
 
 def test_an_archive_with_a_cap_on_rows_is_read_in_parts(serve, dated, date_of):
     """The profile says that no search gives more than 6 rows: split, all studies with a date are found."""
-    server = serve(dated, manner=replace(manners_of("generic"), total_header=True, max_rows=6))
+    server = serve(dated, behaviour=replace(behaviour_of("generic"), total_header=True, max_rows=6))
     endpoint = Endpoint(server.url, profile=replace(PROFILES["generic"], max_rows=6))
     wanted = [study for study, text in date_of.items() if text not in UNDATED]
     assert len(wanted) == 7
@@ -161,8 +161,8 @@ def test_an_archive_with_a_cap_on_rows_is_read_in_parts(serve, dated, date_of):
 
 
 def test_an_archive_that_ignores_dates_is_noticed(serve, dated, few_rows):
-    manner = replace(manners_of("generic"), total_header=True)
-    server = serve(dated, manner=manner, faults=[fault("ignore_filters", times=None)])
+    behaviour = replace(behaviour_of("generic"), total_header=True)
+    server = serve(dated, behaviour=behaviour, faults=[fault("ignore_filters", times=None)])
     with pipeline() as p:
         endpoint = Endpoint(server.url, retry=RetryPolicy.none())
         found = p | SearchForStudies(endpoint, split_by="StudyDate", failures="collect")
@@ -179,14 +179,14 @@ def test_impossible_splits_are_refused():
 
 
 @given(st.lists(days, max_size=60), st.integers(1, 10), days)
-def test_spans_hold_every_day_once_and_are_as_small_as_wanted(dates, most, today):
+def test_spans_hold_every_day_once_and_are_as_small_as_wanted(dates, maximum, today):
     def count(span):
         return sum(span.first <= day <= span.last for day in dates)
 
     if len(dates) < 2:
         dates = [date(1900, 1, 1), date(2000, 1, 1), *dates]
     try:
-        spans = list(split_by_count(ALL_DATES, len(dates), count, most, min(today, date(9998, 1, 1))))
+        spans = list(split_by_count(ALL_DATES, len(dates), count, maximum, min(today, date(9998, 1, 1))))
     except ValueError:
         pytest.fail("an archive that counts right was accused")
     assert sum(number for _, number in spans) == len(dates)
@@ -194,7 +194,7 @@ def test_spans_hold_every_day_once_and_are_as_small_as_wanted(dates, most, today
         assert one.last < two.first
     for span, number in spans:
         assert number == count(span)
-        assert number <= most or span.first == span.last
+        assert number <= maximum or span.first == span.last
 
 
 @given(days, days, st.lists(days, max_size=5))

@@ -60,12 +60,12 @@ class Growing:
         self.url = url
         self.source = change_source(url, method="list")
 
-    def poll(self, client, cursor, *, start, most):
+    def poll(self, client, cursor, *, start, max_changes):
         if Growing.waiting:
             sink = Endpoint(self.url).connect()
             sink.store_instances([str(Growing.waiting.pop(0))])
             sink.close()
-        return self.source.poll(client, cursor, start=start, most=most)
+        return self.source.poll(client, cursor, start=start, max_changes=max_changes)
 
 
 def test_what_is_there_comes_first_with_the_time_of_the_poll(archive, held):
@@ -117,7 +117,7 @@ def test_no_poll_comes_earlier_than_the_interval(serve, archive):
 
 def test_a_long_poll_goes_on_in_small_bundles(archive, held):
     with pipeline() as p:
-        found = p | WatchForInstances(str(archive), start="all", max_polls=1, most=7, interval=3600)
+        found = p | WatchForInstances(str(archive), start="all", max_polls=1, max_changes=7, interval=3600)
         assert_that(found, equal_to(held))
 
 
@@ -237,7 +237,7 @@ def test_the_rhythm_outlives_a_clock_that_is_set():
         ({"interval": 0}, "interval must be"),
         ({"interval": float("nan")}, "interval must be"),
         ({"max_polls": 0}, "max_polls must be"),
-        ({"most": 0}, "most must be"),
+        ({"max_changes": 0}, "max_changes must be"),
         ({"start": "tomorrow"}, "start must be"),
         ({"stop": "tomorrow"}, "stop must be"),
         ({"method": "x"}, "method must be"),

@@ -213,10 +213,10 @@ def test_bulk_data_of_an_instance_are_its_frames_where_the_server_gives_it_as_di
         return web.Reply(400)
 
     _, client = web.connect(answer)
-    wish = (("image/jp2", "1.2.840.10008.1.2.4.90"),)
-    assert client.retrieve_instance(*UIDS, media_types=wish) == [b"frame 1", b"frame 2", b"frame 3"]
+    accepted_type = (("image/jp2", "1.2.840.10008.1.2.4.90"),)
+    assert client.retrieve_instance(*UIDS, media_types=accepted_type) == [b"frame 1", b"frame 2", b"frame 3"]
     server, client = web.connect(lambda request: web.multipart([b"one"], kind="image/jp2"))
-    assert client.retrieve_instance(*UIDS, media_types=wish) == [b"one"]
+    assert client.retrieve_instance(*UIDS, media_types=accepted_type) == [b"one"]
     assert server.requests[0].headers["accept"] == (
         'multipart/related; type="image/jp2"; transfer-syntax=1.2.840.10008.1.2.4.90'
     )

@@ -62,7 +62,7 @@ def test_a_single_part_is_read_too_and_causes_no_warning(web, files, media_type)
         assert contents(client.iter_instances(ONE)) == {"1.2.3.1.1": content}
 
 
-def test_other_spellings_of_the_same_wish(web, files):
+def test_other_spellings_of_the_same_media_type(web, files):
     """Servers that refuse one spelling of "as stored" are asked in another, and from then on in that one only."""
 
     def answer(request):

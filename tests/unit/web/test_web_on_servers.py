@@ -1,4 +1,4 @@
-"""One suite for the web client on every kind of server: the test server in each server's manner, and a real Orthanc."""
+"""One suite for the web client on every kind of server: the test server as each kind of server, and a real Orthanc."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.orthanc import running_orthanc
-from dicomweb_io.testing.server.behaviours import MANNERS
+from dicomweb_io.testing.server.behaviours import BEHAVIOURS
 from dicomweb_io.testing.server.server import serve
 
 # The suite in tests/servers covers the same ground faster; this one looks from the web client's side.
@@ -34,11 +34,11 @@ NAMES = (
 )
 LOOP = "examples_ybr_color.dcm"
 
-# The manners of servers of one kind that differ in a setting or a version.
+# The behaviour of servers of one kind that differ in a setting or a version.
 KINDS = {"dicomcloud-api": "dicomcloud", "dicomcloud-short-pages": "dicomcloud"}
-# Manners whose whole point is that searches cannot be paged have tests of their own.
+# Behaviour whose whole point is that searches cannot be paged have tests of their own.
 UNPAGEABLE = {"offset-ignored"}
-SERVERS = [name for name in MANNERS if name not in UNPAGEABLE]
+SERVERS = [name for name in BEHAVIOURS if name not in UNPAGEABLE]
 
 
 def sample(name):
@@ -77,7 +77,7 @@ def archive(request, given, tmp_path_factory):
         return
     kind = KINDS.get(request.param, request.param)
     options["profile"] = kind if kind in PROFILES else "generic"
-    with serve(tmp_path_factory.mktemp("archive"), manner=request.param) as server:
+    with serve(tmp_path_factory.mktemp("archive"), behaviour=request.param) as server:
         with server.endpoint(**options).connect() as client:
             results = list(client.iter_store_instances(given.values()))
             assert all(isinstance(result, StoredInstance) for result in results), results
@@ -124,17 +124,17 @@ def test_filters_select(archive):
 
 
 def test_everything_comes_back_as_the_archive_keeps_it(archive, given):
-    tier = archive.profile.identity_tier
+    comparison_level = archive.profile.comparison_level
     found = {}
     for study in expected(given, "study"):
         instances = list(archive.iter_instances(study))
         assert archive.missing_instances(study, instances) == []
         found.update({instance.reference.sop_instance_uid: instance for instance in instances})
     assert set(found) == set(given)
-    if tier == "none":
+    if comparison_level == "none":
         return
     for uid, content in given.items():
-        assert difference(Instance.from_bytes(content), found[uid], tier) is None, uid
+        assert difference(Instance.from_bytes(content), found[uid], comparison_level) is None, uid
 
 
 def test_series_and_single_instances(archive, given):
@@ -159,7 +159,7 @@ def test_metadata(archive, given):
 def has_frames(request):
     """Whether the server of a test has frames resources at all."""
     name = request.node.callspec.params["archive"]
-    return name not in MANNERS or MANNERS[name].frames
+    return name not in BEHAVIOURS or BEHAVIOURS[name].frames
 
 
 def test_frames_and_rendering(archive, has_frames):
@@ -188,15 +188,15 @@ def test_what_exists_is_skipped(archive, given):
     assert {result.verified for result in results} == {"uid"}
 
 
-def test_content_is_verified_at_the_archives_tier(archive, given):
+def test_content_is_verified_at_the_archives_level(archive, given):
     some = list(given.values())[:4]
-    tier = archive.profile.identity_tier
-    if tier == "none":
+    comparison_level = archive.profile.comparison_level
+    if comparison_level == "none":
         with pytest.raises(ValueError, match="do not keep the content"):
             archive.iter_store_instances(some, verify="content")
         return
     results = list(archive.iter_store_instances(some, on_existing="skip", verify="content"))
-    assert [(result.outcome, result.verified) for result in results] == [("exists", tier)] * 4
+    assert [(result.outcome, result.verified) for result in results] == [("exists", comparison_level)] * 4
 
 
 def test_what_is_not_there_is_an_error(archive):

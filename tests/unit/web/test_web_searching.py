@@ -1,4 +1,4 @@
-"""Searches against servers with the manners of the field: no row lost, no endless loop, nothing ignored."""
+"""Searches against servers with the behaviour of the field: no row lost, no endless loop, nothing ignored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dicomweb_io.queries import make_query
 STUDIES = make_query("study")
 
 
-def archive(web, count, *, most=None, default=None, ignores_offset=False, empty=204, total=False, refuse_above=None):
+def archive(web, count, *, maximum=None, default=None, ignores_offset=False, empty=204, total=False, refuse_above=None):
     """A server of `count` studies with a maximum, a default limit and habits of its own."""
     rows = [web.row(f"1.{number}") for number in range(1, count + 1)]
 
@@ -32,7 +32,7 @@ def archive(web, count, *, most=None, default=None, ignores_offset=False, empty=
             return web.Reply(400, b"limit too large", "text/plain")
         offset = 0 if ignores_offset else int(parameters.get("offset", 0))
         page = rows[offset:]
-        page = page[: min(value for value in (limit, most, len(page)) if value is not None)]
+        page = page[: min(value for value in (limit, maximum, len(page)) if value is not None)]
         headers = {"X-Total-Count": str(count)} if total else {}
         if not page and empty == 204:
             return web.Reply(204)
@@ -46,16 +46,16 @@ def uids(rows):
 
 
 @pytest.mark.parametrize("count", [0, 1, 11, 12, 13, 30, 401])
-@pytest.mark.parametrize("most", [None, 12, 100, 200])
+@pytest.mark.parametrize("maximum", [None, 12, 100, 200])
 @pytest.mark.parametrize("empty", [200, 204])
-def test_all_rows_whatever_the_servers_maximum(web, count, most, empty):
-    _, client = web.connect(archive(web, count, most=most, empty=empty))
+def test_all_rows_whatever_the_servers_maximum(web, count, maximum, empty):
+    _, client = web.connect(archive(web, count, maximum=maximum, empty=empty))
     assert uids(client.iter_search_for_studies()) == [f"1.{n}" for n in range(1, count + 1)]
     assert len(client.search_for_studies(get_remaining=True)) == count
 
 
 def test_an_explicit_limit_is_always_sent_and_the_offset_advances_by_rows_received(web):
-    server, client = web.connect(archive(web, 30, most=12))
+    server, client = web.connect(archive(web, 30, maximum=12))
     assert len(list(client.iter_search(STUDIES, page_size=20))) == 30
     assert [(r.parameters["limit"], r.parameters.get("offset", "0")) for r in server.requests] == [
         ("20", "0"),
@@ -75,7 +75,7 @@ def test_a_short_page_is_the_end_only_where_the_maximum_is_known(web):
 
 
 def test_an_announced_total_ends_the_search_and_a_short_page_does_not(web):
-    server, client = web.connect(archive(web, 30, most=7, total=True), profile=PROFILES["dicomcloud"])
+    server, client = web.connect(archive(web, 30, maximum=7, total=True), profile=PROFILES["dicomcloud"])
     assert len(list(client.iter_search(STUDIES))) == 30
     assert [request.parameters.get("offset", "0") for request in server.requests] == ["0", "7", "14", "21", "28"]
 

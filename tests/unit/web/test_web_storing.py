@@ -410,7 +410,7 @@ def test_skip_with_content_compares_what_exists(web, files):
 def test_replace_by_upsert(web, files):
     archive = Archive(web)
     archive.kept = {UIDS[0]: b"old"}
-    upsert = ServerProfile("upsert", replace="upsert", identity_tier="dataset")
+    upsert = ServerProfile("upsert", replace="upsert", comparison_level="dataset")
     server, client = web.connect(archive, profile=upsert)
     results = store(client, files[:2], on_existing="replace")
     assert outcomes(results) == ["replaced", "stored"]
@@ -419,7 +419,7 @@ def test_replace_by_upsert(web, files):
     assert len(server.asked("PUT")) == 1
 
 
-DELETES = ServerProfile("deletes", replace="delete", identity_tier="file")
+DELETES = ServerProfile("deletes", replace="delete", comparison_level="file")
 
 
 def test_what_is_replaced_must_be_found_before_the_old_bytes_are_dropped(web, files, tmp_path, monkeypatch):
@@ -591,11 +591,11 @@ def test_verification_of_content(web, files):
     archive = Archive(web)
     _, client = web.connect(archive)
     assert {result.verified for result in store(client, files, verify="content")} == {"file"}
-    keeper = Archive(web)
-    keeper.kept = {UIDS[0]: web.dicom(UIDS[0], comment="old")}
+    spool_policy = Archive(web)
+    spool_policy.kept = {UIDS[0]: web.dicom(UIDS[0], comment="old")}
 
     def keeps_old(request):
-        return web.json(web.module([UIDS[0]])) if request.method == "POST" else keeper(request)
+        return web.json(web.module([UIDS[0]])) if request.method == "POST" else spool_policy(request)
 
     _, client = web.connect(keeps_old)
     (result,) = store(client, files[:1], verify="content")
@@ -603,7 +603,7 @@ def test_verification_of_content(web, files):
     assert "another content" in result.message
 
 
-def test_content_is_compared_at_the_servers_tier(web, files):
+def test_content_is_compared_at_the_servers_level(web, files):
     """Azure zeroes the preamble: other files, equal datasets."""
     archive = Archive(web)
 
@@ -718,7 +718,7 @@ def test_error_and_replace_are_no_success_if_another_writer_was_first(web, files
 
 
 def test_an_old_instance_is_no_proof_that_it_was_replaced(web, files):
-    upserts = GENERIC.with_facts(replace="upsert", identity_tier="none")
+    upserts = GENERIC.with_facts(replace="upsert", comparison_level="none")
     _, client = web.connect(
         lambda request: web.Reply(200) if request.method == "PUT" else found_only_after(web, True), profile=upserts
     )

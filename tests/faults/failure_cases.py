@@ -34,7 +34,7 @@ TRAITS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Trouble:
+class FailureCase:
     """One row of the matrix.
 
     Attributes:
@@ -64,7 +64,7 @@ class Trouble:
         return next((TRAITS[need] for need in self.needs if need not in traits), None)
 
 
-_ALL: dict[str, Trouble] = {}
+_ALL: dict[str, FailureCase] = {}
 
 
 def _add(
@@ -91,7 +91,7 @@ def _add(
         return tuple(made)
 
     assert name not in _ALL
-    _ALL[name] = Trouble(name, words, faults, needs, not always, settings or {}, alone)
+    _ALL[name] = FailureCase(name, words, faults, needs, not always, settings or {}, alone)
 
 
 _DEADLINE = {"deadline": DEADLINE}
@@ -358,5 +358,5 @@ _add(
     alone=True,
 )
 
-TROUBLES: Mapping[str, Trouble] = _ALL
+FAILURE_CASES: Mapping[str, FailureCase] = _ALL
 """All troubles by name."""

@@ -1,4 +1,4 @@
-"""The manner ``"orthanc"`` held against the real server: objects, frames, bulk data, pictures, its own interface."""
+"""The behaviour ``"orthanc"`` held against the real server: objects, frames, bulk data, pictures, its own interface."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def ask(origin: str, path: str, *, method: str = "GET", body: bytes | None = Non
 
 @pytest.fixture(scope="module")
 def pair(orthanc_server, tmp_path_factory) -> Iterator[tuple[str, str]]:
-    """The origins of the real server and of the one with its manner, with the same content."""
+    """The origins of the real server and of the one with its behaviour, with the same content."""
     orthanc_server.start()
     orthanc_server.wipe()
     folder = tmp_path_factory.mktemp("archive")
@@ -82,7 +82,7 @@ def pair(orthanc_server, tmp_path_factory) -> Iterator[tuple[str, str]]:
         content = sample_file(name).read_bytes()
         orthanc_server.call("POST", "/instances", content)
         (folder / name).write_bytes(content)
-    with serve(folder, manner="orthanc") as server:
+    with serve(folder, behaviour="orthanc") as server:
         where = urlsplit(orthanc_server.url)
         yield f"http://{where.hostname}:{where.port}", server.origin
         assert server.errors == []

@@ -16,8 +16,16 @@ import requests
 from dicomweb_io.elements import Instance
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.testing.samples import clone, make_study, sample_file
-from dicomweb_io.testing.server.behaviour import Limits, Manners
-from dicomweb_io.testing.server.behaviours import GENERIC, MANNERS, VARIANTS, as_data, describe, manners_of, meanings
+from dicomweb_io.testing.server.behaviour import Behaviour, Limits
+from dicomweb_io.testing.server.behaviours import (
+    BEHAVIOURS,
+    GENERIC,
+    VARIANTS,
+    as_data,
+    behaviour_of,
+    describe,
+    meanings,
+)
 from dicomweb_io.testing.server.qido import soundex
 
 CT = sample_file("CT_small.dcm").read_bytes()
@@ -36,12 +44,12 @@ def archive(tmp_path_factory) -> Iterator[DICOMfileClient]:
 
 
 def search(server, query: str = "", path: str = "studies", **headers: str) -> requests.Response:
-    prefix = f"/{server.manners.qido_prefix}" if server.manners.qido_prefix else ""
+    prefix = f"/{server.behaviour.qido_prefix}" if server.behaviour.qido_prefix else ""
     return requests.get(f"{server.url}{prefix}/{path}?{query}", headers=headers, timeout=30)
 
 
 def store(server, *contents: bytes, method: str = "POST") -> requests.Response:
-    prefix = f"/{server.manners.stow_prefix}" if server.manners.stow_prefix else ""
+    prefix = f"/{server.behaviour.stow_prefix}" if server.behaviour.stow_prefix else ""
     head = b"--x\r\nContent-Type: application/dicom\r\n\r\n"
     body = b"".join(head + content + b"\r\n" for content in contents) + b"--x--\r\n"
     return requests.request(
@@ -67,33 +75,33 @@ def changed(seed: str, **attributes: str) -> bytes:
 
 
 def test_every_field_is_explained():
-    assert set(meanings()) == {item.name for item in fields(Manners)}
+    assert set(meanings()) == {item.name for item in fields(Behaviour)}
     assert all(text.endswith(".") or text.endswith(")") for text in meanings().values())
 
 
-@pytest.mark.parametrize("name", [*MANNERS, *VARIANTS])
+@pytest.mark.parametrize("name", [*BEHAVIOURS, *VARIANTS])
 def test_facts_are_what_the_server_does(name):
-    manners = manners_of(name)
-    for field, fact in manners.facts.items():
-        assert getattr(manners, field) == fact.value
+    behaviour = behaviour_of(name)
+    for field, fact in behaviour.facts.items():
+        assert getattr(behaviour, field) == fact.value
         assert fact.evidence in ("measured", "read in source", "documented", "seen", "unverified")
-    assumed = [item.name for item in fields(Manners) if item.name not in manners.facts]
+    assumed = [item.name for item in fields(Behaviour) if item.name not in behaviour.facts]
     for field in set(assumed) - {"name", "title", "facts", "gaps"}:
-        assert getattr(manners, field) == getattr(GENERIC, field)
-    assert as_data(name)["facts"].keys() == manners.facts.keys()
-    assert describe(manners) == describe(name)
+        assert getattr(behaviour, field) == getattr(GENERIC, field)
+    assert as_data(name)["facts"].keys() == behaviour.facts.keys()
+    assert describe(behaviour) == describe(name)
 
 
 def test_variants_can_be_served(serve, archive):
     for name in VARIANTS:
-        assert search(serve(archive, manner=name)).status_code == 200
+        assert search(serve(archive, behaviour=name)).status_code == 200
 
 
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
 def test_dcm4chee_finds_names_by_their_sound(serve, tmp_path):
-    server = serve(tmp_path, manner="dcm4chee")
+    server = serve(tmp_path, behaviour="dcm4chee")
     content = changed("sound", PatientName="Smith^John")
     assert store(server, content).status_code == 200
     for name, found in (("Smyth", 1), ("Smith^Jon", 1), ("Schmidt", 1), ("Jones", 0), ("*", 1)):
@@ -117,7 +125,7 @@ def test_soundex(word, code):
 
 
 def test_dcm4chee_in_its_own_words(serve, archive):
-    server = serve(archive, manner="dcm4chee")
+    server = serve(archive, behaviour="dcm4chee")
     assert search(server, "limit=99999").status_code == 200
     assert search(server, "limit=100000").status_code == 400
     (row,) = search(server, "includedefaults=false&PatientID=1CT1&includefield=StudyDate").json()
@@ -139,7 +147,7 @@ def test_dcm4chee_in_its_own_words(serve, archive):
 def test_rejected_objects_disappear(serve, tmp_path):
     paths = make_study(tmp_path, instances=2, size=10)
     first, second = (Instance.from_path(path).reference for path in paths)
-    server = serve(tmp_path, manner="dcm4chee")
+    server = serve(tmp_path, behaviour="dcm4chee")
     url = f"{server.url}/{first.uri}/reject"
     assert requests.post(f"{url}/113001", timeout=30).status_code == 404
     assert requests.post(f"{url}/113001^DCM", timeout=30).json() == {"count": 1}
@@ -151,7 +159,7 @@ def test_rejected_objects_disappear(serve, tmp_path):
 
 def test_older_dcm4chee_has_no_order_and_short_pages(serve, tmp_path):
     make_study(tmp_path, instances=12, size=10)
-    server = serve(tmp_path, manner="dcm4chee-older")
+    server = serve(tmp_path, behaviour="dcm4chee-older")
     everything = set(uids(search(server, path="instances"), INSTANCE))
     assert len(everything) == 12
 
@@ -168,22 +176,22 @@ def test_older_dcm4chee_has_no_order_and_short_pages(serve, tmp_path):
 
 
 def test_newer_orthanc(serve, archive):
-    server = serve(archive, manner="orthanc-newer")
+    server = serve(archive, behaviour="orthanc-newer")
     assert len(uids(search(server, "limit=-1"))) == len(FILES)
     assert len(uids(search(server, "Modality=CT"))) == 1
-    assert uids(search(serve(archive, manner="orthanc"), "Modality=CT")) == []
+    assert uids(search(serve(archive, behaviour="orthanc"), "Modality=CT")) == []
     answer = requests.get(f"{server.url}/studies/1.2.3", timeout=30)
     assert answer.headers["Content-Type"].startswith("text/plain")
 
 
 def test_dicomcloud_knows_keywords_only(serve, archive):
-    server = serve(archive, manner="dicomcloud")
+    server = serve(archive, behaviour="dicomcloud")
     assert len(uids(search(server, "PatientID=1CT1"))) == 1
     assert search(server, "00100020=1CT1").status_code == 500
 
 
 def test_google_refuses_a_filter_and_a_field(serve, archive):
-    server = serve(archive, manner="google")
+    server = serve(archive, behaviour="google")
     assert search(server, "SOPClassUID=1.2.3", path="instances").status_code == 400
     assert search(server, "includefield=AvailableTransferSyntaxUID", path="instances").status_code == 400
     assert search(server, "includefield=PatientWeight", path="instances").status_code == 200
@@ -192,14 +200,14 @@ def test_google_refuses_a_filter_and_a_field(serve, archive):
 def test_searches_of_google_may_lag_behind_a_delete(serve, tmp_path):
     (path,) = make_study(tmp_path, instances=1, size=10)
     content, reference = path.read_bytes(), Instance.from_path(path).reference
-    server = serve(tmp_path, manner="google-lagging")
+    server = serve(tmp_path, behaviour="google-lagging")
     url = f"{server.url}/{reference.uri}"
     assert requests.delete(url, timeout=30).status_code == 204
     assert uids(search(server)) == [reference.study_instance_uid]
     assert [requests.request(method, url, timeout=30).status_code for method in ("GET", "DELETE")] == [404, 404]
     assert store(server, content[:-2] + b"\1\1").status_code == 200
     assert requests.get(url, timeout=30).status_code == 200
-    server = serve(tmp_path / "other", manner=replace(manners_of("google-lagging"), delete_lag=0.001))
+    server = serve(tmp_path / "other", behaviour=replace(behaviour_of("google-lagging"), delete_lag=0.001))
     assert store(server, content).status_code == 200
     assert requests.delete(f"{server.url}/{reference.uri}", timeout=30).status_code == 204
     while uids(search(server)):
@@ -207,13 +215,13 @@ def test_searches_of_google_may_lag_behind_a_delete(serve, tmp_path):
 
 
 def test_healthimaging_takes_fifty_fields(serve, archive):
-    server = serve(archive, manner="healthimaging")
+    server = serve(archive, behaviour="healthimaging")
     assert search(server, "&".join(["includefield=PatientWeight"] * 50)).status_code == 200
     assert search(server, "&".join(["includefield=PatientWeight"] * 51)).status_code == 400
 
 
 def test_too_many_results(serve, archive):
-    server = serve(archive, manner=replace(MANNERS["dcm4chee"], too_many=2, max_limit=Limits(2, 2, 2)))
+    server = serve(archive, behaviour=replace(BEHAVIOURS["dcm4chee"], too_many=2, max_limit=Limits(2, 2, 2)))
     assert search(server).status_code == 413
     assert search(server, "PatientID=1CT1").status_code == 200
 
@@ -234,7 +242,7 @@ def status_line(server, path: str, method: str = "GET", body: bytes | None = Non
 
 
 def test_dicomcloud_says_why_in_the_status_line(serve, tmp_path):
-    server = serve(tmp_path, manner="dicomcloud")
+    server = serve(tmp_path, behaviour="dicomcloud")
     assert status_line(server, "/wadors/studies/1.2.3") == (404, "studies/1.2.3 is not in the archive")
     assert status_line(server, "/qidors/studies") == (200, "OK")
     body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + CT + b"\r\n--x--\r\n"
@@ -248,7 +256,7 @@ def test_dicomcloud_says_why_in_the_status_line(serve, tmp_path):
 
 
 def test_older_dicomcloud_names_what_is_stored_elsewhere(serve, tmp_path):
-    server = serve(tmp_path, manner="dicomcloud-older")
+    server = serve(tmp_path, behaviour="dicomcloud-older")
     answer = store(server, clone(CT, "one")).json()
     assert "00081199" not in answer
     assert len(answer["0008114A"]["Value"]) == 1
@@ -257,7 +265,7 @@ def test_older_dicomcloud_names_what_is_stored_elsewhere(serve, tmp_path):
 
 
 def test_azure_stores_malformed_values_with_a_warning(serve, tmp_path):
-    server = serve(tmp_path, manner="azure")
+    server = serve(tmp_path, behaviour="azure")
     answer = store(server, changed("malformed", StudyDate="20261341", StudyTime="99"), clone(CT, "well-formed"))
     assert answer.status_code == 202
     warned, fine = answer.json()["00081199"]["Value"]

@@ -1,4 +1,4 @@
-"""The manner ``"orthanc"`` of the test server, held against the real one: the same requests, the same outcome."""
+"""The behaviour ``"orthanc"`` of the test server, held against the real one: the same requests, the same outcome."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def body_of(*contents: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def pair(orthanc_server, tmp_path_factory) -> Iterator[tuple[str, str]]:
-    """The real server and the one with its manner, with the same content."""
+    """The real server and the one with its behaviour, with the same content."""
     orthanc_server.start()
     orthanc_server.wipe()
-    with serve(tmp_path_factory.mktemp("archive"), manner="orthanc") as server:
+    with serve(tmp_path_factory.mktemp("archive"), behaviour="orthanc") as server:
         for url in (orthanc_server.url, server.url):
             stored = ask(url, "studies", method="POST", body=body_of(*map(read, FILES)), Content_Type=MULTIPART)
             assert stored.status == 200

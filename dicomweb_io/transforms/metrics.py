@@ -1,0 +1,93 @@
+"""What transforms count: Beam metrics in one namespace, and a tally of the process that can be read while it runs.
+
+Both are to be called on a bundle's own thread: Beam's counters ignore what other threads count. Metrics count attempts
+of bundles; results are to be counted from output collections.
+
+Every transform uses the same names, in the namespace ``dicomweb_io``:
+
+- traffic: ``requests``, ``retries``, ``bytes_in``, ``bytes_out``, ``throttled_msecs``; the distribution
+  ``request_msecs``;
+- searches: ``rows``, ``search_pages``, ``repeated_rows``, ``total_mismatches``, ``unreadable_values``; the distribution
+  ``page_rows``;
+- retrieves: ``instances``, ``instance_bytes``, ``metadata``, ``frames``, ``frame_bytes``, ``rendered_images``,
+  ``rendered_bytes``, ``bulkdata``, ``bulkdata_bytes``, ``downloaded``, ``downloaded_bytes``; the distributions
+  ``instance_size`` and ``frame_size``;
+- stores: ``stored``, ``replaced``, ``exists``, ``stored_bytes``, ``deleted``;
+- watches: ``polls``, ``changes``, ``notifications_ignored``;
+- ``failures``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+from apache_beam.metrics.metric import Metrics
+
+from dicomweb_io.pool import Lease
+
+NAMESPACE = "dicomweb_io"
+"""The namespace of all metrics of this package."""
+
+
+class Tally:
+    """Counts of this process, by name. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, number: int = 1) -> None:
+        """Adds to a count."""
+        with self._lock:
+            self._counts[name] += number
+
+    def snapshot(self) -> dict[str, int]:
+        """All counts at this moment."""
+        with self._lock:
+            return dict(self._counts)
+
+
+TALLY = Tally()
+"""The tally of this process. Progress displays read it from a thread: a runner's metrics are not final, or not there
+at all, until the job is done."""
+
+
+def count(name: str, number: int = 1) -> None:
+    """Adds to the metric ``dicomweb_io/name`` and to the tally."""
+    if number:
+        Metrics.counter(NAMESPACE, name).inc(number)
+        TALLY.add(name, number)
+
+
+def count_traffic(lease: Lease) -> None:
+    """Counts what a shared client did on the network since it was last counted.
+
+    Waits for a server that wants less come also under the two names that autoscalers know: seconds for Beam's Python
+    SDK, milliseconds for its Java SDK (Beam 2.77).
+    """
+    traffic = lease.take_traffic()
+    waited = traffic.pop("throttled_msecs", 0)
+    for name, number in traffic.items():
+        count(name, number)
+    for seconds in lease.take_durations():
+        observe("request_msecs", int(1000 * seconds))
+    if waited:
+        Metrics.counter("beam-throttling-metrics", "throttling-msecs").inc(waited)
+        count("throttled_msecs", waited)
+        # Whole seconds only, so the rest of each is carried on.
+        with _CARRY_LOCK:
+            _CARRY[0] += waited
+            seconds, _CARRY[0] = divmod(_CARRY[0], 1000)
+        count("cumulativeThrottlingSeconds", seconds)
+
+
+_CARRY_LOCK = threading.Lock()
+
+
+_CARRY = [0]
+
+
+def observe(name: str, value: int) -> None:
+    """Adds a value to the distribution ``dicomweb_io/name``."""
+    Metrics.distribution(NAMESPACE, name).update(value)
