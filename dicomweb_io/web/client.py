@@ -29,6 +29,7 @@ from dicomweb_io.elements import (
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.http.auth import BasicCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.http.transport import Transport
 from dicomweb_io.profiles import ProbeReport, ServerProfile, resolve_profile
 from dicomweb_io.spool import SpoolPolicy
@@ -71,7 +72,7 @@ class DICOMwebClient(DICOMClient):
         chunk_size: The most bytes to read from the network at once.
         permissive_uid: Accept UIDs that are none by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`).
         timeout: Seconds to wait for a connection and for each read: one number or a pair.
-        credentials: How to authenticate: see `dicomweb_io.http.auth`, or any `requests.auth.AuthBase`.
+        credentials: How to authenticate: credentials of this package, or any `requests.auth.AuthBase`.
         profile: The server's behaviour: ``"auto"`` (by URL), a name, or a `ServerProfile`.
         verify: Verify TLS certificates: True, False, or the path of a CA bundle.
         cert: A client certificate: the path of a PEM file, or a pair of certificate and key paths.
@@ -108,7 +109,7 @@ class DICOMwebClient(DICOMClient):
         max_in_flight: int = 8,
         requests_per_second: float | None = None,
     ) -> None:
-        self._urls = ServiceURLs(url, qido_url_prefix, wado_url_prefix, stow_url_prefix, delete_url_prefix)
+        self._urls = ServiceURLs(url, Prefixes(qido_url_prefix, wado_url_prefix, stow_url_prefix, delete_url_prefix))
         if session is not None and not callable(getattr(session, "send", None)):
             raise TypeError(f"session must be a requests.Session, not {type(session).__name__}")
         if callback is not None and not callable(callback):
@@ -121,14 +122,11 @@ class DICOMwebClient(DICOMClient):
             session=session,
             credentials=credentials,
             headers=headers,
-            verify=verify,
-            cert=cert,
+            tls=TLS(verify, cert),
             proxies=proxies,
-            timeout=timeout,
-            deadline=deadline,
+            timeouts=Timeouts.of(timeout, deadline),
+            limits=Limits(max_in_flight, requests_per_second),
             retry=retry if retry is not None else RetryPolicy(),
-            max_in_flight=max_in_flight,
-            requests_per_second=requests_per_second,
             callback=callback,
         )
         self._service = Service(
@@ -152,21 +150,21 @@ class DICOMwebClient(DICOMClient):
         """Makes a client of an endpoint's description."""
         return cls(
             endpoint.url,
-            qido_url_prefix=endpoint.qido_url_prefix,
-            wado_url_prefix=endpoint.wado_url_prefix,
-            stow_url_prefix=endpoint.stow_url_prefix,
-            delete_url_prefix=endpoint.delete_url_prefix,
+            qido_url_prefix=endpoint.prefixes.qido,
+            wado_url_prefix=endpoint.prefixes.wado,
+            stow_url_prefix=endpoint.prefixes.stow,
+            delete_url_prefix=endpoint.prefixes.delete,
             proxies=endpoint.proxies,
             headers=endpoint.headers,
-            timeout=endpoint.timeout,
+            timeout=(endpoint.timeouts.connect, endpoint.timeouts.read),
             credentials=endpoint.credentials,
             profile=endpoint.profile,
-            verify=endpoint.verify,
-            cert=endpoint.cert,
-            deadline=endpoint.deadline,
+            verify=endpoint.tls.verify,
+            cert=endpoint.tls.cert,
+            deadline=endpoint.timeouts.deadline,
             retry=endpoint.retry,
-            max_in_flight=endpoint.max_in_flight,
-            requests_per_second=endpoint.requests_per_second,
+            max_in_flight=endpoint.limits.max_in_flight,
+            requests_per_second=endpoint.limits.requests_per_second,
         )
 
     # Description ------------------------------------------------------------------------------------------------------
@@ -204,22 +202,22 @@ class DICOMwebClient(DICOMClient):
     @property
     def qido_url_prefix(self) -> str | None:
         """Path segment before search resources."""
-        return self._urls.qido_url_prefix
+        return self._urls.prefixes.qido
 
     @property
     def wado_url_prefix(self) -> str | None:
         """Path segment before retrieve resources."""
-        return self._urls.wado_url_prefix
+        return self._urls.prefixes.wado
 
     @property
     def stow_url_prefix(self) -> str | None:
         """Path segment before store resources."""
-        return self._urls.stow_url_prefix
+        return self._urls.prefixes.stow
 
     @property
     def delete_url_prefix(self) -> str | None:
         """Path segment before delete resources."""
-        return self._urls.delete_url_prefix
+        return self._urls.prefixes.delete
 
     @property
     def profile(self) -> ServerProfile:

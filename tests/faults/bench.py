@@ -23,6 +23,7 @@ from dicomweb_io.elements import Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import OAuth2ClientCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.testing.faults import Fault
 from dicomweb_io.testing.samples import make_study, new_uid
@@ -233,8 +234,7 @@ def endpoint_of(server: TestServer, **settings: Any) -> Endpoint:
         **{
             "credentials": OAuth2ClientCredentials(f"{server.origin}/oauth2/token", CLIENT, SECRET),
             "retry": PATIENT_POLICY if patient else QUICK,
-            "timeout": (5.0, 20.0),
-            "deadline": 30.0,
+            "timeouts": Timeouts(5.0, 20.0, 30.0),
             # By its address alone it would be taken for an Orthanc.
             "profile": "generic",
             **settings,
