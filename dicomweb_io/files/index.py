@@ -30,17 +30,10 @@ from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_decode import dumps, encode, first_value
 from dicomweb_io.dicom.part10 import check_complete, header_from_scan
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import Exclusion, Resource
+from dicomweb_io.elements import SERIES_INSTANCE_UID, STUDY_INSTANCE_UID, Exclusion, Resource
 from dicomweb_io.files.database import Database, discard, is_local_disk
 from dicomweb_io.files.places import FileStat, Folder, Problem, is_settled
-from dicomweb_io.queries import (
-    INSTANCE_DEFAULTS,
-    MODALITY,
-    SERIES_DEFAULTS,
-    SERIES_INSTANCE_UID,
-    STUDY_DEFAULTS,
-    STUDY_INSTANCE_UID,
-)
+from dicomweb_io.queries import INSTANCE_DEFAULTS, MODALITY, SERIES_DEFAULTS, STUDY_DEFAULTS
 
 # ----------------------------------------------------------------------------------------------------------------------
 # From a file to what the index keeps of it: its UIDs and its header's bytes, or why it is no instance.

@@ -23,7 +23,16 @@ import orjson
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.json_decode import encode
 from dicomweb_io.dicom.matching import Matcher, compile_filters
-from dicomweb_io.elements import JSONDataset, SearchLevel, SearchPage, SearchQuery
+from dicomweb_io.elements import (
+    SERIES_INSTANCE_UID,
+    SOP_INSTANCE_UID,
+    STUDY_INSTANCE_UID,
+    UID_TAGS,
+    JSONDataset,
+    SearchLevel,
+    SearchPage,
+    SearchQuery,
+)
 from dicomweb_io.files.index import Index
 from dicomweb_io.queries import (
     AVAILABLE_TRANSFER_SYNTAX_UID,
@@ -34,11 +43,8 @@ from dicomweb_io.queries import (
     MODALITIES_IN_STUDY,
     RETRIEVE_URL,
     SERIES_DEFAULTS,
-    SERIES_INSTANCE_UID,
     SERIES_RELATED_INSTANCES,
-    SOP_INSTANCE_UID,
     STUDY_DEFAULTS,
-    STUDY_INSTANCE_UID,
     STUDY_RELATED_INSTANCES,
     STUDY_RELATED_SERIES,
     fields_of_all,
@@ -55,7 +61,6 @@ _DEFAULTS: dict[SearchLevel, frozenset[str]] = {
 }
 # Attributes with one value that is the same in many instances.
 _ALIKE = tuple(tag for tag in INSTANCE_DEFAULTS if tag not in (SOP_INSTANCE_UID, INSTANCE_NUMBER))
-_LEVELS: tuple[SearchLevel, ...] = ("study", "series", "instance")
 _UID_COLUMNS = {STUDY_INSTANCE_UID: "study", SERIES_INSTANCE_UID: "series", SOP_INSTANCE_UID: "sop"}
 
 
@@ -440,8 +445,8 @@ def _plan(query: SearchQuery) -> _Plan:
         uids["study"] = frozenset((query.study_instance_uid,))
     if query.series_instance_uid is not None:
         uids["series"] = frozenset((query.series_instance_uid,))
-    filters: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in _LEVELS}
-    returned: dict[SearchLevel, dict[str, tuple[tuple[str, ...], ...]]] = {level: {} for level in _LEVELS}
+    filters: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in UID_TAGS}
+    returned: dict[SearchLevel, dict[str, tuple[tuple[str, ...], ...]]] = {level: {} for level in UID_TAGS}
     for key, value in pairs:
         path = resolve(key)
         column = _UID_COLUMNS.get(path[0])

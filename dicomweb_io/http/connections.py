@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, cast
-from urllib.parse import unquote, urlencode
+from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
 import requests
 from requests import cookies, hooks
@@ -31,7 +31,6 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from dicomweb_io._version import __version__
 from dicomweb_io.http.settings import TLS
-from dicomweb_io.http.urls import with_raw_target
 
 # ----------------------------------------------------------------------------------------------------------------------
 # How one HTTP request goes through a session of requests: our own, or one that the user passes.
@@ -439,7 +438,7 @@ class _WatchedConnection:
             if exchange is not None:
                 exchange._end_handshake()
 
-    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         exchange: Exchange | None = getattr(_local, "exchange", None)
         if exchange is not None:
             connection: Any = self
@@ -449,9 +448,10 @@ class _WatchedConnection:
             exchange._watch(connection)
             # urllib3 would bound each write by the connect timeout, which a busy archive does not keep.
             connection.timeout = exchange.read_timeout
+            connection.sock.settimeout(exchange.read_timeout)
             url = _as_written(url, exchange.url)
         self._used = True
-        super().request(method, url, *args, **kwargs)  # type: ignore[misc]
+        super().putrequest(method, url, *args, **kwargs)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
         exchange: Exchange | None = getattr(_local, "exchange", None)
@@ -534,3 +534,13 @@ _query_filter = _QueryFilter()
 def mask_queries_in_debug_log() -> None:
     """Installs the filter once; it leaves requests of other code in the process alone."""
     logging.getLogger("urllib3.connectionpool").addFilter(_query_filter)
+
+
+def with_raw_target(prepared_url: str, url: str) -> str:
+    """The scheme and authority of one URL with the path and query of another, exactly as written there."""
+    parts = urlsplit(prepared_url)
+    end = re.search(r"[/?]|\Z", url.partition("://")[2])
+    target = url.partition("://")[2][end.start() :] if end else ""
+    if not target.startswith("/"):
+        target = "/" + target
+    return urlunsplit((parts.scheme, parts.netloc, "", "", "")) + target

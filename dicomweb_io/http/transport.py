@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
 import urllib3
 from requests.auth import AuthBase
+from requests.utils import requote_uri
 
 from dicomweb_io.errors import (
     ConnectionFailedError,
@@ -53,7 +54,6 @@ from dicomweb_io.http.retry import (
     parse_retry_after,
 )
 from dicomweb_io.http.settings import TLS, Limits, Timeouts
-from dicomweb_io.http.urls import Origin, absolute_url, redirect_target, without_user_info
 
 Body = bytes | bytearray | memoryview | MultipartBody | Iterable[bytes] | None
 
@@ -531,6 +531,94 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
         if value != value.strip() or not all(ord(item) < 256 for item in value):
             raise ValueError(f"the header {name!r} cannot be sent: blanks around it or characters outside Latin-1")
     return dict(headers)
+
+
+# What the transport has to know of URLs -------------------------------------------------------------------------------
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port (RFC 6454): what credentials are bound to."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        """The origin of an absolute HTTP URL.
+
+        Raises:
+            ValueError: If it has no host, another scheme, or an impossible port.
+        """
+        shown = safe_url(url)
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError(f"URL with an invalid host or port: {shown!r}") from None
+        scheme = parts.scheme.lower()
+        if scheme not in _DEFAULT_PORTS:
+            raise ValueError(f"URL with an unsupported scheme (only http and https): {shown!r}")
+        if not host:
+            raise ValueError(f"URL without a host: {shown!r} (expected https://host[:port]/path)")
+        return cls(scheme, host.rstrip("."), port if port is not None else _DEFAULT_PORTS[scheme])
+
+
+def without_user_info(url: str) -> tuple[str, str | None, str | None]:
+    """Takes ``user:password@`` out of an absolute URL.
+
+    Returns:
+        The URL without it, the user and the password, both still percent-escaped, None if absent.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url, None, None
+    end = re.search(r"[/?#\\]|\Z", rest)
+    authority = rest[: end.start()] if end else rest
+    info, at, host = authority.rpartition("@")
+    if not at:
+        return url, None, None
+    user, colon, password = info.partition(":")
+    return f"{scheme}://{host}{rest[len(authority) :]}", user, password if colon else None
+
+
+def absolute_url(url: str, base_url: str) -> str:
+    """An absolute URL without user information and fragment that can be sent as it is.
+
+    Args:
+        url: An absolute URL, or a path (and query) below `base_url`.
+        base_url: The service's root without trailing slash.
+
+    Raises:
+        ValueError: If it has characters that must be escaped, or no usable origin.
+    """
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*:", url):
+        url = f"{base_url}/{url.lstrip('/')}" if not url.startswith("?") else base_url + url
+    url = without_user_info(url)[0].partition("#")[0]
+    # ^ and | are no valid characters of a URL either, but servers take them, and some take nothing else.
+    wrong = re.search(r"[^\x21-\x7e]|[\\\"<>`{}]", url)
+    if wrong:
+        raise ValueError(f"the character {wrong.group()!r} in a URL must be percent-escaped: {safe_url(url)!r}")
+    Origin.of(url)
+    return url
+
+
+def redirect_target(url: str, location: str) -> str | None:
+    """Where a redirect leads, as an absolute URL without user information and fragment; None if nowhere usable."""
+    try:
+        # Servers send UTF-8 where only ASCII is allowed; http.client reads it as Latin-1.
+        text = location.encode("latin-1").decode("utf-8")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        text = location
+    try:
+        if text.startswith("//"):
+            text = f"{urlsplit(url).scheme}:{text}"
+        target = absolute_url(requote_uri(urljoin(url, text.strip())), url)
+    except ValueError:
+        return None
+    return target
 
 
 __all__ = ["Answer", "Attempt", "Body", "RequestRecord", "Stats", "StreamedAnswer", "Transport"]

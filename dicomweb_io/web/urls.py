@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from dicomweb_io.dicom.attributes import resolve, vr_of
-from dicomweb_io.elements import Resource, SearchQuery
+from dicomweb_io.elements import COLLECTIONS, Resource, SearchQuery
 from dicomweb_io.errors import safe_url
 from dicomweb_io.http.settings import Prefixes
 
@@ -78,7 +78,7 @@ class ServiceURLs:
             path += f"studies/{_segment(query.study_instance_uid)}/"
         if query.series_instance_uid is not None:
             path += f"series/{_segment(query.series_instance_uid)}/"
-        path += {"study": "studies", "series": "series", "instance": "instances"}[query.level]
+        path += COLLECTIONS[query.level]
         return self._below(self.prefixes.qido, path + "/count" if count else path)
 
     def retrieve(self, resource: Resource, suffix: str = "") -> str:
@@ -120,14 +120,8 @@ def _segment(uid: str) -> str:
 
 
 def _path(resource: Resource) -> str:
-    path = f"studies/{_segment(resource.study_instance_uid)}"
-    if resource.series_instance_uid is not None:
-        path += f"/series/{_segment(resource.series_instance_uid)}"
-    if resource.sop_instance_uid is not None:
-        path += f"/instances/{_segment(resource.sop_instance_uid)}"
-    if resource.frames:
-        path += "/frames/" + ",".join(map(str, resource.frames))
-    return path
+    path = "/".join(f"{COLLECTIONS[level]}/{_segment(uid)}" for level, uid in resource.uids.items())
+    return f"{path}/frames/{','.join(map(str, resource.frames))}" if resource.frames else path
 
 
 def filter_values(key: str, value: str) -> list[str]:
