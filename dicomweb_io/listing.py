@@ -9,6 +9,7 @@ from typing import Any
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Resource
+from dicomweb_io.errors import InvalidIdentifierError
 from dicomweb_io.queries import make_query
 
 _MAX_CACHED_UIDS = 200_000
@@ -118,5 +119,5 @@ def instance_of_row(row: Mapping[str, Any], within: Resource | None = None) -> R
             completed.setdefault("0020000E", {"vr": "UI", "Value": [within.series_instance_uid]})
     found = Resource.of(completed)
     if found.level != "instance":
-        raise ValueError(f"a row of a search for instances names only the {found.level} {found.uri}")
+        raise InvalidIdentifierError(f"a row of a search for instances names only the {found.level} {found.uri}")
     return found

@@ -373,7 +373,7 @@ class InstanceDownloader:
         with self._folder.open(target, stat.size) as file:
             found = header_of(file).sop_instance_uid
         if found != reference.sop_instance_uid:
-            raise ValueError(
+            raise FileExistsError(
                 f"{self._folder.location_of(target)} holds another instance ({found}); nothing was written"
             )
         return True
@@ -409,6 +409,6 @@ class InstanceDownloader:
             target, source if source is not None else str(instance.path), replace=self._overwrite
         )
         if not written and not self._is_there(target, instance.reference):
-            raise ValueError(in_the_way(path))
+            raise FileExistsError(in_the_way(path))
         # Whoever came first wrote the same.
         return Downloaded(path, instance.size if written else 0, not written)

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import orjson
 
-from dicomweb_io.dicom.errors import DICOMDIRError, IncompleteDICOMError, MissingUIDError, NotDICOMError
+from dicomweb_io.dicom.errors import DICOMDIRError, DICOMError, IncompleteDICOMError, MissingUIDError, NotDICOMError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_decode import dumps, encode, first_value
 from dicomweb_io.dicom.part10 import check_complete, header_from_scan
@@ -315,7 +315,7 @@ Touched = set[tuple[str, str]]
 T = TypeVar("T")
 
 
-class ConflictingDuplicatesError(ValueError):
+class ConflictingDuplicatesError(DICOMError):
     """Files with one SOP Instance UID differ, and ``duplicates="error"`` was asked for."""
 
 

@@ -17,6 +17,7 @@ from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import check_complete, header_from_scan
 from dicomweb_io.dicom.uids import is_safe_name
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.errors import IncompleteDICOMError, InvalidIdentifierError, Part10Error
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.files.places import Folder, Problem, SourceChangedError, SourceFile
 from dicomweb_io.spool import collect
@@ -44,7 +45,9 @@ def layout_path(reference: Resource) -> str:
     uids = (reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid))
     for uid in uids:
         if not is_safe_name(uid):
-            raise ValueError(f"{uid!r} cannot be part of a file's path, so the instance cannot be stored in a folder")
+            raise InvalidIdentifierError(
+                f"{uid!r} cannot be part of a file's path, so the instance cannot be stored in a folder"
+            )
     return f"{uids[0]}/{uids[1]}/{uids[2]}.dcm"
 
 
@@ -138,12 +141,12 @@ class FolderStore:
             # Another writer was first, a moment ago.
             return self._resolve(instance, size, held, target, [target], on_existing, verify)
         if other is not None:
-            raise ValueError(
+            raise FileExistsError(
                 f"{self._folder.location_of(target)} holds another instance, {other}, and was left as it is"
             )
         if not self._publish(target, instance, size, held, replace=leftover):
             if not self._holds(target, instance.reference):
-                raise ValueError(in_the_way(self._folder.location_of(target)))
+                raise FileExistsError(in_the_way(self._folder.location_of(target)))
             # Another writer was first.
             return self._resolve(instance, size, held, target, [target], on_existing, verify)
         return self._proven(instance, size, target, "stored", verify)
@@ -323,10 +326,10 @@ def _check(instance: Instance, size: int) -> None:
         header = header_from_scan(scan)
         found = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
         if found != instance.reference:
-            raise ValueError(f"the bytes hold {found.uri}, not {instance.reference.uri}")
+            raise Part10Error(f"the bytes hold {found.uri}, not {instance.reference.uri}")
         problem = check_complete(file, size=size, scan=scan)
     if problem is not None:
-        raise ValueError(f"{instance.reference.uri} is truncated or damaged and was not stored: {problem}")
+        raise IncompleteDICOMError(f"{instance.reference.uri} is truncated or damaged and was not stored: {problem}")
 
 
 def _source(instance: Instance | None) -> str | None:

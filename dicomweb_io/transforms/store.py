@@ -14,6 +14,7 @@ from apache_beam.transforms.display import DisplayDataItem
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.elements import Failure, Instance, Resource, SearchLevel, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.errors import InvalidIdentifierError
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lease, Room, identity_of, shared_client
 from dicomweb_io.transfer import (
@@ -543,12 +544,16 @@ class _ExactReferences(AsReferences):
     def reference_of(self, element: Any) -> Resource:
         reference = super().reference_of(element)
         if reference.frames:
-            raise ValueError(f"frames cannot be deleted: {reference.uri} (name the instance to delete it as a whole)")
+            raise InvalidIdentifierError(
+                f"frames cannot be deleted: {reference.uri} (name the instance to delete it as a whole)"
+            )
         if isinstance(element, Mapping) and "study_instance_uid" not in element:
             named = {"series": "0020000E" in element, "instance": "00080018" in element}
             meant = "instance" if named["instance"] else "series" if named["series"] else "study"
             if meant != reference.level:
-                raise ValueError(f"the row names a {meant}, but lacks a UID to find it by; nothing was deleted")
+                raise InvalidIdentifierError(
+                    f"the row names a {meant}, but lacks a UID to find it by; nothing was deleted"
+                )
         return reference
 
 
