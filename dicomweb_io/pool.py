@@ -352,7 +352,7 @@ class Lease:
         client_key = (identity, purpose if endpoint.is_web else "")
         pool_key = (identity, purpose, max_bytes)
         self.client = _CLIENTS.acquire(client_key, endpoint.connect)
-        self.pool = _POOLS.acquire(pool_key, lambda: BoundedPool(endpoint.max_in_flight, max_bytes))
+        self.pool = _POOLS.acquire(pool_key, lambda: BoundedPool(endpoint.limits.max_in_flight, max_bytes))
         self._finalizer = weakref.finalize(self, _release, client_key, pool_key)
 
     def take_traffic(self) -> dict[str, int]:

@@ -712,7 +712,7 @@ def rows_at_once(client: DICOMClient) -> int:
     """The most rows that one search should have: what is worth a split, or less than the archive gives out at most."""
     # Archives count no further than their limit: as many rows may be all or not.
     limits = [limit - 1 for limit in (client.profile.max_rows, client.profile.max_offset) if limit]
-    return max(1, min(LEAST_ROWS, *limits))
+    return max(1, min([LEAST_ROWS, *limits]))
 
 
 def is_dated(row: JSONDataset) -> bool:

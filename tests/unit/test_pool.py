@@ -9,6 +9,7 @@ from collections import deque
 import pytest
 
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.pool import BoundedPool, WorkCancelled, _Registry, shared_client
 
 WAIT = 20
@@ -223,10 +224,10 @@ def test_limits_are_checked(name, value):
 
 
 def test_equal_endpoints_share_client_and_pool_and_close_them_when_unused(tmp_path):
-    first = shared_client(Endpoint(str(tmp_path), max_in_flight=2), "retrieve")
-    second = shared_client(Endpoint(str(tmp_path), max_in_flight=2), "retrieve")
-    other_kind = shared_client(Endpoint(str(tmp_path), max_in_flight=2), "store")
-    other_endpoint = shared_client(Endpoint(str(tmp_path), max_in_flight=3), "retrieve")
+    first = shared_client(Endpoint(str(tmp_path), limits=Limits(2)), "retrieve")
+    second = shared_client(Endpoint(str(tmp_path), limits=Limits(2)), "retrieve")
+    other_kind = shared_client(Endpoint(str(tmp_path), limits=Limits(2)), "store")
+    other_endpoint = shared_client(Endpoint(str(tmp_path), limits=Limits(3)), "retrieve")
     try:
         assert first.client is second.client
         assert first.pool is second.pool
@@ -240,7 +241,7 @@ def test_equal_endpoints_share_client_and_pool_and_close_them_when_unused(tmp_pa
         for lease in (first, second, other_kind, other_endpoint):
             lease.close()
             lease.close()
-    third = shared_client(Endpoint(str(tmp_path), max_in_flight=2), "retrieve")
+    third = shared_client(Endpoint(str(tmp_path), limits=Limits(2)), "retrieve")
     assert third.client is not client
     third.close()
 
