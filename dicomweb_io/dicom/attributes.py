@@ -10,6 +10,10 @@ from pydicom.datadict import dictionary_keyword, dictionary_VR, keyword_dict, ta
 
 from dicomweb_io.dicom.errors import InvalidIdentifierError
 
+BINARY_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
+INTEGER_VRS = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
+DECIMAL_VRS = frozenset(("DS", "FD", "FL"))
+
 _TAG = re.compile(r"[0-9A-Fa-f]{8}\Z")
 
 
