@@ -231,7 +231,7 @@ class _Image:
             groups = locate.group_fragments(self._read, fragments, frames, self._file.syntax)
             packed = locate.pack_groups(groups)
             if len(fragments) > _FEW_FRAGMENTS:
-                self._index.keep_fragments(self._file.id, packed)
+                self._index.store_fragments(self._file.id, packed)
         self._packed = packed
         return b"".join(self._read(offset, offset + length) for offset, length in locate.packed_frame(packed, number))
 
