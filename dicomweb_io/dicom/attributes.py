@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from pydicom.datadict import dictionary_keyword, dictionary_VR, keyword_dict, tag_for_keyword
 
@@ -87,3 +87,9 @@ def vr_of(tag: str) -> str:
         return str(dictionary_VR(int(tag, 16))).split(" or ")[0]
     except KeyError:
         return "UN"
+
+
+@cache
+def tags_of_vr(vr: str) -> tuple[int, ...]:
+    """All standard attributes of a value representation, ascending."""
+    return tuple(sorted(tag for tag in keyword_dict.values() if dictionary_VR(tag) == vr))
