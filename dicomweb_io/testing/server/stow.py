@@ -14,8 +14,8 @@ from typing import Any
 import requests
 
 from dicomweb_io.client import OnExisting
-from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.errors import Part10Error
+from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.media_types import parse_content_type
 from dicomweb_io.dicom.part10 import Header, check_complete, header_of
 from dicomweb_io.dicom.uids import is_uid
@@ -359,7 +359,7 @@ def _store_one(running: Store, collected: Collected) -> Outcome:
 def _malformed(collected: Collected) -> list[str]:
     """The keywords of dates and times on the top level whose values are none."""
     with _opened(collected) as file:
-        row = json_decode.encode(file, tags=tuple(_TIMED))
+        row = encode(file, tags=tuple(_TIMED))
     return [_TIMED[tag] for tag, element in row.items() if not all(map(_pattern(element).match, _texts(element)))]
 
 
