@@ -24,7 +24,7 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import OAuth2ClientCredentials
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.profiles import PROFILES
-from dicomweb_io.testing.faults import Fault
+from dicomweb_io.testing.faults import Fault, Redirect
 from dicomweb_io.testing.samples import make_study, new_uid
 from dicomweb_io.testing.server.auth import OAuth2Authentication
 from dicomweb_io.testing.server.behaviours import GENERIC
@@ -189,9 +189,8 @@ class Bench:
     def inject(self, server: TestServer, faults: tuple[Fault, ...]) -> None:
         """Adds faults to a server; the other host's address is filled in."""
         for one in faults:
-            location = one.options.get("location")
-            if location is not None:
-                one = replace(one, options={**one.options, "location": location.format(elsewhere=self.elsewhere.url)})
+            if isinstance(one, Redirect):
+                one = replace(one, location=one.location.format(elsewhere=self.elsewhere.url))
             server.inject(one)
 
     def folder(self) -> Path:

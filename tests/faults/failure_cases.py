@@ -14,6 +14,16 @@ STALL_TIMEOUT = 0.3
 DEADLINE = 0.6
 """Seconds that an operation may take, where only the deadline can end it."""
 
+FAILURE_REASONS: Mapping[str, tuple[int, ...]] = {
+    "out of resources": (0xA700, 0xA7FF),
+    "data set does not match SOP class": (0xA900, 0xA9FF),
+    "cannot understand": (0xC000, 0xC122, 0xCFFF),
+    "processing failure": (0x0110,),
+    "no such SOP class": (0x0122,),
+    "vendor": (45070, 45071, 43264, 43265),
+}
+"""Failure Reason values (0008,1197) by class: PS3.18 table I.2-2, and vendors' own (documented for Azure)."""
+
 TRAITS: Mapping[str, str] = {
     "rows": "the answer has no rows of a search",
     "json": "the answer is not JSON",

@@ -23,7 +23,7 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize(
-    ("operation", "trouble"),
+    ("operation", "failure_case"),
     [
         (operation, failure_case)
         for operation in OPERATIONS

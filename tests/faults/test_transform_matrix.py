@@ -29,7 +29,7 @@ def _judge(transform: str, failure_case: str, seen: Seen, base: Seen) -> None:
 
 
 @pytest.mark.parametrize(
-    ("transform", "trouble"),
+    ("transform", "failure_case"),
     [
         (transform, failure_case)
         for transform, operation in TRANSFORMS.items()
