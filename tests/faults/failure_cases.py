@@ -1,4 +1,4 @@
-"""What can go wrong, as data: each trouble is one row of the matrix and makes the faults that the test server plays."""
+"""What can go wrong, as data: each failure case is a row of the matrix and makes the faults that the server plays."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TRAITS: Mapping[str, str] = {
     "long": "the body is shorter than that",
     "existing": "the destination has none of the instances before",
 }
-"""What a request must have for some troubles to occur in it, and what is said of the others."""
+"""What a request must have for some failures to occur in it, and the reason where it does not."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FailureCase:
         faults: Makes the faults for a method, a path pattern and the number of the request that is struck first.
         needs: The traits an operation must have (`TRAITS`).
         passing: Whether it is over after one request (or a short time).
-        settings: Options of the endpoint that this trouble needs to show in a short time.
+        settings: Options of the endpoint that this failure case needs to show in a short time.
         alone: Whether it strikes all connections, so that nothing else can run beside it.
     """
 
@@ -369,4 +369,4 @@ _add(
 )
 
 FAILURE_CASES: Mapping[str, FailureCase] = _ALL
-"""All troubles by name."""
+"""All failure cases by name."""
