@@ -213,7 +213,7 @@ class Deleter:
             raise InvalidIdentifierError("frames cannot be deleted: delete their instance")
         profile = self._service.profile
         if profile.delete is None:
-            raise ValueError(
+            raise UnsupportedError(
                 f"servers with the profile {profile.name!r} do not delete by DICOMweb; use the server's own interface"
             )
         # A guess by address may be wrong: a server without Orthanc's own interface is asked by DICOMweb.
@@ -394,7 +394,7 @@ class Replacer:
                 "%s was reported as stored, and could not be looked up; %s: %s",
                 item.uid,
                 self._saved(old),
-                discreet(error),
+                log_text(error),
             )
             return False
         item.fail("the server reported it as stored, but a search does not find it", retryable=True)

@@ -314,7 +314,7 @@ class Storer:
         try:
             present = self._existing.present(items)
         except RECOVERABLE as error:
-            logger.info("the look-up after storing failed: %s", discreet(error))
+            logger.info("the look-up after storing failed: %s", log_text(error))
         for item in items:
             if item.uid in present and self._existing.is_ours(item):
                 self._succeed(item, proof=self._existing.proof)

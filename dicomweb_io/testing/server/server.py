@@ -28,6 +28,7 @@ import uvicorn
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.testing.faults import Fault, FaultPlan, WireFault
 from dicomweb_io.testing.proxy import FaultyProxy
 from dicomweb_io.testing.server.app import App

@@ -13,7 +13,6 @@ from typing import Any
 
 import requests
 
-from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.errors import Part10Error
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.media_types import parse_content_type
