@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from dicomweb_io.client import ClientBase, DICOMClient, check_chunk_size
+from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
 
 
@@ -71,7 +71,7 @@ def connect(args: argparse.Namespace, endpoint: Endpoint) -> DICOMClient:
         client = endpoint.connect()
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    if chunk_size is not None and isinstance(client, ClientBase):
+    if chunk_size is not None:
         client.set_chunk_size(chunk_size)
     return client
 
