@@ -228,6 +228,7 @@ class Paging:
         total: The number of all rows, as last announced.
         passed: The rows passed on.
         repeated: The rows left out because they came before.
+        full: Whether the last page held as many rows as were asked for.
         ended: Whether nothing more is to be asked for.
         unpaged: Whether the server ignores offset and limit, so that its first answer is the whole result.
         offset_works: Whether it is known that the server honours offsets.
@@ -260,7 +261,7 @@ class Paging:
         self._last: Sequence[bytes] = known.last
         for key in known.last:
             self._seen.repeats(key)
-        self._full = known.full
+        self.full = known.full
         self.stop: int | None = None
         self.total = known.total
         self.passed = 0
@@ -380,7 +381,7 @@ class Paging:
             self._first = keys[0]
         crowded = len(keys) > request.limit
         found, cut = self._new_rows(request, keys, crowded)
-        self._full = len(keys) >= request.limit
+        self.full = len(keys) >= request.limit
         self._last = keys[-_MAX_CARRIED:] or self._last
         if found:
             self._stalled = 0
@@ -441,7 +442,7 @@ class Paging:
     @property
     def beginning(self) -> Beginning:
         """What the pages so far proved, for whatever reads the rest."""
-        return Beginning(self._first, tuple(self._last), self.total, self._full, self.offset_works)
+        return Beginning(self._first, tuple(self._last), self.total, self.full, self.offset_works)
 
     def _error(self, offset: int, what: str) -> PagingError:
         return PagingError(
@@ -452,13 +453,20 @@ class Paging:
         )
 
 
+def next_rows(paging: Paging, ask: Callable[[PageRequest], SearchPage]) -> list[JSONDataset] | None:
+    """Sends the next request by `ask`, and returns the rows to pass on; None if nothing more is to be asked for."""
+    request = paging.next_request()
+    if request is None:
+        return None
+    page = ask(request)
+    evidence = Evidence.of(page, paging.level)
+    check = paging.doubts(request, evidence)
+    if check is not None:
+        paging.settle(check, Evidence.of(ask(check), paging.level))
+    return [page.rows[index] for _, index in paging.accept(request, evidence)]
+
+
 def read_in_turn(paging: Paging, ask: Callable[[PageRequest], SearchPage]) -> Iterator[JSONDataset]:
     """Yields the rows of a search, whose requests `ask` sends one after another."""
-    while (request := paging.next_request()) is not None:
-        page = ask(request)
-        evidence = Evidence.of(page, paging.level)
-        check = paging.doubts(request, evidence)
-        if check is not None:
-            paging.settle(check, Evidence.of(ask(check), paging.level))
-        for _, index in paging.accept(request, evidence):
-            yield page.rows[index]
+    while (rows := next_rows(paging, ask)) is not None:
+        yield from rows

@@ -294,3 +294,21 @@ def test_answers_come_in_the_order_of_the_requests():
     assert first != second
     with pytest.raises(ValueError, match="order"):
         paging.accept(second, Evidence([]))
+
+
+@pytest.mark.parametrize(
+    ("row", "uids"),
+    [
+        ({}, None),
+        ({"0020000D": {"vr": "UI"}}, None),
+        ({"0020000D": {"Value": ["1"]}, "0020000E": {"Value": [""]}}, None),
+        ({"0020000E": {"Value": ["2"]}}, "/2"),
+        ({"0020000E": {"Value": ["2"]}, "0020000D": None}, "/2"),
+        ({"0020000D": {"Value": [5]}, "0020000E": {"Value": ["2"]}}, "/2"),
+        ({"0020000D": {"Value": ["1"]}, "0020000E": {"Value": [None]}}, None),
+        ({"0020000D": {"Value": ["1"]}, "0020000E": {"Value": ["2"]}}, "1/2"),
+    ],
+)
+def test_what_tells_rows_apart(row, uids):
+    assert uids_of(row, "series") == uids
+    assert len(row_key(row, "series")) == (17 if uids is None else 16)
