@@ -176,7 +176,8 @@ class Beginning:
         first: The identity of row 0.
         last: The identities of the last rows that came.
         total: The number of all rows, where it was announced; a hint.
-        full: Whether the last page held as many rows as were asked for.
+        answer: The last answer taken in.
+        full: Whether that page held as many rows as were asked for.
         offset_works: Whether a page at a later offset held other rows than the first.
     """
 
@@ -228,7 +229,8 @@ class Paging:
         total: The number of all rows, as last announced.
         passed: The rows passed on.
         repeated: The rows left out because they came before.
-        full: Whether the last page held as many rows as were asked for.
+        answer: The last answer taken in.
+        full: Whether that page held as many rows as were asked for.
         ended: Whether nothing more is to be asked for.
         unpaged: Whether the server ignores offset and limit, so that its first answer is the whole result.
         offset_works: Whether it is known that the server honours offsets.
@@ -258,7 +260,7 @@ class Paging:
         self._doubted: tuple[PageRequest, Evidence] | None = None
         known = beginning or Beginning()
         self._first, self._first_offset = known.first, start if known.first is None else 0
-        self._last: Sequence[bytes] = known.last
+        self.answer = Evidence(known.last)
         for key in known.last:
             self._seen.repeats(key)
         self.full = known.full
@@ -382,7 +384,7 @@ class Paging:
         crowded = len(keys) > request.limit
         found, cut = self._new_rows(request, keys, crowded)
         self.full = len(keys) >= request.limit
-        self._last = keys[-_MAX_CARRIED:] or self._last
+        self.answer = evidence
         if found:
             self._stalled = 0
             self.offset_works = self.offset_works or request.offset > self._first_offset
@@ -442,7 +444,7 @@ class Paging:
     @property
     def beginning(self) -> Beginning:
         """What the pages so far proved, for whatever reads the rest."""
-        return Beginning(self._first, tuple(self._last), self.total, self.full, self.offset_works)
+        return Beginning(self._first, tuple(self.answer.keys[-_MAX_CARRIED:]), self.total, self.full, self.offset_works)
 
     def _error(self, offset: int, what: str) -> PagingError:
         return PagingError(

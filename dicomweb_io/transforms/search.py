@@ -2,7 +2,8 @@
 
 A `Plan` step asks for the first page of each query, in the process's bounded pool, and learns the total if the archive
 tells it. What is left becomes ranges of row offsets for a splittable DoFn, which reads pages ahead and claims each row
-just before it gives it away.
+just before it gives it away. With ``split_by="StudyDate"`` one large search is made as several smaller ones, without
+losing studies that have no date.
 """
 
 from __future__ import annotations
@@ -46,9 +47,6 @@ from dicomweb_io.transforms.metrics import count, count_traffic, observe
 from dicomweb_io.transforms.row_range import END, LEAST_ROWS, ReadAhead, RowRange, RowRangeProvider
 from dicomweb_io.transforms.rows import TakeColumns, row_type
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 QueryInput = Resource | SearchQuery | str | dict[str, Any]
 """What a search step takes: a reference, a query, a URI, a row of a search, or a mapping of filters."""
 
@@ -60,25 +58,6 @@ class SearchResult(NamedTuple):
 
     rows: Any
     failures: Any
-
-
-@dataclass(frozen=True)
-class PlannedSearch:
-    """A part of a search: rows that are here already, or a range of offsets to be read.
-
-    Attributes:
-        query: The search.
-        rows: The range.
-        page: The rows of the range, if they are here.
-        page_size: How many rows to ask for at once: what the archive's first answer held.
-        beginning: What the pages before the range proved. None: the client's own iterator is to be used.
-    """
-
-    query: SearchQuery
-    rows: RowRange
-    page: tuple[JSONDataset, ...] | None = None
-    page_size: int | None = None
-    beginning: Beginning | None = None
 
 
 class _Search(DICOMwebTransform):
@@ -139,9 +118,9 @@ class _Search(DICOMwebTransform):
         name, collects = type(self).__name__, self.collects
         failures = []
         if isinstance(pvalue, PBegin):
+            query, hold = self.query, False
             start = pvalue | "Start" >> beam.Impulse()
-            queries = start | "Query" >> beam.ParDo(_OneQuery(self.query)).with_output_types(SearchQuery)
-            hold = False
+            queries = start | "Query" >> beam.Map(lambda _: query).with_output_types(SearchQuery)
         else:
             hold = several_windows(pvalue)
             made = pvalue | "MakeQueries" >> self._step(_MakeQueries(self.query, name, collect=collects), SearchQuery)
@@ -308,14 +287,6 @@ def _is_row(element: Mapping[str, Any]) -> bool:
     )
 
 
-class _OneQuery(beam.DoFn):
-    def __init__(self, query: SearchQuery) -> None:
-        self._query = query
-
-    def process(self, element: bytes) -> Iterator[SearchQuery]:
-        yield self._query
-
-
 class _MakeQueries(beam.DoFn):
     def __init__(self, base: SearchQuery, transform: str, *, collect: bool) -> None:
         self._base = base
@@ -333,6 +304,25 @@ class _MakeQueries(beam.DoFn):
             yield TaggedOutput(FAILURES, problem.failure)
             return
         yield query
+
+
+@dataclass(frozen=True)
+class PlannedSearch:
+    """A part of a search: rows that are here already, or a range of offsets to be read.
+
+    Attributes:
+        query: The search.
+        rows: The range.
+        page: The rows of the range, if they are here.
+        page_size: How many rows to ask for at once: what the archive's first answer held.
+        beginning: What the pages before the range proved. None: the client's own iterator is to be used.
+    """
+
+    query: SearchQuery
+    rows: RowRange
+    page: tuple[JSONDataset, ...] | None = None
+    page_size: int | None = None
+    beginning: Beginning | None = None
 
 
 class _Plan(PooledDoFn):
@@ -359,13 +349,10 @@ class _Plan(PooledDoFn):
             yield PlannedSearch(subject, RowRange(0, limit, whole=True), page_size=self._page_size)
             return
         paging = Paging(client.profile, subject, url=client.base_url, limit=limit, page_size=self._page_size)
-        page = SearchPage([], 0)
 
         def ask(request: PageRequest) -> SearchPage:
-            nonlocal page
             room.reserve(request.limit * 2048)
-            page = client.search_page(subject, offset=request.offset, limit=request.limit)
-            return page
+            return client.search_page(subject, offset=request.offset, limit=request.limit)
 
         total: int | None = None
         while True:
@@ -375,12 +362,13 @@ class _Plan(PooledDoFn):
                 yield PlannedSearch(subject, RowRange(start, start + len(rows)), page=tuple(rows))
             if paging.ended and not paging.total_is_wrong:
                 return
+            answer = paging.answer
             total = total or (paging.total if paging.total is not None else client.count(subject))
             # Totals can be wrong: behind a full page the next one is looked at all the same.
-            if page.more is None and total is not None and paging.position >= total and not paging.full:
+            if answer.more is None and total is not None and paging.position >= total and not paging.full:
                 return
             # The client walks the levels of servers without this search: then every page would start the walk afresh.
-            by_offset = by_offset or page.more is not True or page.total is not None
+            by_offset = by_offset or answer.more is not True or answer.total is not None
             # With a limit nothing is split: most of it would be read in vain.
             rest = RowRange(paging.position, limit, total, whole=limit is not None or not by_offset)
             # Before parts of it are read at once, another page has to show that the archive honours offsets.
@@ -389,7 +377,7 @@ class _Plan(PooledDoFn):
         yield PlannedSearch(
             subject,
             rest,
-            page_size=len(page.rows) or self._page_size if by_offset else self._page_size,
+            page_size=len(answer.keys) or self._page_size if by_offset else self._page_size,
             beginning=replace(paging.beginning, total=total) if by_offset else None,
         )
 
@@ -525,13 +513,11 @@ class _DistinctRows(beam.PTransform[Any, Any]):
         )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# One large search as several smaller ones, by ranges of StudyDate, without losing studies that have no date.
-#
+# Splitting by StudyDate -----------------------------------------------------------------------------------------------
+
 # A range matches only rows that have a date, and DICOM has no query for "no date" (an empty value matches everything,
 # PS3.4 section C.2.2.2.3). So the whole search is made once more where the numbers do not prove that the ranges hold
 # everything, and of its rows those are kept that no range can have matched.
-
 
 REST = "rest"
 """The tag of queries whose rows without a date are wanted too."""
@@ -704,7 +690,7 @@ def rows_at_once(client: DICOMClient) -> int:
     """The most rows that one search should have: what is worth a split, or less than the archive gives out at most."""
     # Archives count no further than their limit: as many rows may be all or not.
     limits = [limit - 1 for limit in (client.profile.max_rows, client.profile.max_offset) if limit]
-    return max(1, min(LEAST_ROWS, *limits))
+    return max(1, min([LEAST_ROWS, *limits]))
 
 
 def is_dated(row: JSONDataset) -> bool:
