@@ -14,6 +14,7 @@ from urllib.parse import urljoin
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.errors import IncompleteDICOMError
+from dicomweb_io.dicom.json_decode import IncompleteJSONError, iter_json_objects
 from dicomweb_io.dicom.media_types import (
     DICOM,
     DICOM_JSON,
@@ -38,7 +39,7 @@ from dicomweb_io.http.multipart import Bytes
 from dicomweb_io.http.retry import Deadline
 from dicomweb_io.http.transport import Attempt, StreamedAnswer
 from dicomweb_io.spool import Spool
-from dicomweb_io.web.search import IncompleteJSONError, Searcher, iter_json_objects
+from dicomweb_io.web.search import Searcher
 from dicomweb_io.web.service import Service, logger
 from dicomweb_io.web.urls import parameters, with_query
 
