@@ -47,10 +47,10 @@ from dicomweb_io.http.retry import (
     RequestRecord,
     RetryPolicy,
     Stats,
-    Throttle,
     attempts,
     logger,
     parse_retry_after,
+    shared_throttle,
 )
 from dicomweb_io.http.urls import Origin, absolute_url, redirect_target, without_user_info
 
@@ -101,7 +101,8 @@ class Transport:
         timeout: Seconds to wait for a connection and for each read or write: one number or a pair.
         deadline: Seconds that one operation may take in all, retries included; None for no limit.
         retry: When and how often to try again.
-        max_in_flight: Requests at once.
+        max_in_flight: Requests at once. This limit and the next hold for all transports of this process together that
+            have the same `base_url` and limits. An answer counts while it is read, not while its reader waits.
         requests_per_second: A limit, or None.
         callback: Called with each response of requests when its headers have arrived; may return another one in its
             place (a response hook of requests).
@@ -148,9 +149,15 @@ class Transport:
         self.stats = Stats()
         self._headers = _checked_headers(headers or {})
         self._observer = observer
-        self._throttle = Throttle(max_in_flight, requests_per_second)
+        self._throttle = shared_throttle(self.base_url, max_in_flight, requests_per_second)
         self._sender = SessionSender(
-            session, verify=verify, cert=cert, proxies=proxies, pool_size=max_in_flight, callback=callback
+            session,
+            verify=verify,
+            cert=cert,
+            proxies=proxies,
+            # Answers that wait for their reader have a connection too.
+            pool_size=4 * max_in_flight,
+            callback=callback,
         )
         self._auth: AuthBase | None
         if isinstance(credentials, Credentials):
@@ -458,7 +465,7 @@ class Transport:
                 self._observer(RequestRecord(method, safe_url(url), status, seconds, bytes_in, exchange.bytes_out))
 
         try:
-            self.stats.add(throttled_seconds=slot.waited + self._throttle.pace(deadline))
+            self.stats.add(throttled_seconds=slot.waited)
             headers = {**self._headers} if own else {}
             for name, value in call.headers.items():
                 if own or name.lower() in _NEUTRAL_HEADERS:
@@ -490,6 +497,7 @@ class Transport:
                 response,
                 exchange,
                 deadline,
+                slot,
                 attempts=budget.tries,
                 on_close=lambda done: finished(done.status, done.bytes_in),
             )
