@@ -8,8 +8,9 @@ import os
 import sys
 from typing import Any
 
-from dicomweb_io.client import ClientBase, DICOMClient, check_chunk_size
+from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.settings import TLS, Prefixes, Timeouts
 
 
 class UsageError(Exception):
@@ -29,33 +30,23 @@ def endpoint_from(args: argparse.Namespace, url: str | None = None) -> Endpoint:
     url = url or args.url
     if not url:
         raise UsageError("--url is required: a DICOMweb service (https://…), a folder, or an fsspec URL")
-    given = {
-        "qido_url_prefix": args.qido_prefix,
-        "wado_url_prefix": args.wado_prefix,
-        "stow_url_prefix": args.stow_prefix,
-        "delete_url_prefix": args.delete_prefix,
-        "timeout": args.timeout,
-        "deadline": args.deadline,
-        "cert": args.cert,
-    }
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if args.insecure_no_verify and args.ca:
         raise UsageError("--ca and --insecure-no-verify contradict each other")
-    if args.ca:
-        options["verify"] = args.ca
-    elif args.insecure_no_verify:
-        options["verify"] = False
-    if args.profile != "auto":
-        options["profile"] = args.profile
     credentials = _credentials(args)
-    if credentials is not None:
-        options["credentials"] = credentials
+    times = {"connect": args.timeout, "read": args.timeout, "deadline": args.deadline}
     for name in ("ca", "cert"):
         path = getattr(args, name)
         if path and not os.path.exists(path):
             raise UsageError(f"--{name}: there is no file {path}")
     try:
-        return Endpoint(url, **options)
+        return Endpoint(
+            url,
+            credentials=credentials,
+            profile=args.profile,
+            prefixes=Prefixes(args.qido_prefix, args.wado_prefix, args.stow_prefix, args.delete_prefix),
+            tls=TLS(args.ca or not args.insecure_no_verify, args.cert),
+            timeouts=Timeouts(**{name: seconds for name, seconds in times.items() if seconds is not None}),
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -71,7 +62,7 @@ def connect(args: argparse.Namespace, endpoint: Endpoint) -> DICOMClient:
         client = endpoint.connect()
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    if chunk_size is not None and isinstance(client, ClientBase):
+    if chunk_size is not None:
         client.set_chunk_size(chunk_size)
     return client
 

@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.retry import Stats, lend_slots, start_anew_after_fork
+from dicomweb_io.http.retry import lend_slots, start_anew_after_fork
 
 DEFAULT_MAX_BYTES = 256 * 1024 * 1024
 
@@ -448,7 +448,7 @@ class Lease:
         self.endpoint = endpoint
         key = identity_of(endpoint)
         self.client = _CLIENTS.acquire(key, endpoint.connect)
-        self.pool = _POOLS.acquire(key, lambda: BoundedPool(endpoint.max_in_flight, max_bytes))
+        self.pool = _POOLS.acquire(key, lambda: BoundedPool(endpoint.limits.max_in_flight, max_bytes))
         self.pool.join(max_bytes)
         self._finalizer = weakref.finalize(self, _release, key, self.pool, max_bytes)
 
@@ -458,13 +458,13 @@ class Lease:
         Returns:
             ``requests``, ``retries``, ``bytes_in``, ``bytes_out`` and ``throttled_msecs``; nothing for a folder.
         """
-        stats = getattr(getattr(self.client, "transport", None), "stats", None)
-        return stats.take() if isinstance(stats, Stats) else {}
+        stats = self.client.stats
+        return {} if stats is None else stats.take()
 
     def take_durations(self) -> list[float]:
         """Seconds that each request took since this was last asked, by whichever user of the client."""
-        stats = getattr(getattr(self.client, "transport", None), "stats", None)
-        return stats.take_durations() if isinstance(stats, Stats) else []
+        stats = self.client.stats
+        return [] if stats is None else stats.take_durations()
 
     def close(self) -> None:
         """Gives both back. May be repeated."""

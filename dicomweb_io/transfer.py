@@ -13,7 +13,6 @@ from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.failures import RECOVERABLE, failure_of
-from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.store import in_the_way, layout_path
 from dicomweb_io.listing import SeriesListing
@@ -185,8 +184,6 @@ class InstanceCopier:
         """A failure with the file that it is about, if the source is a folder: whoever repairs it looks for that."""
         if not isinstance(result, Failure) or result.source is not None or result.reference is None:
             return result
-        if not isinstance(self._source, DICOMfileClient):
-            return result
         try:
             found = self._source.locations_of(result.reference)
         except RECOVERABLE:
@@ -229,24 +226,15 @@ class InstanceCopier:
         return kept
 
     def _instances(self, reference: Resource) -> Iterator[Instance]:
-        source = self._source
-        if isinstance(source, DICOMfileClient) and source.is_local:
-            # The store only reads: a large file of a local folder need not be copied for it. What is borrowed lies
-            # outside of the private directory, so it is never deleted.
-            return source.iter_instances(
-                reference,
-                media_types=self._media_types,
-                max_element_bytes=self._threshold,
-                spool_directory=self._spool.path,
-                allow_transcoding=self._allow_transcoding,
-                borrow=True,
-            )
-        return source.iter_instances(
+        # The store only reads: a large file of a local folder need not be copied for it. What is borrowed lies outside
+        # of the private directory, so it is never deleted.
+        return self._source.iter_instances(
             reference,
             media_types=self._media_types,
             max_element_bytes=self._threshold,
             spool_directory=self._spool.path,
             allow_transcoding=self._allow_transcoding,
+            borrow=True,
         )
 
     def _store(self, batch: _Batch) -> dict[Resource, CopyResult]:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from dicomweb_io.cli.output import Progress, print_line, progress
 from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, destination_from, endpoint_from, parse_filters
 from dicomweb_io.queries import make_query
 from dicomweb_io.transfer import CopyResult, InstanceCopier
@@ -30,8 +31,8 @@ def copy(args: argparse.Namespace) -> int:
         query = make_query("instance", search_filters=parse_filters(args.search_filters))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    source = connect(args, endpoint_from(args, args.source).replace(max_in_flight=args.jobs))
-    destination = connect(args, destination_from(args).replace(max_in_flight=args.jobs))
+    source = connect(args, endpoint_from(args, args.source).replace(limits=Limits(args.jobs)))
+    destination = connect(args, destination_from(args).replace(limits=Limits(args.jobs)))
     counts = Counts()
     started = time.monotonic()
     try:

@@ -23,6 +23,7 @@ from dicomweb_io.elements import Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import OAuth2ClientCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Limits, Timeouts
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.testing.faults import Fault
 from dicomweb_io.testing.samples import make_study, new_uid
@@ -226,15 +227,23 @@ class Bench:
 
 
 def endpoint_of(server: TestServer, **settings: Any) -> Endpoint:
-    """The endpoint of a server with quick retries; ``patient=True`` for longer ones."""
+    """The endpoint of a server with quick retries.
+
+    Args:
+        server: The server.
+        **settings: Arguments of `Endpoint`, or ``patient=True`` for longer retries, `timeout`, `deadline` and
+            `max_in_flight`.
+    """
     patient = settings.pop("patient", False)
+    timeouts = Timeouts.of(settings.pop("timeout", (5.0, 20.0)), settings.pop("deadline", 30.0))
+    limits = Limits(settings.pop("max_in_flight", Limits.max_in_flight))
     return Endpoint(
         server.url,
         **{
             "credentials": OAuth2ClientCredentials(f"{server.origin}/oauth2/token", CLIENT, SECRET),
             "retry": PATIENT_POLICY if patient else QUICK,
-            "timeout": (5.0, 20.0),
-            "deadline": 30.0,
+            "timeouts": timeouts,
+            "limits": limits,
             # By its address alone it would be taken for an Orthanc.
             "profile": "generic",
             **settings,

@@ -19,6 +19,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from dicomweb_io.elements import Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.testing import serve
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import (
@@ -144,7 +145,7 @@ CUTS = {"one stage": beam.Map(lambda element: element), "two stages": beam.Reshu
 )
 @pytest.mark.parametrize(("chain", "where"), CHAINS)
 def test_a_chain_ends_and_keeps_the_limits(archives, chain, where, in_flight, budget, cut):
-    first, second = (Endpoint(server.url, max_in_flight=in_flight) for server in archives)
+    first, second = (Endpoint(server.url, limits=Limits(in_flight)) for server in archives)
     target = first if where == "itself" else second
 
     def work():
@@ -173,15 +174,15 @@ def test_search_retrieve_and_store_end_with_their_defaults(archives, where):
 # Threads --------------------------------------------------------------------------------------------------------------
 
 
-def clients_of(server, number, **limits):
+def clients_of(server, number, in_flight):
     """Clients of one endpoint: of one description, though each is an object of its own."""
-    return [Endpoint(server.url, **limits).connect() for _ in range(number)]
+    return [Endpoint(server.url, limits=Limits(in_flight)).connect() for _ in range(number)]
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_clients_in_several_threads_search_and_store(archives, in_flight):
     first, _ = archives
-    clients = clients_of(first, 4, max_in_flight=in_flight)
+    clients = clients_of(first, 4, in_flight)
     [row] = clients[0].search_for_series(limit=1)
     series = Resource.of(row)
     contents = [instance.content for instance in clients[0].iter_instances(series)]
@@ -203,8 +204,8 @@ def test_clients_in_several_threads_search_and_store(archives, in_flight):
 def test_a_store_is_submitted_for_each_instance_of_open_iterators(archives, in_flight, where):
     """The iterators' answers are open while the stores are waited for, by other threads and by their own."""
     first, second = archives
-    source, target = clients_of(first, 1, max_in_flight=in_flight)[0], first if where == "itself" else second
-    [receiver] = clients_of(target, 1, max_in_flight=in_flight)
+    source, target = clients_of(first, 1, in_flight)[0], first if where == "itself" else second
+    [receiver] = clients_of(target, 1, in_flight)
     series = [Resource.of(row) for row in source.search_for_series()]
 
     def copy(reference):
@@ -220,7 +221,7 @@ def test_a_store_is_submitted_for_each_instance_of_open_iterators(archives, in_f
 
 def test_archives_that_are_copied_into_each_other(archives):
     """Each copy reads from the archive that the other stores to, and each archive takes one request at a time."""
-    clients = [clients_of(server, 1, max_in_flight=1)[0] for server in archives]
+    clients = [clients_of(server, 1, 1)[0] for server in archives]
     series = [Resource.of(row) for row in clients[0].search_for_series()]
     for reference in series:
         clients[1].store_instances([instance.content for instance in clients[0].iter_instances(reference)])
@@ -238,7 +239,7 @@ def test_archives_that_are_copied_into_each_other(archives):
 def test_the_rate_holds_for_all_purposes_together(archives):
     first, _ = archives
     rate = 30
-    endpoint = Endpoint(first.url, requests_per_second=rate)
+    endpoint = Endpoint(first.url, limits=Limits(requests_per_second=rate))
     begun = time.monotonic()
 
     def work():

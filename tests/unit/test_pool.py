@@ -10,6 +10,7 @@ from collections import deque
 import pytest
 
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, BoundedPool, WorkCancelled, _Registry, shared_client
 
 WAIT = 20
@@ -312,9 +313,9 @@ def test_limits_are_checked(name, value):
 
 
 def test_equal_endpoints_share_client_and_pool_and_close_them_when_unused(tmp_path):
-    first = shared_client(Endpoint(str(tmp_path), max_in_flight=2))
-    second = shared_client(Endpoint(str(tmp_path), max_in_flight=2), max_bytes=5000)
-    other_endpoint = shared_client(Endpoint(str(tmp_path), max_in_flight=3))
+    first = shared_client(Endpoint(str(tmp_path), limits=Limits(2)))
+    second = shared_client(Endpoint(str(tmp_path), limits=Limits(2)), max_bytes=5000)
+    other_endpoint = shared_client(Endpoint(str(tmp_path), limits=Limits(3)))
     try:
         assert first.client is second.client
         assert first.pool is second.pool
@@ -328,7 +329,7 @@ def test_equal_endpoints_share_client_and_pool_and_close_them_when_unused(tmp_pa
         for lease in (first, second, other_endpoint):
             lease.close()
             lease.close()
-    third = shared_client(Endpoint(str(tmp_path), max_in_flight=2))
+    third = shared_client(Endpoint(str(tmp_path), limits=Limits(2)))
     assert third.client is not client
     third.close()
 

@@ -32,6 +32,7 @@ import uvicorn
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.testing.faults import Fault, FaultPlan, faults_of_json
 from dicomweb_io.testing.proxy import FaultyProxy
 from dicomweb_io.testing.server.app import App
@@ -143,13 +144,9 @@ class TestServer:
         Args:
             **options: Further arguments of `Endpoint`.
         """
-        prefixes = {
-            "qido_url_prefix": self.behaviour.qido_prefix,
-            "wado_url_prefix": self.behaviour.wado_prefix,
-            "stow_url_prefix": self.behaviour.stow_prefix,
-            "delete_url_prefix": self.behaviour.delete_prefix,
-        }
-        return Endpoint(self.url, **{**{name: prefix for name, prefix in prefixes.items() if prefix}, **options})
+        served = self.behaviour
+        prefixes = (served.qido_prefix, served.wado_prefix, served.stow_prefix, served.delete_prefix)
+        return Endpoint(self.url, **{"prefixes": Prefixes(*(prefix or None for prefix in prefixes)), **options})
 
     @property
     def running(self) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import requests
 import trustme
 
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study, sample_file
 from dicomweb_io.testing.server.auth import BearerAuthentication, OAuth2Authentication
@@ -97,11 +98,11 @@ def test_records_tell_what_happened(serve, tmp_path):
 
 
 def test_a_server_describes_itself(serve, tmp_path):
-    endpoint = serve(tmp_path, behaviour="dicomcloud").endpoint(max_in_flight=3)
-    assert (endpoint.qido_url_prefix, endpoint.stow_url_prefix, endpoint.max_in_flight) == ("qidors", "stowrs", 3)
+    endpoint = serve(tmp_path, behaviour="dicomcloud").endpoint(limits=Limits(3))
+    assert (endpoint.prefixes.qido, endpoint.prefixes.stow, endpoint.limits.max_in_flight) == ("qidors", "stowrs", 3)
     server = serve(tmp_path)
     assert server.endpoint().url == server.url
-    assert server.endpoint().qido_url_prefix is None
+    assert server.endpoint().prefixes.qido is None
 
 
 def test_files_that_others_add_are_seen_after_a_refresh(serve, tmp_path):
