@@ -239,7 +239,7 @@ class _ListExclusions(beam.DoFn):
         self._source = source
 
     def process(self, element: SearchQuery) -> Iterator[Any]:
-        lease = shared_client(self._source, "search")
+        lease = shared_client(self._source)
         try:
             yield from lease.client.iter_exclusions(element)
         except RECOVERABLE as error:

@@ -168,7 +168,7 @@ class _Store(PooledDoFn):
     _role = "sink"
 
     def __init__(self, endpoint: Endpoint, transform: str, options: dict[str, Any], **how: Any) -> None:
-        super().__init__(endpoint, "store", transform, **how)
+        super().__init__(endpoint, transform, **how)
         self._options = options
 
     def setup(self) -> None:
@@ -394,7 +394,7 @@ class CopyInstances(DICOMwebTransform):
         hold = several_windows(pcollection)
         references = pcollection | "AsReferences" >> self._step(AsReferences(name, collect=collects), Resource)
         expanded = references["main"] | "Expand" >> self._step(
-            ExpandReferences(self.endpoint, "search", name, collect=collects, hold=hold), Resource
+            ExpandReferences(self.endpoint, name, collect=collects, hold=hold), Resource
         )
         copied = (
             expanded["main"]
@@ -424,14 +424,14 @@ class _Copy(PooledDoFn):
     def __init__(
         self, source: Endpoint, destination: Endpoint, transform: str, options: dict[str, Any], **how: Any
     ) -> None:
-        super().__init__(source, "copy", transform, **how)
+        super().__init__(source, transform, **how)
         self._destination = destination
         self._options = options
         self._receiver: Lease | None = None
 
     def setup(self) -> None:
         super().setup()
-        self._receiver = shared_client(self._destination, "store")
+        self._receiver = shared_client(self._destination)
         self._copier = InstanceCopier(
             cast(Lease, self._lease).client, self._receiver.client, transform=self._transform, **self._options
         )
@@ -561,7 +561,7 @@ class _Delete(PooledDoFn):
     _role = "sink"
 
     def __init__(self, endpoint: Endpoint, transform: str, **options: Any) -> None:
-        super().__init__(endpoint, "store", transform, **options)
+        super().__init__(endpoint, transform, **options)
 
     def taken(self, result: Resource) -> None:
         count("deleted")
@@ -669,9 +669,7 @@ class DownloadInstances(DICOMwebTransform):
         name = type(self).__name__
         how: dict[str, Any] = {"collect": self.collects, "hold": several_windows(pcollection)}
         references = pcollection | "AsReferences" >> self._step(AsReferences(name, collect=self.collects), Resource)
-        expanded = references["main"] | "Expand" >> self._step(
-            ExpandReferences(self.endpoint, "search", name, **how), Resource
-        )
+        expanded = references["main"] | "Expand" >> self._step(ExpandReferences(self.endpoint, name, **how), Resource)
         written = (
             expanded["main"]
             | "Reshuffle" >> beam.Reshuffle()
@@ -694,7 +692,7 @@ class _Download(PooledDoFn):
     def __init__(
         self, endpoint: Endpoint, directory: Endpoint, transform: str, options: dict[str, Any], **how: Any
     ) -> None:
-        super().__init__(endpoint, "retrieve", transform, **how)
+        super().__init__(endpoint, transform, **how)
         self._directory = directory
         self._options = options
         self._downloader: InstanceDownloader | None = None
