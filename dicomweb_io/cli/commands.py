@@ -19,10 +19,6 @@ from dicomweb_io.queries import check_limits, make_query
 from dicomweb_io.web.client import DICOMwebClient
 from dicomweb_io.web.probe import Finding
 
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io search``.
-
-
 LEVELS: dict[str, SearchLevel] = {"studies": "study", "series": "series", "instances": "instance"}
 
 
@@ -37,7 +33,7 @@ def search(args: argparse.Namespace) -> int:
             getattr(args, "series_instance_uid", None),
             fuzzymatching=args.fuzzy,
             fields=args.fields,
-            search_filters=parse_filters(args.search_filters),
+            search_filters=parse_filters(args.filters),
         )
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
@@ -47,10 +43,6 @@ def search(args: argparse.Namespace) -> int:
     finally:
         client.close()
     return 0
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io store``.
 
 
 def store(args: argparse.Namespace) -> int:
@@ -84,10 +76,6 @@ def store(args: argparse.Namespace) -> int:
     return 1 if counts["failed"] or not counts else 0
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io delete``.
-
-
 def delete(args: argparse.Namespace) -> int:
     """Deletes a study, series or instance."""
     client = connect(args, endpoint_from(args))
@@ -102,10 +90,6 @@ def delete(args: argparse.Namespace) -> int:
     finally:
         client.close()
     return 0
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io index``.
 
 
 def index(args: argparse.Namespace) -> int:
@@ -126,10 +110,6 @@ def index(args: argparse.Namespace) -> int:
     finally:
         client.close()
     return 1 if kinds["unreadable"] else 0
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io doctor``: what an archive supports, found out by reading only.
 
 
 _WIDTH = 200
@@ -181,9 +161,6 @@ def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
     # In a file or pipe every finding has a line of its own, for grep and its like.
     width = None if sys.stdout.isatty() else _WIDTH
     Console(file=sys.stdout, highlight=False, width=width).print(table)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def serve(args: argparse.Namespace) -> int:
