@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Literal, Protocol
 
-from dicomweb_io.client import ClientBase, DICOMClient, check_chunk_size
+from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
 from dicomweb_io.listing import Wanted, read_references
@@ -215,7 +215,7 @@ def connect(args: argparse.Namespace, endpoint: Endpoint) -> DICOMClient:
         client = endpoint.connect()
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    if chunk_size is not None and isinstance(client, ClientBase):
+    if chunk_size is not None:
         client.set_chunk_size(chunk_size)
     return client
 

@@ -19,7 +19,6 @@ from typing import Any, Generic, TypeVar
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.retry import Stats
 
 DEFAULT_MAX_BYTES = 256 * 1024 * 1024
 
@@ -362,8 +361,8 @@ class Lease:
         Returns:
             ``requests``, ``retries``, ``bytes_in``, ``bytes_out`` and ``throttled_msecs``; nothing for a folder.
         """
-        stats = getattr(getattr(self.client, "transport", None), "stats", None)
-        if not isinstance(stats, Stats):
+        stats = self.client.stats
+        if stats is None:
             return {}
         now = {name: getattr(stats, name) for name in ("requests", "retries", "bytes_in", "bytes_out")}
         now["throttled_msecs"] = int(1000 * stats.throttled_seconds)
@@ -374,8 +373,8 @@ class Lease:
 
     def take_durations(self) -> list[float]:
         """Seconds that each request took since this was last asked, by whichever user of the client."""
-        stats = getattr(getattr(self.client, "transport", None), "stats", None)
-        return stats.take_durations() if isinstance(stats, Stats) else []
+        stats = self.client.stats
+        return [] if stats is None else stats.take_durations()
 
     def close(self) -> None:
         """Gives both back. May be repeated."""

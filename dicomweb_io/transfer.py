@@ -30,7 +30,6 @@ from dicomweb_io.elements import Exclusion, Failure, Instance, Resource, SearchL
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import discreet
 from dicomweb_io.failures import RECOVERABLE, failure_of
-from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.store import in_the_way, layout_path
 from dicomweb_io.listing import (
@@ -285,8 +284,6 @@ class InstanceCopier:
         """A failure with the file that it is about, if the source is a folder: whoever repairs it looks for that."""
         if not isinstance(result, Failure) or result.source is not None or result.reference is None:
             return result
-        if not isinstance(self._source, DICOMfileClient):
-            return result
         try:
             found = self._source.locations_of(result.reference)
         except RECOVERABLE:
@@ -362,17 +359,16 @@ class InstanceCopier:
         return kept
 
     def _instances(self, reference: Resource) -> Iterator[Instance]:
-        options: dict[str, Any] = {
-            "media_types": self._media_types,
-            "max_element_bytes": self._threshold,
-            "spool_directory": self._spool.path,
-            "allow_transcoding": self._allow_transcoding,
-        }
-        if isinstance(self._source, DICOMfileClient) and self._source.is_local:
-            # The store only reads: a large file of a local folder need not be copied for it. What is borrowed lies
-            # outside of the private directory, so it is never deleted.
-            options["borrow"] = True
-        return self._source.iter_instances(reference, **options)
+        # The store only reads: a large file of a local folder need not be copied for it. What is borrowed lies outside
+        # of the private directory, so it is never deleted.
+        return self._source.iter_instances(
+            reference,
+            media_types=self._media_types,
+            max_element_bytes=self._threshold,
+            spool_directory=self._spool.path,
+            allow_transcoding=self._allow_transcoding,
+            borrow=True,
+        )
 
     def _store(self, batch: _Batch) -> Iterator[tuple[Resource, CopyResult]]:
         references = [instance.reference for instance in batch.instances]

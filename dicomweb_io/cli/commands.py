@@ -15,9 +15,8 @@ from dicomweb_io.cli.output import print_datasets, print_line, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
 from dicomweb_io.elements import Failure, SearchLevel
 from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filters
+from dicomweb_io.profiles import Finding
 from dicomweb_io.queries import check_limits, make_query
-from dicomweb_io.web.client import DICOMwebClient
-from dicomweb_io.web.probe import Finding
 
 LEVELS: dict[str, SearchLevel] = {"studies": "study", "series": "series", "instances": "instance"}
 
@@ -121,29 +120,20 @@ def doctor(args: argparse.Namespace) -> int:
     endpoint = endpoint_from(args)
     client = connect(args, endpoint)
     try:
-        if isinstance(client, DICOMwebClient):
-            report = client.probe()
-            profile, findings = report.profile.name, report.findings
-            facts = asdict(report.profile)
-        else:
-            profile, facts = "folder", {}
-            findings = tuple(
-                Finding(f"search of {name}", True, f"{client.count(make_query(level))} found")
-                for name, level in LEVELS.items()
-            )
+        report = client.probe()
     finally:
         client.close()
     if args.json:
         print_line(
             {
                 "url": endpoint.safe_url,
-                "profile": profile,
-                "findings": [asdict(finding) for finding in findings],
-                "facts": facts,
+                "profile": report.profile.name,
+                "findings": [asdict(finding) for finding in report.findings],
+                "facts": asdict(report.profile),
             }
         )
     else:
-        _print_table(endpoint.safe_url, profile, findings)
+        _print_table(endpoint.safe_url, report.profile.name, report.findings)
     return 0
 
 

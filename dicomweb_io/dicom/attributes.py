@@ -8,6 +8,8 @@ from functools import lru_cache
 
 from pydicom.datadict import dictionary_keyword, dictionary_VR, keyword_dict, tag_for_keyword
 
+from dicomweb_io.dicom.errors import InvalidIdentifierError
+
 _TAG = re.compile(r"[0-9A-Fa-f]{8}\Z")
 
 
@@ -51,11 +53,11 @@ def resolve(attribute: str) -> tuple[str, ...]:
         The tags as 8 upper-case hexadecimal digits, outermost first.
 
     Raises:
-        ValueError: If a keyword is unknown; the message names the nearest one. Servers ignore filters they do not
-            know and return everything, so a misspelt keyword must never be sent.
+        InvalidIdentifierError: If a keyword is unknown; the message names the nearest one. Servers ignore filters
+            that they do not know and return everything, so a misspelt keyword must never be sent.
     """
     if not attribute:
-        raise ValueError("an attribute is empty (expected a keyword or 8 hexadecimal digits)")
+        raise InvalidIdentifierError("an attribute is empty (expected a keyword or 8 hexadecimal digits)")
     tags = []
     for name in attribute.split("."):
         if _TAG.match(name):
@@ -65,7 +67,7 @@ def resolve(attribute: str) -> tuple[str, ...]:
         if number is None:
             near = difflib.get_close_matches(name, keyword_dict, n=1, cutoff=0.75)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name!r} is neither a DICOM keyword nor 8 hexadecimal digits{hint}")
+            raise InvalidIdentifierError(f"{name!r} is neither a DICOM keyword nor 8 hexadecimal digits{hint}")
         tags.append(f"{number:08X}")
     return tuple(tags)
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydicom.datadict import dictionary_VM
 
 from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.errors import InvalidIdentifierError
 from dicomweb_io.dicom.json_encode import BINARY_VRS
 from dicomweb_io.dicom.values import name_text, parse_date
 
@@ -78,14 +79,16 @@ def column_of(attribute: str) -> Column:
             know are text.
 
     Raises:
-        ValueError: If it is unknown, a sequence, or binary.
+        InvalidIdentifierError: If it is unknown, a sequence, or binary.
     """
     path = resolve(attribute)
     vr = vr_of(path[-1])
     if vr == "SQ":
-        raise ValueError(f"{attribute} is a sequence: name an attribute in it, such as {attribute}.CodeValue")
+        raise InvalidIdentifierError(
+            f"{attribute} is a sequence: name an attribute in it, such as {attribute}.CodeValue"
+        )
     if vr in BINARY_VRS and vr != "UN":
-        raise ValueError(f"{attribute} is binary (VR {vr}) and cannot be a column")
+        raise InvalidIdentifierError(f"{attribute} is binary (VR {vr}) and cannot be a column")
     kind: type = str
     if vr == "DA":
         kind = date
@@ -101,17 +104,17 @@ def columns_of(attributes: Iterable[str]) -> tuple[Column, ...]:
 
     Raises:
         TypeError: If `attributes` is one text.
-        ValueError: If there are none, one occurs twice, or one cannot be a column.
+        InvalidIdentifierError: If there are none, one occurs twice, or one cannot be a column.
     """
     if isinstance(attributes, str):
         raise TypeError("columns must be a sequence of keywords or tags, not one str")
     columns = tuple(column_of(attribute) for attribute in attributes)
     if not columns:
-        raise ValueError("columns is empty: name at least one attribute")
+        raise InvalidIdentifierError("columns is empty: name at least one attribute")
     names = [column.name for column in columns]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"columns names an attribute more than once: {', '.join(twice)}")
+        raise InvalidIdentifierError(f"columns names an attribute more than once: {', '.join(twice)}")
     return columns
 
 

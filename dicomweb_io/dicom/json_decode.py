@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.dicom.errors import DatasetError
 from dicomweb_io.dicom.json_encode import BulkDataPlace, encode, finite, hex_tag
 from dicomweb_io.dicom.values import name_text
 
@@ -63,7 +64,7 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
     accepted: servers send them.
 
     Raises:
-        ValueError: If it is not JSON, or nested more than 200 levels deep (66 sequences).
+        DatasetError: If it is not JSON, or nested more than 200 levels deep (66 sequences).
     """
     try:
         value = orjson.loads(text)
@@ -71,11 +72,13 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
         try:
             value = json.loads(text.lstrip("\ufeff") if isinstance(text, str) else bytes(text))
         except UnicodeDecodeError as error:
-            raise ValueError(f"the text is neither UTF-8 nor UTF-16 nor UTF-32 JSON (byte {error.start})") from None
+            raise DatasetError(f"the text is neither UTF-8 nor UTF-16 nor UTF-32 JSON (byte {error.start})") from None
+        except json.JSONDecodeError as error:
+            raise DatasetError(f"the text is not JSON: {error}") from None
         except RecursionError:
-            raise ValueError("the JSON is nested too deeply") from None
+            raise DatasetError("the JSON is nested too deeply") from None
     if not _is_flat(text) and _is_deep(value):
-        raise ValueError(f"the JSON is nested too deeply (more than {_MAX_LEVELS} levels)")
+        raise DatasetError(f"the JSON is nested too deeply (more than {_MAX_LEVELS} levels)")
     return value
 
 
@@ -156,7 +159,7 @@ def values(row: Mapping[str, Any], attribute: str | int) -> list[Any]:
         has none.
 
     Raises:
-        ValueError: If the keyword is unknown.
+        InvalidIdentifierError: If the keyword is unknown.
     """
     path = (hex_tag(attribute),) if isinstance(attribute, int) else resolve(attribute)
     return list(_values(row, path))
@@ -206,7 +209,7 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
 
     Raises:
         TypeError: If it is not a JSON object.
-        ValueError: If it is not in the DICOM JSON model.
+        DatasetError: If it is not in the DICOM JSON model.
     """
     from pydicom.dataelem import empty_value_for_VR
     from pydicom.dataset import Dataset as PydicomDataset
@@ -220,5 +223,5 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
     try:
         loaded: Dataset = PydicomDataset.from_json(dict(dataset), bulk_data_handler or no_data)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it does not follow the DICOM JSON model ({type(error).__name__})") from error
+        raise DatasetError(f"it does not follow the DICOM JSON model ({type(error).__name__})") from error
     return loaded

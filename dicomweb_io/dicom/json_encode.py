@@ -25,7 +25,7 @@ from dicomweb_io.dicom.header_scan import (
     SHORT_VRS,
     UNDEFINED,
     BytesSource,
-    Cut,
+    ElementError,
     HeaderScan,
     InflatedSource,
     as_source,
@@ -459,8 +459,8 @@ class _Encoder:
                     else:
                         self._report((*path, key), "its value representation is unknown")
                         continue
-            except Cut as cut:
-                self._report((*path, key), str(cut))
+            except ElementError as error:
+                self._report((*path, key), str(error))
             except (ValueError, struct.error, IndexError):
                 self._report((*path, key), f"its value cannot be decoded as {vr or 'an element'}")
             else:
@@ -479,13 +479,13 @@ class _Encoder:
         representation: int | None,
     ) -> list[dict[str, Any]]:
         if len(path) > 2 * _DEEPEST:
-            raise Cut(f"sequences are nested more than {_DEEPEST} deep")
+            raise ElementError(f"sequences are nested more than {_DEEPEST} deep")
         items: list[dict[str, Any]] = []
         while index + 8 <= end:
             group, number, length = self._head(data, index)
             index += 8
             if group != 0xFFFE:
-                raise Cut("there is no item where one must be")
+                raise ElementError("there is no item where one must be")
             if number == 0xE0DD:
                 break
             if number != 0xE000:
@@ -493,7 +493,7 @@ class _Encoder:
             delimited = length == UNDEFINED
             stop = end if delimited else index + length
             if stop > end:
-                raise Cut("an item reaches beyond the end of its sequence")
+                raise ElementError("an item reaches beyond the end of its sequence")
             # PS3.5 section 6.2.2: a sequence once of VR UN is implicit; some writers mix encodings elsewhere too.
             item_explicit = explicit and (index + 6 > stop or looks_explicit(data, index))
             places, index = self._item(data, base, index, stop, item_explicit, delimited)
@@ -526,7 +526,7 @@ class _Encoder:
                     if delimited:
                         return places, index
                     continue
-                raise Cut("there is an unexpected delimiter in an item")
+                raise ElementError("there is an unexpected delimiter in an item")
             start = index + 8
             vr: str | None = None
             if explicit:
@@ -547,10 +547,10 @@ class _Encoder:
             else:
                 index = start + length
             if index > stop:
-                raise Cut("an element reaches beyond the end of its item")
+                raise ElementError("an element reaches beyond the end of its item")
             places[group << 16 | number] = (vr, base + start, length)
         if delimited:
-            raise Cut("an item does not end")
+            raise ElementError("an item does not end")
         return places, stop
 
     def _fetch(self, offset: int, length: int) -> bytes:
@@ -558,15 +558,15 @@ class _Encoder:
         if value is not None:
             return value
         if self._file is None:
-            raise Cut("its value was not read")
+            raise ElementError("its value was not read")
         reader = as_source(self._file)
         if self._scan.deflated:
             if length > _MAX_INFLATED:
-                raise Cut(f"its value inflates to more than {_MAX_INFLATED >> 20} MiB")
+                raise ElementError(f"its value inflates to more than {_MAX_INFLATED >> 20} MiB")
             reader = InflatedSource(reader, self._scan.dataset_offset)
         value = reader.read(offset, length)
         if len(value) < length:
-            raise Cut("its value reaches beyond the end of the file")
+            raise ElementError("its value reaches beyond the end of the file")
         return value
 
     def _representation(self, places: Places, data: bytes, base: int) -> int | None:

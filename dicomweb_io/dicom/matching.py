@@ -27,6 +27,7 @@ from functools import lru_cache
 from typing import Any
 
 from dicomweb_io.dicom.attributes import resolve, vr_of
+from dicomweb_io.dicom.errors import FilterError
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.dicom.values import (
     Range,
@@ -106,7 +107,7 @@ def compile_filters(
 
     Raises:
         TypeError: If an attribute or a value is no text.
-        ValueError: If an attribute is unknown, or if a value is not possible for its value representation: a filter is
+        FilterError: If an attribute is unknown, or if a value is not possible for its value representation: a filter is
             never ignored.
     """
     root = _Node()
@@ -118,7 +119,7 @@ def compile_filters(
         path = resolve(attribute)
         for tag in path[:-1]:
             if vr_of(tag) not in ("SQ", "UN"):
-                raise ValueError(f"the filter {attribute} goes into {tag}, which is not a sequence")
+                raise FilterError(f"the filter {attribute} goes into {tag}, which is not a sequence")
         for tag in path:
             node = node.below.setdefault(tag, _Node())
         node.values.append((attribute, value))
@@ -182,16 +183,16 @@ def _value_test(attribute: str, tag: str, value: str, options: _Options) -> Elem
     if options.is_empty(value):
         return lambda element, offset: not _present(element)
     if tag == _CHARACTER_SET:
-        raise ValueError("SpecificCharacterSet (0008,0005) says how text is encoded and cannot be matched")
+        raise FilterError("SpecificCharacterSet (0008,0005) says how text is encoded and cannot be matched")
     vr = vr_of(tag)
     if vr == "UN":
         return _unknown_test(value, options)
     try:
         predicate = value_predicate(vr, value, fuzzy=options.fuzzy)
-    except ValueError as error:
+    except FilterError as error:
         # Group 0010 identifies the patient: its values stay out of messages.
         shown = "" if tag.startswith("0010") or vr == "PN" else f"={value[:64]}"
-        raise ValueError(f"the filter {attribute}{shown} cannot be matched: {error}") from None
+        raise FilterError(f"the filter {attribute}{shown} cannot be matched: {error}") from None
     if predicate is None:
         return None
     if isinstance(predicate, _DateTimePredicate):
@@ -243,7 +244,7 @@ def value_predicate(vr: str, value: str, *, fuzzy: bool = False) -> Predicate | 
         The test; None if every value matches.
 
     Raises:
-        ValueError: If the value is not possible for the value representation.
+        FilterError: If the value is not possible for the value representation.
     """
     if vr == "UI":
         wanted = _uids(value)
@@ -252,7 +253,7 @@ def value_predicate(vr: str, value: str, *, fuzzy: bool = False) -> Predicate | 
         return _text_predicate(vr, value)
     parts = [part for part in value.split("\\") if part.strip()]
     if not parts:
-        raise ValueError("it holds no value")
+        raise FilterError("it holds no value")
     predicates = [_single_predicate(vr, part, fuzzy) for part in parts]
     known = [predicate for predicate in predicates if predicate is not None]
     if len(known) < len(predicates):
@@ -271,7 +272,7 @@ def _single_predicate(vr: str, value: str, fuzzy: bool) -> Predicate | None:
         if value.strip("*^= "):
             return fuzzy_name_predicate(value) if fuzzy else name_predicate(value)
         if "*" not in value:
-            raise ValueError("it holds no name")
+            raise FilterError("it holds no name")
         return None
     value = value.strip()
     if vr == "DA":
@@ -281,23 +282,25 @@ def _single_predicate(vr: str, value: str, fuzzy: bool) -> Predicate | None:
     if vr == "DT":
         wanted = parse_date_time_range(value)
         if wanted is None:
-            raise ValueError("a DT filter is YYYYMMDDHHMMSS.FFFFFF&ZZXX, from left as much as wanted, or a-b, a- or -b")
+            raise FilterError(
+                "a DT filter is YYYYMMDDHHMMSS.FFFFFF&ZZXX, from left as much as wanted, or a-b, a- or -b"
+            )
         return _DateTimePredicate([wanted])
     if vr in ("DS", "IS", "FD", "FL") or vr in _INTEGERS:
         return _number_predicate(vr, value)
     if vr == "AS":
         if not _AGE.match(value):
-            raise ValueError("an AS filter is three digits and D, W, M or Y")
+            raise FilterError("an AS filter is three digits and D, W, M or Y")
         return lambda candidate: isinstance(candidate, str) and candidate.strip(" \0") == value
     if vr == "AT":
         match = _TAG.match(value)
         if match is None:
-            raise ValueError("an AT filter is a tag of 8 hexadecimal digits")
+            raise FilterError("an AT filter is a tag of 8 hexadecimal digits")
         tag = (match[1] + match[2]).upper()
         return lambda candidate: isinstance(candidate, str) and candidate.upper() == tag
     if vr == "SQ":
-        raise ValueError("a sequence is matched by the attributes in it (Sequence.Attribute), not by a value")
-    raise ValueError(f"values of VR {vr} cannot be matched")
+        raise FilterError("a sequence is matched by the attributes in it (Sequence.Attribute), not by a value")
+    raise FilterError(f"values of VR {vr} cannot be matched")
 
 
 def _text_predicate(vr: str, value: str) -> Predicate | None:
@@ -315,18 +318,18 @@ def _uids(value: str) -> frozenset[str]:
     found = [part for part in (part.strip(" \0") for part in re.split(r"[,\\]", value)) if part]
     for uid in found:
         if "*" in uid or "?" in uid:
-            raise ValueError("there are no wildcards for UIDs (PS3.4 section C.2.2.2.4)")
+            raise FilterError("there are no wildcards for UIDs (PS3.4 section C.2.2.2.4)")
         if not is_uid(uid, permissive=True):
-            raise ValueError("a UI filter is a UID, or several separated by commas")
+            raise FilterError("a UI filter is a UID, or several separated by commas")
     if not found:
-        raise ValueError("it holds no UID")
+        raise FilterError("it holds no UID")
     return frozenset(found)
 
 
 def _date_predicate(value: str) -> Predicate:
     wanted = parse_date_range(value)
     if wanted is None:
-        raise ValueError("a DA filter is a date YYYYMMDD or a range a-b, a- or -b of them")
+        raise FilterError("a DA filter is a date YYYYMMDD or a range a-b, a- or -b of them")
     low, high = wanted
 
     def matches(candidate: Any) -> bool:
@@ -339,7 +342,7 @@ def _date_predicate(value: str) -> Predicate:
 def _time_predicate(value: str) -> Predicate:
     wanted = parse_time_range(value)
     if wanted is None:
-        raise ValueError(
+        raise FilterError(
             "a TM filter is a time HHMMSS.FFFFFF, from left as much as wanted, or a range a-b, a- or -b within one day"
         )
 
@@ -367,9 +370,9 @@ class _DateTimePredicate:
 def _number_predicate(vr: str, value: str) -> Predicate:
     wanted = _decimal(value)
     if wanted is None or not wanted.is_finite():
-        raise ValueError(f"a filter of VR {vr} is a number (there are no ranges or wildcards for it)")
+        raise FilterError(f"a filter of VR {vr} is a number (there are no ranges or wildcards for it)")
     if vr not in ("DS", "FD", "FL") and wanted != wanted.to_integral_value():
-        raise ValueError(f"a filter of VR {vr} is an integer")
+        raise FilterError(f"a filter of VR {vr} is an integer")
     if vr == "FL":
         single = _single_precision(float(wanted))
         return lambda candidate: _number(candidate, lambda number: _single_precision(float(number)) == single)

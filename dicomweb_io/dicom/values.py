@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from pydicom.charset import CODES_TO_ENCODINGS, STAND_ALONE_ENCODINGS, handled_encodings, python_encoding
 
+from dicomweb_io.dicom.errors import FilterError
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Dates and times of DICOM (VRs DA, TM and DT, PS3.5 section 6.2) and ranges of them (PS3.4 section C.2.2.2.5).
 #
@@ -320,11 +322,11 @@ def fuzzy_name_predicate(pattern: str) -> Callable[[Any], bool]:
         pattern: Words separated by spaces, ``^``, ``=`` or commas; ``*`` and ``?`` are wildcards.
 
     Raises:
-        ValueError: If there is no word.
+        FilterError: If there is no word.
     """
     words = [word for word in _WORDS.split(fold_accents(pattern)) if word.strip("*")]
     if not words:
-        raise ValueError("it holds no name")
+        raise FilterError("it holds no name")
     tests = [wildcard_test(word + "*") if "*" in word or "?" in word else _prefix_predicate(word) for word in words]
 
     def matches(value: Any) -> bool:

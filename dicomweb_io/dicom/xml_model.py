@@ -7,6 +7,8 @@ from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml.ElementTree import fromstring
 
+from dicomweb_io.dicom.errors import DatasetError
+
 _INTEGERS = frozenset({"IS", "SL", "SS", "SV", "UL", "US", "UV"})
 _DECIMALS = frozenset({"DS", "FD", "FL"})
 _COMPONENTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
@@ -25,15 +27,15 @@ def parse_native_model(content: bytes) -> dict[str, Any]:
         A DICOM JSON dataset with ascending tags.
 
     Raises:
-        ValueError: If it is not such a document.
+        DatasetError: If it is not such a document.
     """
     try:
         root = fromstring(content, forbid_dtd=True)
     except (ParseError, ValueError) as error:
         # The texts of these errors name positions and entities, never values.
-        raise ValueError(f"not well-formed XML without entities: {error}") from None
+        raise DatasetError(f"not well-formed XML without entities: {error}") from None
     if _name(root) != "NativeDicomModel":
-        raise ValueError(f"the root of the XML is {_name(root)!r:.60}, not NativeDicomModel")
+        raise DatasetError(f"the root of the XML is {_name(root)!r:.60}, not NativeDicomModel")
     return _dataset(root, 0)
 
 
@@ -43,14 +45,14 @@ def _name(element: Element) -> str:
 
 def _dataset(parent: Element, depth: int) -> dict[str, Any]:
     if depth > _MAX_DEPTH:
-        raise ValueError("the XML nests sequences too deeply")
+        raise DatasetError("the XML nests sequences too deeply")
     elements: dict[str, Any] = {}
     for child in parent:
         if _name(child) != "DicomAttribute":
             continue
         tag = (child.get("tag") or "").upper()
         if len(tag) != 8 or any(character not in "0123456789ABCDEF" for character in tag):
-            raise ValueError(f"not a tag in the XML: {tag!r:.30}")
+            raise DatasetError(f"not a tag in the XML: {tag!r:.30}")
         elements[tag] = _attribute(child, depth)
     return dict(sorted(elements.items()))
 

@@ -25,16 +25,10 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import orjson
 
+from dicomweb_io.dicom.errors import DICOMDIRError, IncompleteDICOMError, MissingUIDError, NotDICOMError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_decode import dumps, encode, first_value
-from dicomweb_io.dicom.part10 import (
-    DICOMDIRError,
-    IncompleteDICOMError,
-    MissingUIDError,
-    NotDICOMError,
-    check_complete,
-    header_from_scan,
-)
+from dicomweb_io.dicom.part10 import check_complete, header_from_scan
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Exclusion, Resource
 from dicomweb_io.files.database import Database, discard, is_local_disk

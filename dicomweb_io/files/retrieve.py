@@ -13,15 +13,15 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, BinaryIO
 
 from dicomweb_io.dicom import frames as locate
+from dicomweb_io.dicom.errors import FrameError, TranscodingError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_decode import BulkDataPlace, encode
 from dicomweb_io.dicom.json_encode import swap_words
-from dicomweb_io.dicom.media_types import DICOM, EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM, MediaType, parse_media_types
+from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, MediaType, parse_media_types
 from dicomweb_io.dicom.part10 import read_range
 from dicomweb_io.dicom.pixels import (
     ENCODINGS,
     TARGETS,
-    TranscodingError,
     decode_frame,
     media_type_of,
     missing_library,
@@ -29,6 +29,7 @@ from dicomweb_io.dicom.pixels import (
     transcode,
     with_one_frame,
 )
+from dicomweb_io.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
 from dicomweb_io.elements import Bulkdata, Frame, Instance, JSONDataset, Resource
 from dicomweb_io.errors import FileClientError, http_error
 from dicomweb_io.files.index import Index, IndexedFile
@@ -94,7 +95,7 @@ class PixelAccess:
                         content = recode_frame(header, content, image.stored_syntax, syntax)
                     elif header is not None:
                         content = decode_frame(with_one_frame(header, content, file.syntax), 1)
-                except locate.FrameError as error:
+                except FrameError as error:
                     raise self._error(404, reference, str(error)) from None
                 except TranscodingError as error:
                     raise self._error(406, reference, str(error)) from None
@@ -153,7 +154,7 @@ class PixelAccess:
                 for number in range(1, image.description.number_of_frames + 1):
                     try:
                         content = image.frame(number)
-                    except locate.FrameError as error:
+                    except FrameError as error:
                         raise self._error(404, instance, str(error)) from None
                     self._reader.check_local(file, opened)
                     yield Bulkdata(uri, image.stored_type, content)
@@ -210,7 +211,7 @@ class _Image:
             )
             content = words[place.start - start : place.end - start]
         if len(content) != place.end - place.start:
-            raise locate.FrameError(f"the file ends inside frame {number}")
+            raise FrameError(f"the file ends inside frame {number}")
         if self.description.bits_allocated < 8:
             return locate.align_bits(content, place.shift, place.bits)
         return content

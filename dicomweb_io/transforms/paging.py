@@ -11,7 +11,6 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import JSONDataset, SearchLevel, SearchQuery
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.pool import BoundedPool, Room
-from dicomweb_io.profiles import ServerProfile
 from dicomweb_io.web.search import resource_name
 
 DEFAULT_PAGE_SIZE = 1000
@@ -77,10 +76,7 @@ class PagingFacts:
 
 def paging_facts(client: DICOMClient, query: SearchQuery) -> PagingFacts:
     """How a query is to be paged."""
-    profile = getattr(client, "profile", None)
-    if not isinstance(profile, ServerProfile):
-        # A folder: its index answers any page at once.
-        return PagingFacts()
+    profile = client.profile
     resource = resource_name(query)
     exists = True if resource is None else getattr(profile, resource)
     lists = any(separator in text for _, text in query.search_filters for separator in ("\\", ","))

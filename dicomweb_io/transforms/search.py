@@ -28,7 +28,6 @@ from dicomweb_io.elements import JSONDataset, Resource, SearchLevel, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.pool import Lease, Room, shared_client
-from dicomweb_io.profiles import ServerProfile
 from dicomweb_io.queries import check_limits, make_query
 from dicomweb_io.transforms._core import (
     FAILURES,
@@ -711,12 +710,9 @@ def total_of(client: DICOMClient, query: SearchQuery) -> int | None:
 
 def rows_at_once(client: DICOMClient) -> int:
     """The most rows that one search should have: what is worth a split, or less than the archive gives out at most."""
-    profile = getattr(client, "profile", None)
-    limits = [LEAST_ROWS]
-    if isinstance(profile, ServerProfile):
-        # Archives count no further than their limit: as many rows may be all or not.
-        limits += [limit - 1 for limit in (profile.max_rows, profile.max_offset) if limit]
-    return max(1, min(limits))
+    # Archives count no further than their limit: as many rows may be all or not.
+    limits = [limit - 1 for limit in (client.profile.max_rows, client.profile.max_offset) if limit]
+    return max(1, min(LEAST_ROWS, *limits))
 
 
 def is_dated(row: JSONDataset) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.client import (
     DEFAULT_MAX_ELEMENT_BYTES,
-    ClientBase,
+    DICOMClient,
     MediaTypes,
     OnExisting,
     Storable,
@@ -30,10 +30,10 @@ from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.http.auth import BasicCredentials
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.http.transport import Transport
-from dicomweb_io.profiles import ServerProfile, resolve_profile
+from dicomweb_io.profiles import ProbeReport, ServerProfile, resolve_profile
 from dicomweb_io.spool import SpoolPolicy
 from dicomweb_io.web.frames import BulkdataRetriever, FrameRetriever, RenderedRetriever
-from dicomweb_io.web.probe import ProbeReport, probe
+from dicomweb_io.web.probe import probe
 from dicomweb_io.web.replace import Deleter, ExistingInstances, Replacer
 from dicomweb_io.web.retrieve import InstanceRetriever, MetadataRetriever
 from dicomweb_io.web.search import Searcher
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from dicomweb_io.http.auth import Credentials
 
 
-class DICOMwebClient(ClientBase):
+class DICOMwebClient(DICOMClient):
     """A client of a DICOMweb server.
 
     It may be used from several threads at once. Nothing is sent before the first method that needs it.
@@ -115,7 +115,7 @@ class DICOMwebClient(ClientBase):
             raise TypeError(f"callback must be callable, not {type(callback).__name__}")
         if credentials is None and self._urls.username is not None:
             credentials = BasicCredentials(self._urls.username, self._urls.password or "")
-        self._permissive_uid = bool(permissive_uid)
+        self.permissive_uid = bool(permissive_uid)
         self._transport = Transport(
             self._urls.base_url,
             session=session,
@@ -135,7 +135,7 @@ class DICOMwebClient(ClientBase):
             self._urls,
             self._transport,
             resolve_profile(profile, self._urls.base_url),
-            permissive_uid=self._permissive_uid,
+            permissive_uid=self.permissive_uid,
             profile_is_guess=profile == "auto",
         )
         self.set_chunk_size(chunk_size)
@@ -223,12 +223,12 @@ class DICOMwebClient(ClientBase):
 
     @property
     def profile(self) -> ServerProfile:
-        """The server's behaviour, as this client takes them."""
+        """The server's behaviour, as this client takes it."""
         return self._service.profile
 
     @property
     def transport(self) -> Transport:
-        """The connection, for its counts."""
+        """The connection, for its counts and for requests beside DICOMweb."""
         return self._transport
 
     def __repr__(self) -> str:
@@ -239,21 +239,13 @@ class DICOMwebClient(ClientBase):
         self._transport.close()
 
     def probe(self) -> ProbeReport:
-        """Asks the server what it is and what it can; only reads.
-
-        Raises:
-            requests.HTTPError: If it cannot be reached, or refuses searches.
-        """
+        """Asks the server what it is and what it can do; only reads."""
         return probe(self._service)
 
     # Settings ---------------------------------------------------------------------------------------------------------
 
     def set_chunk_size(self, chunk_size: int) -> None:
-        """Sets the most bytes to read from the network at once.
-
-        Raises:
-            TypeError, ValueError: If it is not a positive integer.
-        """
+        """Sets the most bytes to read from the network at once."""
         self._service.chunk_size = check_chunk_size(chunk_size)
 
     def set_http_retry_params(
@@ -263,14 +255,7 @@ class DICOMwebClient(ClientBase):
         wait_exponential_multiplier: int = 1000,
         retriable_error_codes: tuple[int, ...] = (429, 408, 503, 504),
     ) -> None:
-        """Sets when and how often to try again, for requests that begin later.
-
-        Args:
-            retry: Whether to try again at all.
-            max_attempts: Attempts in all.
-            wait_exponential_multiplier: The first wait, at most, in milliseconds; it doubles with each attempt.
-            retriable_error_codes: HTTP statuses that are worth another attempt.
-        """
+        """Sets when and how often to try again, for requests that begin later."""
         policy = RetryPolicy.none()
         if retry:
             policy = RetryPolicy(
@@ -283,21 +268,13 @@ class DICOMwebClient(ClientBase):
     # Search -----------------------------------------------------------------------------------------------------------
 
     def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
-        """Makes one search request. Without a limit none is sent; one above the server's maximum is lowered to it.
-
-        Raises:
-            requests.HTTPError: If the server refuses, ignores a filter, or answers with something else.
-        """
+        """Makes one search request. Without a limit none is sent."""
         return self._searcher.search_page(query, offset=offset, limit=limit)
 
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
-        """Yields every row of a query once, page by page, `limit` rows at most.
-
-        Raises:
-            requests.HTTPError: If a page fails, or if it cannot be known that all rows were returned.
-        """
+        """Yields every row of a query once, page by page."""
         return self._searcher.iter_search(query, offset=offset, limit=limit, page_size=page_size)
 
     def count(self, query: SearchQuery) -> int | None:
@@ -315,8 +292,9 @@ class DICOMwebClient(ClientBase):
         spool_directory: str | None = None,
         allow_transcoding: bool = False,
         additional_params: Mapping[str, Any] | None = None,
+        borrow: bool = False,
     ) -> Iterator[Instance]:
-        """Yields the instances of a study, series or instance as they arrive; see `DICOMClient.iter_instances`."""
+        """Yields the instances of a study, series or instance as they arrive. A server has nothing to borrow."""
         return self._instances.iter_instances(
             resource,
             media_types=media_types,
@@ -401,7 +379,7 @@ class DICOMwebClient(ClientBase):
         verify: Verify = "response",
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[StoredInstance | Failure]:
-        """Stores instances and yields the result of each; see `DICOMClient.iter_store_instances`."""
+        """Stores instances and yields the result of each, in as few requests as the server accepts."""
         return self._storer().iter_store(
             instances,
             study_instance_uid=study_instance_uid,
@@ -416,19 +394,7 @@ class DICOMwebClient(ClientBase):
         study_instance_uid: str | None = None,
         additional_params: Mapping[str, Any] | None = None,
     ) -> Dataset:
-        """Stores instances (PS3.18 section 10.5).
-
-        Args:
-            datasets: pydicom datasets, Part 10 bytes, paths, open files or `Instance`s.
-            study_instance_uid: Store into this study only; instances of another study fail before anything is sent.
-            additional_params: Further query parameters.
-
-        Returns:
-            The Store Instances Response Module (PS3.18 Annex I), of all requests together.
-
-        Raises:
-            StoreError: If an instance was not stored. It has the response module and the outcome of each instance.
-        """
+        """Stores instances; the response module holds what the server said of each."""
         return self._storer().store(datasets, study_instance_uid, additional_params)
 
     def _storer(self) -> Storer:
@@ -436,5 +402,6 @@ class DICOMwebClient(ClientBase):
         existing = ExistingInstances(self._service, self._searcher, self._instances)
         return Storer(self._service, existing, Replacer(existing, self._deleter))
 
-    def _delete(self, resource: Resource, additional_params: Mapping[str, Any] | None = None) -> None:
+    def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
+        """Deletes a study, series or instance in the way that the server's profile names."""
         self._deleter.delete(resource, additional_params)

@@ -13,6 +13,7 @@ from urllib.parse import urljoin
 
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom import json_decode
+from dicomweb_io.dicom.errors import IncompleteDICOMError
 from dicomweb_io.dicom.media_types import (
     DICOM,
     DICOM_JSON,
@@ -21,7 +22,7 @@ from dicomweb_io.dicom.media_types import (
     accept_spellings,
     parse_media_types,
 )
-from dicomweb_io.dicom.part10 import IncompleteDICOMError, check_complete, header_of
+from dicomweb_io.dicom.part10 import check_complete, header_of
 from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import Instance, JSONDataset, Resource, SearchQuery

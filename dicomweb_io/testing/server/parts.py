@@ -18,7 +18,8 @@ from xml.sax.saxutils import escape, quoteattr
 import orjson
 
 from dicomweb_io.dicom.attributes import lookup_keyword
-from dicomweb_io.dicom.pixels import ENCODINGS, NATIVE, TARGETS, TranscodingError, missing_library, transcode
+from dicomweb_io.dicom.errors import TranscodingError
+from dicomweb_io.dicom.pixels import ENCODINGS, NATIVE, TARGETS, missing_library, transcode
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.testing.server.behaviour import Behaviour
 from dicomweb_io.testing.server.exchange import Answer, Exchange, Site

@@ -15,8 +15,9 @@ import requests
 
 from dicomweb_io.client import OnExisting
 from dicomweb_io.dicom import json_decode
+from dicomweb_io.dicom.errors import Part10Error
 from dicomweb_io.dicom.media_types import parse_content_type
-from dicomweb_io.dicom.part10 import Header, Part10Error, check_complete, header_of
+from dicomweb_io.dicom.part10 import Header, check_complete, header_of
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery
 from dicomweb_io.files.client import DICOMfileClient

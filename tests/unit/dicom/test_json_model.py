@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from dicomweb_io.dicom.errors import Part10Error
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.json_decode import (
     BulkDataPlace,
@@ -33,7 +34,7 @@ from dicomweb_io.dicom.json_decode import (
     name_text,
     values,
 )
-from dicomweb_io.dicom.part10 import Part10Error, encode_dataset
+from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.dicom.values import character_set
 
 DATA = Path(pydicom.__file__).parent / "data"
