@@ -301,7 +301,7 @@ rule(believed("nothing tells how long bulk data must be"), "RetrieveBulkdata / h
 rule(believed("bulk data may have several parts, equal ones too"), "RetrieveBulkdata / duplicate part")
 rule(reported("PagingError"), "SearchForStudies / moving rows", "SearchForSeries / moving rows")
 for _code in (400, 406, 415):
-    rule(reported(status=_code), f"RetrieveRendered / status {_code}", f"DeleteInstances / status {_code}")
+    rule(reported(status=_code), f"RetrieveRendered / status {_code}", f"DeleteResources / status {_code}")
 rule(reported("PagingError"), "WatchForStudies / moving rows", "WatchForStudies / duplicate rows")
 rule(reported("PagingError"), "SearchForStudies / duplicate rows", "SearchForSeries / duplicate rows")
 rule(
@@ -313,8 +313,8 @@ rule(
     "CopyInstances (listing) / status 404*",
 )
 rule(reported("PagingError"), "CopyInstances (listing) / moving rows", "CopyInstances (listing) / duplicate rows")
-rule(reported("RedirectError", status=307), "DeleteInstances / redirect elsewhere")
-rule(reported("RedirectError", status=302), "DeleteInstances / redirect found", "DeleteInstances / redirect loop")
+rule(reported("RedirectError", status=307), "DeleteResources / redirect elsewhere")
+rule(reported("RedirectError", status=302), "DeleteResources / redirect found", "DeleteResources / redirect loop")
 
 
 def expected(operation: str, traits: frozenset[str], failure_case: FailureCase) -> Expected:

@@ -32,7 +32,7 @@ from dicomweb_io.testing.samples import make_study, new_uid
 from dicomweb_io.testing.server.exchange import Record
 from dicomweb_io.transforms import (
     CopyInstances,
-    DeleteInstances,
+    DeleteResources,
     DownloadInstances,
     ReadAllFromDICOMweb,
     ReadFromDICOMweb,
@@ -319,8 +319,8 @@ _ALL = (
         together=False,
     ),
     TransformOperation(
-        "DeleteInstances",
-        lambda endpoint, folder, bench: DeleteInstances(endpoint, failures=_COLLECT),
+        "DeleteResources",
+        lambda endpoint, folder, bench: DeleteResources(endpoint, failures=_COLLECT),
         _first_instance,
         "DELETE",
         _OF_STUDY + "/series/[^/]+/instances/[^/]+$",
