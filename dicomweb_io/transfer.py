@@ -28,7 +28,7 @@ from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.elements import Exclusion, Failure, Instance, Resource, SearchLevel, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import discreet
+from dicomweb_io.errors import log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.store import in_the_way, layout_path
@@ -313,7 +313,7 @@ class InstanceCopier:
             try:
                 listed = self._source_listing.size(group.series)
             except RECOVERABLE as error:
-                logger.info("%s could not be listed: %s", group.series.uri, discreet(error))
+                logger.info("%s could not be listed: %s", group.series.uri, log_text(error))
                 return False
         return 2 * wanted >= listed
 
@@ -330,7 +330,7 @@ class InstanceCopier:
                 else:
                     self._spool.discard(instance)
         except RECOVERABLE as error:
-            logger.info("%s broke off: %s", series.uri, discreet(error))
+            logger.info("%s broke off: %s", series.uri, log_text(error))
         if rest:
             logger.info("%d instances did not come with %s and are asked for one by one", len(rest), series.uri)
 

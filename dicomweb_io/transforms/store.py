@@ -14,7 +14,6 @@ from apache_beam.transforms.display import DisplayDataItem
 from dicomweb_io.client import OnExisting, Verify
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.errors import InvalidIdentifierError
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lease, Room, identity_of
 from dicomweb_io.transfer import (

@@ -17,6 +17,7 @@ from dicomweb_io.cli import main as command_line
 from dicomweb_io.elements import Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import write_lines
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault

@@ -12,6 +12,7 @@ from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import PagingError
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.listing import SeriesListing, expand_reference
 from dicomweb_io.pool import WorkCancelled
 from dicomweb_io.queries import make_query
