@@ -8,6 +8,7 @@ from typing import Any
 from dicomweb_io.dicom.attributes import lookup_tag, resolve, vr_of
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import UID_TAGS, SearchLevel, SearchQuery
+from dicomweb_io.errors import FilterError
 
 
 def make_query(
@@ -100,7 +101,7 @@ def _filter_text(key: str, value: object) -> str:
     if isinstance(value, (list, tuple, set, frozenset)):
         parts = [_text(key, item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
         if not parts:
-            raise ValueError(f"the list for {key} in search_filters is empty: it would match everything")
+            raise FilterError(f"the list for {key} in search_filters is empty: it would match everything")
         return "\\".join(parts)
     return _text(key, value)
 

@@ -30,6 +30,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from dicomweb_io._version import __version__
+from dicomweb_io.http.retry import start_anew_after_fork
 from dicomweb_io.http.settings import TLS
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -85,11 +86,16 @@ class SessionSender:
         self._proxies = dict(proxies or {})
         self._found_proxies: dict[str, dict[str, str]] = {}
         self._callback = callback
-        # requests iterates over the cookies of a session while other threads may add some.
-        self._cookies = threading.Lock()
+        self.start_anew()
+        start_anew_after_fork(self)
         kind = type(self._session)
         # A session class with ways of its own (google.auth's, oauthlib's, caches) is used through its front door.
         self._plain = kind.send is requests.Session.send and kind.request is requests.Session.request
+
+    def start_anew(self) -> None:
+        """Makes a new lock; the adapters start anew by themselves."""
+        # requests iterates over the cookies of a session while other threads may add some.
+        self._cookies = threading.Lock()
 
     def send(
         self,
@@ -317,6 +323,14 @@ class _Watchdog:
     """One thread for all requests in progress in this process; it ends when there are none for a while."""
 
     def __init__(self) -> None:
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Begins without requests; those of the parent are not the child's to end."""
+        global _lock
+        _lock = threading.Condition()
+        _local.exchange = None
         self._watched: set[Exchange] = set()
         self._thread: threading.Thread | None = None
         self._wake_at = 0.0
@@ -324,7 +338,6 @@ class _Watchdog:
     def add(self, exchange: Exchange) -> None:
         with _lock:
             self._watched.add(exchange)
-            # After a fork the thread object is there but the thread is not.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="dicomweb_io-deadlines", daemon=True)
                 self._thread.start()
@@ -495,7 +508,14 @@ class WatchedAdapter(HTTPAdapter):
     """
 
     def __init__(self, pool_size: int) -> None:
-        super().__init__(pool_connections=4, pool_maxsize=pool_size, max_retries=0)
+        self._sizes = (4, pool_size)
+        super().__init__(*self._sizes, max_retries=0)
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Forgets all connections without a word to the server: they are the parent's."""
+        self.init_poolmanager(*self._sizes)
+        self.proxy_manager.clear()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Makes the pools."""

@@ -35,11 +35,11 @@ from dicomweb_io.errors import (
     RedirectError,
     ResponseIncompleteError,
     safe_url,
-    server_message,
 )
 from dicomweb_io.http.auth import Authenticator, BasicCredentials, Credentials
 from dicomweb_io.http.connections import Exchange, SessionSender, mask_queries_in_debug_log
 from dicomweb_io.http.multipart import MultipartBody, MultipartError
+from dicomweb_io.http.redaction import server_message
 from dicomweb_io.http.response import Answer, StreamedAnswer, causes, connection_failure
 from dicomweb_io.http.retry import (
     Attempt,
@@ -48,10 +48,10 @@ from dicomweb_io.http.retry import (
     RequestRecord,
     RetryPolicy,
     Stats,
-    Throttle,
     attempts,
     logger,
     parse_retry_after,
+    shared_throttle,
 )
 from dicomweb_io.http.settings import TLS, Limits, Timeouts
 
@@ -99,7 +99,8 @@ class Transport:
         tls: Certificates.
         proxies: Proxy URL by scheme; by default those of the environment. A .netrc file is never used.
         timeouts: How long to wait.
-        limits: How much at once.
+        limits: How much at once. They hold for all transports of this process together that have the same `base_url`
+            and limits. An answer counts while it is read, not while its reader waits.
         retry: When and how often to try again.
         callback: Called with each response of requests when its headers have arrived; may return another one in its
             place (a response hook of requests).
@@ -141,9 +142,14 @@ class Transport:
         self.stats = Stats()
         self._headers = _checked_headers(headers or {})
         self._observer = observer
-        self._throttle = Throttle(limits.max_in_flight, limits.requests_per_second)
+        self._throttle = shared_throttle(self.base_url, limits.max_in_flight, limits.requests_per_second)
         self._sender = SessionSender(
-            session, tls=tls, proxies=proxies, pool_size=limits.max_in_flight, callback=callback
+            session,
+            tls=tls,
+            proxies=proxies,
+            # Answers that wait for their reader have a connection too.
+            pool_size=4 * limits.max_in_flight,
+            callback=callback,
         )
         self._auth: AuthBase | None
         if isinstance(credentials, Credentials):
@@ -451,7 +457,7 @@ class Transport:
                 self._observer(RequestRecord(method, safe_url(url), status, seconds, bytes_in, exchange.bytes_out))
 
         try:
-            self.stats.add(throttled_seconds=slot.waited + self._throttle.pace(deadline))
+            self.stats.add(throttled_seconds=slot.waited)
             headers = {**self._headers} if own else {}
             for name, value in call.headers.items():
                 if own or name.lower() in _NEUTRAL_HEADERS:
@@ -483,6 +489,7 @@ class Transport:
                 response,
                 exchange,
                 deadline,
+                slot,
                 attempts=budget.tries,
                 on_close=lambda done: finished(done.status, done.bytes_in),
             )

@@ -158,7 +158,7 @@ class InstanceOptions:
 
 class _FetchInstances(PooledDoFn):
     def __init__(self, endpoint: Endpoint, transform: str, how: InstanceOptions, **options: Any) -> None:
-        super().__init__(endpoint, "retrieve", transform, **options)
+        super().__init__(endpoint, transform, **options)
         self._how = how
 
     def setup(self) -> None:
@@ -319,7 +319,7 @@ class _FetchMetadata(PooledDoFn):
     def __init__(
         self, endpoint: Endpoint, transform: str, additional_params: Mapping[str, Any] | None, **options: Any
     ) -> None:
-        super().__init__(endpoint, "retrieve", transform, **options)
+        super().__init__(endpoint, transform, **options)
         self._params = additional_params
 
     def taken(self, result: JSONDataset) -> None:

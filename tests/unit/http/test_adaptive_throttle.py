@@ -61,7 +61,7 @@ def test_a_request_over_the_lowered_limit_waits_and_counts_it():
     got = []
     thread = threading.Thread(target=lambda: got.append(throttle.acquire(Deadline(30))))
     thread.start()
-    while not throttle._condition._waiters:
+    while not throttle._newcomers._waiters:
         pass
     assert not got
     first.release()

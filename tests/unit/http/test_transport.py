@@ -6,6 +6,7 @@ import gc
 import gzip
 import io
 import logging
+import os
 import pickle
 import random
 import threading
@@ -844,6 +845,58 @@ def test_no_more_in_flight_than_allowed(serve, connect) -> None:
     assert server.connections == 3
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+def test_transports_of_one_endpoint_share_the_limit(serve, connect, limit) -> None:
+    lock, now, maximum = threading.Lock(), [0], [0]
+
+    def handle(got) -> None:
+        with lock:
+            now[0] += 1
+            maximum[0] = max(maximum[0], now[0])
+        got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n1")
+        # Others would come in the meantime, if they were allowed to.
+        time.sleep(0.01)
+        with lock:
+            now[0] -= 1
+        got.send(b"2")
+
+    server = serve(handle)
+    transports = [connect(server.url, limits=Limits(limit)) for _ in range(4)]
+
+    def ask(transport: Transport) -> None:
+        for _ in range(10):
+            transport.request("GET", "/")
+
+    threads = [threading.Thread(target=ask, args=(transport,)) for transport in transports]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(server.requests) == 40
+    assert maximum[0] == limit
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_has_connections_limits_and_deadlines_of_its_own(serve, connect) -> None:
+    server = serve(lambda got: got.answer(200, got.target.encode()))
+    transport = connect(server.url, limits=Limits(1))
+    assert transport.request("GET", "/before").content == b"/before"
+    with transport.stream("GET", "/open") as answer:
+        child = os.fork()
+        if child == 0:
+            # Whatever fails here must not run the rest of the tests twice.
+            try:
+                got = [transport.request("GET", f"/child/{number}", deadline=30).content for number in range(3)]
+                os._exit(0 if got == [b"/child/0", b"/child/1", b"/child/2"] else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert answer.read() == b"/open"
+    assert transport.request("GET", "/after").content == b"/after"
+    assert server.connections == 2
+
+
 def test_a_thread_that_reads_an_answer_can_ask_for_more(serve, connect) -> None:
     server = serve(lambda got: got.answer(200, b"ok"))
     transport = connect(server.url, limits=Limits(1), timeouts=Timeouts(deadline=5))
@@ -853,31 +906,58 @@ def test_a_thread_that_reads_an_answer_can_ask_for_more(serve, connect) -> None:
 
 
 def test_waiting_for_a_slot_ends_with_the_deadline(serve, connect) -> None:
+    go_on = threading.Event()
+
+    def handle(got) -> None:
+        got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n1")
+        go_on.wait(30)
+        got.send(b"2")
+
+    server = serve(handle)
+    transport = connect(server.url, limits=Limits(1))
+    reader = threading.Thread(target=transport.request, args=("GET", "/"))
+    reader.start()
+    while not server.requests:
+        time.sleep(0.01)
+    with pytest.raises(DeadlineExceededError, match="in flight") as caught:
+        transport.request("GET", "/", deadline=0.2)
+    assert caught.value.url == server.url + "/"
+    go_on.set()
+    reader.join(30)
+
+
+def test_an_answer_that_nobody_reads_holds_no_slot(serve, connect) -> None:
     server = serve(lambda got: got.answer(200, b"ok"))
     transport = connect(server.url, limits=Limits(1))
-    errors = []
+    contents = []
 
     def other() -> None:
-        with pytest.raises(DeadlineExceededError, match="in flight") as caught:
-            transport.request("GET", "/", deadline=0.1)
-        errors.append(caught.value)
+        contents.append(transport.request("GET", "/", deadline=30).content)
 
     with transport.stream("GET", "/") as answer:
         thread = threading.Thread(target=other)
         thread.start()
-        thread.join(5)
-        answer.read()
-    assert errors[0].url == server.url + "/"
+        thread.join(30)
+        assert contents == [b"ok"]
+        assert answer.read() == b"ok"
 
 
 def test_requests_per_second(serve, connect) -> None:
-    server = serve(lambda got: got.answer())
-    transport = connect(server.url, limits=Limits(requests_per_second=20))
+    """A second's worth passes at once. On a slow machine requests arrive late and need not wait, but never early."""
+    arrivals: list[float] = []
+
+    def handle(got) -> None:
+        arrivals.append(time.monotonic())
+        got.answer()
+
+    server = serve(handle)
+    transports = [connect(server.url, limits=Limits(requests_per_second=20)) for _ in range(2)]
     begun = time.monotonic()
-    for _ in range(26):
-        transport.request("GET", "/")
-    assert time.monotonic() - begun >= 0.29
-    assert transport.stats.throttled_seconds > 0
+    for number in range(26):
+        transports[number % 2].request("GET", "/")
+    assert all(number <= 20 * (1 + moment - begun) for number, moment in enumerate(arrivals, 1))
+    waited = sum(transport.stats.throttled_seconds for transport in transports)
+    assert waited <= arrivals[-1] - begun
 
 
 def test_an_abandoned_stream_closes_its_connection(serve, connect) -> None:
