@@ -9,7 +9,8 @@ import ssl
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import requests
@@ -166,7 +167,7 @@ class Answer:
         content: The body, decompressed.
         url: Where it came from in the end, without user information and query.
         attempts: How often the request was sent.
-        response: The same as in requests; its request holds neither credentials nor query.
+        received: The response as it came, with the secrets of its request; `response` is the one to show.
         said: What the body says in words, if the status is an error (see `server_message`); no secret of the request.
     """
 
@@ -175,8 +176,13 @@ class Answer:
     content: bytes
     url: str
     attempts: int
-    response: requests.Response
+    received: requests.Response = field(repr=False)
     said: str = ""
+
+    @cached_property
+    def response(self) -> requests.Response:
+        """The same as in requests; its request holds neither credentials nor query."""
+        return public_response(self.received, self.content)
 
     @property
     def content_type(self) -> str:
@@ -416,7 +422,7 @@ class StreamedAnswer:
         if self.status >= 400:
             request = self._response.request
             said = server_message(content, request.url or "", request.headers)
-        return Answer(self.status, self.headers, content, self.url, self.attempts, self.public_response(content), said)
+        return Answer(self.status, self.headers, content, self.url, self.attempts, self._response, said)
 
     def close(self, *, drain: bool = False) -> None:
         """Ends it; what was not read is lost.
