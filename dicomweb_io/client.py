@@ -380,7 +380,7 @@ class DICOMClient(ABC):
         """Yields the files of the archive that searches do not return, and why; nothing for servers.
 
         With a query, duplicates are limited to instances that match it. Ignored and unreadable files are always
-        yielded: nobody can tell whether they would match.
+        yielded, since it cannot be known whether they would match.
         """
         return iter(())
 
@@ -711,7 +711,7 @@ class DICOMClient(ABC):
             study_instance_uid: The study.
             series_instance_uid: The series.
             sop_instance_uid: The instance.
-            media_types: Wanted encodings of ``application/dicom``; by default the stored one. Other media types, such
+            media_types: Accepted encodings of ``application/dicom``; by default the stored one. Other media types, such
                 as ``("image/jp2", "1.2.840.10008.1.2.4.90")``, ask for the instance's bulk data: its frames, for
                 images.
             additional_params: Further query parameters.
@@ -780,7 +780,7 @@ class DICOMClient(ABC):
             series_instance_uid: The series.
             sop_instance_uid: The instance.
             frame_numbers: Frame numbers, counted from 1, in the order wanted; repeats are allowed.
-            media_types: Wanted encodings in order of preference: media types or pairs of one and a transfer syntax UID
+            media_types: Accepted encodings in order of preference: media types or pairs of one and a transfer syntax UID
                 (``"*"`` for the stored one). By default ``application/octet-stream``: uncompressed little-endian.
             additional_params: Further query parameters.
 
@@ -845,7 +845,7 @@ class DICOMClient(ABC):
             study_instance_uid: The study.
             series_instance_uid: The series.
             sop_instance_uid: The instance.
-            media_types: Wanted types, such as ``image/png``, in order of preference; by default the archive's choice.
+            media_types: Accepted types, such as ``image/png``, in order of preference; by default the archive's choice.
             params: ``quality``, ``window``, ``viewport``, ``annotation``, ``iccprofile`` (PS3.18 table 8.3.5-1).
 
         Returns:
@@ -893,7 +893,7 @@ class DICOMClient(ABC):
 
         Args:
             url: A BulkDataURI, as metadata give it.
-            media_types: Wanted types in order of preference.
+            media_types: Accepted types in order of preference.
             byte_range: First and last byte (inclusive, counted from 0); the last may be None for the end.
             additional_params: Further query parameters.
 
@@ -905,7 +905,7 @@ class DICOMClient(ABC):
     def _datasets(
         self, resource: Resource, media_types: MediaTypes | None, additional_params: Mapping[str, Any] | None
     ) -> Iterator[Dataset]:
-        # A dataset is in memory whatever its size, so nothing is gained by a spool file here.
+        # A dataset is held in memory anyway, so a spool file would gain nothing.
         for instance in self.iter_instances(
             resource, media_types=media_types, max_element_bytes=sys.maxsize, additional_params=additional_params
         ):

@@ -164,10 +164,12 @@ _SECRET_NAME = re.compile(r"auth|cookie|key|pass|secret|token|credential", re.IG
 
 
 def literal_secrets(endpoint: Endpoint) -> tuple[str, ...]:
-    """The kinds of secrets in an endpoint that are no references, in words and without their values.
+    """The kinds of secrets that an endpoint holds literally, in words and without their values.
 
-    Headers and storage options count if their name sounds like a secret. An authentication object of requests counts
-    always: nobody knows what it holds.
+    They travel wherever the endpoint is pickled.
+
+    Headers and storage options count if their name sounds like a secret. An authentication object of requests always
+    counts, since what it holds is unknown.
     """
     kinds: list[str] = []
     credentials = endpoint.credentials
