@@ -30,6 +30,7 @@ from dicomweb_io.dicom.json_decode import dumps, first_value
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Exclusion, Resource
+from dicomweb_io.errors import DICOMError
 from dicomweb_io.files.database import Database, discard, is_local_disk
 from dicomweb_io.files.places import FileStat, Folder, Problem, is_settled
 from dicomweb_io.files.records import (
@@ -64,7 +65,7 @@ Touched = set[tuple[str, str]]
 T = TypeVar("T")
 
 
-class ConflictingDuplicatesError(ValueError):
+class ConflictingDuplicatesError(DICOMError):
     """Files with the same SOP Instance UID differ, and the rule is ``duplicates="error"``."""
 
 

@@ -35,7 +35,7 @@ from dicomweb_io.dicom.pixels import (
 from dicomweb_io.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
 from dicomweb_io.dicom.values import swap_words
 from dicomweb_io.elements import Bulkdata, Frame, Instance, JSONDataset, Resource
-from dicomweb_io.errors import FileClientError, http_error
+from dicomweb_io.errors import ElementTooLargeError, FileClientError, http_error
 from dicomweb_io.files.index import Index, IndexedFile
 from dicomweb_io.files.places import FileStat, Folder
 from dicomweb_io.queries import AVAILABLE_TRANSFER_SYNTAX_UID
@@ -255,7 +255,7 @@ class FolderReader:
 
 def _spool_path(reference: Resource, size: int, limit: int, directory: str | None) -> str:
     if directory is None:
-        raise ValueError(
+        raise ElementTooLargeError(
             f"{reference.uri} has {size} bytes, more than max_element_bytes ({limit}): give a spool_directory, "
             "or raise the limit"
         )

@@ -19,7 +19,14 @@ from dicomweb_io.client import DICOMClient, Verify
 from dicomweb_io.compare import difference
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery, StoredInstance
-from dicomweb_io.errors import DICOMwebError, FilterIgnoredError, MalformedResponseError, discreet
+from dicomweb_io.errors import (
+    DICOMwebError,
+    FilterIgnoredError,
+    InvalidIdentifierError,
+    MalformedResponseError,
+    UnsupportedError,
+    log_text,
+)
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.transport import Answer
 from dicomweb_io.listing import SeriesListing
@@ -203,10 +210,10 @@ class Deleter:
             requests.HTTPError: If the server refuses, or does not have the object (404).
         """
         if resource.level == "frame":
-            raise ValueError("frames cannot be deleted: delete their instance")
+            raise InvalidIdentifierError("frames cannot be deleted: delete their instance")
         profile = self._service.profile
         if profile.delete is None:
-            raise ValueError(
+            raise UnsupportedError(
                 f"servers with the profile {profile.name!r} do not delete by DICOMweb; use the server's own interface"
             )
         # A guess by address may be wrong: a server without Orthanc's own interface is asked by DICOMweb.
@@ -387,7 +394,7 @@ class Replacer:
                 "%s was reported as stored, and could not be looked up; %s: %s",
                 item.uid,
                 self._saved(old),
-                discreet(error),
+                log_text(error),
             )
             return False
         item.fail("the server reported it as stored, but a search does not find it", retryable=True)

@@ -19,7 +19,7 @@ from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.media_types import DICOM_JSON, DICOM_XML
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import Failure, JSONDataset, StoredInstance
-from dicomweb_io.errors import ConnectionFailedError, DICOMwebError, StoreError, discreet, safe_url
+from dicomweb_io.errors import ConnectionFailedError, DICOMwebError, StoreError, log_text, safe_url
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.multipart import MultipartBody
 from dicomweb_io.http.transport import Answer
@@ -314,7 +314,7 @@ class Storer:
         try:
             present = self._existing.present(items)
         except RECOVERABLE as error:
-            logger.info("the look-up after storing failed: %s", discreet(error))
+            logger.info("the look-up after storing failed: %s", log_text(error))
         for item in items:
             if item.uid in present and self._existing.is_ours(item):
                 self._succeed(item, proof=self._existing.proof)
