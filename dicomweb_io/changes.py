@@ -31,7 +31,7 @@ from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.elements import Failure, JSONDataset, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.errors import DICOMwebError, MalformedResponseError
+from dicomweb_io.errors import DICOMError, DICOMwebError, InvalidIdentifierError, MalformedResponseError
 from dicomweb_io.failures import failure_of
 from dicomweb_io.http.transport import Answer, Transport
 from dicomweb_io.profiles import resolve_profile
@@ -420,7 +420,9 @@ class SearchChanges(_Source):
         if self._level == "study":
             return Resource(reference.study_instance_uid)
         if reference.level != "instance":
-            raise ValueError(f"a row of a search for instances names a {reference.level} only: {reference.uri}")
+            raise InvalidIdentifierError(
+                f"a row of a search for instances names a {reference.level} only: {reference.uri}"
+            )
         return reference
 
     def _bucket(self, row: JSONDataset, now: datetime) -> str:
@@ -466,7 +468,7 @@ class OrthancFeed(_Source):
         while not done and len(names) < max_changes:
             last, done, changes = self._page(client, f"since={position}&limit={min(_ORTHANC_PAGE, max_changes)}")
             if last < position:
-                raise ValueError(
+                raise DICOMError(
                     f"Orthanc's log of changes ends at {last}, before the cursor ({position}): this is another "
                     "database than before; begin without a cursor"
                 )
@@ -646,12 +648,12 @@ def reference_of_azure(entry: Mapping[str, Any]) -> Resource:
     """The instance of a row of the feed (its keys in lower case).
 
     Raises:
-        TypeError, ValueError: If it does not name an instance.
+        TypeError, InvalidIdentifierError: If it does not name an instance.
     """
     study, series, instance = (cast(str, entry.get(f"{name}instanceuid")) for name in ("study", "series", "sop"))
     reference = Resource(study, series, instance)
     if reference.level != "instance":
-        raise ValueError(f"a row of a change feed names a {reference.level} only: {reference.uri}")
+        raise InvalidIdentifierError(f"a row of a change feed names a {reference.level} only: {reference.uri}")
     return reference
 
 
