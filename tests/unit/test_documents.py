@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from dicomweb_io import DICOMfileClient
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 FRAGMENTS = sorted((ROOT / "changes").iterdir())
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 KINDS = ("added", "changed", "deprecated", "removed", "fixed", "security")
 
 
@@ -55,13 +58,26 @@ def test_paths_and_environments_exist(name: str) -> None:
 
 def test_every_module_is_on_the_map() -> None:
     """The table of docs/architecture.md names each module and folder of the package, and nothing else."""
-    table = text_of("docs/architecture.md").partition("| layer | module |")[2].partition("\n\n")[0]
+    table = ARCHITECTURE.partition("| layer | module |")[2].partition("\n\n")[0]
     told = {name for line in table.splitlines()[2:] for name in re.findall(r"`([\w/]+(?:\.py|/))`", line.split("|")[2])}
     package = ROOT / "dicomweb_io"
     there = {path.name for path in package.glob("*.py") if not path.name.startswith("_")}
     there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert there <= told
     assert [name for name in told if not (package / name).exists()] == []
+
+
+def test_the_way_to_the_socket_is_as_short_as_told() -> None:
+    """The figures of docs/architecture.md are upper bounds of what docs/trace_calls.py measures."""
+    command = [sys.executable, str(ROOT / "docs/trace_calls.py")]
+    measured = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120).stdout
+    row = r"^\| `(\w+)` \| (\d+) \| \d+ \| \d+ \| (\d+) \|$"
+    told = {name: (int(modules), int(depth)) for name, modules, depth in re.findall(row, ARCHITECTURE, re.MULTILINE)}
+    lines = [line.split() for line in measured.splitlines()[1:]]
+    assert {line[0] for line in lines} == set(told)
+    for name, modules, _, _, depth in lines:
+        assert int(modules) <= told[name][0], name
+        assert int(depth) <= told[name][1], name
 
 
 def test_the_example_of_a_folder_runs(tmp_path: Path) -> None:
