@@ -1,6 +1,6 @@
-"""The DICOM JSON model (PS3.18 Annex F): reading and writing its text, taking values out, and datasets from it.
+"""The DICOM JSON model (PS3.18 Annex F): its text read and written, its values, and pydicom datasets from it.
 
-`encode` makes it from datasets (see `dicomweb_io.dicom.json_encode`).
+`dicomweb_io.dicom.json_encode` makes the model from datasets.
 """
 
 from __future__ import annotations
@@ -15,29 +15,18 @@ import orjson
 
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.errors import DatasetError
-from dicomweb_io.dicom.json_encode import BulkDataPlace, encode, finite, hex_tag
+from dicomweb_io.dicom.json_encode import finite, hex_tag
 from dicomweb_io.dicom.values import name_text
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
-__all__ = [
-    "BulkDataPlace",
-    "IncompleteJSONError",
-    "dumps",
-    "encode",
-    "first_text",
-    "first_value",
-    "is_empty",
-    "iter_json_objects",
-    "load_json_dataset",
-    "loads",
-    "name_text",
-    "values",
-]
-
 BulkDataHandler = Callable[[str, str, str], Any]
+
+_MAX_LEVELS = 200
+_FEW_LEVELS = 12
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def dumps(value: Any) -> bytes:
@@ -83,11 +72,6 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
     if not _is_flat(text) and _is_deep(value):
         raise DatasetError(f"the JSON is nested too deeply (more than {_MAX_LEVELS} levels)")
     return value
-
-
-_MAX_LEVELS = 200
-_FEW_LEVELS = 12
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _is_flat(text: bytes | bytearray | memoryview | str) -> bool:
@@ -164,27 +148,30 @@ def values(row: Mapping[str, Any], attribute: str | int) -> list[Any]:
     Raises:
         InvalidIdentifierError: If the keyword is unknown.
     """
-    path = (hex_tag(attribute),) if isinstance(attribute, int) else resolve(attribute)
-    return list(_values(row, path))
-
-
-def _values(row: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Any]:
-    element = row.get(path[0])
-    found = element.get("Value") if isinstance(element, Mapping) else None
-    if not isinstance(found, (list, tuple)):
-        return
-    for value in found:
-        if len(path) == 1:
-            if value is not None:
-                yield value
-        elif isinstance(value, Mapping):
-            yield from _values(value, path[1:])
+    return [value for value in iter_values(row, _path(attribute)) if value is not None]
 
 
 def first_value(row: Mapping[str, Any], attribute: str | int, default: Any = None) -> Any:
     """The first value of an attribute (see `values`), or `default`. Names are objects; see `first_text`."""
-    path = (hex_tag(attribute),) if isinstance(attribute, int) else resolve(attribute)
-    return next(_values(row, path), default)
+    return next((value for value in iter_values(row, _path(attribute)) if value is not None), default)
+
+
+def _path(attribute: str | int) -> tuple[str, ...]:
+    return (hex_tag(attribute),) if isinstance(attribute, int) else resolve(attribute)
+
+
+def iter_values(row: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Any]:
+    """The values at a path of tags, outermost first, in all items; None where a place is empty."""
+    element = row.get(path[0])
+    content = element.get("Value") if isinstance(element, Mapping) else None
+    if not isinstance(content, (list, tuple)):
+        return
+    if len(path) == 1:
+        yield from content
+        return
+    for item in content:
+        if isinstance(item, Mapping):
+            yield from iter_values(item, path[1:])
 
 
 def first_text(row: Mapping[str, Any], attribute: str | int, default: str = "") -> str:

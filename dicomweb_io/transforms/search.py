@@ -142,9 +142,7 @@ class _Search(DICOMwebTransform):
     def _rows(self, queries: Any, which: str, hold: bool, failures: list[Any]) -> Any:
         """The rows of queries, and their failures added to a list."""
         name, collects = type(self).__name__, self.collects
-        plan = _Plan(
-            self.endpoint, "search", name, limit=self.limit, page_size=self.page_size, collect=collects, hold=hold
-        )
+        plan = _Plan(self.endpoint, name, limit=self.limit, page_size=self.page_size, collect=collects, hold=hold)
         planned = queries | f"Plan{which}" >> self._step(plan, PlannedSearch)
         found = planned["main"] | f"Search{which}" >> self._step(
             _ReadRows(self.endpoint, name, collect=collects), dict[str, Any]
@@ -157,13 +155,13 @@ class _Search(DICOMwebTransform):
         name = type(self).__name__
         how: dict[str, Any] = {"collect": self.collects, "hold": hold}
         split = queries | "SplitByStudyDate" >> self._step(
-            SplitByStudyDate(self.endpoint, "search", name, **how), SearchQuery, **{REST: SearchQuery}
+            SplitByStudyDate(self.endpoint, name, **how), SearchQuery, **{REST: SearchQuery}
         )
         spread = split["main"] | "Reshuffle" >> beam.Reshuffle()
         dated = self._rows(spread, "", hold, failures)
         rest = self._rows(split[REST], "Rest", hold, failures)
         maybe = rest | "DropDated" >> beam.Filter(lambda row: not is_dated(row)).with_output_types(dict[str, Any])
-        undated = maybe | "KeepUndated" >> self._step(KeepUndated(self.endpoint, "search", name, **how), dict[str, Any])
+        undated = maybe | "KeepUndated" >> self._step(KeepUndated(self.endpoint, name, **how), dict[str, Any])
         failures += [split[FAILURES], undated[FAILURES]]
         return (dated, undated["main"]) | "JoinRows" >> beam.Flatten()
 
@@ -329,9 +327,9 @@ class _Plan(PooledDoFn):
     """Asks for the first page of each query, and plans the rest."""
 
     def __init__(
-        self, endpoint: Endpoint, purpose: str, transform: str, *, limit: int | None, page_size: int | None, **how: Any
+        self, endpoint: Endpoint, transform: str, *, limit: int | None, page_size: int | None, **how: Any
     ) -> None:
-        super().__init__(endpoint, purpose, transform, **how)
+        super().__init__(endpoint, transform, **how)
         self._limit = limit
         self._page_size = page_size
 
@@ -404,7 +402,7 @@ class _ReadRows(beam.DoFn):
         self._lease: Lease | None = None
 
     def setup(self) -> None:
-        self._lease = shared_client(self._endpoint, "search")
+        self._lease = shared_client(self._endpoint)
 
     def teardown(self) -> None:
         if self._lease is not None:

@@ -15,6 +15,7 @@ from apache_beam.transforms.window import FixedWindows, SlidingWindows, Timestam
 from dicomweb_io.elements import Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Limits as EndpointLimits
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.server.behaviour import Limits
@@ -158,7 +159,7 @@ def test_repeated_rows_come_once(serve, archive, references):
 
 def test_a_page_that_fails_names_the_rows_it_lost_and_keeps_those_before(serve, archive):
     server = serve(archive, behaviour=capped(7), faults=[fault("status", first=4, times=None, status=500)])
-    endpoint = Endpoint(server.url, retry=ONCE, max_in_flight=1)
+    endpoint = Endpoint(server.url, retry=ONCE, limits=EndpointLimits(1))
     with pipeline() as p:
         found = p | SearchForInstances(endpoint, failures="collect")
         assert_that(found.rows | beam.Map(sop) | beam.combiners.Count.Globally(), equal_to([21]), label="rows")
