@@ -279,7 +279,9 @@ class URI:
         if not isinstance(dicomweb_uri, str):
             raise TypeError(f"a URI must be a str, not {type(dicomweb_uri).__name__}")
         if "?" in dicomweb_uri or "#" in dicomweb_uri:
-            raise InvalidIdentifierError("the URI has a query or fragment, and the URI of a DICOMweb resource has neither")
+            raise InvalidIdentifierError(
+                "the URI has a query or fragment, and the URI of a DICOMweb resource has neither"
+            )
         base, found, rest = dicomweb_uri.rpartition("/studies/")
         if uri_type is URIType.SERVICE or not found:
             result = cls(dicomweb_uri, permissive=permissive)
