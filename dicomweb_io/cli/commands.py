@@ -18,10 +18,6 @@ from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filter
 from dicomweb_io.profiles import Finding
 from dicomweb_io.queries import check_limits, make_query
 
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io search``.
-
-
 LEVELS: dict[str, SearchLevel] = {"studies": "study", "series": "series", "instances": "instance"}
 
 
@@ -36,7 +32,7 @@ def search(args: argparse.Namespace) -> int:
             getattr(args, "series_instance_uid", None),
             fuzzymatching=args.fuzzy,
             fields=args.fields,
-            search_filters=parse_filters(args.search_filters),
+            search_filters=parse_filters(args.filters),
         )
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
@@ -46,10 +42,6 @@ def search(args: argparse.Namespace) -> int:
     finally:
         client.close()
     return 0
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io store``.
 
 
 def store(args: argparse.Namespace) -> int:
@@ -83,10 +75,6 @@ def store(args: argparse.Namespace) -> int:
     return 1 if counts["failed"] or not counts else 0
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io delete``.
-
-
 def delete(args: argparse.Namespace) -> int:
     """Deletes a study, series or instance."""
     client = connect(args, endpoint_from(args))
@@ -101,10 +89,6 @@ def delete(args: argparse.Namespace) -> int:
     finally:
         client.close()
     return 0
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io index``.
 
 
 def index(args: argparse.Namespace) -> int:
@@ -125,10 +109,6 @@ def index(args: argparse.Namespace) -> int:
     finally:
         client.close()
     return 1 if kinds["unreadable"] else 0
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io doctor``: what an archive supports, found out by reading only.
 
 
 _WIDTH = 200
@@ -173,13 +153,10 @@ def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
     Console(file=sys.stdout, highlight=False, width=width).print(table)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 def serve(args: argparse.Namespace) -> int:
     """Serves a folder as a DICOMweb server until interrupted, or tells about the behaviour that it can have."""
     try:
-        from dicomweb_io.testing.server.server import print_behaviours, run
+        from dicomweb_io.testing.server.command import print_behaviours, run
     except ImportError as error:
         hint = "pip install 'dicomweb_io[testing]'"
         raise UsageError(f"serve needs the extra 'testing' (no {error.name} here): {hint}") from error

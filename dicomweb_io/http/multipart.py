@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 
 from requests.structures import CaseInsensitiveDict
 
+from dicomweb_io.errors import DICOMError
+
 Bytes = bytes | memoryview
 Source = bytes | bytearray | memoryview | str | os.PathLike[str] | Callable[[], BinaryIO]
 
@@ -400,7 +402,7 @@ class MultipartReader:
         return size
 
 
-class BodySourceError(ValueError):
+class BodySourceError(DICOMError):
     """What a request body is made of cannot be read, or changed its size meanwhile; the server is not to blame."""
 
 

@@ -25,13 +25,11 @@ from dicomweb_io.errors import (
     MalformedResponseError,
     ResponseIncompleteError,
     TimedOutError,
-    public_response,
     safe_url,
-    server_message,
-    without_secrets,
 )
 from dicomweb_io.http.connections import Exchange, HeadersTooLargeError
 from dicomweb_io.http.multipart import MultipartReader, parse_content_type
+from dicomweb_io.http.redaction import public_response, server_message, without_secrets
 from dicomweb_io.http.retry import Deadline, Slot
 
 logger = logging.getLogger("dicomweb_io")
@@ -264,7 +262,7 @@ class StreamedAnswer:
                     break
         except DICOMwebError as error:
             # The status is what counts; that its explanation broke off is no second error.
-            logger.debug("the explanation broke off: %s", error.discreet)
+            logger.debug("the explanation broke off: %s", error.log_text)
         return without_secrets(b"".join(chunks), self._response.request.headers)
 
     def multipart(self, *, max_header_bytes: int = 65536) -> MultipartReader:

@@ -232,7 +232,7 @@ class Budget:
 
     def _log(self, error: DICOMwebError, wait: float) -> None:
         self._on_retry()
-        logger.info("%s; trying again in %.1f s (attempt %d)", error.discreet, wait, self.tries + 1)
+        logger.info("%s; trying again in %.1f s (attempt %d)", error.log_text, wait, self.tries + 1)
 
 
 class Attempt:

@@ -35,11 +35,11 @@ from dicomweb_io.errors import (
     RedirectError,
     ResponseIncompleteError,
     safe_url,
-    server_message,
 )
 from dicomweb_io.http.auth import Authenticator, BasicCredentials, Credentials, TokenAccess
 from dicomweb_io.http.connections import Exchange, SessionSender, mask_queries_in_debug_log
 from dicomweb_io.http.multipart import MultipartBody, MultipartError
+from dicomweb_io.http.redaction import server_message
 from dicomweb_io.http.response import Answer, StreamedAnswer, causes, connection_failure
 from dicomweb_io.http.retry import (
     Attempt,

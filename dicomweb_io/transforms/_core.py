@@ -30,7 +30,7 @@ from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, Resource, S
 from dicomweb_io.endpoint import Endpoint, EndpointLike, literal_secrets
 from dicomweb_io.errors import safe_url
 from dicomweb_io.failures import RECOVERABLE, failure_of
-from dicomweb_io.listing import expand_reference
+from dicomweb_io.listing import InstanceGroup, expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transforms.metrics import count, count_traffic
@@ -250,7 +250,7 @@ class Work:
 def _is_same(one: Any, other: Any) -> bool:
     """Whether two elements in a row are one element in two windows."""
     # One object is given for each window of an element; after a shuffle there are equal ones.
-    return one is other or (isinstance(one, (Resource, SearchQuery)) and one == other)
+    return one is other or (isinstance(one, (Resource, SearchQuery, InstanceGroup)) and one == other)
 
 
 def gathered(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:

@@ -137,13 +137,6 @@ class DICOMwebClient(DICOMClient):
             profile_is_guess=profile == "auto",
         )
         self.set_chunk_size(chunk_size)
-        self._searcher = Searcher(self._service)
-        self._instances = InstanceRetriever(self._service, self._searcher)
-        self._metadata = MetadataRetriever(self._service, self._searcher)
-        self._frames = FrameRetriever(self._service)
-        self._rendered = RenderedRetriever(self._service)
-        self._bulkdata = BulkdataRetriever(self._service)
-        self._deleter = Deleter(self._service)
 
     @classmethod
     def from_endpoint(cls, endpoint: Endpoint) -> Self:
@@ -267,17 +260,17 @@ class DICOMwebClient(DICOMClient):
 
     def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
         """Makes one search request. Without a limit none is sent."""
-        return self._searcher.search_page(query, offset=offset, limit=limit)
+        return Searcher(self._service).search_page(query, offset=offset, limit=limit)
 
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
         """Yields every row of a query once, page by page."""
-        return self._searcher.iter_search(query, offset=offset, limit=limit, page_size=page_size)
+        return Searcher(self._service).iter_search(query, offset=offset, limit=limit, page_size=page_size)
 
     def count(self, query: SearchQuery) -> int | None:
         """The number of rows, where the server has a count resource."""
-        return self._searcher.count(query)
+        return Searcher(self._service).count(query)
 
     # Retrieve ---------------------------------------------------------------------------------------------------------
 
@@ -293,7 +286,7 @@ class DICOMwebClient(DICOMClient):
         borrow: bool = False,
     ) -> Iterator[Instance]:
         """Yields the instances of a study, series or instance as they arrive. A server has nothing to borrow."""
-        return self._instances.iter_instances(
+        return InstanceRetriever(self._service, Searcher(self._service)).iter_instances(
             resource,
             media_types=media_types,
             max_element_bytes=max_element_bytes,
@@ -306,7 +299,9 @@ class DICOMwebClient(DICOMClient):
         self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None
     ) -> Iterator[JSONDataset]:
         """Yields the metadata of the instances of a study, series or instance as they arrive."""
-        return self._metadata.iter_metadata(resource, additional_params=additional_params)
+        return MetadataRetriever(self._service, Searcher(self._service)).iter_metadata(
+            resource, additional_params=additional_params
+        )
 
     def iter_frames(
         self,
@@ -318,7 +313,7 @@ class DICOMwebClient(DICOMClient):
         spool_directory: str | None = None,
     ) -> Iterator[Frame]:
         """Yields frames in the order asked for, as many as asked for; by default in the stored encoding."""
-        return self._frames.iter_frames(
+        return FrameRetriever(self._service).iter_frames(
             resource,
             media_types=media_types,
             additional_params=additional_params,
@@ -334,7 +329,9 @@ class DICOMwebClient(DICOMClient):
         thumbnail: bool = False,
     ) -> RenderedImage:
         """Retrieves a study, series, instance or frame in a consumer format."""
-        return self._rendered.retrieve(resource, media_types=media_types, params=params, thumbnail=thumbnail)
+        return RenderedRetriever(self._service).retrieve(
+            resource, media_types=media_types, params=params, thumbnail=thumbnail
+        )
 
     def iter_bulkdata_parts(
         self,
@@ -347,7 +344,7 @@ class DICOMwebClient(DICOMClient):
         spool_directory: str | None = None,
     ) -> Iterator[Bulkdata]:
         """Yields the parts of the bulk data at a URL. Credentials go to the service's own origin only."""
-        return self._bulkdata.iter_bulkdata(
+        return BulkdataRetriever(self._service).iter_bulkdata(
             url,
             media_types=media_types,
             byte_range=byte_range,
@@ -359,7 +356,7 @@ class DICOMwebClient(DICOMClient):
         self, resource: Resource, media_types: MediaTypes, additional_params: Mapping[str, Any] | None
     ) -> list[bytes]:
         try:
-            return self._bulkdata.of_instance(resource, media_types, additional_params)
+            return BulkdataRetriever(self._service).of_instance(resource, media_types, additional_params)
         except DICOMwebError as error:
             # Servers that give an instance as DICOM only (Orthanc 1.10.1: 400) may still give its frames.
             if error.status not in (400, 404, 406, 415, 500, 501):
@@ -397,9 +394,10 @@ class DICOMwebClient(DICOMClient):
 
     def _storer(self) -> Storer:
         # What the archive was found to have holds for one call only.
-        existing = ExistingInstances(self._service, self._searcher, self._instances)
-        return Storer(self._service, existing, Replacer(existing, self._deleter))
+        searcher = Searcher(self._service)
+        existing = ExistingInstances(self._service, searcher, InstanceRetriever(self._service, searcher))
+        return Storer(self._service, existing, Replacer(existing, Deleter(self._service)))
 
     def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
         """Deletes a study, series or instance in the way that the server's profile names."""
-        self._deleter.delete(resource, additional_params)
+        Deleter(self._service).delete(resource, additional_params)

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.elements import Resource, SearchQuery
-from dicomweb_io.errors import safe_url
+from dicomweb_io.errors import InvalidIdentifierError, UnsupportedError, safe_url
 from dicomweb_io.http.settings import Prefixes
 
 # Sub-delimiters that no server takes for anything but themselves. The comma is not among them: it separates values.
@@ -107,11 +107,13 @@ class ServiceURLs:
         if not isinstance(url, str):
             raise TypeError(f"the URL of bulk data must be a str, not {type(url).__name__}")
         if not url or any(character.isspace() or ord(character) < 32 for character in url):
-            raise ValueError("the URL of bulk data is empty or contains white space or a control character")
+            raise InvalidIdentifierError("the URL of bulk data is empty or contains white space or a control character")
         given, absolute = urlsplit(url), urljoin(self._below(self.prefixes.wado, ""), url)
         parts = urlsplit(absolute)
         if parts.scheme.lower() not in ("http", "https") or (given.scheme and not given.hostname):
-            raise ValueError(f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}")
+            raise InvalidIdentifierError(
+                f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}"
+            )
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
 
 
@@ -197,7 +199,7 @@ def _raw(key: str, part: str) -> str:
         part = part.replace("^", "?")
     wrong = _NOT_SENDABLE_RAW.search(part)
     if wrong is not None:
-        raise ValueError(
+        raise UnsupportedError(
             f"this server does not decode percent escapes, so {wrong.group()!r} in the filter on {key} cannot be sent "
             f"to it; write a wildcard (? or *) in its place and check the rows"
         )

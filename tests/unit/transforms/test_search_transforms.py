@@ -23,7 +23,7 @@ from dicomweb_io.testing.server.behaviours import behaviour_of
 from dicomweb_io.transforms import SearchForInstances, SearchForSeries, SearchForStudies
 from dicomweb_io.transforms._core import TransformFailed
 from dicomweb_io.transforms.metrics import NAMESPACE
-from dicomweb_io.transforms.search import query_for
+from dicomweb_io.transforms.search import _DistinctRows, query_for
 
 ONCE = RetryPolicy.none()
 
@@ -131,6 +131,13 @@ def test_distinct_removes_what_several_searches_found(archive, references):
         rows = elements | SearchForInstances(str(archive), distinct=True)
         found = [item for item in references if item.series == references[0].series]
         assert_that(rows | beam.Map(Resource.of), equal_to(found))
+
+
+def test_distinct_leaves_rows_without_uids_alone():
+    rows = [{"00080060": {"vr": "CS", "Value": [modality]}} for modality in ("CT", "MR")]
+    with pipeline() as p:
+        kept = p | beam.Create([*rows, {"0020000D": {"vr": "UI", "Value": ["1.2"]}}] * 2) | _DistinctRows("study")
+        assert_that(kept | beam.combiners.Count.Globally(), equal_to([3]))
 
 
 def test_an_archive_that_ignores_offsets_fails_loudly(serve, archive):
