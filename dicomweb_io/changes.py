@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
@@ -32,6 +34,7 @@ from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError
 from dicomweb_io.failures import failure_of
 from dicomweb_io.http.transport import Answer, Transport
+from dicomweb_io.options import read_json, write_lines
 from dicomweb_io.profiles import resolve_profile
 from dicomweb_io.queries import make_query
 
@@ -770,3 +773,69 @@ def change_source(
     if method == "study_date":
         return SearchChanges(method, level, filters, window="StudyDate", lookback=back)
     return SearchChanges(method, level, filters, window=None, lookback=back)
+
+
+# The place kept in a file ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Place:
+    """Where a watch has come to.
+
+    Attributes:
+        cursor: Where the source was read to; None at the beginning.
+        pending: What is to be tried again, with the number of tries so far.
+    """
+
+    cursor: Cursor | None = None
+    pending: dict[Resource, int] = field(default_factory=dict)
+
+
+class PlaceFile:
+    """Keeps the place of one watch between its runs, in a file that is written complete or not at all.
+
+    Args:
+        path: The file.
+        watched: What the place belongs to, as a JSON object; another watch cannot go on from it.
+    """
+
+    def __init__(self, path: str, watched: Mapping[str, Any]) -> None:
+        self._path = path
+        self._watched = watched
+
+    def read(self) -> Place:
+        """The place; the beginning if there is no file.
+
+        Raises:
+            ValueError: If the file is damaged, or belongs to another watch.
+        """
+        if not os.path.exists(self._path):
+            return Place()
+        try:
+            document = read_json(self._path)
+            if not isinstance(document, Mapping) or document.get("version") != _VERSION:
+                raise ValueError("it was not written by this version of this job")
+            cursor = Cursor.from_json(document["cursor"]) if document["cursor"] is not None else None
+            pending = {Resource.of(item["reference"]): int(item["attempts"]) for item in document["pending"]}
+            watched = document["watched"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"this is no cursor file: {error}") from error
+        if watched != self._watched:
+            raise ValueError(
+                f"this cursor belongs to {watched.get('source')} with the filters "
+                f"{sorted(watched.get('filters', {}))}; use another file"
+            )
+        return Place(cursor, pending)
+
+    def write(self, place: Place) -> None:
+        """Replaces the file."""
+        document = {
+            "version": _VERSION,
+            "watched": self._watched,
+            "cursor": place.cursor.to_json() if place.cursor is not None else None,
+            "pending": [
+                {"reference": reference.to_dict(), "attempts": attempts}
+                for reference, attempts in place.pending.items()
+            ],
+        }
+        write_lines(self._path, [json.dumps(document)])

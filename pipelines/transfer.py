@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
+from dicomweb_io.account import exit_code, make_summary, shown_progress, summary_lines
 from dicomweb_io.elements import Resource, SearchQuery
 from dicomweb_io.options import UsageError, add_transfer_options, read_json, write_lines
-from dicomweb_io.transfer import TransferJob, exit_code, job_from, make_summary, shown_progress, summary_lines
+from dicomweb_io.transfer import TransferJob, job_from
 from dicomweb_io.transforms import CopyInstances, DistinctReferences, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms.copy import (
     GroupBySeries,
@@ -118,7 +119,7 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         show_progress: Whether to show progress on standard error; by default if a terminal is watching.
 
     Returns:
-        The summary; see `dicomweb_io.transfer.make_summary`.
+        The summary; see `dicomweb_io.account.make_summary`.
     """
     started = time.monotonic()
     scratch = tempfile.mkdtemp(prefix="dicomweb_io-transfer-")

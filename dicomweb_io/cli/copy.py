@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
+from dicomweb_io.account import Account, exit_code, shown_progress, summary_lines
 from dicomweb_io.cli.output import print_line
 from dicomweb_io.elements import Failure
 from dicomweb_io.options import UsageError, connect, endpoint_from
-from dicomweb_io.transfer import Account, exit_code, job_from, run_transfer, shown_progress, summary_lines
+from dicomweb_io.transfer import job_from, run_transfer
 
 _LISTS = ("duplicates", "ignored_files")
 

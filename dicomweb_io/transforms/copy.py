@@ -22,6 +22,7 @@ from apache_beam.transforms import combiners
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.utils.windowed_value import WindowedValue
 
+from dicomweb_io.account import MAX_LISTED, ROW, account_document, counts_of, failure_line
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.elements import Exclusion, Failure, Resource, SearchLevel, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
@@ -29,17 +30,7 @@ from dicomweb_io.failures import failure_of
 from dicomweb_io.listing import InstanceGroup, SeriesGrouping, list_groups, resource_of_row
 from dicomweb_io.options import write_lines
 from dicomweb_io.pool import Lease, Room, shared_client
-from dicomweb_io.transfer import (
-    MAX_LISTED,
-    ROW,
-    InstanceCopier,
-    account_document,
-    check_policies,
-    counts_of,
-    excluded_files,
-    failure_line,
-    nothing_listed,
-)
+from dicomweb_io.transfer import InstanceCopier, check_policies, excluded_files, nothing_listed
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
@@ -399,7 +390,7 @@ def _write_failures(_: None, path: str, failures: Iterable[Failure]) -> None:
 
 
 def tallied() -> dict[str, int]:
-    """What copies in this process have counted so far, by the names of `dicomweb_io.transfer.Account`."""
+    """What copies in this process have counted so far, by the names of `dicomweb_io.account.Account`."""
     now = TALLY.snapshot()
     return {
         "found": now.get("listed", 0),
