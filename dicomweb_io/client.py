@@ -89,7 +89,7 @@ class DICOMClient(ABC):
             query: The search; see `dicomweb_io.queries.make_query`.
             offset: Rows to skip.
             limit: The most rows wanted; one above the archive's maximum is lowered to it. None leaves it to the
-                archive.
+                archive, and for 0 it is not asked.
 
         Returns:
             Its rows, with what the archive says about the rest.
@@ -447,6 +447,7 @@ class DICOMClient(ABC):
         Returns:
             DICOM JSON datasets in the archive's order.
         """
+        check_limits(limit, offset)
         query = make_query(
             "study",
             fuzzymatching=fuzzymatching,
@@ -454,7 +455,10 @@ class DICOMClient(ABC):
             search_filters=search_filters,
             additional_params=additional_params,
         )
-        return self._search(query, limit, offset, get_remaining)
+        if get_remaining:
+            return list(self.iter_search(query, offset=offset or 0, limit=limit))
+        # Some archives ignore limits.
+        return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
 
     def search_for_series(
         self,
@@ -468,6 +472,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> list[JSONDataset]:
         """Searches for series, of one study or of all. Further arguments as in `search_for_studies`."""
+        check_limits(limit, offset)
         query = make_query(
             "series",
             study_instance_uid,
@@ -477,7 +482,10 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        return self._search(query, limit, offset, get_remaining)
+        if get_remaining:
+            return list(self.iter_search(query, offset=offset or 0, limit=limit))
+        # Some archives ignore limits.
+        return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
 
     def search_for_instances(
         self,
@@ -492,6 +500,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> list[JSONDataset]:
         """Searches for instances, of one series, one study or all. Further arguments as in `search_for_studies`."""
+        check_limits(limit, offset)
         query = make_query(
             "instance",
             study_instance_uid,
@@ -502,16 +511,8 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        return self._search(query, limit, offset, get_remaining)
-
-    def _search(
-        self, query: SearchQuery, limit: int | None, offset: int | None, get_remaining: bool
-    ) -> list[JSONDataset]:
-        check_limits(limit, offset)
         if get_remaining:
             return list(self.iter_search(query, offset=offset or 0, limit=limit))
-        if limit == 0:
-            return []
         # Some archives ignore limits.
         return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
 

@@ -24,7 +24,7 @@ from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.elements import Exclusion, Failure, Instance, Resource, SearchLevel, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import discreet
+from dicomweb_io.errors import log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.store import in_the_way, layout_path
@@ -309,7 +309,7 @@ class InstanceCopier:
             try:
                 listed = self._source_listing.size(group.series)
             except RECOVERABLE as error:
-                logger.info("%s could not be listed: %s", group.series.uri, discreet(error))
+                logger.info("%s could not be listed: %s", group.series.uri, log_text(error))
                 return False
         return 2 * wanted >= listed
 
@@ -326,7 +326,7 @@ class InstanceCopier:
                 else:
                     self._spool.discard(instance)
         except RECOVERABLE as error:
-            logger.info("%s broke off: %s", series.uri, discreet(error))
+            logger.info("%s broke off: %s", series.uri, log_text(error))
         if rest:
             logger.info("%d instances did not come with %s and are asked for one by one", len(rest), series.uri)
 
@@ -734,7 +734,7 @@ class InstanceDownloader:
         with self._folder.open(target, stat.size) as file:
             found = header_of(file).sop_instance_uid
         if found != reference.sop_instance_uid:
-            raise ValueError(
+            raise FileExistsError(
                 f"{self._folder.location_of(target)} holds another instance ({found}); nothing was written"
             )
         return True
@@ -770,6 +770,6 @@ class InstanceDownloader:
             target, source if source is not None else str(instance.path), replace=self._overwrite
         )
         if not written and not self._is_there(target, instance.reference):
-            raise ValueError(in_the_way(path))
+            raise FileExistsError(in_the_way(path))
         # Whoever came first wrote the same.
         return Downloaded(path, instance.size if written else 0, not written)

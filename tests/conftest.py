@@ -1,4 +1,4 @@
-"""Fixtures for all tests: sample data, folders, the test server, and a real Orthanc."""
+"""Fixtures for all tests: sample data, folders, the test server, servers with answers of a test, a real Orthanc."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from dicomweb_io.testing.orthanc import Orthanc, OrthancUnavailable, find_installation
 from dicomweb_io.testing.samples import charset_files, copy_samples, sample_files
+from tests.answering import AnsweringServer, Handler
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,6 +69,24 @@ def serve() -> Iterator[Callable[..., Any]]:
         yield begin
     errors = [error for server in servers for error in server.errors]
     assert not errors, "the test server has a defect:\n" + "\n".join(errors)
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[..., AnsweringServer]]:
+    """Starts servers whose answers a test writes itself, and stops them after the test.
+
+    A test in which such an answer raised an error fails.
+    """
+    servers: list[AnsweringServer] = []
+
+    def start(handler: Handler, **options: Any) -> AnsweringServer:
+        servers.append(AnsweringServer(handler, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+    assert [error for server in servers for error in server.errors] == []
 
 
 @pytest.fixture

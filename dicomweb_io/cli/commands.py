@@ -156,7 +156,7 @@ def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
 def serve(args: argparse.Namespace) -> int:
     """Serves a folder as a DICOMweb server until interrupted, or tells about the behaviour that it can have."""
     try:
-        from dicomweb_io.testing.server.server import print_behaviours, run
+        from dicomweb_io.testing.server.command import print_behaviours, run
     except ImportError as error:
         hint = "pip install 'dicomweb_io[testing]'"
         raise UsageError(f"serve needs the extra 'testing' (no {error.name} here): {hint}") from error

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from pydicom.datadict import dictionary_keyword, dictionary_VR, keyword_dict, tag_for_keyword
 
 from dicomweb_io.dicom.errors import InvalidIdentifierError
+
+BINARY_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
+INTEGER_VRS = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
+DECIMAL_VRS = frozenset(("DS", "FD", "FL"))
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}\Z")
 
@@ -83,3 +87,9 @@ def vr_of(tag: str) -> str:
         return str(dictionary_VR(int(tag, 16))).split(" or ")[0]
     except KeyError:
         return "UN"
+
+
+@cache
+def tags_of_vr(vr: str) -> tuple[int, ...]:
+    """All standard attributes of a value representation, ascending."""
+    return tuple(sorted(tag for tag in keyword_dict.values() if dictionary_VR(tag) == vr))

@@ -9,14 +9,12 @@ from typing import Any
 
 from pydicom.datadict import dictionary_VM
 
-from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.attributes import BINARY_VRS, DECIMAL_VRS, INTEGER_VRS, lookup_keyword, resolve, vr_of
 from dicomweb_io.dicom.errors import InvalidIdentifierError
-from dicomweb_io.dicom.json_encode import BINARY_VRS
+from dicomweb_io.dicom.json_decode import iter_values
 from dicomweb_io.dicom.values import name_text, parse_date
 
-_INTEGER_VRS = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
-_FLOAT_VRS = frozenset(("DS", "FD", "FL"))
-_LARGEST = 1 << 63
+_INT64 = 1 << 63  # tables have integers of 64 bits
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,12 @@ class Column:
         """The column's value in a dataset of the DICOM JSON model.
 
         Returns:
-            The value (None, or an empty list, where the attribute has none), and whether everything there was is in
-            it: values that are not of the column's type are left out.
+            The value (None, or an empty list, where the attribute has none), and whether the cell is
+            complete: values that are not of the column's type are left out.
         """
-        found: list[Any] = []
-        _collect(row, self.path, found)
         clean = True
         values = []
-        for value in found:
+        for value in iter_values(row, self.path):
             if value is None or value == "":
                 # A place in a list of texts is kept, because others may belong to it.
                 if self.many and self.kind is str:
@@ -92,9 +88,9 @@ def column_of(attribute: str) -> Column:
     kind: type = str
     if vr == "DA":
         kind = date
-    elif vr in _INTEGER_VRS:
+    elif vr in INTEGER_VRS:
         kind = int
-    elif vr in _FLOAT_VRS:
+    elif vr in DECIMAL_VRS:
         kind = float
     return Column("_".join(map(_name, path)), path, kind, len(path) > 1 or _multiplicity(path[-1]) != "1")
 
@@ -132,21 +128,8 @@ def _multiplicity(tag: str) -> str:
         return "1"
 
 
-def _collect(row: Mapping[str, Any], path: tuple[str, ...], found: list[Any]) -> None:
-    element = row.get(path[0])
-    values = element.get("Value") if isinstance(element, Mapping) else None
-    if not isinstance(values, (list, tuple)):
-        return
-    if len(path) == 1:
-        found.extend(values)
-        return
-    for item in values:
-        if isinstance(item, Mapping):
-            _collect(item, path[1:], found)
-
-
 def _convert(value: Any, kind: type) -> Any:
-    """The value as `kind`; None if it is none. Archives send numbers as texts and the other way round."""
+    """The value as `kind`; None if it has no such form. Archives send numbers as texts and texts as numbers."""
     if kind is str:
         return value if isinstance(value, str) else name_text(value)
     if kind is date:
@@ -160,5 +143,4 @@ def _convert(value: Any, kind: type) -> Any:
         number = int(value) if isinstance(value, (int, str)) else int(value) if value == int(value) else None
     except (TypeError, ValueError, OverflowError):
         return None
-    # Tables know integers of 64 bits.
-    return number if number is not None and -_LARGEST <= number < _LARGEST else None
+    return number if number is not None and -_INT64 <= number < _INT64 else None

@@ -1,6 +1,6 @@
 """Matching of search filters against datasets (PS3.4 section C.2.2.2, PS3.18 section 8.3.4.1).
 
-What is left to an implementation is decided like this:
+The standard leaves some choices to an implementation. They are made like this:
 
 - Person names are compared without regard to case; accents count, unless fuzzy matching is asked for. A name without
   ``=`` is compared with each group of a name. Fuzzy matching: each word of the filter begins a word of the name,
@@ -22,12 +22,13 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from dicomweb_io.dicom.attributes import resolve, vr_of
+from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS, resolve, vr_of
 from dicomweb_io.dicom.errors import FilterError
+from dicomweb_io.dicom.json_decode import first_value, is_empty
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.dicom.values import (
     Range,
@@ -38,6 +39,7 @@ from dicomweb_io.dicom.values import (
     parse_date_range,
     parse_date_time,
     parse_date_time_range,
+    parse_decimal,
     parse_offset,
     parse_time,
     parse_time_range,
@@ -46,11 +48,12 @@ from dicomweb_io.dicom.values import (
 
 Predicate = Callable[[Any], bool]
 """A test of one value of an element."""
+ElementTest = Callable[["Mapping[str, Any] | None", "int | None"], bool]
+"""A test of an element of the DICOM JSON model, or of its absence, with the dataset's offset from UTC in minutes."""
 
 WILDCARD_VRS = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
 _SINGLE_TEXT = frozenset(("LT", "ST", "UR", "UT"))  # a backslash is a character of these
 _TRAILING_ONLY = frozenset(("LT", "ST", "UC", "UR", "UT"))  # leading spaces of these count (PS3.5 section 6.2)
-_INTEGERS = frozenset(("SL", "SS", "SV", "UL", "US", "UV"))
 _AGE = re.compile(r"[0-9]{3}[DWMY]\Z")
 _TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?\Z")
 _EMPTY = '""'  # PS3.18 section 8.3.4.1: this matches empty values where emptyvaluematching is on
@@ -71,7 +74,7 @@ class Matcher:
     tags: tuple[str, ...]
     uids: Mapping[str, frozenset[str]]
     universal: bool
-    _tests: tuple[tuple[str, Callable[[Mapping[str, Any] | None, int | None], bool]], ...] = field(repr=False)
+    _tests: tuple[tuple[str, ElementTest], ...] = field(repr=False)
 
     def __call__(self, dataset: Mapping[str, Any]) -> bool:
         """Tells whether a dataset matches all filters."""
@@ -106,9 +109,9 @@ def compile_filters(
         A test of datasets.
 
     Raises:
-        TypeError: If an attribute or a value is no text.
-        FilterError: If an attribute is unknown, or if a value is not possible for its value representation: a filter is
-            never ignored.
+        TypeError: If an attribute or a value is not a str.
+        InvalidIdentifierError: If an attribute is unknown.
+        FilterError: If a value is not possible for its value representation: no filter is ever ignored.
     """
     root = _Node()
     pairs: Iterable[tuple[str, str]] = filters.items() if isinstance(filters, Mapping) else filters
@@ -124,7 +127,7 @@ def compile_filters(
             node = node.below.setdefault(tag, _Node())
         node.values.append((attribute, value))
     options = _Options(fuzzymatching, empty_value_matching)
-    tests = tuple((tag, test) for tag, node in root.below.items() if (test := _element_test(tag, node, options)))
+    tests = _tests(root, options)
     tags = {tag for tag, _ in tests}
     if options.needs_timezone:
         tags.add(_TIMEZONE)
@@ -147,7 +150,9 @@ class _Options:
         return self.empty and value.strip() == _EMPTY
 
 
-ElementTest = Callable[["Mapping[str, Any] | None", "int | None"], bool]
+def _tests(node: _Node, options: _Options) -> tuple[tuple[str, ElementTest], ...]:
+    """The tests of the attributes below a node that not every dataset passes."""
+    return tuple((tag, test) for tag, below in node.below.items() if (test := _element_test(tag, below, options)))
 
 
 def _element_test(tag: str, node: _Node, options: _Options) -> ElementTest | None:
@@ -157,7 +162,7 @@ def _element_test(tag: str, node: _Node, options: _Options) -> ElementTest | Non
         test = _value_test(attribute, tag, value, options)
         if test is not None:
             tests.append(test)
-    below = [(inner, test) for inner, child in node.below.items() if (test := _element_test(inner, child, options))]
+    below = _tests(node, options)
     if below:
         tests.append(_items_test(below))
     if not tests:
@@ -181,7 +186,7 @@ def _value_test(attribute: str, tag: str, value: str, options: _Options) -> Elem
     if not value.strip():
         return None
     if options.is_empty(value):
-        return lambda element, offset: not _present(element)
+        return lambda element, offset: is_empty(element)
     if tag == _CHARACTER_SET:
         raise FilterError("SpecificCharacterSet (0008,0005) says how text is encoded and cannot be matched")
     vr = vr_of(tag)
@@ -286,7 +291,7 @@ def _single_predicate(vr: str, value: str, fuzzy: bool) -> Predicate | None:
                 "a DT filter is YYYYMMDDHHMMSS.FFFFFF&ZZXX, from left as much as wanted, or a-b, a- or -b"
             )
         return _DateTimePredicate([wanted])
-    if vr in ("DS", "IS", "FD", "FL") or vr in _INTEGERS:
+    if vr in DECIMAL_VRS or vr in INTEGER_VRS:
         return _number_predicate(vr, value)
     if vr == "AS":
         if not _AGE.match(value):
@@ -369,9 +374,9 @@ class _DateTimePredicate:
 
 def _number_predicate(vr: str, value: str) -> Predicate:
     wanted = _decimal(value)
-    if wanted is None or not wanted.is_finite():
+    if wanted is None:
         raise FilterError(f"a filter of VR {vr} is a number (there are no ranges or wildcards for it)")
-    if vr not in ("DS", "FD", "FL") and wanted != wanted.to_integral_value():
+    if vr not in DECIMAL_VRS and wanted != wanted.to_integral_value():
         raise FilterError(f"a filter of VR {vr} is an integer")
     if vr == "FL":
         single = _single_precision(float(wanted))
@@ -389,18 +394,12 @@ def _number(candidate: Any, test: Callable[[Decimal | int | float], bool]) -> bo
         return False
     if isinstance(candidate, str):
         number = _decimal(candidate.strip(" \0"))
-        return number is not None and number.is_finite() and test(number)
+        return number is not None and test(number)
     return isinstance(candidate, (int, float)) and test(candidate)
 
 
 def _decimal(text: str) -> Decimal | None:
-    if "_" in text or len(text) > 64:
-        return None
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return None
-    return None if number.is_finite() and abs(number.adjusted()) > 400 else number
+    return parse_decimal(text) if len(text) <= 64 else None
 
 
 def _single_precision(number: float) -> float:
@@ -411,15 +410,6 @@ def _single_precision(number: float) -> float:
     return rounded
 
 
-def _present(element: Mapping[str, Any] | None) -> bool:
-    if not element:
-        return False
-    if element.get("BulkDataURI") or element.get("InlineBinary"):
-        return True
-    return any(value is not None and value != "" for value in element.get("Value") or ())
-
-
 def _timezone(dataset: Mapping[str, Any]) -> int | None:
-    element = dataset.get(_TIMEZONE)
-    values = element.get("Value") if element else None
-    return parse_offset(values[0]) if values and isinstance(values[0], str) else None
+    value = first_value(dataset, _TIMEZONE)
+    return parse_offset(value) if isinstance(value, str) else None

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dicomweb_io.dicom.errors import TranscodingError
 from dicomweb_io.dicom.frames import native_to_little_endian
-from dicomweb_io.dicom.json_encode import swap_words
 from dicomweb_io.dicom.media_types import OCTET_STREAM
 from dicomweb_io.dicom.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
@@ -31,6 +30,7 @@ from dicomweb_io.dicom.uids import (
     JPEG_LS_LOSSLESS,
     RLE_LOSSLESS,
 )
+from dicomweb_io.dicom.values import swap_words
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -90,8 +90,8 @@ class URI:
         sop_instance_uid: The instance; needs the series.
         frames: Frame numbers, counted from 1, in the order wanted; need the instance.
         suffix: The form asked for. Frames have no metadata, and a service has none of the forms.
-        permissive: Accept identifiers that are not UIDs by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`). URIs made from this one
-            accept them too.
+        permissive: Accept identifiers that are not UIDs by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`), in URIs made
+            from this one too.
 
     Raises:
         TypeError: If a part has the wrong type.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml.ElementTree import fromstring
 
+from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS
 from dicomweb_io.dicom.errors import DatasetError
 
-_INTEGERS = frozenset({"IS", "SL", "SS", "SV", "UL", "US", "UV"})
-_DECIMALS = frozenset({"DS", "FD", "FL"})
 _COMPONENTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
 _MAX_DEPTH = 64
 
@@ -18,7 +18,7 @@ _MAX_DEPTH = 64
 def parse_native_model(content: bytes) -> dict[str, Any]:
     """Reads one dataset.
 
-    Document type definitions, entities and external references are refused, and so is nesting beyond 64 sequences.
+    Document type definitions, entities, external references and nesting beyond 64 sequences are errors.
 
     Args:
         content: The XML document, of which ``NativeDicomModel`` is the root, in any namespace or none.
@@ -88,12 +88,11 @@ def _value(vr: str, text: str) -> Any:
     if text == "":
         return None
     try:
-        if vr in _INTEGERS:
+        if vr in INTEGER_VRS:
             return int(text)
-        if vr in _DECIMALS:
+        if vr in DECIMAL_VRS:
             number = float(text)
-            # JSON has no such numbers; they stay text.
-            return text.strip() if number != number or number in (float("inf"), float("-inf")) else number
+            return number if math.isfinite(number) else text.strip()  # JSON has no other numbers
     except ValueError:
         return text
     return text

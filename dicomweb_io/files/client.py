@@ -33,7 +33,7 @@ from dicomweb_io.elements import (
     SearchQuery,
     StoredInstance,
 )
-from dicomweb_io.errors import FileClientError, http_error
+from dicomweb_io.errors import FileClientError, InvalidIdentifierError, http_error
 from dicomweb_io.files.database import index_path
 from dicomweb_io.files.index import DUPLICATE_RULES, Duplicates, Index, IndexedFile, RefreshCounts, iter_exclusions
 from dicomweb_io.files.local import folder_of
@@ -367,7 +367,9 @@ class DICOMfileClient(DICOMClient):
         `allow_transcoding` has no effect: the stored form can always be had.
         """
         if resource.level == "frame":
-            raise ValueError("a reference to frames names no whole instance: use iter_frames, or reference.instance")
+            raise InvalidIdentifierError(
+                "a reference to frames names no whole instance: use iter_frames, or reference.instance"
+            )
         accepted_types = instance_media_types(media_types)
         return (
             self._reader.instance(
@@ -400,7 +402,7 @@ class DICOMfileClient(DICOMClient):
         otherwise (see `dicomweb_io.dicom.pixels.TARGETS` for the libraries that it takes).
         """
         if resource.level != "frame":
-            raise ValueError(f"a reference to frames is needed, not to a {resource.level}")
+            raise InvalidIdentifierError(f"a reference to frames is needed, not to a {resource.level}")
         accepted_types = parse_media_types(media_types)
         for accepted_type in accepted_types:
             if accepted_type.name == DICOM:
@@ -434,7 +436,7 @@ class DICOMfileClient(DICOMClient):
         )
         match = _BULKDATA.match(unquote(relative))
         if match is None:
-            raise ValueError(
+            raise InvalidIdentifierError(
                 f"not a bulk data URI of this folder: {url!r} (expected {self.base_url}/studies/…/series/…/instances/…/"
                 "bulkdata/…)"
             )

@@ -50,7 +50,7 @@ def render_report(dataset: Dataset) -> str:
         ValueError: If it is none.
     """
     if not is_report(dataset):
-        raise ValueError("the instance is no structured report")
+        raise RenderingError("the instance is no structured report")
     title = escape(_concept(dataset) or "Report")
     facts = (
         ("Patient", dataset.get("PatientName", "")),

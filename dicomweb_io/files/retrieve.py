@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 from dicomweb_io.dicom import frames as locate
 from dicomweb_io.dicom.errors import FrameError, TranscodingError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
-from dicomweb_io.dicom.json_decode import BulkDataPlace, encode
-from dicomweb_io.dicom.json_encode import swap_words
+from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
 from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, MediaType, parse_media_types
 from dicomweb_io.dicom.part10 import read_range
 from dicomweb_io.dicom.pixels import (
@@ -30,8 +29,9 @@ from dicomweb_io.dicom.pixels import (
     with_one_frame,
 )
 from dicomweb_io.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
+from dicomweb_io.dicom.values import swap_words
 from dicomweb_io.elements import Bulkdata, Frame, Instance, JSONDataset, Resource
-from dicomweb_io.errors import FileClientError, http_error
+from dicomweb_io.errors import ElementTooLargeError, FileClientError, http_error
 from dicomweb_io.files.index import Index, IndexedFile
 from dicomweb_io.files.places import FileStat, Folder
 
@@ -231,7 +231,7 @@ class _Image:
             groups = locate.group_fragments(self._read, fragments, frames, self._file.syntax)
             packed = locate.pack_groups(groups)
             if len(fragments) > _FEW_FRAGMENTS:
-                self._index.keep_fragments(self._file.id, packed)
+                self._index.store_fragments(self._file.id, packed)
         self._packed = packed
         return b"".join(self._read(offset, offset + length) for offset, length in locate.packed_frame(packed, number))
 
@@ -530,7 +530,7 @@ def uri_maker(base: str) -> Callable[[BulkDataPlace], str]:
 
 def _spool_path(reference: Resource, size: int, limit: int, directory: str | None) -> str:
     if directory is None:
-        raise ValueError(
+        raise ElementTooLargeError(
             f"{reference.uri} has {size} bytes, more than max_element_bytes ({limit}): give a spool_directory, "
             "or raise the limit"
         )

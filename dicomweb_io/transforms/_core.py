@@ -363,12 +363,11 @@ class PooledDoFn(beam.DoFn):
 
     Args:
         endpoint: The archive.
-        purpose: See `dicomweb_io.pool.shared_client`.
         transform: The name for failures.
         collect: Whether failures become elements (else they fail the bundle).
         hold: Whether elements may lie in several windows.
         ordered: Whether results come in the order of the elements.
-        max_bytes: The pool's budget.
+        max_bytes: See `dicomweb_io.pool.shared_client`.
     """
 
     _role: Role = "source"
@@ -376,7 +375,6 @@ class PooledDoFn(beam.DoFn):
     def __init__(
         self,
         endpoint: Endpoint,
-        purpose: str,
         transform: str,
         *,
         collect: bool,
@@ -385,7 +383,6 @@ class PooledDoFn(beam.DoFn):
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._endpoint = endpoint
-        self._purpose = purpose
         self._transform = transform
         self._collect = collect
         self._hold = hold
@@ -414,7 +411,7 @@ class PooledDoFn(beam.DoFn):
 
     def setup(self) -> None:
         """Leases the process's client and pool."""
-        self._lease = shared_client(self._endpoint, self._purpose, max_bytes=self._max_bytes)
+        self._lease = shared_client(self._endpoint, max_bytes=self._max_bytes)
 
     def start_bundle(self) -> None:
         """Opens the lane of the bundle."""

@@ -99,7 +99,7 @@ class GroupBySeries(DICOMwebTransform):
         kinds = Resource | InstanceGroup
         references = pcollection | "AsReferences" >> transform._step(_AsGroups(name, collect=collects), kinds)
         grouped = references["main"] | "GroupBySeries" >> transform._step(
-            _GroupBySeries(transform.endpoint, "search", name, **how), InstanceGroup
+            _GroupBySeries(transform.endpoint, name, **how), InstanceGroup
         )
         return grouped["main"], [references[FAILURES], grouped[FAILURES]]
 
@@ -229,14 +229,14 @@ class _Copy(PooledDoFn):
     def __init__(
         self, source: Endpoint, destination: Endpoint, transform: str, options: dict[str, Any], **how: Any
     ) -> None:
-        super().__init__(source, "copy", transform, **how)
+        super().__init__(source, transform, **how)
         self._destination = destination
         self._options = options
         self._receiver: Lease | None = None
 
     def setup(self) -> None:
         super().setup()
-        self._receiver = shared_client(self._destination, "store")
+        self._receiver = shared_client(self._destination)
         self._copier = InstanceCopier(
             cast(Lease, self._lease).client, self._receiver.client, transform=self._transform, **self._options
         )
@@ -327,7 +327,7 @@ class _ListExclusions(beam.DoFn):
         self._source = source
 
     def process(self, element: SearchQuery) -> Iterator[Any]:
-        lease = shared_client(self._source, "search")
+        lease = shared_client(self._source)
         try:
             for item in excluded_files(lease.client, element):
                 yield TaggedOutput(FAILURES, item) if isinstance(item, Failure) else item

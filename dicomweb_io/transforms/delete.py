@@ -86,7 +86,7 @@ class _Delete(PooledDoFn):
     _role = "sink"
 
     def __init__(self, endpoint: Endpoint, transform: str, **options: Any) -> None:
-        super().__init__(endpoint, "store", transform, **options)
+        super().__init__(endpoint, transform, **options)
 
     def taken(self, result: Resource) -> None:
         count("deleted")

@@ -95,9 +95,7 @@ class DownloadInstances(DICOMwebTransform):
         name = type(self).__name__
         how: dict[str, Any] = {"collect": self.collects, "hold": several_windows(pcollection)}
         references = pcollection | "AsReferences" >> self._step(AsReferences(name, collect=self.collects), Resource)
-        expanded = references["main"] | "Expand" >> self._step(
-            ExpandReferences(self.endpoint, "search", name, **how), Resource
-        )
+        expanded = references["main"] | "Expand" >> self._step(ExpandReferences(self.endpoint, name, **how), Resource)
         written = (
             expanded["main"]
             | "Reshuffle" >> beam.Reshuffle()
@@ -120,7 +118,7 @@ class _Download(PooledDoFn):
     def __init__(
         self, endpoint: Endpoint, directory: Endpoint, transform: str, options: dict[str, Any], **how: Any
     ) -> None:
-        super().__init__(endpoint, "retrieve", transform, **how)
+        super().__init__(endpoint, transform, **how)
         self._directory = directory
         self._options = options
         self._downloader: InstanceDownloader | None = None

@@ -167,7 +167,7 @@ class _Store(PooledDoFn):
     _role = "sink"
 
     def __init__(self, endpoint: Endpoint, transform: str, options: dict[str, Any], **how: Any) -> None:
-        super().__init__(endpoint, "store", transform, **how)
+        super().__init__(endpoint, transform, **how)
         self._options = options
 
     def setup(self) -> None:

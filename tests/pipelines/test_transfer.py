@@ -18,6 +18,7 @@ from dicomweb_io.cli import main as command_line
 from dicomweb_io.elements import Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import write_lines
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
@@ -291,7 +292,7 @@ def test_killing_orthanc_in_the_middle_loses_nothing_and_doubles_nothing(orthanc
     make_study(tmp_path / "source", studies=2, series=2, instances=50, size=20_000)
     # Few and short retries, or the job would wait for minutes for a server that stays dead.
     quick = RetryPolicy(max_attempts=2, initial_delay=0.01)
-    endpoint = Endpoint(orthanc.url, retry=quick, max_in_flight=2)
+    endpoint = Endpoint(orthanc.url, retry=quick, limits=Limits(2))
     whole = TransferJob(Endpoint(str(tmp_path / "source")), endpoint)
     before = TALLY.snapshot().get("stored", 0)
     done = threading.Event()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Iterable
+
+from tests.answering import Reply
 
 STUDY, SERIES, INSTANCE = "1.2.3", "1.2.3.4", "1.2.3.4.5"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -13,7 +14,6 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 JSON = {"Content-Type": "application/dicom+json"}
 BOUNDARY = "edge"
-RELATED = {"Content-Type": f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'}
 _LONG = ("OB", "OW", "UN", "UT", "SQ")
 
 
@@ -59,17 +59,15 @@ def row(study: str = STUDY, series: str = SERIES, instance: str = INSTANCE) -> d
     }
 
 
-def rows(*found: dict[str, object]) -> tuple[int, dict[str, str], bytes]:
+def rows(*found: dict[str, object]) -> Reply:
     """An answer to a search."""
-    return 200, JSON, json.dumps(list(found)).encode()
+    return Reply.json(list(found))
 
 
-def multipart(
-    parts: Iterable[bytes], *, headers: str = "", media_type: str = "application/dicom"
-) -> tuple[int, dict[str, str], bytes]:
+def multipart(parts: Iterable[bytes], *, headers: str = "", media_type: str = "application/dicom") -> Reply:
     """An answer of several parts; `headers` are further header lines of each."""
     body = b"".join(
         f"--{BOUNDARY}\r\nContent-Type: {media_type}\r\n{headers}\r\n".encode() + part + b"\r\n" for part in parts
     )
-    content_type = f'multipart/related; type="{media_type}"; boundary={BOUNDARY}'
-    return 200, {"Content-Type": content_type}, body + f"--{BOUNDARY}--\r\n".encode()
+    body += f"--{BOUNDARY}--\r\n".encode()
+    return Reply(200, body, f'multipart/related; type="{media_type}"; boundary={BOUNDARY}')

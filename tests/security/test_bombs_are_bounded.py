@@ -10,9 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import socketserver
 import struct
-import threading
 import tracemalloc
 import zlib
 from contextlib import contextmanager
@@ -29,9 +27,11 @@ from dicomweb_io.elements import Failure, Resource, SearchQuery
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.http.transport import Transport
 from dicomweb_io.transforms import SearchForInstances
 from dicomweb_io.web.client import DICOMwebClient
+from tests.answering import Reply
 from tests.security.hostile import DEFLATED, INSTANCE, JSON, SERIES, STUDY, element, multipart, part10, row, rows
 
 MIB = 1 << 20
@@ -107,12 +107,12 @@ def test_decompression_bombs(origin, kind, operation):
     encoding, body = BOMBS[kind]()
     media_type = {"instance": "application/dicom", "bulk data": "application/octet-stream"}.get(operation)
     headers = {"Content-Type": media_type or JSON["Content-Type"], "Content-Encoding": encoding}
-    server = origin(lambda *_: (200, headers, body))
+    server = origin(lambda _: Reply(200, body, headers=headers))
     with client_of(server.url) as client, memory_below(200 * MIB):
         message = ends_badly(client, operation)
     assert any(word in message for word in ("250-fold", "Content-Encoding", "JSON")), message
     # It is not asked for again; whether a store succeeded nevertheless may be looked up once.
-    assert [method for method, _, _ in server.asked] in (
+    assert [request.method for request in server.requests] in (
         [["POST"], ["POST", "GET"]] if operation == "store" else [["GET"]]
     )
 
@@ -120,7 +120,7 @@ def test_decompression_bombs(origin, kind, operation):
 def test_empty_members_are_no_way_to_keep_a_client_busy(origin):
     """Two megabytes of nothing, a hundred thousand times, and then an empty answer."""
     body = gzip.compress(b"") * 100_000 + gzip.compress(b"[]")
-    server = origin(lambda *_: (200, {**JSON, "Content-Encoding": "gzip"}, body))
+    server = origin(lambda _: Reply(200, body, headers={**JSON, "Content-Encoding": "gzip"}))
     with client_of(server.url) as client, memory_below(30 * MIB):
         assert OPERATIONS["search"](client) == []
 
@@ -131,8 +131,10 @@ def test_compression_that_is_no_bomb_is_read(origin):
     packed = gzip.compress(content, 9)
     assert len(packed) < len(content) / 20
 
-    def answer(method, path, headers):
-        return rows() if "offset=" in path else (200, {**JSON, "Content-Encoding": "gzip"}, packed)
+    def answer(request):
+        return (
+            rows() if "offset=" in request.target else Reply(200, packed, headers={**JSON, "Content-Encoding": "gzip"})
+        )
 
     with client_of(origin(answer).url) as client:
         assert len(OPERATIONS["search"](client)) == 2000
@@ -142,37 +144,17 @@ def test_compression_that_is_no_bomb_is_read(origin):
 
 
 @pytest.fixture
-def raw():
-    """Starts servers that send what a generator yields, byte for byte, after each request's header."""
-    servers = []
+def raw(answering):
+    """Starts servers that send what a generator yields, byte for byte, after each request."""
 
     def start(talk):
-        class Handler(socketserver.StreamRequestHandler):
-            def handle(self):
-                try:
-                    while self.rfile.readline(65536):
-                        while self.rfile.readline(65536) not in (b"\r\n", b""):
-                            pass
-                        for piece in talk():
-                            self.wfile.write(piece)
-                except OSError:
-                    return  # the client has had enough
+        def handle(request):
+            for piece in talk():
+                request.send(piece)
 
-        class Server(socketserver.ThreadingTCPServer):
-            daemon_threads = True
-            block_on_close = False
+        return answering(handle, path="/dicomweb").url
 
-        server = Server(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_address[1]}/dicomweb"
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return start
 
 
 def endless(first, more):
@@ -229,7 +211,7 @@ def test_interim_answers_are_skipped_and_each_request_gets_its_own(raw, status):
         yield (b"HTTP/1.1 " + status + b"\r\nLink: </style.css>\r\n\r\n") * 3
         yield b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % next(numbers)
 
-    with Transport(raw(talk), retry=RetryPolicy.none(), deadline=20.0) as transport:
+    with Transport(raw(talk), retry=RetryPolicy.none(), timeouts=Timeouts(deadline=20.0)) as transport:
         answers = [transport.request("GET", "/studies") for _ in range(3)]
     assert [(answer.status, answer.content) for answer in answers] == [(200, b"0"), (200, b"1"), (200, b"2")]
 
@@ -269,7 +251,7 @@ def test_deep_json(origin, maker, depth, operation):
     """Either it can be used, copied and printed, or it is refused at once: nothing fails later."""
     text = maker(depth)
     body = text.encode() if operation == "store" else f"[{text}]".encode()
-    server = origin(lambda method, path, headers: rows() if "offset=" in path else (200, JSON, body))
+    server = origin(lambda request: rows() if "offset=" in request.target else Reply(200, body, headers=JSON))
     with client_of(server.url) as client, memory_below(100 * MIB):
         try:
             results = OPERATIONS[operation](client)
@@ -296,7 +278,7 @@ def test_sequences_of_usual_depth_are_read():
 @pytest.mark.parametrize("depth", [130, 330, 10_000])
 def test_a_pipeline_makes_a_failure_of_deep_json(origin, depth):
     body = f"[{nested_sequences(depth)}]".encode()
-    server = origin(lambda method, path, headers: rows() if "offset=" in path else (200, JSON, body))
+    server = origin(lambda request: rows() if "offset=" in request.target else Reply(200, body, headers=JSON))
 
     def one_failure(found):
         assert len(found) == 1
@@ -311,7 +293,7 @@ def test_a_pipeline_makes_a_failure_of_deep_json(origin, depth):
 @pytest.mark.parametrize("depth", [130, 330, 10_000])
 def test_the_command_explains_deep_json(origin, depth, capsys):
     body = f"[{nested_sequences(depth)}]".encode()
-    server = origin(lambda method, path, headers: rows() if "offset=" in path else (200, JSON, body))
+    server = origin(lambda request: rows() if "offset=" in request.target else Reply(200, body, headers=JSON))
     for more in ([], ["--dicomize"], ["--prettify"]):
         assert command_line(["--url", server.url, "search", "instances", *more]) == 1
         error = capsys.readouterr().err
@@ -322,7 +304,9 @@ def test_the_command_explains_deep_json(origin, depth, capsys):
 @pytest.mark.parametrize("number", ["1" * 100_000, "1e" + "9" * 100_000, "0." + "3" * 1_000_000, "-" * 1_000_000])
 def test_monstrous_numbers(origin, number):
     text = json.dumps({**row(), "00200013": "HERE"}).replace('"HERE"', f'{{"vr":"IS","Value":[{number}]}}')
-    server = origin(lambda method, path, headers: rows() if "offset=" in path else (200, JSON, f"[{text}]".encode()))
+    server = origin(
+        lambda request: rows() if "offset=" in request.target else Reply(200, f"[{text}]".encode(), headers=JSON)
+    )
     with client_of(server.url) as client, memory_below(100 * MIB):
         for operation in ("search", "metadata"):
             try:
@@ -358,15 +342,15 @@ def xml_bombs(elsewhere):
 @pytest.mark.parametrize("kind", list(xml_bombs("http://127.0.0.1:1")))
 @pytest.mark.parametrize("operation", ["search", "metadata", "store"])
 def test_xml_bombs(origin, kind, operation):
-    elsewhere = origin(lambda *_: (200, {}, b"<!ENTITY e 'x'>"))
+    elsewhere = origin(lambda _: Reply(200, b"<!ENTITY e 'x'>", headers={}))
     content = f'<?xml version="1.0"?>{xml_bombs(elsewhere.url)[kind]}'.encode()
     related = multipart([content], media_type="application/dicom+xml")
-    for answer in (related, (200, {"Content-Type": "application/dicom+xml"}, content)):
-        server = origin(lambda *_, answer=answer: answer)
+    for answer in (related, Reply(200, content, "application/dicom+xml")):
+        server = origin(lambda _, answer=answer: answer)
         with client_of(server.url) as client, memory_below(250 * MIB):
             message = ends_badly(client, operation)
         assert "root:" not in message
-    assert elsewhere.asked == []
+    assert elsewhere.requests == []
 
 
 # Multipart ------------------------------------------------------------------------------------------------------------
@@ -396,7 +380,7 @@ def test_multipart_bombs(origin, kind, operation):
         operation, "application/octet-stream"
     )
     headers = {"Content-Type": f'multipart/related; type="{media_type}"; boundary=edge'}
-    server = origin(lambda *_: (200, headers, body))
+    server = origin(lambda _: Reply(200, body, headers=headers))
     # Two hundred thousand parts of bulk data are that many results before it shows that no end comes.
     maximum = 200 if (kind, operation) == ("empty parts", "bulk data") else 60
     with client_of(server.url) as client, memory_below(maximum * MIB):
@@ -406,7 +390,7 @@ def test_multipart_bombs(origin, kind, operation):
 @pytest.mark.parametrize("boundary", ["x" * 10_000, "", '"' + "\\x" * 20_000, "a;" * 20_000, "\u2026"])
 def test_monstrous_boundaries(origin, boundary):
     value = f"multipart/related; type=application/dicom; boundary={boundary}".encode().decode("latin-1")
-    server = origin(lambda *_: (200, {"Content-Type": value}, b"--x--"))
+    server = origin(lambda _: Reply(200, b"--x--", headers={"Content-Type": value}))
     with client_of(server.url) as client, memory_below(30 * MIB):
         message = ends_badly(client, "instance")
     assert len(message) < 1000
@@ -487,7 +471,7 @@ def test_a_folder_with_deflated_files(files, kind, tmp_path):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_deflated_files_from_a_server(origin, files, kind, tmp_path):
-    server = origin(lambda *_: multipart([files[kind]]))
+    server = origin(lambda _: multipart([files[kind]]))
     with client_of(server.url, deadline=60.0) as client, memory_below(20 * MIB):
         try:
             (instance,) = client.iter_instances(REFERENCE)

@@ -48,9 +48,9 @@ from dicomweb_io.transforms import (
 from dicomweb_io.transforms._core import TransformFailed
 from dicomweb_io.web.client import DICOMwebClient
 from pipelines.transfer import main as transfer
+from tests.answering import Reply
 
 SECRET = "the-5ecret-itself"
-JSON = {"Content-Type": "application/dicom+json"}
 UIDS = ("1.2.3", "1.2.3.4", "1.2.3.4.5")
 
 
@@ -70,21 +70,20 @@ def row(elsewhere, **more):
 
 @pytest.fixture
 def elsewhere(origin):
-    return origin(lambda method, path, headers: (200, {"Content-Type": "application/octet-stream"}, b"bulk"))
+    return origin(lambda _: Reply(200, b"bulk", headers={"Content-Type": "application/octet-stream"}))
 
 
 @pytest.fixture
 def archive(origin, elsewhere):
     """An archive whose every answer points to the other host."""
 
-    def answer(method, path, headers):
-        plain = path.partition("?")[0]
+    def answer(request):
         link = f'<{elsewhere.url}/studies?offset=1>; rel="next"'
-        if "offset=" in path:
-            return 200, JSON, b"[]"
-        if plain.endswith(("studies", "series", "/instances", "metadata")):
-            return 200, {**JSON, "Link": link, "Content-Location": elsewhere.url}, json.dumps([row(elsewhere)]).encode()
-        return 404, {"Link": link}, b""
+        if "offset=" in request.target:
+            return Reply.json([])
+        if request.path.endswith(("studies", "series", "/instances", "metadata")):
+            return Reply.json([row(elsewhere)], headers={"Link": link, "Content-Location": elsewhere.url})
+        return Reply(404, headers={"Link": link})
 
     return origin(answer)
 
@@ -113,8 +112,8 @@ def test_links_and_retrieve_urls_of_answers_are_not_followed(archive, elsewhere)
             client.retrieve_study("1.2.3")
         outcomes = list(client.iter_store_instances([b"no instance"]))
         assert len(outcomes) == 1
-    assert not elsewhere.asked
-    assert all(SECRET in headers["authorization"] for _, _, headers in archive.asked)
+    assert not elsewhere.requests
+    assert all(SECRET in request.headers["authorization"] for request in archive.requests)
 
 
 def test_bulk_data_elsewhere_get_no_credentials(archive, elsewhere):
@@ -123,18 +122,18 @@ def test_bulk_data_elsewhere_get_no_credentials(archive, elsewhere):
         uri = dataset["7FE00010"]["BulkDataURI"]
         assert [part.content for part in client.iter_bulkdata_parts(uri)] == [b"bulk"]
         assert client.retrieve_bulkdata(uri) == [b"bulk"]
-    assert len(elsewhere.asked) == 2
-    for _, _, headers in elsewhere.asked:
-        assert SECRET not in repr(headers)
-        assert set(headers) <= {"host", "accept", "accept-encoding", "user-agent", "connection"}
+    assert len(elsewhere.requests) == 2
+    for request in elsewhere.requests:
+        assert SECRET not in repr(request)
+        assert set(request.headers) <= {"host", "accept", "accept-encoding", "user-agent", "connection"}
 
 
 def test_a_pipeline_that_meets_bulk_data_elsewhere_gives_no_credentials(archive, elsewhere):
     endpoint = Endpoint(archive.url, credentials=BearerToken(token=SECRET), headers={"X-Api-Key": SECRET})
     with beam.Pipeline("FnApiRunner") as pipeline:
         _ = pipeline | beam.Create([Resource("1.2.3")]) | RetrieveBulkdata(endpoint)
-    assert elsewhere.asked
-    assert SECRET not in repr(elsewhere.asked)
+    assert elsewhere.requests
+    assert SECRET not in repr(elsewhere.requests)
 
 
 CREDENTIALS = {
@@ -223,10 +222,12 @@ def test_a_literal_travels_as_its_user_wants(kind):
 def test_failures_exceptions_and_logs_of_a_pipeline_hold_no_secret(origin, caplog, status):
     """A server that repeats what it got, credentials and all."""
 
-    def answer(method, path, headers):
-        told = json.dumps({"Message": f"denied: {path} {headers}"}).encode()
-        location = {"Location": f"/login?token={SECRET}"} if status == 302 else {}
-        return status, {"Content-Type": "application/json", "WWW-Authenticate": f"Bearer {SECRET}", **location}, told
+    def answer(request):
+        headers = {"WWW-Authenticate": f"Bearer {SECRET}"}
+        if status == 302:
+            headers["Location"] = f"/login?token={SECRET}"
+        told = {"Message": f"denied: {request.target} {request.headers}"}
+        return Reply.json(told, status, content_type="application/json", headers=headers)
 
     server = origin(answer)
     endpoint = Endpoint(
@@ -243,7 +244,7 @@ def test_failures_exceptions_and_logs_of_a_pipeline_hold_no_secret(origin, caplo
     said = json.dumps(failure.to_dict()) + repr(failure)
     for error in _chain(caught.value):
         said += str(error) + repr(error)
-    assert server.asked
+    assert server.requests
     assert failure.message
     said += caplog.text
     assert SECRET not in said
@@ -267,11 +268,11 @@ def test_a_dead_letter_file_holds_no_pixels_no_names_and_no_secrets(origin, tmp_
     make_study(tmp_path / "source", 1, 1, 5, seed="letters", template=image)
     monkeypatch.setenv("THE_TOKEN", SECRET)
 
-    def answer(method, path, headers):
-        if method == "GET":
-            return 200, JSON, b"[]"
-        told = json.dumps({"Message": f"cannot store Quentin Zzyzx for {headers.get('authorization')}"}).encode()
-        return 500, {"Content-Type": "application/json"}, told[: 0 if "large" in path else None]
+    def answer(request):
+        if request.method == "GET":
+            return Reply.json([])
+        told = {"Message": f"cannot store Quentin Zzyzx for {request.headers.get('authorization')}"}
+        return Reply.json(told, 500, content_type="application/json")
 
     server = origin(answer)
     failures, summary = tmp_path / "failures.jsonl", tmp_path / "summary.json"

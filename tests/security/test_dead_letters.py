@@ -17,7 +17,8 @@ from apache_beam.testing.util import assert_that
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.transforms import RetrieveInstances, RetrieveMetadata, StoreInstances
 from pipelines.transfer import main as transfer
-from tests.security.hostile import INSTANCE, JSON, SERIES, STUDY, element, multipart, part10, row, rows
+from tests.answering import Reply
+from tests.security.hostile import INSTANCE, SERIES, STUDY, element, multipart, part10, row, rows
 
 NAME = b"Zzyzx"
 PIXELS = b"THESE ARE THE PIXELS"
@@ -77,14 +78,14 @@ ANSWERS = {
     "no DICOM": lambda: multipart([NAME + PIXELS * 100]),
     "another instance": lambda: multipart([image(instance="1.2.3.4.6")]),
     "no UIDs": lambda: multipart([image(instance="Zzyzx^Quentin/../1")]),
-    "JSON": lambda: (200, JSON, json.dumps([named_row()]).encode()),
-    "a page": lambda: (200, {"Content-Type": "text/html"}, b"<p>Zzyzx^Quentin THESE ARE THE PIXELS</p>"),
-    "a strange type": lambda: (200, {"Content-Type": "image/jpeg"}, image()),
-    "wrong boundary": lambda: (200, {"Content-Type": "multipart/related; boundary=no"}, multipart([image()])[2]),
-    "broken compression": lambda: (200, {"Content-Type": "application/dicom", "Content-Encoding": "gzip"}, image()),
-    "binary error": lambda: (500, {"Content-Type": "application/dicom"}, image()),
-    "error as DICOM JSON": lambda: (500, JSON, json.dumps([named_row()]).encode()),
-    "not found, with the object": lambda: (404, {"Content-Type": "text/plain"}, b"\0" + image()),
+    "JSON": lambda: rows(named_row()),
+    "a page": lambda: Reply(200, b"<p>Zzyzx^Quentin THESE ARE THE PIXELS</p>", "text/html"),
+    "a strange type": lambda: Reply(200, image(), "image/jpeg"),
+    "wrong boundary": lambda: Reply(200, multipart([image()]).body, "multipart/related; boundary=no"),
+    "broken compression": lambda: Reply(200, image(), "application/dicom", {"Content-Encoding": "gzip"}),
+    "binary error": lambda: Reply(500, image(), "application/dicom"),
+    "error as DICOM JSON": lambda: Reply.json([named_row()], 500),
+    "not found, with the object": lambda: Reply(404, b"\0" + image(), "text/plain"),
 }
 
 
@@ -92,9 +93,9 @@ ANSWERS = {
 def test_failing_retrieves(origin, job, tmp_path, kind, caplog):
     """Whatever comes instead of the instance, nothing of it is told."""
 
-    def answer(method, path, headers):
-        if "/instances?" in path or path.endswith("/instances"):
-            return rows() if "offset=" in path else rows(named_row())
+    def answer(request):
+        if request.path.endswith("/instances"):
+            return rows() if "offset=" in request.target else rows(named_row())
         return ANSWERS[kind]()
 
     caplog.set_level("DEBUG")
@@ -108,8 +109,8 @@ def test_failing_retrieves(origin, job, tmp_path, kind, caplog):
 def test_rows_that_name_no_instance(origin, job, tmp_path):
     broken = named_row()
     del broken["00080018"]
-    answer = lambda method, path, headers: rows() if "offset=" in path else rows(broken)  # noqa: E731
-    code, failures, everything = job(origin(answer).url, tmp_path / "copy")
+    server = origin(lambda request: rows() if "offset=" in request.target else rows(broken))
+    code, failures, everything = job(server.url, tmp_path / "copy")
     assert code == 1
     check(failures, everything)
 
@@ -160,7 +161,7 @@ def test_a_path_is_told_as_it_is(serve, job, tmp_path):
 @pytest.mark.parametrize("kind", ["cut", "no DICOM", "JSON", "error as DICOM JSON"])
 def test_failures_of_transforms(origin, kind):
     """The same for elements of a failures output."""
-    server = origin(lambda *_: ANSWERS[kind]())
+    server = origin(lambda _: ANSWERS[kind]())
     reference = Resource(STUDY, SERIES, INSTANCE)
 
     def harmless(found):

@@ -22,9 +22,11 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import ConnectionFailedError, CredentialsError, DICOMwebError
 from dicomweb_io.http.auth import OAuth2ClientCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import TLS
 from dicomweb_io.http.transport import Transport
 from dicomweb_io.transforms import SearchForStudies
 from dicomweb_io.web.client import DICOMwebClient
+from tests.answering import Reply
 from tests.security.hostile import row, rows
 
 NONE = RetryPolicy.none()
@@ -65,17 +67,16 @@ def secure(origin, authority):
     """Starts https servers; gives them and their URLs."""
 
     def start(answer, certificate="good"):
-        server = origin(answer)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         CERTIFICATES[certificate](authority).configure_cert(context)
-        server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
-        return server, server.url.replace("http:", "https:")
+        server = origin(answer, tls=context)
+        return server, server.url
 
     return start
 
 
-def one_study(method, path, headers):
-    return rows() if "offset=" in path else rows(row())
+def one_study(request):
+    return rows() if "offset=" in request.target else rows(row())
 
 
 def doors(url, **options):
@@ -86,11 +87,11 @@ def doors(url, **options):
             return len(list(found.iter_search(ALL)))
 
     def endpoint():
-        with Endpoint(url, retry=NONE, **options).connect() as found:
+        with Endpoint(url, retry=NONE, tls=TLS(**options)).connect() as found:
             return len(list(found.iter_search(ALL)))
 
     def transport():
-        with Transport(url, retry=NONE, **options) as found:
+        with Transport(url, retry=NONE, tls=TLS(**options)) as found:
             return len(json.loads(found.request("GET", "/studies").content))
 
     def session():
@@ -111,7 +112,7 @@ def test_a_good_certificate_is_accepted_and_no_other(secure, bundle, door):
         with pytest.raises(ConnectionFailedError, match="TLS certificate is not trusted") as caught:
             doors(url, verify=bundle)[door]()
         assert not caught.value.retryable
-        assert server.asked == []
+        assert server.requests == []
 
 
 @pytest.mark.parametrize("certificate", WRONG)
@@ -133,7 +134,7 @@ def test_no_variable_switches_it_off(secure, bundle, monkeypatch, certificate, n
     for options in ({}, {"verify": bundle}, {"verify": True}):
         with pytest.raises(ConnectionFailedError, match="not trusted"):
             doors(url, **options)["client"]()
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_a_bundle_of_the_environment_that_is_not_there_is_an_error(secure, monkeypatch, tmp_path):
@@ -141,7 +142,7 @@ def test_a_bundle_of_the_environment_that_is_not_there_is_an_error(secure, monke
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "gone.pem"))
     with pytest.raises(ValueError, match=r"REQUESTS_CA_BUNDLE .*gone\.pem"):
         doors(url)["client"]()
-    assert server.asked == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("value", [None, 0, "", [], b"", 1, "no/such/file", "False"])
@@ -151,7 +152,7 @@ def test_only_false_switches_it_off(secure, door, value):
     server, url = secure(one_study, "another authority")
     with pytest.raises((TypeError, ValueError, FileNotFoundError), match="verify"):
         doors(url, verify=value)[door]()
-    assert server.asked == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("certificate", WRONG)
@@ -160,7 +161,7 @@ def test_false_switches_it_off_and_says_so(secure, certificate):
     for door in doors(url, verify=False).values():
         with pytest.warns(Warning, match="Unverified"):
             assert door() == 1
-    assert server.asked
+    assert server.requests
 
 
 def test_the_command_has_one_option_for_it(secure, bundle, capsys):
@@ -169,10 +170,10 @@ def test_the_command_has_one_option_for_it(secure, bundle, capsys):
     assert command_line(["--url", url, *search]) == 1
     assert command_line(["--url", url, "--ca", bundle, *search]) == 1
     assert "certificate is not trusted" in capsys.readouterr().err
-    assert server.asked == []
+    assert server.requests == []
     with pytest.warns(Warning, match="Unverified"):
         assert command_line(["--url", url, "--insecure-no-verify", *search]) == 0
-    assert server.asked
+    assert server.requests
 
 
 def test_a_pipeline_verifies_too(secure, bundle):
@@ -180,39 +181,41 @@ def test_a_pipeline_verifies_too(secure, bundle):
     with pytest.raises(Exception, match="certificate is not trusted"):
         with beam.Pipeline("FnApiRunner") as pipeline:
             _ = pipeline | SearchForStudies(Endpoint(url, verify=bundle, retry=NONE))
-    assert server.asked == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("certificate", WRONG)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_leads_to_no_unverified_host(secure, bundle, certificate, status):
     other, elsewhere = secure(one_study, certificate)
-    server, url = secure(lambda *_: (status, {"Location": f"{elsewhere}/studies"}, b""))
+    server, url = secure(lambda _: Reply(status, b"", headers={"Location": f"{elsewhere}/studies"}))
     with pytest.raises(DICOMwebError, match="not trusted"):
         doors(url, verify=bundle)["client"]()
-    assert len(server.asked) == 1
-    assert other.asked == []
+    assert len(server.requests) == 1
+    assert other.requests == []
 
 
 def test_bulk_data_elsewhere_come_from_a_verified_host_only(secure, bundle):
-    other, elsewhere = secure(lambda *_: (200, {"Content-Type": "application/octet-stream"}, b"x"), "another host")
+    other, elsewhere = secure(
+        lambda _: Reply(200, b"x", headers={"Content-Type": "application/octet-stream"}), "another host"
+    )
     _, url = secure(one_study)
     with DICOMwebClient(url, verify=bundle, retry=NONE) as client:
         with pytest.raises(ConnectionFailedError, match="not trusted"):
             client.retrieve_bulkdata(f"{elsewhere}/bulk")
-    assert other.asked == []
+    assert other.requests == []
 
 
 @pytest.mark.parametrize("certificate", WRONG)
 def test_secrets_go_to_no_unverified_token_endpoint(secure, bundle, certificate):
-    tokens, endpoint = secure(lambda *_: (200, {"Content-Type": "application/json"}, b"{}"), certificate)
+    tokens, endpoint = secure(lambda _: Reply(200, b"{}", headers={"Content-Type": "application/json"}), certificate)
     server, url = secure(one_study)
     credentials = OAuth2ClientCredentials(f"{endpoint}/token", "client", "the-5ecret")
     with DICOMwebClient(url, verify=bundle, retry=NONE, credentials=credentials) as client:
         with pytest.raises((CredentialsError, ConnectionFailedError), match="trusted"):
             list(client.iter_search(ALL))
-    assert tokens.asked == []
-    assert server.asked == []
+    assert tokens.requests == []
+    assert server.requests == []
 
 
 def test_no_warning_comes_without_a_switch(secure, bundle):

@@ -199,10 +199,7 @@ import re
 import sqlite3
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +214,7 @@ from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import clone, sample_file, synthetic_instance
+from tests.answering import Reply
 
 TESTS = Path(__file__).parents[1]
 PARENTS = ("study_instance_uid", "series_instance_uid")
@@ -282,22 +280,16 @@ def test_frames_can_be_shown(serve, filled_folder, content, monkeypatch, capsys)
     assert shown == [(320, 240), (320, 240)]
 
 
-def test_prefixes_and_timeout_are_options(serve, filled_folder, content, capsys):
+def test_prefixes_and_timeout_are_options(serve, answering, filled_folder, content, capsys):
     server = serve(filled_folder, behaviour="dicomcloud")
     prefixes = ("--qido-prefix", "qidors", "--wado-prefix", "wadors", "--stow-prefix", "stowrs")
     study = content.ct.uids[0]
     assert run("--url", server.url, *prefixes, "search", "series", "--study", study) == 0
     assert run("--url", server.url, *prefixes, "retrieve", "studies", "--study", study, "full") == 0
     assert {record.path.split("/")[1] for record in server.records} == {"qidors", "wadors"}
-    silent = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler, bind_and_activate=False)
-    silent.server_bind()
-    silent.socket.listen()
-    try:
-        # It listens and never answers: only the deadline ends the call.
-        url = f"http://127.0.0.1:{silent.server_port}"
-        assert run("--url", url, "--timeout", "0.1", "--deadline", "0.2", "search", "studies") == 1
-    finally:
-        silent.server_close()
+    # Only the deadline ends the call.
+    silent = answering(lambda request: request.server.stopping.wait(30) and request.hangup())
+    assert run("--url", silent.url, "--timeout", "0.1", "--deadline", "0.2", "search", "studies") == 1
     assert "127.0.0.1" in capsys.readouterr().err
 
 
@@ -363,51 +355,18 @@ def test_store_requests_have_a_length_and_a_boundary_of_their_own(serve, make_im
         assert "transfer-encoding" not in record.headers
 
 
-@pytest.fixture
-def answering() -> Iterator[Callable[[bytes, dict[str, str]], str]]:
-    """Starts servers that give one answer to everything."""
-    servers: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
-
-    def start(body: bytes, headers: dict[str, str]) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.send_response(200)
-                for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments: Any) -> None:
-                return
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}/dicomweb"
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 def test_answers_without_content_type(answering, content):
     held = content.ct
-    with DICOMwebClient(answering(b"[]", {})) as client:
+    with DICOMwebClient(answering(lambda _: Reply(200, b"[]")).url) as client:
         assert client.search_for_studies() == []
-    with DICOMwebClient(answering(held.content, {})) as client:
+    with DICOMwebClient(answering(lambda _: Reply(200, held.content)).url) as client:
         assert client.retrieve_instance(*held.uids) == held.dataset
-    with DICOMwebClient(answering(b"bytes", {})) as client:
+    with DICOMwebClient(answering(lambda _: Reply(200, b"bytes")).url) as client:
         assert client.retrieve_bulkdata("studies/1/bulk") == [b"bytes"]
 
 
 def test_empty_metadata_is_an_http_error(answering):
-    url = answering(b"[]", {"Content-Type": "application/dicom+json"})
-    with DICOMwebClient(url, retry=RetryPolicy.none()) as client:
+    with DICOMwebClient(answering(lambda _: Reply.json([])).url, retry=RetryPolicy.none()) as client:
         with pytest.raises(requests.HTTPError, match="metadata of one instance"):
             client.retrieve_instance_metadata("1.2.3", "1.2.4", "1.2.5")
 

@@ -13,11 +13,9 @@ import io
 import json
 import re
 import textwrap
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +34,7 @@ from dicomweb_io.elements import Instance
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.samples import clone, sample_file
 from dicomweb_io.testing.server.server import TLS
+from tests.answering import Reply, Request
 
 GUIDE = Path(__file__).parents[2] / "docs" / "user-guide.rst"
 
@@ -238,29 +237,16 @@ class Site:
     substitutions: dict[str, str] = field(default_factory=dict)
 
 
-class _Tokens(BaseHTTPRequestHandler):
+def _token(request: Request) -> Reply:
     """Google's token endpoint: gives a token for a signed assertion of a service account."""
-
-    def do_POST(self) -> None:
-        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        known = "jwt-bearer" in asked and "assertion=" in asked
-        body = json.dumps({"access_token": "google-token", "expires_in": 3600} if known else {}).encode()
-        self.send_response(200 if known else 400)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: Any) -> None:
-        return
+    known = b"jwt-bearer" in request.body and b"assertion=" in request.body
+    answer = {"access_token": "google-token", "expires_in": 3600} if known else {}
+    return Reply.json(answer, 200 if known else 400, content_type="application/json")
 
 
 @pytest.fixture
-def google_key(tmp_path, monkeypatch) -> Iterator[None]:
+def google_key(answering, tmp_path, monkeypatch) -> None:
     """Application-default credentials: a service account whose token endpoint is here."""
-    server = HTTPServer(("127.0.0.1", 0), _Tokens)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
     private = rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -270,14 +256,10 @@ def google_key(tmp_path, monkeypatch) -> Iterator[None]:
         "private_key_id": "1",
         "private_key": private.decode(),
         "client_email": "robot@example.org",
-        "token_uri": f"http://127.0.0.1:{server.server_port}/token",
+        "token_uri": f"{answering(_token).url}/token",
     }
     (tmp_path / "google.json").write_text(json.dumps(key))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "google.json"))
-    yield
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.fixture

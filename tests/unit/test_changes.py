@@ -6,11 +6,8 @@ import itertools
 import json
 import pickle
 import tempfile
-import threading
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import pydicom
 import pytest
@@ -22,6 +19,7 @@ from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.samples import make_study, synthetic_instance
+from tests.answering import Reply
 
 ONCE = RetryPolicy.none()
 
@@ -249,45 +247,29 @@ def test_a_server_without_the_feed_is_told_plainly(serve, folder):
 # Azure ----------------------------------------------------------------------------------------------------------------
 
 
-class FeedServer:
+class Feed:
     """The change feed of Azure's service as documented: rows in order of sequence, a window, an offset and a limit."""
 
-    def __init__(self):
+    def __init__(self, answering):
         self.rows = []
         self.requests = []
         self.status = 200
-        outer = self
+        self.endpoint = Endpoint(answering(self.answer, path="/v2").url, profile="azure", retry=ONCE)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                parts = urlsplit(self.path)
-                query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-                outer.requests.append((parts.path, query))
-                status, body = outer.status, b""
-                if status == 200 and parts.path == "/v2/changefeed/latest":
-                    body = json.dumps(outer.rows[-1]).encode() if outer.rows else b""
-                elif status == 200 and parts.path == "/v2/changefeed":
-                    assert query["includemetadata"] == "false"
-                    low = parse_moment(query.get("startTime", "2000-01-01T00:00:00Z"))
-                    rows = [row for row in outer.rows if parse_moment(row["timestamp"]) >= low]
-                    offset, limit = int(query["offset"]), int(query["limit"])
-                    assert 1 <= limit <= 200
-                    body = json.dumps(rows[offset : offset + limit]).encode()
-                elif status == 200:
-                    status = 404
-                self.send_response(204 if status == 200 and not body else status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = Endpoint(f"http://127.0.0.1:{self.server.server_address[1]}/v2", profile="azure", retry=ONCE)
+    def answer(self, request):
+        query = {key: values[0] for key, values in parse_qs(request.query).items()}
+        self.requests.append((request.path, query))
+        if self.status != 200:
+            return Reply(self.status)
+        if request.path == "/v2/changefeed/latest":
+            return Reply.json(self.rows[-1]) if self.rows else Reply(204)
+        assert request.path == "/v2/changefeed"
+        assert query["includemetadata"] == "false"
+        low = parse_moment(query.get("startTime", "2000-01-01T00:00:00Z"))
+        rows = [row for row in self.rows if parse_moment(row["timestamp"]) >= low]
+        offset, limit = int(query["offset"]), int(query["limit"])
+        assert 1 <= limit <= 200
+        return Reply.json(rows[offset : offset + limit])
 
     def add(self, number, seconds, *, study="1.2.3", action="create", state="current", **more):
         moment = datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)
@@ -307,21 +289,8 @@ class FeedServer:
 
 
 @pytest.fixture
-def feed():
-    @contextmanager
-    def running():
-        server = FeedServer()
-        thread = threading.Thread(target=server.server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.server.shutdown()
-            thread.join()
-            server.server.server_close()
-
-    with running() as server:
-        yield server
+def feed(answering):
+    return Feed(answering)
 
 
 def test_azure_tells_its_feed_once_and_finds_late_rows(feed):

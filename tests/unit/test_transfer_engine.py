@@ -12,6 +12,7 @@ from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import PagingError
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.listing import SeriesListing, expand_reference
 from dicomweb_io.pool import WorkCancelled
 from dicomweb_io.queries import make_query
@@ -221,7 +222,7 @@ def test_what_fails_is_reported_and_the_rest_arrives(source, destination):
 def test_a_destination_that_cannot_be_reached_is_a_failure_of_each_instance(source):
     from dicomweb_io.http.retry import RetryPolicy
 
-    nowhere = Endpoint("http://127.0.0.1:9/", retry=RetryPolicy.none(), deadline=5).connect()
+    nowhere = Endpoint("http://127.0.0.1:9/", retry=RetryPolicy.none(), timeouts=Timeouts(deadline=5)).connect()
     references = references_of(source)[:3]
     with InstanceCopier(source, nowhere) as copier:
         results = copier.copy(references)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 import tracemalloc
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
 
 import apache_beam as beam
 import pytest
@@ -16,6 +15,7 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import RetrieveBulkdata, RetrieveFrames
+from tests.answering import Reply
 
 BLOCK = b"\x5a" * 65536
 SIZE = 24 * 1024 * 1024
@@ -23,39 +23,22 @@ FRAME = Resource("1.2", "1.2.3", "1.2.3.4", frames=(1,))
 VALUE = f"{FRAME.instance.uri}/bulk/1"
 
 
-class Large(BaseHTTPRequestHandler):
-    """One large part in every answer, written block by block; ``/cut/`` in the address breaks it off."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        head = b"--x\r\nContent-Type: application/octet-stream\r\n\r\n"
-        tail = b"\r\n--x--\r\n"
-        self.send_response(200)
-        self.send_header("Content-Type", 'multipart/related; type="application/octet-stream"; boundary=x')
-        self.send_header("Content-Length", str(len(head) + SIZE + len(tail)))
-        self.end_headers()
-        self.wfile.write(head)
-        end = SIZE // 2 if self.path.startswith("/cut/") else SIZE
-        for _ in range(end // len(BLOCK)):
-            self.wfile.write(BLOCK)
-        if end < SIZE:
-            self.close_connection = True
-            return
-        self.wfile.write(tail)
-
-    def log_message(self, *_):
-        pass
+def large(request):
+    """One large part in every answer, sent block by block; ``/cut/`` in the address breaks it off."""
+    head = b"--x\r\nContent-Type: application/octet-stream\r\n\r\n"
+    tail = b"\r\n--x--\r\n"
+    return Reply(
+        200,
+        chain([head], repeat(BLOCK, SIZE // len(BLOCK)), [tail]),
+        'multipart/related; type="application/octet-stream"; boundary=x',
+        headers={"Content-Length": str(len(head) + SIZE + len(tail))},
+        cut=SIZE // 2 if request.path.startswith("/cut/") else None,
+    )
 
 
-@pytest.fixture(scope="module")
-def origin():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Large) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+@pytest.fixture
+def origin(answering):
+    return answering(large).url
 
 
 def transform_of(kind, endpoint, **options):

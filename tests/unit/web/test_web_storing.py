@@ -356,8 +356,7 @@ def test_an_archive_that_cannot_be_used_at_all_raises(web, files, status):
 
 def test_an_archive_that_is_not_there_raises(web, files):
     server, client = web.connect(Archive(web), retry=RetryPolicy(max_attempts=2, initial_delay=0.0))
-    server.close()
-    web._open.remove(server)
+    server.stop()
     with pytest.raises(DICOMwebError):
         store(client, files)
 
