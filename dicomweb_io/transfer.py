@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -49,8 +50,8 @@ CopyResult = StoredInstance | Failure
 MAX_BATCH_INSTANCES = 50
 """Instances in one store request: what clients send at once (`ServerProfile.store_batch_count`)."""
 
-MAX_BATCH_MEMORY = 8 * 1024 * 1024
-"""Bytes of a store request that wait in memory; the rest is in files."""
+MAX_BATCH_MEMORY = 7_000_000
+"""Bytes of a store request that wait in memory; the rest is in files. A second one is collected meanwhile."""
 
 MAX_BATCH_BYTES = 20_000_000
 """Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
@@ -243,27 +244,49 @@ class InstanceCopier:
             group: The instances.
             cancelled: See `copy`.
         """
-        batch = _Batch(self._spool)
+        for reference, result in self._results(group, cancelled):
+            yield reference, self._with_file(result)
+
+    def _results(self, group: InstanceGroup, cancelled: Callable[[], bool]) -> Iterator[tuple[Resource, CopyResult]]:
         missing: dict[Resource, None] = {}
-        try:
-            for reference in dict.fromkeys(group.references):
-                _check(cancelled)
+        known: CopyResult | None = None
+        for reference in dict.fromkeys(group.references):
+            _check(cancelled)
+            if isinstance(known, Failure):
+                # The destination could not list the series, so this is so for all.
+                known = replace(known, reference=reference)
+            else:
                 known = self._storer.already_there(reference)
-                if known is None:
-                    missing[reference] = None
-                else:
-                    yield reference, known
-            for reference, item in self._retrieved(group, missing, cancelled):
+            if known is None:
+                missing[reference] = None
+            else:
+                yield reference, known
+        yield from self._stored(self._retrieved(group, missing, cancelled))
+
+    def _stored(
+        self, retrieved: Iterator[tuple[Resource, Instance | Failure]]
+    ) -> Iterator[tuple[Resource, CopyResult]]:
+        """Stores in batches what comes: one is sent, by a thread of its own, while the next is read."""
+        sent: Future[list[tuple[Resource, CopyResult]]] | None = None
+        batch = _Batch(self._spool)
+        executor = ThreadPoolExecutor(1, thread_name_prefix="dicomweb_io-store")
+        try:
+            for reference, item in retrieved:
                 if not isinstance(item, Instance):
-                    yield reference, self._with_file(item)
+                    yield reference, item
                     continue
                 if not batch.has_room_for(item):
-                    yield from self._store(batch)
+                    if sent is not None:
+                        yield from sent.result()
+                    sent, batch = executor.submit(self._store, batch), _Batch(self._spool)
                 batch.add(item)
                 # Nothing here may keep the instance alive while the next is read.
                 del item
+            if sent is not None:
+                yield from sent.result()
             yield from self._store(batch)
         finally:
+            executor.shutdown()
             batch.clear()
 
     def close(self) -> None:
@@ -366,12 +389,12 @@ class InstanceCopier:
             borrow=True,
         )
 
-    def _store(self, batch: _Batch) -> Iterator[tuple[Resource, CopyResult]]:
+    def _store(self, batch: _Batch) -> list[tuple[Resource, CopyResult]]:
         references = [instance.reference for instance in batch.instances]
-        results = self._storer.store(batch.instances)
-        batch.clear()
-        for reference, result in zip(references, results, strict=True):
-            yield reference, self._with_file(result)
+        try:
+            return list(zip(references, self._storer.store(batch.instances), strict=True))
+        finally:
+            batch.clear()
 
 
 def _check(cancelled: Callable[[], bool]) -> None:
