@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
 from typing import Any, Literal, cast, get_args
@@ -34,6 +35,7 @@ from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import DICOMError, DICOMwebError, InvalidIdentifierError, MalformedResponseError
 from dicomweb_io.failures import failure_of
 from dicomweb_io.http.transport import Answer, Transport
+from dicomweb_io.options import read_json, write_lines
 from dicomweb_io.profiles import resolve_profile
 from dicomweb_io.queries import make_query
 
@@ -692,19 +694,107 @@ def _transport(client: DICOMClient) -> Transport:
     return client.transport
 
 
-def _ask(transport: Transport, method: str, url: str, body: bytes | None, what: str) -> tuple[Any, Answer]:
-    headers = {"Accept": "application/json"}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-    try:
-        answer = transport.request(method, url, headers=headers, body=body, idempotent=True)
-    except DICOMwebError as error:
-        if error.status in NO_FEED:
-            error.detail = f"{error.detail} (if this archive has no {what}, choose another method)".strip()
-        raise
-    if not answer.content:
-        return None, answer
-    try:
-        return json_decode.loads(answer.content), answer
-    except ValueError as error:
-        raise answer.error(f"expected the JSON of {what}", MalformedResponseError) from error
+    Raises:
+        ValueError: If an argument is not valid, or does not fit the others.
+    """
+    where = Endpoint.of(endpoint)
+    if level not in ("study", "instance"):
+        raise ValueError(f"level must be 'study' or 'instance', not {level!r}")
+    if method not in get_args(ChangeMethod):
+        raise ValueError(f"method must be one of {', '.join(get_args(ChangeMethod))}, not {method!r}")
+    filters = dict(search_filters or {})
+    by_date = any(resolve(key)[0] == "00080020" for key in filters)
+    if method == "auto":
+        searched: ChangeMethod = "study_date" if where.is_web and not by_date else "list"
+        facts = resolve_profile(where.profile, where.url).changes if where.is_web else None
+        if facts == "orthanc" and where.profile == "auto":
+            # Other servers have addresses like Orthanc's, and Orthanc may be shown without its own interface.
+            feed = change_source(where, level, search_filters=filters, method=facts)
+            return FeedOrSearch(
+                feed, change_source(where, level, search_filters=filters, method=searched, lookback=lookback)
+            )
+        method = facts or searched
+    if method == "study_date" and by_date:
+        raise ValueError("search_filters must not name StudyDate with method='study_date'; use method='list'")
+    if method in ("orthanc", "azure") and not where.is_web:
+        raise ValueError(f"method={method!r} is for servers, but {where.safe_url} is a folder")
+    back = _LOOKBACKS.get(method, timedelta(0))
+    if lookback is not None:
+        back = lookback if isinstance(lookback, timedelta) else timedelta(seconds=lookback)
+    if back < timedelta(0):
+        raise ValueError(f"lookback must be 0 or more seconds, not {lookback!r}")
+    if method == "orthanc":
+        return OrthancFeed(level, filters)
+    if method == "azure":
+        return AzureFeed(level, filters, lookback=back)
+    if method == "receive_time":
+        return SearchChanges(method, level, filters, window="StudyReceiveDateTime", lookback=back)
+    if method == "study_date":
+        return SearchChanges(method, level, filters, window="StudyDate", lookback=back)
+    return SearchChanges(method, level, filters, window=None, lookback=back)
+
+
+# The place kept in a file ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Place:
+    """Where a watch has come to.
+
+    Attributes:
+        cursor: Where the source was read to; None at the beginning.
+        pending: What is to be tried again, with the number of tries so far.
+    """
+
+    cursor: Cursor | None = None
+    pending: dict[Resource, int] = field(default_factory=dict)
+
+
+class PlaceFile:
+    """Keeps the place of one watch between its runs, in a file that is written complete or not at all.
+
+    Args:
+        path: The file.
+        watched: What the place belongs to, as a JSON object; another watch cannot go on from it.
+    """
+
+    def __init__(self, path: str, watched: Mapping[str, Any]) -> None:
+        self._path = path
+        self._watched = watched
+
+    def read(self) -> Place:
+        """The place; the beginning if there is no file.
+
+        Raises:
+            ValueError: If the file is damaged, or belongs to another watch.
+        """
+        if not os.path.exists(self._path):
+            return Place()
+        try:
+            document = read_json(self._path)
+            if not isinstance(document, Mapping) or document.get("version") != _VERSION:
+                raise ValueError("it was not written by this version of this job")
+            cursor = Cursor.from_json(document["cursor"]) if document["cursor"] is not None else None
+            pending = {Resource.of(item["reference"]): int(item["attempts"]) for item in document["pending"]}
+            watched = document["watched"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"this is no cursor file: {error}") from error
+        if watched != self._watched:
+            raise ValueError(
+                f"this cursor belongs to {watched.get('source')} with the filters "
+                f"{sorted(watched.get('filters', {}))}; use another file"
+            )
+        return Place(cursor, pending)
+
+    def write(self, place: Place) -> None:
+        """Replaces the file."""
+        document = {
+            "version": _VERSION,
+            "watched": self._watched,
+            "cursor": place.cursor.to_json() if place.cursor is not None else None,
+            "pending": [
+                {"reference": reference.to_dict(), "attempts": attempts}
+                for reference, attempts in place.pending.items()
+            ],
+        }
+        write_lines(self._path, [json.dumps(document)])

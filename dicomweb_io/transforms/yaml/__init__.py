@@ -18,7 +18,7 @@ import apache_beam as beam
 from dicomweb_io import transforms
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
+from dicomweb_io.options import make_endpoint
 from dicomweb_io.transforms.rows import AsRows
 
 __all__ = [
@@ -44,19 +44,8 @@ _UIDS = {
 def _endpoint(
     url: str, profile: str, token_env: str | None, user: str | None, password_env: str | None, google: bool
 ) -> Endpoint:
-    ways = [name for name, given in (("token_env", token_env), ("user", user), ("google", google)) if given]
-    if len(ways) > 1:
-        raise ValueError(f"give one way to authenticate, not {' and '.join(ways)}")
-    if bool(user) != bool(password_env):
-        raise ValueError("user and password_env belong together")
-    credentials: Credentials | None = None
-    if token_env:
-        credentials = BearerToken(env=token_env)
-    elif user:
-        credentials = BasicCredentials(user, password_env=password_env)
-    elif google:
-        credentials = GoogleCredentials()
-    return Endpoint(url, credentials=credentials, profile=profile)
+    given = {"profile": profile, "token_env": token_env, "user": user, "password_env": password_env, "google": google}
+    return make_endpoint(url, given)
 
 
 class _RowTransform(beam.PTransform[Any, Any]):
