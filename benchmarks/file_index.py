@@ -139,7 +139,7 @@ def measure_ours(folder: Path, repeat: int) -> dict[str, float]:
 def measure_json(folder: Path, repeat: int) -> dict[str, float]:
     import pydicom
 
-    from dicomweb_io.dicom.json_decode import encode
+    from dicomweb_io.dicom.json_encode import encode
 
     content = next(folder.rglob("*.dcm")).read_bytes()
     times: dict[str, list[float]] = {"ours": [], "pydicom": []}

@@ -138,6 +138,7 @@ def ours(origin: str, max_in_flight: int, limit: int | None = None) -> Result:
     import apache_beam as beam
 
     from dicomweb_io.endpoint import Endpoint
+    from dicomweb_io.http.settings import Limits
     from dicomweb_io.transforms import SearchForInstances
 
     class Collect(beam.DoFn):
@@ -155,7 +156,7 @@ def ours(origin: str, max_in_flight: int, limit: int | None = None) -> Result:
             with open(self.path, "a") as file:
                 file.writelines(f"{uid}\n" for uid in self.uids)
 
-    endpoint = Endpoint(origin + ROOT, profile="generic", max_in_flight=max_in_flight)
+    endpoint = Endpoint(origin + ROOT, profile="generic", limits=Limits(max_in_flight))
     with tempfile.NamedTemporaryFile("r", prefix="benchmark-") as file:
         with beam.Pipeline(runner="FnApiRunner") as p:
             _ = p | SearchForInstances(endpoint, limit=limit) | beam.ParDo(Collect(file.name))

@@ -25,31 +25,53 @@ if TYPE_CHECKING:
     from dicomweb_io.elements import StoredInstance as StoredInstance
     from dicomweb_io.endpoint import Endpoint as Endpoint
     from dicomweb_io.files.client import DICOMfileClient as DICOMfileClient
+    from dicomweb_io.http.auth import AWSSigV4 as AWSSigV4
+    from dicomweb_io.http.auth import AzureCredentials as AzureCredentials
+    from dicomweb_io.http.auth import BasicCredentials as BasicCredentials
+    from dicomweb_io.http.auth import BearerToken as BearerToken
+    from dicomweb_io.http.auth import GoogleCredentials as GoogleCredentials
+    from dicomweb_io.http.auth import OAuth2ClientCredentials as OAuth2ClientCredentials
+    from dicomweb_io.http.retry import RetryPolicy as RetryPolicy
+    from dicomweb_io.http.settings import TLS as TLS
+    from dicomweb_io.http.settings import Limits as Limits
+    from dicomweb_io.http.settings import Prefixes as Prefixes
+    from dicomweb_io.http.settings import Timeouts as Timeouts
     from dicomweb_io.web.client import DICOMwebClient as DICOMwebClient
 
 _HOMES = {
-    "DICOMClient": "dicomweb_io.client",
-    "DICOMfileClient": "dicomweb_io.files.client",
-    "DICOMwebClient": "dicomweb_io.web.client",
-    "Endpoint": "dicomweb_io.endpoint",
-    "URI": "dicomweb_io.dicom.uris",
-    "URISuffix": "dicomweb_io.dicom.uris",
-    "URIType": "dicomweb_io.dicom.uris",
-    "Bulkdata": "dicomweb_io.elements",
-    "Exclusion": "dicomweb_io.elements",
-    "Failure": "dicomweb_io.elements",
-    "Frame": "dicomweb_io.elements",
-    "Instance": "dicomweb_io.elements",
-    "RenderedImage": "dicomweb_io.elements",
-    "Resource": "dicomweb_io.elements",
-    "StoredInstance": "dicomweb_io.elements",
+    "client": ("DICOMClient",),
+    "dicom.uris": ("URI", "URISuffix", "URIType"),
+    "elements": (
+        "Bulkdata",
+        "Exclusion",
+        "Failure",
+        "Frame",
+        "Instance",
+        "RenderedImage",
+        "Resource",
+        "StoredInstance",
+    ),
+    "endpoint": ("Endpoint",),
+    "files.client": ("DICOMfileClient",),
+    "http.auth": (
+        "AWSSigV4",
+        "AzureCredentials",
+        "BasicCredentials",
+        "BearerToken",
+        "GoogleCredentials",
+        "OAuth2ClientCredentials",
+    ),
+    "http.retry": ("RetryPolicy",),
+    "http.settings": ("Limits", "Prefixes", "TLS", "Timeouts"),
+    "web.client": ("DICOMwebClient",),
 }
+_HOME_OF = {name: f"dicomweb_io.{home}" for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = ["__version__", *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
+    home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(home), name)
@@ -58,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOME_OF})

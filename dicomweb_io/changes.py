@@ -291,9 +291,7 @@ class SearchChanges:
             cursor = Cursor(self.method, start=begin)
         check_method(cursor, self.method)
         # A folder is seen as it was when it was opened.
-        refresh = getattr(client, "refresh", None)
-        if refresh is not None:
-            refresh()
+        client.refresh()
         now = datetime.now(timezone.utc)
         since = self._since(cursor, now, silent)
         seen = {key: set(members) for key, members in cursor.seen.items()}
@@ -385,10 +383,9 @@ _PARENTS = {"Instance": "ParentSeries", "Series": "ParentStudy"}
 
 
 def _transport(client: DICOMClient) -> Transport:
-    transport = getattr(client, "transport", None)
-    if not isinstance(transport, Transport):
+    if client.transport is None:
         raise TypeError(f"a feed of changes needs the client of a server, not {type(client).__name__}")
-    return transport
+    return client.transport
 
 
 def _ask(transport: Transport, method: str, url: str, body: bytes | None, what: str) -> tuple[Any, Answer]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, SupportsIndex, Union, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, SupportsIndex, Union
 from urllib.parse import urlsplit
 
 import fsspec
@@ -29,8 +30,10 @@ from dicomweb_io.elements import (
     SearchQuery,
     StoredInstance,
 )
-from dicomweb_io.errors import MalformedResponseError
+from dicomweb_io.errors import MalformedResponseError, StoreError, http_error
+from dicomweb_io.profiles import GENERIC, Finding, ProbeReport, ServerProfile
 from dicomweb_io.queries import check_limits, make_query
+from dicomweb_io.store_response import response_module
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,12 +41,11 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from typing_extensions import Self
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-
+    from dicomweb_io.http.retry import Stats
+    from dicomweb_io.http.transport import Transport
 
 MediaTypes = Sequence[str | tuple[str, str | Sequence[str]]]
-"""Wanted media types in order of preference: a media type, or a pair of it and its transfer syntax (or ``"*"``)."""
+"""Accepted media types in order of preference: a media type, or a pair of it and its transfer syntax (or ``"*"``)."""
 
 Storable = Union[Instance, bytes, str, "os.PathLike[str]", "Dataset", BinaryIO]
 """What can be stored: an `Instance`, Part 10 bytes, a path, a pydicom dataset, or a file opened for reading."""
@@ -54,130 +56,72 @@ Verify = Literal["response", "uid", "content"]
 DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 
 
-@runtime_checkable
-class DICOMClient(Protocol):
-    """The operations of an archive, named and shaped after PS3.18 (Studies Service, sections 10.4 to 10.7).
+class DICOMClient(ABC):
+    """An archive of DICOM objects, with operations named and shaped after PS3.18 (sections 10.4 to 10.7).
+
+    A class of its own for an archive implements the abstract methods; everything else is written over them and may be
+    overridden where the archive can do better. `DICOMwebClient` talks to a server, `DICOMfileClient` to a folder.
 
     Methods named ``iter_…`` are lazy: they return an iterator, ask as they go, and hold at most one part at a time.
     Closing the iterator (or dropping it) ends the request. Clients may be used from several threads at once.
+
+    Attributes:
+        permissive_uid: Whether UIDs that PS3.5 does not allow are accepted; see `dicomweb_io.dicom.uids.is_uid`.
     """
 
+    permissive_uid: bool = False
+
+    lookup_keyword = staticmethod(lookup_keyword)
+    lookup_tag = staticmethod(lookup_tag)
+
+    # What an archive implements -------------------------------------------------------------------------------------
+
     @property
+    @abstractmethod
     def base_url(self) -> str:
-        """The address of the archive, without user information."""
-        ...
+        """The address of the archive, without user information and trailing slash."""
 
-    @property
-    def scheme(self) -> str:
-        """The scheme of the address: ``"https"``, ``"http"``, ``"file"``, …"""
-        ...
-
-    @property
-    def protocol(self) -> str | None:
-        """The network protocol, ``"https"`` or ``"http"``; None for folders."""
-        ...
-
-    @property
-    def url_prefix(self) -> str:
-        """The path of the address, without trailing slash."""
-        ...
-
-    @property
-    def qido_url_prefix(self) -> str | None:
-        """Path segment before search resources; None if there is none."""
-        ...
-
-    @property
-    def wado_url_prefix(self) -> str | None:
-        """Path segment before retrieve resources; None if there is none."""
-        ...
-
-    @property
-    def stow_url_prefix(self) -> str | None:
-        """Path segment before store resources; None if there is none."""
-        ...
-
-    @property
-    def delete_url_prefix(self) -> str | None:
-        """Path segment before delete resources; None if there is none."""
-        ...
-
-    def missing_instances(self, resource: Resource, received: Iterable[str | Resource | Instance]) -> list[Resource]:
-        """References to what the archive lists of a study or series, and a retrieval did not give."""
-        ...
-
-    def close(self) -> None:
-        """Gives back connections, files and locks. A closed client is not to be used any more."""
-        ...
-
-    # Search, PS3.18 section 10.6 (QIDO-RS) -------------------------------------------------------------------------
-
+    @abstractmethod
     def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
-        """Makes one search request and returns its rows with what the archive said about the rest."""
-        ...
+        """Makes one search request (PS3.18 section 10.6, QIDO-RS).
 
+        Args:
+            query: The search; see `dicomweb_io.queries.make_query`.
+            offset: Rows to skip.
+            limit: The most rows wanted; one above the archive's maximum is lowered to it. None leaves it to the
+                archive, and for 0 it is not asked.
+
+        Returns:
+            Its rows, with what the archive says about the rest.
+
+        Raises:
+            requests.HTTPError: If the archive refuses, ignores a filter, or answers with something else.
+            FileNotFoundError: If the archive is a folder that does not exist, except in a search within a study.
+            ValueError: If a filter cannot be matched.
+        """
+
+    @abstractmethod
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
-        """Yields every row of a query once, page by page, `limit` rows at most; errors are raised, never the end."""
-        ...
+        """Yields every row of a query once, page by page.
 
-    def count(self, query: SearchQuery) -> int | None:
-        """The number of rows of a query, if the archive can tell it without returning them, else None."""
-        ...
+        Args:
+            query: The search; see `dicomweb_io.queries.make_query`.
+            offset: Rows to skip.
+            limit: The most rows wanted; None for all.
+            page_size: Rows to ask for at once; by default what suits the archive.
 
-    def search_for_studies(
-        self,
-        fuzzymatching: bool | None = None,
-        limit: int | None = None,
-        offset: int | None = None,
-        fields: Sequence[str] | None = None,
-        search_filters: Mapping[str, Any] | None = None,
-        get_remaining: bool = False,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> list[JSONDataset]:
-        """Searches for studies: one request, or all pages with `get_remaining`."""
-        ...
+        Yields:
+            DICOM JSON datasets in the archive's order.
 
-    def search_for_series(
-        self,
-        study_instance_uid: str | None = None,
-        fuzzymatching: bool | None = None,
-        limit: int | None = None,
-        offset: int | None = None,
-        fields: Sequence[str] | None = None,
-        search_filters: Mapping[str, Any] | None = None,
-        get_remaining: bool = False,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> list[JSONDataset]:
-        """Searches for series, of one study or of all."""
-        ...
-
-    def search_for_instances(
-        self,
-        study_instance_uid: str | None = None,
-        series_instance_uid: str | None = None,
-        fuzzymatching: bool | None = None,
-        limit: int | None = None,
-        offset: int | None = None,
-        fields: Sequence[str] | None = None,
-        search_filters: Mapping[str, Any] | None = None,
-        get_remaining: bool = False,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> list[JSONDataset]:
-        """Searches for instances, of one series, one study or all."""
-        ...
-
-    def iter_exclusions(self, query: SearchQuery | None = None) -> Iterator[Exclusion]:
-        """Yields the files of the archive that searches do not return, and why; nothing for servers.
-
-        With a query, duplicates are limited to instances that match it. Ignored and unreadable files are always
-        yielded: nobody can tell whether they would match.
+        Raises:
+            requests.HTTPError: If a page fails, or if it cannot be known that all rows were returned. An error is
+                raised, never taken for the end.
+            FileNotFoundError, ValueError: As in `search_page`.
         """
-        ...
 
-    # Retrieve, PS3.18 section 10.4 (WADO-RS) -----------------------------------------------------------------------
-
+    @abstractmethod
     def iter_instances(
         self,
         resource: Resource,
@@ -187,106 +131,48 @@ class DICOMClient(Protocol):
         spool_directory: str | None = None,
         allow_transcoding: bool = False,
         additional_params: Mapping[str, Any] | None = None,
+        borrow: bool = False,
     ) -> Iterator[Instance]:
-        """Yields the instances of a study, series or instance as unparsed Part 10 bytes.
+        """Yields the instances of a study, series or instance as unparsed Part 10 bytes (PS3.18 section 10.4, WADO-RS).
 
         Args:
             resource: A reference to a study, series or instance.
-            media_types: Wanted encodings; by default the stored one (``transfer-syntax=*``).
+            media_types: Accepted encodings; by default the stored one (``transfer-syntax=*``).
             max_element_bytes: Larger instances are yielded as the path of a file that the caller then owns.
             spool_directory: A local directory for such files. Without one, a larger instance raises `ValueError`.
-            allow_transcoding: Accept that the server re-encodes if it cannot give the original.
+            allow_transcoding: Accept that the archive re-encodes if it cannot give the original.
             additional_params: Further query parameters.
+            borrow: Where the archive's own file lies on this computer, yield a larger instance by the path of that file
+                instead of a copy. The caller must neither change nor delete it; it lies outside of `spool_directory`.
 
         Yields:
             `Instance`, each once, in the archive's order.
 
         Raises:
             requests.HTTPError: After all retries. What was yielded before is complete and correct; the exception
-                names what is missing.
+                names what is missing. The status is 404 if there is nothing, 406 if no accepted encoding can be had,
+                409 if an instance changed since the archive was searched.
+            ValueError: If an argument is not valid, or an instance is too large and there is no place for it.
         """
-        ...
 
-    def iter_study(
-        self,
-        study_instance_uid: str,
-        media_types: MediaTypes | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> Iterator[Dataset]:
-        """Yields the instances of a study as pydicom datasets, one at a time."""
-        ...
-
-    def retrieve_study(
-        self,
-        study_instance_uid: str,
-        media_types: MediaTypes | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> list[Dataset]:
-        """Retrieves all instances of a study as pydicom datasets."""
-        ...
-
-    def iter_series(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        media_types: MediaTypes | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> Iterator[Dataset]:
-        """Yields the instances of a series as pydicom datasets, one at a time."""
-        ...
-
-    def retrieve_series(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        media_types: MediaTypes | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> list[Dataset]:
-        """Retrieves all instances of a series as pydicom datasets."""
-        ...
-
-    def retrieve_instance(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        sop_instance_uid: str,
-        media_types: MediaTypes | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Retrieves an instance as a pydicom dataset, or its bulk data as `list[bytes]` for such media types."""
-        ...
-
+    @abstractmethod
     def iter_metadata(
         self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None
     ) -> Iterator[JSONDataset]:
-        """Yields the metadata of the instances of a study, series or instance, one DICOM JSON dataset each."""
-        ...
+        """Yields the metadata of the instances of a study, series or instance (PS3.18 section 10.4.1.1.2).
 
-    def retrieve_study_metadata(
-        self, study_instance_uid: str, additional_params: Mapping[str, Any] | None = None
-    ) -> list[JSONDataset]:
-        """Retrieves the metadata of all instances of a study."""
-        ...
+        Args:
+            resource: A reference to a study, series or instance.
+            additional_params: Further query parameters.
 
-    def retrieve_series_metadata(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> list[JSONDataset]:
-        """Retrieves the metadata of all instances of a series."""
-        ...
+        Yields:
+            One DICOM JSON dataset for each instance. Large values are absolute BulkDataURIs of this archive.
 
-    def retrieve_instance_metadata(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        sop_instance_uid: str,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> JSONDataset:
-        """Retrieves the metadata of an instance."""
-        ...
+        Raises:
+            requests.HTTPError: As in `iter_instances`.
+        """
 
+    @abstractmethod
     def iter_frames(
         self,
         resource: Resource,
@@ -300,7 +186,7 @@ class DICOMClient(Protocol):
 
         Args:
             resource: A reference with frame numbers; repeats are allowed.
-            media_types: Wanted encodings; by default the stored one. ``application/octet-stream`` without a transfer
+            media_types: Accepted encodings; by default the stored one. ``application/octet-stream`` without a transfer
                 syntax is uncompressed.
             additional_params: Further query parameters.
             max_element_bytes: A larger frame goes into a file as it arrives, which the caller owns: it has a path
@@ -308,34 +194,12 @@ class DICOMClient(Protocol):
             spool_directory: Where the files are made; by default the system's temporary directory.
 
         Raises:
-            requests.HTTPError: If a frame does not exist or does not come.
+            requests.HTTPError: 404 if the instance or a frame does not exist, 406 if no accepted encoding can be had,
+                or if a frame does not come.
+            ValueError: If the reference names no frames, or no frame has one of the media types.
         """
-        ...
 
-    def iter_instance_frames(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        sop_instance_uid: str,
-        frame_numbers: Sequence[int],
-        media_types: MediaTypes | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> Iterator[bytes]:
-        """Yields frames of an instance, uncompressed by default, in the order asked for."""
-        ...
-
-    def retrieve_instance_frames(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        sop_instance_uid: str,
-        frame_numbers: Sequence[int],
-        media_types: MediaTypes | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> list[bytes]:
-        """Retrieves frames of an instance, uncompressed by default, in the order asked for."""
-        ...
-
+    @abstractmethod
     def retrieve_rendered(
         self,
         resource: Resource,
@@ -344,71 +208,20 @@ class DICOMClient(Protocol):
         params: Mapping[str, Any] | None = None,
         thumbnail: bool = False,
     ) -> RenderedImage:
-        """Retrieves a study, series, instance or frame in a consumer format (PS3.18 section 10.4.1.1.3)."""
-        ...
+        """Retrieves a study, series, instance or frames in a consumer format (PS3.18 section 10.4.1.1.3).
 
-    def retrieve_study_rendered(
-        self,
-        study_instance_uid: str,
-        media_types: MediaTypes | None = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> bytes:
-        """Retrieves a rendered study."""
-        ...
+        Args:
+            resource: What to render. Of a study or series one image may stand for all.
+            media_types: Accepted types, such as ``image/png``, in order of preference; by default the archive's choice.
+            params: ``quality``, ``window``, ``viewport``, ``annotation``, ``iccprofile`` (PS3.18 table 8.3.5-1).
+            thumbnail: Ask for a small image.
 
-    def retrieve_series_rendered(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        media_types: MediaTypes | None = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> bytes:
-        """Retrieves a rendered series."""
-        ...
+        Raises:
+            requests.HTTPError: 404 if it does not exist, 406 if it cannot be rendered so.
+            ValueError: If a parameter is not valid.
+        """
 
-    def retrieve_instance_rendered(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        sop_instance_uid: str,
-        media_types: MediaTypes | None = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> bytes:
-        """Retrieves a rendered instance."""
-        ...
-
-    def retrieve_instance_frames_rendered(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        sop_instance_uid: str,
-        frame_numbers: Sequence[int],
-        media_types: MediaTypes | None = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> bytes:
-        """Retrieves rendered frames of an instance."""
-        ...
-
-    def iter_bulkdata(
-        self,
-        url: str,
-        media_types: MediaTypes | None = None,
-        byte_range: tuple[int, int | None] | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> Iterator[bytes]:
-        """Yields the parts of the bulk data at a URL, as bytes."""
-        ...
-
-    def retrieve_bulkdata(
-        self,
-        url: str,
-        media_types: MediaTypes | None = None,
-        byte_range: tuple[int, int | None] | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> list[bytes]:
-        """Retrieves the parts of the bulk data at a URL, as bytes."""
-        ...
-
+    @abstractmethod
     def iter_bulkdata_parts(
         self,
         url: str,
@@ -419,14 +232,22 @@ class DICOMClient(Protocol):
         max_element_bytes: int | None = None,
         spool_directory: str | None = None,
     ) -> Iterator[Bulkdata]:
-        """Yields the parts of the bulk data at a URL, absolute or relative to the archive.
+        """Yields the parts of the bulk data at a URL (PS3.18 section 10.4.1.1.5).
 
-        Larger ones than `max_element_bytes` go into files of the caller's, as in `iter_frames`.
+        Args:
+            url: A BulkDataURI as metadata give it: absolute, or relative to the archive.
+            media_types: Accepted types in order of preference.
+            byte_range: First and last byte (inclusive, counted from 0); the last may be None for the end.
+            additional_params: Further query parameters.
+            max_element_bytes: Larger parts are given as files, which the caller owns, as in `iter_frames`.
+            spool_directory: Where the files are made.
+
+        Raises:
+            requests.HTTPError: 404 if there is no such value, 416 if the range lies outside of it.
+            ValueError: If the URL cannot be one of this archive.
         """
-        ...
 
-    # Store and delete, PS3.18 sections 10.5 (STOW-RS) and 10.7 -----------------------------------------------------
-
+    @abstractmethod
     def iter_store_instances(
         self,
         instances: Iterable[Storable],
@@ -436,75 +257,48 @@ class DICOMClient(Protocol):
         verify: Verify = "response",
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[StoredInstance | Failure]:
-        """Stores instances and yields the result of each, one for one and in order; a refusal is a `Failure`.
+        """Stores instances and yields the result of each, one for one and in order (PS3.18 section 10.5, STOW-RS).
+
+        Args:
+            instances: What to store. Paths are streamed, never loaded.
+            study_instance_uid: Store into this study only; instances of another study fail before anything is sent.
+            on_existing: What to do with an instance that the archive has. ``"server"`` leaves it to the archive (a
+                folder keeps what is there, and reports a `Failure` if its bytes are different); ``"skip"`` leaves what
+                is there; ``"replace"`` puts the new one in its place; ``"error"`` reports a `Failure`.
+            verify: ``"response"`` takes the archive's answer as proof; ``"uid"`` looks for the instance afterwards;
+                ``"content"`` compares the bytes, also with those of an instance that was there.
+            additional_params: Further query parameters.
+
+        Yields:
+            `StoredInstance`, or `Failure` for an instance that was refused.
 
         Raises:
             requests.RequestException: Never for a single instance; only if the archive cannot be used at all.
+            ValueError: If an argument is not valid, or the archive cannot do what it asks for.
         """
-        ...
 
-    def store_instances(
-        self,
-        datasets: Sequence[Storable],
-        study_instance_uid: str | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> Dataset:
-        """Stores instances and returns the Store Instances Response Module (PS3.18 Annex I) as a dataset.
+    @abstractmethod
+    def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
+        """Deletes a study, series or instance.
+
+        Args:
+            resource: What to delete.
+            additional_params: Further query parameters.
 
         Raises:
-            requests.HTTPError: If one was not stored; a subclass that carries the response and every outcome.
+            requests.HTTPError: 404 if the archive does not have it, 403 or another status if it refuses.
         """
-        ...
 
-    def delete_study(self, study_instance_uid: str, additional_params: Mapping[str, Any] | None = None) -> None:
-        """Deletes a study."""
-        ...
-
-    def delete_series(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Deletes a series."""
-        ...
-
-    def delete_instance(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        sop_instance_uid: str,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Deletes an instance."""
-        ...
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# `Primitives`: the few operations from which the named methods of every client follow.
-
-
-class Primitives:
-    """What a client implements. See `dicomweb_io.client.DICOMClient` for what each method does."""
-
-    _permissive_uid: bool = False
-
-    lookup_keyword = staticmethod(lookup_keyword)
-    lookup_tag = staticmethod(lookup_tag)
-
-    @property
-    def base_url(self) -> str:
-        """The address of the archive, without user information."""
-        raise NotImplementedError
+    # What may be asked of any archive -------------------------------------------------------------------------------
 
     @property
     def scheme(self) -> str:
-        """The scheme of the address."""
+        """The scheme of the address: ``"https"``, ``"http"``, ``"file"``, …"""
         return urlsplit(self.base_url).scheme
 
     @property
     def protocol(self) -> str | None:
-        """The network protocol; None where there is none."""
+        """The network protocol, ``"https"`` or ``"http"``; None where there is none."""
         return None
 
     @property
@@ -532,105 +326,101 @@ class Primitives:
         """Path segment before delete resources; None if there is none."""
         return None
 
-    def close(self) -> None:
-        """Gives back connections, files and locks."""
+    @property
+    def profile(self) -> ServerProfile:
+        """How the archive behaves: how it pages, what it can do, what it keeps of a file."""
+        return GENERIC
 
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
-        """Makes one search request."""
-        raise NotImplementedError
-
-    def iter_search(
-        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
-    ) -> Iterator[JSONDataset]:
-        """Yields every row of a query once."""
-        raise NotImplementedError
-
-    def iter_instances(
-        self,
-        resource: Resource,
-        *,
-        media_types: MediaTypes | None = None,
-        max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES,
-        spool_directory: str | None = None,
-        allow_transcoding: bool = False,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> Iterator[Instance]:
-        """Yields unparsed instances."""
-        raise NotImplementedError
-
-    def iter_metadata(
-        self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None
-    ) -> Iterator[JSONDataset]:
-        """Yields the metadata of instances."""
-        raise NotImplementedError
-
-    def iter_frames(
-        self,
-        resource: Resource,
-        *,
-        media_types: MediaTypes | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-        max_element_bytes: int | None = None,
-        spool_directory: str | None = None,
-    ) -> Iterator[Frame]:
-        """Yields frames."""
-        raise NotImplementedError
-
-    def retrieve_rendered(
-        self,
-        resource: Resource,
-        *,
-        media_types: MediaTypes | None = None,
-        params: Mapping[str, Any] | None = None,
-        thumbnail: bool = False,
-    ) -> RenderedImage:
-        """Retrieves a rendered resource."""
-        raise NotImplementedError
-
-    def iter_bulkdata_parts(
-        self,
-        url: str,
-        *,
-        media_types: MediaTypes | None = None,
-        byte_range: tuple[int, int | None] | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-        max_element_bytes: int | None = None,
-        spool_directory: str | None = None,
-    ) -> Iterator[Bulkdata]:
-        """Yields the parts of bulk data."""
-        raise NotImplementedError
-
-    def iter_store_instances(
-        self,
-        instances: Iterable[Storable],
-        *,
-        study_instance_uid: str | None = None,
-        on_existing: OnExisting = "server",
-        verify: Verify = "response",
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> Iterator[StoredInstance | Failure]:
-        """Stores instances and yields each result."""
-        raise NotImplementedError
-
-    def _delete(self, resource: Resource, additional_params: Mapping[str, Any] | None = None) -> None:
-        """Deletes a study, series or instance."""
-        raise NotImplementedError
-
-    def iter_exclusions(self, query: SearchQuery | None = None) -> Iterator[Exclusion]:
-        """Yields what searches leave out."""
-        return iter(())
-
-    def count(self, query: SearchQuery) -> int | None:
-        """The number of rows, if it can be told without returning them."""
+    @property
+    def transport(self) -> Transport | None:
+        """The HTTP connection, for requests beside DICOMweb; None for an archive that is not reached by HTTP."""
         return None
 
+    @property
+    def stats(self) -> Stats | None:
+        """What the client did on the network so far; None where it uses none."""
+        return None if self.transport is None else self.transport.stats
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The search methods of the user guide (QIDO-RS, PS3.18 section 10.6), over `Primitives`.
+    def probe(self) -> ProbeReport:
+        """Asks the archive what it is and what it can do; only reads.
 
+        Raises:
+            requests.HTTPError: If it cannot be reached, or refuses searches.
+            FileNotFoundError: If it is a folder that does not exist.
+        """
+        findings = []
+        levels: dict[SearchLevel, str] = {"study": "studies", "series": "series", "instance": "instances"}
+        for level, name in levels.items():
+            query = SearchQuery(level)
+            number = self.count(query)
+            detail = (
+                f"{number} found" if number is not None else f"{len(self.search_page(query, limit=1).rows)} of 1 row"
+            )
+            findings.append(Finding(f"search of {name}", True, detail))
+        return ProbeReport(self.profile, True, tuple(findings))
 
-class NamedSearches(Primitives):
-    """Searches for studies, series and instances by name."""
+    def refresh(self) -> object:
+        """Looks at the archive again, where searches see it as it was at an earlier time."""
+        return None
+
+    def locations_of(self, resource: Resource) -> list[str]:
+        """The files of a study, series or instance, as paths or fsspec URLs, where the archive is made of files."""
+        return []
+
+    def count(self, query: SearchQuery) -> int | None:
+        """The number of rows of a query, if the archive can tell it without returning them, else None.
+
+        Raises:
+            requests.HTTPError, FileNotFoundError, ValueError: As in `search_page`.
+        """
+        return None
+
+    def iter_exclusions(self, query: SearchQuery | None = None) -> Iterator[Exclusion]:
+        """Yields the files of the archive that searches do not return, and why; nothing for servers.
+
+        With a query, duplicates are limited to instances that match it. Ignored and unreadable files are always
+        yielded: nobody can tell whether they would match.
+        """
+        return iter(())
+
+    # Settings and context -------------------------------------------------------------------------------------------
+
+    def set_chunk_size(self, chunk_size: int) -> None:
+        """Sets the most bytes to read from a network at once.
+
+        Raises:
+            TypeError, ValueError: If it is not a positive integer.
+        """
+        check_chunk_size(chunk_size)
+
+    def set_http_retry_params(  # noqa: B027 - an archive that is not reached by HTTP has nothing to set
+        self,
+        retry: bool = True,
+        max_attempts: int = 5,
+        wait_exponential_multiplier: int = 1000,
+        retriable_error_codes: tuple[int, ...] = (429, 408, 503, 504),
+    ) -> None:
+        """Sets when and how often to try again, for HTTP requests that begin later.
+
+        Args:
+            retry: Whether to try again at all.
+            max_attempts: Attempts in all.
+            wait_exponential_multiplier: The first wait, at most, in milliseconds; it doubles with each attempt.
+            retriable_error_codes: HTTP statuses that are worth another attempt.
+        """
+
+    def close(self) -> None:  # noqa: B027 - a client may hold nothing
+        """Gives back connections, files and locks."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Search, PS3.18 section 10.6 (QIDO-RS) --------------------------------------------------------------------------
 
     def search_for_studies(
         self,
@@ -657,9 +447,18 @@ class NamedSearches(Primitives):
         Returns:
             DICOM JSON datasets in the archive's order.
         """
-        return self._search(
-            "study", None, None, fuzzymatching, limit, offset, fields, search_filters, get_remaining, additional_params
+        check_limits(limit, offset)
+        query = make_query(
+            "study",
+            fuzzymatching=fuzzymatching,
+            fields=fields,
+            search_filters=search_filters,
+            additional_params=additional_params,
         )
+        if get_remaining:
+            return list(self.iter_search(query, offset=offset or 0, limit=limit))
+        # Some archives ignore limits.
+        return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
 
     def search_for_series(
         self,
@@ -672,19 +471,21 @@ class NamedSearches(Primitives):
         get_remaining: bool = False,
         additional_params: Mapping[str, Any] | None = None,
     ) -> list[JSONDataset]:
-        """Searches for series, of one study or of all. Arguments as in `search_for_studies`."""
-        return self._search(
+        """Searches for series, of one study or of all. Further arguments as in `search_for_studies`."""
+        check_limits(limit, offset)
+        query = make_query(
             "series",
             study_instance_uid,
-            None,
-            fuzzymatching,
-            limit,
-            offset,
-            fields,
-            search_filters,
-            get_remaining,
-            additional_params,
+            fuzzymatching=fuzzymatching,
+            fields=fields,
+            search_filters=search_filters,
+            additional_params=additional_params,
+            permissive_uid=self.permissive_uid,
         )
+        if get_remaining:
+            return list(self.iter_search(query, offset=offset or 0, limit=limit))
+        # Some archives ignore limits.
+        return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
 
     def search_for_instances(
         self,
@@ -698,48 +499,20 @@ class NamedSearches(Primitives):
         get_remaining: bool = False,
         additional_params: Mapping[str, Any] | None = None,
     ) -> list[JSONDataset]:
-        """Searches for instances, of one series, one study or all. Arguments as in `search_for_studies`."""
-        return self._search(
-            "instance",
-            study_instance_uid,
-            series_instance_uid,
-            fuzzymatching,
-            limit,
-            offset,
-            fields,
-            search_filters,
-            get_remaining,
-            additional_params,
-        )
-
-    def _search(
-        self,
-        level: SearchLevel,
-        study_instance_uid: str | None,
-        series_instance_uid: str | None,
-        fuzzymatching: bool | None,
-        limit: int | None,
-        offset: int | None,
-        fields: Sequence[str] | None,
-        search_filters: Mapping[str, Any] | None,
-        get_remaining: bool,
-        additional_params: Mapping[str, Any] | None,
-    ) -> list[JSONDataset]:
+        """Searches for instances, of one series, one study or all. Further arguments as in `search_for_studies`."""
         check_limits(limit, offset)
         query = make_query(
-            level,
+            "instance",
             study_instance_uid,
             series_instance_uid,
             fuzzymatching=fuzzymatching,
             fields=fields,
             search_filters=search_filters,
             additional_params=additional_params,
-            permissive_uid=self._permissive_uid,
+            permissive_uid=self.permissive_uid,
         )
         if get_remaining:
             return list(self.iter_search(query, offset=offset or 0, limit=limit))
-        if limit == 0:
-            return []
         # Some archives ignore limits.
         return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
 
@@ -748,7 +521,7 @@ class NamedSearches(Primitives):
     ) -> Iterator[JSONDataset]:
         """Yields studies lazily, page by page, `limit` at most. Further arguments as in `search_for_studies`."""
         check_limits(limit, offset)
-        query = make_query("study", permissive_uid=self._permissive_uid, **arguments)
+        query = make_query("study", permissive_uid=self.permissive_uid, **arguments)
         return self.iter_search(query, offset=offset, limit=limit, page_size=page_size)
 
     def iter_search_for_series(
@@ -762,7 +535,7 @@ class NamedSearches(Primitives):
     ) -> Iterator[JSONDataset]:
         """Yields series lazily, page by page, `limit` at most. Further arguments as in `search_for_series`."""
         check_limits(limit, offset)
-        query = make_query("series", study_instance_uid, permissive_uid=self._permissive_uid, **arguments)
+        query = make_query("series", study_instance_uid, permissive_uid=self.permissive_uid, **arguments)
         return self.iter_search(query, offset=offset, limit=limit, page_size=page_size)
 
     def iter_search_for_instances(
@@ -778,7 +551,7 @@ class NamedSearches(Primitives):
         """Yields instances lazily, page by page, `limit` at most. Further arguments as in `search_for_instances`."""
         check_limits(limit, offset)
         query = make_query(
-            "instance", study_instance_uid, series_instance_uid, permissive_uid=self._permissive_uid, **arguments
+            "instance", study_instance_uid, series_instance_uid, permissive_uid=self.permissive_uid, **arguments
         )
         return self.iter_search(query, offset=offset, limit=limit, page_size=page_size)
 
@@ -812,20 +585,14 @@ class NamedSearches(Primitives):
         }
         return [reference for reference in self.expected_instances(resource) if reference.sop_instance_uid not in uids]
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The retrieve methods of the user guide (WADO-RS, PS3.18 section 10.4), over `Primitives`.
-
-
-class NamedRetrieves(Primitives):
-    """Retrieves studies, series, instances, metadata, frames, rendered forms and bulk data by name."""
+    # Retrieve, PS3.18 section 10.4 (WADO-RS) --------------------------------------------------------------------------
 
     def _resource(
         self, study: object, series: object = None, instance: object = None, *, level: str, frames: Sequence[int] = ()
     ) -> Resource:
         names = {"study": 1, "series": 2, "instance": 3}[level]
         pairs = (("study_instance_uid", study), ("series_instance_uid", series), ("sop_instance_uid", instance))
-        uids = {name: check_uid(value, name, permissive=self._permissive_uid) for name, value in pairs[:names]}
+        uids = {name: check_uid(value, name, permissive=self.permissive_uid) for name, value in pairs[:names]}
         return Resource(**uids, frames=tuple(frames))
 
     def iter_study(
@@ -1137,6 +904,77 @@ class NamedRetrieves(Primitives):
         ):
             yield instance.dataset()
 
+    # Store and delete, PS3.18 sections 10.5 (STOW-RS) and 10.7 ------------------------------------------------------
+
+    def store_instances(
+        self,
+        datasets: Iterable[Storable],
+        study_instance_uid: str | None = None,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> Dataset:
+        """Stores instances (PS3.18 section 10.5); existing ones as with ``on_existing="server"``.
+
+        Args:
+            datasets: pydicom datasets, Part 10 bytes, paths, open files or `Instance`s.
+            study_instance_uid: Store into this study only; instances of another study fail before anything is sent.
+            additional_params: Further query parameters.
+
+        Returns:
+            The Store Instances Response Module (PS3.18 Annex I), of all requests together.
+
+        Raises:
+            StoreError: If an instance was not stored. It has the response module and the outcome of each instance.
+        """
+        outcomes = list(
+            self.iter_store_instances(
+                datasets, study_instance_uid=study_instance_uid, additional_params=additional_params
+            )
+        )
+        url = f"{self.base_url}/studies"
+        response = response_module(outcomes, f"{url}/{study_instance_uid}" if study_instance_uid else None)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        if failures:
+            raise StoreError(
+                f"{len(failures)} of {len(outcomes)} instances were not stored; the first: {failures[0].message}",
+                dataset=response,
+                outcomes=outcomes,
+                status=409,
+                url=url,
+                method="POST",
+                response=http_error(409, "", url=url, method="POST").response,
+            )
+        return response
+
+    def delete_study(self, study_instance_uid: str, additional_params: Mapping[str, Any] | None = None) -> None:
+        """Deletes a study.
+
+        Raises:
+            requests.HTTPError: If the archive refuses, or does not have it (404).
+        """
+        self.delete_resource(self._resource(study_instance_uid, level="study"), additional_params=additional_params)
+
+    def delete_series(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Deletes a series. Errors as in `delete_study`."""
+        self.delete_resource(
+            self._resource(study_instance_uid, series_instance_uid, level="series"), additional_params=additional_params
+        )
+
+    def delete_instance(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        sop_instance_uid: str,
+        additional_params: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Deletes an instance. Errors as in `delete_study`."""
+        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
+        self.delete_resource(resource, additional_params=additional_params)
+
 
 def _frame_number(value: object) -> int:
     if not isinstance(value, SupportsIndex) or isinstance(value, bool):
@@ -1152,75 +990,6 @@ def _content_of(item: Frame | Bulkdata) -> bytes:
         raise ValueError("a frame or bulk data value has neither content nor path")
     with fsspec.open(item.path, "rb") as file:
         return bytes(file.read())
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# `ClientBase`: the named methods of the user guide, written once over the few primitives of a client.
-#
-# A client implements what `dicomweb_io.client.Primitives` lists; everything else follows.
-
-
-class ClientBase(NamedSearches, NamedRetrieves):
-    """The methods that all clients share. See `dicomweb_io.client.DICOMClient` for what each does."""
-
-    # Delete -----------------------------------------------------------------------------------------------------------
-
-    def delete_study(self, study_instance_uid: str, additional_params: Mapping[str, Any] | None = None) -> None:
-        """Deletes a study.
-
-        Raises:
-            requests.HTTPError: If the archive refuses, or does not have it (404).
-        """
-        self._delete(self._resource(study_instance_uid, level="study"), additional_params)
-
-    def delete_series(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Deletes a series. Errors as in `delete_study`."""
-        self._delete(self._resource(study_instance_uid, series_instance_uid, level="series"), additional_params)
-
-    def delete_instance(
-        self,
-        study_instance_uid: str,
-        series_instance_uid: str,
-        sop_instance_uid: str,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Deletes an instance. Errors as in `delete_study`."""
-        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
-        self._delete(resource, additional_params)
-
-    # Settings ---------------------------------------------------------------------------------------------------------
-
-    def set_chunk_size(self, chunk_size: int) -> None:
-        """Sets the most bytes to read at once, where the client reads from a network.
-
-        Raises:
-            TypeError, ValueError: If it is not a positive integer.
-        """
-        check_chunk_size(chunk_size)
-
-    def set_http_retry_params(
-        self,
-        retry: bool = True,
-        max_attempts: int = 5,
-        wait_exponential_multiplier: int = 1000,
-        retriable_error_codes: tuple[int, ...] = (429, 408, 503, 504),
-    ) -> None:
-        """Sets when and how often to try again, where the client talks HTTP."""
-
-    # Context ----------------------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_chunk_size(chunk_size: object) -> int:

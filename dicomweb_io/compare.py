@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.elements import Instance
+from dicomweb_io.errors import TranscodingError
 from dicomweb_io.profiles import ComparisonLevel
 
 _CHUNK = 1 << 20
@@ -64,7 +65,7 @@ def _pixel_difference(one: Instance, other: Instance) -> str | None:
         pixels, others = first.pixel_array, second.pixel_array
     except Exception as error:
         # pydicom's decoders raise whatever their codecs raise.
-        raise ValueError(
+        raise TranscodingError(
             f"the pixels of {one.reference.uri} cannot be compared: {one.transfer_syntax_uid} and "
             f"{other.transfer_syntax_uid} cannot both be decoded ({type(error).__name__})"
         ) from None

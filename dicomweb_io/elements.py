@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
+from dicomweb_io.dicom.errors import InvalidIdentifierError
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.dicom.uris import URI, URIType
@@ -57,14 +58,14 @@ class Resource:
         if self.sop_instance_uid is not None:
             check_uid(self.sop_instance_uid, "sop_instance_uid", permissive=True)
             if self.series_instance_uid is None:
-                raise ValueError("sop_instance_uid needs series_instance_uid")
+                raise InvalidIdentifierError("sop_instance_uid needs series_instance_uid")
         if not isinstance(self.frames, tuple):
             object.__setattr__(self, "frames", tuple(self.frames))
         if self.frames and self.sop_instance_uid is None:
-            raise ValueError("frames need sop_instance_uid")
+            raise InvalidIdentifierError("frames need sop_instance_uid")
         for number in self.frames:
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise ValueError(f"frames must be positive integers, but one is {number!r}")
+                raise InvalidIdentifierError(f"frames must be positive integers, but one is {number!r}")
 
     @property
     def level(self) -> Level:
@@ -136,7 +137,7 @@ class Resource:
                 return cls(**fields)
             study = _uid_of(value, _STUDY_INSTANCE_UID)
             if study is None:
-                raise ValueError(
+                raise InvalidIdentifierError(
                     "a reference needs a StudyInstanceUID (0020000D); the row has only the tags "
                     + ", ".join(sorted(map(str, value))[:20])
                 )
@@ -150,7 +151,7 @@ class Resource:
             text = value if "://" in value else "http://localhost/" + value.lstrip("/")
             uri = URI.from_string(text, permissive=True)
         if uri.type is URIType.SERVICE or uri.study_instance_uid is None:
-            raise ValueError("the URI names a service, not a study, series, instance or frame")
+            raise InvalidIdentifierError("the URI names a service, not a study, series, instance or frame")
         return cls(uri.study_instance_uid, uri.series_instance_uid, uri.sop_instance_uid, tuple(uri.frames or ()))
 
 
@@ -191,7 +192,9 @@ class Instance:
 
     def __post_init__(self) -> None:
         if self.reference.level != "instance":
-            raise ValueError(f"an Instance needs a reference to an instance, not to a {self.reference.level}")
+            raise InvalidIdentifierError(
+                f"an Instance needs a reference to an instance, not to a {self.reference.level}"
+            )
         if (self.content is None) == (self.path is None):
             raise ValueError("an Instance has either content or path")
         if self.content is not None and not isinstance(self.content, bytes):

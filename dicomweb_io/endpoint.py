@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Union
 from urllib.parse import urlsplit, urlunsplit
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.http.auth import Credentials
-from dicomweb_io.http.connections import check_verify
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 
 if TYPE_CHECKING:
     from requests.auth import AuthBase
@@ -61,6 +62,9 @@ def literal_secrets(endpoint: Endpoint) -> tuple[str, ...]:
 
 EndpointLike = Union["Endpoint", str, "os.PathLike[str]"]
 
+_CLIENTS = {True: ("dicomweb_io.web.client", "DICOMwebClient"), False: ("dicomweb_io.files.client", "DICOMfileClient")}
+_GROUPS = {"prefixes": Prefixes, "tls": TLS, "timeouts": Timeouts, "limits": Limits, "retry": RetryPolicy}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Endpoint:
@@ -72,41 +76,32 @@ class Endpoint:
 
     Attributes:
         url: The service's root, or the folder.
-        credentials: How to authenticate: `dicomweb_io.http.auth`, or any `requests.auth.AuthBase`.
+        credentials: How to authenticate: credentials of this package, or any `requests.auth.AuthBase`.
         profile: The server's behaviour: ``"auto"`` (by URL pattern, without traffic), a name, or a `ServerProfile`.
-        qido_url_prefix: Path segment before search resources.
-        wado_url_prefix: Path segment before retrieve resources.
-        stow_url_prefix: Path segment before store resources.
-        delete_url_prefix: Path segment before delete resources.
+        prefixes: Path segments between the root and the resources, where the server wants some.
         headers: Sent with every request to the endpoint's own origin.
-        verify: Verify TLS certificates: True, False, or the path of a CA bundle.
-        cert: A client certificate: the path of a PEM file, or a pair of certificate and key paths.
+        tls: The certificates to trust and to show.
         proxies: Proxy URL by scheme.
-        timeout: Seconds to wait for a connection and for each read: one number or a pair.
-        deadline: Seconds that one operation may take in all, retries included; None for no limit.
+        timeouts: How long to wait for a connection, a read, and an operation in all.
+        limits: Requests at once and in a second, for one process.
         retry: When and how often to try again.
-        max_in_flight: Requests at once from one process.
-        requests_per_second: A limit for one process, or None.
         storage_options: Arguments for the fsspec filesystem of a folder.
         index: A local directory for the index of a folder; by default the user's cache directory.
+
+    Raises:
+        TypeError, ValueError: If an argument is not valid, or belongs to the other kind of archive.
     """
 
     url: str
     credentials: Credentials | AuthBase | None = None
     profile: str | ServerProfile = "auto"
-    qido_url_prefix: str | None = None
-    wado_url_prefix: str | None = None
-    stow_url_prefix: str | None = None
-    delete_url_prefix: str | None = None
+    prefixes: Prefixes = Prefixes()
     headers: Mapping[str, str] | None = None
-    verify: bool | str = True
-    cert: str | tuple[str, str] | None = None
+    tls: TLS = TLS()
     proxies: Mapping[str, str] | None = None
-    timeout: float | tuple[float, float] = (10.0, 60.0)
-    deadline: float | None = 3600.0
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    max_in_flight: int = 8
-    requests_per_second: float | None = None
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+    retry: RetryPolicy = RetryPolicy()
     storage_options: Mapping[str, Any] | None = None
     index: str | None = None
 
@@ -118,17 +113,12 @@ class Endpoint:
         if self.is_web:
             _check_web_url(self.url)
         else:
-            web_only = ("qido_url_prefix", "wado_url_prefix", "stow_url_prefix", "delete_url_prefix", "credentials")
-            given = [name for name in web_only if getattr(self, name) is not None]
+            given = [name for name in ("prefixes", "credentials") if getattr(self, name) not in (None, Prefixes())]
             if given:
                 raise ValueError(f"{', '.join(given)}: only for servers, but {self.safe_url} is a folder")
-        check_verify(self.verify)
-        if not isinstance(self.max_in_flight, int) or self.max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be a positive integer, not {self.max_in_flight!r}")
-        if self.requests_per_second is not None and not self.requests_per_second > 0:
-            raise ValueError(f"requests_per_second must be positive, not {self.requests_per_second!r}")
-        if self.deadline is not None and not self.deadline > 0:
-            raise ValueError(f"deadline must be a positive number of seconds, not {self.deadline!r}")
+        for name, kind in _GROUPS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be {kind.__name__}(…), not {type(getattr(self, name)).__name__}")
 
     @classmethod
     def of(cls, value: EndpointLike) -> Endpoint:
@@ -162,13 +152,10 @@ class Endpoint:
 
     def connect(self) -> DICOMClient:
         """Makes a client: `DICOMwebClient` for a server, `DICOMfileClient` for a folder. No traffic yet."""
-        if self.is_web:
-            from dicomweb_io.web.client import DICOMwebClient
-
-            return DICOMwebClient.from_endpoint(self)
-        from dicomweb_io.files.client import DICOMfileClient
-
-        return DICOMfileClient.from_endpoint(self)
+        # By name, because an endpoint comes before the clients: a worker that unpickles one loads only what it needs.
+        module, name = _CLIENTS[self.is_web]
+        client: DICOMClient = getattr(import_module(module), name).from_endpoint(self)
+        return client
 
     def probe(self) -> Endpoint:
         """Asks the server how it behaves and returns an endpoint with that profile pinned; a folder returns itself.
@@ -178,16 +165,14 @@ class Endpoint:
         """
         if not self.is_web:
             return self
-        from dicomweb_io.web.client import DICOMwebClient
-
-        with DICOMwebClient.from_endpoint(self) as client:
+        with self.connect() as client:
             return self.replace(profile=client.probe().profile)
 
     def __repr__(self) -> str:
         shown = [repr(self.safe_url)]
         for item in fields(self)[1:]:
             value = getattr(self, item.name)
-            if value == item.default or value is None or item.name == "retry":
+            if value == item.default:
                 continue
             if item.name in ("headers", "storage_options", "proxies"):
                 value = "{" + ", ".join(f"{key!r}: ***" for key in value) + "}"

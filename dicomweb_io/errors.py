@@ -1,4 +1,31 @@
-"""The errors of the HTTP layer: `requests.HTTPError`s that say what was tried and what came back, and hold no secret.
+"""Every exception of this package, as one tree.
+
+::
+
+    requests.HTTPError
+    └── DICOMwebError                   a request to an archive failed
+        ├── ConnectionFailedError           no answer arrived (also a requests.ConnectionError)
+        │   └── TimedOutError                   nothing came for as long as the timeout allows (also a requests.Timeout)
+        ├── DeadlineExceededError           the operation took longer than its deadline (also a requests.Timeout)
+        ├── RedirectError                   the server redirects where the client does not follow
+        ├── CredentialsError                no valid credentials could be had
+        ├── ResponseIncompleteError         the answer broke off, or nothing proves that it is whole
+        ├── MalformedResponseError          the answer is not what was asked for
+        │   ├── FilterIgnoredError              the rows of a search contradict its filters
+        │   └── PagingError                     a search cannot be paged to its end
+        ├── TooManyResultsError             a search finds more than the server returns
+        ├── StoreError                      some instances were not stored
+        └── FileClientError                 a request to a folder failed, as a server would have answered it
+    ValueError
+    └── DICOMError                      data, or a name of data, are at fault
+        ├── InvalidIdentifierError, FilterError, Part10Error, DatasetError, FrameError, TranscodingError,
+        │   RenderingError …                see `dicomweb_io.dicom.errors`
+        ├── ElementTooLargeError            something is too large for memory, and there is no spool directory
+        └── UnsupportedError                the archive has no such operation
+
+What `dicomweb_io.failures.RECOVERABLE` names becomes a `Failure` where a transform or a job collects failures: both
+branches, and what operating systems raise (`OSError`). Any other exception, such as a `TypeError` or a plain
+`ValueError`, is a mistake in a program or an invalid argument, and is always raised.
 
 Messages name the method, the URL without user information and query, the status, the number of attempts and what the
 server said. The `response` that an error carries has its own copy of the request, without credentials and query, so
@@ -7,45 +34,69 @@ that an error can be logged and pickled.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_plus, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import requests
+
+from dicomweb_io.dicom.errors import (
+    DatasetError,
+    DICOMDIRError,
+    DICOMError,
+    FilterError,
+    FrameError,
+    IncompleteDICOMError,
+    InvalidIdentifierError,
+    MissingUIDError,
+    NotDICOMError,
+    Part10Error,
+    RenderingError,
+    RenderingUnavailableError,
+    TranscodingError,
+)
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomweb_io.elements import Failure, StoredInstance
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_SHOWN_HEADERS = frozenset({"accept", "accept-encoding", "content-type", "content-length", "range", "user-agent"})
-_MESSAGE_KEYS = ("Message", "Details", "message", "errorMessage", "error_description", "detail", "title", "error")
-_MAX_MESSAGE = 300
-# What the HTTP library sends by itself; anything else in a request may be somebody's key.
-_KNOWN_HEADERS = _SHOWN_HEADERS | {"host", "connection", "transfer-encoding", "x-amz-date", "x-amz-content-sha256"}
-_SHORTEST_SECRET = 4
-
-
-def safe_url(url: str) -> str:
-    """The URL without user information, query and fragment, for messages and logs.
-
-    Never raises: of a text that is no URL everything from the first ``?`` or ``#`` on and up to the last ``@`` of the
-    authority is dropped.
-    """
-    text = re.split(r"[?#]", str(url), maxsplit=1)[0]
-    try:
-        parts = urlsplit(text)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    except ValueError:
-        return text.rpartition("@")[2]
+__all__ = [
+    "ConnectionFailedError",
+    "CredentialsError",
+    "DICOMDIRError",
+    "DICOMError",
+    "DICOMwebError",
+    "DatasetError",
+    "DeadlineExceededError",
+    "ElementTooLargeError",
+    "FileClientError",
+    "FilterError",
+    "FilterIgnoredError",
+    "FrameError",
+    "IncompleteDICOMError",
+    "InvalidIdentifierError",
+    "MalformedResponseError",
+    "MissingUIDError",
+    "NotDICOMError",
+    "PagingError",
+    "Part10Error",
+    "RedirectError",
+    "RenderingError",
+    "RenderingUnavailableError",
+    "ResponseIncompleteError",
+    "StoreError",
+    "TimedOutError",
+    "TooManyResultsError",
+    "TranscodingError",
+    "UnsupportedError",
+    "http_error",
+    "log_text",
+    "safe_url",
+]
 
 
 class DICOMwebError(requests.HTTPError):
@@ -87,14 +138,14 @@ class DICOMwebError(requests.HTTPError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return self._told(self.detail)
+        return self._message(self.detail)
 
     @property
-    def discreet(self) -> str:
+    def log_text(self) -> str:
         """The same without the server's own words, for logs."""
-        return self._told(self.detail.replace(self.said, "").strip("; ") if self.said else self.detail)
+        return self._message(self.detail.replace(self.said, "").strip("; ") if self.said else self.detail)
 
-    def _told(self, detail: str) -> str:
+    def _message(self, detail: str) -> str:
         words = [" ".join(filter(None, (self.method, self.url)))]
         if self.status is not None:
             words.append(f"HTTP {self.status}")
@@ -117,11 +168,6 @@ def _restore(cls: type[DICOMwebError], detail: str, state: Mapping[str, Any]) ->
     return error
 
 
-def discreet(error: BaseException) -> str:
-    """What an error says, for a log: without a server's own words, which may name a patient."""
-    return error.discreet if isinstance(error, DICOMwebError) else str(error)
-
-
 class ConnectionFailedError(DICOMwebError, requests.ConnectionError):
     """No answer arrived: refused, name not found, TLS failure, or a connection that broke before the answer.
 
@@ -142,6 +188,14 @@ class DeadlineExceededError(DICOMwebError, requests.Timeout):
     """The operation was not complete when its deadline came, retries included. Never retried."""
 
 
+class RedirectError(DICOMwebError):
+    """The server redirects where the client does not follow: in circles, to plain HTTP, or with a body elsewhere."""
+
+
+class CredentialsError(DICOMwebError):
+    """No valid credentials could be had: a missing variable or file, a failing command, a refusing token endpoint."""
+
+
 class ResponseIncompleteError(DICOMwebError):
     """The body of an answer broke off, or lacks what would prove that it is whole.
 
@@ -152,143 +206,6 @@ class ResponseIncompleteError(DICOMwebError):
 
 class MalformedResponseError(DICOMwebError):
     """The answer is not what was asked for: a login page, bad JSON, an unexpected content type, bad gzip, too large."""
-
-
-class RedirectError(DICOMwebError):
-    """The server redirects where the client does not follow: in circles, to plain HTTP, or with a body elsewhere."""
-
-
-class CredentialsError(DICOMwebError):
-    """No valid credentials could be had: a missing variable or file, a failing command, a refusing token endpoint."""
-
-
-def public_response(response: requests.Response, content: bytes) -> requests.Response:
-    """A copy of a response that may be kept, logged and pickled.
-
-    Args:
-        response: The response; it is not changed.
-        content: As much of its body as was read.
-
-    Returns:
-        A response with status, headers, elapsed time and this content, and with a request that has neither
-        credentials nor a query. Cookies are left out.
-    """
-    copy = requests.Response()
-    copy.status_code = response.status_code
-    copy.reason = response.reason
-    copy.headers.update(response.headers)
-    copy.headers.pop("Set-Cookie", None)
-    copy.encoding = response.encoding
-    copy.elapsed = response.elapsed
-    copy.url = safe_url(response.url or "")
-    copy._content = content
-    copy._content_consumed = True  # type: ignore[attr-defined]
-    request = requests.PreparedRequest()
-    original = response.request
-    request.method = getattr(original, "method", None)
-    request.url = copy.url
-    request.headers = requests.structures.CaseInsensitiveDict(
-        {
-            key: value
-            for key, value in (getattr(original, "headers", None) or {}).items()
-            if key.lower() in _SHOWN_HEADERS
-        }
-    )
-    request.hooks = {"response": []}
-    copy.request = request
-    return copy
-
-
-def without_secrets(content: bytes, headers: Mapping[str, str]) -> bytes:
-    """A body without what the request's headers held in confidence, should the server repeat it.
-
-    Args:
-        content: The body of an error answer.
-        headers: The headers of the request: all but the usual ones are taken for secrets, so that a key in a header
-            of the user's own is one too.
-
-    Returns:
-        The body, with ``***`` for the values and for what they are made of: the token after the scheme, the name and
-        password of basic authentication, the members of a list of parameters.
-    """
-    for secret in _secrets(headers):
-        # JSON has several spellings of some characters.
-        spelled = json.dumps(secret.decode("utf-8", "replace"))[1:-1].encode()
-        for form in {secret, spelled, spelled.replace(b"/", b"\\/")}:
-            content = content.replace(form, b"***")
-    return content
-
-
-def _secrets(headers: Mapping[str, str]) -> list[bytes]:
-    """What headers hold in confidence, longest first."""
-    secrets: set[bytes] = set()
-    for name, value in headers.items():
-        if name.lower() in _KNOWN_HEADERS:
-            continue
-        raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
-        scheme, _, rest = raw.partition(b" ")
-        secrets |= {raw, rest.strip(), *re.split(rb"[\s,;=]+", raw)} - {scheme if rest else b""}
-        if scheme.lower() == b"basic":
-            try:
-                user, _, password = base64.b64decode(rest, validate=True).partition(b":")
-            except ValueError:
-                continue
-            secrets |= {user + b":" + password, password}
-    return sorted((secret for secret in secrets if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
-
-
-def server_message(content: bytes, url: str, headers: Mapping[str, str] | None = None) -> str:
-    """What the body of an error answer says, as one short line for a message; empty if it says nothing readable.
-
-    Known members of JSON bodies and short plain texts are taken, HTML and binary bodies are not. Where the text
-    repeats a value of the request's query, which may be a patient's name, the value is replaced by ``***``.
-
-    Args:
-        content: The body, or its beginning.
-        url: The URL that was asked for, with its query.
-        headers: The request's headers; what they held in confidence is replaced too, in any spelling of JSON.
-    """
-    try:
-        text = content[:65536].decode("utf-8").strip()
-    except UnicodeDecodeError:
-        return ""
-    if text.startswith("{"):
-        try:
-            text = "; ".join(_messages(json.loads(text)))
-        except (ValueError, RecursionError):
-            return ""
-    elif text.startswith(("<", "[")) or "\x00" in text:
-        return ""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", text).strip()
-    for secret in _secrets(headers or {}):
-        text = text.replace(secret.decode("utf-8", "replace"), "***")
-    query = url.partition("?")[2]
-    values: set[str] = set()
-    for pair in query.split("&") if query else ():
-        raw = pair.partition("=")[2]
-        value = unquote_plus(raw)
-        values |= {raw, value, *(piece for piece in re.split(r"[\^*?,=\s]+", value) if len(piece) > 2)}
-    # Longer ones first: a part of a name must not leave the rest of it behind.
-    for value in sorted(values, key=len, reverse=True):
-        if len(value) > 1:
-            text = re.sub(re.escape(value), "***", text, flags=re.IGNORECASE)
-    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
-
-
-def _messages(document: Any) -> list[str]:
-    found: list[str] = []
-    if isinstance(document, dict):
-        for key in _MESSAGE_KEYS:
-            value = document.get(key)
-            if isinstance(value, dict):
-                value = "; ".join(_messages({name: item for name, item in value.items() if not isinstance(item, dict)}))
-            if isinstance(value, str) and value and value not in found:
-                found.append(value)
-    return found
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The errors of the web client beyond those of the HTTP layer. All are `requests.HTTPError`.
 
 
 class FilterIgnoredError(MalformedResponseError):
@@ -324,10 +241,6 @@ class StoreError(DICOMwebError):
         self.outcomes = tuple(outcomes)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Errors of the file client in the shape of a server's, so that code written for servers works unchanged.
-
-
 class FileClientError(DICOMwebError):
     """A request to a folder failed: a `requests.HTTPError` whose response a server could have sent."""
 
@@ -357,3 +270,30 @@ def http_error(status: int, detail: str, *, url: str, method: str = "GET", retry
     request.hooks = {"response": []}
     response.request = request
     return FileClientError(detail, status=status, url=url, method=method, retryable=retryable, response=response)
+
+
+class ElementTooLargeError(DICOMError):
+    """An instance, frame or value is larger than may be held in memory, and no spool directory was given for it."""
+
+
+class UnsupportedError(DICOMError):
+    """The archive has no such operation, or cannot take it in this form. Nothing was sent."""
+
+
+def safe_url(url: str) -> str:
+    """The URL without user information, query and fragment, for messages and logs.
+
+    Never raises: of a text that is no URL everything from the first ``?`` or ``#`` on and up to the last ``@`` of the
+    authority is dropped.
+    """
+    text = re.split(r"[?#]", str(url), maxsplit=1)[0]
+    try:
+        parts = urlsplit(text)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    except ValueError:
+        return text.rpartition("@")[2]
+
+
+def log_text(error: BaseException) -> str:
+    """What an error says, for a log: without a server's own words, which may name a patient."""
+    return error.log_text if isinstance(error, DICOMwebError) else str(error)

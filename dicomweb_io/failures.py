@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 
 from dicomweb_io.elements import Failure, Resource
-from dicomweb_io.errors import DeadlineExceededError
+from dicomweb_io.errors import DeadlineExceededError, DICOMError
 
-RECOVERABLE = (OSError, ValueError, EOFError)
+RECOVERABLE = (OSError, DICOMError, EOFError)
 """What an archive, a network, a disk or bad data can raise. (`requests.RequestException` is an `OSError`.)
 
-Anything else is a mistake in a program, and is never turned into a `Failure`.
+Anything else, such as a `TypeError` or a plain `ValueError`, is a mistake in a program and never becomes a `Failure`.
 """
 
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR, errno.ESTALE}

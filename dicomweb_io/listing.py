@@ -1,17 +1,116 @@
-"""Which instances an archive holds: the listing of a series, asked once, and the instances of a reference."""
+"""Which instances there are: the listing of a series, the instances of a reference, and those that a user's list names.
+
+`InstanceGroup` is what moves together: instances of one series. Whoever lists a series whole says so, because what is
+wanted whole can be retrieved in one request.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, Generic, TypeVar, cast
 
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.elements import Resource
+from dicomweb_io.dicom.uids import is_uid
+from dicomweb_io.elements import Resource, SearchLevel, SearchQuery
+from dicomweb_io.errors import PagingError
 from dicomweb_io.queries import make_query
 
 _MAX_CACHED_UIDS = 200_000
+_MAX_GROUP = 1000
+_MAX_HELD = 20_000
+
+# An archive that is being written to shifts its rows from page to page; a listing that noticed is made again.
+_LISTING_ATTEMPTS = 3
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class InstanceGroup:
+    """Instances of one series that are handled together.
+
+    Attributes:
+        series: The series.
+        sop_instance_uids: The instances of it.
+        listed: How many instances the archive lists in the series; None if it was not asked.
+    """
+
+    series: Resource
+    sop_instance_uids: tuple[str, ...]
+    listed: int | None = None
+
+    @property
+    def references(self) -> list[Resource]:
+        """The instances, in order."""
+        series = self.series
+        return [Resource(series.study_instance_uid, series.series_instance_uid, uid) for uid in self.sop_instance_uids]
+
+
+class SeriesGrouping(Generic[K]):
+    """Collects instances by their series, some at a time: what is held is bounded.
+
+    Args:
+        max_group: The most instances of a group.
+        max_held: When more instances than this are held, the largest group is given away.
+    """
+
+    def __init__(self, max_group: int = _MAX_GROUP, max_held: int = _MAX_HELD) -> None:
+        self._max_group = max_group
+        self._max_held = max_held
+        self._held: dict[tuple[Resource, K], list[str]] = {}
+        self._count = 0
+
+    def add(self, instance: Resource, key: K) -> Iterator[tuple[K, InstanceGroup]]:
+        """Takes an instance and yields what is given away for it.
+
+        Args:
+            instance: The instance.
+            key: Only instances with equal keys share a group.
+        """
+        place = (instance.series, key)
+        uids = self._held.setdefault(place, [])
+        uids.append(str(instance.sop_instance_uid))
+        self._count += 1
+        if len(uids) >= self._max_group:
+            yield self._give(place)
+        elif self._count > self._max_held:
+            yield self._give(max(self._held, key=lambda held: len(self._held[held])))
+
+    def flush(self) -> Iterator[tuple[K, InstanceGroup]]:
+        """Yields the rest."""
+        while self._held:
+            yield self._give(next(iter(self._held)))
+
+    def _give(self, place: tuple[Resource, K]) -> tuple[K, InstanceGroup]:
+        uids = self._held.pop(place)
+        self._count -= len(uids)
+        series, key = place
+        return key, InstanceGroup(series, tuple(uids))
+
+
+def group_by_series(instances: Iterable[Resource]) -> Iterator[InstanceGroup]:
+    """Groups of the instances that come, those of a series together as far as memory allows."""
+    grouping: SeriesGrouping[None] = SeriesGrouping()
+    for instance in instances:
+        for _, group in grouping.add(instance, None):
+            yield group
+    for _, group in grouping.flush():
+        yield group
+
+
+def list_groups(client: DICOMClient, reference: Resource) -> Iterator[InstanceGroup]:
+    """Yields the series of a study or series with all their instances, as the archive lists them."""
+    series: dict[Resource, list[str]] = {}
+    for instance in expand_reference(client, reference):
+        series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
+    for one, uids in series.items():
+        yield InstanceGroup(one, tuple(uids), len(uids))
 
 
 class SeriesListing:
@@ -36,12 +135,22 @@ class SeriesListing:
         Raises:
             requests.RequestException, OSError: If the archive cannot be asked.
         """
-        series = instance.series
+        return instance.sop_instance_uid in self._known(instance.series)
+
+    def size(self, series: Resource) -> int:
+        """The number of instances that the archive lists in a series.
+
+        Raises:
+            requests.RequestException, OSError: If the archive cannot be asked.
+        """
+        return len(self._known(series))
+
+    def _known(self, series: Resource) -> set[str]:
         with self._lock:
             known = self._series.get(series)
             if known is not None:
                 self._series.move_to_end(series)
-                return instance.sop_instance_uid in known
+                return known
             busy = self._busy.setdefault(series, threading.Lock())
         # Whoever comes second waits for the first one's answer instead of asking too.
         with busy:
@@ -50,7 +159,7 @@ class SeriesListing:
             if known is None:
                 known = self._ask(series)
                 self._remember(series, known)
-            return instance.sop_instance_uid in known
+            return known
 
     def add(self, instance: Resource) -> None:
         """Remembers that an instance has arrived."""
@@ -70,6 +179,12 @@ class SeriesListing:
                 self._count -= len(forgotten)
 
     def _ask(self, series: Resource) -> set[str]:
+        for _ in range(_LISTING_ATTEMPTS - 1):
+            with contextlib.suppress(PagingError):
+                return self._listed(series)
+        return self._listed(series)
+
+    def _listed(self, series: Resource) -> set[str]:
         query = make_query("instance", series.study_instance_uid, series.series_instance_uid, permissive_uid=True)
         found = set()
         try:
@@ -111,12 +226,119 @@ def instance_of_row(row: Mapping[str, Any], within: Resource | None = None) -> R
     Raises:
         ValueError: If the row has no SOP Instance UID or no series.
     """
+    return resource_of_row(row, "instance", within)
+
+
+def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource | None = None) -> Resource:
+    """What a row of a search names, at the level of the search.
+
+    Args:
+        row: A dataset in the DICOM JSON model.
+        level: What was searched for.
+        within: Where; UIDs that the row lacks are taken from it.
+
+    Raises:
+        ValueError: If the row lacks a UID: it never names its whole parent.
+    """
     completed = dict(row)
     if within is not None:
         completed.setdefault("0020000D", {"vr": "UI", "Value": [within.study_instance_uid]})
         if within.series_instance_uid is not None:
             completed.setdefault("0020000E", {"vr": "UI", "Value": [within.series_instance_uid]})
     found = Resource.of(completed)
-    if found.level != "instance":
-        raise ValueError(f"a row of a search for instances names only the {found.level} {found.uri}")
+    if found.level != level:
+        raise ValueError(f"a row of a search for {level} rows names only the {found.level} {found.uri}")
     return found
+
+
+Wanted = Resource | SearchQuery
+"""What a line of a list asks for: an object, or every instance that a query finds."""
+
+_COLUMNS = {
+    "studyinstanceuid": "study_instance_uid",
+    "seriesinstanceuid": "series_instance_uid",
+    "sopinstanceuid": "sop_instance_uid",
+    "accessionnumber": "accession_number",
+}
+
+
+def read_references(path: str) -> list[Wanted]:
+    """Reads a list of what is wanted.
+
+    Each line is one of: a JSON object with UIDs (``study_instance_uid`` …, or DICOM JSON), an entry of an earlier
+    ``--failures`` file, a DICOMweb URI, a study's UID, an accession number, or a line of a CSV file whose header names
+    ``StudyInstanceUID``, ``SeriesInstanceUID``, ``SOPInstanceUID`` or ``AccessionNumber``.
+
+    Args:
+        path: A local path or an fsspec URL.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is no text, or a line names nothing; the message has the line's number.
+    """
+    with _open(path) as file:
+        lines = [line.strip() for line in file]
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
+    if not numbered:
+        return []
+    header = _header(numbered[0][1])
+    if header is not None:
+        return [_of_columns(number, header, line) for number, line in numbered[1:]]
+    return [_of_line(number, line) for number, line in numbered]
+
+
+def _open(path: str) -> IO[str]:
+    if "://" in path:
+        import fsspec
+
+        return cast("IO[str]", fsspec.open(path, "r", encoding="utf-8-sig").open())
+    return open(path, encoding="utf-8-sig")
+
+
+def _header(line: str) -> list[str] | None:
+    names = [name.strip().lower().replace("_", "").replace(" ", "") for name in next(csv.reader([line]), [])]
+    return [_COLUMNS.get(name, "") for name in names] if any(name in _COLUMNS for name in names) else None
+
+
+def _of_columns(number: int, header: list[str], line: str) -> Wanted:
+    values = next(csv.reader([line]))
+    row = {name: value.strip() for name, value in zip(header, values, strict=False) if name and value.strip()}
+    if "study_instance_uid" in row:
+        row.pop("accession_number", None)
+        return _checked(number, row)
+    if "accession_number" in row:
+        return SearchQuery("instance", search_filters=(("AccessionNumber", row["accession_number"]),))
+    if "sop_instance_uid" in row:
+        return SearchQuery("instance", search_filters=(("SOPInstanceUID", row["sop_instance_uid"]),))
+    if "series_instance_uid" in row:
+        return SearchQuery("instance", search_filters=(("SeriesInstanceUID", row["series_instance_uid"]),))
+    raise ValueError(f"line {number}: it names no study, series, instance or accession number")
+
+
+def _of_line(number: int, line: str) -> Wanted:
+    if line.startswith("{"):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: not JSON: {error}") from error
+        if "transform" in value and "message" in value:
+            if not value.get("reference"):
+                raise ValueError(
+                    f"line {number}: this failure names no object "
+                    f"({value.get('source') or value.get('message')}); run the search again for it"
+                )
+            value = value["reference"]
+        return _checked(number, value)
+    # An accession number may consist of digits too, but hardly of several components.
+    if line.count(".") > 1 and is_uid(line, permissive=True):
+        return Resource(line)
+    if "studies/" in line:
+        return _checked(number, line)
+    return SearchQuery("instance", search_filters=(("AccessionNumber", line),))
+
+
+def _checked(number: int, value: Any) -> Resource:
+    try:
+        return Resource.of(value).instance
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"line {number}: {error}") from error

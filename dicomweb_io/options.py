@@ -1,138 +1,382 @@
-"""From command line options to endpoints."""
+"""What command lines, jobs and YAML have in common: their options, endpoints and lists made of them, files for results.
+
+A driver adds options to its parser with `add_endpoint_options` and its like, and makes an `Endpoint` of what was given
+with `endpoint_from`; a driver that has no parser calls `make_endpoint`. What is wrong is a `UsageError` in the words of
+the driver.
+"""
 
 from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import os
+import shutil
 import sys
-from typing import Any
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Literal, Protocol
 
-from dicomweb_io.client import ClientBase, DICOMClient, check_chunk_size
+from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
+from dicomweb_io.listing import Wanted, read_references
+
+PASSWORD_VARIABLE = "DICOMWEB_PASSWORD"  # noqa: S105 - a variable's name
 
 
-class UsageError(Exception):
-    """A wrong use of the command line; its text is shown and the exit code is 2."""
+class UsageError(ValueError):
+    """A wrong use of a command, a job or a step; its text is shown and the exit code is 2."""
 
 
-def endpoint_from(args: argparse.Namespace, url: str | None = None) -> Endpoint:
-    """The endpoint that the connection options describe.
+class _Parser(Protocol):
+    """What options are added to."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any: ...
+
+
+# Endpoints ------------------------------------------------------------------------------------------------------------
+
+_NUMBER: dict[str, Any] = {"type": float, "metavar": "SECONDS"}
+_FLAG: dict[str, Any] = {"action": "store_true", "default": False}
+
+_ARCHIVE: dict[str, dict[str, Any]] = {
+    "qido_prefix": {"metavar": "PATH", "help": "path segment before search resources"},
+    "wado_prefix": {"metavar": "PATH", "help": "path segment before retrieve resources"},
+    "stow_prefix": {"metavar": "PATH", "help": "path segment before store resources"},
+    "delete_prefix": {"metavar": "PATH", "help": "path segment before delete resources"},
+    "profile": {"metavar": "NAME", "default": "auto", "help": "the server's profile; by default chosen by its URL"},
+    "timeout": {**_NUMBER, "help": "for connecting and for each read"},
+    "deadline": {**_NUMBER, "help": "for each operation, retries included"},
+}
+_AUTHENTICATION: dict[str, dict[str, Any]] = {
+    "user": {"metavar": "NAME", "help": "user name for basic authentication"},
+    "password_env": {"metavar": "NAME", "help": "environment variable that holds the password"},
+    "token_env": {"metavar": "NAME", "help": "environment variable that holds the bearer token"},
+    "token_file": {"metavar": "FILE", "help": "file that holds the bearer token, read when needed"},
+    "google": {**_FLAG, "help": "Google application-default credentials"},
+    "ca": {"metavar": "FILE", "help": "bundle of certificate authorities to trust"},
+    "cert": {"metavar": "FILE", "help": "client certificate with its key, PEM"},
+    "insecure_no_verify": {**_FLAG, "help": "do not verify the server's certificate"},
+}
+# Secrets that a command line may take, and that nothing else takes: other users of a machine can read command lines.
+_PERSONAL = ("password", "token")
+_NAMES = (*_ARCHIVE, *_AUTHENTICATION, *_PERSONAL, "max_in_flight")
+_WAYS = ("user", "token", "token_env", "token_file", "google")
+_PREFIXES = {f"{service}_prefix": f"{service}_url_prefix" for service in ("qido", "wado", "stow", "delete")}
+
+
+def add_archive_options(parser: _Parser, role: str = "") -> None:
+    """Adds the options that describe an archive.
+
+    Args:
+        parser: The parser or a group of it.
+        role: What the names of the options begin with: ``"source"`` makes ``--source-profile``.
+    """
+    _add(parser, role, _ARCHIVE)
+
+
+def add_authentication_options(parser: _Parser, role: str = "") -> None:
+    """Adds the options that say how to authenticate; they name secrets. See `add_archive_options`."""
+    _add(parser, role, _AUTHENTICATION)
+
+
+def _add(parser: _Parser, role: str, options: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, how in options.items():
+        short = ("-u",) if name == "user" and not role else ()
+        text = f"{how['help']} ({role})" if role else how["help"]
+        parser.add_argument(*short, _spelled(role, name), **{**how, "help": text})
+
+
+def _spelled(role: str, name: str) -> str:
+    return "--" + (f"{role}_{name}" if role else name).replace("_", "-")
+
+
+def endpoint_from(
+    args: argparse.Namespace, url: str | None = None, *, role: str = "", workers_elsewhere: bool = False
+) -> Endpoint:
+    """The endpoint that parsed arguments describe.
 
     Args:
         args: The parsed arguments.
-        url: The archive; by default that of ``--url``.
+        url: The archive; by default that of ``--url``, or ``--ROLE``.
+        role: See `add_archive_options`.
+        workers_elsewhere: Whether others than this process will read the files and variables that are named.
 
     Raises:
         UsageError: If there is no URL, or options contradict each other.
     """
-    url = url or args.url
+    option = f"--{role}" if role else "--url"
+    url = url or getattr(args, role or "url")
     if not url:
-        raise UsageError("--url is required: a DICOMweb service (https://…), a folder, or an fsspec URL")
-    given = {
-        "qido_url_prefix": args.qido_prefix,
-        "wado_url_prefix": args.wado_prefix,
-        "stow_url_prefix": args.stow_prefix,
-        "delete_url_prefix": args.delete_prefix,
-        "timeout": args.timeout,
-        "deadline": args.deadline,
-        "cert": args.cert,
+        raise UsageError(f"{option} is required: a DICOMweb service (https://…), a folder, or an fsspec URL")
+    given = {name: getattr(args, f"{role}_{name}" if role else name, None) for name in _NAMES}
+    return make_endpoint(url, given, lambda name: _spelled(role, name), workers_elsewhere=workers_elsewhere)
+
+
+def make_endpoint(
+    url: str,
+    given: Mapping[str, Any],
+    spelled: Callable[[str], str] = str,
+    *,
+    workers_elsewhere: bool = True,
+) -> Endpoint:
+    """The endpoint that options describe.
+
+    Args:
+        url: The archive.
+        given: Values by the names of the options; what is absent or None was not given.
+        spelled: How the user spells an option, for messages.
+        workers_elsewhere: See `endpoint_from`.
+
+    Raises:
+        UsageError: If options contradict each other, or have a value that is not valid.
+    """
+    names = {
+        **_PREFIXES,
+        "timeout": "timeout",
+        "deadline": "deadline",
+        "cert": "cert",
+        "max_in_flight": "max_in_flight",
     }
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if args.insecure_no_verify and args.ca:
-        raise UsageError("--ca and --insecure-no-verify contradict each other")
-    if args.ca:
-        options["verify"] = args.ca
-    elif args.insecure_no_verify:
+    options = {name: given[option] for option, name in names.items() if given.get(option) is not None}
+    if given.get("insecure_no_verify") and given.get("ca"):
+        raise UsageError(f"{spelled('ca')} and {spelled('insecure_no_verify')} contradict each other")
+    if given.get("ca"):
+        options["verify"] = given["ca"]
+    elif given.get("insecure_no_verify"):
         options["verify"] = False
-    if args.profile != "auto":
-        options["profile"] = args.profile
-    credentials = _credentials(args)
+    if given.get("profile") not in (None, "auto"):
+        options["profile"] = given["profile"]
+    credentials = _credentials(given, spelled, workers_elsewhere=workers_elsewhere)
     if credentials is not None:
         options["credentials"] = credentials
     for name in ("ca", "cert"):
-        path = getattr(args, name)
-        if path and not os.path.exists(path):
-            raise UsageError(f"--{name}: there is no file {path}")
+        path = given.get(name)
+        if path and not workers_elsewhere and not os.path.exists(path):
+            raise UsageError(f"{spelled(name)}: there is no file {path}")
     try:
         return Endpoint(url, **options)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def _credentials(
+    given: Mapping[str, Any], spelled: Callable[[str], str], *, workers_elsewhere: bool
+) -> Credentials | None:
+    for name in ("user", "token", "token_env", "token_file"):
+        if given.get(name) == "":
+            # Most likely what a command or variable should have given; going on without would be anonymous access.
+            raise UsageError(f"{spelled(name)} is empty")
+    ways = [name for name in _WAYS if given.get(name)]
+    if len(ways) > 1:
+        raise UsageError(f"give one way to authenticate, not {' and '.join(map(spelled, ways))}")
+    for name in ("password", "password_env"):
+        if given.get(name) and not given.get("user"):
+            raise UsageError(f"{spelled(name)} needs {spelled('user')}")
+    if given.get("user"):
+        return _basic(given, spelled)
+    if given.get("token"):
+        return BearerToken(token=given["token"])
+    if given.get("token_env"):
+        if not workers_elsewhere and given["token_env"] not in os.environ:
+            raise UsageError(f"{spelled('token_env')}: the environment variable {given['token_env']} is not set")
+        return BearerToken(env=given["token_env"])
+    if given.get("token_file"):
+        return BearerToken(file=given["token_file"])
+    return GoogleCredentials() if given.get("google") else None
+
+
+def _basic(given: Mapping[str, Any], spelled: Callable[[str], str]) -> BasicCredentials:
+    user, variable = given["user"], given.get("password_env")
+    if variable:
+        return BasicCredentials(user, password_env=variable)
+    if given.get("password") is None:
+        # Only where a person may be asked there is such an option, and a default for the variable.
+        raise UsageError(f"{spelled('user')} needs {spelled('password_env')}")
+    if given["password"] or (PASSWORD_VARIABLE not in os.environ and sys.stdin.isatty()):
+        return BasicCredentials(user, getpass.getpass(f"Password of {user}: "))
+    if PASSWORD_VARIABLE not in os.environ:
+        raise UsageError(
+            f"{spelled('user')} needs a password: {spelled('password')} asks for it, or set {PASSWORD_VARIABLE}"
+        )
+    return BasicCredentials(user, password_env=PASSWORD_VARIABLE)
 
 
 def connect(args: argparse.Namespace, endpoint: Endpoint) -> DICOMClient:
     """A client of an endpoint, set up as the connection options say.
 
     Raises:
-        UsageError: If an option has a value that clients refuse.
+        UsageError: If an option has a value that clients reject.
     """
     try:
         chunk_size = None if args.chunk_size is None else check_chunk_size(args.chunk_size)
         client = endpoint.connect()
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    if chunk_size is not None and isinstance(client, ClientBase):
+    if chunk_size is not None:
         client.set_chunk_size(chunk_size)
     return client
 
 
-def _credentials(args: argparse.Namespace) -> Any:
-    from dicomweb_io.http.auth import BasicCredentials, BearerToken, GoogleCredentials
-
-    for name in ("user", "token", "token_env", "token_file"):
-        if getattr(args, name) == "":
-            # Most likely what a command or variable should have given; going on without would be anonymous access.
-            raise UsageError(f"--{name.replace('_', '-')} is empty")
-    ways = [name for name in ("user", "token", "token_env", "token_file", "google") if getattr(args, name)]
-    if len(ways) > 1:
-        given = " and ".join("--" + way.replace("_", "-") for way in ways)
-        raise UsageError(f"give one way to authenticate, not {given}")
-    if args.password and not args.user:
-        raise UsageError("--password needs --user")
-    if args.user:
-        if args.password or ("DICOMWEB_PASSWORD" not in os.environ and sys.stdin.isatty()):
-            return BasicCredentials(args.user, getpass.getpass(f"Password of {args.user}: "))
-        if "DICOMWEB_PASSWORD" not in os.environ:
-            raise UsageError("--user needs a password: --password asks for it, or set DICOMWEB_PASSWORD")
-        return BasicCredentials(args.user, password_env="DICOMWEB_PASSWORD")  # noqa: S106 - a variable's name
-    if args.token:
-        return BearerToken(token=args.token)
-    if args.token_env:
-        if args.token_env not in os.environ:
-            raise UsageError(f"--token-env: the environment variable {args.token_env} is not set")
-        return BearerToken(env=args.token_env)
-    if args.token_file:
-        return BearerToken(file=args.token_file)
-    return GoogleCredentials() if args.google else None
+# What is wanted -------------------------------------------------------------------------------------------------------
 
 
-def destination_from(args: argparse.Namespace) -> Endpoint:
-    """The endpoint that a copy writes to, with its own authentication options."""
-    from dicomweb_io.http.auth import BasicCredentials, BearerToken
-
-    options: dict[str, Any] = {}
-    if args.destination_token_env:
-        options["credentials"] = BearerToken(env=args.destination_token_env)
-    elif args.destination_user:
-        if not args.destination_password_env:
-            raise UsageError("--destination-user needs --destination-password-env")
-        options["credentials"] = BasicCredentials(args.destination_user, password_env=args.destination_password_env)
-    try:
-        return Endpoint(args.destination, **options)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+def add_filter_option(parser: _Parser, what: str = "copy") -> None:
+    """Adds ``--filter``, which may be repeated."""
+    parser.add_argument(
+        "--filter",
+        dest="filters",
+        metavar="KEY=VALUE",
+        action="append",
+        help=f"{what} only what matches: an attribute's keyword or tag, and its value (repeatable)",
+    )
 
 
-def parse_filters(pairs: list[str]) -> list[tuple[str, str]]:
+def add_policy_options(parser: _Parser, *, on_existing: str) -> None:
+    """Adds ``--on-existing`` and ``--verify``."""
+    parser.add_argument(
+        "--on-existing",
+        choices=("skip", "server", "replace", "error"),
+        default=on_existing,
+        help=f"what to do with instances whose UID the destination has (default: {on_existing})",
+    )
+    parser.add_argument(
+        "--verify",
+        choices=("response", "uid", "content"),
+        default="response",
+        help="the proof wanted for each instance: the destination's answer, a search for its UID, or its content",
+    )
+
+
+def add_transfer_options(parser: _Parser) -> None:
+    """Adds what a transfer copies and how, and where it reports."""
+    add_filter_option(parser)
+    parser.add_argument(
+        "--input",
+        metavar="PATH",
+        help="copy only what this list names: UIDs, accession numbers or references, as CSV or JSON lines, or the "
+        "--failures file of an earlier run",
+    )
+    parser.add_argument("--failures", metavar="PATH", help="write what failed here, one JSON object a line")
+    parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
+    add_policy_options(parser, on_existing="skip")
+    parser.add_argument(
+        "--allow-transcoding",
+        action="store_true",
+        default=False,
+        help="take what the source re-encodes if it cannot give the original",
+    )
+    parser.add_argument("--spool-directory", metavar="PATH", help="where larger instances wait on their way")
+
+
+def parse_filters(pairs: Sequence[str] | None) -> list[tuple[str, str]]:
     """Splits ``KEY=VALUE`` at the first equals sign.
 
     Raises:
         UsageError: If there is none.
     """
     filters = []
-    for pair in pairs:
+    for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"--filter needs KEY=VALUE, but got {key!r} (use KEY= for universal matching)")
+            raise UsageError(
+                f"--filter {key!r}: expected KEY=VALUE, for example Modality=CT (KEY= for universal matching)"
+            )
         filters.append((key, value))
     return filters
+
+
+def filters_from(pairs: Sequence[str] | None) -> dict[str, str]:
+    """Makes search filters of ``KEY=VALUE`` arguments; a repeated key becomes a list of values.
+
+    Raises:
+        UsageError: If one has no ``=``.
+    """
+    filters: dict[str, str] = {}
+    for key, value in parse_filters(pairs):
+        filters[key] = f"{filters[key]}\\{value}" if key in filters else value
+    return filters
+
+
+def wanted_from(path: str) -> tuple[Wanted, ...]:
+    """What a list names; see `dicomweb_io.listing.read_references`.
+
+    Raises:
+        UsageError: If it cannot be read, or a line names nothing.
+    """
+    try:
+        return tuple(read_references(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--input {path}: {error}") from error
+
+
+# Files for results ----------------------------------------------------------------------------------------------------
+
+
+def check_writable(path: str, option: str, *, elsewhere: bool = False) -> None:
+    """Checks the address of a report before the work starts.
+
+    Args:
+        path: A local path or an fsspec URL.
+        option: The option that it was given with.
+        elsewhere: Whether workers on other machines are to write it.
+
+    Raises:
+        UsageError: If the folder does not exist, or workers elsewhere cannot write there.
+    """
+    if "://" in path:
+        return
+    if elsewhere:
+        raise UsageError(f"{option} {path}: workers of this runner cannot write to this machine; give an fsspec URL")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UsageError(f"{option} {path}: there is no folder {folder}")
+
+
+@contextmanager
+def atomic_file(path: str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """A file to write, for its owner only (mode 0600), which appears complete or not at all.
+
+    Args:
+        path: A local path, or an fsspec URL (which is written to when everything is there).
+        mode: ``"w"`` for text in UTF-8, ``"wb"`` for bytes.
+    """
+    remote = "://" in path
+    folder, name = (None, "upload") if remote else os.path.split(os.path.abspath(path))
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"} if mode == "w" else {}
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", suffix=".part", dir=folder)
+    try:
+        with os.fdopen(descriptor, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if remote:
+            _upload(temporary, path)
+        else:
+            os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _upload(local: str, url: str) -> None:
+    import fsspec
+
+    with open(local, "rb") as content, fsspec.open(url, "wb") as file:
+        shutil.copyfileobj(content, file)
+
+
+def write_lines(path: str, lines: Iterable[str]) -> None:
+    """Writes a text file; see `atomic_file`. Each text becomes a line."""
+    with atomic_file(path) as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def read_json(path: str) -> Any:
+    """Reads a JSON document from a local path or an fsspec URL."""
+    import fsspec
+
+    with fsspec.open(path, "r", encoding="utf-8") if "://" in path else open(path, encoding="utf-8") as file:
+        return json.load(file)

@@ -1,9 +1,17 @@
 """Work in flight, bounded for a whole process: `BoundedPool`, and the clients and pools that bundles share.
 
-A worker process may run several bundles at once. They share one client and one pool for each endpoint and kind of work
-(search, retrieve, store), so that neither the requests in flight nor the bytes in memory grow with the number of
-bundles. The kinds have connections of their own: a store that waits for a retrieve's bytes to be taken, while that
-retrieve keeps the last connection, would wait forever.
+A worker process may run several bundles at once, and one pipeline may search, retrieve and store in one archive. All of
+them share one client and one pool for each endpoint, so that neither the requests in flight nor the bytes in memory
+grow with the number of bundles or of steps.
+
+Steps of one stage run on one thread: while a retrieve's result is handed on, the store behind it may wait for room that
+the retrieve's next results take. Two rules keep that from lasting forever:
+
+- A task that waits for room is not in flight: another may start, and the slots of its open requests are lent.
+- A lane, which is one step of one bundle, may always run one task and hold one item beyond the shared limits. So the
+  last step of a chain goes on, and with it all steps before.
+
+Memory is therefore bounded by the budget and one part for each lane.
 """
 
 from __future__ import annotations
@@ -19,12 +27,15 @@ from typing import Any, Generic, TypeVar
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.retry import Stats
+from dicomweb_io.http.retry import lend_slots, start_anew_after_fork
 
 DEFAULT_MAX_BYTES = 256 * 1024 * 1024
 
 # A result that says nothing about its size counts as much: thousands of small ones are memory too.
 _LEAST_BYTES = 4096
+
+# Lanes bound the threads, each to `max_in_flight`.
+_MAX_THREADS = 100_000
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -37,13 +48,15 @@ class WorkCancelled(Exception):
 class BoundedPool:
     """Threads with a limit on tasks in flight and on bytes in memory.
 
-    Tasks are submitted through a `Lane`, one for each bundle, which also gives the results back on the bundle's own
-    thread. A producer reserves room for what it is about to read; the room is free again when the consumer has
-    taken the result and asks for the next. So a slow consumer holds the producers back.
+    Tasks are submitted through a `Lane`, one for each step of a bundle, which also gives the results back on the
+    bundle's own thread. A producer reserves room for what it is about to read; the room is free again when the consumer
+    has taken the result and asks for the next. So a slow consumer holds the producers back.
+
+    In a forked child it starts anew, and lanes that were open are closed.
 
     Args:
-        max_in_flight: Tasks at once.
-        max_bytes: Bytes that are being read or wait to be taken. A single item larger than this passes alone.
+        max_in_flight: Tasks at once. A lane that has none in flight may start one more.
+        max_bytes: Bytes that are being read or wait to be taken. A lane that holds none may hold one item more.
     """
 
     def __init__(self, max_in_flight: int = 8, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
@@ -53,16 +66,29 @@ class BoundedPool:
             raise ValueError(f"max_bytes must be 1 or more, not {max_bytes}")
         self.max_in_flight = max_in_flight
         self.max_bytes = max_bytes
+        self._budgets: list[int] = []
+        self._lanes: weakref.WeakSet[Lane[Any, Any]] = weakref.WeakSet()
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Begins without tasks, bytes and threads; closes the lanes, whose tasks have no threads any more."""
         self._condition = threading.Condition()
-        self._executor = ThreadPoolExecutor(max_in_flight, thread_name_prefix="dicomweb_io")
-        self._in_flight = 0
+        self._executor = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="dicomweb_io")
+        self._started = 0
+        self._active = 0
         self._bytes = 0
-        self._waiting: deque[object] = deque()
+        self._waiting: deque[_Task] = deque()
+        # Tasks that wait to be started although they hold bytes.
+        self._starting = 0
+        for lane in tuple(self._lanes):
+            lane._forget()
+        self._lanes.clear()
 
     @property
     def in_flight(self) -> int:
-        """Tasks that run or wait for a thread."""
-        return self._in_flight
+        """Tasks that were started and have not ended, those that wait for room among them."""
+        return self._started
 
     @property
     def bytes_in_use(self) -> int:
@@ -74,54 +100,92 @@ class BoundedPool:
         """The bytes that every task in flight may hold at once without one of them waiting."""
         return max(1, self.max_bytes // self.max_in_flight)
 
+    def join(self, max_bytes: int) -> None:
+        """Counts a user, whose budget holds for all if it is the smallest."""
+        with self._condition:
+            self._budgets.append(max_bytes)
+            self.max_bytes = min(self._budgets)
+
+    def leave(self, max_bytes: int) -> None:
+        """Takes back what `join` did."""
+        with self._condition:
+            self._budgets.remove(max_bytes)
+            self.max_bytes = min(self._budgets, default=self.max_bytes)
+            self._condition.notify_all()
+
     def lane(self, *, ordered: bool = False) -> Lane[Any, Any]:
-        """Opens a lane: the tasks and results of one bundle.
+        """Opens a lane: the tasks and results of one step of a bundle.
 
         Args:
             ordered: Give results back in the order of submission instead of the order in which they are ready.
         """
-        return Lane(self, ordered)
+        lane: Lane[Any, Any] = Lane(self, ordered)
+        self._lanes.add(lane)
+        return lane
 
     def close(self) -> None:
         """Lets running tasks end and gives back the threads. Lanes are to be closed before."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _reserve(self, size: int, urgent: Callable[[], bool], cancelled: Callable[[], bool]) -> None:
-        # First come, first served, or else a large item would never find the pool empty enough.
-        ticket = object()
-        with self._condition:
-            self._waiting.append(ticket)
-            try:
-                while True:
-                    if cancelled():
-                        raise WorkCancelled
-                    fits = self._bytes == 0 or self._bytes + size <= self.max_bytes
-                    if urgent() or (fits and self._waiting[0] is ticket):
-                        break
-                    self._condition.wait()
-                self._bytes += size
-            finally:
-                self._waiting.remove(ticket)
-                self._condition.notify_all()
+    # The rest runs with the condition held. ---------------------------------------------------------------------------
 
-    def _release(self, size: int) -> None:
-        if size:
-            with self._condition:
-                self._bytes -= size
-                self._condition.notify_all()
+    def _start(self, task: _Task, holding: int) -> bool:
+        """Starts a task if there is a place and room for what it holds already."""
+        lane = task.lane
+        if lane._started >= self.max_in_flight or not self._has_place(lane) or not self._has_room(lane, holding):
+            return False
+        task.hold(holding)
+        lane._started += 1
+        self._started += 1
+        self._count_active(lane, 1)
+        lane._tasks.append(task)
+        self._executor.submit(lane._run, task)
+        return True
+
+    def _ended(self, task: _Task) -> None:
+        task.hold(0)
+        task.done = True
+        task.lane._started -= 1
+        self._started -= 1
+        self._count_active(task.lane, -1)
+        self._condition.notify_all()
+
+    def _count_active(self, lane: Lane[Any, Any], number: int) -> None:
+        lane._active += number
+        self._active += number
+
+    def _has_place(self, lane: Lane[Any, Any]) -> bool:
+        return self._active < self.max_in_flight or not lane._active
+
+    def _has_room(self, lane: Lane[Any, Any], size: int) -> bool:
+        return self._bytes + size <= self.max_bytes or not lane._bytes
+
+    def _may_hold(self, task: _Task, size: int) -> bool:
+        """Whether a task may hold so many bytes for its next item."""
+        lane = task.lane
+        if not lane._bytes or (lane.ordered and lane._tasks and lane._tasks[0] is task):
+            return True
+        # First come, first served, or else a large item would never find the pool empty enough. What waits to be
+        # started comes before: its bytes are in memory already.
+        first = not self._waiting or self._waiting[0] is task
+        return first and not self._starting and self._has_room(lane, size)
 
 
 class Room:
     """What a running task may ask of its pool; given to the producer."""
 
-    def __init__(self, lane: Lane[Any, Any], task: _Task) -> None:
-        self._lane = lane
+    def __init__(self, task: _Task) -> None:
         self._task = task
 
     @property
     def fair_share(self) -> int:
         """See `BoundedPool.fair_share`."""
-        return self._lane.pool.fair_share
+        return self._task.lane.pool.fair_share
+
+    @property
+    def cancelled(self) -> bool:
+        """True if nobody wants the results any more."""
+        return self._task.lane.closed
 
     def reserve(self, size: int) -> None:
         """Waits until the task may hold `size` bytes for its next item, instead of what it holds for it now.
@@ -130,25 +194,37 @@ class Room:
             WorkCancelled: If the lane was closed.
         """
         size = max(size, _LEAST_BYTES)
-        pool, lane, task = self._lane.pool, self._lane, self._task
-        if size <= task.held:
-            pool._release(task.held - size)
-            task.held = size
-            return
-        # Growing in place could leave two half-read items waiting for each other: give back first.
-        pool._release(task.held)
-        task.held = 0
-        pool._reserve(size, lambda: lane.ordered and lane._head() is task, lambda: lane.closed)
-        task.held = size
-
-    @property
-    def cancelled(self) -> bool:
-        """True if nobody wants the results any more."""
-        return self._lane.closed
+        task, lane = self._task, self._task.lane
+        pool = lane.pool
+        with pool._condition:
+            if size > task.held:
+                # Growing in place could leave two half-read items waiting for each other: give back first.
+                task.hold(0)
+                if lane.closed:
+                    raise WorkCancelled
+            if size <= task.held or pool._may_hold(task, size):
+                task.hold(size)
+                return
+            pool._waiting.append(task)
+            pool._count_active(lane, -1)
+            pool._condition.notify_all()
+        lend_slots()
+        with pool._condition:
+            try:
+                while not lane.closed and not (pool._has_place(lane) and pool._may_hold(task, size)):
+                    pool._condition.wait()
+                if lane.closed:
+                    raise WorkCancelled
+                task.hold(size)
+            finally:
+                pool._waiting.remove(task)
+                pool._count_active(lane, 1)
+                pool._condition.notify_all()
 
 
 @dataclass(eq=False)
 class _Task:
+    lane: Lane[Any, Any]
     key: Any
     produce: Callable[[Room], Iterator[Any]]
     items: deque[tuple[Any, int]] = field(default_factory=deque)
@@ -156,9 +232,14 @@ class _Task:
     done: bool = False
     error: BaseException | None = None
 
+    def hold(self, size: int) -> None:
+        """Holds so many bytes for the next item."""
+        self.lane._add_bytes(size - self.held)
+        self.held = size
+
 
 class Lane(Generic[K, R]):
-    """The tasks of one bundle. All methods are to be called from the bundle's thread.
+    """The tasks of one step of a bundle. All methods are to be called from the bundle's thread.
 
     Every result that is yielded counts as taken when the next one is asked for.
     """
@@ -168,6 +249,10 @@ class Lane(Generic[K, R]):
         self.ordered = ordered
         self.closed = False
         self._tasks: deque[_Task] = deque()
+        self._started = 0
+        self._active = 0
+        self._bytes = 0
+        self._forgotten = False
 
     def submit(self, key: K, produce: Callable[[Room], Iterator[R]], *, holding: int = 0) -> Iterator[tuple[K, R]]:
         """Starts a task as soon as the pool has a place, and yields results while it waits and what is ready after.
@@ -181,60 +266,85 @@ class Lane(Generic[K, R]):
             holding: The bytes that the task has in memory already. It starts when the pool has room for them, and
                 their room is free again when the first result is taken.
         """
-        task = _Task(key, produce, held=holding)
-        pool = self.pool
+        task = _Task(self, key, produce)
         started = False
-        while True:
-            with self.pool._condition:
-                if self.closed:
-                    raise RuntimeError("the lane is closed")
-                fits = pool._bytes == 0 or pool._bytes + holding <= pool.max_bytes
-                if not started and pool._in_flight < pool.max_in_flight and fits:
-                    pool._in_flight += 1
-                    pool._bytes += holding
-                    self._tasks.append(task)
-                    started = True
-                    self.pool._executor.submit(self._run, task)
-                found = self._take()
-                if found is None:
-                    if started:
-                        return
-                    self.pool._condition.wait()
-                    continue
-            yield from self._give(*found)
+
+        def start() -> bool:
+            nonlocal started
+            if self.closed:
+                raise RuntimeError("the lane is closed")
+            started = started or self.pool._start(task, holding)
+            return started
+
+        return self._results(start, holding)
 
     def ready(self) -> Iterator[tuple[K, R]]:
         """Yields the results that are ready, without waiting."""
-        while True:
-            with self.pool._condition:
-                found = self._take()
-            if found is None:
-                return
-            yield from self._give(*found)
+        return self._results(lambda: True)
 
     def drain(self) -> Iterator[tuple[K, R]]:
         """Yields all results that are still to come, and ends when every task has ended."""
-        while True:
-            with self.pool._condition:
-                while (found := self._take()) is None:
-                    if not self._tasks:
-                        return
-                    self.pool._condition.wait()
-            yield from self._give(*found)
+        return self._results(lambda: not self._tasks)
 
     def close(self) -> None:
         """Cancels what was not started or still runs, drops its results and gives their room back. May be repeated."""
         with self.pool._condition:
             self.closed = True
             for task in self._tasks:
-                self._drop_items(task)
+                for _, size in task.items:
+                    self._add_bytes(-size)
+                task.items.clear()
             self._tasks.clear()
             self.pool._condition.notify_all()
 
-    # The rest runs with the pool's condition held, except `_run` and `_give`. -----------------------------------------
+    def _results(self, enough: Callable[[], bool], holding: int = 0) -> Iterator[tuple[Any, Any]]:
+        """Yields what is ready, and waits for more as long as it is not enough."""
+        pool = self.pool
+        lent = False
+        while True:
+            with pool._condition:
+                done = enough()
+                found = self._take()
+                # Taking forgets tasks that have ended, which may be what was waited for.
+                done = done or enough()
+                if found is None and not done and lent:
+                    waits_for_room = holding > 0 and not pool._has_room(self, holding)
+                    pool._starting += waits_for_room
+                    try:
+                        pool._condition.wait()
+                    finally:
+                        pool._starting -= waits_for_room
+                    continue
+            if found is not None:
+                key, item, size = found
+                # Nothing here may keep the item alive when the consumer has done with it.
+                found = None
+                try:
+                    yield key, item
+                finally:
+                    del item
+                    with pool._condition:
+                        self._add_bytes(-size)
+                lent = False
+            elif done:
+                return
+            else:
+                lend_slots()
+                lent = True
 
-    def _head(self) -> _Task | None:
-        return self._tasks[0] if self._tasks else None
+    # The rest runs with the pool's condition held, except `_run`. -----------------------------------------------------
+
+    def _add_bytes(self, number: int) -> None:
+        if number and not self._forgotten:
+            self._bytes += number
+            self.pool._bytes += number
+            if number < 0:
+                self.pool._condition.notify_all()
+
+    def _forget(self) -> None:
+        """Closes the lane in a forked child, whose pool has never heard of it."""
+        self.closed = self._forgotten = True
+        self._tasks.clear()
 
     def _take(self) -> tuple[Any, Any, int] | None:
         """The next result to give, with its size; forgets tasks that have ended. Raises the error of a task."""
@@ -252,23 +362,12 @@ class Lane(Generic[K, R]):
                 return None
         return None
 
-    def _give(self, key: Any, item: Any, size: int) -> Iterator[tuple[Any, Any]]:
-        try:
-            yield key, item
-        finally:
-            self.pool._release(size)
-
-    def _drop_items(self, task: _Task) -> None:
-        for _, size in task.items:
-            self.pool._bytes -= size
-        task.items.clear()
-
     def _run(self, task: _Task) -> None:
         condition = self.pool._condition
         items: Iterator[Any] | None = None
         try:
             if not self.closed:
-                room = Room(self, task)
+                room = Room(task)
                 items = iter(task.produce(room))
                 for item in items:
                     if not task.held:
@@ -277,6 +376,7 @@ class Lane(Generic[K, R]):
                         if self.closed:
                             raise WorkCancelled
                         task.items.append((item, task.held))
+                        # The room goes with the item.
                         task.held = 0
                         condition.notify_all()
                     # Nothing here may keep the item alive while the next is read.
@@ -293,11 +393,7 @@ class Lane(Generic[K, R]):
                 except Exception as error:
                     task.error = task.error or error
             with condition:
-                self.pool._bytes -= task.held
-                task.held = 0
-                task.done = True
-                self.pool._in_flight -= 1
-                condition.notify_all()
+                self.pool._ended(task)
 
 
 # Shared by the bundles of a process -----------------------------------------------------------------------------------
@@ -307,9 +403,14 @@ class _Registry(Generic[R]):
     """Objects by key, made when first wanted and closed when the last user has gone."""
 
     def __init__(self) -> None:
+        self._entries: dict[Any, list[Any]] = {}
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Makes a new lock; the objects start anew by themselves."""
         # Reentrant: the garbage collector may drop a lease, and so release it, on the thread that is just acquiring.
         self._lock = threading.RLock()
-        self._entries: dict[Any, list[Any]] = {}
 
     def acquire(self, key: Any, make: Callable[[], R]) -> R:
         with self._lock:
@@ -330,9 +431,6 @@ class _Registry(Generic[R]):
         entry[0].close()
 
 
-_TRAFFIC_LOCK = threading.Lock()
-_TRAFFIC: weakref.WeakKeyDictionary[DICOMClient, dict[str, int]] = weakref.WeakKeyDictionary()
-
 _CLIENTS: _Registry[DICOMClient] = _Registry()
 _POOLS: _Registry[BoundedPool] = _Registry()
 
@@ -346,15 +444,13 @@ class Lease:
         pool: The pool. It is not to be closed.
     """
 
-    def __init__(self, endpoint: Endpoint, purpose: str, max_bytes: int) -> None:
+    def __init__(self, endpoint: Endpoint, max_bytes: int) -> None:
         self.endpoint = endpoint
-        identity = identity_of(endpoint)
-        # A folder needs no connections: all work on it shares one client, and so one index.
-        client_key = (identity, purpose if endpoint.is_web else "")
-        pool_key = (identity, purpose, max_bytes)
-        self.client = _CLIENTS.acquire(client_key, endpoint.connect)
-        self.pool = _POOLS.acquire(pool_key, lambda: BoundedPool(endpoint.max_in_flight, max_bytes))
-        self._finalizer = weakref.finalize(self, _release, client_key, pool_key)
+        key = identity_of(endpoint)
+        self.client = _CLIENTS.acquire(key, endpoint.connect)
+        self.pool = _POOLS.acquire(key, lambda: BoundedPool(endpoint.limits.max_in_flight, max_bytes))
+        self.pool.join(max_bytes)
+        self._finalizer = weakref.finalize(self, _release, key, self.pool, max_bytes)
 
     def take_traffic(self) -> dict[str, int]:
         """What the client did on the network since this was last asked, by whichever user of it.
@@ -362,40 +458,33 @@ class Lease:
         Returns:
             ``requests``, ``retries``, ``bytes_in``, ``bytes_out`` and ``throttled_msecs``; nothing for a folder.
         """
-        stats = getattr(getattr(self.client, "transport", None), "stats", None)
-        if not isinstance(stats, Stats):
-            return {}
-        now = {name: getattr(stats, name) for name in ("requests", "retries", "bytes_in", "bytes_out")}
-        now["throttled_msecs"] = int(1000 * stats.throttled_seconds)
-        with _TRAFFIC_LOCK:
-            before = _TRAFFIC.get(self.client, {})
-            _TRAFFIC[self.client] = now
-        return {name: number - before.get(name, 0) for name, number in now.items()}
+        stats = self.client.stats
+        return {} if stats is None else stats.take()
 
     def take_durations(self) -> list[float]:
         """Seconds that each request took since this was last asked, by whichever user of the client."""
-        stats = getattr(getattr(self.client, "transport", None), "stats", None)
-        return stats.take_durations() if isinstance(stats, Stats) else []
+        stats = self.client.stats
+        return [] if stats is None else stats.take_durations()
 
     def close(self) -> None:
         """Gives both back. May be repeated."""
         self._finalizer()
 
 
-def _release(client_key: Any, pool_key: Any) -> None:
-    _POOLS.release(pool_key)
-    _CLIENTS.release(client_key)
+def _release(key: Any, pool: BoundedPool, max_bytes: int) -> None:
+    pool.leave(max_bytes)
+    _POOLS.release(key)
+    _CLIENTS.release(key)
 
 
-def shared_client(endpoint: Endpoint, purpose: str = "", *, max_bytes: int = DEFAULT_MAX_BYTES) -> Lease:
+def shared_client(endpoint: Endpoint, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Lease:
     """Leases this process's client and pool for an endpoint, and makes them if nobody uses them yet.
 
     Args:
-        endpoint: The archive. Equal descriptions share, whichever object they are.
-        purpose: The kind of work, such as ``"search"``. Each kind has its own connections and pool.
-        max_bytes: The pool's budget of bytes in memory.
+        endpoint: The archive. Equal descriptions share, whichever object they are, and for whatever purpose.
+        max_bytes: The most bytes in memory. The smallest number that any user of the endpoint names holds for all.
     """
-    return Lease(endpoint, purpose, max_bytes)
+    return Lease(endpoint, max_bytes)
 
 
 def identity_of(endpoint: Endpoint) -> Any:

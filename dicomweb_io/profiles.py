@@ -343,3 +343,33 @@ def resolve_profile(profile: str | ServerProfile, url: str) -> ServerProfile:
     if profile not in PROFILES:
         raise ValueError(f"there is no profile {profile!r} (known: auto, {', '.join(PROFILES)})")
     return PROFILES[profile]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was asked of a server.
+
+    Attributes:
+        feature: What was asked, such as ``"search of all series"``.
+        supported: Whether the server does it; None if it could not be found out, for example in an empty archive.
+        detail: What came back, in a few words.
+    """
+
+    feature: str
+    supported: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What a probe found.
+
+    Attributes:
+        profile: The profile to use: the one recognized, with the facts that were measured.
+        recognized: Whether the server was recognized by what it answers rather than by its URL.
+        findings: What was asked, in order.
+    """
+
+    profile: ServerProfile
+    recognized: bool
+    findings: tuple[Finding, ...]

@@ -8,6 +8,7 @@ from typing import Any
 from dicomweb_io.dicom.attributes import lookup_tag, resolve, vr_of
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import SearchLevel, SearchQuery
+from dicomweb_io.errors import FilterError
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Which attribute belongs to which level of the query model, and what a search returns (PS3.18 section 10.6.3).
@@ -277,7 +278,7 @@ def _filter_text(key: str, value: object) -> str:
     if isinstance(value, (list, tuple, set, frozenset)):
         parts = [_text(key, item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
         if not parts:
-            raise ValueError(f"the list for {key} in search_filters is empty: it would match everything")
+            raise FilterError(f"the list for {key} in search_filters is empty: it would match everything")
         return "\\".join(parts)
     return _text(key, value)
 

@@ -1,6 +1,6 @@
 """Sessions of requests for `DICOMwebClient(session=…)`, with authentication and certificates.
 
-They serve programs that run in one process. What travels to workers is `Endpoint(credentials=…, verify=…, cert=…)`.
+They serve programs that run in one process. What travels to workers is `Endpoint(credentials=…, tls=TLS(…))`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What is stored: an item for each thing that a caller gives, whatever it is, and batches of them."""
+"""What is stored: one item for each thing that a caller gives, in whatever form it comes, and batches of items.
+
+`prepare` makes an item, which carries its outcome to the end. Both clients work on items, so that failures read alike.
+A server's message about an instance may repeat its patient's name: `StoreItem.redact` masks it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, get_args
 
-from pydicom._dicom_dict import DicomDictionary
-from pydicom.dataset import Dataset
-
-from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, Storable
+from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, OnExisting, Storable, Verify
+from dicomweb_io.dicom.attributes import tags_of_vr
 from dicomweb_io.dicom.header_scan import DEFLATED_SYNTAXES
 from dicomweb_io.dicom.media_types import DICOM
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource, StoredInstance
@@ -22,7 +24,26 @@ from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.http.multipart import BodyPart
 from dicomweb_io.spool import Spool
 
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
 TRANSFORM = "StoreInstances"
+
+_WORD_ENDS = re.compile(r"[\s^=,;\\]+")
+_MIN_LENGTH = 2
+_FIRST_WITHOUT_BLANKS = "\u2e80"  # scripts of East Asia, whose words stand side by side
+_PATIENT_IDS: tuple[str, ...] = ("PatientID", "OtherPatientIDs", "OtherPatientIDsSequence")
+
+
+def check_options(on_existing: OnExisting, verify: Verify) -> None:
+    """Checks how instances are to be stored.
+
+    Raises:
+        ValueError: If a value is not one of those that the type allows.
+    """
+    for name, value, allowed in (("on_existing", on_existing, OnExisting), ("verify", verify, Verify)):
+        if value not in get_args(allowed):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, not {value!r}")
 
 
 @dataclass
@@ -30,23 +51,23 @@ class StoreItem:
     """One instance on its way.
 
     Attributes:
-        instance: The instance; None if there is none in what was given.
+        instance: The instance; None if what was given holds none.
         size: Bytes of its file.
-        outcome: What became of it; None as long as that is open.
-        said: What the server said of it, for the response module.
+        outcome: What became of it; None while that is open.
+        answer: What the server said of it: an item of its response module.
         temporary: A file to remove when the outcome is out.
-        existed: Whether the destination had its UID before, as far as that was looked up.
-        wants_place: Whether it is no success if the destination has another object in its place.
-        study_url: The Retrieve URL of the study that the answer gave.
+        existed: Whether the destination had its UID before; None if nobody looked.
+        must_be_same: Whether another object with its UID in the destination is a failure.
+        study_url: The Retrieve URL of the study, from the answer.
     """
 
     instance: Instance | None = None
     size: int = 0
     outcome: StoredInstance | Failure | None = None
-    said: JSONDataset | None = None
+    answer: JSONDataset | None = None
     temporary: str | None = None
     existed: bool | None = None
-    wants_place: bool = False
+    must_be_same: bool = False
     study_url: str | None = None
 
     @property
@@ -77,26 +98,34 @@ class StoreItem:
             return BodyPart(headers, instance.open, self.size)
         return BodyPart(headers, path, self.size)
 
-    def discreet(self, said: str) -> str:
-        """A server's words without what they repeat of the instance's names."""
-        return without_names(said, self.instance) if self.instance is not None else said
+    @property
+    def source(self) -> str | None:
+        """The file that the caller gave, if it is one."""
+        return self.instance.path if self.instance is not None and self.temporary is None else None
+
+    def redact(self, message: str) -> str:
+        """A server's message without the instance's names, should it repeat them."""
+        return without_names(message, self.instance) if self.instance is not None else message
+
+    def succeed(self, outcome: Literal["stored", "exists", "replaced"], verified: str, **facts: Any) -> None:
+        """Notes a success; `facts` are further members of `StoredInstance`."""
+        sop_class_uid = self.given.sop_class_uid
+        self.outcome = StoredInstance(self.reference, outcome, sop_class_uid=sop_class_uid, verified=verified, **facts)
 
     def fail(self, message: str, **facts: Any) -> None:
-        """Notes a failure."""
-        source = self.instance.path if self.instance is not None and self.temporary is None else None
+        """Notes a failure; `facts` are further members of `Failure`."""
         reference = self.instance.reference if self.instance is not None else None
-        self.outcome = Failure(TRANSFORM, message, reference=reference, source=source, **facts)
+        self.outcome = Failure(TRANSFORM, message, reference=reference, source=self.source, **facts)
 
-    def fail_by(self, error: BaseException) -> None:
+    def fail_by(self, error: BaseException, *, reason_code: int | None = None) -> None:
         """Notes a failure by an exception."""
         reference = self.instance.reference if self.instance is not None else None
-        failure = failure_of(error, TRANSFORM, reference=reference)
-        said = error.said if isinstance(error, DICOMwebError) else ""
-        if said:
-            failure = replace(failure, message=failure.message.replace(said, self.discreet(said)))
-        if failure.source is None and self.instance is not None and self.temporary is None:
-            failure = replace(failure, source=self.instance.path)
-        self.outcome = failure
+        failure = failure_of(error, TRANSFORM, reference=reference, source=self.source)
+        server_words = error.said if isinstance(error, DICOMwebError) else ""
+        if server_words:
+            message = failure.message.replace(server_words, self.redact(server_words))
+            failure = replace(failure, message=message)
+        self.outcome = replace(failure, reason_code=reason_code)
 
     def discard(self) -> None:
         """Removes the temporary file, if there is one."""
@@ -114,10 +143,10 @@ def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
         study_instance_uid: The study of the request's URL, which the instance has to belong to.
 
     Returns:
-        An item whose outcome is a `Failure` if there is nothing that could be sent.
+        An item, whose outcome is a `Failure` if it cannot be sent.
 
     Raises:
-        TypeError: If it is nothing that can be stored: a mistake in the program, not in the data.
+        TypeError: If it cannot be stored: a mistake in the program, not in the data.
     """
     item = StoreItem()
     try:
@@ -206,41 +235,23 @@ class Batch:
         self._uids = set()
 
 
-_SPLIT = re.compile(r"[\s^=,;\\]+")
-
-
-_SHORTEST = 2
-
-
-_FIRST_WITHOUT_BLANKS = "\u2e80"  # scripts of East Asia, whose words stand side by side
-
-
-# Read one by one by their tags, so that nothing else of a large header is parsed.
-_TAGS: list[Any] = [
-    *sorted(tag for tag, entry in DicomDictionary.items() if entry[0] == "PN"),
-    *("PatientID", "OtherPatientIDs", "OtherPatientIDsSequence"),
-]
-
-
-def without_names(said: str, instance: Instance) -> str:
-    """A server's words about an instance without its names and patient identifiers, in whole or in part.
+def without_names(message: str, instance: Instance) -> str:
+    """A server's message about an instance without its names and patient identifiers, in whole or in part.
 
     Args:
-        said: What the server said.
+        message: What the server said.
         instance: The instance, whose header is read.
 
     Returns:
-        The words with ``***`` in place of every name, of every word of a name, and of the patient's identifiers; empty
-        if the header cannot be read, and so its names are not known.
+        The message with ``***`` for every name, every word of a name, and the patient's identifiers; empty if the
+        header cannot be read, because its names are unknown then.
     """
-    if not said:
-        return said
-    values = _values(instance)
+    values = _values(instance) if message else set()
     if values is None:
         return ""
     for value in sorted(values, key=len, reverse=True):
-        said = re.sub(_pattern(value), "***", said, flags=re.IGNORECASE)
-    return said
+        message = re.sub(_pattern(value), "***", message, flags=re.IGNORECASE)
+    return message
 
 
 def _pattern(value: str) -> str:
@@ -256,13 +267,14 @@ def _values(instance: Instance) -> set[str] | None:
         # It would have to be inflated as a whole, however large that is.
         return None
     try:
-        dataset = instance.dataset(stop_before_pixels=True, specific_tags=_TAGS)
-        texts = list(_texts(dataset))
+        # Elements are read one by one by their tags, so that nothing else of a large header is parsed.
+        tags: list[Any] = [*tags_of_vr("PN"), *_PATIENT_IDS]
+        texts = list(_texts(instance.dataset(stop_before_pixels=True, specific_tags=tags)))
     except Exception:
-        # Whatever a broken header makes pydicom raise: what is being told of the instance must not be lost by it.
+        # A broken header makes pydicom raise anything, and must not hide what is being said of the instance.
         return None
-    found = {piece for text in texts for piece in (text, *text.split("="), *_SPLIT.split(text))}
-    return {piece.strip() for piece in found if len(piece.strip()) >= _SHORTEST}
+    pieces = {piece.strip() for text in texts for piece in (text, *text.split("="), *_WORD_ENDS.split(text))}
+    return {piece for piece in pieces if len(piece) >= _MIN_LENGTH}
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:

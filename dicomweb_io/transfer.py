@@ -1,39 +1,72 @@
-"""`InstanceCopier`: instances from one archive to another through a bounded spool, without Beam.
+"""The transfer engine: instances from one archive to another, bytes unchanged, and an account of each.
 
-The transform `CopyInstances` and the command line's ``copy`` both use it.
+`InstanceCopier` moves the instances of a series: what the destination has already is not moved again; what is wanted
+whole is one retrieve of the series, which streams into store requests of many; what that leaves out is asked for by
+itself. `run_transfer` does so for everything that a `TransferJob` names, in threads of this process; the transforms do
+it in Beam. Both count with `counts_of` and tell the result with `make_summary` and `summary_lines`, so that their
+numbers, words and files agree: found = transferred + already there + duplicate + ignored + failed.
+
+`InstanceStorer` stores instances that are at hand; `InstanceDownloader` writes instances to files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import heapq
+import json
+import logging
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.dicom.part10 import header_of
-from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.elements import Exclusion, Failure, Instance, Resource, SearchLevel, SearchQuery, StoredInstance
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
-from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.store import in_the_way, layout_path
-from dicomweb_io.listing import SeriesListing
-from dicomweb_io.pool import WorkCancelled
+from dicomweb_io.listing import (
+    InstanceGroup,
+    SeriesListing,
+    Wanted,
+    group_by_series,
+    list_groups,
+    resource_of_row,
+)
+from dicomweb_io.options import UsageError, atomic_file, check_writable, filters_from, wanted_from, write_lines
+from dicomweb_io.pool import BoundedPool, Lane, Room, WorkCancelled
+from dicomweb_io.queries import level_of, make_query
 from dicomweb_io.spool import PrivateDirectory
 
-# ----------------------------------------------------------------------------------------------------------------------
-
+logger = logging.getLogger("dicomweb_io")
 
 CopyResult = StoredInstance | Failure
+"""What became of one instance."""
 
-MAX_BATCH_INSTANCES = 8
-"""Instances in one store request: enough to spare round trips, few enough for a refusal to be cheap to take apart."""
+MAX_BATCH_INSTANCES = 50
+"""Instances in one store request: what clients send at once (`ServerProfile.store_batch_count`)."""
 
-MAX_BATCH_MEMORY = 4 * 1024 * 1024
-MAX_BATCH_BYTES = 32 * 1024 * 1024
-"""Below the smallest limit on request bodies that is known of (64 MiB); a larger instance goes alone."""
+MAX_BATCH_MEMORY = 8 * 1024 * 1024
+"""Bytes of a store request that wait in memory; the rest is in files."""
+
+MAX_BATCH_BYTES = 20_000_000
+"""Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
 
 MEMORY_THRESHOLD = 1024 * 1024
 """Instances up to this size wait in memory for their batch, larger ones in a file."""
+
+# To know whether a few instances are all of their series costs a request, as much as one of them.
+_ASK_FROM = 4
+
+
+# Stores ---------------------------------------------------------------------------------------------------------------
 
 
 class InstanceStorer:
@@ -42,7 +75,7 @@ class InstanceStorer:
     Args:
         destination: The archive.
         on_existing: What to do with an instance whose UID the archive has: ``"skip"`` leaves it (the archive is listed
-            once for each series); ``"server"``, ``"replace"`` and ``"error"`` as in
+            once for each series, before anything is stored in it); ``"server"``, ``"replace"`` and ``"error"`` as in
             `DICOMClient.iter_store_instances`.
         verify: ``"response"`` takes the answer to the store request as proof (the UID among those stored); ``"uid"``
             looks for the instance afterwards; ``"content"`` compares the bytes at the level that the archive keeps,
@@ -83,25 +116,59 @@ class InstanceStorer:
         Returns:
             The result of each, in order.
         """
-        if not instances:
-            return []
-        # The listing was asked already; what slips in between is the archive's own business ("server").
-        policy: OnExisting = self._on_existing
-        if policy == "skip" and self._verify != "content":
-            policy = "server"
-        results: list[CopyResult] = []
+        results: dict[int, CopyResult] = {}
+        for policy, places in self._by_policy(instances, results).items():
+            self._send([instances[place] for place in places], places, policy, results)
+        return [results[place] for place in range(len(instances))]
+
+    def _by_policy(self, instances: Sequence[Instance], results: dict[int, CopyResult]) -> dict[OnExisting, list[int]]:
+        """The places of the instances by how they are sent; failures of the listing are results."""
+        if self._on_existing != "skip":
+            return {self._on_existing: list(range(len(instances)))} if instances else {}
+        policies: dict[OnExisting, list[int]] = {}
+        for place, instance in enumerate(instances):
+            # What is new by our listing is sent as it is: a client that looks again lists the series for each request,
+            # while other requests add to it. What slips in between is the archive's own business ("server").
+            policy: OnExisting = "server"
+            if self._verify == "content":
+                try:
+                    policy = "skip" if self._listing.holds(instance.reference) else "server"
+                except RECOVERABLE as error:
+                    results[place] = failure_of(error, self._transform, reference=instance.reference)
+                    continue
+            policies.setdefault(policy, []).append(place)
+        return policies
+
+    def _send(
+        self, instances: list[Instance], places: list[int], policy: OnExisting, results: dict[int, CopyResult]
+    ) -> None:
         try:
             outcomes = self._destination.iter_store_instances(instances, on_existing=policy, verify=self._verify)
-            for instance, outcome in zip(instances, outcomes, strict=True):
+            for place, instance, outcome in zip(places, instances, outcomes, strict=True):
                 if isinstance(outcome, Failure):
                     outcome = replace(outcome, transform=self._transform, reference=instance.reference)
                 else:
                     self._listing.add(instance.reference)
-                results.append(outcome)
+                results[place] = outcome
         except RECOVERABLE as error:
-            left = instances[len(results) :]
-            results.extend(failure_of(error, self._transform, reference=instance.reference) for instance in left)
-        return results
+            for place, instance in zip(places, instances, strict=True):
+                if place not in results:
+                    results[place] = failure_of(error, self._transform, reference=instance.reference)
+
+
+def check_policies(on_existing: str, verify: str) -> None:
+    """Checks two options that many operations share.
+
+    Raises:
+        ValueError: If one has a value that does not exist.
+    """
+    if on_existing not in ("server", "skip", "replace", "error"):
+        raise ValueError(f"on_existing must be 'server', 'skip', 'replace' or 'error', not {on_existing!r}")
+    if verify not in ("response", "uid", "content"):
+        raise ValueError(f"verify must be 'response', 'uid' or 'content', not {verify!r}")
+
+
+# Copies ---------------------------------------------------------------------------------------------------------------
 
 
 class InstanceCopier:
@@ -116,7 +183,7 @@ class InstanceCopier:
         destination: Where they are to be.
         on_existing: See `InstanceStorer`.
         verify: See `InstanceStorer`.
-        media_types: Wanted encodings; by default the stored one.
+        media_types: Accepted encodings; by default the stored one.
         allow_transcoding: Take what the source re-encodes if it cannot give the original.
         spool_directory: Where the private directory is made; by default the system's temporary directory.
         memory_threshold: Instances up to so many bytes wait in memory.
@@ -137,11 +204,12 @@ class InstanceCopier:
         transform: str = "CopyInstances",
     ) -> None:
         self._source = source
+        self._source_listing = SeriesListing(source)
         self._storer = InstanceStorer(destination, on_existing=on_existing, verify=verify, transform=transform)
         self._media_types = media_types
         self._allow_transcoding = allow_transcoding
         self._threshold = memory_threshold
-        self._transform = transform
+        self.transform = transform
         self._spool = PrivateDirectory(spool_directory)
 
     def copy(
@@ -163,36 +231,44 @@ class InstanceCopier:
             if reference.level != "instance":
                 raise ValueError(f"an InstanceCopier copies instances, but {reference.uri} is a {reference.level}")
         results: dict[Resource, CopyResult] = {}
+        for group in group_by_series(dict.fromkeys(references)):
+            results.update(self.iter_group(group, cancelled=cancelled))
+        return [results[reference] for reference in references]
+
+    def iter_group(
+        self, group: InstanceGroup, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[Resource, CopyResult]]:
+        """Copies instances of a series, and yields what became of each of them, once and as soon as it is known.
+
+        Instances that are (nearly) all of their series are retrieved in one request. What it leaves out, or has not
+        given when it breaks off, is asked for instance by instance.
+
+        Args:
+            group: The instances.
+            cancelled: See `copy`.
+        """
         batch = _Batch(self._spool)
+        missing: dict[Resource, None] = {}
         try:
-            for reference in dict.fromkeys(references):
-                if cancelled():
-                    raise WorkCancelled
+            for reference in dict.fromkeys(group.references):
+                _check(cancelled)
                 known = self._storer.already_there(reference)
-                item = known if known is not None else self._retrieve(reference)
+                if known is None:
+                    missing[reference] = None
+                else:
+                    yield reference, known
+            for reference, item in self._retrieved(group, missing, cancelled):
                 if not isinstance(item, Instance):
-                    results[reference] = item
+                    yield reference, self._with_file(item)
                     continue
                 if not batch.has_room_for(item):
-                    results.update(self._store(batch))
+                    yield from self._store(batch)
                 batch.add(item)
-            results.update(self._store(batch))
+                # Nothing here may keep the instance alive while the next is read.
+                del item
+            yield from self._store(batch)
         finally:
             batch.clear()
-        return [self._with_file(results[reference]) for reference in references]
-
-    def _with_file(self, result: CopyResult) -> CopyResult:
-        """A failure with the file that it is about, if the source is a folder: whoever repairs it looks for that."""
-        if not isinstance(result, Failure) or result.source is not None or result.reference is None:
-            return result
-        if not isinstance(self._source, DICOMfileClient):
-            return result
-        try:
-            found = self._source.locations_of(result.reference)
-        except RECOVERABLE:
-            # The folder is in trouble itself, which is not what this failure tells.
-            return result
-        return replace(result, source=found[0]) if found else result
 
     def close(self) -> None:
         """Removes the private directory. The clients are not closed."""
@@ -204,7 +280,61 @@ class InstanceCopier:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _retrieve(self, reference: Resource) -> Instance | Failure:
+    def _with_file(self, result: CopyResult) -> CopyResult:
+        """A failure with the file that it is about, if the source is a folder: whoever repairs it looks for that."""
+        if not isinstance(result, Failure) or result.source is not None or result.reference is None:
+            return result
+        try:
+            found = self._source.locations_of(result.reference)
+        except RECOVERABLE:
+            # The folder is in trouble itself, which is not what this failure tells.
+            return result
+        return replace(result, source=found[0]) if found else result
+
+    def _retrieved(
+        self, group: InstanceGroup, missing: Mapping[Resource, None], cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[Resource, Instance | Failure]]:
+        """What the source gives for each of the instances."""
+        rest = dict(missing)
+        if self._is_cheaper_whole(group, len(missing)):
+            yield from self._whole_series(group.series, rest, cancelled)
+        for reference in rest:
+            _check(cancelled)
+            yield reference, self._one(reference)
+
+    def _is_cheaper_whole(self, group: InstanceGroup, wanted: int) -> bool:
+        """Whether one request for the series moves less than a request for each instance."""
+        if wanted < 2:
+            return False
+        listed = group.listed
+        if listed is None:
+            if wanted < _ASK_FROM or 2 * wanted < len(set(group.sop_instance_uids)):
+                return False
+            try:
+                listed = self._source_listing.size(group.series)
+            except RECOVERABLE as error:
+                logger.info("%s could not be listed: %s", group.series.uri, log_text(error))
+                return False
+        return 2 * wanted >= listed
+
+    def _whole_series(
+        self, series: Resource, rest: dict[Resource, None], cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[Resource, Instance]]:
+        """What comes with the series of what is wanted; takes it out of `rest`."""
+        try:
+            for instance in self._instances(series):
+                _check(cancelled)
+                if instance.reference in rest:
+                    del rest[instance.reference]
+                    yield instance.reference, instance
+                else:
+                    self._spool.discard(instance)
+        except RECOVERABLE as error:
+            logger.info("%s broke off: %s", series.uri, log_text(error))
+        if rest:
+            logger.info("%d instances did not come with %s and are asked for one by one", len(rest), series.uri)
+
+    def _one(self, reference: Resource) -> Instance | Failure:
         kept: Instance | None = None
         surplus = 0
         try:
@@ -217,11 +347,11 @@ class InstanceCopier:
         except RECOVERABLE as error:
             if kept is not None:
                 self._spool.discard(kept)
-            return failure_of(error, self._transform, reference=reference)
+            return failure_of(error, self.transform, reference=reference)
         if kept is None:
             reason = "answered with another instance instead" if surplus else "answered without the instance"
             return Failure(
-                self._transform,
+                self.transform,
                 f"{self._source.base_url} {reason} when asked for {reference.uri}; nothing was copied",
                 reference=reference,
                 retryable=not surplus,
@@ -229,31 +359,28 @@ class InstanceCopier:
         return kept
 
     def _instances(self, reference: Resource) -> Iterator[Instance]:
-        source = self._source
-        if isinstance(source, DICOMfileClient) and source.is_local:
-            # The store only reads: a large file of a local folder need not be copied for it. What is borrowed lies
-            # outside of the private directory, so it is never deleted.
-            return source.iter_instances(
-                reference,
-                media_types=self._media_types,
-                max_element_bytes=self._threshold,
-                spool_directory=self._spool.path,
-                allow_transcoding=self._allow_transcoding,
-                borrow=True,
-            )
-        return source.iter_instances(
+        # The store only reads: a large file of a local folder need not be copied for it. What is borrowed lies outside
+        # of the private directory, so it is never deleted.
+        return self._source.iter_instances(
             reference,
             media_types=self._media_types,
             max_element_bytes=self._threshold,
             spool_directory=self._spool.path,
             allow_transcoding=self._allow_transcoding,
+            borrow=True,
         )
 
-    def _store(self, batch: _Batch) -> dict[Resource, CopyResult]:
+    def _store(self, batch: _Batch) -> Iterator[tuple[Resource, CopyResult]]:
+        references = [instance.reference for instance in batch.instances]
         results = self._storer.store(batch.instances)
-        found = {instance.reference: result for instance, result in zip(batch.instances, results, strict=True)}
         batch.clear()
-        return found
+        for reference, result in zip(references, results, strict=True):
+            yield reference, self._with_file(result)
+
+
+def _check(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise WorkCancelled
 
 
 class _Batch:
@@ -287,20 +414,471 @@ class _Batch:
         self._memory = self._bytes = 0
 
 
-def check_policies(on_existing: str, verify: str) -> None:
-    """Checks two options that many operations share.
+# Jobs -----------------------------------------------------------------------------------------------------------------
+
+Fate = InstanceGroup | StoredInstance | Failure | Exclusion
+"""What is counted: what was found, and what became of each part of it."""
+
+PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
+"""The fates of what was found."""
+
+ROW = "Transfer"
+"""The step that a row which names nothing fails in."""
+
+_READ = "ReadFile"
+_EXCLUSIONS = "ListExclusions"
+_SEARCHES: dict[str, str] = {"series": "SearchForSeries", "instance": "SearchForInstances"}
+_BEFORE = (*_SEARCHES.values(), _EXCLUSIONS, ROW)
+_REASON = "reason: "
+_NAMES = re.compile(r"\d+(?:\.\d+){2,}")
+MAX_LISTED = 1000
+"""The files left out that a summary lists."""
+
+_MAX_REASONS = 50
+
+
+@dataclass(frozen=True)
+class TransferJob:
+    """One transfer, ready to run. The attributes are those of the command lines.
+
+    Attributes:
+        source: Where to copy from.
+        destination: Where to copy to.
+        filters: Attribute to value: only what matches is copied.
+        wanted: What a list names; None for everything that the source holds.
+        failures: Where failures are written, one JSON object a line.
+        summary: Where the summary is written, as JSON.
+        on_existing: See `InstanceStorer`.
+        verify: See `InstanceStorer`.
+        allow_transcoding: See `InstanceCopier`.
+        spool_directory: See `InstanceCopier`.
 
     Raises:
-        ValueError: If one has a value that does not exist.
+        TypeError, ValueError: If a filter or policy is not valid.
     """
-    if on_existing not in ("server", "skip", "replace", "error"):
-        raise ValueError(f"on_existing must be 'server', 'skip', 'replace' or 'error', not {on_existing!r}")
-    if verify not in ("response", "uid", "content"):
-        raise ValueError(f"verify must be 'response', 'uid' or 'content', not {verify!r}")
+
+    source: Endpoint
+    destination: Endpoint
+    filters: Mapping[str, str] = field(default_factory=dict)
+    wanted: tuple[Wanted, ...] | None = None
+    failures: str | None = None
+    summary: str | None = None
+    on_existing: OnExisting = "skip"
+    verify: Verify = "response"
+    allow_transcoding: bool = False
+    spool_directory: str | None = None
+
+    def __post_init__(self) -> None:
+        check_policies(self.on_existing, self.verify)
+        self.query()
+
+    @property
+    def copies_series(self) -> bool:
+        """Whether what is wanted are whole series: nothing is said of single instances.
+
+        The files of a series in a folder may disagree about their series, so there each is compared with filters.
+        """
+        if self.wanted is not None:
+            return False
+        return not self.filters or (self.source.is_web and all(level_of(name) != "instance" for name in self.filters))
+
+    @property
+    def level(self) -> SearchLevel:
+        """What is searched for at the source."""
+        return "series" if self.copies_series else "instance"
+
+    @property
+    def has_exclusions(self) -> bool:
+        """Whether what is found are files, some of which may be no instances of their own."""
+        return not self.source.is_web and self.wanted is None
+
+    def query(self, level: SearchLevel = "instance", within: Wanted | None = None) -> SearchQuery:
+        """The search at the source for what matches, of all or of what a line of a list names."""
+        if isinstance(within, SearchQuery):
+            return replace(within, search_filters=(*within.search_filters, *self.query(level).search_filters))
+        study, series = (within.study_instance_uid, within.series_instance_uid) if within is not None else (None, None)
+        return make_query(level, study, series, search_filters=self.filters, permissive_uid=True)
+
+    def copy_options(self) -> dict[str, Any]:
+        """How instances are copied, as arguments of `InstanceCopier`."""
+        names = ("on_existing", "verify", "allow_transcoding", "spool_directory")
+        return {name: getattr(self, name) for name in names}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# `InstanceDownloader`: instances from an archive to files of a directory, without Beam.
+def job_from(args: Any, source: Endpoint, destination: Endpoint, *, workers_elsewhere: bool = False) -> TransferJob:
+    """Makes the job of parsed arguments; see `dicomweb_io.options.add_transfer_options`.
+
+    Args:
+        args: The parsed arguments.
+        source: Where to copy from.
+        destination: Where to copy to.
+        workers_elsewhere: Whether workers on other machines write the failures.
+
+    Raises:
+        UsageError: If they are not valid.
+    """
+    if args.failures:
+        check_writable(args.failures, "--failures", elsewhere=workers_elsewhere)
+    if args.summary:
+        check_writable(args.summary, "--summary")
+    try:
+        return TransferJob(
+            source,
+            destination,
+            filters_from(args.filters),
+            wanted_from(args.input) if args.input else None,
+            args.failures,
+            args.summary,
+            args.on_existing,
+            args.verify,
+            args.allow_transcoding,
+            args.spool_directory,
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def run_transfer(
+    job: TransferJob,
+    *,
+    max_in_flight: int = 8,
+    account: Account | None = None,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+    clients: tuple[DICOMClient, DICOMClient] | None = None,
+) -> dict[str, Any]:
+    """Runs a transfer to its end in threads of this process.
+
+    Args:
+        job: What to do.
+        max_in_flight: Series at once.
+        account: Takes every fate as it is known; another thread may read its numbers meanwhile.
+        on_failure: Called with each failure, on this thread.
+        clients: The source and the destination, which stay open; by default they are connected and closed.
+
+    Returns:
+        The summary; see `make_summary`.
+    """
+    started = time.monotonic()
+    account = account if account is not None else Account()
+    with ExitStack() as stack:
+        if clients is None:
+            clients = job.source.connect(), job.destination.connect()
+            for client in clients:
+                stack.callback(client.close)
+        failures = stack.enter_context(atomic_file(job.failures)) if job.failures is not None else None
+        copier = stack.enter_context(InstanceCopier(*clients, **job.copy_options()))
+        for fate in _all_fates(clients[0], job, copier, max_in_flight):
+            account.add(fate)
+            if isinstance(fate, Failure):
+                on_failure(fate)
+                if failures is not None:
+                    failures.write(failure_line(fate) + "\n")
+    summary = make_summary(account.document(), time.monotonic() - started)
+    if job.summary is not None:
+        write_lines(job.summary, [json.dumps(summary, indent=2)])
+    return summary
+
+
+def _all_fates(source: DICOMClient, job: TransferJob, copier: InstanceCopier, max_in_flight: int) -> Iterator[Fate]:
+    pool = BoundedPool(max_in_flight)
+    lane: Lane[None, Fate] = pool.lane()
+    try:
+        for task in _tasks(source, job):
+            if isinstance(task, Failure):
+                yield task
+                continue
+            for _, fate in lane.submit(None, partial(_fates, source, copier, task)):
+                yield fate
+        for _, fate in lane.drain():
+            yield fate
+        if job.has_exclusions:
+            yield from excluded_files(source, job.query())
+    finally:
+        lane.close()
+        pool.close()
+
+
+def _tasks(source: DICOMClient, job: TransferJob) -> Iterator[Resource | InstanceGroup | Failure]:
+    """Series that are wanted whole, or groups of instances; and searches that failed."""
+    failures: list[Failure] = []
+    if job.copies_series:
+        yield from dict.fromkeys(_found(source, job.query("series"), failures))
+    else:
+        yield from group_by_series(_distinct(_wanted(source, job, failures)))
+    yield from failures
+
+
+def _wanted(source: DICOMClient, job: TransferJob, failures: list[Failure]) -> Iterator[Resource]:
+    for item in job.wanted if job.wanted is not None else [None]:
+        if isinstance(item, Resource) and item.level == "instance":
+            yield item
+        else:
+            yield from _found(source, job.query("instance", item), failures)
+
+
+def _distinct(references: Iterable[Resource]) -> Iterator[Resource]:
+    seen: set[Resource] = set()
+    for reference in references:
+        if reference not in seen:
+            seen.add(reference)
+            yield reference
+
+
+def _found(source: DICOMClient, query: SearchQuery, failures: list[Failure]) -> Iterator[Resource]:
+    """What a search names; rows that name nothing, and a search that breaks off, are failures."""
+    try:
+        for row in source.iter_search(query):
+            try:
+                found = resource_of_row(row, query.level)
+            except (TypeError, ValueError) as error:
+                failures.append(failure_of(error, ROW))
+                continue
+            yield found
+    except RECOVERABLE as error:
+        failures.append(failure_of(error, _SEARCHES[query.level]))
+
+
+def _fates(source: DICOMClient, copier: InstanceCopier, task: Resource | InstanceGroup, room: Room) -> Iterator[Fate]:
+    """Copies a series or a group; yields what it consists of, and then what became of each instance."""
+    groups: Iterable[InstanceGroup] = [task] if isinstance(task, InstanceGroup) else list_groups(source, task)
+    series = task.series if isinstance(task, InstanceGroup) else task
+    found = False
+    try:
+        for group in groups:
+            found = True
+            yield group
+            for _, result in copier.iter_group(group, cancelled=lambda: room.cancelled):
+                yield result
+    except RECOVERABLE as error:
+        yield failure_of(error, copier.transform, reference=series)
+        return
+    if not found:
+        yield nothing_listed(source, series, copier.transform)
+
+
+def nothing_listed(client: DICOMClient, reference: Resource, transform: str) -> Failure:
+    """The failure of a study or series that has no instances: a reference must not vanish."""
+    return Failure(transform, f"{client.base_url} lists no instances of {reference.uri}", reference=reference)
+
+
+def excluded_files(source: DICOMClient, query: SearchQuery) -> Iterator[Exclusion | Failure]:
+    """The files that a search in a folder leaves out: a failure of each that cannot be read."""
+    try:
+        for exclusion in source.iter_exclusions(query):
+            if exclusion.kind == "unreadable":
+                yield Failure(_READ, exclusion.reason, reference=exclusion.reference, source=exclusion.path)
+            else:
+                yield exclusion
+    except RECOVERABLE as error:
+        yield failure_of(error, _EXCLUSIONS)
+
+
+# Accounts -------------------------------------------------------------------------------------------------------------
+
+
+def is_search_failure(failure: Failure) -> bool:
+    """Whether a failure concerns what might have been found, rather than something that was.
+
+    It is told beside the numbers, because nobody can tell how much it hides.
+    """
+    if failure.transform == _READ:
+        return False
+    return failure.transform in _BEFORE or failure.reference is None or failure.reference.level in ("study", "series")
+
+
+def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
+    """What something that was found, or what became of it, adds to the counts."""
+    if isinstance(fate, InstanceGroup):
+        yield "found", len(fate.sop_instance_uids)
+    elif isinstance(fate, StoredInstance):
+        yield ("already_there" if fate.outcome == "exists" else "transferred"), 1
+        yield "bytes", fate.size
+    elif isinstance(fate, Exclusion):
+        yield "found", 1
+        yield fate.kind, 1
+        if fate.kind == "duplicate" and fate.reason.startswith("conflicting"):
+            yield "conflicting", 1
+    else:
+        if is_search_failure(fate):
+            yield "search_failures", 1
+        else:
+            yield "failed", 1
+            if fate.transform == _READ:
+                yield "found", 1
+        yield f"{_REASON}{reason_of(fate)}", 1
+
+
+def reason_of(failure: Failure) -> str:
+    """A failure's reason without what belongs to the single case, so that equal reasons can be counted."""
+    text = failure.message
+    for name in (failure.source, failure.url):
+        if name:
+            text = text.replace(name, "…")
+    return " ".join(_NAMES.sub("UID", text).split())[:300]
+
+
+def failure_line(failure: Failure) -> str:
+    """A failure as a line of a failures file."""
+    return json.dumps(failure.to_dict())
+
+
+class Account:
+    """The account of a transfer, as it is written by one thread.
+
+    Attributes:
+        counts: Numbers by name.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._left_out: list[Exclusion] = []
+
+    def add(self, fate: Fate) -> None:
+        """Counts a fate."""
+        for name, number in counts_of(fate):
+            self.counts[name] += number
+        if isinstance(fate, Exclusion):
+            self._left_out.append(fate)
+            if len(self._left_out) > 2 * MAX_LISTED:
+                self._left_out = first_by_path(self._left_out)
+
+    def document(self) -> dict[str, Any]:
+        """What `make_summary` takes."""
+        return account_document(self.counts, self._left_out)
+
+
+def first_by_path(exclusions: Iterable[Exclusion]) -> list[Exclusion]:
+    """The first thousand files, by path."""
+    return heapq.nsmallest(MAX_LISTED, exclusions, key=lambda item: item.path)
+
+
+def account_document(counts: Mapping[str, int], left_out: Iterable[Exclusion]) -> dict[str, Any]:
+    """Counts, and the first files that were left out, as a JSON object."""
+    listed = [
+        {"kind": item.kind, "path": item.path, "reason": item.reason, "chosen": item.chosen}
+        for item in first_by_path(left_out)
+    ]
+    return {"counts": dict(counts), "left_out": listed}
+
+
+def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Makes the summary of a transfer.
+
+    Args:
+        document: See `account_document`.
+        seconds: How long it took.
+
+    Returns:
+        ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``search_failures``,
+        ``conflicting`` (duplicates that differ from the file that was chosen), ``bytes``, ``seconds``,
+        ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``duplicates`` and ``ignored_files`` (the
+        first thousand).
+    """
+    counts: Mapping[str, int] = document["counts"]
+    names = ("found", *PARTS, "search_failures", "conflicting", "bytes")
+    summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
+    summary["seconds"] = round(seconds, 3)
+    summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
+    reasons = {name[len(_REASON) :]: number for name, number in counts.items() if name.startswith(_REASON)}
+    ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    summary["reasons"] = dict(ranked[:_MAX_REASONS])
+    summary["duplicates"] = [item for item in document["left_out"] if item["kind"] == "duplicate"]
+    summary["ignored_files"] = [item for item in document["left_out"] if item["kind"] == "ignored"]
+    return summary
+
+
+def adds_up(summary: Mapping[str, Any]) -> bool:
+    """Whether everything that was found has exactly one fate."""
+    return bool(summary["found"] == sum(summary[name] for name in PARTS))
+
+
+def exit_code(summary: Mapping[str, Any]) -> int:
+    """0 if everything that was asked for was done and is accounted for, else 1."""
+    return 0 if adds_up(summary) and not summary["failed"] and not summary["search_failures"] else 1
+
+
+def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]:
+    """The summary for people."""
+    what = "files" if job.has_exclusions else "instances"
+    yield f"From {job.source.safe_url} to {job.destination.safe_url}"
+    yield f"  found          {summary['found']:>10,} {what}"
+    yield f"  transferred    {summary['transferred']:>10,}"
+    yield f"  already there  {summary['already_there']:>10,}"
+    conflicting = (
+        f"  ({summary['conflicting']:,} differ from the file that was chosen)" if summary["conflicting"] else ""
+    )
+    yield f"  duplicate      {summary['duplicate']:>10,}{conflicting}"
+    yield f"  ignored        {summary['ignored']:>10,}"
+    yield f"  failed         {summary['failed']:>10,}"
+    for reason, number in list(summary["reasons"].items())[:10]:
+        yield f"    {number:,} x {reason}"
+    rate = f"{format_bytes(summary['bytes_per_second'])}/s"
+    yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
+    if summary["search_failures"]:
+        yield f"  {summary['search_failures']:,} parts of the search failed: there may be more than was found."
+    if not adds_up(summary):
+        yield "  THE NUMBERS DO NOT ADD UP. Please report this; run the job again to be sure that nothing is missing."
+        return
+    whole = not summary["failed"] and not summary["search_failures"]
+    if not summary["found"]:
+        yield "  Nothing was found."
+    elif not summary["transferred"] and summary["already_there"]:
+        rest = "everything" if whole else "all but what failed"
+        yield f"  Nothing was transferred: {rest} is at the destination already."
+    elif whole:
+        yield "  Everything is at the destination."
+
+
+def format_bytes(number: float) -> str:
+    """A number of bytes for people, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
+def progress_line(counts: Mapping[str, int], seconds: float) -> str:
+    """What is known of a transfer that runs, in one line."""
+    parts = [f"{counts.get(name, 0):,} {name.replace('_', ' ')}" for name in ("found", "transferred", "already_there")]
+    if counts.get("failed"):
+        parts.append(f"{counts['failed']:,} failed")
+    size = counts.get("bytes", 0)
+    return ", ".join([*parts, format_bytes(size), f"{format_bytes(size / max(seconds, 1e-3))}/s"])
+
+
+@contextmanager
+def shown_progress(counts: Callable[[], Mapping[str, int]], show: bool | None = None) -> Iterator[None]:
+    """Shows how far a transfer is, on standard error, while the block runs.
+
+    Args:
+        counts: Gives the numbers so far, by the names of an `Account`; asked from a thread.
+        show: Whether to show it; by default if a terminal is watching.
+    """
+    if not (sys.stderr.isatty() if show is None else show):
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    started = time.monotonic()
+
+    class Display(Progress):
+        def get_renderables(self) -> Any:
+            now = counts()
+            done = sum(now.get(part, 0) for part in PARTS)
+            line = progress_line(now, time.monotonic() - started)
+            for task in self.task_ids:
+                self.update(task, total=now.get("found") or None, completed=done, description=line)
+            return super().get_renderables()
+
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Display(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as display:
+        display.add_task("", total=None)
+        yield
+
+
+# Downloads ------------------------------------------------------------------------------------------------------------
 
 
 class Downloaded(NamedTuple):
@@ -385,7 +963,7 @@ class InstanceDownloader:
         with self._folder.open(target, stat.size) as file:
             found = header_of(file).sop_instance_uid
         if found != reference.sop_instance_uid:
-            raise ValueError(
+            raise FileExistsError(
                 f"{self._folder.location_of(target)} holds another instance ({found}); nothing was written"
             )
         return True
@@ -421,6 +999,6 @@ class InstanceDownloader:
             target, source if source is not None else str(instance.path), replace=self._overwrite
         )
         if not written and not self._is_there(target, instance.reference):
-            raise ValueError(in_the_way(path))
+            raise FileExistsError(in_the_way(path))
         # Whoever came first wrote the same.
         return Downloaded(path, instance.size if written else 0, not written)

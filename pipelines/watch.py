@@ -34,20 +34,18 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from dicomweb_io.changes import ChangeMethod, Changes, ChangeSource, Cursor, Start, change_source
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.failures import RECOVERABLE, failure_of
-from pipelines import transfer
-from pipelines._common import (
-    Arguments,
+from dicomweb_io.options import (
     UsageError,
-    add_endpoint_arguments,
+    add_filter_option,
+    add_policy_options,
     check_writable,
-    endpoint_from,
     filters_from,
-    format_bytes,
-    is_local,
-    parse,
-    publish,
     read_json,
+    write_lines,
 )
+from dicomweb_io.transfer import TransferJob, adds_up, failure_line, format_bytes
+from pipelines import transfer
+from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, is_local, parse
 
 ATTEMPTS = 5
 """Rounds in which an instance is tried before it is given up."""
@@ -65,8 +63,7 @@ class WatchOptions(PipelineOptions):
     @classmethod
     def _add_argparse_args(cls, parser: Any) -> None:
         parser = Arguments(parser)
-        add_endpoint_arguments(parser, "source", "where to copy from")
-        add_endpoint_arguments(parser, "destination", "where to copy to")
+        add_endpoint_arguments(parser)
         parser.add_argument("--cursor", metavar="PATH", help="the file that keeps the place reached (required)")
         parser.add_argument(
             "--interval", metavar="SECONDS", type=float, default=60.0, help="seconds between polls (default: 60)"
@@ -90,34 +87,17 @@ class WatchOptions(PipelineOptions):
         parser.add_argument(
             "--lookback", metavar="SECONDS", type=float, help="how long after its time something may still arrive"
         )
-        parser.add_argument(
-            "--filter",
-            dest="filters",
-            metavar="KEY=VALUE",
-            action="append",
-            help="copy only what matches: an attribute's keyword or tag, and its value (repeatable)",
-        )
+        add_filter_option(parser)
         parser.add_argument("--failures", metavar="PATH", help="add what was given up here, one JSON object a line")
         parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON, after each round")
-        parser.add_argument(
-            "--on-existing",
-            choices=("skip", "server", "replace", "error"),
-            default="skip",
-            help="what to do with instances whose UID the destination has (default: skip)",
-        )
-        parser.add_argument(
-            "--verify",
-            choices=("response", "uid", "content"),
-            default="response",
-            help="the proof wanted for each instance: the destination's answer, a search for its UID, or its content",
-        )
+        add_policy_options(parser, on_existing="skip")
 
 
 @dataclass(frozen=True)
 class WatchJob:
     """One watch, ready to run. The attributes are those of the command line."""
 
-    transfer: transfer.TransferJob
+    transfer: TransferJob
     source: ChangeSource
     cursor: str
     start: Start = "now"
@@ -180,7 +160,7 @@ def write_place(job: WatchJob, place: Place) -> None:
             {"reference": reference.to_dict(), "attempts": attempts} for reference, attempts in place.pending.items()
         ],
     }
-    publish(job.cursor, [json.dumps(document)])
+    write_lines(job.cursor, [json.dumps(document)])
 
 
 # Rounds ---------------------------------------------------------------------------------------------------------------
@@ -210,7 +190,7 @@ def run_round(
             failures = [json.loads(line) for line in file]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    if not transfer.adds_up(summary) or summary["search_failures"]:
+    if not adds_up(summary) or summary["search_failures"]:
         reasons = "; ".join(summary["reasons"])
         raise RuntimeError(
             f"the round is not accounted for in full and is repeated: {reasons or 'no reason was given'}"
@@ -241,7 +221,7 @@ def append_failures(path: str, failures: Sequence[Failure]) -> None:
     """Adds dead letters to a file that only its owner can read, and waits until they are on the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(failure.to_dict()) + "\n" for failure in failures)
+        file.writelines(failure_line(failure) + "\n" for failure in failures)
         file.flush()
         os.fsync(file.fileno())
 
@@ -271,7 +251,7 @@ def run(job: WatchJob, options: PipelineOptions, stopping: threading.Event | Non
             more = _poll_and_copy(job, options, client, place, totals, stopping)
             totals["pending"] = len(place.pending)
             if job.summary is not None:
-                publish(job.summary, [json.dumps(totals, indent=2)])
+                write_lines(job.summary, [json.dumps(totals, indent=2)])
             if stopping.is_set() or (job.max_polls is not None and totals["polls"] >= job.max_polls and not more):
                 break
             stopping.wait(max(0.0, began + job.interval - time.monotonic()))
@@ -343,26 +323,27 @@ def job_from(args: Any, options: PipelineOptions) -> WatchJob:
         if path and "://" in path:
             raise UsageError(f"--{option} {path}: give a path on this machine")
         if path:
-            check_writable(path, True, f"--{option}")
+            check_writable(path, f"--{option}")
     if not 0 < args.interval < float("inf"):
         raise UsageError(f"--interval must be a positive number of seconds, not {args.interval}")
     if args.max_polls is not None and args.max_polls < 1:
         raise UsageError(f"--max-polls must be 1 or more, not {args.max_polls}")
     try:
-        copied = transfer.TransferJob(
-            source=endpoint_from(args, "source"),
-            destination=endpoint_from(args, "destination"),
+        source, destination = endpoints_from(args)
+        copied = TransferJob(
+            source,
+            destination,
             filters=filters_from(args.filters),
             on_existing=args.on_existing,
             verify=args.verify,
         )
-        source = change_source(
+        changes = change_source(
             copied.source, "instance", search_filters=copied.filters, method=args.method, lookback=args.lookback
         )
         start = _start_from(args.start)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    return WatchJob(copied, source, args.cursor, start, args.interval, args.max_polls, args.failures, args.summary)
+    return WatchJob(copied, changes, args.cursor, start, args.interval, args.max_polls, args.failures, args.summary)
 
 
 def _start_from(text: str) -> Start:

@@ -6,9 +6,16 @@ import argparse
 from collections.abc import Callable
 
 from dicomweb_io._version import __version__
+from dicomweb_io.options import (
+    PASSWORD_VARIABLE,
+    add_archive_options,
+    add_authentication_options,
+    add_filter_option,
+    add_policy_options,
+    add_transfer_options,
+)
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The arguments of ``dicomweb-io serve``.
+Command = Callable[[argparse.Namespace], int]
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +26,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-remote", action="store_true", help="allow an address that other computers can reach")
     behaviour = parser.add_argument_group("behaviour")
     behaviour.add_argument("--behaviour", default="generic", metavar="NAME", help="behave like this kind of server")
-    behaviour.add_argument("--behaviours", action="store_true", help="list the behaviour and end")
+    behaviour.add_argument("--behaviours", action="store_true", help="list the behaviours and end")
     behaviour.add_argument("--describe", action="store_true", help="tell what is known of the behaviour and end")
     behaviour.add_argument("--json", action="store_true", help="with --describe: as JSON")
     behaviour.add_argument(
@@ -43,12 +50,6 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     access.add_argument("--tls-cert", metavar="FILE", help="the server's certificate chain, PEM: serve https")
     access.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
     access.add_argument("--tls-client-ca", metavar="FILE", help="the authority that clients' certificates come from")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-Command = Callable[[argparse.Namespace], int]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,21 +78,15 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that describe the archive and how to authenticate."""
     group = parser.add_argument_group("archive")
     group.add_argument("--url", help="a DICOMweb service (https://…), a folder, or an fsspec URL (gs://, s3://, …)")
-    group.add_argument("--qido-prefix", metavar="PATH", help="path segment before search resources")
-    group.add_argument("--wado-prefix", metavar="PATH", help="path segment before retrieve resources")
-    group.add_argument("--stow-prefix", metavar="PATH", help="path segment before store resources")
-    group.add_argument("--delete-prefix", metavar="PATH", help="path segment before delete resources")
-    group.add_argument("--profile", default="auto", help="the server's profile; by default chosen by its URL")
-    group.add_argument("--timeout", type=float, metavar="SECONDS", help="for connecting and for each read")
-    group.add_argument("--deadline", type=float, metavar="SECONDS", help="for each operation, retries included")
+    add_archive_options(group)
     group.add_argument("--chunk-size", type=int, metavar="BYTES", help="most bytes to read from the network at once")
     auth = parser.add_argument_group("authentication")
-    auth.add_argument("-u", "--user", metavar="NAME", help="user name for basic authentication")
+    add_authentication_options(auth)
     auth.add_argument(
         "-p",
         "--password",
         action="store_true",
-        help="ask for the password, also if the environment variable DICOMWEB_PASSWORD is set",
+        help=f"ask for the password, also if the environment variable {PASSWORD_VARIABLE} is set",
     )
     auth.add_argument(
         "--token",
@@ -100,12 +95,6 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKEN",
         help="bearer token (visible in the list of processes: prefer --token-env or --token-file)",
     )
-    auth.add_argument("--token-env", metavar="NAME", help="environment variable that holds the bearer token")
-    auth.add_argument("--token-file", metavar="FILE", help="file that holds the bearer token, read when needed")
-    auth.add_argument("--google", action="store_true", help="Google application-default credentials")
-    auth.add_argument("--ca", metavar="FILE", help="bundle of certificate authorities to trust")
-    auth.add_argument("--cert", metavar="FILE", help="client certificate with its key, PEM")
-    auth.add_argument("--insecure-no-verify", action="store_true", help="do not verify the server's certificate")
 
 
 def _add_search(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -117,14 +106,7 @@ def _add_search(methods: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             parser.add_argument("--study", metavar="UID", dest="study_instance_uid")
         if kind == "instances":
             parser.add_argument("--series", metavar="UID", dest="series_instance_uid")
-        parser.add_argument(
-            "--filter",
-            metavar="KEY=VALUE",
-            action="append",
-            default=[],
-            dest="search_filters",
-            help="keyword, tag or dotted path and the value to match; repeatable",
-        )
+        add_filter_option(parser, "return")
         parser.add_argument(
             "--field", metavar="NAME", action="append", default=[], dest="fields", help="further attribute to return"
         )
@@ -182,7 +164,7 @@ def _add_store(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser = kinds.add_parser("instances", help="store instances")
     parser.add_argument("files", nargs="+", metavar="PATH", help="files, or folders with all files below them")
     parser.add_argument("--study", metavar="UID", dest="study_instance_uid", help="accept instances of this study only")
-    _add_policies(parser, on_existing="server")
+    add_policy_options(parser, on_existing="server")
     parser.set_defaults(command="store")
 
 
@@ -202,17 +184,13 @@ def _add_delete(methods: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_copy(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = methods.add_parser("copy", help="copy what matches from one archive to another; resumable")
-    parser.add_argument("source", help="URL or folder to read (authentication options above apply to it)")
+    parser.add_argument("source", help="URL or folder to read (the options before the method apply to it)")
     parser.add_argument("destination", help="URL or folder to write")
-    parser.add_argument(
-        "--filter", metavar="KEY=VALUE", action="append", default=[], dest="search_filters", help="repeatable"
-    )
-    parser.add_argument("--failures", metavar="PATH", help="write what failed, one JSON object a line")
-    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="copies at once")
-    _add_policies(parser, on_existing="skip")
-    parser.add_argument("--destination-user", metavar="NAME", help="user name at the destination")
-    parser.add_argument("--destination-password-env", metavar="NAME", help="environment variable with its password")
-    parser.add_argument("--destination-token-env", metavar="NAME", help="environment variable with its bearer token")
+    add_transfer_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
     parser.set_defaults(command="copy")
 
 
@@ -257,19 +235,4 @@ def _add_media_type(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="media_types",
         help="wanted media type and, if it matters, its transfer syntax; repeatable, best first",
-    )
-
-
-def _add_policies(parser: argparse.ArgumentParser, *, on_existing: str) -> None:
-    parser.add_argument(
-        "--on-existing",
-        choices=("server", "skip", "replace", "error"),
-        default=on_existing,
-        help="what to do with instances that are there already (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--verify",
-        choices=("response", "uid", "content"),
-        default="response",
-        help="the evidence wanted that an instance was stored (default: %(default)s)",
     )

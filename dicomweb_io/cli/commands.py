@@ -15,13 +15,8 @@ from dicomweb_io.cli.output import print_datasets, print_line, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
 from dicomweb_io.elements import Failure, SearchLevel
 from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filters
+from dicomweb_io.profiles import Finding
 from dicomweb_io.queries import check_limits, make_query
-from dicomweb_io.web.client import DICOMwebClient
-from dicomweb_io.web.probe import Finding
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io search``.
-
 
 LEVELS: dict[str, SearchLevel] = {"studies": "study", "series": "series", "instances": "instance"}
 
@@ -37,7 +32,7 @@ def search(args: argparse.Namespace) -> int:
             getattr(args, "series_instance_uid", None),
             fuzzymatching=args.fuzzy,
             fields=args.fields,
-            search_filters=parse_filters(args.search_filters),
+            search_filters=parse_filters(args.filters),
         )
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
@@ -47,10 +42,6 @@ def search(args: argparse.Namespace) -> int:
     finally:
         client.close()
     return 0
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io store``.
 
 
 def store(args: argparse.Namespace) -> int:
@@ -84,10 +75,6 @@ def store(args: argparse.Namespace) -> int:
     return 1 if counts["failed"] or not counts else 0
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io delete``.
-
-
 def delete(args: argparse.Namespace) -> int:
     """Deletes a study, series or instance."""
     client = connect(args, endpoint_from(args))
@@ -102,10 +89,6 @@ def delete(args: argparse.Namespace) -> int:
     finally:
         client.close()
     return 0
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io index``.
 
 
 def index(args: argparse.Namespace) -> int:
@@ -128,10 +111,6 @@ def index(args: argparse.Namespace) -> int:
     return 1 if kinds["unreadable"] else 0
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# ``dicomweb-io doctor``: what an archive supports, found out by reading only.
-
-
 _WIDTH = 200
 _WORDS = {True: "yes", False: "no", None: "unknown"}
 
@@ -141,29 +120,20 @@ def doctor(args: argparse.Namespace) -> int:
     endpoint = endpoint_from(args)
     client = connect(args, endpoint)
     try:
-        if isinstance(client, DICOMwebClient):
-            report = client.probe()
-            profile, findings = report.profile.name, report.findings
-            facts = asdict(report.profile)
-        else:
-            profile, facts = "folder", {}
-            findings = tuple(
-                Finding(f"search of {name}", True, f"{client.count(make_query(level))} found")
-                for name, level in LEVELS.items()
-            )
+        report = client.probe()
     finally:
         client.close()
     if args.json:
         print_line(
             {
                 "url": endpoint.safe_url,
-                "profile": profile,
-                "findings": [asdict(finding) for finding in findings],
-                "facts": facts,
+                "profile": report.profile.name,
+                "findings": [asdict(finding) for finding in report.findings],
+                "facts": asdict(report.profile),
             }
         )
     else:
-        _print_table(endpoint.safe_url, profile, findings)
+        _print_table(endpoint.safe_url, report.profile.name, report.findings)
     return 0
 
 
@@ -183,13 +153,10 @@ def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
     Console(file=sys.stdout, highlight=False, width=width).print(table)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 def serve(args: argparse.Namespace) -> int:
     """Serves a folder as a DICOMweb server until interrupted, or tells about the behaviour that it can have."""
     try:
-        from dicomweb_io.testing.server.server import print_behaviours, run
+        from dicomweb_io.testing.server.command import print_behaviours, run
     except ImportError as error:
         hint = "pip install 'dicomweb_io[testing]'"
         raise UsageError(f"serve needs the extra 'testing' (no {error.name} here): {hint}") from error

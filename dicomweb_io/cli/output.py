@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from dicomweb_io.dicom.json_decode import dumps, load_json_dataset
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import JSONDataset
+from dicomweb_io.options import atomic_file
 
 _EXTENSIONS = {
     "application/dicom": "dcm",
@@ -93,15 +93,8 @@ def save_bytes(directory: str, name: str, chunks: Iterable[bytes]) -> str:
     """Writes a file whole or not at all and returns its path; an existing one is replaced."""
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, name)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_file(path, "wb") as file:
+        file.writelines(chunks)
     return path
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from pydicom.datadict import dictionary_keyword, dictionary_VR, keyword_dict, tag_for_keyword
+
+from dicomweb_io.dicom.errors import InvalidIdentifierError
+
+BINARY_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
+INTEGER_VRS = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
+DECIMAL_VRS = frozenset(("DS", "FD", "FL"))
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}\Z")
 
@@ -51,11 +57,11 @@ def resolve(attribute: str) -> tuple[str, ...]:
         The tags as 8 upper-case hexadecimal digits, outermost first.
 
     Raises:
-        ValueError: If a keyword is unknown; the message names the nearest one. Servers ignore filters they do not
-            know and return everything, so a misspelt keyword must never be sent.
+        InvalidIdentifierError: If a keyword is unknown; the message names the nearest one. Servers ignore filters
+            that they do not know and return everything, so a misspelt keyword must never be sent.
     """
     if not attribute:
-        raise ValueError("an attribute is empty (expected a keyword or 8 hexadecimal digits)")
+        raise InvalidIdentifierError("an attribute is empty (expected a keyword or 8 hexadecimal digits)")
     tags = []
     for name in attribute.split("."):
         if _TAG.match(name):
@@ -65,7 +71,7 @@ def resolve(attribute: str) -> tuple[str, ...]:
         if number is None:
             near = difflib.get_close_matches(name, keyword_dict, n=1, cutoff=0.75)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name!r} is neither a DICOM keyword nor 8 hexadecimal digits{hint}")
+            raise InvalidIdentifierError(f"{name!r} is neither a DICOM keyword nor 8 hexadecimal digits{hint}")
         tags.append(f"{number:08X}")
     return tuple(tags)
 
@@ -81,3 +87,9 @@ def vr_of(tag: str) -> str:
         return str(dictionary_VR(int(tag, 16))).split(" or ")[0]
     except KeyError:
         return "UN"
+
+
+@cache
+def tags_of_vr(vr: str) -> tuple[int, ...]:
+    """All standard attributes of a value representation, ascending."""
+    return tuple(sorted(tag for tag in keyword_dict.values() if dictionary_VR(tag) == vr))

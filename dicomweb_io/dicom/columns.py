@@ -9,13 +9,12 @@ from typing import Any
 
 from pydicom.datadict import dictionary_VM
 
-from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
-from dicomweb_io.dicom.json_encode import BINARY_VRS
+from dicomweb_io.dicom.attributes import BINARY_VRS, DECIMAL_VRS, INTEGER_VRS, lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.errors import InvalidIdentifierError
+from dicomweb_io.dicom.json_decode import iter_values
 from dicomweb_io.dicom.values import name_text, parse_date
 
-_INTEGER_VRS = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
-_FLOAT_VRS = frozenset(("DS", "FD", "FL"))
-_LARGEST = 1 << 63
+_INT64 = 1 << 63  # tables have integers of 64 bits
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,12 @@ class Column:
         """The column's value in a dataset of the DICOM JSON model.
 
         Returns:
-            The value (None, or an empty list, where the attribute has none), and whether everything there was is in
-            it: values that are not of the column's type are left out.
+            The value (None, or an empty list, where the attribute has none), and whether the cell is
+            complete: values that are not of the column's type are left out.
         """
-        found: list[Any] = []
-        _collect(row, self.path, found)
         clean = True
         values = []
-        for value in found:
+        for value in iter_values(row, self.path):
             if value is None or value == "":
                 # A place in a list of texts is kept, because others may belong to it.
                 if self.many and self.kind is str:
@@ -78,20 +75,22 @@ def column_of(attribute: str) -> Column:
             know are text.
 
     Raises:
-        ValueError: If it is unknown, a sequence, or binary.
+        InvalidIdentifierError: If it is unknown, a sequence, or binary.
     """
     path = resolve(attribute)
     vr = vr_of(path[-1])
     if vr == "SQ":
-        raise ValueError(f"{attribute} is a sequence: name an attribute in it, such as {attribute}.CodeValue")
+        raise InvalidIdentifierError(
+            f"{attribute} is a sequence: name an attribute in it, such as {attribute}.CodeValue"
+        )
     if vr in BINARY_VRS and vr != "UN":
-        raise ValueError(f"{attribute} is binary (VR {vr}) and cannot be a column")
+        raise InvalidIdentifierError(f"{attribute} is binary (VR {vr}) and cannot be a column")
     kind: type = str
     if vr == "DA":
         kind = date
-    elif vr in _INTEGER_VRS:
+    elif vr in INTEGER_VRS:
         kind = int
-    elif vr in _FLOAT_VRS:
+    elif vr in DECIMAL_VRS:
         kind = float
     return Column("_".join(map(_name, path)), path, kind, len(path) > 1 or _multiplicity(path[-1]) != "1")
 
@@ -101,17 +100,17 @@ def columns_of(attributes: Iterable[str]) -> tuple[Column, ...]:
 
     Raises:
         TypeError: If `attributes` is one text.
-        ValueError: If there are none, one occurs twice, or one cannot be a column.
+        InvalidIdentifierError: If there are none, one occurs twice, or one cannot be a column.
     """
     if isinstance(attributes, str):
         raise TypeError("columns must be a sequence of keywords or tags, not one str")
     columns = tuple(column_of(attribute) for attribute in attributes)
     if not columns:
-        raise ValueError("columns is empty: name at least one attribute")
+        raise InvalidIdentifierError("columns is empty: name at least one attribute")
     names = [column.name for column in columns]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"columns names an attribute more than once: {', '.join(twice)}")
+        raise InvalidIdentifierError(f"columns names an attribute more than once: {', '.join(twice)}")
     return columns
 
 
@@ -129,21 +128,8 @@ def _multiplicity(tag: str) -> str:
         return "1"
 
 
-def _collect(row: Mapping[str, Any], path: tuple[str, ...], found: list[Any]) -> None:
-    element = row.get(path[0])
-    values = element.get("Value") if isinstance(element, Mapping) else None
-    if not isinstance(values, (list, tuple)):
-        return
-    if len(path) == 1:
-        found.extend(values)
-        return
-    for item in values:
-        if isinstance(item, Mapping):
-            _collect(item, path[1:], found)
-
-
 def _convert(value: Any, kind: type) -> Any:
-    """The value as `kind`; None if it is none. Archives send numbers as texts and the other way round."""
+    """The value as `kind`; None if it has no such form. Archives send numbers as texts and texts as numbers."""
     if kind is str:
         return value if isinstance(value, str) else name_text(value)
     if kind is date:
@@ -157,5 +143,4 @@ def _convert(value: Any, kind: type) -> Any:
         number = int(value) if isinstance(value, (int, str)) else int(value) if value == int(value) else None
     except (TypeError, ValueError, OverflowError):
         return None
-    # Tables know integers of 64 bits.
-    return number if number is not None and -_LARGEST <= number < _LARGEST else None
+    return number if number is not None and -_INT64 <= number < _INT64 else None

@@ -11,23 +11,21 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dicomweb_io.dicom.errors import FrameError
+from dicomweb_io.dicom.header_scan import UNDEFINED
+from dicomweb_io.dicom.uids import RLE_LOSSLESS
+
 ReadRange = Callable[[int, int], bytes]
 """Reads the bytes from one offset up to another; a short answer means the end of the file."""
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
-_UNDEFINED = 0xFFFFFFFF
-_RLE = "1.2.840.10008.1.2.5"
 
 # The starts of a JPEG or JPEG-LS image (SOI and the next marker), of a JPEG 2000 codestream (SOC, SIZ), of a JP2 box
 # and of a JPEG XL codestream: where a multi-fragment frame begins if there is no offset table.
 _FRAME_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ", b"\xff\x0a")
 
 _WALK_WINDOW = 1 << 16
-
-
-class FrameError(ValueError):
-    """The frames cannot be located, or the one asked for is not there."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +162,6 @@ def check_frame_number(number_of_frames: int, number: int) -> None:
     if not 1 <= number <= number_of_frames:
         frames = "1 frame" if number_of_frames == 1 else f"{number_of_frames} frames"
         raise FrameError(f"there is no frame {number}: the instance has {frames}")
-
-
-# Encapsulated pixel data --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -319,7 +314,7 @@ def walk_fragments(read: ReadRange, layout: EncapsulatedLayout) -> list[tuple[in
         if len(head) < 8 or head[:4] != _ITEM:
             raise FrameError(f"at offset {position} there is no fragment of the encapsulated pixel data")
         length = int.from_bytes(head[4:], "little")
-        if length == _UNDEFINED or position + 8 + length > layout.end:
+        if length == UNDEFINED or position + 8 + length > layout.end:
             raise FrameError(f"the fragment at offset {position} is cut off by the end of the file")
         fragments.append((position + 8, length))
         position += 8 + length
@@ -341,7 +336,7 @@ def group_fragments(
         return [list(fragments)]
     if len(fragments) == number_of_frames:
         return [[fragment] for fragment in fragments]
-    if len(fragments) > number_of_frames and transfer_syntax_uid != _RLE:
+    if len(fragments) > number_of_frames and transfer_syntax_uid != RLE_LOSSLESS:
         frames: list[list[tuple[int, int]]] = []
         for offset, length in fragments:
             if not frames or read(offset, offset + min(length, 8)).startswith(_FRAME_STARTS):

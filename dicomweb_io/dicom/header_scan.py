@@ -1,10 +1,16 @@
 """Where the data elements of a DICOM file are, found by bounded reads and without interpreting their values.
 
 `scan_header` walks the top-level elements of a file (PS3.10 and PS3.5 section 7) up to its pixel data. It notes tag,
-value representation, place and length of each and skips what it does not need, so an index can be built, a value be
-found and a metadata answer be encoded (`dicomweb_io.dicom.json_decode`) without parsing the file into objects. Every
-encoding is read: implicit and explicit VR, little and big endian, deflated; with and without preamble and file meta
-information.
+value representation, place and length of each element and skips large values, so that an index can be built, a value
+found, or a metadata answer encoded (`dicomweb_io.dicom.json_encode`) without parsing the file into objects.
+`scan_trailing` does the same for what follows the pixel data.
+
+Every encoding is read: implicit and explicit VR, little and big endian, deflated; with and without preamble and file
+meta information. The room holds, in this order: what bytes are read from (`Source`), the heads of elements and the ends
+of values of undefined length, and the scan itself.
+
+The loops here decide how fast a folder is indexed. They keep their state in local variables; whatever is rare is a
+call.
 """
 
 from __future__ import annotations
@@ -15,8 +21,44 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, Protocol
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Bytes of a file that can be read at any offset: plain files, bytes in memory, deflated datasets.
+from dicomweb_io.dicom.errors import IncompleteDICOMError, NotDICOMError
+from dicomweb_io.dicom.uids import (
+    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+)
+
+DEFLATED_SYNTAXES = frozenset(
+    (DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
+)  # PS3.5 sections A.5, A.7 (JPIP Referenced Deflate) and its HTJ2K form: the whole dataset is deflated
+
+LARGE_VALUE = 64 * 1024
+"""Values longer than this many bytes are left in the file, unless the read of their neighbours covers them."""
+FIRST_READ = 64 * 1024
+"""Bytes of the first read: more than the header of an ordinary image."""
+_FRAGMENT_READ = 4096
+_MAX_HEADER = 1 << 30
+_MAX_INFLATED_HEADER = 64 << 20  # without large values
+
+PIXEL_DATA_TAGS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
+UNDEFINED_LENGTH = -1
+UNDEFINED = 0xFFFFFFFF
+"""The length field of a value that a delimiter ends."""
+
+_SHORT = "AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"
+_LONG = "OB OD OF OL OV OW SQ SV UC UN UR UT UV"
+SHORT_VRS = {vr.encode(): vr for vr in _SHORT.split()}
+"""Value representations with a length of 16 bits in explicit VR (PS3.5 section 7.1.2), by their code."""
+LONG_VRS = {vr.encode(): vr for vr in _LONG.split()}
+"""Those with a length of 32 bits."""
+
+Place = tuple[str | None, int, int]
+"""VR, offset and length of a value; see `Element`."""
+
+
+class ElementError(Exception):
+    """The bytes end within an element, or are none. It stays inside of `dicomweb_io.dicom`."""
 
 
 class Source(Protocol):
@@ -180,30 +222,6 @@ def as_source(source: BinaryIO | bytes | Source, size: int | None = None) -> Sou
     return FileSource(source, size)  # type: ignore[arg-type]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The heads of data elements (PS3.5 section 7.1), and where values of undefined length end (section 7.5).
-
-
-UNDEFINED = 0xFFFFFFFF
-"""The length field of a value that a delimiter ends."""
-FIRST_READ = 64 * 1024
-"""Bytes of the first read: more than the header of an ordinary image."""
-
-_SHORT = "AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"
-_LONG = "OB OD OF OL OV OW SQ SV UC UN UR UT UV"
-SHORT_VRS = {vr.encode(): vr for vr in _SHORT.split()}
-"""Value representations with a length of 16 bits in explicit VR (PS3.5 section 7.1.2), by their code."""
-LONG_VRS = {vr.encode(): vr for vr in _LONG.split()}
-"""Those with a length of 32 bits."""
-
-
-class Cut(Exception):
-    """The bytes end, or cannot be elements, at a place; the argument says what was there.
-
-    It only passes between the functions of `dicomweb_io.dicom` and is never seen outside.
-    """
-
-
 def other_head(data: bytes, index: int, have: int, vr: bytes, order: str) -> tuple[str | None, int, int]:
     """Name, value start and length of an explicit VR element that is not of a usual VR with a 16-bit length."""
     name = LONG_VRS.get(vr)
@@ -232,7 +250,7 @@ def measure_undefined(
     """Finds the end of a value of undefined length.
 
     Args:
-        reader: The file, for what `data` does not hold; it is read in pieces that are not kept.
+        reader: The file, for what `data` does not hold; it is read piece by piece.
         data: Bytes from file offset `base` on.
         base: See `data`.
         start: Where the value starts in `data`.
@@ -246,19 +264,21 @@ def measure_undefined(
         others than ``"SQ"`` without it.
 
     Raises:
-        Cut: If the delimiter is missing.
+        ElementError: If the delimiter is missing.
     """
     head = struct.Struct(order + "HHI").unpack_from
     have = len(data)
     index = start
-    contexts: list[int] = [0]  # 0: between items; 1: in an explicit item of undefined length; 2: in an implicit one
-    implicit_items = 0  # how many of them are 2: hostile files nest so deeply that nobody should look through them
-    first_base = base
+    first = base + start
+    # What the walk is in: 0 between items, 1 in an explicit item of undefined length, 2 in an implicit one. How many
+    # of them are implicit is counted, because hostile files nest too deeply to look through them each time.
+    contexts = [0]
+    implicit_items = 0
     while contexts:
         if index + 12 > have:
             more = reader.read(base + index, step)
             if len(more) < 8:
-                raise Cut(f"the file ends at byte {base + index + len(more)} within it")
+                raise ElementError(f"the file ends at byte {base + index + len(more)} within it")
             base, index, data, have = base + index, 0, more, len(more)
         group, number, length = head(data, index)
         context = contexts[-1]
@@ -267,50 +287,38 @@ def measure_undefined(
             if number == 0xE000 and context == 0:
                 if length != UNDEFINED:
                     index += length
-                    if index > have and not reader.reaches(base + index):
-                        raise Cut("an item reaches beyond the end of the file")
-                    if index > have:
-                        base, index, data, have = base + index, 0, b"", 0
-                    continue
-                if index + 8 > have:
-                    more = reader.read(base + index, step)
-                    base, index, data, have = base + index, 0, more, len(more)
-                implicit = not explicit or implicit_items > 0 or not looks_explicit(data, index)
-                implicit_items += implicit
-                contexts.append(2 if implicit else 1)
+                else:
+                    if index + 8 > have:
+                        data = reader.read(base + index, step)
+                        base, index, have = base + index, 0, len(data)
+                    implicit = not explicit or implicit_items > 0 or not looks_explicit(data, index)
+                    implicit_items += implicit
+                    contexts.append(2 if implicit else 1)
             elif number == (0xE0DD if context == 0 else 0xE00D):
                 implicit_items -= contexts.pop() == 2
-            elif number == 0xE00D:
-                continue
-            else:
-                raise Cut(f"there is an unexpected delimiter at byte {base + index - 8}")
-            continue
-        if context == 0:
-            raise Cut(f"there is no item at byte {base + index}")
-        if context == 1:
-            code = data[index + 4 : index + 6]
-            if code in SHORT_VRS:
+            elif number != 0xE00D:
+                raise ElementError(f"there is an unexpected delimiter at byte {base + index - 8}")
+        elif context == 0:
+            raise ElementError(f"there is no item at byte {base + index}")
+        else:
+            if context == 2:
+                index += 8
+            elif (code := data[index + 4 : index + 6]) in SHORT_VRS:
                 length = struct.unpack_from(order + "H", data, index + 6)[0]
-                index += 8 + length
+                index += 8
             else:
                 if index + 12 > have:
-                    raise Cut(f"the file ends at byte {base + have} within it")
+                    raise ElementError(f"the file ends at byte {base + have} within it")
                 _, index, length = other_head(data, index, have, code, order)
-                if length == UNDEFINED:
-                    contexts.append(0)
-                    continue
-                index += length
-        else:
-            index += 8
             if length == UNDEFINED:
                 contexts.append(0)
-                continue
-            index += length
+            else:
+                index += length
         if index > have:
             if not reader.reaches(base + index):
-                raise Cut(f"({group:04X},{number:04X}) in an item reaches beyond the end of the file")
+                raise ElementError(f"({group:04X},{number:04X}) in it reaches beyond the end of the file")
             base, index, data, have = base + index, 0, b"", 0
-    total = base + index - first_base - start
+    total = base + index - first
     if vr is None or vr in ("UN", "SQ"):
         return "SQ", total
     return vr, total - 8
@@ -321,48 +329,6 @@ def looks_explicit(data: bytes, index: int) -> bool:
     if len(data) < index + 6 or data[index : index + 4] in (b"\xfe\xff\x0d\xe0", b"\xff\xfe\xe0\x0d"):
         return True
     return 0x41 <= data[index + 4] <= 0x5A and 0x41 <= data[index + 5] <= 0x5A
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
-EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-DEFLATED_SYNTAXES = frozenset(
-    (DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
-)  # PS3.5 sections A.5, A.7 (JPIP Referenced Deflate) and its HTJ2K form: the whole dataset is deflated
-
-LARGE_VALUE = 64 * 1024
-"""Values longer than this many bytes that lie outside of what was read anyway are left in the file."""
-_MAX_KEPT = 1 << 30
-_MAX_SMALL = 64 << 20  # of values that are not large, and of what is between them
-_TELLING_UIDS = (0x00080016, 0x00080018, 0x0020000D, 0x00020002)
-_FRAGMENT_READ = 4096
-
-PIXEL_DATA_TAGS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
-UNDEFINED_LENGTH = -1
-
-
-class Part10Error(ValueError):
-    """A file cannot be used as a DICOM object.
-
-    Attributes:
-        reason: Why, in one sentence, without values of the dataset other than UIDs.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class NotDICOMError(Part10Error):
-    """The bytes are not a DICOM object."""
-
-
-class IncompleteDICOMError(Part10Error):
-    """The bytes are DICOM, but they are cut off or broken before what was needed."""
 
 
 class Element(NamedTuple):
@@ -406,10 +372,10 @@ class HeaderScan:
     """
 
     segments: list[tuple[int, bytes]] = field(repr=False)
-    elements: dict[int, tuple[str | None, int, int]] = field(repr=False, default_factory=dict)
-    meta: dict[int, tuple[str | None, int, int]] = field(repr=False, default_factory=dict)
+    elements: dict[int, Place] = field(repr=False, default_factory=dict)
+    meta: dict[int, Place] = field(repr=False, default_factory=dict)
     pixel_data_tag: int | None = None
-    pixel_data: tuple[str | None, int, int] | None = None
+    pixel_data: Place | None = None
     transfer_syntax_uid: str = ""
     transfer_syntax_guessed: bool = False
     explicit_vr: bool = True
@@ -471,12 +437,13 @@ def scan_header(
     scan = HeaderScan([], has_preamble=has_preamble)
     try:
         data, position = _scan_meta(reader, data, start, scan)
-    except Cut as cut:
+    except ElementError as error:
         if not has_preamble:
             raise NotDICOMError("it has no DICOM prefix and does not consist of data elements") from None
-        raise IncompleteDICOMError(f"the file meta information is broken: {cut}") from None
+        raise IncompleteDICOMError(f"the file meta information is broken: {error}") from None
     scan.dataset_offset = position
-    uid = scan_text(scan.meta.get(0x00020010), data)
+    _, start, length = scan.meta.get(0x00020010, (None, 0, 0))
+    uid = data[start : start + length].decode("latin-1").strip(" \0")
     if uid in DEFLATED_SYNTAXES:
         scan.deflated = True
         reader = InflatedSource(reader, position)
@@ -537,8 +504,8 @@ def scan_trailing(
             name, length = measure_undefined(
                 reader, b"", offset, 0, vr or "OB", scan.explicit_vr, order, step=_FRAGMENT_READ
             )
-        except Cut as cut:
-            result.problem = f"the encapsulated pixel data do not end: {cut}"
+        except ElementError as error:
+            result.problem = f"the encapsulated pixel data do not end: {error}"
             return result
         length += 0 if name == "SQ" else 8
     end = offset + length
@@ -552,13 +519,6 @@ def scan_trailing(
         reader.reaches(1 << 62)
         result.problem = reader.problem or result.problem
     return result
-
-
-def scan_text(place: tuple[str | None, int, int] | None, data: bytes) -> str:
-    """The text of a value inside `data`; empty if there is none."""
-    if place is None:
-        return ""
-    return data[place[1] : place[1] + place[2]].decode("latin-1").strip(" \0")
 
 
 def _start_of_elements(data: bytes) -> tuple[int, bool]:
@@ -587,14 +547,14 @@ def _scan_meta(reader: Source, data: bytes, position: int, scan: HeaderScan) -> 
             if name is None:
                 length = struct.unpack_from("<I", data, position + 4)[0]
             elif len(data) < start + 4:
-                raise Cut(f"it ends within (0002,{number:04X})")
+                raise ElementError(f"it ends within (0002,{number:04X})")
             else:
                 length = struct.unpack_from("<I", data, start)[0]
                 start += 4
         position = start + length
         if position > len(data):
             if length > 16 << 20 or not reader.reaches(position):
-                raise Cut(f"(0002,{number:04X}) reaches beyond the end")
+                raise ElementError(f"(0002,{number:04X}) reaches beyond the end")
             data += reader.read(len(data), max(position - len(data), FIRST_READ))
         scan.meta[0x00020000 | number] = (name, start, length)
 
@@ -630,98 +590,99 @@ def _scan_dataset(
     """The loop over top-level elements, from `position` in `data` on, which holds the bytes from offset `base` on."""
     stop = 0xFFFFFFFF if stop_after is None else stop_after
     order = "<" if scan.little_endian else ">"
-    unpack = struct.Struct(order + ("HH2sH" if scan.explicit_vr else "HHI")).unpack_from
     explicit = scan.explicit_vr
+    unpack = struct.Struct(order + ("HH2sH" if explicit else "HHI")).unpack_from
     elements = scan.elements
     short_vr = SHORT_VRS.get
+    # A file's size bounds its header; what is inflated has no such bound.
+    inflated = isinstance(reader, InflatedSource)
+    maximum = _MAX_INFLATED_HEADER if large_value is not None and inflated else _MAX_HEADER
+    kept = 0
     have = len(data)
     index = position
-    kept = 0
-    # A file's size bounds its header; what is inflated has no such bound.
-    maximum = _MAX_SMALL if large_value is not None and isinstance(reader, InflatedSource) else _MAX_KEPT
+    try:
+        while True:
+            if index + 12 > have:
+                data = _read_on(reader, data, base, index + 12, kept, maximum)
+                have = len(data)
+                if index + 8 > have:
+                    if data[index:].strip(b"\0"):
+                        raise ElementError(f"it ends within the head of an element at byte {base + index}")
+                    break
+            if explicit:
+                group, number, vr, length = unpack(data, index)
+                name = short_vr(vr)
+                start = index + 8
+                if name is None:
+                    name, start, length = other_head(data, index, have, vr, order)
+                    if start > have:
+                        raise ElementError(f"it ends within the head of an element at byte {base + index}")
+            else:
+                group, number, length = unpack(data, index)
+                name = None
+                start = index + 8
+            tag = group << 16 | number
+            if tag > stop:
+                break
+            if name is None or length > 0xFFFF or name in ("OB", "OW", "OF", "OD"):
+                if tag in PIXEL_DATA_TAGS:
+                    scan.pixel_data_tag = tag
+                    scan.pixel_data = (name, base + start, UNDEFINED_LENGTH if length == UNDEFINED else length)
+                    break
+                if group == 0xFFFE or tag == 0:
+                    # A stray delimiter, or zeros as padding: nothing that belongs to the dataset can follow.
+                    if tag or data[index:].strip(b"\0"):
+                        raise ElementError(f"there is no data element at byte {base + index}")
+                    break
+                if length == UNDEFINED:
+                    try:
+                        name, length = measure_undefined(reader, data, base, start, name, explicit, order)
+                    except ElementError as error:
+                        raise ElementError(f"({group:04X},{number:04X}) does not end: {error}") from None
+            end = start + length
+            if end > have:
+                large = large_value is not None and length > large_value
+                # A deflated dataset is not inflated twice to find out what reading it will tell.
+                whole = reader.reaches(base + end) if large or not inflated else True
+                if whole and large:
+                    elements[tag] = (name, base + start, length)
+                    scan.segments.append((base, data[:start]))
+                    kept += start
+                    base += end
+                    index = 0
+                    data = reader.read(base, FIRST_READ)
+                    have = len(data)
+                    continue
+                if whole:
+                    data = _read_on(reader, data, base, end, kept, maximum)
+                    have = len(data)
+                if end > have:
+                    raise ElementError(
+                        f"({group:04X},{number:04X}) needs {length} bytes from byte {base + start} on, "
+                        "but the file ends before"
+                    )
+            elements[tag] = (name, base + start, length)
+            index = end
+    except ElementError as error:
+        scan.problem = str(error)
+    scan.end = base + index
+    scan.segments.append((base, data[:index]))
+
+
+def _read_on(reader: Source, data: bytes, base: int, end: int, kept: int, maximum: int) -> bytes:
+    """`data`, which holds the bytes from offset `base` on, with more of them: `end` bytes, or all there are.
+
+    Raises:
+        ElementError: If that takes more than `maximum` bytes with the `kept` ones before.
+    """
     while True:
-        if index + 12 > have:
-            if have + kept > maximum:
-                scan.end = base + index
-                scan.problem = f"its header is larger than {maximum >> 20} MiB"
-                break
-            more = reader.read(base + have, min(max(have, FIRST_READ), 16 << 20))
-            if more:
-                data += more
-                have = len(data)
-                continue
-            if index + 8 > have:
-                scan.end = base + index
-                if index < have and data[index:have].strip(b"\0"):
-                    scan.problem = f"it ends within the head of an element at byte {base + index}"
-                break
-        if explicit:
-            group, number, vr, length = unpack(data, index)
-            name = short_vr(vr)
-            start = index + 8
-            if name is None:
-                name, start, length = other_head(data, index, have, vr, order)
-                if start > have:
-                    scan.end = base + index
-                    scan.problem = f"it ends within the head of an element at byte {base + index}"
-                    break
-        else:
-            group, number, length = unpack(data, index)
-            name = None
-            start = index + 8
-        tag = group << 16 | number
-        if tag > stop:
-            scan.end = base + index
-            break
-        if name is None or length > 0xFFFF or name in ("OB", "OW", "OF", "OD"):
-            if tag in PIXEL_DATA_TAGS:
-                scan.end = base + index
-                scan.pixel_data_tag = tag
-                scan.pixel_data = (name, base + start, UNDEFINED_LENGTH if length == UNDEFINED else length)
-                break
-            if group == 0xFFFE or tag == 0:
-                # A stray delimiter, or zeros as padding: nothing that belongs to the dataset can follow.
-                scan.end = base + index
-                if tag or data[index:have].strip(b"\0"):
-                    scan.problem = f"there is no data element at byte {base + index}"
-                break
-            if length == UNDEFINED:
-                try:
-                    name, length = measure_undefined(reader, data, base, start, name, explicit, order)
-                except Cut as cut:
-                    scan.end = base + index
-                    scan.problem = f"({group:04X},{number:04X}) does not end: {cut}"
-                    break
-        end = start + length
-        if end > have:
-            skipped = large_value is not None and length > large_value
-            # A deflated dataset is not inflated twice to find out what reading it will tell.
-            whole = reader.reaches(base + end) if skipped or not isinstance(reader, InflatedSource) else True
-            if whole and skipped:
-                elements[tag] = (name, base + start, length)
-                scan.segments.append((base, data[:start]))
-                kept += start
-                base += end
-                index = 0
-                data = reader.read(base, FIRST_READ)
-                have = len(data)
-                continue
-            while whole and end > have and have + kept <= maximum:
-                more = reader.read(base + have, min(max(end - have, min(have, 16 << 20)), 64 << 20))
-                data += more
-                have = len(data)
-                whole = bool(more)
-            if not whole:
-                scan.end = base + index
-                scan.problem = (
-                    f"({group:04X},{number:04X}) needs {length} bytes from byte {base + start} on, "
-                    "but the file ends before"
-                )
-                break
-            if have + kept > maximum:
-                scan.end = base + index
-                scan.problem = f"its header is larger than {maximum >> 20} MiB"
-                break
-        elements[tag] = (name, base + start, length)
-        index = end
-    scan.segments.append((base, data[: scan.end - base]))
+        have = len(data)
+        if have + kept > maximum:
+            raise ElementError(f"its header is larger than {maximum >> 20} MiB")
+        if have >= end:
+            return data
+        # The steps grow with what was read, so that copying stays cheap; a length that is a lie costs little memory.
+        more = reader.read(base + have, min(max(end - have, min(max(have, FIRST_READ), 16 << 20)), 64 << 20))
+        if not more:
+            return data
+        data += more

@@ -1,39 +1,32 @@
-"""The DICOM JSON model (PS3.18 Annex F): reading and writing its text, taking values out, and datasets from it.
+"""The DICOM JSON model (PS3.18 Annex F): its text read and written, its values, and pydicom datasets from it.
 
-`encode` makes it from datasets (see `dicomweb_io.dicom.json_encode`).
+`dicomweb_io.dicom.json_encode` makes the model from datasets.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from dicomweb_io.dicom.attributes import resolve
-from dicomweb_io.dicom.json_encode import BulkDataPlace, encode, finite, hex_tag
+from dicomweb_io.dicom.errors import DatasetError
+from dicomweb_io.dicom.json_encode import finite, hex_tag
 from dicomweb_io.dicom.values import name_text
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
-__all__ = [
-    "BulkDataPlace",
-    "dumps",
-    "encode",
-    "first_text",
-    "first_value",
-    "is_empty",
-    "load_json_dataset",
-    "loads",
-    "name_text",
-    "values",
-]
-
 BulkDataHandler = Callable[[str, str, str], Any]
+
+_MAX_LEVELS = 200
+_FEW_LEVELS = 12
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def dumps(value: Any) -> bytes:
@@ -63,7 +56,7 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
     accepted: servers send them.
 
     Raises:
-        ValueError: If it is not JSON, or nested more than 200 levels deep (66 sequences).
+        DatasetError: If it is not JSON, or nested more than 200 levels deep (66 sequences).
     """
     try:
         value = orjson.loads(text)
@@ -71,17 +64,14 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
         try:
             value = json.loads(text.lstrip("\ufeff") if isinstance(text, str) else bytes(text))
         except UnicodeDecodeError as error:
-            raise ValueError(f"the text is neither UTF-8 nor UTF-16 nor UTF-32 JSON (byte {error.start})") from None
+            raise DatasetError(f"the text is neither UTF-8 nor UTF-16 nor UTF-32 JSON (byte {error.start})") from None
+        except json.JSONDecodeError as error:
+            raise DatasetError(f"the text is not JSON: {error}") from None
         except RecursionError:
-            raise ValueError("the JSON is nested too deeply") from None
+            raise DatasetError("the JSON is nested too deeply") from None
     if not _is_flat(text) and _is_deep(value):
-        raise ValueError(f"the JSON is nested too deeply (more than {_MAX_LEVELS} levels)")
+        raise DatasetError(f"the JSON is nested too deeply (more than {_MAX_LEVELS} levels)")
     return value
-
-
-_MAX_LEVELS = 200
-_FEW_LEVELS = 12
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _is_flat(text: bytes | bytearray | memoryview | str) -> bool:
@@ -156,29 +146,32 @@ def values(row: Mapping[str, Any], attribute: str | int) -> list[Any]:
         has none.
 
     Raises:
-        ValueError: If the keyword is unknown.
+        InvalidIdentifierError: If the keyword is unknown.
     """
-    path = (hex_tag(attribute),) if isinstance(attribute, int) else resolve(attribute)
-    return list(_values(row, path))
-
-
-def _values(row: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Any]:
-    element = row.get(path[0])
-    found = element.get("Value") if isinstance(element, Mapping) else None
-    if not isinstance(found, (list, tuple)):
-        return
-    for value in found:
-        if len(path) == 1:
-            if value is not None:
-                yield value
-        elif isinstance(value, Mapping):
-            yield from _values(value, path[1:])
+    return [value for value in iter_values(row, _path(attribute)) if value is not None]
 
 
 def first_value(row: Mapping[str, Any], attribute: str | int, default: Any = None) -> Any:
     """The first value of an attribute (see `values`), or `default`. Names are objects; see `first_text`."""
-    path = (hex_tag(attribute),) if isinstance(attribute, int) else resolve(attribute)
-    return next(_values(row, path), default)
+    return next((value for value in iter_values(row, _path(attribute)) if value is not None), default)
+
+
+def _path(attribute: str | int) -> tuple[str, ...]:
+    return (hex_tag(attribute),) if isinstance(attribute, int) else resolve(attribute)
+
+
+def iter_values(row: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Any]:
+    """The values at a path of tags, outermost first, in all items; None where a place is empty."""
+    element = row.get(path[0])
+    content = element.get("Value") if isinstance(element, Mapping) else None
+    if not isinstance(content, (list, tuple)):
+        return
+    if len(path) == 1:
+        yield from content
+        return
+    for item in content:
+        if isinstance(item, Mapping):
+            yield from iter_values(item, path[1:])
 
 
 def first_text(row: Mapping[str, Any], attribute: str | int, default: str = "") -> str:
@@ -206,7 +199,7 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
 
     Raises:
         TypeError: If it is not a JSON object.
-        ValueError: If it is not in the DICOM JSON model.
+        DatasetError: If it is not in the DICOM JSON model.
     """
     from pydicom.dataelem import empty_value_for_VR
     from pydicom.dataset import Dataset as PydicomDataset
@@ -220,5 +213,118 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
     try:
         loaded: Dataset = PydicomDataset.from_json(dict(dataset), bulk_data_handler or no_data)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it does not follow the DICOM JSON model ({type(error).__name__})") from error
+        raise DatasetError(f"it does not follow the DICOM JSON model ({type(error).__name__})") from error
     return loaded
+
+
+# A stream of objects -------------------------------------------------------------------------------------------------
+
+# A whole string, a brace, or the beginning of a string whose end has not arrived.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}]|"', re.DOTALL)
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_SPACE_AND_COMMAS = re.compile(rb"[ \t\r\n,]*")
+_BOM = b"\xef\xbb\xbf"
+
+
+class IncompleteJSONError(ValueError):
+    """The JSON text ends before its array does."""
+
+
+def iter_json_objects(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the text of each object of a JSON array as it arrives, or the one object that the text consists of.
+
+    So a study's metadata never is in memory as a whole.
+    Only the outer structure is looked at; whoever parses the objects finds what is wrong inside them.
+
+    Args:
+        chunks: The text in UTF-8, cut anywhere.
+
+    Raises:
+        IncompleteJSONError: If the array or an object is not closed.
+        ValueError: If the text is neither an array of objects nor an object.
+    """
+    text = _Text(chunks)
+    text.skip_bom()
+    first = text.peek(_SPACE)
+    if first == b"{":
+        yield text.take_object()
+    elif first == b"[":
+        text.position += 1
+        while (character := text.peek(_SPACE_AND_COMMAS)) == b"{":
+            yield text.take_object()
+        if not character:
+            raise IncompleteJSONError("the JSON text ends before its array is closed")
+        if character != b"]":
+            raise ValueError("the JSON array holds something else than objects")
+        text.position += 1
+    elif first:
+        raise ValueError("the text is no JSON array of objects")
+    else:
+        raise IncompleteJSONError("the text is empty")
+    if text.peek(_SPACE):
+        raise ValueError("the JSON text goes on after its end")
+
+
+class _Text:
+    """The text that has arrived and is not yet consumed, from `position` on."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._source = iter(chunks)
+        self._buffer = bytearray()
+        self.position = 0
+
+    def _more(self) -> bool:
+        chunk = next(self._source, None)
+        if chunk is None:
+            return False
+        self._buffer += chunk
+        return True
+
+    def skip_bom(self) -> None:
+        while len(self._buffer) < len(_BOM) and _BOM.startswith(self._buffer) and self._more():
+            continue
+        if self._buffer.startswith(_BOM):
+            self.position = len(_BOM)
+
+    def peek(self, skipped: re.Pattern[bytes]) -> bytes:
+        """The next character that is not to be skipped; empty at the end."""
+        while True:
+            match = skipped.match(self._buffer, self.position)
+            self.position = match.end() if match else self.position
+            if self.position < len(self._buffer):
+                return bytes(self._buffer[self.position : self.position + 1])
+            self._buffer.clear()
+            self.position = 0
+            if not self._more():
+                return b""
+
+    def take_object(self) -> bytes:
+        """The text of the object that begins here."""
+        depth, scan = 0, self.position
+        while True:
+            unfinished = None
+            for token in _TOKEN.finditer(self._buffer, scan):
+                kind = token[0]
+                if kind == b"{":
+                    depth += 1
+                elif kind == b"}":
+                    depth -= 1
+                    if not depth:
+                        item = bytes(self._buffer[self.position : token.end()])
+                        self.position = token.end()
+                        return item
+                elif kind == b'"':
+                    unfinished = token.start()
+                    break
+                scan = token.end()
+            if unfinished is not None:
+                scan = unfinished
+            del self._buffer[: self.position]
+            scan -= self.position
+            self.position = 0
+            # A long string arrives in many chunks: looking for its end anew each time would take quadratic time.
+            wanted = scan + 2 * (len(self._buffer) - scan) if unfinished is not None else 0
+            if not self._more():
+                raise IncompleteJSONError("the JSON text ends inside an object")
+            while len(self._buffer) < wanted and self._more():
+                continue

@@ -1,6 +1,6 @@
 """Matching of search filters against datasets (PS3.4 section C.2.2.2, PS3.18 section 8.3.4.1).
 
-What is left to an implementation is decided like this:
+The standard leaves some choices to an implementation. They are made like this:
 
 - Person names are compared without regard to case; accents count, unless fuzzy matching is asked for. A name without
   ``=`` is compared with each group of a name. Fuzzy matching: each word of the filter begins a word of the name,
@@ -22,11 +22,13 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from dicomweb_io.dicom.attributes import resolve, vr_of
+from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS, resolve, vr_of
+from dicomweb_io.dicom.errors import FilterError
+from dicomweb_io.dicom.json_decode import first_value, is_empty
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.dicom.values import (
     Range,
@@ -37,6 +39,7 @@ from dicomweb_io.dicom.values import (
     parse_date_range,
     parse_date_time,
     parse_date_time_range,
+    parse_decimal,
     parse_offset,
     parse_time,
     parse_time_range,
@@ -45,11 +48,12 @@ from dicomweb_io.dicom.values import (
 
 Predicate = Callable[[Any], bool]
 """A test of one value of an element."""
+ElementTest = Callable[["Mapping[str, Any] | None", "int | None"], bool]
+"""A test of an element of the DICOM JSON model, or of its absence, with the dataset's offset from UTC in minutes."""
 
 WILDCARD_VRS = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
 _SINGLE_TEXT = frozenset(("LT", "ST", "UR", "UT"))  # a backslash is a character of these
 _TRAILING_ONLY = frozenset(("LT", "ST", "UC", "UR", "UT"))  # leading spaces of these count (PS3.5 section 6.2)
-_INTEGERS = frozenset(("SL", "SS", "SV", "UL", "US", "UV"))
 _AGE = re.compile(r"[0-9]{3}[DWMY]\Z")
 _TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?\Z")
 _EMPTY = '""'  # PS3.18 section 8.3.4.1: this matches empty values where emptyvaluematching is on
@@ -70,7 +74,7 @@ class Matcher:
     tags: tuple[str, ...]
     uids: Mapping[str, frozenset[str]]
     universal: bool
-    _tests: tuple[tuple[str, Callable[[Mapping[str, Any] | None, int | None], bool]], ...] = field(repr=False)
+    _tests: tuple[tuple[str, ElementTest], ...] = field(repr=False)
 
     def __call__(self, dataset: Mapping[str, Any]) -> bool:
         """Tells whether a dataset matches all filters."""
@@ -105,9 +109,9 @@ def compile_filters(
         A test of datasets.
 
     Raises:
-        TypeError: If an attribute or a value is no text.
-        ValueError: If an attribute is unknown, or if a value is not possible for its value representation: a filter is
-            never ignored.
+        TypeError: If an attribute or a value is not a str.
+        InvalidIdentifierError: If an attribute is unknown.
+        FilterError: If a value is not possible for its value representation: no filter is ever ignored.
     """
     root = _Node()
     pairs: Iterable[tuple[str, str]] = filters.items() if isinstance(filters, Mapping) else filters
@@ -118,12 +122,12 @@ def compile_filters(
         path = resolve(attribute)
         for tag in path[:-1]:
             if vr_of(tag) not in ("SQ", "UN"):
-                raise ValueError(f"the filter {attribute} goes into {tag}, which is not a sequence")
+                raise FilterError(f"the filter {attribute} goes into {tag}, which is not a sequence")
         for tag in path:
             node = node.below.setdefault(tag, _Node())
         node.values.append((attribute, value))
     options = _Options(fuzzymatching, empty_value_matching)
-    tests = tuple((tag, test) for tag, node in root.below.items() if (test := _element_test(tag, node, options)))
+    tests = _tests(root, options)
     tags = {tag for tag, _ in tests}
     if options.needs_timezone:
         tags.add(_TIMEZONE)
@@ -146,7 +150,9 @@ class _Options:
         return self.empty and value.strip() == _EMPTY
 
 
-ElementTest = Callable[["Mapping[str, Any] | None", "int | None"], bool]
+def _tests(node: _Node, options: _Options) -> tuple[tuple[str, ElementTest], ...]:
+    """The tests of the attributes below a node that not every dataset passes."""
+    return tuple((tag, test) for tag, below in node.below.items() if (test := _element_test(tag, below, options)))
 
 
 def _element_test(tag: str, node: _Node, options: _Options) -> ElementTest | None:
@@ -156,7 +162,7 @@ def _element_test(tag: str, node: _Node, options: _Options) -> ElementTest | Non
         test = _value_test(attribute, tag, value, options)
         if test is not None:
             tests.append(test)
-    below = [(inner, test) for inner, child in node.below.items() if (test := _element_test(inner, child, options))]
+    below = _tests(node, options)
     if below:
         tests.append(_items_test(below))
     if not tests:
@@ -180,18 +186,18 @@ def _value_test(attribute: str, tag: str, value: str, options: _Options) -> Elem
     if not value.strip():
         return None
     if options.is_empty(value):
-        return lambda element, offset: not _present(element)
+        return lambda element, offset: is_empty(element)
     if tag == _CHARACTER_SET:
-        raise ValueError("SpecificCharacterSet (0008,0005) says how text is encoded and cannot be matched")
+        raise FilterError("SpecificCharacterSet (0008,0005) says how text is encoded and cannot be matched")
     vr = vr_of(tag)
     if vr == "UN":
         return _unknown_test(value, options)
     try:
         predicate = value_predicate(vr, value, fuzzy=options.fuzzy)
-    except ValueError as error:
+    except FilterError as error:
         # Group 0010 identifies the patient: its values stay out of messages.
         shown = "" if tag.startswith("0010") or vr == "PN" else f"={value[:64]}"
-        raise ValueError(f"the filter {attribute}{shown} cannot be matched: {error}") from None
+        raise FilterError(f"the filter {attribute}{shown} cannot be matched: {error}") from None
     if predicate is None:
         return None
     if isinstance(predicate, _DateTimePredicate):
@@ -243,7 +249,7 @@ def value_predicate(vr: str, value: str, *, fuzzy: bool = False) -> Predicate | 
         The test; None if every value matches.
 
     Raises:
-        ValueError: If the value is not possible for the value representation.
+        FilterError: If the value is not possible for the value representation.
     """
     if vr == "UI":
         wanted = _uids(value)
@@ -252,7 +258,7 @@ def value_predicate(vr: str, value: str, *, fuzzy: bool = False) -> Predicate | 
         return _text_predicate(vr, value)
     parts = [part for part in value.split("\\") if part.strip()]
     if not parts:
-        raise ValueError("it holds no value")
+        raise FilterError("it holds no value")
     predicates = [_single_predicate(vr, part, fuzzy) for part in parts]
     known = [predicate for predicate in predicates if predicate is not None]
     if len(known) < len(predicates):
@@ -271,7 +277,7 @@ def _single_predicate(vr: str, value: str, fuzzy: bool) -> Predicate | None:
         if value.strip("*^= "):
             return fuzzy_name_predicate(value) if fuzzy else name_predicate(value)
         if "*" not in value:
-            raise ValueError("it holds no name")
+            raise FilterError("it holds no name")
         return None
     value = value.strip()
     if vr == "DA":
@@ -281,23 +287,25 @@ def _single_predicate(vr: str, value: str, fuzzy: bool) -> Predicate | None:
     if vr == "DT":
         wanted = parse_date_time_range(value)
         if wanted is None:
-            raise ValueError("a DT filter is YYYYMMDDHHMMSS.FFFFFF&ZZXX, from left as much as wanted, or a-b, a- or -b")
+            raise FilterError(
+                "a DT filter is YYYYMMDDHHMMSS.FFFFFF&ZZXX, from left as much as wanted, or a-b, a- or -b"
+            )
         return _DateTimePredicate([wanted])
-    if vr in ("DS", "IS", "FD", "FL") or vr in _INTEGERS:
+    if vr in DECIMAL_VRS or vr in INTEGER_VRS:
         return _number_predicate(vr, value)
     if vr == "AS":
         if not _AGE.match(value):
-            raise ValueError("an AS filter is three digits and D, W, M or Y")
+            raise FilterError("an AS filter is three digits and D, W, M or Y")
         return lambda candidate: isinstance(candidate, str) and candidate.strip(" \0") == value
     if vr == "AT":
         match = _TAG.match(value)
         if match is None:
-            raise ValueError("an AT filter is a tag of 8 hexadecimal digits")
+            raise FilterError("an AT filter is a tag of 8 hexadecimal digits")
         tag = (match[1] + match[2]).upper()
         return lambda candidate: isinstance(candidate, str) and candidate.upper() == tag
     if vr == "SQ":
-        raise ValueError("a sequence is matched by the attributes in it (Sequence.Attribute), not by a value")
-    raise ValueError(f"values of VR {vr} cannot be matched")
+        raise FilterError("a sequence is matched by the attributes in it (Sequence.Attribute), not by a value")
+    raise FilterError(f"values of VR {vr} cannot be matched")
 
 
 def _text_predicate(vr: str, value: str) -> Predicate | None:
@@ -315,18 +323,18 @@ def _uids(value: str) -> frozenset[str]:
     found = [part for part in (part.strip(" \0") for part in re.split(r"[,\\]", value)) if part]
     for uid in found:
         if "*" in uid or "?" in uid:
-            raise ValueError("there are no wildcards for UIDs (PS3.4 section C.2.2.2.4)")
+            raise FilterError("there are no wildcards for UIDs (PS3.4 section C.2.2.2.4)")
         if not is_uid(uid, permissive=True):
-            raise ValueError("a UI filter is a UID, or several separated by commas")
+            raise FilterError("a UI filter is a UID, or several separated by commas")
     if not found:
-        raise ValueError("it holds no UID")
+        raise FilterError("it holds no UID")
     return frozenset(found)
 
 
 def _date_predicate(value: str) -> Predicate:
     wanted = parse_date_range(value)
     if wanted is None:
-        raise ValueError("a DA filter is a date YYYYMMDD or a range a-b, a- or -b of them")
+        raise FilterError("a DA filter is a date YYYYMMDD or a range a-b, a- or -b of them")
     low, high = wanted
 
     def matches(candidate: Any) -> bool:
@@ -339,7 +347,7 @@ def _date_predicate(value: str) -> Predicate:
 def _time_predicate(value: str) -> Predicate:
     wanted = parse_time_range(value)
     if wanted is None:
-        raise ValueError(
+        raise FilterError(
             "a TM filter is a time HHMMSS.FFFFFF, from left as much as wanted, or a range a-b, a- or -b within one day"
         )
 
@@ -366,10 +374,10 @@ class _DateTimePredicate:
 
 def _number_predicate(vr: str, value: str) -> Predicate:
     wanted = _decimal(value)
-    if wanted is None or not wanted.is_finite():
-        raise ValueError(f"a filter of VR {vr} is a number (there are no ranges or wildcards for it)")
-    if vr not in ("DS", "FD", "FL") and wanted != wanted.to_integral_value():
-        raise ValueError(f"a filter of VR {vr} is an integer")
+    if wanted is None:
+        raise FilterError(f"a filter of VR {vr} is a number (there are no ranges or wildcards for it)")
+    if vr not in DECIMAL_VRS and wanted != wanted.to_integral_value():
+        raise FilterError(f"a filter of VR {vr} is an integer")
     if vr == "FL":
         single = _single_precision(float(wanted))
         return lambda candidate: _number(candidate, lambda number: _single_precision(float(number)) == single)
@@ -386,18 +394,12 @@ def _number(candidate: Any, test: Callable[[Decimal | int | float], bool]) -> bo
         return False
     if isinstance(candidate, str):
         number = _decimal(candidate.strip(" \0"))
-        return number is not None and number.is_finite() and test(number)
+        return number is not None and test(number)
     return isinstance(candidate, (int, float)) and test(candidate)
 
 
 def _decimal(text: str) -> Decimal | None:
-    if "_" in text or len(text) > 64:
-        return None
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return None
-    return None if number.is_finite() and abs(number.adjusted()) > 400 else number
+    return parse_decimal(text) if len(text) <= 64 else None
 
 
 def _single_precision(number: float) -> float:
@@ -408,15 +410,6 @@ def _single_precision(number: float) -> float:
     return rounded
 
 
-def _present(element: Mapping[str, Any] | None) -> bool:
-    if not element:
-        return False
-    if element.get("BulkDataURI") or element.get("InlineBinary"):
-        return True
-    return any(value is not None and value != "" for value in element.get("Value") or ())
-
-
 def _timezone(dataset: Mapping[str, Any]) -> int | None:
-    element = dataset.get(_TIMEZONE)
-    values = element.get("Value") if element else None
-    return parse_offset(values[0]) if values and isinstance(values[0], str) else None
+    value = first_value(dataset, _TIMEZONE)
+    return parse_offset(value) if isinstance(value, str) else None

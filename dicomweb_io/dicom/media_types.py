@@ -12,24 +12,32 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from dicomweb_io.dicom.uids import is_uid
+from dicomweb_io.dicom.errors import InvalidIdentifierError
+from dicomweb_io.dicom.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    HTJ2K_LOSSLESS,
+    JPEG_2000_LOSSLESS,
+    JPEG_LOSSLESS,
+    JPEG_LS_LOSSLESS,
+    RLE_LOSSLESS,
+    is_uid,
+)
 
 DICOM = "application/dicom"
 DICOM_JSON = "application/dicom+json"
 DICOM_XML = "application/dicom+xml"
 OCTET_STREAM = "application/octet-stream"
-EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 
 DEFAULT_TRANSFER_SYNTAXES: Mapping[str, str] = MappingProxyType(
     {
         DICOM: EXPLICIT_VR_LITTLE_ENDIAN,
         OCTET_STREAM: EXPLICIT_VR_LITTLE_ENDIAN,
-        "image/jpeg": "1.2.840.10008.1.2.4.70",
-        "image/dicom-rle": "1.2.840.10008.1.2.5",
-        "image/jls": "1.2.840.10008.1.2.4.80",
-        "image/jp2": "1.2.840.10008.1.2.4.90",
+        "image/jpeg": JPEG_LOSSLESS,
+        "image/dicom-rle": RLE_LOSSLESS,
+        "image/jls": JPEG_LS_LOSSLESS,
+        "image/jp2": JPEG_2000_LOSSLESS,
         "image/jpx": "1.2.840.10008.1.2.4.92",
-        "image/jphc": "1.2.840.10008.1.2.4.201",
+        "image/jphc": HTJ2K_LOSSLESS,
         "image/jxl": "1.2.840.10008.1.2.4.110",
         "video/mp4": "1.2.840.10008.1.2.4.102",
     }
@@ -159,7 +167,7 @@ def parse_media_types(media_types: Sequence[Any] | None) -> tuple[MediaType, ...
 
     Raises:
         TypeError: If an item is neither a str nor such a pair.
-        ValueError: If a media type or a UID is not one. Nothing that could break a header passes.
+        InvalidIdentifierError: If a media type or a UID is not one. Nothing that could break a header passes.
     """
     if media_types is None:
         return ()
@@ -184,7 +192,9 @@ def parse_media_types(media_types: Sequence[Any] | None) -> tuple[MediaType, ...
 def _checked_name(name: str) -> str:
     lowered = name.strip().lower()
     if not _MEDIA_TYPE.match(lowered):
-        raise ValueError(f"not a media type: {name!r:.100} (expected type/subtype; a transfer syntax goes into a pair)")
+        raise InvalidIdentifierError(
+            f"not a media type: {name!r:.100} (expected type/subtype; a transfer syntax goes into a pair)"
+        )
     return CURRENT_NAMES.get(lowered, lowered)
 
 
@@ -194,7 +204,7 @@ def _checked_syntax(syntax: object, name: str) -> str | None:
     if not isinstance(syntax, str):
         raise TypeError(f"the transfer syntax of {name} must be a UID or '*', not {type(syntax).__name__}")
     if not is_uid(syntax):
-        raise ValueError(f"the transfer syntax of {name} is not a UID or '*': {syntax!r:.100}")
+        raise InvalidIdentifierError(f"the transfer syntax of {name} is not a UID or '*': {syntax!r:.100}")
     return syntax
 
 

@@ -8,37 +8,17 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from dicomweb_io.dicom.header_scan import (
+from dicomweb_io.dicom.errors import DatasetError, DICOMDIRError, IncompleteDICOMError, MissingUIDError
+from dicomweb_io.dicom.header_scan import HeaderScan, InflatedSource, as_source, scan_header, scan_trailing
+from dicomweb_io.dicom.uids import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
-    HeaderScan,
-    IncompleteDICOMError,
-    InflatedSource,
-    NotDICOMError,
-    Part10Error,
-    as_source,
-    scan_header,
-    scan_trailing,
+    is_uid,
 )
-from dicomweb_io.dicom.uids import is_uid
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-__all__ = [
-    "DICOMDIRError",
-    "Header",
-    "IncompleteDICOMError",
-    "MissingUIDError",
-    "NotDICOMError",
-    "Part10Error",
-    "check_complete",
-    "encode_dataset",
-    "header_from_scan",
-    "header_of",
-    "read_range",
-]
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
@@ -47,27 +27,6 @@ _UIDS = {
     "SeriesInstanceUID": 0x0020000E,
     "SOPInstanceUID": 0x00080018,
 }
-
-
-class DICOMDIRError(Part10Error):
-    """The file is a media storage directory (DICOMDIR, PS3.10 section 8.6): it lists instances and is none."""
-
-
-class MissingUIDError(Part10Error):
-    """A DICOM object lacks a UID by which it could be addressed.
-
-    Attributes:
-        missing: The keywords of the UIDs that are absent or unusable.
-        uids: The UIDs that are there, by keyword.
-    """
-
-    def __init__(self, reason: str, missing: tuple[str, ...] = (), uids: dict[str, str] | None = None) -> None:
-        super().__init__(reason)
-        self.missing = missing
-        self.uids = uids or {}
-
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...], dict[str, str]]]:
-        return type(self), (self.reason, self.missing, self.uids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +154,7 @@ def encode_dataset(dataset: Dataset) -> bytes:
 
     Raises:
         TypeError: If it is not a pydicom dataset.
-        ValueError: If it lacks those UIDs, if the transfer syntax is neither given nor known, or if an element cannot
+        DatasetError: If it lacks those UIDs, if the transfer syntax is neither given nor known, or if an element cannot
             be encoded. The message names tags, never values.
     """
     from pydicom.dataset import Dataset as PydicomDataset
@@ -207,7 +166,7 @@ def encode_dataset(dataset: Dataset) -> bytes:
         raise TypeError(f"a pydicom Dataset is needed, not {type(dataset).__name__}")
     missing = [keyword for keyword in ("SOPClassUID", "SOPInstanceUID") if not dataset.get(keyword)]
     if missing:
-        raise ValueError(f"the dataset lacks {' and '.join(missing)}, which the file meta information needs")
+        raise DatasetError(f"the dataset lacks {' and '.join(missing)}, which the file meta information needs")
     meta = FileMetaDataset(dict(getattr(dataset, "file_meta", None) or {}))
     meta.TransferSyntaxUID = UID(_transfer_syntax(dataset))
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
@@ -221,7 +180,7 @@ def encode_dataset(dataset: Dataset) -> bytes:
         # The texts of pydicom's errors can hold values.
         place = re.search(r"\([0-9A-Fa-f]{4}, ?[0-9A-Fa-f]{4}\)", str(error))
         where = f" at {place.group()}" if place else ""
-        raise ValueError(f"pydicom cannot encode the dataset{where} ({type(error).__name__})") from None
+        raise DatasetError(f"pydicom cannot encode the dataset{where} ({type(error).__name__})") from None
     return buffer.getvalue()
 
 
@@ -245,7 +204,7 @@ def _transfer_syntax(dataset: Dataset) -> str:
     }
     uid = known.get((implicit, little))
     if uid is None:
-        raise ValueError(
+        raise DatasetError(
             "the dataset's transfer syntax is not known; set dataset.file_meta.TransferSyntaxUID "
             "(1.2.840.10008.1.2.1 for uncompressed data)"
         )

@@ -1,7 +1,12 @@
-"""Pixel data between transfer syntaxes: what a syntax is called in HTTP, how it is decoded and encoded anew.
+"""Pixel data between transfer syntaxes, always without loss: decoding frames, encoding frames, transcoding instances.
 
 Decoding is pydicom's, with whatever decoder plugins are installed (the extra ``images`` brings them for JPEG, JPEG-LS,
-JPEG 2000, HTJ2K and RLE).
+JPEG 2000, HTJ2K and RLE), and imagecodecs' for JPEG with 12 bits per sample, which neither Pillow nor GDCM decodes.
+RLE, JPEG-LS and JPEG 2000 are encoded by pydicom and its plugins (RLE needs only NumPy), HTJ2K by imagecodecs, whose
+encoder is OpenJPH. The extra ``htj2k`` brings imagecodecs; all of these have free licences. No lossy encoder is
+offered: a copy of an image must not become a worse image.
+
+Instances stay the same objects: their UIDs, and whatever else their headers say, do not change.
 """
 
 from __future__ import annotations
@@ -11,100 +16,69 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from dicomweb_io.dicom.errors import TranscodingError
 from dicomweb_io.dicom.frames import native_to_little_endian
-from dicomweb_io.dicom.json_encode import swap_words
-from dicomweb_io.dicom.media_types import EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM
+from dicomweb_io.dicom.media_types import OCTET_STREAM
+from dicomweb_io.dicom.uids import (
+    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    HTJ2K_LOSSLESS,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    JPEG_2000_LOSSLESS,
+    JPEG_EXTENDED,
+    JPEG_LS_LOSSLESS,
+    RLE_LOSSLESS,
+)
+from dicomweb_io.dicom.values import swap_words
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# JPEG images with 12 bits per sample (JPEG Extended), which neither Pillow nor GDCM decodes.
-#
-# imagecodecs does (its decoder is libjpeg-turbo; both under free licences); the extra ``htj2k`` brings it.
-
-
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-
-
-class JPEGDecodingError(ValueError):
-    """An image of 12 bits cannot be decoded."""
-
-
-def expand_12_bits(dataset: Dataset) -> bool:
-    """Decodes the pixel data of a gray JPEG image of 12 bits in place, into Explicit VR Little Endian.
-
-    Args:
-        dataset: An image with its pixel data and file meta information. Others stay as they are.
-
-    Returns:
-        Whether it was such an image.
-
-    Raises:
-        JPEGDecodingError: If imagecodecs is not installed, or the data are not what the header says.
-    """
-    if dataset.file_meta.TransferSyntaxUID != _JPEG_EXTENDED or int(dataset.get("BitsStored") or 0) <= 8:
-        return False
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    if int(dataset.get("SamplesPerPixel", 1)) != 1 or int(dataset.get("PixelRepresentation", 0)) != 0:
-        raise JPEGDecodingError("JPEG images of 12 bits can be decoded if they are gray and unsigned only")
-    try:
-        import imagecodecs
-        from pydicom.encaps import generate_frames
-        from pydicom.uid import UID
-    except ImportError:
-        raise JPEGDecodingError(
-            "no decoder for JPEG images of 12 bits is installed: pip install dicomweb_io[htj2k]"
-        ) from None
-    count = int(dataset.get("NumberOfFrames") or 1)
-    pieces = []
-    for frame in generate_frames(dataset.PixelData, number_of_frames=count):
-        pixels = imagecodecs.jpeg8_decode(frame)
-        if pixels.shape != (rows, columns):
-            raise JPEGDecodingError(f"the JPEG image has the shape {pixels.shape}, the header says {(rows, columns)}")
-        pieces.append(pixels.astype("<u2").tobytes())
-    if len(pieces) != count:
-        raise JPEGDecodingError(f"there are {len(pieces)} JPEG images for {count} frames")
-    dataset.PixelData = b"".join(pieces)
-    dataset["PixelData"].VR = "OW"
-    dataset["PixelData"].is_undefined_length = False
-    dataset.BitsAllocated = 16
-    dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT_VR_LITTLE_ENDIAN)
-    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-        if table in dataset:
-            del dataset[table]
-    return True
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Encoding frames without loss: RLE, JPEG-LS, JPEG 2000 and High-Throughput JPEG 2000.
-#
-# RLE, JPEG-LS and JPEG 2000 are encoded by pydicom and its plugins (extra ``images``; RLE needs NumPy only), HTJ2K by
-# imagecodecs, whose encoder is OpenJPH (extra ``htj2k``; both under BSD licences). No encoder that loses anything is
-# offered: a copy of an image must not become a worse image on its way.
-
-
-RLE_LOSSLESS = "1.2.840.10008.1.2.5"
-JPEG_LS_LOSSLESS = "1.2.840.10008.1.2.4.80"
-JPEG_2000_LOSSLESS = "1.2.840.10008.1.2.4.90"
-HTJ2K_LOSSLESS = "1.2.840.10008.1.2.4.201"
-
 ENCODINGS = (RLE_LOSSLESS, JPEG_LS_LOSSLESS, JPEG_2000_LOSSLESS, HTJ2K_LOSSLESS)
 """The compressed transfer syntaxes that can be written, if their library is installed."""
-
-# pylibjpeg-openjpeg (2.6) halves the image five times, whatever its size.
-_LEAST_JPEG_2000 = 32
+TARGETS = (EXPLICIT_VR_LITTLE_ENDIAN, DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, *ENCODINGS)
+"""All transfer syntaxes that can be written."""
+NATIVE = frozenset(
+    (
+        IMPLICIT_VR_LITTLE_ENDIAN,
+        EXPLICIT_VR_LITTLE_ENDIAN,
+        EXPLICIT_VR_BIG_ENDIAN,
+        DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    )
+)
+"""The transfer syntaxes whose pixel data are not compressed."""
 
 _EXTRAS = {RLE_LOSSLESS: "images", JPEG_LS_LOSSLESS: "images", JPEG_2000_LOSSLESS: "images", HTJ2K_LOSSLESS: "htj2k"}
 
+# pylibjpeg-openjpeg (2.6) halves the image five times, whatever its size.
+_MIN_JPEG_2000 = 32
 
-class FrameEncodingError(ValueError):
-    """A frame cannot be encoded: there is no encoder, or the encoding cannot hold such pixels."""
+_MEDIA_TYPES = {
+    "image/jpeg": ("50", "51", "57", "70"),
+    "image/jls": ("80", "81"),
+    "image/jp2": ("90", "91"),
+    "image/jpx": ("92", "93"),
+    "image/jphc": ("201", "202", "203"),
+    "image/jxl": ("110", "111", "112"),
+    "video/mpeg": ("100", "100.1", "101", "101.1"),
+    "video/mp4": ("102", "102.1", "103", "103.1", "104", "104.1", "105", "105.1", "106", "106.1", "107", "108"),
+}
+_BY_SYNTAX = {f"1.2.840.10008.1.2.4.{end}": name for name, ends in _MEDIA_TYPES.items() for end in ends}
+_BY_SYNTAX[RLE_LOSSLESS] = "image/dicom-rle"
+
+
+def media_type_of(transfer_syntax_uid: str) -> str:
+    """The media type of frames in a transfer syntax (PS3.18 tables 8.7.3-4 to 8.7.3-6); octet-stream for native ones.
+
+    Args:
+        transfer_syntax_uid: A transfer syntax; octet-stream for unknown ones too.
+    """
+    return _BY_SYNTAX.get(transfer_syntax_uid, OCTET_STREAM)
 
 
 def missing_library(transfer_syntax_uid: str) -> str | None:
-    """What has to be installed before frames can be encoded so, None if nothing is missing.
+    """What has to be installed before frames can be encoded in a transfer syntax; None if nothing is missing.
 
     Args:
         transfer_syntax_uid: One of `ENCODINGS`.
@@ -119,38 +93,21 @@ def missing_library(transfer_syntax_uid: str) -> str | None:
     return None if available else f"no encoder for {transfer_syntax_uid} is installed: pip install dicomweb_io[{extra}]"
 
 
-def encode_frame(dataset: Dataset, number: int, transfer_syntax_uid: str) -> bytes:
-    """Encodes one frame of an image whose pixel data are native and little endian; the colour space stays as it is.
+def decoding_plugin(transfer_syntax_uid: str) -> str:
+    """The decoder plugin of pydicom to use for a transfer syntax; empty to let pydicom say what is missing."""
+    from pydicom.pixels.decoders.base import get_decoder
 
-    Args:
-        dataset: The image, colour by pixel (see `to_colour_by_pixel`), with file meta information.
-        number: The frame, counted from 1.
-        transfer_syntax_uid: One of `ENCODINGS`.
-
-    Raises:
-        FrameEncodingError: If there is no encoder, or the encoding cannot hold such pixels.
-    """
-    missing = missing_library(transfer_syntax_uid)
-    if missing is not None:
-        raise FrameEncodingError(missing)
-    if "PixelData" not in dataset:
-        raise FrameEncodingError("only integer pixels can be compressed, and there are none")
-    if transfer_syntax_uid == HTJ2K_LOSSLESS:
-        return _htj2k(dataset, number)
-    from pydicom.pixels.encoders.base import get_encoder
-
-    if transfer_syntax_uid == JPEG_2000_LOSSLESS and min(int(dataset.Rows), int(dataset.Columns)) < _LEAST_JPEG_2000:
-        raise FrameEncodingError(f"the JPEG 2000 encoder needs {_LEAST_JPEG_2000} rows and columns at least")
-    encoder = get_encoder(transfer_syntax_uid)
-    plugin = safest_plugin(encoder.available_plugins)
-    return bytes(encoder.encode(dataset, index=number - 1, encoding_plugin=plugin))
+    try:
+        return safest_plugin(get_decoder(transfer_syntax_uid).available_plugins)
+    except NotImplementedError:
+        return ""
 
 
 def safest_plugin(available: Sequence[str]) -> str:
     """Which of several codec plugins of pydicom to use; an empty text if there is none.
 
-    GDCM is the last choice: on pixels that it cannot handle it ends the whole process (an uncaught C++ exception) where
-    the others raise an error. For JPEG Lossless there is only GDCM under a free licence.
+    GDCM comes last: pixels that it cannot handle end the whole process (an uncaught C++ exception), where the others
+    raise an error. For JPEG Lossless only GDCM has a free licence.
     """
     order = ("pylibjpeg", "pyjpegls", "pydicom", "pillow")
     preferred = [name for name in order if name in available]
@@ -158,134 +115,48 @@ def safest_plugin(available: Sequence[str]) -> str:
     return next(iter([*preferred, *others, *(name for name in available if name == "gdcm")]), "")
 
 
-def to_colour_by_pixel(dataset: Dataset) -> None:
-    """Brings native pixel data that keep colours in planes into colour by pixel, in place; others stay as they are.
-
-    Compressed images are colour by pixel (PS3.3 C.7.6.3.1.3), and not all encoders look at the planar configuration.
-    """
-    samples = int(dataset.get("SamplesPerPixel", 1))
-    if samples < 2 or "PixelData" not in dataset or int(dataset.get("PlanarConfiguration") or 0) != 1:
-        return
-    width = int(dataset.BitsAllocated) // 8
-    plane = int(dataset.Rows) * int(dataset.Columns) * width
-    content, size = dataset.PixelData, plane * samples
-    count = int(dataset.get("NumberOfFrames") or 1)
-    if len(content) < count * size:
-        raise FrameEncodingError(f"the pixel data have {len(content)} bytes, {count} frames need {count * size}")
-    frames = [interleaved(content[index * size : (index + 1) * size], samples, width) for index in range(count)]
-    result = b"".join(frames)
-    dataset.PixelData = result + b"\0" * (len(result) % 2)
-    dataset.PlanarConfiguration = 0
-
-
-def interleaved(planes: bytes, samples: int, width: int) -> bytes:
-    """Colour by pixel from colour by plane.
+def expand_12_bits(dataset: Dataset) -> bool:
+    """Decodes the pixel data of a gray JPEG image with 12 bits per sample in place, into Explicit VR Little Endian.
 
     Args:
-        planes: One frame.
-        samples: Samples per pixel.
-        width: Bytes of a sample.
-    """
-    length = len(planes) // samples
-    result = bytearray(len(planes))
-    for sample in range(samples):
-        for byte in range(width):
-            result[sample * width + byte :: samples * width] = planes[
-                sample * length + byte : (sample + 1) * length : width
-            ]
-    return bytes(result)
+        dataset: An image with its pixel data and file meta information. Any other kind of image stays as it is.
 
-
-def encode_all_frames(dataset: Dataset, transfer_syntax_uid: str) -> None:
-    """Compresses the pixel data of an image in place and sets its transfer syntax; UIDs stay as they are.
-
-    Args:
-        dataset: The image, with native little-endian pixel data and file meta information.
-        transfer_syntax_uid: One of `ENCODINGS`.
+    Returns:
+        Whether it was such an image.
 
     Raises:
-        FrameEncodingError: See `encode_frame`.
+        TranscodingError: If imagecodecs is not installed, or the data are not what the header says.
     """
-    from pydicom.encaps import encapsulate, encapsulate_extended
-    from pydicom.uid import UID
-
-    to_colour_by_pixel(dataset)
-    count = int(dataset.get("NumberOfFrames") or 1)
-    frames = [encode_frame(dataset, number, transfer_syntax_uid) for number in range(1, count + 1)]
-    if sum(len(frame) + 9 for frame in frames) > 0xFFFFFFFF:
-        # The basic offset table has 32 bits for an offset (PS3.5 A.4), the extended one 64.
-        dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulate_extended(
-            frames
-        )
-    else:
-        dataset.PixelData = encapsulate(frames)
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-
-
-def _htj2k(dataset: Dataset, number: int) -> bytes:
-    import imagecodecs
-    import numpy
-
-    bits, samples = int(dataset.BitsAllocated), int(dataset.get("SamplesPerPixel", 1))
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
-    if bits not in (8, 16) or samples not in (1, 3):
-        raise FrameEncodingError(f"HTJ2K cannot hold {samples} samples of {bits} bits")
-    if photometric in ("YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"):
-        raise FrameEncodingError(f"HTJ2K cannot hold subsampled colours ({photometric})")
+    if dataset.file_meta.TransferSyntaxUID != JPEG_EXTENDED or int(dataset.get("BitsStored") or 0) <= 8:
+        return False
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    kind: Any = numpy.dtype(f"<{'i' if int(dataset.get('PixelRepresentation', 0)) else 'u'}{bits // 8}")
-    values = rows * columns * samples
-    pixels = numpy.frombuffer(dataset.PixelData, kind, count=values, offset=(number - 1) * values * kind.itemsize)
-    if samples == 1:
-        return bytes(imagecodecs.htj2k_encode(pixels.reshape(rows, columns), reversible=True))
-    # No colour transform, so that the photometric interpretation stays true.
-    return bytes(imagecodecs.htj2k_encode(pixels.reshape(rows, columns, samples), rgb=False, reversible=True))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-DEFLATED = frozenset(("1.2.840.10008.1.2.1.99",))
-TARGETS = (EXPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.1.99", *ENCODINGS)
-"""Transfer syntaxes that can be written, all without loss: Explicit VR Little Endian, Deflated, RLE, with the extra
-``images`` JPEG-LS and JPEG 2000, and with the extra ``htj2k`` High-Throughput JPEG 2000."""
-
-NATIVE = frozenset((IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)) | DEFLATED
-
-_JPEG = "1.2.840.10008.1.2.4."
-_MEDIA_TYPES = {
-    "image/jpeg": ("50", "51", "57", "70"),
-    "image/jls": ("80", "81"),
-    "image/jp2": ("90", "91"),
-    "image/jpx": ("92", "93"),
-    "image/jphc": ("201", "202", "203"),
-    "image/jxl": ("110", "111", "112"),
-    "video/mpeg": ("100", "100.1", "101", "101.1"),
-    "video/mp4": ("102", "102.1", "103", "103.1", "104", "104.1", "105", "105.1", "106", "106.1", "107", "108"),
-}
-_BY_SYNTAX = {_JPEG + suffix: name for name, suffixes in _MEDIA_TYPES.items() for suffix in suffixes}
-_BY_SYNTAX["1.2.840.10008.1.2.5"] = "image/dicom-rle"
-
-
-class TranscodingError(ValueError):
-    """Pixel data cannot be decoded, or not be brought into the form that is wanted."""
-
-
-def media_type_of(transfer_syntax_uid: str) -> str:
-    """The media type of frames in a transfer syntax (PS3.18 tables 8.7.3-4 to 8.7.3-6); octet-stream for native ones.
-
-    Args:
-        transfer_syntax_uid: A transfer syntax; unknown ones are taken as octets too.
-    """
-    return _BY_SYNTAX.get(transfer_syntax_uid, OCTET_STREAM)
+    if int(dataset.get("SamplesPerPixel", 1)) != 1 or int(dataset.get("PixelRepresentation", 0)) != 0:
+        raise TranscodingError("JPEG images of 12 bits can be decoded only if they are gray and unsigned")
+    try:
+        import imagecodecs
+        from pydicom.encaps import generate_frames
+        from pydicom.uid import UID
+    except ImportError:
+        raise TranscodingError(
+            "no decoder for JPEG images of 12 bits is installed: pip install dicomweb_io[htj2k]"
+        ) from None
+    count = int(dataset.get("NumberOfFrames") or 1)
+    pieces = []
+    for frame in generate_frames(dataset.PixelData, number_of_frames=count):
+        pixels = imagecodecs.jpeg8_decode(frame)
+        if pixels.shape != (rows, columns):
+            raise TranscodingError(f"the JPEG image has the shape {pixels.shape}, the header says {(rows, columns)}")
+        pieces.append(pixels.astype("<u2").tobytes())
+    if len(pieces) != count:
+        raise TranscodingError(f"there are {len(pieces)} JPEG images for {count} frames")
+    _set_pixel_data(dataset, b"".join(pieces), "OW")
+    dataset.BitsAllocated = 16
+    dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT_VR_LITTLE_ENDIAN)
+    return True
 
 
 def with_one_frame(header: Dataset, content: bytes, transfer_syntax_uid: str) -> Dataset:
-    """A dataset that has one frame of another one, so that it can be decoded without the rest of the pixel data.
+    """A dataset with one frame of another one, so that it can be decoded without the rest of the pixel data.
 
     Args:
         header: The dataset without its pixel data; it is not changed.
@@ -304,23 +175,16 @@ def with_one_frame(header: Dataset, content: bytes, transfer_syntax_uid: str) ->
     result.set_original_encoding(False, True)
     # The functional groups stay: they say how this frame is to be shown.
     result.NumberOfFrames = 1
-    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-        if table in result:
-            del result[table]
     if not native:
-        result.PixelData = encapsulate([content])
-        result["PixelData"].VR = "OB"
-        result["PixelData"].is_undefined_length = True
+        _set_pixel_data(result, encapsulate([content]), "OB", encapsulated=True)
         return result
-    padded = content + b"\0" * (len(content) % 2)
     bits = result.get("BitsAllocated")
     if bits is None or "PixelRepresentation" not in result:
         # Float images lack what says how integers are stored (PS3.3 C.7.6.24).
         keyword = "FloatPixelData" if bits in (None, 32) else "DoubleFloatPixelData"
-        result.add_new(keyword, "OF" if keyword == "FloatPixelData" else "OD", padded)
-        return result
-    result.PixelData = padded
-    result["PixelData"].VR = "OW" if bits > 8 else "OB"
+        result.add_new(keyword, "OF" if keyword == "FloatPixelData" else "OD", content)
+    else:
+        _set_pixel_data(result, content, "OW" if bits > 8 else "OB")
     return result
 
 
@@ -332,39 +196,9 @@ def decode_frame(dataset: Dataset, number: int) -> bytes:
         number: The frame, counted from 1.
 
     Raises:
-        TranscodingError: If no installed decoder can.
+        TranscodingError: If no installed decoder can do it.
     """
     return _decoded(dataset, number)[0]
-
-
-def recode_frame(header: Dataset, content: bytes, stored: str, wanted: str) -> bytes:
-    """Brings one frame from one transfer syntax into another one, without loss of what is stored.
-
-    Args:
-        header: The dataset without its pixel data; it is not changed.
-        content: The frame as stored, native ones in little endian.
-        stored: Its transfer syntax.
-        wanted: One of `dicomweb_io.dicom.pixels.ENCODINGS`.
-
-    Raises:
-        TranscodingError: If it cannot be decoded, or not be encoded so.
-    """
-    image = with_one_frame(header, content, stored)
-    if stored not in NATIVE:
-        plain, found = _decoded(image, 1)
-        # What decoders give is colour by pixel, at full resolution, in the colours that the image has.
-        image = with_one_frame(header, plain, EXPLICIT_VR_LITTLE_ENDIAN)
-        image.BitsAllocated = int(found["bits_allocated"])
-        image["PixelData"].VR = "OW" if image.BitsAllocated > 8 else "OB"
-        image.PhotometricInterpretation = str(found["photometric_interpretation"])
-        if int(image.get("SamplesPerPixel", 1)) > 1:
-            image.PlanarConfiguration = int(found["planar_configuration"])
-    try:
-        to_colour_by_pixel(image)
-        return encode_frame(image, 1, wanted)
-    except Exception as error:
-        # Encoder plugins raise whatever their libraries do.
-        raise TranscodingError(f"it cannot be re-encoded in {wanted}: {error_summary(error)}") from None
 
 
 def _decoded(dataset: Dataset, number: int) -> tuple[bytes, dict[str, Any]]:
@@ -389,19 +223,145 @@ def _decoded(dataset: Dataset, number: int) -> tuple[bytes, dict[str, Any]]:
     return bytes(content), found
 
 
-def decoding_plugin(transfer_syntax_uid: str) -> str:
-    """The decoder plugin of pydicom to use for a transfer syntax; empty if pydicom may say what is missing."""
-    from pydicom.pixels.decoders.base import get_decoder
+def recode_frame(header: Dataset, content: bytes, stored: str, wanted: str) -> bytes:
+    """Re-encodes one frame in another transfer syntax, without loss.
 
+    Args:
+        header: The dataset without its pixel data; it is not changed.
+        content: The frame as stored, native ones in little endian.
+        stored: Its transfer syntax.
+        wanted: One of `ENCODINGS`.
+
+    Raises:
+        TranscodingError: If it cannot be decoded or encoded.
+    """
+    image = with_one_frame(header, content, stored)
+    if stored not in NATIVE:
+        plain, found = _decoded(image, 1)
+        # What decoders give is colour by pixel, at full resolution, in the colours that the image has.
+        image = with_one_frame(header, plain, EXPLICIT_VR_LITTLE_ENDIAN)
+        image.BitsAllocated = int(found["bits_allocated"])
+        image["PixelData"].VR = "OW" if image.BitsAllocated > 8 else "OB"
+        image.PhotometricInterpretation = str(found["photometric_interpretation"])
+        if int(image.get("SamplesPerPixel", 1)) > 1:
+            image.PlanarConfiguration = int(found["planar_configuration"])
     try:
-        return safest_plugin(get_decoder(transfer_syntax_uid).available_plugins)
-    except NotImplementedError:
-        return ""
+        to_colour_by_pixel(image)
+        return encode_frame(image, 1, wanted)
+    except Exception as error:
+        # Encoder plugins raise whatever their libraries do.
+        raise TranscodingError(f"it cannot be re-encoded in {wanted}: {error_summary(error)}") from None
 
 
-def to_explicit_little_endian(file: BinaryIO, transfer_syntax_uid: str) -> bytes:
-    """Re-encodes an instance in Explicit VR Little Endian; see `transcode`."""
-    return transcode(file, transfer_syntax_uid, EXPLICIT_VR_LITTLE_ENDIAN)
+def encode_frame(dataset: Dataset, number: int, transfer_syntax_uid: str) -> bytes:
+    """Encodes one frame of an image whose pixel data are native and little endian; the colour space stays as it is.
+
+    Args:
+        dataset: The image, colour by pixel (see `to_colour_by_pixel`), with file meta information.
+        number: The frame, counted from 1.
+        transfer_syntax_uid: One of `ENCODINGS`.
+
+    Raises:
+        TranscodingError: If there is no encoder, or the encoding cannot hold such pixels.
+    """
+    missing = missing_library(transfer_syntax_uid)
+    if missing is not None:
+        raise TranscodingError(missing)
+    if "PixelData" not in dataset:
+        raise TranscodingError("only integer pixels can be compressed, and there are none")
+    if transfer_syntax_uid == HTJ2K_LOSSLESS:
+        return _htj2k(dataset, number)
+    from pydicom.pixels.encoders.base import get_encoder
+
+    if transfer_syntax_uid == JPEG_2000_LOSSLESS and min(int(dataset.Rows), int(dataset.Columns)) < _MIN_JPEG_2000:
+        raise TranscodingError(f"the JPEG 2000 encoder needs {_MIN_JPEG_2000} rows and columns at least")
+    encoder = get_encoder(transfer_syntax_uid)
+    plugin = safest_plugin(encoder.available_plugins)
+    return bytes(encoder.encode(dataset, index=number - 1, encoding_plugin=plugin))
+
+
+def _htj2k(dataset: Dataset, number: int) -> bytes:
+    import imagecodecs
+    import numpy
+
+    bits, samples = int(dataset.BitsAllocated), int(dataset.get("SamplesPerPixel", 1))
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if bits not in (8, 16) or samples not in (1, 3):
+        raise TranscodingError(f"HTJ2K cannot hold {samples} samples of {bits} bits")
+    if photometric in ("YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"):
+        raise TranscodingError(f"HTJ2K cannot hold subsampled colours ({photometric})")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    kind: Any = numpy.dtype(f"<{'i' if int(dataset.get('PixelRepresentation', 0)) else 'u'}{bits // 8}")
+    values = rows * columns * samples
+    pixels = numpy.frombuffer(dataset.PixelData, kind, count=values, offset=(number - 1) * values * kind.itemsize)
+    if samples == 1:
+        return bytes(imagecodecs.htj2k_encode(pixels.reshape(rows, columns), reversible=True))
+    # No colour transform, so that the photometric interpretation stays true.
+    return bytes(imagecodecs.htj2k_encode(pixels.reshape(rows, columns, samples), rgb=False, reversible=True))
+
+
+def encode_all_frames(dataset: Dataset, transfer_syntax_uid: str) -> None:
+    """Compresses the pixel data of an image in place and sets its transfer syntax; UIDs stay as they are.
+
+    Args:
+        dataset: The image, with native little-endian pixel data and file meta information.
+        transfer_syntax_uid: One of `ENCODINGS`.
+
+    Raises:
+        TranscodingError: See `encode_frame`.
+    """
+    from pydicom.encaps import encapsulate, encapsulate_extended
+    from pydicom.uid import UID
+
+    to_colour_by_pixel(dataset)
+    count = int(dataset.get("NumberOfFrames") or 1)
+    frames = [encode_frame(dataset, number, transfer_syntax_uid) for number in range(1, count + 1)]
+    if sum(len(frame) + 9 for frame in frames) > 0xFFFFFFFF:
+        # The basic offset table has 32 bits for an offset (PS3.5 A.4), the extended one 64.
+        content, offsets, lengths = encapsulate_extended(frames)
+        _set_pixel_data(dataset, content, "OB", encapsulated=True)
+        dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = offsets, lengths
+    else:
+        _set_pixel_data(dataset, encapsulate(frames), "OB", encapsulated=True)
+    dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax_uid)
+
+
+def to_colour_by_pixel(dataset: Dataset) -> None:
+    """Rearranges native pixel data from colour by plane to colour by pixel, in place. Others stay as they are.
+
+    Compressed images are colour by pixel (PS3.3 C.7.6.3.1.3), and not all encoders look at the planar configuration.
+    """
+    samples = int(dataset.get("SamplesPerPixel", 1))
+    if samples < 2 or "PixelData" not in dataset or int(dataset.get("PlanarConfiguration") or 0) != 1:
+        return
+    width = int(dataset.BitsAllocated) // 8
+    plane = int(dataset.Rows) * int(dataset.Columns) * width
+    content, size = dataset.PixelData, plane * samples
+    count = int(dataset.get("NumberOfFrames") or 1)
+    if len(content) < count * size:
+        raise TranscodingError(f"the pixel data have {len(content)} bytes, {count} frames need {count * size}")
+    frames = [interleaved(content[index * size : (index + 1) * size], samples, width) for index in range(count)]
+    result = b"".join(frames)
+    dataset.PixelData = result + b"\0" * (len(result) % 2)
+    dataset.PlanarConfiguration = 0
+
+
+def interleaved(planes: bytes, samples: int, width: int) -> bytes:
+    """Colour by pixel from colour by plane.
+
+    Args:
+        planes: One frame.
+        samples: Samples per pixel.
+        width: Bytes of a sample.
+    """
+    length = len(planes) // samples
+    result = bytearray(len(planes))
+    for sample in range(samples):
+        for byte in range(width):
+            result[sample * width + byte :: samples * width] = planes[
+                sample * length + byte : (sample + 1) * length : width
+            ]
+    return bytes(result)
 
 
 def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
@@ -444,7 +404,7 @@ def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
             return buffer.getvalue()
         buffer.seek(0)
         plain = pydicom.dcmread(buffer)
-        if wanted in DEFLATED:
+        if wanted == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
             plain.file_meta.TransferSyntaxUID = pydicom.uid.UID(wanted)
         elif "PixelData" in plain:
             encode_all_frames(plain, wanted)
@@ -472,17 +432,11 @@ def _decompress(dataset: Dataset) -> None:
         return
     syntax = dataset.file_meta.TransferSyntaxUID
     pixels, found = get_decoder(syntax).as_array(dataset, decoding_plugin=decoding_plugin(syntax))
-    content = pixels.tobytes()
-    dataset.PixelData = content + b"\0" * (len(content) % 2)
-    dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
-    dataset["PixelData"].is_undefined_length = False
+    _set_pixel_data(dataset, pixels.tobytes(), "OB" if pixels.itemsize == 1 else "OW")
     dataset.BitsAllocated = pixels.itemsize * 8
     dataset.PhotometricInterpretation = str(found["photometric_interpretation"])
     if int(dataset.get("SamplesPerPixel", 1)) > 1:
         dataset.PlanarConfiguration = 0
-    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-        if table in dataset:
-            del dataset[table]
 
 
 def _little_endian(element: Any, bits_allocated: int) -> bytes:
@@ -490,6 +444,16 @@ def _little_endian(element: Any, bits_allocated: int) -> bytes:
     if element.keyword == "PixelData":
         return native_to_little_endian(content, vr=element.VR, bits_allocated=bits_allocated)
     return swap_words(content, element.VR)
+
+
+def _set_pixel_data(dataset: Dataset, content: bytes, vr: str, *, encapsulated: bool = False) -> None:
+    """Replaces the pixel data; extended offset tables of the former ones go."""
+    dataset.PixelData = content + b"\0" * (len(content) % 2)
+    dataset["PixelData"].VR = vr
+    dataset["PixelData"].is_undefined_length = encapsulated
+    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        if table in dataset:
+            del dataset[table]
 
 
 def error_summary(error: Exception) -> str:

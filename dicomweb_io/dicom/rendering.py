@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dicomweb_io.dicom.errors import RenderingError, RenderingUnavailableError
 from dicomweb_io.dicom.pixels import decoding_plugin, error_summary, expand_12_bits
 
 if TYPE_CHECKING:
@@ -28,14 +29,6 @@ _FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/gif": "GIF", "image
 _THUMBNAIL_SIZE = 128.0
 _DEFAULT_FRAME_MILLISECONDS = 100.0
 _PIXELS_PER_IMAGE = 1 << 28
-
-
-class RenderingError(ValueError):
-    """An image cannot be rendered."""
-
-
-class RenderingUnavailableError(RenderingError):
-    """A library that rendering needs is not installed."""
 
 
 @dataclass(frozen=True)
@@ -241,9 +234,6 @@ def _to_bytes(values: numpy.ndarray[Any, Any], bits: int) -> numpy.ndarray[Any, 
     return numpy.ascontiguousarray(values.astype(numpy.uint8))
 
 
-# Grayscale ------------------------------------------------------------------------------------------------------------
-
-
 def _gray(
     values: numpy.ndarray[Any, Any], dataset: Dataset, number: int, window: Window | None
 ) -> numpy.ndarray[Any, Any]:
@@ -332,9 +322,6 @@ def _full_range(values: numpy.ndarray[Any, Any], dataset: Dataset) -> numpy.ndar
         return numpy.zeros(values.shape)
     scaled: numpy.ndarray[Any, Any] = (numpy.nan_to_num(values.astype(numpy.float64), nan=low) - low) / (high - low)
     return scaled
-
-
-# Geometry, colour management, text ------------------------------------------------------------------------------------
 
 
 def _fitted(image: Image.Image, options: RenderingOptions) -> Image.Image:

@@ -1,11 +1,26 @@
-"""Unique identifiers: what may stand in a UID, and therefore in a URL or a file name (PS3.5 section 9)."""
+"""Unique identifiers (PS3.5 section 9): what may stand in a UID, and the transfer syntaxes that code has to name."""
 
 from __future__ import annotations
 
 import re
 
+from dicomweb_io.dicom.errors import InvalidIdentifierError
+
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
+EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+RLE_LOSSLESS = "1.2.840.10008.1.2.5"
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
+JPEG_LS_LOSSLESS = "1.2.840.10008.1.2.4.80"
+JPEG_2000_LOSSLESS = "1.2.840.10008.1.2.4.90"
+HTJ2K_LOSSLESS = "1.2.840.10008.1.2.4.201"
+
 _STRICT = re.compile(r"[0-9]+(?:\.[0-9]+)*\Z")
 _PERMISSIVE = re.compile(r"[^/\\@\x00-\x20?#%]+\Z")
+_FILE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?\Z")
+_WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)", re.IGNORECASE)
 _MAX_LENGTH = 64
 
 
@@ -37,10 +52,10 @@ def check_uid(value: object, name: str, *, permissive: bool = False) -> str:
 
     Raises:
         TypeError: If it is not a `str`.
-        ValueError: If it is not a UID. The message shows the value, shortened.
+        InvalidIdentifierError: If it is not a UID. The message shows the value, shortened.
     """
     if value is None:
-        raise ValueError(f"{name} is required, but is None")
+        raise InvalidIdentifierError(f"{name} is required, but is None")
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, but is {type(value).__name__}")
     if not is_uid(value, permissive=permissive):
@@ -50,20 +65,14 @@ def check_uid(value: object, name: str, *, permissive: bool = False) -> str:
             if permissive
             else ("digits separated by single dots, at most 64 characters")
         )
-        raise ValueError(f"{name} is not a valid UID: {shown!r} (expected {rule})")
+        raise InvalidIdentifierError(f"{name} is not a valid UID: {shown!r} (expected {rule})")
     return value
 
 
 def is_safe_name(uid: str) -> bool:
     """Whether a UID can be the name of a file or directory on any filesystem.
 
-    UIDs of PS3.5 always can. Of the other identifiers that archives hold those can that consist of letters, digits,
-    dots, hyphens and underscores, do not begin or end with a dot, and are no device of Windows.
+    UIDs of PS3.5 always can. Another identifier can if it consists of letters, digits, dots, hyphens and underscores,
+    neither begins nor ends with a dot, and is not the name of a Windows device.
     """
-    return is_uid(uid, permissive=True) and _NAME.match(uid) is not None and _DEVICE.match(uid) is None
-
-
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?\Z")
-
-
-_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)", re.IGNORECASE)
+    return is_uid(uid, permissive=True) and _FILE_NAME.match(uid) is not None and _WINDOWS_DEVICE.match(uid) is None

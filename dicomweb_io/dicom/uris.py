@@ -1,4 +1,4 @@
-"""Addresses of DICOMweb resources (PS3.18 section 10.1): taken apart, put together, never requested."""
+"""Addresses of DICOMweb resources (PS3.18 section 10.1): parsed and built, never requested."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from dicomweb_io.dicom.errors import InvalidIdentifierError
 from dicomweb_io.dicom.uids import check_uid
 
 
@@ -48,18 +49,18 @@ _PATH = re.compile(
 
 
 def parse_resource_path(path: str, *, permissive: bool = False) -> ResourcePath:
-    """Takes the path of a resource apart (PS3.18 table 10.4.1-1 and following).
+    """Parses the path of a resource (PS3.18 table 10.4.1-1 and following).
 
     Args:
         path: From ``studies/`` on, with or without a leading slash; no query.
         permissive: See `dicomweb_io.dicom.uids.is_uid`.
 
     Raises:
-        ValueError: If it is not such a path or one of its UIDs or frame numbers is not valid.
+        InvalidIdentifierError: If it is not such a path or one of its UIDs or frame numbers is not valid.
     """
     match = _PATH.match(path.lstrip("/"))
     if match is None:
-        raise ValueError(
+        raise InvalidIdentifierError(
             f"not the path of a DICOMweb resource: {path[:200]!r} (expected "
             "studies/UID[/series/UID[/instances/UID[/frames/N,N]]][/metadata|rendered|thumbnail])"
         )
@@ -72,7 +73,7 @@ def parse_resource_path(path: str, *, permissive: bool = False) -> ResourcePath:
     if match["frames"] is not None:
         numbers = unquote(match["frames"]).split(",")
         if not all(number.isascii() and number.isdigit() for number in numbers):
-            raise ValueError(f"not a list of frame numbers: {match['frames'][:100]!r} (expected N,N,…)")
+            raise InvalidIdentifierError(f"not a list of frame numbers: {match['frames'][:100]!r} (expected N,N,…)")
         frames = tuple(int(number) for number in numbers)
     study, series, instance = uids
     assert study is not None  # noqa: S101 - the pattern always has a study
@@ -88,13 +89,13 @@ class URI:
         series_instance_uid: The series; needs the study.
         sop_instance_uid: The instance; needs the series.
         frames: Frame numbers, counted from 1, in the order wanted; need the instance.
-        suffix: The form asked for. Metadata is not available of frames; a service has no form at all.
-        permissive: Accept UIDs that are none by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`). URIs made from this one
-            are as permissive as it is.
+        suffix: The form asked for. Frames have no metadata, and a service has none of the forms.
+        permissive: Accept identifiers that are not UIDs by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`), in URIs made
+            from this one too.
 
     Raises:
         TypeError: If a part has the wrong type.
-        ValueError: If a level is skipped, or a part is not valid.
+        InvalidIdentifierError: If a level is skipped, or a part is not valid.
     """
 
     __slots__ = ("_base_url", "_frames", "_instance", "_permissive", "_series", "_study", "_suffix")
@@ -112,11 +113,11 @@ class URI:
         self._base_url = _checked_base(base_url)
         self._permissive = bool(permissive)
         if series_instance_uid is not None and study_instance_uid is None:
-            raise ValueError("series_instance_uid needs study_instance_uid")
+            raise InvalidIdentifierError("series_instance_uid needs study_instance_uid")
         if sop_instance_uid is not None and series_instance_uid is None:
-            raise ValueError("sop_instance_uid needs series_instance_uid")
+            raise InvalidIdentifierError("sop_instance_uid needs series_instance_uid")
         if frames is not None and sop_instance_uid is None:
-            raise ValueError("frames need sop_instance_uid")
+            raise InvalidIdentifierError("frames need sop_instance_uid")
         self._study = self._checked(study_instance_uid, "study_instance_uid")
         self._series = self._checked(series_instance_uid, "series_instance_uid")
         self._instance = self._checked(sop_instance_uid, "sop_instance_uid")
@@ -125,9 +126,9 @@ class URI:
             if not isinstance(suffix, URISuffix):
                 raise TypeError(f"suffix must be a URISuffix, not {type(suffix).__name__}")
             if study_instance_uid is None:
-                raise ValueError(f"a service has no {suffix.value} form; study_instance_uid is needed")
+                raise InvalidIdentifierError(f"a service has no {suffix.value} form; study_instance_uid is needed")
             if frames is not None and suffix is URISuffix.METADATA:
-                raise ValueError("frames have no metadata form; ask for the metadata of the instance")
+                raise InvalidIdentifierError("frames have no metadata form; ask for the metadata of the instance")
         self._suffix = suffix
 
     def _checked(self, value: str | None, name: str) -> str | None:
@@ -165,7 +166,7 @@ class URI:
 
     @property
     def permissive(self) -> bool:
-        """Whether UIDs are accepted that are none by PS3.5."""
+        """Whether identifiers are accepted that are not UIDs by PS3.5."""
         return self._permissive
 
     @property
@@ -184,10 +185,10 @@ class URI:
         """The next larger resource: the service of a study, the study of a series, and so on, without suffix.
 
         Raises:
-            ValueError: For a service.
+            InvalidIdentifierError: For a service.
         """
         if self.type is URIType.SERVICE:
-            raise ValueError("a service has no parent")
+            raise InvalidIdentifierError("a service has no parent")
         levels = {
             URIType.STUDY: self.base_uri,
             URIType.SERIES: self.study_uri,
@@ -204,7 +205,7 @@ class URI:
         """The study.
 
         Raises:
-            ValueError: If this URI names none.
+            InvalidIdentifierError: If this URI names none.
         """
         self._need(URIType.STUDY)
         return URI(self._base_url, self._study, permissive=self._permissive)
@@ -213,7 +214,7 @@ class URI:
         """The series.
 
         Raises:
-            ValueError: If this URI names none.
+            InvalidIdentifierError: If this URI names none.
         """
         self._need(URIType.SERIES)
         return URI(self._base_url, self._study, self._series, permissive=self._permissive)
@@ -222,7 +223,7 @@ class URI:
         """The instance.
 
         Raises:
-            ValueError: If this URI names none.
+            InvalidIdentifierError: If this URI names none.
         """
         self._need(URIType.INSTANCE)
         return URI(self._base_url, self._study, self._series, self._instance, permissive=self._permissive)
@@ -231,7 +232,7 @@ class URI:
         """The frames, without suffix.
 
         Raises:
-            ValueError: If this URI names none.
+            InvalidIdentifierError: If this URI names none.
         """
         self._need(URIType.FRAME)
         return URI(self._base_url, self._study, self._series, self._instance, self._frames, permissive=self._permissive)
@@ -239,7 +240,7 @@ class URI:
     def _need(self, wanted: URIType) -> None:
         order = list(URIType)
         if order.index(self.type) < order.index(wanted):
-            raise ValueError(f"a {self.type.value} URI names no {wanted.value}")
+            raise InvalidIdentifierError(f"a {self.type.value} URI names no {wanted.value}")
 
     def update(
         self,
@@ -264,7 +265,7 @@ class URI:
 
     @classmethod
     def from_string(cls, dicomweb_uri: str, uri_type: URIType | None = None, permissive: bool = False) -> URI:
-        """Reads a URI.
+        """Parses a URI.
 
         Args:
             dicomweb_uri: ``https://host/root[/studies/UID[/series/UID[/instances/UID[/frames/N,N]]]][/metadata|…]``.
@@ -273,19 +274,21 @@ class URI:
             permissive: See the class.
 
         Raises:
-            ValueError: If it is not such a URI, has a query or fragment, or names something else than `uri_type`.
+            InvalidIdentifierError: If it is not such a URI, has a query or fragment, or is not of type `uri_type`.
         """
         if not isinstance(dicomweb_uri, str):
             raise TypeError(f"a URI must be a str, not {type(dicomweb_uri).__name__}")
         if "?" in dicomweb_uri or "#" in dicomweb_uri:
-            raise ValueError("the URI has a query or fragment, which a DICOMweb resource is not named by")
+            raise InvalidIdentifierError(
+                "the URI has a query or fragment, and the URI of a DICOMweb resource has neither"
+            )
         base, found, rest = dicomweb_uri.rpartition("/studies/")
         if uri_type is URIType.SERVICE or not found:
             result = cls(dicomweb_uri, permissive=permissive)
         else:
             result = cls(base, *parse_resource_path("studies/" + rest, permissive=permissive), permissive=permissive)
         if uri_type is not None and result.type is not uri_type:
-            raise ValueError(f"the URI names a {result.type.value}, not a {uri_type.value}")
+            raise InvalidIdentifierError(f"the URI names a {result.type.value}, not a {uri_type.value}")
         return result
 
     def __str__(self) -> str:
@@ -316,11 +319,13 @@ def _checked_base(base_url: object) -> str:
         raise TypeError(f"base_url must be a str, not {type(base_url).__name__}")
     parts = urlsplit(base_url)
     if parts.scheme.lower() not in ("http", "https"):
-        raise ValueError(f"only http and https URLs are DICOMweb URIs, not {parts.scheme or base_url[:40]!r}")
+        raise InvalidIdentifierError(
+            f"only http and https URLs are DICOMweb URIs, not {parts.scheme or base_url[:40]!r}"
+        )
     if not parts.hostname:
-        raise ValueError("base_url has no host (expected https://host[:port][/path])")
+        raise InvalidIdentifierError("base_url has no host (expected https://host[:port][/path])")
     if parts.query or parts.fragment:
-        raise ValueError("base_url has a query or fragment")
+        raise InvalidIdentifierError("base_url has a query or fragment")
     return base_url.rstrip("/")
 
 
@@ -329,12 +334,12 @@ def _checked_frames(frames: Sequence[int] | None) -> tuple[int, ...] | None:
         return None
     numbers = tuple(frames)
     if not numbers:
-        raise ValueError("frames is empty (expected one frame number at least, counted from 1)")
+        raise InvalidIdentifierError("frames is empty (expected one frame number at least, counted from 1)")
     for number in numbers:
         if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"frames must be int, but one is {type(number).__name__}")
         if number < 1:
-            raise ValueError(f"frame numbers are counted from 1, but one is {number}")
+            raise InvalidIdentifierError(f"frame numbers are counted from 1, but one is {number}")
     return numbers
 
 
@@ -357,7 +362,7 @@ class GoogleCloudHealthcareURL:
         dicom_store_id: The DICOM store.
 
     Raises:
-        ValueError: If a part is empty or has a character that such identifiers never have.
+        InvalidIdentifierError: If a part is empty or has a character that such identifiers never have.
     """
 
     project_id: str
@@ -369,7 +374,9 @@ class GoogleCloudHealthcareURL:
         for name in ("project_id", "location", "dataset_id", "dicom_store_id"):
             value = getattr(self, name)
             if not isinstance(value, str) or not _GOOGLE_PART.match(value):
-                raise ValueError(f"{name} must be letters, digits, dots, colons, hyphens or underscores, not {value!r}")
+                raise InvalidIdentifierError(
+                    f"{name} must be letters, digits, dots, colons, hyphens or underscores, not {value!r}"
+                )
 
     def __str__(self) -> str:
         return (
@@ -379,14 +386,14 @@ class GoogleCloudHealthcareURL:
 
     @classmethod
     def from_string(cls, base_url: str) -> GoogleCloudHealthcareURL:
-        """Reads the DICOMweb root of a store.
+        """Parses the DICOMweb root of a store.
 
         Raises:
-            ValueError: If it is another URL.
+            InvalidIdentifierError: If it is another URL.
         """
         match = _GOOGLE.match(base_url)
         if match is None:
-            raise ValueError(
+            raise InvalidIdentifierError(
                 "not the DICOMweb root of a Google DICOM store (expected https://healthcare.googleapis.com/v1/"
                 "projects/P/locations/L/datasets/D/dicomStores/S/dicomWeb)"
             )

@@ -1,23 +1,28 @@
-"""Wildcard matching of text (PS3.4 section C.2.2.2.4)."""
+"""Values of DICOM as text: dates and times, person names, character sets, words of bytes, and wildcards.
+
+- *Dates and times* (VRs DA, TM and DT, PS3.5 section 6.2) and ranges of them (PS3.4 section C.2.2.2.5). A value with
+  missing parts stands for all instants that it leaves open: the time ``1030`` for 10:30:00 to 10:30:59.999999, the
+  date-time ``2024`` for that year. Instants are integers: microseconds of the day for TM, microseconds since the year 1
+  for DT.
+- *Person names* (VR PN, PS3.5 section 6.2.1): up to three groups of up to five components.
+- *Character sets* (PS3.5 section 6.1, PS3.3 section C.12.1.1.2), as datasets name them.
+- *Wildcards* (PS3.4 section C.2.2.2.4).
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Callable, Mapping
 from datetime import date
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydicom.charset import CODES_TO_ENCODINGS, STAND_ALONE_ENCODINGS, handled_encodings, python_encoding
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Dates and times of DICOM (VRs DA, TM and DT, PS3.5 section 6.2) and ranges of them (PS3.4 section C.2.2.2.5).
-#
-# A date or time with missing parts stands for all instants it leaves open: the time ``1030`` for 10:30:00 to
-# 10:30:59.999999, the date-time ``2024`` for that year. Instants are integers: microseconds of the day for TM,
-# microseconds since the year 1 for DT.
-
+from dicomweb_io.dicom.errors import FilterError
 
 _DATE = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})\Z|([0-9]{4})\.([0-9]{2})\.([0-9]{2})\Z")
 _TIME = re.compile(r"([0-9]{2})(?::?([0-9]{2})(?::?([0-9]{2})(?:\.([0-9]{1,6}))?)?)?\Z")
@@ -30,6 +35,20 @@ _MINUTE = 60 * _SECOND
 _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 _OFFSET = re.compile(r"([+-])([0-9]{2})([0-9]{2})\Z")
+
+GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
+
+_WORDS = re.compile(r"[\s^=,]+")
+_VOICE_MARKS = "\u3099\u309a"  # they make other letters of kana, not accented ones
+
+_ESCAPE = b"\x1b"
+_FRAGMENTS = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
+_DEFAULT = "latin-1"  # the default repertoire is ASCII; Latin-1 reads what wrongly goes beyond it without loss
+_RESET = frozenset(b"\r\n\t\f\\")  # PS3.5 section 6.1.2.5.3: these end what an escape sequence began
+_NAME_RESET = _RESET | frozenset(b"^=")
+_SPELLING = re.compile(r"ISO[ _-]?(2022[ _-])?IR[ _-]?([0-9]+)\Z", re.IGNORECASE)
+
+_WORD_CODES = {"OW": "H", "OL": "I", "OF": "I", "OD": "Q", "OV": "Q"}
 
 
 class Interval(NamedTuple):
@@ -55,7 +74,7 @@ class Range(NamedTuple):
 
 @lru_cache(maxsize=65536)
 def parse_date(text: str) -> str | None:
-    """A date as ``YYYYMMDD``; None if it is no date. The form ``YYYY.MM.DD`` of older data is accepted."""
+    """A date as ``YYYYMMDD``; None if it is not a date. The form ``YYYY.MM.DD`` of older data is accepted."""
     match = _DATE.match(text.strip(" \0"))
     if match is None:
         return None
@@ -69,7 +88,7 @@ def parse_date(text: str) -> str | None:
 
 @lru_cache(maxsize=65536)
 def parse_time(text: str) -> Interval | None:
-    """The part of a day that a time stands for; None if it is no time. ``HH:MM:SS`` of older data is accepted."""
+    """The part of a day that a time stands for; None if it is not a time. ``HH:MM:SS`` of older data is accepted."""
     match = _TIME.match(text.strip(" \0"))
     if match is None:
         return None
@@ -95,7 +114,7 @@ def _time_of_day(hour: str, minute: str | None, second: str | None, fraction: st
 
 @lru_cache(maxsize=65536)
 def parse_date_time(text: str) -> Interval | None:
-    """The time that a date-time stands for; None if it is no date-time."""
+    """The time that a date-time stands for; None if it is not a date-time."""
     match = _DATE_TIME.match(text.strip(" \0"))
     if match is None:
         return None
@@ -124,7 +143,7 @@ def parse_date_time(text: str) -> Interval | None:
 
 
 def parse_offset(text: str) -> int | None:
-    """The minutes of an offset from UTC such as ``+0130``; None if it is none (it lies between -1200 and +1400)."""
+    """The minutes of an offset from UTC such as ``+0130``; None if it is not one (-1200 to +1400)."""
     match = _OFFSET.match(text.strip(" \0"))
     if match is None or int(match[3]) > 59:
         return None
@@ -214,16 +233,6 @@ def _before(first: int, first_offset: int | None, second: int, second_offset: in
 
 def _utc(instant: int, offset: int | None) -> int:
     return instant - (offset or 0) * _MINUTE
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Person names (VR PN, PS3.5 section 6.2.1): up to three groups of up to five components.
-
-
-GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
-
-_WORDS = re.compile(r"[\s^=,]+")
-_VOICE_MARKS = "\u3099\u309a"  # they make other letters of kana, not accented ones
 
 
 def name_object(text: str) -> dict[str, str] | None:
@@ -320,11 +329,11 @@ def fuzzy_name_predicate(pattern: str) -> Callable[[Any], bool]:
         pattern: Words separated by spaces, ``^``, ``=`` or commas; ``*`` and ``?`` are wildcards.
 
     Raises:
-        ValueError: If there is no word.
+        FilterError: If there is no word.
     """
     words = [word for word in _WORDS.split(fold_accents(pattern)) if word.strip("*")]
     if not words:
-        raise ValueError("it holds no name")
+        raise FilterError("it holds no name")
     tests = [wildcard_test(word + "*") if "*" in word or "?" in word else _prefix_predicate(word) for word in words]
 
     def matches(value: Any) -> bool:
@@ -344,20 +353,8 @@ def name_words(name: str) -> tuple[str, ...]:
     return tuple(word for word in _WORDS.split(fold_accents(name)) if word)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Text of DICOM values in whatever character sets they are encoded (PS3.5 section 6.1, PS3.3 section C.12.1.1.2).
-
-
-_ESCAPE = b"\x1b"
-_FRAGMENTS = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
-_DEFAULT = "latin-1"  # the default repertoire is ASCII; Latin-1 reads what wrongly goes beyond it without loss
-_RESET = frozenset(b"\r\n\t\f\\")  # PS3.5 section 6.1.2.5.3: these end what an escape sequence began
-_RESET_NAMES = _RESET | frozenset(b"^=")
-_SPELLING = re.compile(r"ISO[ _-]?(2022[ _-])?IR[ _-]?([0-9]+)\Z", re.IGNORECASE)
-
-
 class CharacterSet:
-    """The character sets of a dataset, as its Specific Character Set (0008,0005) names them.
+    """The character sets of a dataset by its Specific Character Set (0008,0005).
 
     Args:
         names: The values of the attribute; none at all means the default repertoire.
@@ -374,7 +371,7 @@ class CharacterSet:
         self.codecs = _codecs_of(names)
 
     def decode(self, value: bytes, *, person_name: bool = False) -> str:
-        """Decodes a value. Bytes that are invalid become U+FFFD, so that a reader sees that something is missing.
+        """Decodes a value. Invalid bytes become U+FFFD, so that a reader sees that something is missing.
 
         Args:
             value: One value or several with their backslashes.
@@ -382,7 +379,7 @@ class CharacterSet:
         """
         if _ESCAPE not in value:
             return value.decode(self.codecs[0], "replace")
-        reset = _RESET_NAMES if person_name else _RESET
+        reset = _NAME_RESET if person_name else _RESET
         return "".join(self._fragment(fragment, reset) for fragment in _FRAGMENTS.findall(value))
 
     def _fragment(self, fragment: bytes, reset: frozenset[int]) -> str:
@@ -418,7 +415,7 @@ def _codecs_of(names: tuple[str, ...]) -> tuple[str, ...]:
     if not any(names):
         return (_DEFAULT,)
     if names[0] in STAND_ALONE_ENCODINGS:
-        # PS3.5 section 6.1.2.5.4 d: no code extension with these; what follows is ignored.
+        # PS3.5 section 6.1.2.5.4 d: these allow no code extension; what follows is ignored.
         names = names[:1]
     known = [names[0], *(name for name in names[1:] if name not in STAND_ALONE_ENCODINGS)]
     return tuple(_codec(name) for name in known)
@@ -436,21 +433,42 @@ def _codec(name: str) -> str:
     if codec is None or codec == "iso8859":
         return _DEFAULT
     try:
-        # Only what decodes texts, and damage with marks: no codec of bytes, and none that knows no such marks.
+        # Not every codec of Python decodes bytes to text and marks damage.
         b"A".decode(codec, "replace")
     except (LookupError, ValueError):
         return _DEFAULT
     return codec
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+def swap_words(value: bytes, vr: str) -> bytes:
+    """The value with the bytes of each of its words reversed; as it is for VRs without words and odd lengths."""
+    code = _WORD_CODES.get(vr)
+    if code is None:
+        return value
+    words = array(code)
+    if len(value) % words.itemsize:
+        return value
+    words.frombytes(value)
+    words.byteswap()
+    return words.tobytes()
+
+
+def parse_decimal(text: str) -> Decimal | None:
+    """A number of VR DS or IS; None if it is none, not finite, or has an exponent beyond 400."""
+    if "_" in text:
+        return None
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and abs(number.adjusted()) <= 400 else None
 
 
 @lru_cache(maxsize=1024)
 def wildcard_test(pattern: str) -> Callable[[str], bool]:
     """Makes a test of whole texts against a pattern.
 
-    It takes time in proportion to the text, whatever the pattern.
+    The test takes time in proportion to the text, whatever the pattern.
 
     Args:
         pattern: ``*`` stands for any run of characters, also none, ``?`` for any one character.
@@ -480,7 +498,7 @@ def wildcard_test(pattern: str) -> Callable[[str], bool]:
 
 
 class _Piece:
-    """The text between two ``*``."""
+    """The text between two ``*`` of a pattern."""
 
     __slots__ = ("_expression", "_text", "length")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml.ElementTree import fromstring
 
-_INTEGERS = frozenset({"IS", "SL", "SS", "SV", "UL", "US", "UV"})
-_DECIMALS = frozenset({"DS", "FD", "FL"})
+from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS
+from dicomweb_io.dicom.errors import DatasetError
+
 _COMPONENTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
 _MAX_DEPTH = 64
 
@@ -16,7 +18,7 @@ _MAX_DEPTH = 64
 def parse_native_model(content: bytes) -> dict[str, Any]:
     """Reads one dataset.
 
-    Document type definitions, entities and external references are refused, and so is nesting beyond 64 sequences.
+    Document type definitions, entities, external references and nesting beyond 64 sequences are errors.
 
     Args:
         content: The XML document, of which ``NativeDicomModel`` is the root, in any namespace or none.
@@ -25,15 +27,15 @@ def parse_native_model(content: bytes) -> dict[str, Any]:
         A DICOM JSON dataset with ascending tags.
 
     Raises:
-        ValueError: If it is not such a document.
+        DatasetError: If it is not such a document.
     """
     try:
         root = fromstring(content, forbid_dtd=True)
     except (ParseError, ValueError) as error:
         # The texts of these errors name positions and entities, never values.
-        raise ValueError(f"not well-formed XML without entities: {error}") from None
+        raise DatasetError(f"not well-formed XML without entities: {error}") from None
     if _name(root) != "NativeDicomModel":
-        raise ValueError(f"the root of the XML is {_name(root)!r:.60}, not NativeDicomModel")
+        raise DatasetError(f"the root of the XML is {_name(root)!r:.60}, not NativeDicomModel")
     return _dataset(root, 0)
 
 
@@ -43,14 +45,14 @@ def _name(element: Element) -> str:
 
 def _dataset(parent: Element, depth: int) -> dict[str, Any]:
     if depth > _MAX_DEPTH:
-        raise ValueError("the XML nests sequences too deeply")
+        raise DatasetError("the XML nests sequences too deeply")
     elements: dict[str, Any] = {}
     for child in parent:
         if _name(child) != "DicomAttribute":
             continue
         tag = (child.get("tag") or "").upper()
         if len(tag) != 8 or any(character not in "0123456789ABCDEF" for character in tag):
-            raise ValueError(f"not a tag in the XML: {tag!r:.30}")
+            raise DatasetError(f"not a tag in the XML: {tag!r:.30}")
         elements[tag] = _attribute(child, depth)
     return dict(sorted(elements.items()))
 
@@ -86,12 +88,11 @@ def _value(vr: str, text: str) -> Any:
     if text == "":
         return None
     try:
-        if vr in _INTEGERS:
+        if vr in INTEGER_VRS:
             return int(text)
-        if vr in _DECIMALS:
+        if vr in DECIMAL_VRS:
             number = float(text)
-            # JSON has no such numbers; they stay text.
-            return text.strip() if number != number or number in (float("inf"), float("-inf")) else number
+            return number if math.isfinite(number) else text.strip()  # JSON has no other numbers
     except ValueError:
         return text
     return text

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, ClientBase, MediaTypes, OnExisting, Storable, Verify
+from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes, OnExisting, Storable, Verify
 from dicomweb_io.dicom.media_types import DICOM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid, is_safe_name
 from dicomweb_io.elements import (
@@ -33,7 +33,7 @@ from dicomweb_io.elements import (
     SearchQuery,
     StoredInstance,
 )
-from dicomweb_io.errors import FileClientError, StoreError, http_error
+from dicomweb_io.errors import FileClientError, InvalidIdentifierError, http_error
 from dicomweb_io.files.database import index_path
 from dicomweb_io.files.index import DUPLICATE_RULES, Duplicates, Index, IndexedFile, RefreshCounts, iter_exclusions
 from dicomweb_io.files.local import folder_of
@@ -41,12 +41,11 @@ from dicomweb_io.files.render import FolderRenderer
 from dicomweb_io.files.retrieve import FolderReader, PixelAccess, instance_media_types
 from dicomweb_io.files.search import Searcher
 from dicomweb_io.files.store import FolderStore, has_other_layout, layout_path
+from dicomweb_io.profiles import ServerProfile
 from dicomweb_io.queries import check_limits
 from dicomweb_io.spool import SpoolPolicy
-from dicomweb_io.store_response import response_module
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
     from typing_extensions import Self
 
     from dicomweb_io.endpoint import Endpoint
@@ -56,7 +55,26 @@ _MAX_PENDING = 20_000
 _BULKDATA = re.compile(r"studies/([^/]+)/series/([^/]+)/instances/([^/]+)/bulkdata/(.+)\Z")
 
 
-class DICOMfileClient(ClientBase):
+FOLDER = ServerProfile(
+    name="folder",
+    sources=("this package",),
+    page_sizes=(1000, 1000, 1000),
+    offset_works=True,
+    flat_series=True,
+    flat_instances=True,
+    study_instances=True,
+    count_resources=True,
+    retrieve_study=True,
+    retrieve_series=True,
+    metadata_resource=True,
+    replace="upsert",
+    comparison_level="file",
+    thumbnails=True,
+)
+"""The profile of a folder."""
+
+
+class DICOMfileClient(DICOMClient):
     """A client of a folder of DICOM files: local, or on any filesystem of fsspec. Safe to use from several threads.
 
     The folder may be laid out in any way. Files are recognised by their content. Of files with one SOP Instance UID,
@@ -117,7 +135,7 @@ class DICOMfileClient(ClientBase):
         self._in_memory = in_memory
         self._readonly = readonly
         self._duplicates: Duplicates = duplicates
-        self._permissive_uid = permissive_uid
+        self.permissive_uid = permissive_uid
         self._reset()
 
     def _reset(self) -> None:
@@ -154,9 +172,9 @@ class DICOMfileClient(ClientBase):
         return self._folder.base_url
 
     @property
-    def is_local(self) -> bool:
-        """Whether the files are on this computer, so that their paths can be lent (``borrow`` in `iter_instances`)."""
-        return self._folder.is_local
+    def profile(self) -> ServerProfile:
+        """How a folder behaves: it keeps every byte, and its index answers any page at once."""
+        return FOLDER
 
     def close(self) -> None:
         """Closes the index. The client can be used again: it then opens the index anew."""
@@ -242,10 +260,6 @@ class DICOMfileClient(ClientBase):
 
         Elements that rows of one answer have in common, such as the patient's, are the same objects in each: copy a row
         deeply before changing what is inside its elements.
-
-        Raises:
-            FileNotFoundError: If the folder does not exist, except in a search within a study.
-            ValueError: If a filter cannot be matched.
         """
         check_limits(limit, offset)
         try:
@@ -258,7 +272,7 @@ class DICOMfileClient(ClientBase):
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
-        """Yields every row of a query once. Errors as in `search_page`."""
+        """Yields every row of a query once."""
         check_limits(limit, offset)
         try:
             searcher = self._opened_searcher()
@@ -269,7 +283,7 @@ class DICOMfileClient(ClientBase):
         return searcher.iterate(query, offset, limit, page_size)
 
     def count(self, query: SearchQuery) -> int:
-        """The exact number of rows of a query. Errors as in `search_page`."""
+        """The exact number of rows of a query."""
         try:
             return self._opened_searcher().count(query)
         except FileNotFoundError:
@@ -282,7 +296,7 @@ class DICOMfileClient(ClientBase):
         return query.study_instance_uid is not None and not self._readonly and not self._folder.exists()
 
     def iter_exclusions(self, query: SearchQuery | None = None) -> Iterator[Exclusion]:
-        """Yields the files that searches do not return, and why; see `DICOMClient.iter_exclusions`.
+        """Yields the files that searches do not return, and why.
 
         Files with one SOP Instance UID are compared byte by byte (by hash) when they are yielded.
         """
@@ -348,27 +362,19 @@ class DICOMfileClient(ClientBase):
     ) -> Iterator[Instance]:
         """Yields the instances of a study, series or instance, bytes untouched unless `media_types` ask for a change.
 
-        Args:
-            resource: A reference to a study, series or instance.
-            media_types: ``application/dicom`` with a transfer syntax: of what an installed decoder reads, those of
-                `dicomweb_io.dicom.pixels.TARGETS`. By default, and for ``"*"``, the stored file.
-            max_element_bytes: Larger files are yielded by path.
-            spool_directory: Where such a file is copied to; the caller owns the copy. Where the filesystem can share
-                blocks between files (Btrfs, XFS), the copy takes next to no time and no space.
-            allow_transcoding: Of no effect: the stored form is always to be had.
-            additional_params: Of no effect.
-            borrow: Yield a larger file by its own path instead: the caller must neither change nor delete it.
-
-        Raises:
-            requests.HTTPError: 404 if there is nothing or a file has gone, 409 if a file changed after it was indexed,
-                406 if it cannot be had in a wanted form.
-            ValueError: If a file is too large and there is no place for it.
+        Transfer syntaxes to be had are those of `dicomweb_io.dicom.pixels.TARGETS`, of what an installed decoder reads.
+        Where the filesystem can share blocks between files (Btrfs, XFS), a copy takes next to no time and no space.
+        `allow_transcoding` has no effect: the stored form can always be had.
         """
         if resource.level == "frame":
-            raise ValueError("a reference to frames names no whole instance: use iter_frames, or reference.instance")
+            raise InvalidIdentifierError(
+                "a reference to frames names no whole instance: use iter_frames, or reference.instance"
+            )
         accepted_types = instance_media_types(media_types)
         return (
-            self._reader.instance(file, accepted_types, max_element_bytes, spool_directory, borrow)
+            self._reader.instance(
+                file, accepted_types, max_element_bytes, spool_directory, borrow and self._folder.is_local
+            )
             for file in self._lazily(resource)
         )
 
@@ -390,23 +396,13 @@ class DICOMfileClient(ClientBase):
         max_element_bytes: int | None = None,
         spool_directory: str | None = None,
     ) -> Iterator[Frame]:
-        """Yields frames in the order asked for, read by range.
+        """Yields frames in the order asked for, read by range; native ones as little-endian octets.
 
-        Args:
-            resource: A reference to frames.
-            media_types: By default frames come as they are stored, native ones as little-endian octets. The type
-                ``application/octet-stream`` without ``"*"`` asks for decoded pixels; ``image/dicom-rle``,
-                ``image/jls``, ``image/jp2`` and ``image/jphc`` re-encode without loss what is stored otherwise (see
-                `dicomweb_io.dicom.pixels.TARGETS` for the libraries that it takes).
-            additional_params: Of no effect.
-            max_element_bytes: Larger frames are given as files, which the caller owns; None for none.
-            spool_directory: Where they are made.
-
-        Raises:
-            requests.HTTPError: 404 if the instance or a frame is not there, 406 if it cannot be had in a wanted form.
+        ``image/dicom-rle``, ``image/jls``, ``image/jp2`` and ``image/jphc`` re-encode without loss what is stored
+        otherwise (see `dicomweb_io.dicom.pixels.TARGETS` for the libraries that it takes).
         """
         if resource.level != "frame":
-            raise ValueError(f"a reference to frames is needed, not to a {resource.level}")
+            raise InvalidIdentifierError(f"a reference to frames is needed, not to a {resource.level}")
         accepted_types = parse_media_types(media_types)
         for accepted_type in accepted_types:
             if accepted_type.name == DICOM:
@@ -433,24 +429,14 @@ class DICOMfileClient(ClientBase):
     ) -> Iterator[Bulkdata]:
         """Yields the bulk data at a URI that this client's metadata gave, absolute or from ``studies/`` on.
 
-        Args:
-            url: The URI.
-            media_types: Of no effect: the value comes as little-endian octets, encapsulated pixel data frame by frame.
-            byte_range: First and last byte, inclusive.
-            additional_params: Of no effect.
-            max_element_bytes: Larger values are given as files, which the caller owns; None for none.
-            spool_directory: Where they are made.
-
-        Raises:
-            ValueError: If the URI is not one of this folder.
-            requests.HTTPError: 404 if there is no such value, 416 if the range lies outside of it.
+        Values come as little-endian octets whatever `media_types` say, encapsulated pixel data frame by frame.
         """
         relative = (
             url.removeprefix(self.base_url).lstrip("/") if url.startswith(self.base_url + "/") else url.lstrip("/")
         )
         match = _BULKDATA.match(unquote(relative))
         if match is None:
-            raise ValueError(
+            raise InvalidIdentifierError(
                 f"not a bulk data URI of this folder: {url!r} (expected {self.base_url}/studies/…/series/…/instances/…/"
                 "bulkdata/…)"
             )
@@ -474,20 +460,13 @@ class DICOMfileClient(ClientBase):
         params: Mapping[str, Any] | None = None,
         thumbnail: bool = False,
     ) -> RenderedImage:
-        """Renders a study, series, instance or frames in a consumer format (PS3.18 section 8.3.5).
+        """Renders a study, series, instance or frames, in the forms and ways of PS3.18 section 8.3.5.
 
-        Args:
-            resource: What to render. Of a study or series the first image stands for all. Several frames, or an
-                instance of several frames, become one moving ``image/gif``; the other formats show one frame.
-            media_types: ``image/jpeg`` (the default), ``image/png``, ``image/gif``, ``image/jp2``; for structured
-                reports ``text/html``; encapsulated documents come as what they are.
-            params: ``window``, ``viewport``, ``quality``, ``annotation``, ``iccprofile``; see
-                `dicomweb_io.dicom.rendering.RenderingOptions`.
-            thumbnail: Render into 128 by 128 pixels, unless ``viewport`` says otherwise.
-
-        Raises:
-            ValueError: If an argument is not valid.
-            requests.HTTPError: 404 if it is not there, 406 if it cannot be rendered so, 501 if a library is missing.
+        The types are ``image/jpeg`` (the default), ``image/png``, ``image/gif`` and ``image/jp2``; ``text/html`` for
+        structured reports; encapsulated documents come as what they are. Of a study or series the first image stands
+        for all. Several frames, or an instance of several frames, become one moving ``image/gif``; the other formats
+        show one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128
+        pixels, unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
         """
         pixels = PixelAccess(self._reader, self._current(), self.base_url)
         renderer = FolderRenderer(self._reader, pixels, self.base_url)
@@ -507,24 +486,11 @@ class DICOMfileClient(ClientBase):
         """Stores instances and yields the result of each, in order.
 
         Each file is written beside its place, flushed to the disk, and then published in one step, so nobody ever sees
-        a part of it. Truncated files and files whose UIDs cannot be a path are refused.
-
-        Args:
-            instances: What to store; paths are streamed, never loaded.
-            study_instance_uid: Refuse instances of other studies.
-            on_existing: What to do with an instance whose SOP Instance UID the folder has: ``"server"`` leaves what is
-                there, and reports a `Failure` if its bytes are different; ``"skip"`` leaves it without comparing;
-                ``"replace"`` puts the new file in its place; ``"error"`` reports a `Failure`.
-            verify: ``"response"`` trusts the operating system; ``"uid"`` reads the UID back; ``"content"`` compares all
-                bytes, also with those of an instance that was there.
-            additional_params: Of no effect.
-
-        Raises:
-            requests.HTTPError: 403 if the client is read-only.
-            ValueError: If an argument is wrong.
+        a part of it. Truncated files and files whose UIDs cannot be a path are refused. ``verify="response"`` trusts
+        the operating system, ``"uid"`` reads the UID back. The status of the error is 403 if the client is read-only.
         """
         if study_instance_uid is not None:
-            check_uid(study_instance_uid, "study_instance_uid", permissive=self._permissive_uid)
+            check_uid(study_instance_uid, "study_instance_uid", permissive=self.permissive_uid)
         self._check_writable("store into", "POST")
         store = FolderStore(self._folder, self._elsewhere, self._note)
         return store.store(instances, study_instance_uid, on_existing, verify)
@@ -541,49 +507,8 @@ class DICOMfileClient(ClientBase):
             index = self._index
         return [] if index is None else index.paths_of("sop = ? AND kind = 0", (reference.sop_instance_uid,))
 
-    def store_instances(
-        self,
-        datasets: Iterable[Storable],
-        study_instance_uid: str | None = None,
-        additional_params: Mapping[str, Any] | None = None,
-    ) -> Dataset:
-        """Stores instances (PS3.18 section 10.5); existing ones as with ``on_existing="server"``.
-
-        Args:
-            datasets: pydicom datasets, Part 10 bytes, paths, open files or `Instance`s.
-            study_instance_uid: Refuse instances of other studies.
-            additional_params: Of no effect.
-
-        Returns:
-            The Store Instances Response Module (PS3.18 Annex I).
-
-        Raises:
-            StoreError: If an instance was not stored. It has the response module and the outcome of each instance.
-        """
-        outcomes = list(self.iter_store_instances(datasets, study_instance_uid=study_instance_uid))
-        response = response_module(
-            outcomes, f"{self.base_url}/studies/{study_instance_uid}" if study_instance_uid else None
-        )
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-        if failures:
-            error = http_error(409, "", url=f"{self.base_url}/studies", method="POST")
-            raise StoreError(
-                f"{len(failures)} of {len(outcomes)} instances were not stored; the first: {failures[0].message}",
-                dataset=response,
-                outcomes=outcomes,
-                status=409,
-                url=f"{self.base_url}/studies",
-                method="POST",
-                response=error.response,
-            )
-        return response
-
-    def _delete(self, resource: Resource, additional_params: Mapping[str, Any] | None = None) -> None:
-        """Removes all files of a resource, duplicates too.
-
-        Raises:
-            requests.HTTPError: 404 if there are none, 403 if the client is read-only or may not remove them.
-        """
+    def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
+        """Removes all files of a study, series or instance, duplicates too."""
         self._check_writable("delete from", "DELETE")
         condition, values = "study = ?", [resource.study_instance_uid]
         for column, value in (("series", resource.series_instance_uid), ("sop", resource.sop_instance_uid)):

@@ -1,8 +1,12 @@
 """The index of a folder: a disposable cache of what its files say, brought up to date by comparing listings.
 
-An unchanged file is recognised by size and version (time of modification, or an object store's tag) and not read
-again. From the files follow the views that searches use: one row for each instance, series and study. Among files that
-share a SOP Instance UID the rule for duplicates decides which one stands for the instance.
+An unchanged file is recognised by size and version (time of modification, or an object store's tag) and is not read
+again. Of each file the database holds a record (`dicomweb_io.files.records`). From the records follow the rows that
+searches return: one for each instance, series and study. The first instance of a series, in the order of searches,
+represents the series, and the first series its study.
+
+Among complete files that share a SOP Instance UID the rule for duplicates decides which one stands for the instance; a
+truncated file never does. `iter_exclusions` lists the files that stand for no instance, and why.
 """
 
 from __future__ import annotations
@@ -12,342 +16,456 @@ import hashlib
 import logging
 import os
 import sqlite3
-import struct
 import threading
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-import orjson
-
-from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
-from dicomweb_io.dicom.json_decode import dumps, encode, first_value
-from dicomweb_io.dicom.part10 import (
-    DICOMDIRError,
-    IncompleteDICOMError,
-    MissingUIDError,
-    NotDICOMError,
-    check_complete,
-    header_from_scan,
-)
+from dicomweb_io.dicom.header_scan import HeaderScan
+from dicomweb_io.dicom.json_decode import dumps, first_value
+from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Exclusion, Resource
+from dicomweb_io.errors import DICOMError
 from dicomweb_io.files.database import Database, discard, is_local_disk
 from dicomweb_io.files.places import FileStat, Folder, Problem, is_settled
-from dicomweb_io.queries import (
-    INSTANCE_DEFAULTS,
-    MODALITY,
-    SERIES_DEFAULTS,
-    SERIES_INSTANCE_UID,
-    STUDY_DEFAULTS,
-    STUDY_INSTANCE_UID,
+from dicomweb_io.files.records import (
+    IGNORED,
+    INSTANCE,
+    SERIES_NUMBER_TAG,
+    UNREADABLE,
+    FileRecord,
+    instance_row,
+    number_of,
+    pack_scan,
+    path_key,
+    path_text,
+    read_record,
+    unpack_scan,
 )
+from dicomweb_io.queries import MODALITY, SERIES_DEFAULTS, SERIES_INSTANCE_UID, STUDY_DEFAULTS, STUDY_INSTANCE_UID
 
-# ----------------------------------------------------------------------------------------------------------------------
-# From a file to what the index keeps of it: its UIDs and its header's bytes, or why it is no instance.
-
-
-INSTANCE, TRUNCATED, IGNORED, UNREADABLE = 0, 1, 2, 3
-"""What a file is: an instance; one that is cut off; not DICOM or a DICOMDIR; DICOM that cannot be served."""
-
-KEPT_VALUE_BYTES = 8 * 1024
-"""Longer values stay in the file; the index knows their place."""
-
-_WHOLE_FILE_BYTES = 128 * 1024
-_FIRST_READ = 16 * 1024
-_PLAIN, _TABLED = 0, 1
-_PIXELS = struct.Struct("<I2sqq")
-_STATE = (
-    "pixel_data_tag",
-    "pixel_data",
-    "transfer_syntax_uid",
-    "transfer_syntax_guessed",
-    "explicit_vr",
-    "little_endian",
-    "deflated",
-    "has_preamble",
-    "dataset_offset",
-    "end",
-    "problem",
-)
-
-INSTANCE_NUMBER_TAG = 0x00200013
-SERIES_NUMBER_TAG = 0x00200011
-NO_NUMBER = 1 << 40
-"""Sorts objects without a number after those with one."""
-
-
-@dataclass(slots=True)
-class FileRecord:
-    """What is known of one file. See the columns of the same names in `dicomweb_io.files.database`."""
-
-    stat: FileStat
-    kind: int
-    reason: str | None = None
-    study: str | None = None
-    series: str | None = None
-    sop: str | None = None
-    sop_class: str | None = None
-    syntax: str | None = None
-    scan: HeaderScan | None = None
-
-
-def read_record(folder: Folder, stat: FileStat) -> FileRecord:
-    """Reads the header of a file. Never raises for what is in it: whatever is wrong becomes the record's reason."""
-    try:
-        if folder.is_local and stat.size <= _WHOLE_FILE_BYTES:
-            content = folder.read(stat.path)
-            if len(content) != stat.size:
-                return _changing(stat)
-            return _record(stat, content)
-        with folder.open(stat.path, stat.size) as file:
-            return _record(stat, file)
-    except OSError as error:
-        # Permissions may be repaired without a change of the file: the version makes sure that it is read again.
-        reason = f"it cannot be read: {error.strerror or type(error).__name__}"
-        return FileRecord(stat._replace(version="!"), UNREADABLE, reason)
-
-
-def _changing(stat: FileStat) -> FileRecord:
-    return FileRecord(stat._replace(version="!"), UNREADABLE, "it changed while it was read")
-
-
-def _record(stat: FileStat, source: BinaryIO | bytes) -> FileRecord:
-    try:
-        scan = scan_header(source, size=stat.size, large_value=KEPT_VALUE_BYTES, first_read=_FIRST_READ)
-        header = header_from_scan(scan)
-        problem = scan.problem or check_complete(source, size=stat.size, scan=scan)
-    except (NotDICOMError, DICOMDIRError) as error:
-        return FileRecord(stat, IGNORED, error.reason)
-    except (IncompleteDICOMError, MissingUIDError) as error:
-        uids = getattr(error, "uids", {})
-        return FileRecord(
-            stat,
-            UNREADABLE,
-            error.reason,
-            study=uids.get("StudyInstanceUID"),
-            series=uids.get("SeriesInstanceUID"),
-            sop=uids.get("SOPInstanceUID"),
-        )
-    except (ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
-        return FileRecord(stat, UNREADABLE, f"its header cannot be parsed ({type(error).__name__})")
-    return FileRecord(
-        stat,
-        INSTANCE if problem is None else TRUNCATED,
-        None if problem is None else f"truncated or damaged: {problem}",
-        header.study_instance_uid,
-        header.series_instance_uid,
-        header.sop_instance_uid,
-        header.sop_class_uid,
-        header.transfer_syntax_uid,
-        scan,
-    )
-
-
-def number_of(scan: HeaderScan, tag: int) -> int:
-    """An InstanceNumber or SeriesNumber for sorting; `NO_NUMBER` if there is none that is a number."""
-    try:
-        return max(-NO_NUMBER, min(int(scan.text(tag) or ""), NO_NUMBER))
-    except ValueError:
-        return NO_NUMBER
-
-
-def pack_scan(scan: HeaderScan) -> tuple[int, bytes]:
-    """What the index keeps of a scan: a form number and bytes, for `unpack_scan`."""
-    segments = scan.segments
-    if len(segments) == 1 and segments[0][0] == 0 and not scan.deflated:
-        content = segments[0][1]
-        longest = max((place[2] for place in scan.elements.values()), default=0)
-        if longest <= KEPT_VALUE_BYTES:
-            # To scan these bytes again costs less than to keep the table of elements; the pixel data are not in them.
-            tag, (vr, offset, length) = scan.pixel_data_tag or 0, scan.pixel_data or (None, 0, 0)
-            return _PLAIN, _PIXELS.pack(tag, (vr or "").encode(), offset, length) + content[: scan.end]
-    kept = _without_long_values(scan)
-    table = orjson.dumps(
-        {
-            "segments": [(offset, len(content)) for offset, content in kept],
-            "elements": list(scan.elements.items()),
-            "meta": list(scan.meta.items()),
-            **{name: getattr(scan, name) for name in _STATE},
-        }
-    )
-    return _TABLED, b"".join([len(table).to_bytes(4, "little"), table, *(content for _, content in kept)])
-
-
-def _without_long_values(scan: HeaderScan) -> list[tuple[int, bytes]]:
-    long = sorted((place[1], place[2]) for place in scan.elements.values() if place[2] > KEPT_VALUE_BYTES)
-    kept = []
-    for start, content in scan.segments:
-        position = start
-        end = start + len(content)
-        for offset, length in long:
-            if offset >= end or offset + length <= position:
-                continue
-            if offset > position:
-                kept.append((position, content[position - start : offset - start]))
-            position = max(position, offset + length)
-        if position < end:
-            kept.append((position, content[position - start :]))
-    return kept
-
-
-def unpack_scan(form: int, content: bytes, *, stop_after: int | None = None) -> HeaderScan:
-    """The scan of which `pack_scan` kept the bytes, with long values left out of its segments.
-
-    Args:
-        form: As `pack_scan` gave it.
-        content: As `pack_scan` gave it.
-        stop_after: A tag after which nothing is wanted, which makes it quicker.
-    """
-    if form == _PLAIN:
-        tag, vr, offset, length = _PIXELS.unpack_from(content)
-        scan = scan_header(content[_PIXELS.size :], large_value=None, stop_after=stop_after)
-        if tag:
-            scan.pixel_data_tag, scan.pixel_data = tag, (vr.rstrip(b"\0").decode() or None, offset, length)
-        return scan
-    position = 4 + int.from_bytes(content[:4], "little")
-    table = orjson.loads(content[4:position])
-    segments = []
-    for offset, length in table["segments"]:
-        segments.append((offset, content[position : position + length]))
-        position += length
-    scan = HeaderScan(
-        segments,
-        elements={tag: tuple(place) for tag, place in table["elements"]},
-        meta={tag: tuple(place) for tag, place in table["meta"]},
-    )
-    for name in _STATE:
-        value = table[name]
-        setattr(scan, name, tuple(value) if isinstance(value, list) else value)
-    return scan
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# What a folder holds beside its instances: duplicates, files that are no DICOM, and files that cannot be served.
-
-
-def iter_exclusions(index: Index, matching: Collection[int] | None) -> Iterator[Exclusion]:
-    """Yields the files of an index that stand for no instance, and why; duplicates first, each kind by path.
-
-    Args:
-        index: The index.
-        matching: Limits duplicates to those of instances that these files stand for.
-    """
-    duplicated = index.select(
-        "SELECT sop FROM file WHERE sop IS NOT NULL AND sop IN (SELECT sop FROM instance) "
-        "GROUP BY sop HAVING COUNT(*) > 1 ORDER BY MIN(path)"
-    )
-    for (sop,) in duplicated:
-        yield from _duplicates(index, sop, matching)
-    rows = index.select(
-        f"SELECT path, kind, reason, study, series, sop FROM file WHERE kind <> {INSTANCE} AND NOT "  # noqa: S608 - constants
-        f"(sop IS NOT NULL AND sop IN (SELECT sop FROM instance)) ORDER BY kind <> {IGNORED}, path"
-    )
-    for path, kind, reason, study, series, sop in rows:
-        yield Exclusion(
-            "ignored" if kind == IGNORED else "unreadable",
-            index.folder.location_of(path_text(path)),
-            reason or "",
-            _reference(study, series, sop),
-        )
-
-
-def _duplicates(index: Index, sop: str, matching: Collection[int] | None) -> Iterator[Exclusion]:
-    files = index.select(
-        "SELECT f.id, f.path, f.size, f.kind, f.reason, f.study, f.series, f.sop, i.file FROM file f "
-        "LEFT JOIN instance i ON i.file = f.id WHERE f.sop = ? ORDER BY f.path",
-        (sop,),
-    )
-    chosen = [row for row in files if row[8] is not None]
-    if matching is not None and not any(row[0] in matching for row in chosen):
-        return
-    for row in files:
-        if row[8] is not None:
-            continue
-        same, reason = _comparison(index, row, chosen)
-        yield Exclusion(
-            "duplicate",
-            index.folder.location_of(path_text(row[1])),
-            reason,
-            _reference(row[5], row[6], row[7]),
-            index.folder.location_of(path_text(same[1])),
-        )
-
-
-def _comparison(index: Index, row: tuple[Any, ...], chosen: list[tuple[Any, ...]]) -> tuple[tuple[Any, ...], str]:
-    """The chosen file that a duplicate is to be seen beside, and how the two differ."""
-    if row[3] != INSTANCE:
-        return chosen[0], f"conflicting: {row[4]}"
-    try:
-        for other in chosen:
-            if other[2] == row[2] and index.digest(other[0]) == index.digest(row[0]):
-                return other, "identical"
-    except OSError as error:
-        return chosen[0], f"conflicting: it cannot be compared ({error.strerror or type(error).__name__})"
-    if row[2] != chosen[0][2]:
-        return chosen[0], f"conflicting: {row[2]} bytes, the chosen file has {chosen[0][2]}"
-    return chosen[0], "conflicting: other bytes than the chosen file"
-
-
-def _reference(study: str | None, series: str | None, sop: str | None) -> Resource | None:
-    if study is None or not is_uid(study, permissive=True):
-        return None
-    return Resource(study, series, sop if series is not None else None)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The rows that searches return, derived from the files of an index: instances, series and studies.
-#
-# Among complete files that share a SOP Instance UID the rule for duplicates decides which one stands for the
-# instance; a
-# truncated file never does. The first instance of a series, in the order of searches, represents the series, and the
-# first series its study.
-
+logger = logging.getLogger(__name__)
 
 Duplicates = Literal["first", "newest", "all", "error"]
 DUPLICATE_RULES = ("first", "newest", "all", "error")
 
 MAX_VARIABLES = 500
 """Parameters of one SQL statement; old versions of SQLite take 999."""
+_BATCH = 1000
+_REMOTE_READERS = 16
 
 Touched = set[tuple[str, str]]
-"""Pairs of study and series whose rows have to be made anew."""
+"""Pairs of study and series whose rows have to be made again."""
 
 T = TypeVar("T")
 
 
-class ConflictingDuplicatesError(ValueError):
-    """Files with one SOP Instance UID differ, and ``duplicates="error"`` was asked for."""
+class ConflictingDuplicatesError(DICOMError):
+    """Files with the same SOP Instance UID differ, and the rule is ``duplicates="error"``."""
 
 
-def path_key(path: str) -> bytes:
-    """A path as the index keeps it: bytes, which sort like the text."""
-    return path.encode("utf-8", "surrogateescape")
+class IndexedFile(NamedTuple):
+    """A file that stands for an instance."""
+
+    id: int
+    path: str
+    size: int
+    version: str
+    study: str
+    series: str
+    sop: str
+    sop_class: str | None
+    syntax: str
 
 
-def path_text(key: bytes) -> str:
-    """The opposite of `path_key`."""
-    return key.decode("utf-8", "surrogateescape")
+class RefreshCounts(NamedTuple):
+    """What a refresh found: files in the folder, files that were read, and files that are gone."""
+
+    files: int
+    read: int
+    removed: int
 
 
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of at most `size` items each."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+class Index:
+    """The index of one folder, usable from several threads; each call sees one state of it.
+
+    Args:
+        folder: The files.
+        place: The database file; None for a private index.
+        in_memory: Keep a private index in memory.
+        duplicates: The rule for files with the same SOP Instance UID.
+        rebuild: Throw away what is there.
+        tidy: Remove from the folder the temporary files of writers that died.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        *,
+        place: Path | None = None,
+        in_memory: bool = False,
+        duplicates: Duplicates = "first",
+        rebuild: bool = False,
+        tidy: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.lock = threading.RLock()
+        self.generation = 0
+        self._place = place
+        self._in_memory = in_memory
+        self._duplicates = duplicates
+        self._tidy = tidy
+        self._views = Views(folder, duplicates)
+        self._fragments: dict[int, bytes] = {}
+        if rebuild and place is not None:
+            discard(place)
+        self._database = Database(place, in_memory=in_memory)
+        self._process = os.getpid()
+
+    def close(self) -> None:
+        """Closes the database."""
+        with self.lock:
+            self._database.close()
+
+    def open(self, update: bool = True) -> None:
+        """Takes the first snapshot, with what is in the folder now.
+
+        Args:
+            update: Compare with the folder; otherwise use an index that was complete once as it is.
+        """
+        self._leave_parent()
+        with self.lock:
+            if not update and self._is_complete():
+                self._snapshot()
+            else:
+                self.refresh()
+
+    def refresh(self) -> RefreshCounts:
+        """Compares the folder with the index, reads what is new or changed, and takes a new snapshot.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
+            ConflictingDuplicatesError: If the rule for duplicates is "error" and there are any.
+        """
+        return self._updating(self._refresh)
+
+    def update(self, paths: Iterable[str]) -> None:
+        """Looks at these files only, whether new, changed or gone, and takes a new snapshot."""
+        names = sorted(set(paths))
+        self._updating(lambda: self._update(names))
+
+    def _updating(self, work: Callable[[], T]) -> T:
+        self._leave_parent()
+        with self.lock:
+            try:
+                return self._update_once(work)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                logger.warning("the index is damaged (%s) and is built again", error)
+                self._database.close()
+                if self._place is not None:
+                    discard(self._place)
+                self._database = Database(self._place, in_memory=self._in_memory)
+                self._update_once(self._refresh)
+                return self._update_once(work)
+
+    def _update_once(self, work: Callable[[], T]) -> T:
+        self._database.release_snapshot()
+        with self._database.exclusive():
+            try:
+                return work()
+            finally:
+                if self._database.writer.in_transaction:
+                    self._database.writer.execute("ROLLBACK")
+                self._snapshot()
+
+    def _snapshot(self) -> None:
+        self._database.hold_snapshot()
+        self.generation += 1
+
+    def _is_complete(self) -> bool:
+        row = self._database.writer.execute("SELECT value FROM about WHERE name = 'complete'").fetchone()
+        return row is not None and bool(row[0])
+
+    def _refresh(self) -> RefreshCounts:
+        started = time.monotonic()
+        writer = self._database.writer
+        known: dict[bytes, tuple[int, int, str]] = {
+            path: (number, size, version)
+            for number, path, size, version in writer.execute("SELECT id, path, size, version FROM file")
+        }
+        everything = not self._is_complete()
+        changed: list[FileStat | Problem] = []
+        abandoned: list[str] | None = [] if self._tidy else None
+        files = 0
+        try:
+            for entry in self.folder.walk(abandoned):
+                files += 1
+                size, version = (entry.size, entry.version) if isinstance(entry, FileStat) else (-1, entry.reason)
+                old = known.pop(path_key(entry.path), None)
+                if old is None or old[1] != size or old[2] != version:
+                    changed.append(entry)
+        except FileNotFoundError:
+            if known:
+                self._remove([number for number, _, _ in known.values()], set())
+                self._finish(None)
+            raise
+        if abandoned:
+            self.folder.sweep(abandoned)
+        gone = [number for number, _, _ in known.values()]
+        if changed or gone or everything:
+            touched: Touched = set()
+            self._remove(gone, touched)
+            self._read_all(changed, touched)
+            self._finish(None if everything else touched)
+            logger.info(
+                "index of %s: %d files, %d read, %d gone, in %.1f s",
+                self.folder.base_url, files, len(changed), len(gone), time.monotonic() - started,
+            )  # fmt: skip
+        if self._duplicates == "error":
+            self._views.refuse_conflicts(self._database.writer)
+        return RefreshCounts(files, len(changed), len(gone))
+
+    def _update(self, names: Sequence[str]) -> None:
+        touched: Touched = set()
+        changed: list[FileStat | Problem] = []
+        gone = []
+        for name in names:
+            stat = self.folder.stat(name)
+            if stat is not None:
+                changed.append(stat)
+                continue
+            row = self._database.writer.execute("SELECT id FROM file WHERE path = ?", (path_key(name),)).fetchone()
+            if row is not None:
+                gone.append(row[0])
+        everything = not self._is_complete()
+        self._remove(gone, touched)
+        self._read_all(changed, touched)
+        self._finish(None if everything else touched)
+
+    def _read_all(self, changed: Sequence[FileStat | Problem], touched: Touched) -> None:
+        """Reads files and writes them to the index, in batches, so that a crash loses little."""
+        for records in batches(self._records(changed), _BATCH):
+            self._begin()
+            self._write(records, touched)
+            self._database.writer.execute("COMMIT")
+
+    def _records(self, changed: Sequence[FileStat | Problem]) -> Iterator[FileRecord]:
+        def read(entry: FileStat | Problem) -> FileRecord:
+            if isinstance(entry, Problem):
+                kind = IGNORED if entry.reason == "not a regular file" else UNREADABLE
+                return FileRecord(FileStat(entry.path, -1, entry.reason, 0.0), kind, entry.reason)
+            record = read_record(self.folder, entry)
+            if entry.modified and not is_settled(entry.modified):
+                record.stat = record.stat._replace(version="!")
+            return record
+
+        if len(changed) < 2 or (self.folder.is_local and is_local_disk(Path(self.folder.url))):
+            # Parsing holds the interpreter's lock, and a disk answers at once: threads would only take turns.
+            yield from map(read, changed)
+            return
+        with ThreadPoolExecutor(_REMOTE_READERS, thread_name_prefix="dicomweb_io-index") as pool:
+            for part in batches(changed, _REMOTE_READERS * 8):
+                yield from pool.map(read, part)
+
+    def _begin(self) -> None:
+        writer = self._database.writer
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("INSERT OR REPLACE INTO about VALUES ('complete', 0)")
+
+    def _write(self, records: Sequence[FileRecord], touched: Touched) -> None:
+        writer = self._database.writer
+        sops: set[str] = set()
+        rows: dict[int, tuple[int, str]] = {}
+        for record in records:
+            key = path_key(record.stat.path)
+            old = writer.execute("SELECT id, sop FROM file WHERE path = ?", (key,)).fetchone()
+            values = (
+                key, record.stat.size, record.stat.version, record.stat.modified, record.kind, record.reason,
+                record.study, record.series, record.sop, record.sop_class, record.syntax,
+            )  # fmt: skip
+            if old is None:
+                cursor = writer.execute(
+                    "INSERT INTO file (path, size, version, modified, kind, reason, study, series, sop, sop_class, "
+                    "syntax) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    values,
+                )
+                number = int(cursor.lastrowid or 0)
+            else:
+                number = int(old[0])
+                self._forget(number, touched)
+                writer.execute(
+                    "UPDATE file SET path = ?, size = ?, version = ?, modified = ?, kind = ?, reason = ?, study = ?, "
+                    "series = ?, sop = ?, sop_class = ?, syntax = ?, digest = NULL WHERE id = ?",
+                    (*values, number),
+                )
+                if old[1] is not None:
+                    sops.add(old[1])
+            if record.sop is not None:
+                sops.add(record.sop)
+            if record.kind == INSTANCE and record.scan is not None:
+                form, content = pack_scan(record.scan)
+                writer.execute("INSERT OR REPLACE INTO header VALUES (?, ?, ?)", (number, form, content))
+                rows[number] = instance_row(record.scan)
+        self._views.choose(writer, sops, rows, touched)
+
+    def _forget(self, number: int, touched: Touched) -> None:
+        """Deletes what follows from the former content of a file."""
+        writer = self._database.writer
+        self._fragments.pop(number, None)
+        _hide(writer, number, touched)
+        writer.execute("DELETE FROM header WHERE file = ?", (number,))
+        writer.execute("DELETE FROM fragments WHERE file = ?", (number,))
+
+    def _remove(self, numbers: Sequence[int], touched: Touched) -> None:
+        writer = self._database.writer
+        for part in batches(numbers, _BATCH):
+            self._begin()
+            sops = set()
+            for number in part:
+                row = writer.execute("SELECT sop FROM file WHERE id = ?", (number,)).fetchone()
+                if row is not None and row[0] is not None:
+                    sops.add(row[0])
+                self._forget(number, touched)
+                writer.execute("DELETE FROM file WHERE id = ?", (number,))
+            self._views.choose(writer, sops, {}, touched)
+            writer.execute("COMMIT")
+
+    def _finish(self, touched: Touched | None) -> None:
+        writer = self._database.writer
+        self._begin()
+        make_rows(writer, touched)
+        writer.execute("INSERT OR REPLACE INTO about VALUES ('complete', 1)")
+        writer.execute("COMMIT")
+
+    def digest(self, number: int) -> bytes:
+        """A hash of all bytes of a file; computed on first use, and valid until the file changes.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        self._own_snapshot()
+        with self.lock, self._database.exclusive():
+            return self._views.digest(self._database.writer, number)
+
+    def select(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query on the snapshot."""
+        self._own_snapshot()
+        with self.lock:
+            return self._database.reader.execute(sql, values).fetchall()
+
+    def select_in(self, sql: str, numbers: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+        """Rows for many numbers; ``%s`` in the query stands for their marks. In no particular order."""
+        for part in batches(numbers, MAX_VARIABLES):
+            yield from self.select(sql % ",".join("?" * len(part)), part)
+
+    def numbers(self, sql: str, values: Sequence[Any] = ()) -> array[int]:
+        """The first column of a query on the snapshot."""
+        self._own_snapshot()
+        with self.lock:
+            return array("q", (row[0] for row in self._database.reader.execute(sql, values)))
+
+    def scan_of(self, number: int) -> HeaderScan | None:
+        """The header of a file as the index holds it; None if the file is no longer in the snapshot."""
+        self._own_snapshot()
+        with self.lock:
+            row = self._database.reader.execute("SELECT form, content FROM header WHERE file = ?", (number,)).fetchone()
+        return None if row is None else unpack_scan(row[0], row[1])
+
+    def attributes(self, number: int, tags: tuple[str, ...]) -> dict[str, Any]:
+        """Some attributes of a file as DICOM JSON, large ones from the file itself; empty if it is no longer there.
+
+        Raises:
+            OSError: If a large value is wanted and the file cannot be read.
+        """
+        self._own_snapshot()
+        with self.lock:
+            row = self._database.reader.execute(
+                "SELECT h.form, h.content, f.path, f.size, f.version FROM header h JOIN file f ON f.id = h.file "
+                "WHERE h.file = ?",
+                (number,),
+            ).fetchone()
+        if row is None:
+            return {}
+        wanted = [int(tag, 16) for tag in tags]
+        scan = unpack_scan(row[0], row[1], stop_after=max(wanted))
+        for tag in wanted:
+            place = scan.elements.get(tag)
+            if place is not None and scan.read(place[1], place[2]) is None:
+                with self.folder.open(path_text(row[2]), row[3]) as file:
+                    return encode(scan, tags=tags, file=file)
+        return encode(scan, tags=tags)
+
+    def _leave_parent(self) -> bool:
+        """In a forked child: opens a database of its own, as the connections of the parent must not be used."""
+        if os.getpid() == self._process:
+            return False
+        self.lock = threading.RLock()
+        self._database = Database(self._place, in_memory=self._in_memory)
+        self._process = os.getpid()
+        return True
+
+    def _own_snapshot(self) -> None:
+        if self._leave_parent():
+            self.open()
+
+    def files(self, where: str, values: Sequence[Any]) -> Iterator[IndexedFile]:
+        """The files that stand for instances, in order, some hundred at a time.
+
+        Args:
+            where: A condition on the columns of ``instance`` as ``i``.
+            values: Its values.
+        """
+        numbers = self.numbers(
+            f"SELECT i.file FROM instance i WHERE {where} ORDER BY i.study, i.series, i.number, i.sop, i.file",  # noqa: S608
+            values,
+        )
+        for part in batches(numbers, MAX_VARIABLES):
+            sql = "SELECT id, path, size, version, study, series, sop, sop_class, syntax FROM file WHERE id IN (%s)"
+            files = {row[0]: IndexedFile(row[0], path_text(row[1]), *row[2:]) for row in self.select_in(sql, part)}
+            yield from (files[number] for number in part if number in files)
+
+    def paths_of(self, condition: str, values: Sequence[Any]) -> list[str]:
+        """The paths of all files, chosen or not, that meet a condition on the columns of ``file``."""
+        rows = self.select(f"SELECT path FROM file WHERE {condition} ORDER BY path", values)  # noqa: S608
+        return [path_text(row[0]) for row in rows]
+
+    def fragments(self, number: int) -> bytes | None:
+        """The table of fragments of a file, if there is one."""
+        if number in self._fragments:
+            return self._fragments[number]
+        row = self.select("SELECT packed FROM fragments WHERE file = ?", (number,))
+        return bytes(row[0][0]) if row else None
+
+    def store_fragments(self, number: int, packed: bytes) -> None:
+        """Stores a table of fragments; the next snapshot has it.
+
+        While another process brings the index up to date, the table stays with this client: a frame does not wait.
+        """
+        self._own_snapshot()
+        with self.lock:
+            if self._database.writer.in_transaction:
+                return
+            self._fragments[number] = packed
+            try:
+                with self._database.exclusive(wait=False):
+                    self._database.writer.execute("INSERT OR REPLACE INTO fragments VALUES (?, ?)", (number, packed))
+            except BlockingIOError:
+                logger.debug("the index of %s is busy: a table of fragments was not stored there", self.folder.base_url)
 
 
 class Views:
-    """Makes the rows. The caller holds the right to write and a transaction.
+    """Makes the rows of instances. The caller holds the right to write and a transaction.
 
     Args:
         folder: The files, for comparing their contents.
-        duplicates: The rule for files with one SOP Instance UID.
+        duplicates: The rule for files with the same SOP Instance UID.
     """
 
     def __init__(self, folder: Folder, duplicates: Duplicates) -> None:
@@ -357,13 +475,13 @@ class Views:
     def choose(
         self, writer: sqlite3.Connection, sops: set[str], rows: dict[int, tuple[int, str]], touched: Touched
     ) -> None:
-        """Decides anew which files stand for some instances.
+        """Decides again which files stand for some instances.
 
         Args:
             writer: The database.
             sops: Their SOP Instance UIDs.
             rows: Sort number and row of files that were just read, from `instance_row`.
-            touched: Takes the series that change.
+            touched: The series that change are added to it.
         """
         for part in batches(sorted(sops), MAX_VARIABLES):
             marks = ",".join("?" * len(part))
@@ -395,7 +513,7 @@ class Views:
         if len(candidates) < 2:
             return candidates
         if self._duplicates == "newest":
-            # Of equally new ones the first.
+            # Of several equally new ones, the first.
             return [max(candidates, key=lambda row: row[3])]
         if self._duplicates == "all":
             different: dict[tuple[int, bytes | None], tuple[Any, ...]] = {}
@@ -428,14 +546,14 @@ class Views:
                     )
 
     def digest(self, writer: sqlite3.Connection, number: int) -> bytes:
-        """A hash of all bytes of a file; computed when first wanted and kept until the file changes.
+        """A hash of all bytes of a file; computed on first use, and valid until the file changes.
 
         Raises:
             OSError: If the file cannot be read.
         """
         row = writer.execute("SELECT path, size, digest FROM file WHERE id = ?", (number,)).fetchone()
         if row is None:
-            raise FileNotFoundError(errno.ENOENT, "it is not in the index any more")
+            raise FileNotFoundError(errno.ENOENT, "it is no longer in the index")
         if row[2] is not None:
             return bytes(row[2])
         sha = hashlib.sha256()
@@ -447,7 +565,7 @@ class Views:
 
 
 def make_rows(writer: sqlite3.Connection, touched: Touched | None) -> None:
-    """Makes the rows of series and studies anew.
+    """Makes the rows of series and studies again.
 
     Args:
         writer: The database, in a transaction.
@@ -510,435 +628,90 @@ def _make_study(writer: sqlite3.Connection, study: str) -> None:
     )
 
 
-def instance_row(scan: HeaderScan) -> tuple[int, str]:
-    """The number by which an instance is sorted, and its default attributes as JSON text."""
-    row = encode(scan, tags=INSTANCE_DEFAULTS)
-    try:
-        text = orjson.dumps(row).decode()
-    except TypeError:
-        text = dumps(row).decode()
-    return number_of(scan, INSTANCE_NUMBER_TAG), text
-
-
 def _stored_scan(writer: sqlite3.Connection, number: int) -> HeaderScan:
     form, content = writer.execute("SELECT form, content FROM header WHERE file = ?", (number,)).fetchone()
     return unpack_scan(form, content)
 
 
 def _hide(writer: sqlite3.Connection, number: int, touched: Touched) -> None:
+    """A file no longer stands for an instance, if it did."""
     row = writer.execute("SELECT study, series FROM instance WHERE file = ?", (number,)).fetchone()
-    touched.add((row[0], row[1]))
-    writer.execute("DELETE FROM instance WHERE file = ?", (number,))
+    if row is not None:
+        touched.add((row[0], row[1]))
+        writer.execute("DELETE FROM instance WHERE file = ?", (number,))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-logger = logging.getLogger(__name__)
-
-_BATCH = 1000
-_REMOTE_READERS = 16
-
-
-class IndexedFile(NamedTuple):
-    """A file that stands for an instance."""
-
-    id: int
-    path: str
-    size: int
-    version: str
-    study: str
-    series: str
-    sop: str
-    sop_class: str | None
-    syntax: str
-
-
-class RefreshCounts(NamedTuple):
-    """What a refresh found: files in the folder, files that were read, and files that are gone."""
-
-    files: int
-    read: int
-    removed: int
-
-
-class Index:
-    """The index of one folder, usable from several threads; each call sees one state of it.
+def iter_exclusions(index: Index, matching: Collection[int] | None) -> Iterator[Exclusion]:
+    """Yields the files of an index that stand for no instance, and why; duplicates first, each kind by path.
 
     Args:
-        folder: The files.
-        place: The database file; None for a private index.
-        in_memory: Keep a private index in memory.
-        duplicates: The rule for files with one SOP Instance UID.
-        rebuild: Throw away what is there.
-        tidy: Remove from the folder the temporary files of writers that died.
+        index: The index.
+        matching: Limits duplicates to those of instances that these files stand for.
     """
-
-    def __init__(
-        self,
-        folder: Folder,
-        *,
-        place: Path | None = None,
-        in_memory: bool = False,
-        duplicates: Duplicates = "first",
-        rebuild: bool = False,
-        tidy: bool = False,
-    ) -> None:
-        self.folder = folder
-        self.lock = threading.RLock()
-        self.generation = 0
-        self._place = place
-        self._in_memory = in_memory
-        self._duplicates = duplicates
-        self._tidy = tidy
-        self._views = Views(folder, duplicates)
-        self._fragments: dict[int, bytes] = {}
-        if rebuild and place is not None:
-            discard(place)
-        self._database = Database(place, in_memory=in_memory)
-        self._process = os.getpid()
-
-    def close(self) -> None:
-        """Closes the database."""
-        with self.lock:
-            self._database.close()
-
-    # Bringing it up to date -----------------------------------------------------------------------------------------
-
-    def open(self, update: bool = True) -> None:
-        """Takes the first snapshot, with what is in the folder now.
-
-        Args:
-            update: Compare with the folder; if not, an index that was complete once is taken as it is.
-        """
-        self._leave_parent()
-        with self.lock:
-            if not update and self._is_complete():
-                self._snapshot()
-            else:
-                self.refresh()
-
-    def refresh(self) -> RefreshCounts:
-        """Compares the folder with the index, reads what is new or changed, and takes a new snapshot.
-
-        Raises:
-            FileNotFoundError: If the folder does not exist.
-            ConflictingDuplicatesError: If the rule for duplicates says so.
-        """
-        return self._updating(self._refresh)
-
-    def update(self, paths: Iterable[str]) -> None:
-        """Looks at these files only, wherever they are new, changed or gone, and takes a new snapshot."""
-        names = sorted(set(paths))
-        self._updating(lambda: self._update(names))
-
-    def _updating(self, work: Callable[[], T]) -> T:
-        self._leave_parent()
-        with self.lock:
-            try:
-                return self._update_once(work)
-            except sqlite3.OperationalError:
-                raise
-            except sqlite3.DatabaseError as error:
-                logger.warning("the index is damaged (%s) and is built anew", error)
-                self._database.close()
-                if self._place is not None:
-                    discard(self._place)
-                self._database = Database(self._place, in_memory=self._in_memory)
-                self._update_once(self._refresh)
-                return self._update_once(work)
-
-    def _update_once(self, work: Callable[[], T]) -> T:
-        self._database.release_snapshot()
-        with self._database.exclusive():
-            try:
-                return work()
-            finally:
-                if self._database.writer.in_transaction:
-                    self._database.writer.execute("ROLLBACK")
-                self._snapshot()
-
-    def _snapshot(self) -> None:
-        self._database.hold_snapshot()
-        self.generation += 1
-
-    def _is_complete(self) -> bool:
-        row = self._database.writer.execute("SELECT value FROM about WHERE name = 'complete'").fetchone()
-        return row is not None and bool(row[0])
-
-    def _refresh(self) -> RefreshCounts:
-        started = time.monotonic()
-        writer = self._database.writer
-        known: dict[bytes, tuple[int, int, str]] = {
-            path: (number, size, version)
-            for number, path, size, version in writer.execute("SELECT id, path, size, version FROM file")
-        }
-        everything = not self._is_complete()
-        changed: list[FileStat | Problem] = []
-        abandoned: list[str] | None = [] if self._tidy else None
-        files = 0
-        try:
-            for found in self.folder.walk(abandoned):
-                files += 1
-                size, version = (found.size, found.version) if isinstance(found, FileStat) else (-1, found.reason)
-                old = known.pop(path_key(found.path), None)
-                if old is None or old[1] != size or old[2] != version:
-                    changed.append(found)
-        except FileNotFoundError:
-            if known:
-                self._remove([number for number, _, _ in known.values()], set())
-                self._finish(None)
-            raise
-        if abandoned:
-            self.folder.sweep(abandoned)
-        gone = [number for number, _, _ in known.values()]
-        if changed or gone or everything:
-            touched: Touched = set()
-            self._remove(gone, touched)
-            self._read_all(changed, touched)
-            self._finish(None if everything else touched)
-            logger.info(
-                "index of %s: %d files, %d read, %d gone, in %.1f s",
-                self.folder.base_url, files, len(changed), len(gone), time.monotonic() - started,
-            )  # fmt: skip
-        if self._duplicates == "error":
-            self._views.refuse_conflicts(self._database.writer)
-        return RefreshCounts(files, len(changed), len(gone))
-
-    def _update(self, names: Sequence[str]) -> None:
-        touched: Touched = set()
-        changed: list[FileStat | Problem] = []
-        gone = []
-        for name in names:
-            stat = self.folder.stat(name)
-            if stat is not None:
-                changed.append(stat)
-                continue
-            row = self._database.writer.execute("SELECT id FROM file WHERE path = ?", (path_key(name),)).fetchone()
-            if row is not None:
-                gone.append(row[0])
-        everything = not self._is_complete()
-        self._remove(gone, touched)
-        self._read_all(changed, touched)
-        self._finish(None if everything else touched)
-
-    def _read_all(self, changed: Sequence[FileStat | Problem], touched: Touched) -> None:
-        """Reads files and writes them to the index, in batches, so that a crash loses little."""
-        for records in batches(self._records(changed), _BATCH):
-            self._begin()
-            self._write(records, touched)
-            self._database.writer.execute("COMMIT")
-
-    def _records(self, changed: Sequence[FileStat | Problem]) -> Iterator[FileRecord]:
-        def read(found: FileStat | Problem) -> FileRecord:
-            if isinstance(found, Problem):
-                kind = IGNORED if found.reason == "not a regular file" else UNREADABLE
-                return FileRecord(FileStat(found.path, -1, found.reason, 0.0), kind, found.reason)
-            record = read_record(self.folder, found)
-            if found.modified and not is_settled(found.modified):
-                record.stat = record.stat._replace(version="!")
-            return record
-
-        if len(changed) < 2 or (self.folder.is_local and is_local_disk(Path(self.folder.url))):
-            # Parsing holds the interpreter's lock, and a disk answers at once: threads would only take turns.
-            yield from map(read, changed)
-            return
-        with ThreadPoolExecutor(_REMOTE_READERS, thread_name_prefix="dicomweb_io-index") as pool:
-            for part in batches(changed, _REMOTE_READERS * 8):
-                yield from pool.map(read, part)
-
-    def _begin(self) -> None:
-        writer = self._database.writer
-        writer.execute("BEGIN IMMEDIATE")
-        writer.execute("INSERT OR REPLACE INTO about VALUES ('complete', 0)")
-
-    def _write(self, records: Sequence[FileRecord], touched: Touched) -> None:
-        writer = self._database.writer
-        sops: set[str] = set()
-        rows: dict[int, tuple[int, str]] = {}
-        for record in records:
-            key = path_key(record.stat.path)
-            old = writer.execute("SELECT id, sop FROM file WHERE path = ?", (key,)).fetchone()
-            values = (
-                key, record.stat.size, record.stat.version, record.stat.modified, record.kind, record.reason,
-                record.study, record.series, record.sop, record.sop_class, record.syntax,
-            )  # fmt: skip
-            if old is None:
-                cursor = writer.execute(
-                    "INSERT INTO file (path, size, version, modified, kind, reason, study, series, sop, sop_class, "
-                    "syntax) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    values,
-                )
-                number = int(cursor.lastrowid or 0)
-            else:
-                number = int(old[0])
-                self._forget(number, touched)
-                writer.execute(
-                    "UPDATE file SET path = ?, size = ?, version = ?, modified = ?, kind = ?, reason = ?, study = ?, "
-                    "series = ?, sop = ?, sop_class = ?, syntax = ?, digest = NULL WHERE id = ?",
-                    (*values, number),
-                )
-                if old[1] is not None:
-                    sops.add(old[1])
-            if record.sop is not None:
-                sops.add(record.sop)
-            if record.kind == INSTANCE and record.scan is not None:
-                form, content = pack_scan(record.scan)
-                writer.execute("INSERT OR REPLACE INTO header VALUES (?, ?, ?)", (number, form, content))
-                rows[number] = instance_row(record.scan)
-        self._views.choose(writer, sops, rows, touched)
-
-    def _forget(self, number: int, touched: Touched) -> None:
-        """Drops what follows from the former content of a file."""
-        writer = self._database.writer
-        self._fragments.pop(number, None)
-        row = writer.execute("SELECT study, series FROM instance WHERE file = ?", (number,)).fetchone()
-        if row is not None:
-            touched.add((row[0], row[1]))
-            writer.execute("DELETE FROM instance WHERE file = ?", (number,))
-        writer.execute("DELETE FROM header WHERE file = ?", (number,))
-        writer.execute("DELETE FROM fragments WHERE file = ?", (number,))
-
-    def _remove(self, numbers: Sequence[int], touched: Touched) -> None:
-        writer = self._database.writer
-        for part in batches(numbers, _BATCH):
-            self._begin()
-            sops = set()
-            for number in part:
-                row = writer.execute("SELECT sop FROM file WHERE id = ?", (number,)).fetchone()
-                if row is not None and row[0] is not None:
-                    sops.add(row[0])
-                self._forget(number, touched)
-                writer.execute("DELETE FROM file WHERE id = ?", (number,))
-            self._views.choose(writer, sops, {}, touched)
-            writer.execute("COMMIT")
-
-    def _finish(self, touched: Touched | None) -> None:
-        writer = self._database.writer
-        self._begin()
-        make_rows(writer, touched)
-        writer.execute("INSERT OR REPLACE INTO about VALUES ('complete', 1)")
-        writer.execute("COMMIT")
-
-    def digest(self, number: int) -> bytes:
-        """A hash of all bytes of a file; computed when first wanted and kept until the file changes.
-
-        Raises:
-            OSError: If the file cannot be read.
-        """
-        self._own_snapshot()
-        with self.lock, self._database.exclusive():
-            return self._views.digest(self._database.writer, number)
-
-    # Reading the snapshot -------------------------------------------------------------------------------------------
-
-    def select(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a query on the snapshot."""
-        self._own_snapshot()
-        with self.lock:
-            return self._database.reader.execute(sql, values).fetchall()
-
-    def select_in(self, sql: str, numbers: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-        """Rows for many numbers; ``%s`` in the query stands for their marks. In no particular order."""
-        for part in batches(numbers, MAX_VARIABLES):
-            yield from self.select(sql % ",".join("?" * len(part)), part)
-
-    def numbers(self, sql: str, values: Sequence[Any] = ()) -> array[int]:
-        """The first column of a query on the snapshot."""
-        self._own_snapshot()
-        with self.lock:
-            return array("q", (row[0] for row in self._database.reader.execute(sql, values)))
-
-    def scan_of(self, number: int) -> HeaderScan | None:
-        """What is kept of the header of a file; None if the file is not in the snapshot any more."""
-        self._own_snapshot()
-        with self.lock:
-            row = self._database.reader.execute("SELECT form, content FROM header WHERE file = ?", (number,)).fetchone()
-        return None if row is None else unpack_scan(row[0], row[1])
-
-    def attributes(self, number: int, tags: tuple[str, ...]) -> dict[str, Any]:
-        """Some attributes of a file as DICOM JSON, large ones from the file itself; empty if it is not there any more.
-
-        Raises:
-            OSError: If a large value is wanted and the file cannot be read.
-        """
-        self._own_snapshot()
-        with self.lock:
-            row = self._database.reader.execute(
-                "SELECT h.form, h.content, f.path, f.size, f.version FROM header h JOIN file f ON f.id = h.file "
-                "WHERE h.file = ?",
-                (number,),
-            ).fetchone()
-        if row is None:
-            return {}
-        wanted = [int(tag, 16) for tag in tags]
-        scan = unpack_scan(row[0], row[1], stop_after=max(wanted))
-        for tag in wanted:
-            place = scan.elements.get(tag)
-            if place is not None and scan.read(place[1], place[2]) is None:
-                with self.folder.open(path_text(row[2]), row[3]) as file:
-                    return encode(scan, tags=tags, file=file)
-        return encode(scan, tags=tags)
-
-    def _leave_parent(self) -> bool:
-        """In a forked child: opens a database of its own, as the connections of the parent must not be used."""
-        if os.getpid() == self._process:
-            return False
-        self.lock = threading.RLock()
-        self._database = Database(self._place, in_memory=self._in_memory)
-        self._process = os.getpid()
-        return True
-
-    def _own_snapshot(self) -> None:
-        if self._leave_parent():
-            self.open()
-
-    def files(self, where: str, values: Sequence[Any]) -> Iterator[IndexedFile]:
-        """The files that stand for instances, in order, some hundred at a time.
-
-        Args:
-            where: A condition on the columns of ``instance`` as ``i``.
-            values: Its values.
-        """
-        numbers = self.numbers(
-            f"SELECT i.file FROM instance i WHERE {where} ORDER BY i.study, i.series, i.number, i.sop, i.file",  # noqa: S608
-            values,
+    duplicated = index.select(
+        "SELECT sop FROM file WHERE sop IS NOT NULL AND sop IN (SELECT sop FROM instance) "
+        "GROUP BY sop HAVING COUNT(*) > 1 ORDER BY MIN(path)"
+    )
+    for (sop,) in duplicated:
+        yield from _duplicates(index, sop, matching)
+    rows = index.select(
+        f"SELECT path, kind, reason, study, series, sop FROM file WHERE kind <> {INSTANCE} AND NOT "  # noqa: S608 - constants
+        f"(sop IS NOT NULL AND sop IN (SELECT sop FROM instance)) ORDER BY kind <> {IGNORED}, path"
+    )
+    for path, kind, reason, study, series, sop in rows:
+        yield Exclusion(
+            "ignored" if kind == IGNORED else "unreadable",
+            index.folder.location_of(path_text(path)),
+            reason or "",
+            _reference(study, series, sop),
         )
-        for part in batches(numbers, MAX_VARIABLES):
-            found = {
-                row[0]: IndexedFile(row[0], path_text(row[1]), *row[2:])
-                for row in self.select(
-                    "SELECT id, path, size, version, study, series, sop, sop_class, syntax FROM file WHERE id IN "  # noqa: S608
-                    f"({','.join('?' * len(part))})",
-                    part,
-                )
-            }
-            yield from (found[number] for number in part if number in found)
 
-    def paths_of(self, condition: str, values: Sequence[Any]) -> list[str]:
-        """The paths of all files, chosen or not, that meet a condition on the columns of ``file``."""
-        rows = self.select(f"SELECT path FROM file WHERE {condition} ORDER BY path", values)  # noqa: S608
-        return [path_text(row[0]) for row in rows]
 
-    def fragments(self, number: int) -> bytes | None:
-        """The table of fragments that was kept for a file, if any."""
-        if number in self._fragments:
-            return self._fragments[number]
-        row = self.select("SELECT packed FROM fragments WHERE file = ?", (number,))
-        return bytes(row[0][0]) if row else None
+def _duplicates(index: Index, sop: str, matching: Collection[int] | None) -> Iterator[Exclusion]:
+    files = index.select(
+        "SELECT f.id, f.path, f.size, f.kind, f.reason, f.study, f.series, f.sop, i.file FROM file f "
+        "LEFT JOIN instance i ON i.file = f.id WHERE f.sop = ? ORDER BY f.path",
+        (sop,),
+    )
+    chosen = [row for row in files if row[8] is not None]
+    if matching is not None and not any(row[0] in matching for row in chosen):
+        return
+    for row in files:
+        if row[8] is not None:
+            continue
+        same, reason = _comparison(index, row, chosen)
+        yield Exclusion(
+            "duplicate",
+            index.folder.location_of(path_text(row[1])),
+            reason,
+            _reference(row[5], row[6], row[7]),
+            index.folder.location_of(path_text(same[1])),
+        )
 
-    def keep_fragments(self, number: int, packed: bytes) -> None:
-        """Keeps a table of fragments; the next snapshot has it.
 
-        While another process brings the index up to date, only this client keeps it: a frame does not wait for that.
-        """
-        self._own_snapshot()
-        with self.lock:
-            if self._database.writer.in_transaction:
-                return
-            self._fragments[number] = packed
-            try:
-                with self._database.exclusive(wait=False):
-                    self._database.writer.execute("INSERT OR REPLACE INTO fragments VALUES (?, ?)", (number, packed))
-            except BlockingIOError:
-                logger.debug("the index of %s is busy: a table of fragments was not kept there", self.folder.base_url)
+def _comparison(index: Index, row: tuple[Any, ...], chosen: list[tuple[Any, ...]]) -> tuple[tuple[Any, ...], str]:
+    """The chosen file to compare a duplicate with, and how the two differ."""
+    if row[3] != INSTANCE:
+        return chosen[0], f"conflicting: {row[4]}"
+    try:
+        for other in chosen:
+            if other[2] == row[2] and index.digest(other[0]) == index.digest(row[0]):
+                return other, "identical"
+    except OSError as error:
+        return chosen[0], f"conflicting: it cannot be compared ({error.strerror or type(error).__name__})"
+    if row[2] != chosen[0][2]:
+        return chosen[0], f"conflicting: {row[2]} bytes, the chosen file has {chosen[0][2]}"
+    return chosen[0], "conflicting: other bytes than the chosen file"
+
+
+def _reference(study: str | None, series: str | None, sop: str | None) -> Resource | None:
+    if study is None or not is_uid(study, permissive=True):
+        return None
+    return Resource(study, series, sop if series is not None else None)
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of at most `size` items each."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

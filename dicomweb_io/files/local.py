@@ -1,4 +1,4 @@
-"""A folder on this computer."""
+"""A folder of this computer, and the choice between local and remote folders (`folder_of`)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from dicomweb_io.files.places import (
 )
 from dicomweb_io.files.remote import RemoteFolder
 
-# ----------------------------------------------------------------------------------------------------------------------
-# From a path or URL to the folder that it names.
+logger = logging.getLogger(__name__)
+
+_LINK_UNSUPPORTED = {
+    errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EACCES,
+}  # fmt: skip
 
 
 def folder_of(location: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Folder:
@@ -34,7 +37,7 @@ def folder_of(location: str | os.PathLike[str], storage_options: Mapping[str, An
     Args:
         location: A local path (``~`` is expanded), ``file:///a%20b``, or an fsspec URL such as ``memory://x`` or
             ``gs://bucket/prefix``.
-        storage_options: Arguments for the fsspec filesystem; of no use for local paths.
+        storage_options: Arguments for the fsspec filesystem; local paths ignore them.
 
     Raises:
         TypeError: If it is neither text nor a path.
@@ -72,22 +75,6 @@ def _path_of_file_url(url: str) -> str:
     if not path:
         raise ValueError("the file URL has no path (expected file:///path)")
     return os.path.abspath(path)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-logger = logging.getLogger(__name__)
-
-_LINK_UNSUPPORTED = {
-    errno.EPERM,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EXDEV,
-    errno.EMLINK,
-    errno.EACCES,
-}
 
 
 class LocalFolder(Folder):
@@ -133,28 +120,26 @@ class LocalFolder(Folder):
                             if not name.startswith(".") and not (entry.is_symlink() and _is_loop(entry.path)):
                                 pending.append((entry.path, f"{prefix}{name}/"))
                             continue
-                        found = entry.stat()
+                        stat = entry.stat()
                     except OSError as error:
                         yield Problem(prefix + name, f"cannot be read: {error.strerror or error}")
                         continue
                     if name.startswith(".") and is_temporary(name):
-                        if abandoned is not None and time.time() - found.st_mtime > ABANDONED_SECONDS:
+                        if abandoned is not None and time.time() - stat.st_mtime > ABANDONED_SECONDS:
                             abandoned.append(prefix + name)
                         continue
-                    if not stat_modes.S_ISREG(found.st_mode):
+                    if stat_modes.S_ISREG(stat.st_mode):
+                        yield _file_stat(prefix + name, stat)
+                    else:
                         yield Problem(prefix + name, "not a regular file")
-                        continue
-                    yield FileStat(prefix + name, found.st_size, str(found.st_mtime_ns), found.st_mtime)
 
     def stat(self, path: str) -> FileStat | None:
-        """One file, asked for afresh."""
+        """One file as it is now."""
         try:
-            found = os.stat(self._path(path))
+            stat = os.stat(self._path(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if not stat_modes.S_ISREG(found.st_mode):
-            return None
-        return FileStat(path, found.st_size, str(found.st_mtime_ns), found.st_mtime)
+        return _file_stat(path, stat) if stat_modes.S_ISREG(stat.st_mode) else None
 
     def open(self, path: str, size: int | None = None) -> BinaryIO:
         """Opens a file for reading."""
@@ -218,6 +203,10 @@ class LocalFolder(Folder):
         return True
 
 
+def _file_stat(path: str, stat: os.stat_result) -> FileStat:
+    return FileStat(path, stat.st_size, str(stat.st_mtime_ns), stat.st_mtime)
+
+
 def _is_loop(path: str) -> bool:
     """Whether a link to a directory leads to a directory that contains the link."""
     real = os.path.realpath(path)
@@ -247,8 +236,8 @@ def _publish_new(temporary: str, target: str) -> bool:
             raise
     else:
         return True
-    # A filesystem without hard links (FAT, some network mounts): the exclusive creation of a claim, which listings
-    # leave out, keeps two writers apart; the rename then is atomic.
+    # A filesystem without hard links (FAT, some network mounts). A claim, created exclusively and left out of listings,
+    # excludes other writers; then the rename is atomic.
     claim = os.path.join(os.path.dirname(target), f".{os.path.basename(target)[:80]}.{'0' * 16}.part")
     try:
         os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))

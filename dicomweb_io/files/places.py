@@ -1,7 +1,10 @@
-"""A local file that is to be stored, held to the state in which it was checked.
+"""Where files are: the interface of a folder, whether a local directory or a prefix of an fsspec filesystem.
 
-It belongs to somebody else, who may write to it at any time. What is stored of it must be one whole state of it, so it
-is looked at before and after it is copied; nothing is ever linked to it.
+Paths inside a folder are relative, with forward slashes, and compare as text. Names that are not valid UTF-8 keep
+their bytes as lone surrogates, as `os.fsdecode` gives them.
+
+A local file that is to be stored (`SourceFile`) belongs to somebody else, who may write to it at any time. The folder
+must receive one whole state of it, so it is checked before and after it is copied, and never linked to.
 """
 
 from __future__ import annotations
@@ -16,17 +19,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The interface of a folder of files: a local directory, or a prefix of any fsspec filesystem.
-#
-# Paths inside a folder are relative, with forward slashes, and compare as text; names that are not valid UTF-8 keep
-# their bytes as lone surrogates, as `os.fsdecode` gives them.
-
+_CHUNK = 1 << 20
+# Two changes this close together may leave the same time of modification: that of a tick of the kernel's clock, or
+# whole seconds on filesystems that store no fractions.
+_SETTLED_SECONDS = 0.02
+_COARSE_CLOCK_SECONDS = 2.0
 
 _TEMPORARY = re.compile(r"\.[^/]*\.[0-9a-f]{16}\.part\Z")
 
 ABANDONED_SECONDS = 24 * 3600
-"""A temporary file that was not written to for so long belongs to a writer that died, whatever the clocks say."""
+"""A temporary file that nobody wrote to for this long belongs to a writer that died."""
 
 
 class FileStat(NamedTuple):
@@ -85,7 +87,7 @@ class Folder:
         """Yields every file, and what cannot be looked at; hidden directories and temporary files are left out.
 
         Args:
-            abandoned: Takes the paths of temporary files that no writer has touched for `ABANDONED_SECONDS`.
+            abandoned: The paths of temporary files that no writer has touched for `ABANDONED_SECONDS` are added to it.
 
         Raises:
             FileNotFoundError: If the folder itself does not exist.
@@ -93,7 +95,7 @@ class Folder:
         raise NotImplementedError
 
     def stat(self, path: str) -> FileStat | None:
-        """One file as `walk` gives it, asked for afresh; None if it is not there."""
+        """One file as `walk` gives it, as it is now; None if it is not there."""
         raise NotImplementedError
 
     def open(self, path: str, size: int | None = None) -> BinaryIO:
@@ -114,7 +116,7 @@ class Folder:
         Args:
             path: Where; missing directories are made.
             source: The bytes, or a local file to copy: its path, or what it was when it was checked.
-            replace: Take the place of an existing file; otherwise leave that one alone.
+            replace: Replace an existing file; otherwise leave it as it is.
 
         Returns:
             True if the file was put there, False if there was one and `replace` is false.
@@ -126,7 +128,7 @@ class Folder:
         raise NotImplementedError
 
     def sweep(self, abandoned: list[str]) -> None:
-        """Removes temporary files that `walk` found abandoned. One that cannot be removed stays: it does no harm."""
+        """Removes temporary files that `walk` found abandoned. One that cannot be removed stays, and does no harm."""
 
     def remove(self, path: str) -> bool:
         """Removes a file, and directories that become empty with it; False if it was not there."""
@@ -137,37 +139,27 @@ class Folder:
         raise NotImplementedError
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_CHUNK = 1 << 20
-# Two changes this close to one another may leave one time of modification: that of a tick of the kernel's clock, or
-# whole seconds on filesystems that keep no fractions.
-_SETTLED_SECONDS = 0.02
-_COARSE_CLOCK_SECONDS = 2.0
-
-
 class SourceChangedError(OSError):
     """A file changed while it was being stored."""
 
     retryable = True
 
     def __init__(self, path: str) -> None:
-        super().__init__(errno.EBUSY, "it changed while it was stored, so nothing was stored of it", path)
+        super().__init__(errno.EBUSY, "it changed while it was stored, so nothing of it was stored", path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.filename,)
 
 
 def is_settled(modified: float) -> bool:
-    """Whether a time of modification (seconds since 1970) lies far enough in the past to tell a later change apart."""
+    """Whether a time of modification (seconds since 1970) is so old that a later change would differ from it."""
     limit = _COARSE_CLOCK_SECONDS if modified == int(modified) else _SETTLED_SECONDS
     return time.time() - modified > limit
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A local file as it was when it was looked at.
+    """A local file as it was when `of` looked at it.
 
     Attributes:
         path: Where it is.
@@ -188,8 +180,8 @@ class SourceFile:
         Raises:
             OSError: If it is not there.
         """
-        found = os.stat(path)
-        return cls(path, found.st_size, _identity(found), is_settled(found.st_mtime))
+        stat = os.stat(path)
+        return cls(path, stat.st_size, _identity(stat), is_settled(stat.st_mtime))
 
     def opened(self) -> BinaryIO:
         """Opens it for reading."""
@@ -216,7 +208,7 @@ class SourceFile:
                 source.seek(0)
                 target.seek(start)
                 while chunk := source.read(_CHUNK):
-                    if _read(target, len(chunk)) != chunk:
+                    if read_exactly(target, len(chunk)) != chunk:
                         raise SourceChangedError(self.path)
             self._check(source)
 
@@ -231,11 +223,12 @@ class SourceFile:
             raise SourceChangedError(self.path)
 
 
-def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _read(file: BinaryIO, size: int) -> bytes:
+def read_exactly(file: BinaryIO, size: int) -> bytes:
+    """Up to `size` bytes of a file; fewer only at its end."""
     pieces = []
     while size and (piece := file.read(size)):
         pieces.append(piece)

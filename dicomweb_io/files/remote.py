@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from dicomweb_io.files.places import FileStat, Folder, Problem, SourceFile, is_temporary
 
-# Up to this size a file goes up by one PUT, which can be exclusive; above it by the filesystem's multi-part upload.
+# Up to this size a file is uploaded by one PUT, which can be exclusive; above it in parts.
 _EXCLUSIVE_PUT_BYTES = 64 * 1024 * 1024
 
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "generation")
@@ -61,11 +61,11 @@ class RemoteFolder(Folder):
         """Yields every object below the prefix, from one listing. Writers leave no temporary objects behind."""
         filesystem, root = self._resolve()
         filesystem.invalidate_cache()
-        found = filesystem.find(root, detail=True)
-        if not found and root and not filesystem.isdir(root):
+        entries = filesystem.find(root, detail=True)
+        if not entries and root and not filesystem.isdir(root):
             raise FileNotFoundError(errno.ENOENT, "the folder does not exist, or has no files", self.base_url)
         skip = len(root) + 1 if root else 0
-        for name, info in found.items():
+        for name, info in entries.items():
             path = str(name)[skip:] if str(name).startswith(root) else str(name)
             path = path.lstrip("/")
             folders = path.split("/")
@@ -76,7 +76,7 @@ class RemoteFolder(Folder):
             yield _remote_stat(path, info)
 
     def stat(self, path: str) -> FileStat | None:
-        """One object, asked for afresh."""
+        """One object as it is now."""
         filesystem, _ = self._resolve()
         try:
             filesystem.invalidate_cache()
@@ -108,15 +108,15 @@ class RemoteFolder(Folder):
             filesystem.makedirs(parent, exist_ok=True)
         if isinstance(source, bytes):
             return self._put_bytes(filesystem, name, source, replace)
-        held = SourceFile.of(source) if isinstance(source, str) else source
-        if held.size <= _EXCLUSIVE_PUT_BYTES:
-            return self._put_bytes(filesystem, name, held.read(), replace)
-        # An upload in parts shows the object when its last part is there, too late to find out that the file changed
-        # meanwhile: what goes up is a private copy.
+        file_source = SourceFile.of(source) if isinstance(source, str) else source
+        if file_source.size <= _EXCLUSIVE_PUT_BYTES:
+            return self._put_bytes(filesystem, name, file_source.read(), replace)
+        # An upload in parts shows the object when its last part arrives: too late to notice that the file changed. So a
+        # private copy is uploaded.
         with tempfile.TemporaryDirectory(prefix="dicomweb_io-") as directory:
             copy = os.path.join(directory, "copy.dcm")
             with open(copy, "w+b") as file:
-                held.copy_to(file)
+                file_source.copy_to(file)
             filesystem.put_file(copy, name)
         return True
 
@@ -129,7 +129,7 @@ class RemoteFolder(Folder):
             except FileExistsError:
                 return False
             except (TypeError, ValueError, NotImplementedError):
-                pass  # This filesystem has no exclusive creation: the look-up before has to do.
+                pass  # This filesystem has no exclusive creation: the look-up above has to suffice.
         filesystem.pipe_file(name, content)
         return True
 
@@ -147,7 +147,7 @@ class RemoteFolder(Folder):
 def _remote_stat(path: str, info: Mapping[str, Any]) -> FileStat:
     time = next((info[key] for key in _TIME_KEYS if info.get(key)), None)
     modified = 0.0 if time is None else _seconds(time)
-    # A tag of the content says all; times are spelt differently by listings and look-ups of some filesystems.
+    # A tag of the content is best: listings and look-ups of some filesystems spell times differently.
     version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), None)
     if version is None:
         version = repr(modified) if modified else str(time or "")

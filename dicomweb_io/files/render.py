@@ -7,15 +7,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.client import MediaTypes
+from dicomweb_io.dicom.errors import RenderingError, RenderingUnavailableError
 from dicomweb_io.dicom.media_types import parse_media_types
 from dicomweb_io.dicom.pixels import with_one_frame
-from dicomweb_io.dicom.rendering import (
-    IMAGE_TYPES,
-    RenderingError,
-    RenderingOptions,
-    RenderingUnavailableError,
-    render_images,
-)
+from dicomweb_io.dicom.rendering import IMAGE_TYPES, RenderingOptions, render_images
 from dicomweb_io.elements import RenderedImage, Resource
 from dicomweb_io.errors import FileClientError, http_error
 from dicomweb_io.files.index import IndexedFile
@@ -55,7 +50,7 @@ def render_report(dataset: Dataset) -> str:
         ValueError: If it is none.
     """
     if not is_report(dataset):
-        raise ValueError("the instance is no structured report")
+        raise RenderingError("the instance is no structured report")
     title = escape(_concept(dataset) or "Report")
     facts = (
         ("Patient", dataset.get("PatientName", "")),

@@ -13,15 +13,14 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, BinaryIO
 
 from dicomweb_io.dicom import frames as locate
+from dicomweb_io.dicom.errors import FrameError, TranscodingError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
-from dicomweb_io.dicom.json_decode import BulkDataPlace, encode
-from dicomweb_io.dicom.json_encode import swap_words
-from dicomweb_io.dicom.media_types import DICOM, EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM, MediaType, parse_media_types
+from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
+from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, MediaType, parse_media_types
 from dicomweb_io.dicom.part10 import read_range
 from dicomweb_io.dicom.pixels import (
     ENCODINGS,
     TARGETS,
-    TranscodingError,
     decode_frame,
     media_type_of,
     missing_library,
@@ -29,8 +28,10 @@ from dicomweb_io.dicom.pixels import (
     transcode,
     with_one_frame,
 )
+from dicomweb_io.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
+from dicomweb_io.dicom.values import swap_words
 from dicomweb_io.elements import Bulkdata, Frame, Instance, JSONDataset, Resource
-from dicomweb_io.errors import FileClientError, http_error
+from dicomweb_io.errors import ElementTooLargeError, FileClientError, http_error
 from dicomweb_io.files.index import Index, IndexedFile
 from dicomweb_io.files.places import FileStat, Folder
 
@@ -94,7 +95,7 @@ class PixelAccess:
                         content = recode_frame(header, content, image.stored_syntax, syntax)
                     elif header is not None:
                         content = decode_frame(with_one_frame(header, content, file.syntax), 1)
-                except locate.FrameError as error:
+                except FrameError as error:
                     raise self._error(404, reference, str(error)) from None
                 except TranscodingError as error:
                     raise self._error(406, reference, str(error)) from None
@@ -153,7 +154,7 @@ class PixelAccess:
                 for number in range(1, image.description.number_of_frames + 1):
                     try:
                         content = image.frame(number)
-                    except locate.FrameError as error:
+                    except FrameError as error:
                         raise self._error(404, instance, str(error)) from None
                     self._reader.check_local(file, opened)
                     yield Bulkdata(uri, image.stored_type, content)
@@ -210,7 +211,7 @@ class _Image:
             )
             content = words[place.start - start : place.end - start]
         if len(content) != place.end - place.start:
-            raise locate.FrameError(f"the file ends inside frame {number}")
+            raise FrameError(f"the file ends inside frame {number}")
         if self.description.bits_allocated < 8:
             return locate.align_bits(content, place.shift, place.bits)
         return content
@@ -230,7 +231,7 @@ class _Image:
             groups = locate.group_fragments(self._read, fragments, frames, self._file.syntax)
             packed = locate.pack_groups(groups)
             if len(fragments) > _FEW_FRAGMENTS:
-                self._index.keep_fragments(self._file.id, packed)
+                self._index.store_fragments(self._file.id, packed)
         self._packed = packed
         return b"".join(self._read(offset, offset + length) for offset, length in locate.packed_frame(packed, number))
 
@@ -529,7 +530,7 @@ def uri_maker(base: str) -> Callable[[BulkDataPlace], str]:
 
 def _spool_path(reference: Resource, size: int, limit: int, directory: str | None) -> str:
     if directory is None:
-        raise ValueError(
+        raise ElementTooLargeError(
             f"{reference.uri} has {size} bytes, more than max_element_bytes ({limit}): give a spool_directory, "
             "or raise the limit"
         )

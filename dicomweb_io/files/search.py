@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from dicomweb_io.dicom.attributes import resolve
-from dicomweb_io.dicom.json_decode import encode
+from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.matching import Matcher, compile_filters
 from dicomweb_io.elements import JSONDataset, SearchLevel, SearchPage, SearchQuery
 from dicomweb_io.files.index import Index

@@ -1,7 +1,7 @@
-"""Storing into and deleting from a folder: one file for each instance, published in one step, safe for many writers.
+"""Storing into a folder: one file for each instance, published in one step, safe for many writers.
 
-Instances go to ``STUDY/SERIES/SOP.dcm``, so whether one is there is one look-up and no writer has to know of others.
-Only where a folder holds files with other names too its index is asked as well.
+Instances go to ``STUDY/SERIES/SOP.dcm``, so one look-up tells whether an instance is there, and writers need not know
+of each other. Only a folder that holds files with other names is searched by its index as well.
 """
 
 from __future__ import annotations
@@ -10,27 +10,22 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import BinaryIO, get_args
+from typing import BinaryIO, Literal
 
 from dicomweb_io.client import OnExisting, Storable, Verify
+from dicomweb_io.dicom.errors import DICOMError, IncompleteDICOMError, InvalidIdentifierError
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import check_complete, header_from_scan
 from dicomweb_io.dicom.uids import is_safe_name
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
-from dicomweb_io.failures import RECOVERABLE, failure_of
-from dicomweb_io.files.places import Folder, Problem, SourceChangedError, SourceFile
+from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.files.places import Folder, Problem, SourceChangedError, SourceFile, read_exactly
 from dicomweb_io.spool import collect
-from dicomweb_io.store_items import StoreItem, prepare
+from dicomweb_io.store_items import StoreItem, check_options, prepare
+from dicomweb_io.store_response import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE
 
-_TRANSFORM = "StoreInstances"
 _CHUNK = 1 << 20
 _MEMORY_BYTES = 4 * 1024 * 1024
-
-# Failure reasons of PS3.18 table I.2-2.
-PROCESSING_FAILURE = 0x0110
-OUT_OF_RESOURCES = 0xA700
-DOES_NOT_MATCH = 0xA900
-CANNOT_UNDERSTAND = 0xC000
 
 _LAYOUT = re.compile(r"([^/]+)/([^/]+)/([^/]+)\.dcm\Z")
 
@@ -39,12 +34,14 @@ def layout_path(reference: Resource) -> str:
     """The path of an instance in a folder.
 
     Raises:
-        ValueError: If a UID cannot be a name in a path.
+        InvalidIdentifierError: If a UID cannot be a name in a path.
     """
     uids = (reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid))
     for uid in uids:
         if not is_safe_name(uid):
-            raise ValueError(f"{uid!r} cannot be part of a file's path, so the instance cannot be stored in a folder")
+            raise InvalidIdentifierError(
+                f"{uid!r} cannot be part of a file's path, so the instance cannot be stored in a folder"
+            )
     return f"{uids[0]}/{uids[1]}/{uids[2]}.dcm"
 
 
@@ -57,12 +54,12 @@ def is_layout_path(path: str) -> bool:
 def has_other_layout(folder: Folder) -> bool:
     """Whether a folder holds files that were not stored under `layout_path`; one that does not exist holds none.
 
-    For writers: what dead ones left behind is removed on the way.
+    For writers: the temporary files of writers that died are removed at the same time.
     """
     abandoned: list[str] = []
     try:
         return any(
-            not isinstance(found, Problem) and not is_layout_path(found.path) for found in folder.walk(abandoned)
+            not isinstance(entry, Problem) and not is_layout_path(entry.path) for entry in folder.walk(abandoned)
         )
     except FileNotFoundError:
         return False
@@ -71,11 +68,8 @@ def has_other_layout(folder: Folder) -> bool:
 
 
 def in_the_way(location: str) -> str:
-    """The message for a name that is taken by something that holds no instance."""
-    return (
-        f"{location} is no file with the instance, but a directory, a link that leads nowhere, or the like; "
-        "nothing was written"
-    )
+    """The message for a path at which something other than a file with the instance stands."""
+    return f"{location} is not a file with the instance, but a directory or a broken link; nothing was written"
 
 
 class FolderStore:
@@ -98,60 +92,59 @@ class FolderStore:
         self, instances: Iterable[Storable], study_instance_uid: str | None, on_existing: OnExisting, verify: Verify
     ) -> Iterator[StoredInstance | Failure]:
         """Stores instances one by one; see `DICOMfileClient.iter_store_instances`. Arguments are checked at once."""
-        for name, value, allowed in (("on_existing", on_existing, OnExisting), ("verify", verify, Verify)):
-            if value not in get_args(allowed):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, not {value!r}")
-        return self._results(instances, study_instance_uid, on_existing, verify)
+        check_options(on_existing, verify)
+        items = (prepare(storable, study_instance_uid) for storable in instances)
+        return (self._outcome(item, on_existing, verify) for item in items)
 
-    def _results(
-        self, instances: Iterable[Storable], study_instance_uid: str | None, on_existing: OnExisting, verify: Verify
-    ) -> Iterator[StoredInstance | Failure]:
-        for storable in instances:
-            item = prepare(storable, study_instance_uid)
-            try:
-                if item.outcome is None:
-                    item.outcome = self._store(item.given, item.size, on_existing, verify)
-            except RECOVERABLE as error:
-                item.outcome = _failure(error, item)
-            finally:
-                item.discard()
-            outcome = item.outcome
-            if isinstance(outcome, Failure) and outcome.reason_code is None:
-                outcome = replace(
-                    outcome, reason_code=CANNOT_UNDERSTAND if item.instance is None else PROCESSING_FAILURE
+    def _outcome(self, item: StoreItem, on_existing: OnExisting, verify: Verify) -> StoredInstance | Failure:
+        try:
+            if item.outcome is None:
+                self._store(item, on_existing, verify)
+        except SourceChangedError as error:
+            item.fail_by(error, reason_code=PROCESSING_FAILURE)
+        except RECOVERABLE as error:
+            broken = isinstance(error, ValueError) or not isinstance(error, OSError)
+            item.fail_by(error, reason_code=CANNOT_UNDERSTAND if broken else OUT_OF_RESOURCES)
+        finally:
+            item.discard()
+        outcome = item.outcome
+        if outcome is None:
+            raise AssertionError("storing an item ends with its outcome")
+        if isinstance(outcome, Failure) and outcome.reason_code is None:
+            return replace(outcome, reason_code=CANNOT_UNDERSTAND if item.instance is None else PROCESSING_FAILURE)
+        return outcome
+
+    def _store(self, item: StoreItem, on_existing: OnExisting, verify: Verify) -> None:
+        target = layout_path(item.reference)
+        source = _source_file(item.given, item.size)
+        _check(item.given, item.size)
+        existing = self._existing(item.reference, target)
+        if not existing:
+            # A file without a usable instance at this very place is the rest of somebody's broken copy.
+            leftover = self._folder.stat(target) is not None
+            other = self._uid_at(target) if leftover else None
+            if other not in (None, item.uid):
+                raise DICOMError(
+                    f"{self._folder.location_of(target)} holds another instance, {other}, and was left as it is"
                 )
-            yield outcome
-
-    def _store(
-        self, instance: Instance, size: int, on_existing: OnExisting, verify: Verify
-    ) -> StoredInstance | Failure:
-        target = layout_path(instance.reference)
-        held = _held(instance, size)
-        _check(instance, size)
-        existing = self._existing(instance.reference, target)
-        if existing:
-            return self._resolve(instance, size, held, target, existing, on_existing, verify)
-        # A file without a usable instance at this very place is the rest of somebody's broken copy.
-        leftover = self._folder.stat(target) is not None
-        other = self._uid_at(target) if leftover else None
-        if other == instance.reference.sop_instance_uid:
+            if other is None and self._publish(target, item, source, replace=leftover):
+                self._prove(item, target, "stored", verify)
+                return
             # Another writer was first, a moment ago.
-            return self._resolve(instance, size, held, target, [target], on_existing, verify)
-        if other is not None:
-            raise ValueError(
-                f"{self._folder.location_of(target)} holds another instance, {other}, and was left as it is"
-            )
-        if not self._publish(target, instance, size, held, replace=leftover):
-            if not self._holds(target, instance.reference):
-                raise ValueError(in_the_way(self._folder.location_of(target)))
-            # Another writer was first.
-            return self._resolve(instance, size, held, target, [target], on_existing, verify)
-        return self._proven(instance, size, target, "stored", verify)
+            if other is None and not self._holds(target, item.reference):
+                raise DICOMError(in_the_way(self._folder.location_of(target)))
+            existing = [target]
+        if self._settle(item, existing, on_existing, verify):
+            return
+        self._publish(target, item, source, replace=True)
+        for path in existing:
+            if path != target and self._folder.remove(path):
+                self._on_change(path)
+        self._prove(item, target, "replaced", verify)
 
     def _existing(self, reference: Resource, target: str) -> list[str]:
-        found = [target] if self._holds(target, reference) else []
-        found += [path for path in self._known_paths(reference) if path != target and self._holds(path, reference)]
-        return found
+        paths = [target, *(path for path in self._known_paths(reference) if path != target)]
+        return [path for path in paths if self._holds(path, reference)]
 
     def _holds(self, path: str, reference: Resource) -> bool:
         """Whether a complete file with this SOP Instance UID is at a path now."""
@@ -168,110 +161,74 @@ class FolderStore:
         except FileNotFoundError:
             return None
 
-    def _resolve(
-        self,
-        instance: Instance,
-        size: int,
-        held: SourceFile | None,
-        target: str,
-        existing: list[str],
-        on_existing: OnExisting,
-        verify: Verify,
-    ) -> StoredInstance | Failure:
-        reference = instance.reference
-        there = self._folder.location_of(existing[0])
+    def _settle(self, item: StoreItem, existing: list[str], on_existing: OnExisting, verify: Verify) -> bool:
+        """Notes the outcome for an instance that the folder has already; False if it has to be replaced."""
+        location = self._folder.location_of(existing[0])
         if on_existing == "error":
-            return Failure(
-                _TRANSFORM,
-                f"{reference.uri} is in the folder already, as {there}",
-                reference=reference,
-                source=_source(instance),
-                reason_code=PROCESSING_FAILURE,
-            )
+            item.fail(f"{item.reference.uri} is in the folder already, as {location}", reason_code=PROCESSING_FAILURE)
+            return True
+        url = self._retrieve_url(item.reference)
         if on_existing == "skip" and verify != "content":
-            return StoredInstance(
-                reference, "exists", 0, instance.sop_class_uid, self._retrieve_url(reference), verified="uid"
-            )
-        identical = [path for path in existing if self._is_same(instance, size, path)]
+            item.succeed("exists", "uid", retrieve_url=url)
+            return True
+        identical = [path for path in existing if self._is_same(item, path)]
         if identical and (on_existing != "replace" or len(identical) == len(existing)):
-            return StoredInstance(
-                reference, "exists", 0, instance.sop_class_uid, self._retrieve_url(reference), verified="file"
-            )
-        if on_existing != "replace":
-            return Failure(
-                _TRANSFORM,
-                f"the folder holds another file for {reference.uri}, {there}, which was left as it is "
-                "(on_existing='replace' would replace it)",
-                reference=reference,
-                source=_source(instance),
-                reason_code=PROCESSING_FAILURE,
-            )
-        self._publish(target, instance, size, held, replace=True)
-        for path in existing:
-            if path != target and self._folder.remove(path):
-                self._on_change(path)
-        return self._proven(instance, size, target, "replaced", verify)
+            item.succeed("exists", "file", retrieve_url=url)
+            return True
+        if on_existing == "replace":
+            return False
+        item.fail(
+            f"the folder holds another file for {item.reference.uri}, {location}, which was left as it is "
+            "(on_existing='replace' would replace it)",
+            reason_code=PROCESSING_FAILURE,
+        )
+        return True
 
-    def _publish(self, target: str, instance: Instance, size: int, held: SourceFile | None, *, replace: bool) -> bool:
+    def _publish(self, target: str, item: StoreItem, source: SourceFile | None, *, replace: bool) -> bool:
+        instance = item.given
         temporary = None
+        content: bytes | SourceFile | None = source or instance.content
         try:
-            source: bytes | SourceFile
-            if held is not None:
-                source = held
-            elif instance.content is not None:
-                source = instance.content
-            else:
+            if content is None:
                 with instance.open() as file:
-                    content, temporary = collect(iter(lambda: file.read(_CHUNK), b""), max_bytes=_MEMORY_BYTES)
-                # It came in pieces, and was checked before: what is here now is what counts.
-                copy = Instance(instance.reference, instance.transfer_syntax_uid, content, temporary)
-                if copy.size != size:
+                    read, temporary = collect(iter(lambda: file.read(_CHUNK), b""), max_bytes=_MEMORY_BYTES)
+                # It came in pieces, and it was another read that was checked before: these bytes count.
+                copy = Instance(instance.reference, instance.transfer_syntax_uid, read, temporary)
+                if copy.size != item.size:
                     raise SourceChangedError(str(instance.path))
-                _check(copy, size)
-                source = SourceFile.of(temporary) if temporary is not None else content or b""
-            done = self._folder.publish(target, source, replace=replace)
+                _check(copy, item.size)
+                content = SourceFile.of(temporary) if temporary is not None else read or b""
+            published = self._folder.publish(target, content, replace=replace)
         finally:
             if temporary is not None:
                 os.unlink(temporary)
-        if done:
+        if published:
             self._on_change(target)
-        return done
+        return published
 
-    def _proven(
-        self, instance: Instance, size: int, target: str, outcome: str, verify: Verify
-    ) -> StoredInstance | Failure:
-        verified = "response"
-        if verify == "uid":
-            verified = "uid" if self._holds(target, instance.reference) else ""
-        elif verify == "content":
-            verified = "file" if self._is_same(instance, size, target) else ""
-        if not verified:
-            return Failure(
-                _TRANSFORM,
-                f"{self._folder.location_of(target)} was written, but does not hold {instance.reference.uri} "
-                "when it is read back",
-                reference=instance.reference,
-                source=_source(instance),
-                reason_code=PROCESSING_FAILURE,
-                retryable=True,
-            )
-        return StoredInstance(
-            instance.reference,
-            outcome,  # type: ignore[arg-type]
-            size,
-            instance.sop_class_uid,
-            self._retrieve_url(instance.reference),
-            verified=verified,
+    def _prove(self, item: StoreItem, target: str, outcome: Literal["stored", "replaced"], verify: Verify) -> None:
+        proofs = {"response": "response", "uid": "uid", "content": "file"}
+        proven = verify == "response" or (
+            self._holds(target, item.reference) if verify == "uid" else self._is_same(item, target)
+        )
+        if proven:
+            item.succeed(outcome, proofs[verify], size=item.size, retrieve_url=self._retrieve_url(item.reference))
+            return
+        item.fail(
+            f"{self._folder.location_of(target)} was written, but does not hold {item.reference.uri} when it is read "
+            "back",
+            reason_code=PROCESSING_FAILURE,
+            retryable=True,
         )
 
-    def _is_same(self, instance: Instance, size: int, path: str) -> bool:
+    def _is_same(self, item: StoreItem, path: str) -> bool:
         stat = self._folder.stat(path)
-        if stat is None or stat.size != size:
+        if stat is None or stat.size != item.size:
             return False
-        with instance.open() as one, self._folder.open(path, stat.size) as other:
+        with item.given.open() as one, self._folder.open(path, stat.size) as other:
             while True:
                 part = one.read(_CHUNK)
-                if part != _read(other, len(part) or 1):
+                if part != read_exactly(other, len(part) or 1):
                     return False
                 if not part:
                     return True
@@ -280,16 +237,8 @@ class FolderStore:
         return f"{self._folder.base_url}/{reference.uri}"
 
 
-def _read(file: BinaryIO, size: int) -> bytes:
-    pieces = []
-    while size and (piece := file.read(size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
-
 def _complete_uid(file: BinaryIO, size: int) -> str | None:
-    """The SOP Instance UID of a complete file, None if it is none."""
+    """The SOP Instance UID of a complete file; None if the file is not one."""
     try:
         scan = scan_header(file, size=size, large_value=1024, first_read=16384)
         uid = header_from_scan(scan).sop_instance_uid
@@ -298,7 +247,7 @@ def _complete_uid(file: BinaryIO, size: int) -> str | None:
         return None
 
 
-def _held(instance: Instance, size: int) -> SourceFile | None:
+def _source_file(instance: Instance, size: int) -> SourceFile | None:
     """The local file of an instance as it is before it is checked; None if its bytes are elsewhere.
 
     Raises:
@@ -306,43 +255,24 @@ def _held(instance: Instance, size: int) -> SourceFile | None:
     """
     if instance.content is not None or instance.path is None or "://" in instance.path:
         return None
-    held = SourceFile.of(instance.path)
-    if held.size != size:
-        raise SourceChangedError(held.path)
-    return held
+    source = SourceFile.of(instance.path)
+    if source.size != size:
+        raise SourceChangedError(source.path)
+    return source
 
 
 def _check(instance: Instance, size: int) -> None:
-    """Refuses what a search could not find again afterwards.
+    """Checks that a search will find the instance again.
 
     Raises:
-        ValueError: If the bytes are not the instance that they are said to be, or are cut off.
+        DICOMError: If the bytes hold another instance, or are cut off.
     """
     with instance.open() as file:
         scan = scan_header(file, size=size, large_value=1024, first_read=16384)
         header = header_from_scan(scan)
-        found = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
-        if found != instance.reference:
-            raise ValueError(f"the bytes hold {found.uri}, not {instance.reference.uri}")
+        reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+        if reference != instance.reference:
+            raise DICOMError(f"the bytes hold {reference.uri}, not {instance.reference.uri}")
         problem = check_complete(file, size=size, scan=scan)
     if problem is not None:
-        raise ValueError(f"{instance.reference.uri} is truncated or damaged and was not stored: {problem}")
-
-
-def _source(instance: Instance | None) -> str | None:
-    return None if instance is None else instance.path
-
-
-def _failure(error: BaseException, item: StoreItem) -> Failure:
-    instance = item.instance
-    failure = failure_of(
-        error,
-        _TRANSFORM,
-        reference=None if instance is None else instance.reference,
-        source=_source(instance) if item.temporary is None else None,
-    )
-    if isinstance(error, SourceChangedError):
-        return replace(failure, reason_code=PROCESSING_FAILURE)
-    if isinstance(error, OSError) and not isinstance(error, ValueError):
-        return replace(failure, reason_code=OUT_OF_RESOURCES)
-    return replace(failure, reason_code=CANNOT_UNDERSTAND)
+        raise IncompleteDICOMError(f"{instance.reference.uri} is truncated or damaged and was not stored: {problem}")

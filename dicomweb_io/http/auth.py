@@ -18,7 +18,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import timezone
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlencode
@@ -29,6 +29,7 @@ from requests.auth import AuthBase
 from dicomweb_io.errors import CredentialsError, DICOMwebError, safe_url
 from dicomweb_io.http.connections import Exchange, WatchedAdapter
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import TLS, Timeouts
 
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -60,16 +61,16 @@ class Credentials(ABC):
     def auth(
         self,
         *,
-        verify: bool | str = True,
+        tls: TLS = TLS(),
         proxies: Mapping[str, str] | None = None,
-        timeout: tuple[float, float] = (10.0, 60.0),
+        timeouts: Timeouts = Timeouts(),
     ) -> Authenticator:
         """Makes what puts them into requests. No traffic yet.
 
         Args:
-            verify: How a token endpoint's TLS certificate is verified (see `Transport`).
+            tls: How a token endpoint's certificate is verified.
             proxies: Proxies for a token endpoint.
-            timeout: Seconds to connect to a token endpoint and to read from it.
+            timeouts: How long to wait for a token endpoint.
 
         Raises:
             ValueError: If the description contradicts itself.
@@ -153,9 +154,9 @@ class BasicCredentials(Credentials):
     def auth(
         self,
         *,
-        verify: bool | str = True,
+        tls: TLS = TLS(),
         proxies: Mapping[str, str] | None = None,
-        timeout: tuple[float, float] = (10.0, 60.0),
+        timeouts: Timeouts = Timeouts(),
     ) -> Authenticator:
         """Makes what sends user and password."""
         return _HeaderAuthenticator(self._header)
@@ -253,9 +254,9 @@ class BearerToken(Credentials):
     def auth(
         self,
         *,
-        verify: bool | str = True,
+        tls: TLS = TLS(),
         proxies: Mapping[str, str] | None = None,
-        timeout: tuple[float, float] = (10.0, 60.0),
+        timeouts: Timeouts = Timeouts(),
     ) -> Authenticator:
         """Makes what sends the token."""
         if self.command is not None:
@@ -335,12 +336,12 @@ class OAuth2ClientCredentials(Credentials):
     def auth(
         self,
         *,
-        verify: bool | str = True,
+        tls: TLS = TLS(),
         proxies: Mapping[str, str] | None = None,
-        timeout: tuple[float, float] = (10.0, 60.0),
+        timeouts: Timeouts = Timeouts(),
     ) -> Authenticator:
         """Makes what gets and sends tokens."""
-        return TokenAuthenticator(ClientCredentialsGrant(self, verify, proxies, timeout))
+        return TokenAuthenticator(ClientCredentialsGrant(self, tls, proxies, timeouts))
 
     def secret(self) -> str:
         """The client's secret, from wherever it is."""
@@ -372,12 +373,12 @@ class GoogleCredentials(Credentials):
     def auth(
         self,
         *,
-        verify: bool | str = True,
+        tls: TLS = TLS(),
         proxies: Mapping[str, str] | None = None,
-        timeout: tuple[float, float] = (10.0, 60.0),
+        timeouts: Timeouts = Timeouts(),
     ) -> Authenticator:
         """Makes what gets and sends tokens."""
-        return QuotaProjectAuthenticator(GoogleTokens(self, verify, proxies, timeout), self.quota_project)
+        return QuotaProjectAuthenticator(GoogleTokens(self, tls, proxies, timeouts), self.quota_project)
 
 
 @dataclass(frozen=True, repr=False)
@@ -397,9 +398,9 @@ class AzureCredentials(Credentials):
     def auth(
         self,
         *,
-        verify: bool | str = True,
+        tls: TLS = TLS(),
         proxies: Mapping[str, str] | None = None,
-        timeout: tuple[float, float] = (10.0, 60.0),
+        timeouts: Timeouts = Timeouts(),
     ) -> Authenticator:
         """Makes what gets and sends tokens; `ImportError` without azure-identity."""
         return TokenAuthenticator(AzureTokens(self))
@@ -437,9 +438,9 @@ class AWSSigV4(Credentials):
     def auth(
         self,
         *,
-        verify: bool | str = True,
+        tls: TLS = TLS(),
         proxies: Mapping[str, str] | None = None,
-        timeout: tuple[float, float] = (10.0, 60.0),
+        timeouts: Timeouts = Timeouts(),
     ) -> Authenticator:
         """Makes what signs requests; `ImportError` without botocore."""
         return SigV4Authenticator(self)
@@ -475,17 +476,17 @@ class ClientCredentialsGrant:
 
     Args:
         credentials: What to ask with.
-        verify: How the endpoint's certificate is verified.
+        tls: How the endpoint's certificate is verified.
         proxies: Proxies.
-        timeout: Seconds to connect and to read.
+        timeouts: How long to wait for it.
     """
 
     def __init__(
         self,
         credentials: OAuth2ClientCredentials,
-        verify: bool | str,
+        tls: TLS,
         proxies: Mapping[str, str] | None,
-        timeout: tuple[float, float],
+        timeouts: Timeouts,
     ) -> None:
         # It talks to another server than the archive's, with other limits.
         from dicomweb_io.http.transport import Transport
@@ -493,10 +494,10 @@ class ClientCredentialsGrant:
         self._credentials = credentials
         self._transport = Transport(
             credentials.token_url,
-            verify=verify,
+            # A client certificate is the archive's.
+            tls=TLS(tls.verify),
             proxies=proxies,
-            timeout=timeout,
-            deadline=_DEADLINE,
+            timeouts=replace(timeouts, deadline=_DEADLINE),
             # The archive's transport repeats what fails here along with the request that needed the token.
             retry=RetryPolicy.none(),
         )
@@ -572,22 +573,22 @@ class GoogleTokens:
 
     Args:
         description: Which credentials.
-        verify: How the token endpoint's certificate is verified.
+        tls: How the token endpoint's certificate is verified.
         proxies: Proxies.
-        timeout: Seconds to connect and to read.
+        timeouts: How long to wait for it.
     """
 
     def __init__(
         self,
         description: GoogleCredentials,
-        verify: bool | str,
+        tls: TLS,
         proxies: Mapping[str, str] | None,
-        timeout: tuple[float, float],
+        timeouts: Timeouts,
     ) -> None:
         self._description = description
-        self._session = _session(verify, proxies)
-        self._verify = verify
-        self._timeout = timeout
+        self._session = _session(tls.verify, proxies)
+        self._verify = tls.verify
+        self._timeout = (timeouts.connect, timeouts.read)
         self._credentials: Any = None
 
     def __call__(self) -> Token:

@@ -30,6 +30,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from dicomweb_io._version import __version__
+from dicomweb_io.http.retry import start_anew_after_fork
+from dicomweb_io.http.settings import TLS
 from dicomweb_io.http.urls import with_raw_target
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -54,8 +56,7 @@ class SessionSender:
 
     Args:
         session: The user's session, or None for one of our own.
-        verify: See `Transport`; True leaves it to the session.
-        cert: See `Transport`; None leaves it to the session.
+        tls: See `Transport`; what is True or None in it is left to the session.
         proxies: See `Transport`.
         pool_size: Idle connections kept per host.
         callback: A response hook.
@@ -65,16 +66,12 @@ class SessionSender:
         self,
         session: requests.Session | None,
         *,
-        verify: bool | str,
-        cert: str | tuple[str, str] | None,
+        tls: TLS,
         proxies: Mapping[str, str] | None,
         pool_size: int,
         callback: Callable[..., Any] | None,
     ) -> None:
-        check_verify(verify)
-        for name, path in _files(verify, cert):
-            if not os.path.exists(path):
-                raise FileNotFoundError(f"{name}: there is no file {path!r}")
+        tls.check_files()
         self._adapter = WatchedAdapter(pool_size)
         self._session = session if session is not None else requests.Session()
         if session is None:
@@ -86,16 +83,20 @@ class SessionSender:
         self._foreign.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._foreign.trust_env = self._session.trust_env
         self._foreign.proxies = dict(self._session.proxies)
-        self._verify = verify
-        self._cert = cert
+        self._tls = tls
         self._proxies = dict(proxies or {})
         self._found_proxies: dict[str, dict[str, str]] = {}
         self._callback = callback
-        # requests iterates over the cookies of a session while other threads may add some.
-        self._cookies = threading.Lock()
+        self.start_anew()
+        start_anew_after_fork(self)
         kind = type(self._session)
         # A session class with ways of its own (google.auth's, oauthlib's, caches) is used through its front door.
         self._plain = kind.send is requests.Session.send and kind.request is requests.Session.request
+
+    def start_anew(self) -> None:
+        """Makes a new lock; the adapters start anew by themselves."""
+        # requests iterates over the cookies of a session while other threads may add some.
+        self._cookies = threading.Lock()
 
     def send(
         self,
@@ -125,8 +126,8 @@ class SessionSender:
             The response with its body unread.
         """
         session = self._session if own else self._foreign
-        verify = self._verify if self._verify is not True else self._session.verify
-        cert = (self._cert or session.cert) if own else None
+        verify = self._tls.verify if self._tls.verify is not True else self._session.verify
+        cert = (self._tls.cert or session.cert) if own else None
         if own and not self._plain:
             exchange.sent = True
             more: dict[str, Any] = {} if auth is None else {"auth": auth}
@@ -208,33 +209,11 @@ def _bundle_of_environment() -> str | None:
     return None
 
 
-def check_verify(verify: object) -> None:
-    """Refuses what is no choice about TLS: to requests, None, 0 and empty texts all mean that nothing is verified.
-
-    Raises:
-        TypeError: If it is neither True, nor False, nor a path.
-        ValueError: If the path is empty.
-    """
-    if not isinstance(verify, (bool, str, os.PathLike)):
-        raise TypeError(f"verify must be True, False or the path of a CA bundle, not {type(verify).__name__}")
-    if not isinstance(verify, bool) and not os.fspath(verify):
-        raise ValueError("verify is an empty path (expected True, False or the path of a CA bundle)")
-
-
 def check_headers(prepared: requests.PreparedRequest) -> None:
     """Refuses headers that would break the request, without showing their values, as http.client would."""
     for name, value in prepared.headers.items():
         if isinstance(value, str) and (_MAY_BREAK.search(value) or not all(ord(item) < 256 for item in value)):
             raise ValueError(f"the header {name!r} cannot be sent: a line break or a character outside Latin-1")
-
-
-def _files(verify: bool | str, cert: str | tuple[str, str] | None) -> list[tuple[str, str]]:
-    named = [("verify", verify)] if isinstance(verify, (str, os.PathLike)) else []
-    if isinstance(cert, (str, os.PathLike)):
-        named.append(("cert", cert))
-    elif cert is not None:
-        named += [("cert", path) for path in cert]
-    return named
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -345,6 +324,14 @@ class _Watchdog:
     """One thread for all requests in progress in this process; it ends when there are none for a while."""
 
     def __init__(self) -> None:
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Begins without requests; those of the parent are not the child's to end."""
+        global _lock
+        _lock = threading.Condition()
+        _local.exchange = None
         self._watched: set[Exchange] = set()
         self._thread: threading.Thread | None = None
         self._wake_at = 0.0
@@ -352,7 +339,6 @@ class _Watchdog:
     def add(self, exchange: Exchange) -> None:
         with _lock:
             self._watched.add(exchange)
-            # After a fork the thread object is there but the thread is not.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="dicomweb_io-deadlines", daemon=True)
                 self._thread.start()
@@ -522,7 +508,14 @@ class WatchedAdapter(HTTPAdapter):
     """
 
     def __init__(self, pool_size: int) -> None:
-        super().__init__(pool_connections=4, pool_maxsize=pool_size, max_retries=0)
+        self._sizes = (4, pool_size)
+        super().__init__(*self._sizes, max_retries=0)
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Forgets all connections without a word to the server: they are the parent's."""
+        self.init_poolmanager(*self._sizes)
+        self.proxy_manager.clear()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Makes the pools."""

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 
 from requests.structures import CaseInsensitiveDict
 
+from dicomweb_io.errors import DICOMError
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Writing multipart messages: `MultipartBody`, which can be sent again, and `encode_multipart` for servers.
 
@@ -32,7 +34,7 @@ _FILE_CHUNK = 1 << 20
 _COALESCE = 1 << 16
 
 
-class BodySourceError(ValueError):
+class BodySourceError(DICOMError):
     """What a request body is made of cannot be read, or changed its size meanwhile; the server is not to blame."""
 
 

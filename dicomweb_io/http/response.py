@@ -22,14 +22,12 @@ from dicomweb_io.errors import (
     MalformedResponseError,
     ResponseIncompleteError,
     TimedOutError,
-    public_response,
     safe_url,
-    server_message,
-    without_secrets,
 )
 from dicomweb_io.http.connections import Exchange, HeadersTooLargeError
 from dicomweb_io.http.multipart import MultipartReader, parse_content_type
-from dicomweb_io.http.retry import Deadline
+from dicomweb_io.http.redaction import public_response, server_message, without_secrets
+from dicomweb_io.http.retry import Deadline, Slot
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Content-Encoding of answers (RFC 9110 section 8.4.1), decoded piece by piece within bounds.
@@ -223,6 +221,7 @@ class StreamedAnswer:
         response: requests.Response,
         exchange: Exchange,
         deadline: Deadline,
+        slot: Slot,
         *,
         attempts: int,
         on_close: Callable[[StreamedAnswer], None],
@@ -236,10 +235,12 @@ class StreamedAnswer:
         self._response = response
         self._exchange = exchange
         self._deadline = deadline
+        self._slot = slot
         self._on_close = on_close
         self._begun = False
         self._exhausted = False
         self._closed = False
+        slot.rest()
 
     @property
     def content_type(self) -> str:
@@ -286,6 +287,7 @@ class StreamedAnswer:
         raw = self._response.raw
         read = getattr(raw, "read1", None) or raw.read
         while True:
+            self._slot.resume(self._deadline)
             self._deadline_check()
             try:
                 data: bytes = read(size, decode_content=False)
@@ -298,6 +300,7 @@ class StreamedAnswer:
             ) as error:
                 # http.client answers a socket that is shut down under its hands with the last two.
                 raise self._failure(error) from None
+            self._slot.rest()
             if not data:
                 break
             self.bytes_in += len(data)
@@ -366,7 +369,7 @@ class StreamedAnswer:
                     break
         except DICOMwebError as error:
             # The status is what counts; that its explanation broke off is no second error.
-            logger.debug("the explanation broke off: %s", error.discreet)
+            logger.debug("the explanation broke off: %s", error.log_text)
         return without_secrets(b"".join(chunks), self._response.request.headers)
 
     def multipart(self, *, max_header_bytes: int = 65536) -> MultipartReader:

@@ -1,95 +1,33 @@
-"""When and how often to try again (`RetryPolicy`), and how long an operation may take in all (`Deadline`)."""
+"""When a request is sent, and when it is sent again: deadlines, retries, and the throttle that all clients share.
+
+`RetryPolicy` and `Deadline` are what a user sets; `Budget` applies them to one operation, and `attempts` to one that
+its caller repeats as a whole. `shared_throttle` bounds what a process asks of an endpoint, and `Stats` counts it.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from types import TracebackType
+from typing import Protocol, cast
 
 from dicomweb_io.errors import ConnectionFailedError, DeadlineExceededError, DICOMwebError
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What a transport did: running sums (`Stats`) and one record of each request (`RequestRecord`).
-
+logger = logging.getLogger("dicomweb_io")
 
 _MAX_DURATIONS = 4096
-
-
-@dataclass
-class Stats:
-    """What a transport did so far; read it at any time, from any thread.
-
-    Attributes:
-        requests: HTTP requests sent, retries and redirects included.
-        retries: How often something was tried again.
-        bytes_in: Bytes of bodies received, before decompression.
-        bytes_out: Bytes sent, headers included.
-        throttled_seconds: Seconds that threads waited for the rate limit, a Retry-After of another request, or because
-            the server had been overloaded.
-    """
-
-    requests: int = 0
-    retries: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    throttled_seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        # Reentrant: the garbage collector may close an abandoned answer, which counts, on the thread that is counting.
-        self._lock = threading.RLock()
-        self._durations: deque[float] = deque(maxlen=_MAX_DURATIONS)
-
-    def took(self, seconds: float) -> None:
-        """Notes how long a request took, from sending until the answer was read or given up."""
-        self._durations.append(seconds)
-
-    def take_durations(self) -> list[float]:
-        """Seconds of each request since this was last asked; of very many only the latest."""
-        taken = []
-        while self._durations:
-            try:
-                taken.append(self._durations.popleft())
-            except IndexError:
-                break  # Another thread was quicker.
-        return taken
-
-    def add(self, **amounts: float) -> None:
-        """Adds to some of the numbers."""
-        with self._lock:
-            for name, amount in amounts.items():
-                setattr(self, name, getattr(self, name) + amount)
-
-
-@dataclass(frozen=True)
-class RequestRecord:
-    """One finished HTTP request, for an observer.
-
-    Attributes:
-        method: The HTTP method.
-        url: The URL without user information and query.
-        status: The status; None if no answer arrived.
-        seconds: From sending until the answer was read or given up.
-        bytes_in: Bytes of the body received, before decompression.
-        bytes_out: Bytes sent, headers included.
-    """
-
-    method: str
-    url: str
-    status: int | None
-    seconds: float
-    bytes_in: int
-    bytes_out: int
-
-
-# ----------------------------------------------------------------------------------------------------------------------
+_MAX_INSTANT = 16
+_LENT_AFTER = 0.05
+"""Seconds after which the slot of a reader who does not read is lent to a request that waits for one."""
 
 
 @dataclass(frozen=True)
@@ -232,191 +170,6 @@ class Deadline:
         return f"Deadline({self.seconds!r})"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# How much one process asks of a server at once: requests in flight, requests per second, and a shared back-off.
-
-
-class Slot:
-    """The right to have one request in flight; released once, from any thread.
-
-    Attributes:
-        waited: Seconds that it came later because the server had been overloaded.
-    """
-
-    def __init__(self, throttle: Throttle, thread: int, era: int, waited: float) -> None:
-        self._throttle = throttle
-        self._thread = thread
-        self._era = era
-        self._held = True
-        self.waited = waited
-
-    def release(self) -> None:
-        """Gives it back; a second call does nothing."""
-        self._throttle._release(self)
-
-    def __enter__(self) -> Slot:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.release()
-
-
-class Throttle:
-    """Bounds what all threads of one transport do together.
-
-    A server that answers 429 or 503 is overloaded: from then on half as many requests are in flight at once, at least
-    one, and with each as many answers as are in flight one more again (additive increase, multiplicative decrease). So
-    a server that names no time to wait gets the rest it needs.
-
-    Args:
-        max_in_flight: Requests at once, from sending until the body was read.
-        requests_per_second: Requests begun per second, on average; bursts of up to one second's worth (at least one
-            request) pass. None for no limit.
-    """
-
-    def __init__(self, max_in_flight: int, requests_per_second: float | None = None) -> None:
-        if not isinstance(max_in_flight, int) or max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be a positive integer, not {max_in_flight!r}")
-        if requests_per_second is not None and not requests_per_second > 0:
-            raise ValueError(f"requests_per_second must be positive, not {requests_per_second!r}")
-        self._max_in_flight = max_in_flight
-        self._limit = float(max_in_flight)
-        self._era = 0
-        self._rate = requests_per_second
-        self._burst = max(1.0, requests_per_second or 1.0)
-        self._tokens = self._burst
-        self._refilled = time.monotonic()
-        self._not_before = 0.0
-        self._in_flight = 0
-        self._holders: Counter[int] = Counter()
-        self._condition = threading.Condition()
-
-    @property
-    def in_flight(self) -> int:
-        """How many slots are taken."""
-        return self._in_flight
-
-    @property
-    def limit(self) -> int:
-        """How many requests may be in flight now."""
-        return int(self._limit)
-
-    def acquire(self, deadline: Deadline) -> Slot:
-        """Waits for a slot.
-
-        A thread that already holds one gets another at once: it may be reading one answer while it asks for something
-        else, and would wait for itself.
-
-        Raises:
-            DeadlineExceededError: If none becomes free in time.
-        """
-        me = threading.get_ident()
-        waited = 0.0
-        with self._condition:
-            while self._in_flight >= self.limit and not self._holders[me]:
-                # Only what the server's state costs counts as throttled, not the user's own limit.
-                overloaded, began = self._in_flight < self._max_in_flight, time.monotonic()
-                if not self._condition.wait(deadline.remaining()) and deadline.expired:
-                    # A slot that became free in this very moment was announced to this thread, which does not take it.
-                    self._condition.notify()
-                    raise deadline.error(f"waiting for one of {self.limit} requests in flight to end")
-                waited += time.monotonic() - began if overloaded else 0.0
-            self._in_flight += 1
-            self._holders[me] += 1
-            return Slot(self, me, self._era, waited)
-
-    def answered(self, slot: Slot, status: int | None) -> None:
-        """Learns from an answer how much the server can take; to be called before the slot is released.
-
-        Args:
-            slot: The request's.
-            status: The HTTP status; None, if there was no answer, tells nothing.
-        """
-        with self._condition:
-            if status in (429, 503):
-                # Requests that were under way already when the limit was lowered say nothing new.
-                if slot._era == self._era:
-                    self._limit = max(1.0, self._limit / 2)
-                    self._era += 1
-            elif status is not None and status < 500 and self._limit < self._max_in_flight:
-                before = self.limit
-                self._limit = min(float(self._max_in_flight), self._limit + 1 / self._limit)
-                if self.limit > before:
-                    self._condition.notify()
-
-    def _release(self, slot: Slot) -> None:
-        with self._condition:
-            if not slot._held:
-                return
-            slot._held = False
-            self._in_flight -= 1
-            self._holders[slot._thread] -= 1
-            if not self._holders[slot._thread]:
-                del self._holders[slot._thread]
-            self._condition.notify()
-
-    def pace(self, deadline: Deadline) -> float:
-        """Waits until the rate limit and the server's last Retry-After allow another request.
-
-        Returns:
-            Seconds waited.
-
-        Raises:
-            DeadlineExceededError: At once if that would be after the deadline.
-        """
-        waited = 0.0
-        while True:
-            with self._condition:
-                wait = self._next_wait()
-            if wait <= 0:
-                return waited
-            remaining = deadline.remaining()
-            if remaining is not None and wait > remaining:
-                raise DeadlineExceededError(
-                    f"the next request may begin in {wait:.1f} s (rate limit or Retry-After), "
-                    f"which is after the deadline of {deadline.seconds:g} s"
-                )
-            time.sleep(wait)
-            waited += wait
-
-    def _next_wait(self) -> float:
-        """Seconds until a request may begin; takes a token if that is now."""
-        now = time.monotonic()
-        if now < self._not_before:
-            return self._not_before - now
-        if self._rate is None:
-            return 0.0
-        self._tokens = min(self._burst, self._tokens + (now - self._refilled) * self._rate)
-        self._refilled = now
-        if self._tokens >= 1:
-            self._tokens -= 1
-            return 0.0
-        return (1 - self._tokens) / self._rate
-
-    def back_off(self, seconds: float) -> bool:
-        """Holds all requests back for some seconds, because the server asked one of them to come again later.
-
-        Returns:
-            Whether this is longer than was already agreed.
-        """
-        until = time.monotonic() + seconds
-        with self._condition:
-            longer = until > self._not_before + 0.01
-            self._not_before = max(self._not_before, until)
-        return longer
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Repeating: the budget of one operation, and the attempts a caller makes who repeats a whole streamed operation.
-
-
-logger = logging.getLogger("dicomweb_io")
-
-_MAX_INSTANT = 16
-
-
 class Budget:
     """How much more may be tried within one operation.
 
@@ -479,7 +232,7 @@ class Budget:
 
     def _log(self, error: DICOMwebError, wait: float) -> None:
         self._on_retry()
-        logger.info("%s; trying again in %.1f s (attempt %d)", error.discreet, wait, self.tries + 1)
+        logger.info("%s; trying again in %.1f s (attempt %d)", error.log_text, wait, self.tries + 1)
 
 
 class Attempt:
@@ -525,3 +278,386 @@ def attempts(budget: Budget) -> Iterator[Attempt]:
         yield attempt
         if not attempt.failed:
             return
+
+
+class _ProcessBound(Protocol):
+    def start_anew(self) -> None: ...
+
+
+_PROCESS_BOUND: weakref.WeakSet[_ProcessBound] = weakref.WeakSet()
+
+
+def start_anew_after_fork(thing: _ProcessBound) -> None:
+    """Has the ``start_anew`` of an object called in every forked child, which has its locks but none of its threads."""
+    _PROCESS_BOUND.add(thing)
+
+
+def _start_anew() -> None:
+    for thing in tuple(_PROCESS_BOUND):
+        thing.start_anew()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+@dataclass(eq=False)
+class Stats:
+    """What a transport did so far; read it at any time, from any thread.
+
+    Attributes:
+        requests: HTTP requests sent, retries and redirects included.
+        retries: How often something was tried again.
+        bytes_in: Bytes of bodies received, before decompression.
+        bytes_out: Bytes sent, headers included.
+        throttled_seconds: Seconds that threads waited for the rate limit, a Retry-After of another request, or because
+            the server had been overloaded.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    throttled_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._durations: deque[float] = deque(maxlen=_MAX_DURATIONS)
+        self._taken: dict[str, int] = {}
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Makes a new lock; the numbers stay."""
+        # Reentrant: the garbage collector may close an abandoned answer, which counts, on the thread that is counting.
+        self._lock = threading.RLock()
+
+    def take(self) -> dict[str, int]:
+        """What was counted since this was last asked, whoever asked; ``throttled_msecs`` in place of seconds."""
+        with self._lock:
+            now = {name: getattr(self, name) for name in ("requests", "retries", "bytes_in", "bytes_out")}
+            now["throttled_msecs"] = int(1000 * self.throttled_seconds)
+            before, self._taken = self._taken, now
+        return {name: number - before.get(name, 0) for name, number in now.items()}
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a request took, from sending until the answer was read or given up."""
+        self._durations.append(seconds)
+
+    def take_durations(self) -> list[float]:
+        """Seconds of each request since this was last asked; of very many only the latest."""
+        taken = []
+        while self._durations:
+            try:
+                taken.append(self._durations.popleft())
+            except IndexError:
+                break  # Another thread was quicker.
+        return taken
+
+    def add(self, **amounts: float) -> None:
+        """Adds to some of the numbers."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One finished HTTP request, for an observer.
+
+    Attributes:
+        method: The HTTP method.
+        url: The URL without user information and query.
+        status: The status; None if no answer arrived.
+        seconds: From sending until the answer was read or given up.
+        bytes_in: Bytes of the body received, before decompression.
+        bytes_out: Bytes sent, headers included.
+    """
+
+    method: str
+    url: str
+    status: int | None
+    seconds: float
+    bytes_in: int
+    bytes_out: int
+
+
+class Slot:
+    """The right of one request to be in flight.
+
+    A request counts only while it is sent or its answer is read. The slot rests between two reads, and a resting slot
+    is lent to others: at once where the thread is known to wait (see `lend_slots`), otherwise after a moment, when
+    another request needs it. To read on the slot is taken again, before any new request begins.
+
+    Attributes:
+        waited: Seconds that it came later because of the rate limit, of a Retry-After, or because the server had been
+            overloaded.
+    """
+
+    __slots__ = ("_era", "_released", "_rests_since", "_thread", "_throttle", "waited")
+
+    def __init__(self, throttle: Throttle, era: int, waited: float) -> None:
+        self._throttle = throttle
+        self._thread = threading.get_ident()
+        self._era = era
+        self._rests_since: float | None = None
+        self._released = False
+        self.waited = waited
+        _slots_of_thread().add(self)
+
+    def rest(self) -> None:
+        """Tells that nothing is read for now."""
+        self._rests_since = time.monotonic()
+
+    def resume(self, deadline: Deadline) -> None:
+        """Waits, if the slot was lent, until the answer may be read on, or until the deadline has passed."""
+        self._throttle._resume(self, deadline)
+
+    def release(self) -> None:
+        """Gives it back for good, from any thread; a second call does nothing."""
+        self._released = True
+        _slots_of_thread().discard(self)
+        self._throttle._give_back(self)
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+_local = threading.local()
+
+
+def _slots_of_thread() -> set[Slot]:
+    """The slots that this thread has used last; some may be given back, or used by another thread since."""
+    try:
+        return cast("set[Slot]", _local.slots)
+    except AttributeError:
+        slots: set[Slot] = set()
+        _local.slots = slots
+        return slots
+
+
+def lend_slots() -> None:
+    """Lends the slots of this thread's requests to others; to be called before the thread waits for something else."""
+    slots = _slots_of_thread()
+    if not slots:
+        return
+    me = threading.get_ident()
+    for slot in tuple(slots):
+        slots.discard(slot)
+        if slot._thread == me:
+            slot._throttle._give_back(slot)
+
+
+class Throttle:
+    """Bounds what all clients of one endpoint do together in this process.
+
+    A server that answers 429 or 503 is overloaded: from then on half as many requests are in flight at once, at least
+    one, and with each as many answers as are in flight one more again (additive increase, multiplicative decrease). So
+    a server that names no time to wait gets the rest it needs.
+
+    In a forked child it starts anew: the parent's requests are the parent's.
+
+    Args:
+        max_in_flight: Requests at once, each while it is sent or its answer is read.
+        requests_per_second: Requests begun per second, on average; bursts of up to one second's worth (at least one
+            request) pass. None for no limit.
+    """
+
+    def __init__(self, max_in_flight: int, requests_per_second: float | None = None) -> None:
+        if not isinstance(max_in_flight, int) or max_in_flight < 1:
+            raise ValueError(f"max_in_flight must be a positive integer, not {max_in_flight!r}")
+        if requests_per_second is not None and not requests_per_second > 0:
+            raise ValueError(f"requests_per_second must be positive, not {requests_per_second!r}")
+        self._max_in_flight = max_in_flight
+        self._rate = requests_per_second
+        self._burst = max(1.0, requests_per_second or 1.0)
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Forgets everything, as if no request had been made."""
+        self._limit = float(self._max_in_flight)
+        self._era = 0
+        self._tokens = self._burst
+        self._refilled = time.monotonic()
+        self._not_before = 0.0
+        self._held: set[Slot] = set()
+        self._readers_waiting = 0
+        # Reentrant: the garbage collector may close an abandoned answer on the thread that is just here.
+        lock = threading.RLock()
+        self._newcomers = threading.Condition(lock)
+        self._readers = threading.Condition(lock)
+
+    @property
+    def in_flight(self) -> int:
+        """How many slots are taken."""
+        return len(self._held)
+
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight now."""
+        return int(self._limit)
+
+    def acquire(self, deadline: Deadline) -> Slot:
+        """Waits until another request may begin. The slots of this thread's other requests are lent meanwhile.
+
+        Raises:
+            DeadlineExceededError: If none becomes free in time; at once if the rate limit or the server's last
+                Retry-After forbid it until after the deadline.
+        """
+        lend_slots()
+        waited = 0.0
+        with self._newcomers:
+            while True:
+                remaining = deadline.remaining()
+                if self._readers_waiting or not self._has_room():
+                    wait = _LENT_AFTER
+                    # Only what the server's state costs counts as throttled, not the user's own limit.
+                    throttled = self.in_flight < self._max_in_flight
+                    if deadline.expired:
+                        # A slot that became free in this very moment was announced to this thread alone.
+                        self._newcomers.notify()
+                        raise deadline.error(f"waiting for one of {self.limit} requests in flight to end")
+                else:
+                    wait = self._next_wait()
+                    throttled = True
+                    if wait <= 0:
+                        break
+                    if remaining is not None and wait > remaining:
+                        self._newcomers.notify()
+                        raise DeadlineExceededError(
+                            f"the next request may begin in {wait:.1f} s (rate limit or Retry-After), "
+                            f"which is after the deadline of {deadline.seconds:g} s"
+                        )
+                began = time.monotonic()
+                self._newcomers.wait(wait if remaining is None else min(wait, remaining))
+                waited += time.monotonic() - began if throttled else 0.0
+            slot = Slot(self, self._era, waited)
+            self._held.add(slot)
+            return slot
+
+    def answered(self, slot: Slot, status: int | None) -> None:
+        """Learns from an answer how much the server can take; to be called before the slot is released.
+
+        Args:
+            slot: The request's.
+            status: The HTTP status; None, if there was no answer, tells nothing.
+        """
+        with self._newcomers:
+            if status in (429, 503):
+                # Requests that were under way already when the limit was lowered say nothing new.
+                if slot._era == self._era:
+                    self._limit = max(1.0, self._limit / 2)
+                    self._era += 1
+            elif status is not None and status < 500 and self._limit < self._max_in_flight:
+                before = self.limit
+                self._limit = min(float(self._max_in_flight), self._limit + 1 / self._limit)
+                if self.limit > before:
+                    self._announce()
+
+    def back_off(self, seconds: float) -> bool:
+        """Holds all new requests back for some seconds, because the server asked one of them to come again later.
+
+        Returns:
+            Whether this is longer than was already agreed.
+        """
+        until = time.monotonic() + seconds
+        with self._newcomers:
+            longer = until > self._not_before + 0.01
+            self._not_before = max(self._not_before, until)
+        return longer
+
+    def _resume(self, slot: Slot, deadline: Deadline) -> None:
+        with self._readers:
+            slot._rests_since = None
+            if slot in self._held:
+                me = threading.get_ident()
+                if slot._thread != me:
+                    slot._thread = me
+                    _slots_of_thread().add(slot)
+                return
+        if slot._released:
+            return
+        # This thread may be reading several answers in turn.
+        lend_slots()
+        slot._thread = threading.get_ident()
+        _slots_of_thread().add(slot)
+        with self._readers:
+            self._readers_waiting += 1
+            try:
+                while not self._has_room():
+                    if deadline.expired:
+                        return
+                    self._readers.wait(deadline.bound(_LENT_AFTER))
+                self._held.add(slot)
+            finally:
+                self._readers_waiting -= 1
+                self._announce()
+
+    def _give_back(self, slot: Slot) -> None:
+        with self._newcomers:
+            if slot in self._held:
+                self._held.discard(slot)
+                self._announce()
+
+    def _announce(self) -> None:
+        # Readers first: an answer that is read on is the sooner out of the way.
+        (self._readers if self._readers_waiting else self._newcomers).notify()
+
+    def _has_room(self) -> bool:
+        """Whether a slot is free, or can be taken from a reader who has been busy with something else for a while."""
+        if self.in_flight < self.limit:
+            return True
+        before = time.monotonic() - _LENT_AFTER
+        for slot in tuple(self._held):
+            if slot._rests_since is not None and slot._rests_since <= before:
+                self._held.discard(slot)
+                if self.in_flight < self.limit:
+                    return True
+        return False
+
+    def _next_wait(self) -> float:
+        """Seconds until a request may begin; takes a token if that is now."""
+        now = time.monotonic()
+        if now < self._not_before:
+            return self._not_before - now
+        if self._rate is None:
+            return 0.0
+        self._tokens = min(self._burst, self._tokens + (now - self._refilled) * self._rate)
+        self._refilled = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self._rate
+
+
+class _SharedThrottles:
+    """The throttles of this process by address and limits, as long as somebody uses them."""
+
+    def __init__(self) -> None:
+        self._throttles: weakref.WeakValueDictionary[tuple[str, int, float | None], Throttle]
+        self._throttles = weakref.WeakValueDictionary()
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        self._lock = threading.RLock()
+
+    def get(self, address: str, max_in_flight: int, requests_per_second: float | None) -> Throttle:
+        key = (address, max_in_flight, requests_per_second)
+        with self._lock:
+            throttle = self._throttles.get(key)
+            if throttle is None:
+                throttle = self._throttles[key] = Throttle(max_in_flight, requests_per_second)
+            return throttle
+
+
+_SHARED = _SharedThrottles()
+
+
+def shared_throttle(address: str, max_in_flight: int, requests_per_second: float | None) -> Throttle:
+    """The one throttle of this process for an address and its limits, whoever asks and for whatever purpose."""
+    return _SHARED.get(address, max_in_flight, requests_per_second)

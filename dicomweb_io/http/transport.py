@@ -34,11 +34,11 @@ from dicomweb_io.errors import (
     RedirectError,
     ResponseIncompleteError,
     safe_url,
-    server_message,
 )
 from dicomweb_io.http.auth import Authenticator, BasicCredentials, Credentials
 from dicomweb_io.http.connections import Exchange, SessionSender, mask_queries_in_debug_log
 from dicomweb_io.http.multipart import MultipartBody, MultipartError
+from dicomweb_io.http.redaction import server_message
 from dicomweb_io.http.response import Answer, StreamedAnswer, causes, connection_failure
 from dicomweb_io.http.retry import (
     Attempt,
@@ -47,11 +47,12 @@ from dicomweb_io.http.retry import (
     RequestRecord,
     RetryPolicy,
     Stats,
-    Throttle,
     attempts,
     logger,
     parse_retry_after,
+    shared_throttle,
 )
+from dicomweb_io.http.settings import TLS, Limits, Timeouts
 from dicomweb_io.http.urls import Origin, absolute_url, redirect_target, without_user_info
 
 Body = bytes | bytearray | memoryview | MultipartBody | Iterable[bytes] | None
@@ -95,14 +96,12 @@ class Transport:
             is a plain one, connections come from a pool of this transport.
         credentials: How to authenticate; takes the place of the session's `auth`.
         headers: Sent with every request to the origin.
-        verify: Verify TLS certificates: True, False, or the path of a CA bundle.
-        cert: A client certificate: the path of a PEM file, or a pair of certificate and key paths.
+        tls: Certificates.
         proxies: Proxy URL by scheme; by default those of the environment. A .netrc file is never used.
-        timeout: Seconds to wait for a connection and for each read or write: one number or a pair.
-        deadline: Seconds that one operation may take in all, retries included; None for no limit.
+        timeouts: How long to wait.
+        limits: How much at once. They hold for all transports of this process together that have the same `base_url`
+            and limits. An answer counts while it is read, not while its reader waits.
         retry: When and how often to try again.
-        max_in_flight: Requests at once.
-        requests_per_second: A limit, or None.
         callback: Called with each response of requests when its headers have arrived; may return another one in its
             place (a response hook of requests).
         observer: Called with a `RequestRecord` after each HTTP request; must be quick and must not raise.
@@ -110,11 +109,11 @@ class Transport:
     Attributes:
         base_url: The service's root without user information and trailing slash.
         retry: When and how often to try again.
-        deadline: Seconds that one operation may take in all.
+        timeouts: How long to wait.
         stats: What was done so far.
 
     Raises:
-        ValueError: If the URL or a number is not usable.
+        ValueError: If the URL or a header is not usable.
         FileNotFoundError: If a certificate file does not exist.
     """
 
@@ -125,14 +124,11 @@ class Transport:
         session: requests.Session | None = None,
         credentials: Credentials | AuthBase | None = None,
         headers: Mapping[str, str] | None = None,
-        verify: bool | str = True,
-        cert: str | tuple[str, str] | None = None,
+        tls: TLS = TLS(),
         proxies: Mapping[str, str] | None = None,
-        timeout: float | tuple[float, float] = (10.0, 60.0),
-        deadline: float | None = 3600.0,
-        retry: RetryPolicy | None = None,
-        max_in_flight: int = 8,
-        requests_per_second: float | None = None,
+        timeouts: Timeouts = Timeouts(),
+        limits: Limits = Limits(),
+        retry: RetryPolicy = RetryPolicy(),
         callback: Callable[..., Any] | None = None,
         observer: Callable[[RequestRecord], None] | None = None,
     ) -> None:
@@ -141,20 +137,23 @@ class Transport:
         self.base_url = clean.rstrip("/")
         if user is not None and credentials is None:
             credentials = BasicCredentials(unquote(user), unquote(password or ""))
-        self.timeout = _timeout_pair(timeout)
-        Deadline(deadline)  # refuses what is no deadline
-        self.deadline = deadline
-        self.retry = RetryPolicy() if retry is None else retry
+        self.timeouts = timeouts
+        self.retry = retry
         self.stats = Stats()
         self._headers = _checked_headers(headers or {})
         self._observer = observer
-        self._throttle = Throttle(max_in_flight, requests_per_second)
+        self._throttle = shared_throttle(self.base_url, limits.max_in_flight, limits.requests_per_second)
         self._sender = SessionSender(
-            session, verify=verify, cert=cert, proxies=proxies, pool_size=max_in_flight, callback=callback
+            session,
+            tls=tls,
+            proxies=proxies,
+            # Answers that wait for their reader have a connection too.
+            pool_size=4 * limits.max_in_flight,
+            callback=callback,
         )
         self._auth: AuthBase | None
         if isinstance(credentials, Credentials):
-            self._auth = credentials.auth(verify=verify, proxies=proxies, timeout=self.timeout)
+            self._auth = credentials.auth(tls=tls, proxies=proxies, timeouts=timeouts)
         else:
             self._auth = credentials
         mask_queries_in_debug_log()
@@ -325,7 +324,7 @@ class Transport:
         )
 
     def _new_budget(self, deadline: Deadline | float | None) -> Budget:
-        running = Deadline.of(self.deadline if deadline is None else deadline)
+        running = Deadline.of(self.timeouts.deadline if deadline is None else deadline)
         return Budget(self.retry, running, on_retry=lambda: self.stats.add(retries=1))
 
     def _budget(self, deadline: Deadline | float | None, attempt: Attempt | None) -> Budget:
@@ -442,10 +441,10 @@ class Transport:
             error.method, error.url = method, safe_url(url)
             raise
         started = time.monotonic()
-        connect = deadline.bound(self.timeout[0])
+        connect = deadline.bound(self.timeouts.connect)
         # A little more than what is left, so that the deadline has surely passed when the read gives up.
         remaining = deadline.remaining()
-        read = self.timeout[1] if remaining is None else min(self.timeout[1], remaining + 0.05)
+        read = self.timeouts.read if remaining is None else min(self.timeouts.read, remaining + 0.05)
         exchange = Exchange(deadline.at, read)
 
         def finished(status: int | None, bytes_in: int) -> None:
@@ -458,7 +457,7 @@ class Transport:
                 self._observer(RequestRecord(method, safe_url(url), status, seconds, bytes_in, exchange.bytes_out))
 
         try:
-            self.stats.add(throttled_seconds=slot.waited + self._throttle.pace(deadline))
+            self.stats.add(throttled_seconds=slot.waited)
             headers = {**self._headers} if own else {}
             for name, value in call.headers.items():
                 if own or name.lower() in _NEUTRAL_HEADERS:
@@ -490,6 +489,7 @@ class Transport:
                 response,
                 exchange,
                 deadline,
+                slot,
                 attempts=budget.tries,
                 on_close=lambda done: finished(done.status, done.bytes_in),
             )
@@ -527,14 +527,6 @@ class Transport:
                 f"Google credentials: {type(error).__name__}", method=method, url=url, retryable=retryable
             )
         return None
-
-
-def _timeout_pair(timeout: float | tuple[float, float]) -> tuple[float, float]:
-    pair = tuple(timeout) if isinstance(timeout, (tuple, list)) else (timeout, timeout)
-    numbers = [item for item in pair if isinstance(item, (int, float)) and not isinstance(item, bool) and item > 0]
-    if len(pair) != 2 or len(numbers) != 2:
-        raise ValueError(f"timeout must be a positive number of seconds or a pair (connect, read), not {timeout!r}")
-    return float(numbers[0]), float(numbers[1])
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:

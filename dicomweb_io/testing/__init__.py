@@ -1,7 +1,10 @@
 """A DICOMweb server for tests, with the behaviour of real servers and faults on demand, and sample data.
 
 Needs the extra `testing` (``pip install dicomweb_io[testing]``). Never put this server on a network: it is made to
-misbehave, and it serves whatever folder it is given.
+misbehave, and it serves any folder it is given.
+
+    with serve("some/folder", behaviour="orthanc", faults=[fault("status", status=503)]) as server:
+        client = DICOMwebClient(server.url)
 
 The names below are loaded when first used.
 """
@@ -28,31 +31,26 @@ if TYPE_CHECKING:
     from dicomweb_io.testing.server.auth import BearerAuthentication as BearerAuthentication
     from dicomweb_io.testing.server.auth import OAuth2Authentication as OAuth2Authentication
     from dicomweb_io.testing.server.auth import SigV4Authentication as SigV4Authentication
+    from dicomweb_io.testing.server.behaviour import Behaviour as Behaviour
+    from dicomweb_io.testing.server.behaviour import Limits as Limits
+    from dicomweb_io.testing.server.behaviours import BEHAVIOURS as BEHAVIOURS
+    from dicomweb_io.testing.server.exchange import Record as Record
     from dicomweb_io.testing.server.server import TLS as TLS
     from dicomweb_io.testing.server.server import TestServer as TestServer
     from dicomweb_io.testing.server.server import serve as serve
 
-_HOMES = {
-    "BasicAuthentication": "dicomweb_io.testing.server.auth",
-    "BearerAuthentication": "dicomweb_io.testing.server.auth",
-    "Fault": "dicomweb_io.testing.faults",
-    "FaultyProxy": "dicomweb_io.testing.proxy",
-    "OAuth2Authentication": "dicomweb_io.testing.server.auth",
-    "Orthanc": "dicomweb_io.testing.orthanc",
-    "OrthancUnavailable": "dicomweb_io.testing.orthanc",
-    "SigV4Authentication": "dicomweb_io.testing.server.auth",
-    "TLS": "dicomweb_io.testing.server.server",
-    "TestServer": "dicomweb_io.testing.server.server",
-    "charset_files": "dicomweb_io.testing.samples",
-    "clone": "dicomweb_io.testing.samples",
-    "copy_samples": "dicomweb_io.testing.samples",
-    "fault": "dicomweb_io.testing.faults",
-    "faults_of_json": "dicomweb_io.testing.faults",
-    "make_study": "dicomweb_io.testing.samples",
-    "sample_files": "dicomweb_io.testing.samples",
-    "serve": "dicomweb_io.testing.server.server",
-    "synthetic_instance": "dicomweb_io.testing.samples",
+_ROOMS = {
+    "faults": ("Fault", "fault", "faults_of_json"),
+    "orthanc": ("Orthanc", "OrthancUnavailable"),
+    "proxy": ("FaultyProxy",),
+    "samples": ("charset_files", "clone", "copy_samples", "make_study", "sample_files", "synthetic_instance"),
+    "server.auth": ("BasicAuthentication", "BearerAuthentication", "OAuth2Authentication", "SigV4Authentication"),
+    "server.behaviour": ("Behaviour", "Limits"),
+    "server.behaviours": ("BEHAVIOURS",),
+    "server.exchange": ("Record",),
+    "server.server": ("TLS", "TestServer", "serve"),
 }
+_HOMES = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name in names}
 
 __all__ = sorted(_HOMES)
 

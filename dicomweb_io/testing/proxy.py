@@ -1,7 +1,7 @@
 """A TCP proxy that plays the faults below HTTP: resets, cut and stalled answers, dripping bytes, a dying server.
 
 It stands in front of any plain HTTP server (the test server, a real Orthanc) and understands just enough HTTP to tell
-one request from the next.
+one request from the next: where a message ends (RFC 9112 section 6), and nothing of what it says.
 
     with FaultyProxy(("127.0.0.1", orthanc.port), [fault("reset", at="body", position=5000)]).start() as proxy:
         client = DICOMwebClient(f"http://127.0.0.1:{proxy.port}/dicom-web")
@@ -18,15 +18,13 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from dicomweb_io.dicom.media_types import parse_content_type
-from dicomweb_io.testing.faults import Fault, FaultPlan
+from dicomweb_io.testing.faults import Fault, FaultPlan, Place, WireFault
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Where an HTTP/1.1 message ends (RFC 9112 section 6), for a relay that passes it on unread.
-
-
+_CHUNK = 1 << 16
+_MAX_HEAD = 1 << 18
 _END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -198,13 +196,6 @@ def body_of_answer(head: Head, method: str, *, decode: bool = False) -> Body:
     return Body(head.length, decode=decode)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_CHUNK = 1 << 16
-_MAX_HEAD = 1 << 18
-
-
 class _Cut(Exception):
     """The connection is over."""
 
@@ -228,7 +219,7 @@ class FaultyProxy:
     def __init__(self, target: tuple[str, int], faults: Iterable[Fault] = (), *, host: str = "127.0.0.1") -> None:
         chosen = list(faults)
         for one in chosen:
-            if one.layer != "wire":
+            if not isinstance(one, WireFault):
                 raise ValueError(f"the proxy cannot play {one.action!r}: that is for the server itself")
         self.faults = FaultPlan(chosen)
         self.connections = 0
@@ -237,7 +228,7 @@ class FaultyProxy:
         self._host = host
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
-        self._links: set[_Link] = set()
+        self._links: set[Link] = set()
         self._threads: set[threading.Thread] = set()
         self._stopped = threading.Event()
         self._stopped.set()
@@ -342,7 +333,7 @@ class FaultyProxy:
             except OSError:
                 return
             self.connections += 1
-            link = _Link(self, client, self._target, stopped)
+            link = Link(self, client, self._target, stopped)
             with self._lock:
                 self._links.add(link)
                 deaf = self._listener is not listener
@@ -350,7 +341,7 @@ class FaultyProxy:
                 link.reset()
             self._spawn(self._run, link)
 
-    def _run(self, link: _Link) -> None:
+    def _run(self, link: Link) -> None:
         try:
             link.run()
         finally:
@@ -371,13 +362,20 @@ class FaultyProxy:
         thread.start()
 
 
-class _Link:
-    """One connection of a client, and the one to the server that belongs to it."""
+class Link:
+    """One connection of a client, and the one to the server that belongs to it, as the faults see it.
+
+    Attributes:
+        proxy: The proxy that accepted it.
+        rate: Bytes a second in the present exchange, both ways; None for as fast as possible.
+    """
 
     def __init__(
         self, proxy: FaultyProxy, client: socket.socket, target: tuple[str, int], stopped: threading.Event
     ) -> None:
-        self._proxy = proxy
+        self.proxy = proxy
+        self.rate: float | None = None
+        self._drip: tuple[int, float] | None = None
         self._client = client
         self._target = target
         self._stopped = stopped
@@ -389,12 +387,22 @@ class _Link:
         """Relays request after request until one side is done or a fault ends it."""
         try:
             while True:
-                self._one()
+                self._exchange()
         except (_Cut, OSError, ValueError):
-            # An OSError is a side that has gone; a ValueError a message that is no HTTP.
+            # An OSError is a side that has gone; a ValueError a message that is not HTTP.
             pass
         finally:
             self.close()
+
+    def close(self) -> None:
+        """Ends the connection in order."""
+        for end in (self._client, self._server):
+            if end is not None:
+                with contextlib.suppress(OSError):  # closed already
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+    # What faults do ---------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Ends the connection with a TCP reset, from any thread."""
@@ -407,38 +415,70 @@ class _Link:
             with contextlib.suppress(OSError):  # closed already
                 self._server.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """Ends the connection in order."""
-        for end in (self._client, self._server):
-            if end is not None:
-                with contextlib.suppress(OSError):  # closed already
-                    end.shutdown(socket.SHUT_RDWR)
-                end.close()
+    def cut(self) -> NoReturn:
+        """Ends the exchange here, and the connection in order."""
+        raise _Cut
+
+    def stall(self) -> NoReturn:
+        """Sends nothing until the client has gone or the proxy stops."""
+        while not self._stopped.is_set():
+            if _readable([self._client], 0.1) and not self._client.recv(_CHUNK):
+                break
+        raise _Cut
+
+    def drip(self, count: int, interval: float) -> None:
+        """Sends the rest of this exchange in pieces of `count` bytes, one every `interval` seconds."""
+        self._drip = count, interval
+
+    def wait(self, seconds: float) -> None:
+        """Waits, but no longer than the proxy runs."""
+        if self._stopped.wait(seconds):
+            raise _Cut
+
+    def send(self, data: bytes) -> None:
+        """Sends bytes to the client, as fast as the faults of this exchange allow."""
+        if self._drip is None:
+            self._keep_rate(len(data))
+            self._client.sendall(data)
+            return
+        count, interval = self._drip
+        for start in range(0, len(data), count):
+            self._client.sendall(data[start : start + count])
+            self.wait(interval)
 
     # One request ------------------------------------------------------------------------------------------------------
 
-    def _one(self) -> None:
+    def _keep_rate(self, size: int) -> None:
+        """Waits as long as so many bytes take."""
+        if self.rate is not None:
+            self.wait(size / self.rate)
+
+    def _exchange(self) -> None:
+        self.rate = self._drip = None
         head = self._request_head()
-        faults = {one.action: one for one in self._proxy.faults.strike(head.method, head.target.partition("?")[0])}
-        if "down" in faults:
-            self._proxy.down(float(faults["down"].options["seconds"]))
-            raise _Cut
-        self._act(faults, "request")
-        pace = _Pace(faults.get("bandwidth"), self._stopped)
+        struck = self.proxy.faults.strike(head.method, head.target.partition("?")[0])
+        faults = [one for one in struck if isinstance(one, WireFault)]
+        self._strike(faults, "request")
         server = self._connected()
         server.sendall(head.raw)
         body = body_of_request(head)
         upload: threading.Thread | None = None
         if not body.done:
-            upload = threading.Thread(target=self._upload, args=(server, body, pace), daemon=True)
+            upload = threading.Thread(target=self._upload, args=(server, body), daemon=True)
             upload.start()
-        keep = self._answer(head, faults, pace)
+        keep = self._answer(head, faults)
         if upload is not None:
             # A server that answers before the end of the request does not want the rest.
             upload.join(0.0 if not body.done else None)
             keep = keep and body.done
-        if "close_after" in faults or not keep or head.closes:
+        self._strike(faults, "end")
+        if not keep or head.closes:
             raise _Cut
+
+    def _strike(self, faults: Iterable[WireFault], place: Place) -> None:
+        for one in faults:
+            if one.place[0] == place:
+                one.apply(self)
 
     def _request_head(self) -> Head:
         while True:
@@ -466,13 +506,13 @@ class _Link:
             self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._server
 
-    def _upload(self, server: socket.socket, body: Any, pace: _Pace) -> None:
+    def _upload(self, server: socket.socket, body: Body) -> None:
         data, self._unread = self._unread, b""
         try:
             while True:
                 if data:
                     used = body.feed(data)
-                    pace.wait(used)
+                    self._keep_rate(used)
                     server.sendall(data[:used])
                     self._unread = data[used:]
                 if body.done:
@@ -485,7 +525,7 @@ class _Link:
             # One side has gone; the thread that relays the answer notices.
             return
 
-    def _answer(self, request: Head, faults: dict[str, Fault], pace: _Pace) -> bool:
+    def _answer(self, request: Head, faults: list[WireFault]) -> bool:
         """Relays the answer; returns whether the connection can be used again."""
         server = self._connected()
         received = b""
@@ -501,14 +541,12 @@ class _Link:
             if not data:
                 raise _Cut
             received += data
-        self._act(faults, "answer")
+        self._strike(faults, "answer")
         rest = received[len(head.raw) :]
-        cut = faults.get("truncate")
-        plain = cut is not None and cut.options["framing"] == "close"
-        shown = head.without_length() if plain else head.raw
-        self._header(shown, faults)
+        plain = any(one.hides_length for one in faults)
+        self._header(head.without_length() if plain else head.raw, faults)
         body = body_of_answer(head, request.method, decode=plain)
-        output = _Output(self, faults, head.boundary(), pace)
+        output = _Output(self, faults, head.boundary())
         while not body.done:
             if rest:
                 used = body.feed(rest)
@@ -523,53 +561,16 @@ class _Link:
         output.finish()
         return not plain and not head.closes
 
-    def _header(self, raw: bytes, faults: dict[str, Fault]) -> None:
-        endless = faults.get("endless_headers")
-        if endless is not None:
-            self._client.sendall(raw[:-2])
-            number = 0
-            while not self._stopped.wait(float(endless.options["interval"])):
-                number += 1
-                self._client.sendall(f"X-Filler-{number}: {'x' * 1000}\r\n".encode())
-            raise _Cut
-        for one in faults.values():
-            if one.options.get("at") == "header":
-                position = min(int(one.options["position"]), len(raw) - 1)
-                self._client.sendall(raw[:position])
-                self._end(one, raw[position:])
-                return
-        self._client.sendall(raw)
-
-    def _act(self, faults: dict[str, Fault], at: str) -> None:
-        for one in faults.values():
-            if one.options.get("at") == at:
-                self._end(one, b"")
-
-    def _end(self, one: Fault, rest: bytes) -> None:
-        """Plays what happens at the chosen place; returns only from a drip."""
-        if one.action == "reset":
-            self.reset()
-            raise _Cut
-        if one.action == "truncate":
-            raise _Cut
-        if one.action == "stall":
-            self._stall()
-        if one.action == "drip":
-            self._drip(one, rest)
-
-    def _stall(self) -> None:
-        """Sends nothing until the client has gone or the proxy stops."""
-        while not self._stopped.is_set():
-            if _readable([self._client], 0.1) and not self._client.recv(_CHUNK):
+    def _header(self, raw: bytes, faults: list[WireFault]) -> None:
+        for one in faults:
+            place, position = one.place
+            if place == "header":
+                position = min(position, len(raw) - 1)
+                self.send(raw[:position])
+                one.apply(self)
+                raw = raw[position:]
                 break
-        raise _Cut
-
-    def _drip(self, one: Fault, data: bytes) -> None:
-        step = int(one.options["count"])
-        for start in range(0, len(data), step):
-            self._client.sendall(data[start : start + step])
-            if self._stopped.wait(float(one.options["interval"])):
-                raise _Cut
+        self.send(raw)
 
 
 def _readable(sockets: Iterable[socket.socket], timeout: float | None = None) -> list[Any]:
@@ -580,64 +581,44 @@ def _readable(sockets: Iterable[socket.socket], timeout: float | None = None) ->
         return [key.fileobj for key, _ in selector.select(timeout)]
 
 
-class _Pace:
-    """Limits the bytes per second of one exchange."""
-
-    def __init__(self, one: Fault | None, stopped: threading.Event) -> None:
-        self._rate = float(one.options["rate"]) if one is not None else None
-        self._stopped = stopped
-
-    def wait(self, size: int) -> None:
-        """Waits as long as so many bytes take."""
-        if self._rate is not None and self._stopped.wait(size / self._rate):
-            raise _Cut
-
-
 class _Output:
     """The body of an answer on its way to the client, watched for the place of a fault."""
 
-    def __init__(self, link: _Link, faults: dict[str, Fault], boundary: bytes | None, pace: _Pace) -> None:
+    def __init__(self, link: Link, faults: Iterable[WireFault], boundary: bytes | None) -> None:
         self._link = link
-        self._pace = pace
         self._sent = 0
-        self._dripping: Fault | None = None
-        self._fault = next((one for one in faults.values() if one.options.get("at") in ("body", "part")), None)
-        self._position = int(self._fault.options["position"]) if self._fault is not None else 0
+        self._fault = next((one for one in faults if one.place[0] in ("body", "part")), None)
         self._delimiter = b"--" + boundary if boundary else None
         self._seen = 0
         self._tail = b""
 
     def send(self, data: bytes) -> None:
         """Sends what came from the server, up to the place of the fault."""
-        if self._dripping is not None:
-            self._link._drip(self._dripping, data)
-            return
         place = self._place(data)
-        if place is None:
-            self._pass(data)
-            return
-        self._pass(data[:place])
-        assert self._fault is not None  # noqa: S101 - for the type checker
-        self._dripping = self._fault
-        self._link._end(self._fault, data[place:])
+        if place is not None:
+            self._link.send(data[:place])
+            data = data[place:]
+            self._strike()
+        self._link.send(data)
+        self._sent += len(data)
 
     def finish(self) -> None:
         """The server has sent everything: a cut at the very end still happens."""
-        fault = self._fault
-        if fault is not None and self._dripping is None and fault.options["at"] == "body" and self._position < 0:
-            self._link._end(fault, b"")
+        if self._fault is not None and self._fault.place[0] == "body" and self._fault.place[1] < 0:
+            self._strike()
 
-    def _pass(self, data: bytes) -> None:
-        self._pace.wait(len(data))
-        self._link._client.sendall(data)
-        self._sent += len(data)
+    def _strike(self) -> None:
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            fault.apply(self._link)
 
     def _place(self, data: bytes) -> int | None:
         """Where in these bytes the fault strikes."""
         if self._fault is None:
             return None
-        if self._fault.options["at"] == "body":
-            return self._position - self._sent if 0 <= self._position - self._sent <= len(data) else None
+        place, position = self._fault.place
+        if place == "body":
+            return position - self._sent if 0 <= position - self._sent <= len(data) else None
         if self._delimiter is None:
             return None
         joined = self._tail + data
@@ -645,7 +626,7 @@ class _Output:
             if match.end() <= len(self._tail):
                 continue
             self._seen += 1
-            if self._seen == max(1, self._position):
+            if self._seen == max(1, position):
                 return match.end() - len(self._tail)
         self._tail = joined[-(len(self._delimiter) - 1) :]
         return None

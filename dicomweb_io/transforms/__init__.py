@@ -21,7 +21,7 @@ without looking at them, `CopyInstances` is faster and needs less memory.
   the searches run once for each element; `ReadAllFromDICOMweb` reads the instances that each element names.
 - **Retrieves**: `RetrieveInstances`, `RetrieveMetadata`, `RetrieveFrames`, `RetrieveRendered`, `RetrieveBulkdata`.
 - **Sinks**: `StoreInstances` (also called `WriteToDICOMweb`), `CopyInstances`; their result is a `StoreResult`.
-  `DownloadInstances` writes files and gives their paths. `DeleteInstances` deletes.
+  `DownloadInstances` writes files and gives their paths. `DeleteResources` deletes.
 - **News**: `WatchForStudies` and `WatchForInstances` tell what comes to an archive; `ParseNotifications` makes
   references of the messages in which archives tell it themselves.
 - **Tables**: `AsRows` makes rows with a schema of elements and of search rows; searches do it with ``columns=``.
@@ -34,6 +34,9 @@ side input made of instances) between a retrieve and the step that uses the byte
 """
 
 from dicomweb_io.transforms.coders import ElementCoder, register_coders
+from dicomweb_io.transforms.copy import CopyInstances
+from dicomweb_io.transforms.delete import DeleteResources, DeleteResult
+from dicomweb_io.transforms.download import DownloadInstances, DownloadResult
 from dicomweb_io.transforms.frames import (
     RetrieveBulkdata,
     RetrievedBulkdata,
@@ -51,15 +54,7 @@ from dicomweb_io.transforms.retrieve import (
 )
 from dicomweb_io.transforms.rows import AsRows
 from dicomweb_io.transforms.search import SearchForInstances, SearchForSeries, SearchForStudies, SearchResult
-from dicomweb_io.transforms.store import (
-    CopyInstances,
-    DeleteInstances,
-    DeleteResult,
-    DownloadInstances,
-    DownloadResult,
-    StoreInstances,
-    StoreResult,
-)
+from dicomweb_io.transforms.store import StoreInstances, StoreResult
 from dicomweb_io.transforms.watch import (
     ParsedNotifications,
     ParseNotifications,
@@ -73,7 +68,7 @@ register_coders()
 __all__ = [
     "AsRows",
     "CopyInstances",
-    "DeleteInstances",
+    "DeleteResources",
     "DeleteResult",
     "DistinctReferences",
     "DownloadInstances",

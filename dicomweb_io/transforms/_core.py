@@ -23,7 +23,7 @@ from dicomweb_io.elements import Bulkdata, Failure, Frame, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike, literal_secrets
 from dicomweb_io.errors import safe_url
 from dicomweb_io.failures import RECOVERABLE, failure_of
-from dicomweb_io.listing import expand_reference
+from dicomweb_io.listing import InstanceGroup, expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory, dropped
 from dicomweb_io.transforms.metrics import count, count_traffic
@@ -336,7 +336,7 @@ class Work:
 def _is_same(one: Any, other: Any) -> bool:
     """Whether two elements in a row are one element in two windows."""
     # One object is given for each window of an element; after a shuffle there are equal ones.
-    return one is other or (isinstance(one, (Resource, SearchQuery)) and one == other)
+    return one is other or (isinstance(one, (Resource, SearchQuery, InstanceGroup)) and one == other)
 
 
 def gathered(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:
@@ -363,12 +363,11 @@ class PooledDoFn(beam.DoFn):
 
     Args:
         endpoint: The archive.
-        purpose: See `dicomweb_io.pool.shared_client`.
         transform: The name for failures.
         collect: Whether failures become elements (else they fail the bundle).
         hold: Whether elements may lie in several windows.
         ordered: Whether results come in the order of the elements.
-        max_bytes: The pool's budget.
+        max_bytes: See `dicomweb_io.pool.shared_client`.
     """
 
     _role: Role = "source"
@@ -376,7 +375,6 @@ class PooledDoFn(beam.DoFn):
     def __init__(
         self,
         endpoint: Endpoint,
-        purpose: str,
         transform: str,
         *,
         collect: bool,
@@ -385,7 +383,6 @@ class PooledDoFn(beam.DoFn):
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._endpoint = endpoint
-        self._purpose = purpose
         self._transform = transform
         self._collect = collect
         self._hold = hold
@@ -414,7 +411,7 @@ class PooledDoFn(beam.DoFn):
 
     def setup(self) -> None:
         """Leases the process's client and pool."""
-        self._lease = shared_client(self._endpoint, self._purpose, max_bytes=self._max_bytes)
+        self._lease = shared_client(self._endpoint, max_bytes=self._max_bytes)
 
     def start_bundle(self) -> None:
         """Opens the lane of the bundle."""

@@ -118,7 +118,7 @@ class ChooseFrames(PooledDoFn):
     """
 
     def __init__(self, endpoint: Endpoint, transform: str, frames: FrameChoice, *, piece: int, **options: Any) -> None:
-        super().__init__(endpoint, "retrieve", transform, **options)
+        super().__init__(endpoint, transform, **options)
         self._frames = frames
         self._piece = piece
 
@@ -290,7 +290,7 @@ class FrameOptions:
 
 class _FetchFrames(PooledDoFn):
     def __init__(self, endpoint: Endpoint, transform: str, how: FrameOptions, **options: Any) -> None:
-        super().__init__(endpoint, "retrieve", transform, **options)
+        super().__init__(endpoint, transform, **options)
         self._how = how
 
     def setup(self) -> None:
@@ -457,7 +457,7 @@ class _ChooseRendered(ChooseFrames):
 
 class _FetchRendered(PooledDoFn):
     def __init__(self, endpoint: Endpoint, transform: str, options: dict[str, Any], **how: Any) -> None:
-        super().__init__(endpoint, "retrieve", transform, **how)
+        super().__init__(endpoint, transform, **how)
         self._options = options
 
     def taken(self, result: RenderedImage) -> None:
@@ -603,7 +603,7 @@ class _FindURIs(PooledDoFn):
     """From elements to BulkDataURIs; asks for metadata where an element is only a reference."""
 
     def __init__(self, endpoint: Endpoint, transform: str, tags: frozenset[str] | None, **options: Any) -> None:
-        super().__init__(endpoint, "retrieve", transform, **options)
+        super().__init__(endpoint, transform, **options)
         self._tags = tags
 
     def reference_of(self, subject: Any) -> Resource | None:
@@ -640,7 +640,7 @@ def _reference_in(subject: Any) -> Resource | None:
 
 class _FetchBulkdata(PooledDoFn):
     def __init__(self, endpoint: Endpoint, transform: str, how: BulkdataOptions, **options: Any) -> None:
-        super().__init__(endpoint, "retrieve", transform, **options)
+        super().__init__(endpoint, transform, **options)
         self._how = how
 
     def setup(self) -> None:

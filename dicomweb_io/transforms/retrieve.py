@@ -75,7 +75,7 @@ class RetrieveInstances(RetrieveTransform):
     whole instance is retrieved. What comes for a study or series is compared with what a search lists; what is missing
     is asked for once more by itself, and is a failure if it does not come.
 
-    In each worker process at most ``endpoint.max_in_flight`` retrieves run at once, and at most `max_bytes` wait to be
+    In each worker process at most ``Limits.max_in_flight`` retrieves run at once, and at most `max_bytes` wait to be
     taken by the next step, for all bundles together: a slow consumer holds the retrieves back.
 
     Args:
@@ -158,7 +158,7 @@ class InstanceOptions:
 
 class _FetchInstances(PooledDoFn):
     def __init__(self, endpoint: Endpoint, transform: str, how: InstanceOptions, **options: Any) -> None:
-        super().__init__(endpoint, "retrieve", transform, **options)
+        super().__init__(endpoint, transform, **options)
         self._how = how
 
     def setup(self) -> None:
@@ -319,7 +319,7 @@ class _FetchMetadata(PooledDoFn):
     def __init__(
         self, endpoint: Endpoint, transform: str, additional_params: Mapping[str, Any] | None, **options: Any
     ) -> None:
-        super().__init__(endpoint, "retrieve", transform, **options)
+        super().__init__(endpoint, transform, **options)
         self._params = additional_params
 
     def taken(self, result: JSONDataset) -> None:

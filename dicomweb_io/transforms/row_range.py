@@ -1,19 +1,29 @@
-"""Row offsets of a search as a restriction that Beam can split: `RowRange`, `RowTracker`, `RowRangeProvider`.
+"""Ranges of the rows of a search: how Beam splits them, and how one is read with pages ahead.
 
 Beam's own offset tracker needs to know the end: given an open range it splits it in the middle of 2^63 rows. Here the
 end may be unknown. A range whose end is unknown is split only where it is about to go on (a checkpoint), or, if the
 archive announced a total, below that total; the last part stays open, so that rows beyond a wrong total are found too.
+
+What is asked for, and what an answer proves, says `dicomweb_io.paging`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.transforms.core import RestrictionProvider
+
+from dicomweb_io.client import DICOMClient
+from dicomweb_io.elements import JSONDataset, SearchQuery
+from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.paging import Evidence, PageRequest, Paging, row_key
+from dicomweb_io.pool import BoundedPool, Room
 
 END = 1 << 62
 """A position after every row. Claiming it says that the search has ended."""
@@ -174,3 +184,150 @@ class RowRangeProvider(RestrictionProvider):  # type: ignore[misc, unused-ignore
     def split(self, element: Any, restriction: RowRange) -> Iterator[RowRange]:
         """Ranges of at least `LEAST_ROWS` rows."""
         return restriction.pieces()
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+# Rows of common archives take 1 to 2 KB as text, and several times that as objects.
+_BYTES_PER_ROW = 8192
+
+# Waiting rows are packed so many at a time. Each row is dozens of dicts and lists: unpacked, a few thousand of them
+# make Python's garbage collector walk through the whole heap again and again, for a third of a search's time.
+_ROWS_PACKED = 10
+
+
+@dataclass
+class PackedPage:
+    """An answer that waits until its rows are wanted.
+
+    Attributes:
+        request: What was asked for.
+        evidence: What the engine wants to know of it.
+        parcels: The rows.
+        requests: The requests it took.
+        error: What happened after these rows.
+    """
+
+    request: PageRequest
+    evidence: Evidence
+    parcels: list[bytes] = field(repr=False)
+    requests: int = 1
+    error: BaseException | None = None
+
+    @classmethod
+    def read(cls, client: DICOMClient, query: SearchQuery, request: PageRequest) -> PackedPage:
+        """Asks for rows, in as many requests as the archive's own page size makes necessary."""
+        rows: list[JSONDataset] = []
+        total, more, requests, error = None, None, 0, None
+        rest: PageRequest | None = request
+        try:
+            while rest is not None:
+                page = client.search_page(query, offset=rest.offset, limit=rest.limit)
+                requests += 1
+                rows += page.rows
+                total, more = page.total, page.more if page.rows else False
+                rest = request.rest(len(rows), page)
+        except RECOVERABLE as caught:
+            error = caught
+        evidence = Evidence([row_key(row, query.level) for row in rows], total, more)
+        parcels = [pickle.dumps(rows[first : first + _ROWS_PACKED], 5) for first in range(0, len(rows), _ROWS_PACKED)]
+        return cls(request, evidence, parcels, requests, error)
+
+    def rows(self) -> Iterator[JSONDataset]:
+        """The rows, a few at a time in memory."""
+        for parcel in self.parcels:
+            yield from pickle.loads(parcel)  # noqa: S301 - our own bytes
+
+
+class ReadAhead:
+    """Iterates over the rows of a range, with pages read ahead in a pool.
+
+    Unless the archive is known to honour offsets and its last answer was as long as asked for, the first page is read
+    alone: it may be the last one, or show that offsets are ignored. Behind a full page further ones are read ahead, as
+    far as the pool allows: up to the announced total at once, otherwise twice as many each time.
+
+    Args:
+        client: The archive.
+        query: The search.
+        pool: Where pages are read.
+        paging: The engine, at the start of the range.
+        stop: Tells, whenever asked, the offset behind the last row wanted; None if it is the end of the search.
+    """
+
+    def __init__(
+        self,
+        client: DICOMClient,
+        query: SearchQuery,
+        pool: BoundedPool,
+        paging: Paging,
+        stop: Callable[[], int | None],
+    ) -> None:
+        self._client = client
+        self._query = query
+        self._pool = pool
+        self.paging = paging
+        self._stop = stop
+        self.requests = 0
+
+    def __iter__(self) -> Iterator[tuple[int, JSONDataset]]:
+        """Yields (offset, row); rows that were met before are left out.
+
+        Raises:
+            requests.RequestException: As the client or the engine raises it; the rows before were yielded.
+        """
+        paging = self.paging
+        for page in self._pages():
+            self.requests += page.requests
+            check = paging.doubts(page.request, page.evidence)
+            if check is not None:
+                self.requests += 1
+                again = self._client.search_page(self._query, offset=check.offset, limit=check.limit)
+                paging.settle(check, Evidence.of(again, paging.level))
+            rows = enumerate(page.rows())
+            for offset, number in paging.accept(page.request, page.evidence):
+                yield offset, next(row for index, row in rows if index == number)
+            if page.error is not None:
+                raise page.error
+            if paging.ended:
+                return
+
+    def _pages(self) -> Iterator[PackedPage]:
+        lane = self._pool.lane(ordered=True)
+        maximum = self._pool.max_in_flight
+        ahead = maximum if self.paging.full and self.paging.offset_works else 1
+        # How many were asked for and not given yet: `arrived` are here, the others are on their way.
+        pending, full = 0, 0
+        arrived: deque[PackedPage] = deque()
+        try:
+            while True:
+                # While there is something to be given, nobody waits for a place in the pool.
+                while pending < ahead and not (arrived and self._pool.in_flight >= maximum):
+                    self.paging.stop = self._stop()
+                    request = self.paging.next_request()
+                    if request is None:
+                        break
+                    pending += 1
+                    arrived.extend(page for _, page in lane.submit(request.offset, self._task(request)))
+                if not pending:
+                    return
+                if not arrived:
+                    arrived.append(next(lane.drain())[1])
+                page = arrived.popleft()
+                pending -= 1
+                if len(page.evidence.keys) >= page.request.limit:
+                    # A full page. Where the end is known there is nothing to be asked for in vain.
+                    full += 1
+                    ahead = maximum if self.paging.total is not None else min(2 * ahead, maximum)
+                    if full >= 2 * maximum:
+                        # In a long search one slow answer must not leave the others without work.
+                        ahead = 2 * maximum
+                yield page
+        finally:
+            lane.close()
+
+    def _task(self, request: PageRequest) -> Callable[[Room], Iterator[PackedPage]]:
+        def produce(room: Room) -> Iterator[PackedPage]:
+            room.reserve(request.limit * _BYTES_PER_ROW)
+            yield PackedPage.read(self._client, self._query, request)
+
+        return produce

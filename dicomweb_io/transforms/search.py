@@ -2,13 +2,14 @@
 
 A `Plan` step asks for the first page of each query, in the process's bounded pool, and learns the total if the archive
 tells it. What is left becomes ranges of row offsets for a splittable DoFn, which reads pages ahead and claims each row
-just before it gives it away.
+just before it gives it away. With ``split_by="StudyDate"`` one large search is made as several smaller ones, without
+losing studies that have no date.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from threading import Lock
@@ -24,11 +25,11 @@ from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.columns import columns_of
 from dicomweb_io.dicom.json_decode import first_value
 from dicomweb_io.dicom.values import parse_date
-from dicomweb_io.elements import JSONDataset, Resource, SearchLevel, SearchQuery
+from dicomweb_io.elements import JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.paging import Beginning, PageRequest, Paging, next_rows, pages_by_offset, row_key
 from dicomweb_io.pool import Lease, Room, shared_client
-from dicomweb_io.profiles import ServerProfile
 from dicomweb_io.queries import check_limits, make_query
 from dicomweb_io.transforms._core import (
     FAILURES,
@@ -43,17 +44,12 @@ from dicomweb_io.transforms._core import (
     several_windows,
 )
 from dicomweb_io.transforms.metrics import count, count_traffic, observe
-from dicomweb_io.transforms.paging import ClientReader, PageReader, paging_facts, uid_of
-from dicomweb_io.transforms.row_range import END, LEAST_ROWS, RowRange, RowRangeProvider
+from dicomweb_io.transforms.row_range import END, LEAST_ROWS, ReadAhead, RowRange, RowRangeProvider
 from dicomweb_io.transforms.rows import TakeColumns, row_type
-
-# ----------------------------------------------------------------------------------------------------------------------
-
 
 QueryInput = Resource | SearchQuery | str | dict[str, Any]
 """What a search step takes: a reference, a query, a URI, a row of a search, or a mapping of filters."""
 
-_MAX_CARRIED = 100
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 
@@ -62,31 +58,6 @@ class SearchResult(NamedTuple):
 
     rows: Any
     failures: Any
-
-
-@dataclass(frozen=True)
-class PlannedSearch:
-    """A part of a search: rows that are here already, or a range of offsets to be read.
-
-    Attributes:
-        query: The search.
-        rows: The range.
-        page: The rows of the range, if they are here.
-        page_size: How many rows to ask for at once: what the archive's first answer held.
-        first_uid: The UID of the very first row.
-        before: UIDs of the last rows before the range, which a moving archive may repeat.
-        full: Whether that answer held as many rows as were asked for.
-        by_offset: Whether pages may be asked for by offset; otherwise the client's own iterator is used.
-    """
-
-    query: SearchQuery
-    rows: RowRange
-    page: tuple[JSONDataset, ...] | None = None
-    page_size: int | None = None
-    first_uid: str | None = None
-    before: tuple[str, ...] = ()
-    full: bool = False
-    by_offset: bool = True
 
 
 class _Search(DICOMwebTransform):
@@ -147,9 +118,9 @@ class _Search(DICOMwebTransform):
         name, collects = type(self).__name__, self.collects
         failures = []
         if isinstance(pvalue, PBegin):
+            query, hold = self.query, False
             start = pvalue | "Start" >> beam.Impulse()
-            queries = start | "Query" >> beam.ParDo(_OneQuery(self.query)).with_output_types(SearchQuery)
-            hold = False
+            queries = start | "Query" >> beam.Map(lambda _: query).with_output_types(SearchQuery)
         else:
             hold = several_windows(pvalue)
             made = pvalue | "MakeQueries" >> self._step(_MakeQueries(self.query, name, collect=collects), SearchQuery)
@@ -171,9 +142,7 @@ class _Search(DICOMwebTransform):
     def _rows(self, queries: Any, which: str, hold: bool, failures: list[Any]) -> Any:
         """The rows of queries, and their failures added to a list."""
         name, collects = type(self).__name__, self.collects
-        plan = _Plan(
-            self.endpoint, "search", name, limit=self.limit, page_size=self.page_size, collect=collects, hold=hold
-        )
+        plan = _Plan(self.endpoint, name, limit=self.limit, page_size=self.page_size, collect=collects, hold=hold)
         planned = queries | f"Plan{which}" >> self._step(plan, PlannedSearch)
         found = planned["main"] | f"Search{which}" >> self._step(
             _ReadRows(self.endpoint, name, collect=collects), dict[str, Any]
@@ -186,13 +155,13 @@ class _Search(DICOMwebTransform):
         name = type(self).__name__
         how: dict[str, Any] = {"collect": self.collects, "hold": hold}
         split = queries | "SplitByStudyDate" >> self._step(
-            SplitByStudyDate(self.endpoint, "search", name, **how), SearchQuery, **{REST: SearchQuery}
+            SplitByStudyDate(self.endpoint, name, **how), SearchQuery, **{REST: SearchQuery}
         )
         spread = split["main"] | "Reshuffle" >> beam.Reshuffle()
         dated = self._rows(spread, "", hold, failures)
         rest = self._rows(split[REST], "Rest", hold, failures)
         maybe = rest | "DropDated" >> beam.Filter(lambda row: not is_dated(row)).with_output_types(dict[str, Any])
-        undated = maybe | "KeepUndated" >> self._step(KeepUndated(self.endpoint, "search", name, **how), dict[str, Any])
+        undated = maybe | "KeepUndated" >> self._step(KeepUndated(self.endpoint, name, **how), dict[str, Any])
         failures += [split[FAILURES], undated[FAILURES]]
         return (dated, undated["main"]) | "JoinRows" >> beam.Flatten()
 
@@ -316,14 +285,6 @@ def _is_row(element: Mapping[str, Any]) -> bool:
     )
 
 
-class _OneQuery(beam.DoFn):
-    def __init__(self, query: SearchQuery) -> None:
-        self._query = query
-
-    def process(self, element: bytes) -> Iterator[SearchQuery]:
-        yield self._query
-
-
 class _MakeQueries(beam.DoFn):
     def __init__(self, base: SearchQuery, transform: str, *, collect: bool) -> None:
         self._base = base
@@ -343,13 +304,32 @@ class _MakeQueries(beam.DoFn):
         yield query
 
 
+@dataclass(frozen=True)
+class PlannedSearch:
+    """A part of a search: rows that are here already, or a range of offsets to be read.
+
+    Attributes:
+        query: The search.
+        rows: The range.
+        page: The rows of the range, if they are here.
+        page_size: How many rows to ask for at once: what the archive's first answer held.
+        beginning: What the pages before the range proved. None: the client's own iterator is to be used.
+    """
+
+    query: SearchQuery
+    rows: RowRange
+    page: tuple[JSONDataset, ...] | None = None
+    page_size: int | None = None
+    beginning: Beginning | None = None
+
+
 class _Plan(PooledDoFn):
     """Asks for the first page of each query, and plans the rest."""
 
     def __init__(
-        self, endpoint: Endpoint, purpose: str, transform: str, *, limit: int | None, page_size: int | None, **how: Any
+        self, endpoint: Endpoint, transform: str, *, limit: int | None, page_size: int | None, **how: Any
     ) -> None:
-        super().__init__(endpoint, purpose, transform, **how)
+        super().__init__(endpoint, transform, **how)
         self._limit = limit
         self._page_size = page_size
 
@@ -360,40 +340,43 @@ class _Plan(PooledDoFn):
         return narrowed_to(subject)
 
     def produce(self, subject: SearchQuery, client: DICOMClient, room: Room) -> Iterator[Any]:
-        limit = self._limit
+        limit, by_offset = self._limit, pages_by_offset(client.profile, subject)
         if limit == 0:
             return
-        facts = paging_facts(client, subject)
-        if not facts.by_offset:
-            yield PlannedSearch(subject, RowRange(0, limit, whole=True), page_size=self._page_size, by_offset=False)
+        if by_offset is False:
+            yield PlannedSearch(subject, RowRange(0, limit, whole=True), page_size=self._page_size)
             return
-        size = self._page_size or facts.page_size
-        asked = size if limit is None else min(size, limit)
-        room.reserve(asked * 2048)
-        page = client.search_page(subject, offset=0, limit=asked)
-        rows = page.rows if limit is None else page.rows[:limit]
-        if rows:
-            yield PlannedSearch(subject, RowRange(0, len(rows)), page=tuple(rows))
-        if not page.rows and page.more is not True:
-            return
-        if page.more is False or len(rows) == limit:
-            return
-        total = page.total if page.total is not None else client.count(subject)
-        # Totals can be wrong: behind a full page the next one is looked at all the same.
-        if page.more is None and total is not None and asked > len(rows) >= total:
-            return
-        # The client walks the levels of servers without this search: then every page would start the walk afresh.
-        by_offset = not (facts.try_by_offset and page.more is True and page.total is None)
-        uids = [uid for row in rows if (uid := uid_of(row, subject.level)) is not None]
+        paging = Paging(client.profile, subject, url=client.base_url, limit=limit, page_size=self._page_size)
+
+        def ask(request: PageRequest) -> SearchPage:
+            room.reserve(request.limit * 2048)
+            return client.search_page(subject, offset=request.offset, limit=request.limit)
+
+        total: int | None = None
+        while True:
+            start = paging.position
+            rows = next_rows(paging, ask)
+            if rows:
+                yield PlannedSearch(subject, RowRange(start, start + len(rows)), page=tuple(rows))
+            if paging.ended and not paging.total_is_wrong:
+                return
+            answer = paging.answer
+            total = total or (paging.total if paging.total is not None else client.count(subject))
+            # Totals can be wrong: behind a full page the next one is looked at all the same.
+            if answer.more is None and total is not None and paging.position >= total and not paging.full:
+                return
+            # The client walks the levels of servers without this search: then every page would start the walk afresh.
+            by_offset = by_offset or answer.more is not True or answer.total is not None
+            # With a limit nothing is split: most of it would be read in vain.
+            rest = RowRange(paging.position, limit, total, whole=limit is not None or not by_offset)
+            # Before parts of it are read at once, another page has to show that the archive honours offsets.
+            if paging.offset_works or len(list(rest.pieces())) == 1:
+                break
         yield PlannedSearch(
             subject,
-            # With a limit nothing is split: most of it would be read in vain.
-            RowRange(len(rows), limit, total, whole=limit is not None or not by_offset),
-            page_size=(len(rows) or size) if by_offset else self._page_size,
-            first_uid=uid_of(rows[0], subject.level) if rows else None,
-            before=tuple(uids[-_MAX_CARRIED:]),
-            full=len(page.rows) >= asked,
-            by_offset=by_offset,
+            rest,
+            page_size=len(answer.keys) or self._page_size if by_offset else self._page_size,
+            beginning=replace(paging.beginning, total=total) if by_offset else None,
         )
 
     def taken(self, result: PlannedSearch) -> None:
@@ -419,7 +402,7 @@ class _ReadRows(beam.DoFn):
         self._lease: Lease | None = None
 
     def setup(self) -> None:
-        self._lease = shared_client(self._endpoint, "search")
+        self._lease = shared_client(self._endpoint)
 
     def teardown(self) -> None:
         if self._lease is not None:
@@ -438,12 +421,13 @@ class _ReadRows(beam.DoFn):
         if element.page is not None:
             yield from self._given(element, start, tracker)
             return
-        reader = self._reader(element, start, tracker)
+        beginning = element.beginning
+        reader = None if beginning is None else self._ahead(element, start, tracker, beginning)
         position = start - 1
         failed: BaseException | None = None
         claimed = 0
         try:
-            for position, row in reader:
+            for position, row in self._in_turn(element, start, tracker) if reader is None else reader:
                 if not tracker.try_claim(position):
                     return
                 claimed += 1
@@ -452,8 +436,9 @@ class _ReadRows(beam.DoFn):
             failed = error
         finally:
             count("rows", claimed)
-            count("search_pages", reader.requests)
-            count("repeated_rows", reader.repeated)
+            if reader is not None:
+                count("search_pages", reader.requests)
+                count("repeated_rows", reader.paging.repeated)
             count_traffic(cast(Lease, self._lease))
         # Nothing more will come of this range: say so, or the runner would wait for the rest.
         tracker.try_claim(END)
@@ -466,7 +451,7 @@ class _ReadRows(beam.DoFn):
             if not self._collect:
                 problem.raise_it()
             yield TaggedOutput(FAILURES, problem.failure)
-        elif rows.stop is None and rows.total is not None and rows.total != position + 1 and element.page is None:
+        elif rows.stop is None and rows.total is not None and rows.total != position + 1:
             count("total_mismatches")
 
     def _given(self, element: PlannedSearch, start: int, tracker: Any) -> Iterator[Any]:
@@ -478,25 +463,28 @@ class _ReadRows(beam.DoFn):
             count("rows")
             yield rows[position - element.rows.start]
 
-    def _reader(self, element: PlannedSearch, start: int, tracker: Any) -> PageReader | ClientReader:
+    def _in_turn(self, element: PlannedSearch, start: int, tracker: Any) -> Iterable[tuple[int, JSONDataset]]:
+        """Rows as the client's own iterator pages, which alone knows the way."""
+        stop = tracker.current_restriction().stop
+        limit = None if stop is None else stop - start
+        client = cast(Lease, self._lease).client
+        rows = client.iter_search(element.query, offset=start, limit=limit, page_size=element.page_size)
+        return enumerate(rows, start)
+
+    def _ahead(self, element: PlannedSearch, start: int, tracker: Any, beginning: Beginning) -> ReadAhead:
         lease = cast(Lease, self._lease)
-        if not element.by_offset:
-            stop = tracker.current_restriction().stop
-            return ClientReader(lease.client, element.query, start=start, stop=stop, page_size=element.page_size)
-        facts = paging_facts(lease.client, element.query)
-        return PageReader(
-            lease.client,
+        if start > element.rows.start:
+            # A part further on: the rows just before it are not known, but there are some.
+            beginning = replace(beginning, last=(), full=True)
+        paging = Paging(
+            lease.client.profile,
             element.query,
-            lease.pool,
+            url=lease.client.base_url,
             start=start,
-            stop=lambda: cast("int | None", tracker.current_restriction().stop),
-            page_size=element.page_size or facts.page_size,
-            first_uid=element.first_uid,
-            before=element.before if start == element.rows.start else (),
-            full=element.full or start > element.rows.start,
-            total=element.rows.total,
-            facts=facts,
+            page_size=element.page_size,
+            beginning=beginning,
         )
+        return ReadAhead(lease.client, element.query, lease.pool, paging, lambda: tracker.current_restriction().stop)
 
     def _lost(self, error: BaseException, query: SearchQuery, rows: tuple[int, int]) -> Problem:
         problem = problem_of(error, self._transform, reference=narrowed_to(query), rows=rows)
@@ -517,30 +505,17 @@ class _DistinctRows(beam.PTransform[Any, Any]):
         return (
             pcollection
             | "KeyByUID"
-            >> beam.Map(lambda row: (row_key(row, level), row)).with_output_types(tuple[str, dict[str, Any]])
+            >> beam.Map(lambda row: (row_key(row, level), row)).with_output_types(tuple[bytes, dict[str, Any]])
             | "Group" >> beam.GroupByKey()
             | "TakeOne" >> beam.Map(lambda pair: next(iter(pair[1]))).with_output_types(dict[str, Any])
         )
 
 
-def row_key(row: JSONDataset, level: SearchLevel) -> str:
-    """The UIDs that identify a row, as one text."""
-    tags = {
-        "study": ("0020000D",),
-        "series": ("0020000D", "0020000E"),
-        "instance": ("0020000D", "0020000E", "00080018"),
-    }
-    values = [row.get(tag, {}).get("Value") or [""] for tag in tags[level]]
-    return "/".join(str(value[0]) for value in values)
+# Splitting by StudyDate -----------------------------------------------------------------------------------------------
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# One large search as several smaller ones, by ranges of StudyDate, without losing studies that have no date.
-#
 # A range matches only rows that have a date, and DICOM has no query for "no date" (an empty value matches everything,
 # PS3.4 section C.2.2.2.3). So the whole search is made once more where the numbers do not prove that the ranges hold
 # everything, and of its rows those are kept that no range can have matched.
-
 
 REST = "rest"
 """The tag of queries whose rows without a date are wanted too."""
@@ -711,12 +686,9 @@ def total_of(client: DICOMClient, query: SearchQuery) -> int | None:
 
 def rows_at_once(client: DICOMClient) -> int:
     """The most rows that one search should have: what is worth a split, or less than the archive gives out at most."""
-    profile = getattr(client, "profile", None)
-    limits = [LEAST_ROWS]
-    if isinstance(profile, ServerProfile):
-        # Archives count no further than their limit: as many rows may be all or not.
-        limits += [limit - 1 for limit in (profile.max_rows, profile.max_offset) if limit]
-    return max(1, min(limits))
+    # Archives count no further than their limit: as many rows may be all or not.
+    limits = [limit - 1 for limit in (client.profile.max_rows, client.profile.max_offset) if limit]
+    return max(1, min([LEAST_ROWS, *limits]))
 
 
 def is_dated(row: JSONDataset) -> bool:

@@ -4,54 +4,54 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 
-from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
-from dicomweb_io.elements import Failure, Instance, Resource, SearchLevel, SearchQuery, StoredInstance
+from dicomweb_io.client import OnExisting, Verify
+from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lease, Room, identity_of, shared_client
+from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lease, Room, identity_of
 from dicomweb_io.transfer import (
     MAX_BATCH_INSTANCES,
     MAX_BATCH_MEMORY,
-    MEMORY_THRESHOLD,
     CopyResult,
-    Downloaded,
-    InstanceCopier,
-    InstanceDownloader,
     InstanceStorer,
     check_policies,
 )
 from dicomweb_io.transforms._core import (
     FAILURES,
-    AsReferences,
-    DICOMwebTransform,
-    ExpandReferences,
     FailingTransform,
     FailureMode,
     PooledDoFn,
     Problem,
     Work,
     problem_of,
-    report_lineage,
     several_windows,
     warn_of_secrets,
 )
 from dicomweb_io.transforms.metrics import count
-from dicomweb_io.transforms.retrieve import ReferenceInput
-
-# ----------------------------------------------------------------------------------------------------------------------
-
 
 Destination = EndpointLike | Callable[[Any], EndpointLike]
 """Where instances go: one archive, or a function that tells the archive of each element."""
 
 MAX_DESTINATIONS = 8
+
+
+class StoreResult(NamedTuple):
+    """The output of `CopyInstances`, `StoreInstances` and `WriteToDICOMweb`.
+
+    Attributes:
+        stored: A collection of `StoredInstance`.
+        failures: A collection of `Failure`; empty unless failures are collected.
+    """
+
+    stored: Any
+    failures: Any
 
 
 class StoreInstances(FailingTransform):
@@ -167,7 +167,7 @@ class _Store(PooledDoFn):
     _role = "sink"
 
     def __init__(self, endpoint: Endpoint, transform: str, options: dict[str, Any], **how: Any) -> None:
-        super().__init__(endpoint, "store", transform, **how)
+        super().__init__(endpoint, transform, **how)
         self._options = options
 
     def setup(self) -> None:
@@ -324,407 +324,7 @@ class _StoreEach(beam.DoFn):
             store.abandon()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# `CopyInstances`: from one archive to another without the bytes ever being an element.
-
-
-class StoreResult(NamedTuple):
-    """The output of `CopyInstances`, `StoreInstances` and `WriteToDICOMweb`.
-
-    Attributes:
-        stored: A collection of `StoredInstance`.
-        failures: A collection of `Failure`; empty unless failures are collected.
-    """
-
-    stored: Any
-    failures: Any
-
-
-@beam.typehints.with_input_types(ReferenceInput)
-class CopyInstances(DICOMwebTransform):
-    """Copies instances from one archive to another, bytes unchanged; the core of the job `pipelines.transfer`.
-
-    The input is any reference; studies and series are expanded by a search. Each instance has one result: a
-    `StoredInstance`, or a `Failure`. What the destination has already is not moved again, so that a copy that was cut
-    short can simply be started again.
-
-    Args:
-        source: The archive to copy from: an `Endpoint`, a URL or a path.
-        destination: The archive to copy to.
-        on_existing: ``"skip"`` leaves an instance whose UID the destination has; ``"server"`` sends it and leaves the
-            decision to the destination; ``"replace"`` puts it in the other's place; ``"error"`` makes a failure of it.
-        verify: The proof wanted: ``"response"``, ``"uid"`` or ``"content"``; see
-            `dicomweb_io.transfer.InstanceStorer`.
-        media_types: Wanted encodings; by default the stored one.
-        allow_transcoding: Take what the source re-encodes if it cannot give the original.
-        spool_directory: Where larger instances wait on their way, on each worker.
-        failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
-
-    Returns:
-        A `StoreResult`.
-    """
-
-    def __init__(
-        self,
-        source: EndpointLike,
-        destination: EndpointLike,
-        *,
-        on_existing: OnExisting = "skip",
-        verify: Verify = "response",
-        media_types: MediaTypes | None = None,
-        allow_transcoding: bool = False,
-        spool_directory: str | None = None,
-        failures: FailureMode = "raise",
-    ) -> None:
-        super().__init__(source, failures=failures)
-        check_policies(on_existing, verify)
-        self.destination = Endpoint.of(destination)
-        self.options: dict[str, Any] = {
-            "on_existing": on_existing,
-            "verify": verify,
-            "media_types": tuple(media_types) if media_types is not None else None,
-            "allow_transcoding": allow_transcoding,
-            "spool_directory": spool_directory,
-        }
-
-    def expand(self, pcollection: Any) -> Any:
-        """Builds the steps."""
-        name, collects = type(self).__name__, self.collects
-        hold = several_windows(pcollection)
-        references = pcollection | "AsReferences" >> self._step(AsReferences(name, collect=collects), Resource)
-        expanded = references["main"] | "Expand" >> self._step(
-            ExpandReferences(self.endpoint, "search", name, collect=collects, hold=hold), Resource
-        )
-        copied = (
-            expanded["main"]
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Copy"
-            >> self._step(
-                _Copy(self.endpoint, self.destination, name, self.options, collect=collects, hold=hold), StoredInstance
-            )
-        )
-        warn_of_secrets(self, self.destination)
-        failures = self._report([references[FAILURES], expanded[FAILURES], copied[FAILURES]])
-        return StoreResult(copied["main"], failures)
-
-    def display_data(self) -> dict[str, Any]:
-        """Both endpoints and the policies."""
-        return {
-            **super().display_data(),
-            "destination": DisplayDataItem(self.destination.safe_url, label="Destination"),
-            "on_existing": DisplayDataItem(self.options["on_existing"], label="If it exists"),
-            "verify": DisplayDataItem(self.options["verify"], label="Verification"),
-        }
-
-
-class _Copy(PooledDoFn):
-    """Copies references in groups: one task for each group, one result for each reference."""
-
-    def __init__(
-        self, source: Endpoint, destination: Endpoint, transform: str, options: dict[str, Any], **how: Any
-    ) -> None:
-        super().__init__(source, "copy", transform, **how)
-        self._destination = destination
-        self._options = options
-        self._receiver: Lease | None = None
-
-    def setup(self) -> None:
-        super().setup()
-        self._receiver = shared_client(self._destination, "store")
-        self._copier = InstanceCopier(
-            cast(Lease, self._lease).client, self._receiver.client, transform=self._transform, **self._options
-        )
-
-    def start_bundle(self) -> None:
-        super().start_bundle()
-        self._group: dict[Resource, Work] = {}
-
-    def teardown(self) -> None:
-        super().teardown()
-        if self._receiver is not None:
-            self._copier.close()
-            self._receiver.close()
-            self._receiver = None
-
-    def _start(self, work: Work) -> Iterator[Any]:
-        same = self._group.get(work.subject)
-        if same is not None:
-            same.places.extend(work.places)
-            return
-        self._group[work.subject] = work
-        if len(self._group) >= MAX_BATCH_INSTANCES:
-            yield from self._submit()
-
-    def _report_lineage(self) -> None:
-        super()._report_lineage()
-        report_lineage(self._destination, "sink")
-
-    def _leases(self) -> list[Lease]:
-        return [*super()._leases(), cast(Lease, self._receiver)]
-
-    def _finish(self) -> Iterator[Any]:
-        if self._group:
-            yield from self._submit()
-
-    def _submit(self) -> Iterator[Any]:
-        group, self._group = self._group, {}
-        lane = self._open_lane()
-        for works, results in lane.submit(list(group.values()), lambda room: self._copy(list(group), room)):
-            yield from self._emit(works, results)
-
-    def _copy(self, references: list[Resource], room: Room) -> Iterator[Any]:
-        yield self._copier.copy(references, cancelled=lambda: room.cancelled)
-
-    def _emit(self, work: Any, result: Any) -> Iterator[Any]:
-        for one, outcome in zip(work, result, strict=True):
-            yield from super()._emit(one, Problem(outcome) if isinstance(outcome, Failure) else outcome)
-
-    def taken(self, result: StoredInstance) -> None:
-        count_stored(result)
-
-
 def count_stored(result: StoredInstance) -> None:
     """Counts what became of an instance."""
     count(result.outcome)
     count("stored_bytes", result.size)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# `DeleteInstances`: removes studies, series and instances (PS3.18 section 10.7).
-
-
-class DeleteResult(NamedTuple):
-    """The output of `DeleteInstances` with ``failures="collect"``."""
-
-    deleted: Any
-    failures: Any
-
-
-@beam.typehints.with_input_types(ReferenceInput)
-class DeleteInstances(DICOMwebTransform):
-    """Deletes what references name, as far as the archive allows it, and gives back the references.
-
-    A reference to a study or series deletes it as a whole. What is not there any more counts as deleted, because a
-    bundle may be repeated; what the archive does not know and a search still finds is a failure. To protect from
-    deleting too much, a reference to frames is a failure, and so is a row that names a series or an instance but lacks
-    the UIDs above it.
-
-    Args:
-        endpoint: An `Endpoint`, a URL or a path.
-        failures: ``"raise"`` or ``"collect"``; with the latter the output is a `DeleteResult`. See also
-            `with_error_handler`.
-    """
-
-    _element_type = Resource
-
-    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
-        super().__init__(endpoint, failures=failures)
-
-    def expand(self, pcollection: Any) -> Any:
-        """Builds the steps."""
-        name, collects = type(self).__name__, self.collects
-        references = pcollection | "AsReferences" >> self._step(_ExactReferences(name, collect=collects), Resource)
-        deleted = (
-            references["main"]
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Delete"
-            >> self._step(_Delete(self.endpoint, name, collect=collects, hold=several_windows(pcollection)), Resource)
-        )
-        failures = self._report([references[FAILURES], deleted[FAILURES]])
-        return DeleteResult(deleted["main"], failures) if self._failure_mode == "collect" else deleted["main"]
-
-
-class _ExactReferences(AsReferences):
-    """References that surely mean no more than the element says."""
-
-    def __init__(self, transform: str, *, collect: bool) -> None:
-        super().__init__(transform, collect=collect, whole=False)
-
-    def reference_of(self, element: Any) -> Resource:
-        reference = super().reference_of(element)
-        if reference.frames:
-            raise ValueError(f"frames cannot be deleted: {reference.uri} (name the instance to delete it as a whole)")
-        if isinstance(element, Mapping) and "study_instance_uid" not in element:
-            named = {"series": "0020000E" in element, "instance": "00080018" in element}
-            meant = "instance" if named["instance"] else "series" if named["series"] else "study"
-            if meant != reference.level:
-                raise ValueError(f"the row names a {meant}, but lacks a UID to find it by; nothing was deleted")
-        return reference
-
-
-class _Delete(PooledDoFn):
-    _role = "sink"
-
-    def __init__(self, endpoint: Endpoint, transform: str, **options: Any) -> None:
-        super().__init__(endpoint, "store", transform, **options)
-
-    def taken(self, result: Resource) -> None:
-        count("deleted")
-
-    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        study, series = subject.study_instance_uid, str(subject.series_instance_uid)
-        try:
-            if subject.level == "study":
-                client.delete_study(study)
-            elif subject.level == "series":
-                client.delete_series(study, series)
-            else:
-                client.delete_instance(study, series, str(subject.sop_instance_uid))
-        except OSError as error:
-            if getattr(error, "status", None) != 404 and not isinstance(error, FileNotFoundError):
-                raise
-            # A wrong address is answered with 404 too: what a search still finds was not deleted.
-            if _is_listed(client, subject):
-                raise
-        yield subject
-
-
-def _is_listed(client: DICOMClient, subject: Resource) -> bool:
-    """Whether a search still finds what could not be deleted."""
-    level: SearchLevel = "study"
-    tag, uid = "StudyInstanceUID", subject.study_instance_uid
-    above: tuple[str | None, str | None] = (None, None)
-    if subject.sop_instance_uid is not None:
-        level, tag, uid = "instance", "SOPInstanceUID", subject.sop_instance_uid
-        above = subject.study_instance_uid, subject.series_instance_uid
-    elif subject.series_instance_uid is not None:
-        level, tag, uid = "series", "SeriesInstanceUID", subject.series_instance_uid
-        above = subject.study_instance_uid, None
-    query = SearchQuery(level, *above, search_filters=((tag, uid),))
-    try:
-        return any(Resource.of(row) == subject for row in client.iter_search(query, limit=1))
-    except OSError as error:
-        # What belongs to a study that is gone is answered with 404 as well.
-        if getattr(error, "status", None) == 404 or isinstance(error, FileNotFoundError):
-            return False
-        raise
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# `DownloadInstances`: from an archive to files, without the bytes ever being an element.
-
-
-class DownloadResult(NamedTuple):
-    """The output of `DownloadInstances` with ``failures="collect"``."""
-
-    paths: Any
-    failures: Any
-
-
-@beam.typehints.with_input_types(ReferenceInput)
-class DownloadInstances(DICOMwebTransform):
-    """Writes instances to ``DIRECTORY/STUDY/SERIES/INSTANCE.dcm``, bytes unchanged, and gives the paths.
-
-    The input is any reference; studies and series are expanded by a search. A file appears under its name when it is
-    complete. One that is there already is not retrieved again, so that a download that was cut short can simply be
-    started again; its path comes too.
-
-    Args:
-        endpoint: An `Endpoint`, a URL or a path.
-        directory: Where the files go: a path, or any fsspec URL. All workers must reach it.
-        storage_options: Arguments for the fsspec filesystem of the directory.
-        overwrite: Retrieve and replace files that are there.
-        media_types: Wanted encodings; by default the stored one.
-        allow_transcoding: Take what the archive re-encodes if it cannot give the original.
-        spool_directory: Where larger instances wait on their way, on each worker.
-        failures: ``"raise"`` or ``"collect"``; with the latter the output is a `DownloadResult`. See also
-            `with_error_handler`.
-
-    Raises:
-        ValueError: If the directory is a server, or an argument is not valid.
-    """
-
-    _element_type = str
-
-    def __init__(
-        self,
-        endpoint: EndpointLike,
-        directory: str | os.PathLike[str],
-        *,
-        storage_options: Mapping[str, Any] | None = None,
-        overwrite: bool = False,
-        media_types: MediaTypes | None = None,
-        allow_transcoding: bool = False,
-        spool_directory: str | None = None,
-        failures: FailureMode = "raise",
-    ) -> None:
-        super().__init__(endpoint, failures=failures)
-        self.directory = Endpoint(os.fspath(directory), storage_options=storage_options)
-        if self.directory.is_web:
-            raise ValueError("directory must be a path or an fsspec URL; use CopyInstances to copy to a server")
-        self.options: dict[str, Any] = {
-            "overwrite": overwrite,
-            "media_types": tuple(media_types) if media_types is not None else None,
-            "allow_transcoding": allow_transcoding,
-            "spool_directory": spool_directory,
-        }
-
-    def expand(self, pcollection: Any) -> Any:
-        """Builds the steps."""
-        name = type(self).__name__
-        how: dict[str, Any] = {"collect": self.collects, "hold": several_windows(pcollection)}
-        references = pcollection | "AsReferences" >> self._step(AsReferences(name, collect=self.collects), Resource)
-        expanded = references["main"] | "Expand" >> self._step(
-            ExpandReferences(self.endpoint, "search", name, **how), Resource
-        )
-        written = (
-            expanded["main"]
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Download" >> self._step(_Download(self.endpoint, self.directory, name, self.options, **how), str)
-        )
-        warn_of_secrets(self, self.directory)
-        failures = self._report([references[FAILURES], expanded[FAILURES], written[FAILURES]])
-        return DownloadResult(written["main"], failures) if self._failure_mode == "collect" else written["main"]
-
-    def display_data(self) -> dict[str, Any]:
-        """The endpoint and the directory."""
-        return {
-            **super().display_data(),
-            "directory": DisplayDataItem(self.directory.safe_url, label="Directory"),
-            "overwrite": DisplayDataItem(self.options["overwrite"], label="Overwrite"),
-        }
-
-
-class _Download(PooledDoFn):
-    def __init__(
-        self, endpoint: Endpoint, directory: Endpoint, transform: str, options: dict[str, Any], **how: Any
-    ) -> None:
-        super().__init__(endpoint, "retrieve", transform, **how)
-        self._directory = directory
-        self._options = options
-        self._downloader: InstanceDownloader | None = None
-
-    def setup(self) -> None:
-        super().setup()
-        self._downloader = InstanceDownloader(
-            cast(Lease, self._lease).client,
-            self._directory.url,
-            storage_options=self._directory.storage_options,
-            transform=self._transform,
-            **self._options,
-        )
-
-    def teardown(self) -> None:
-        super().teardown()
-        if self._downloader is not None:
-            self._downloader.close()
-            self._downloader = None
-
-    def _report_lineage(self) -> None:
-        super()._report_lineage()
-        report_lineage(self._directory, "sink")
-
-    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        room.reserve(MEMORY_THRESHOLD)
-        outcome = cast(InstanceDownloader, self._downloader).download(subject)
-        yield Problem(outcome) if isinstance(outcome, Failure) else outcome
-
-    def taken(self, result: Downloaded) -> None:
-        count("exists" if result.existed else "downloaded")
-        count("downloaded_bytes", result.size)
-
-    def _emit(self, work: Work, result: Any) -> Iterator[Any]:
-        for output in super()._emit(work, result):
-            # Consumers get the path; the rest was counted.
-            value = getattr(output, "value", None)
-            yield output.with_value(value.path) if isinstance(value, Downloaded) else output

@@ -217,7 +217,7 @@ class _Watch(beam.DoFn):
 
     def setup(self) -> None:
         """Leases the process's client."""
-        self._lease = shared_client(self._endpoint, "watch")
+        self._lease = shared_client(self._endpoint)
         self._leaving = threading.Event()
 
     def start_bundle(self) -> None:
@@ -609,7 +609,7 @@ class ParseNotifications(DICOMwebTransform):
         )
         references, failures = parsed["main"], [parsed[FAILURES]]
         if self._archive is not None:
-            dofn = _AskOrthanc(self._archive, "watch", name, collect=collects, hold=several_windows(pcollection))
+            dofn = _AskOrthanc(self._archive, name, collect=collects, hold=several_windows(pcollection))
             asked = parsed[_ORTHANC] | "AskOrthanc" >> self._step(dofn, Resource)
             references = (references, asked["main"]) | "Join" >> beam.Flatten()
             failures.append(asked[FAILURES])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.client import (
     DEFAULT_MAX_ELEMENT_BYTES,
-    ClientBase,
+    DICOMClient,
     MediaTypes,
     OnExisting,
     Storable,
@@ -29,11 +29,12 @@ from dicomweb_io.elements import (
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.http.auth import BasicCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.http.transport import Transport
-from dicomweb_io.profiles import ServerProfile, resolve_profile
+from dicomweb_io.profiles import ProbeReport, ServerProfile, resolve_profile
 from dicomweb_io.spool import SpoolPolicy
 from dicomweb_io.web.frames import BulkdataRetriever, FrameRetriever, RenderedRetriever
-from dicomweb_io.web.probe import ProbeReport, probe
+from dicomweb_io.web.probe import probe
 from dicomweb_io.web.replace import Deleter, ExistingInstances, Replacer
 from dicomweb_io.web.retrieve import InstanceRetriever, MetadataRetriever
 from dicomweb_io.web.search import Searcher
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from dicomweb_io.http.auth import Credentials
 
 
-class DICOMwebClient(ClientBase):
+class DICOMwebClient(DICOMClient):
     """A client of a DICOMweb server.
 
     It may be used from several threads at once. Nothing is sent before the first method that needs it.
@@ -71,7 +72,7 @@ class DICOMwebClient(ClientBase):
         chunk_size: The most bytes to read from the network at once.
         permissive_uid: Accept UIDs that are none by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`).
         timeout: Seconds to wait for a connection and for each read: one number or a pair.
-        credentials: How to authenticate: see `dicomweb_io.http.auth`, or any `requests.auth.AuthBase`.
+        credentials: How to authenticate: credentials of this package, or any `requests.auth.AuthBase`.
         profile: The server's behaviour: ``"auto"`` (by URL), a name, or a `ServerProfile`.
         verify: Verify TLS certificates: True, False, or the path of a CA bundle.
         cert: A client certificate: the path of a PEM file, or a pair of certificate and key paths.
@@ -108,65 +109,55 @@ class DICOMwebClient(ClientBase):
         max_in_flight: int = 8,
         requests_per_second: float | None = None,
     ) -> None:
-        self._urls = ServiceURLs(url, qido_url_prefix, wado_url_prefix, stow_url_prefix, delete_url_prefix)
+        self._urls = ServiceURLs(url, Prefixes(qido_url_prefix, wado_url_prefix, stow_url_prefix, delete_url_prefix))
         if session is not None and not callable(getattr(session, "send", None)):
             raise TypeError(f"session must be a requests.Session, not {type(session).__name__}")
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be callable, not {type(callback).__name__}")
         if credentials is None and self._urls.username is not None:
             credentials = BasicCredentials(self._urls.username, self._urls.password or "")
-        self._permissive_uid = bool(permissive_uid)
+        self.permissive_uid = bool(permissive_uid)
         self._transport = Transport(
             self._urls.base_url,
             session=session,
             credentials=credentials,
             headers=headers,
-            verify=verify,
-            cert=cert,
+            tls=TLS(verify, cert),
             proxies=proxies,
-            timeout=timeout,
-            deadline=deadline,
+            timeouts=Timeouts.of(timeout, deadline),
+            limits=Limits(max_in_flight, requests_per_second),
             retry=retry if retry is not None else RetryPolicy(),
-            max_in_flight=max_in_flight,
-            requests_per_second=requests_per_second,
             callback=callback,
         )
         self._service = Service(
             self._urls,
             self._transport,
             resolve_profile(profile, self._urls.base_url),
-            permissive_uid=self._permissive_uid,
+            permissive_uid=self.permissive_uid,
             profile_is_guess=profile == "auto",
         )
         self.set_chunk_size(chunk_size)
-        self._searcher = Searcher(self._service)
-        self._instances = InstanceRetriever(self._service, self._searcher)
-        self._metadata = MetadataRetriever(self._service, self._searcher)
-        self._frames = FrameRetriever(self._service)
-        self._rendered = RenderedRetriever(self._service)
-        self._bulkdata = BulkdataRetriever(self._service)
-        self._deleter = Deleter(self._service)
 
     @classmethod
     def from_endpoint(cls, endpoint: Endpoint) -> Self:
         """Makes a client of an endpoint's description."""
         return cls(
             endpoint.url,
-            qido_url_prefix=endpoint.qido_url_prefix,
-            wado_url_prefix=endpoint.wado_url_prefix,
-            stow_url_prefix=endpoint.stow_url_prefix,
-            delete_url_prefix=endpoint.delete_url_prefix,
+            qido_url_prefix=endpoint.prefixes.qido,
+            wado_url_prefix=endpoint.prefixes.wado,
+            stow_url_prefix=endpoint.prefixes.stow,
+            delete_url_prefix=endpoint.prefixes.delete,
             proxies=endpoint.proxies,
             headers=endpoint.headers,
-            timeout=endpoint.timeout,
+            timeout=(endpoint.timeouts.connect, endpoint.timeouts.read),
             credentials=endpoint.credentials,
             profile=endpoint.profile,
-            verify=endpoint.verify,
-            cert=endpoint.cert,
-            deadline=endpoint.deadline,
+            verify=endpoint.tls.verify,
+            cert=endpoint.tls.cert,
+            deadline=endpoint.timeouts.deadline,
             retry=endpoint.retry,
-            max_in_flight=endpoint.max_in_flight,
-            requests_per_second=endpoint.requests_per_second,
+            max_in_flight=endpoint.limits.max_in_flight,
+            requests_per_second=endpoint.limits.requests_per_second,
         )
 
     # Description ------------------------------------------------------------------------------------------------------
@@ -204,31 +195,31 @@ class DICOMwebClient(ClientBase):
     @property
     def qido_url_prefix(self) -> str | None:
         """Path segment before search resources."""
-        return self._urls.qido_url_prefix
+        return self._urls.prefixes.qido
 
     @property
     def wado_url_prefix(self) -> str | None:
         """Path segment before retrieve resources."""
-        return self._urls.wado_url_prefix
+        return self._urls.prefixes.wado
 
     @property
     def stow_url_prefix(self) -> str | None:
         """Path segment before store resources."""
-        return self._urls.stow_url_prefix
+        return self._urls.prefixes.stow
 
     @property
     def delete_url_prefix(self) -> str | None:
         """Path segment before delete resources."""
-        return self._urls.delete_url_prefix
+        return self._urls.prefixes.delete
 
     @property
     def profile(self) -> ServerProfile:
-        """The server's behaviour, as this client takes them."""
+        """The server's behaviour, as this client takes it."""
         return self._service.profile
 
     @property
     def transport(self) -> Transport:
-        """The connection, for its counts."""
+        """The connection, for its counts and for requests beside DICOMweb."""
         return self._transport
 
     def __repr__(self) -> str:
@@ -239,21 +230,13 @@ class DICOMwebClient(ClientBase):
         self._transport.close()
 
     def probe(self) -> ProbeReport:
-        """Asks the server what it is and what it can; only reads.
-
-        Raises:
-            requests.HTTPError: If it cannot be reached, or refuses searches.
-        """
+        """Asks the server what it is and what it can do; only reads."""
         return probe(self._service)
 
     # Settings ---------------------------------------------------------------------------------------------------------
 
     def set_chunk_size(self, chunk_size: int) -> None:
-        """Sets the most bytes to read from the network at once.
-
-        Raises:
-            TypeError, ValueError: If it is not a positive integer.
-        """
+        """Sets the most bytes to read from the network at once."""
         self._service.chunk_size = check_chunk_size(chunk_size)
 
     def set_http_retry_params(
@@ -263,14 +246,7 @@ class DICOMwebClient(ClientBase):
         wait_exponential_multiplier: int = 1000,
         retriable_error_codes: tuple[int, ...] = (429, 408, 503, 504),
     ) -> None:
-        """Sets when and how often to try again, for requests that begin later.
-
-        Args:
-            retry: Whether to try again at all.
-            max_attempts: Attempts in all.
-            wait_exponential_multiplier: The first wait, at most, in milliseconds; it doubles with each attempt.
-            retriable_error_codes: HTTP statuses that are worth another attempt.
-        """
+        """Sets when and how often to try again, for requests that begin later."""
         policy = RetryPolicy.none()
         if retry:
             policy = RetryPolicy(
@@ -283,26 +259,18 @@ class DICOMwebClient(ClientBase):
     # Search -----------------------------------------------------------------------------------------------------------
 
     def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
-        """Makes one search request. Without a limit none is sent; one above the server's maximum is lowered to it.
-
-        Raises:
-            requests.HTTPError: If the server refuses, ignores a filter, or answers with something else.
-        """
-        return self._searcher.search_page(query, offset=offset, limit=limit)
+        """Makes one search request. Without a limit none is sent."""
+        return Searcher(self._service).search_page(query, offset=offset, limit=limit)
 
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
-        """Yields every row of a query once, page by page, `limit` rows at most.
-
-        Raises:
-            requests.HTTPError: If a page fails, or if it cannot be known that all rows were returned.
-        """
-        return self._searcher.iter_search(query, offset=offset, limit=limit, page_size=page_size)
+        """Yields every row of a query once, page by page."""
+        return Searcher(self._service).iter_search(query, offset=offset, limit=limit, page_size=page_size)
 
     def count(self, query: SearchQuery) -> int | None:
         """The number of rows, where the server has a count resource."""
-        return self._searcher.count(query)
+        return Searcher(self._service).count(query)
 
     # Retrieve ---------------------------------------------------------------------------------------------------------
 
@@ -315,9 +283,10 @@ class DICOMwebClient(ClientBase):
         spool_directory: str | None = None,
         allow_transcoding: bool = False,
         additional_params: Mapping[str, Any] | None = None,
+        borrow: bool = False,
     ) -> Iterator[Instance]:
-        """Yields the instances of a study, series or instance as they arrive; see `DICOMClient.iter_instances`."""
-        return self._instances.iter_instances(
+        """Yields the instances of a study, series or instance as they arrive. A server has nothing to borrow."""
+        return InstanceRetriever(self._service, Searcher(self._service)).iter_instances(
             resource,
             media_types=media_types,
             max_element_bytes=max_element_bytes,
@@ -330,7 +299,9 @@ class DICOMwebClient(ClientBase):
         self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None
     ) -> Iterator[JSONDataset]:
         """Yields the metadata of the instances of a study, series or instance as they arrive."""
-        return self._metadata.iter_metadata(resource, additional_params=additional_params)
+        return MetadataRetriever(self._service, Searcher(self._service)).iter_metadata(
+            resource, additional_params=additional_params
+        )
 
     def iter_frames(
         self,
@@ -342,7 +313,7 @@ class DICOMwebClient(ClientBase):
         spool_directory: str | None = None,
     ) -> Iterator[Frame]:
         """Yields frames in the order asked for, as many as asked for; by default in the stored encoding."""
-        return self._frames.iter_frames(
+        return FrameRetriever(self._service).iter_frames(
             resource,
             media_types=media_types,
             additional_params=additional_params,
@@ -358,7 +329,9 @@ class DICOMwebClient(ClientBase):
         thumbnail: bool = False,
     ) -> RenderedImage:
         """Retrieves a study, series, instance or frame in a consumer format."""
-        return self._rendered.retrieve(resource, media_types=media_types, params=params, thumbnail=thumbnail)
+        return RenderedRetriever(self._service).retrieve(
+            resource, media_types=media_types, params=params, thumbnail=thumbnail
+        )
 
     def iter_bulkdata_parts(
         self,
@@ -371,7 +344,7 @@ class DICOMwebClient(ClientBase):
         spool_directory: str | None = None,
     ) -> Iterator[Bulkdata]:
         """Yields the parts of the bulk data at a URL. Credentials go to the service's own origin only."""
-        return self._bulkdata.iter_bulkdata(
+        return BulkdataRetriever(self._service).iter_bulkdata(
             url,
             media_types=media_types,
             byte_range=byte_range,
@@ -383,7 +356,7 @@ class DICOMwebClient(ClientBase):
         self, resource: Resource, media_types: MediaTypes, additional_params: Mapping[str, Any] | None
     ) -> list[bytes]:
         try:
-            return self._bulkdata.of_instance(resource, media_types, additional_params)
+            return BulkdataRetriever(self._service).of_instance(resource, media_types, additional_params)
         except DICOMwebError as error:
             # Servers that give an instance as DICOM only (Orthanc 1.10.1: 400) may still give its frames.
             if error.status not in (400, 404, 406, 415, 500, 501):
@@ -401,7 +374,7 @@ class DICOMwebClient(ClientBase):
         verify: Verify = "response",
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[StoredInstance | Failure]:
-        """Stores instances and yields the result of each; see `DICOMClient.iter_store_instances`."""
+        """Stores instances and yields the result of each, in as few requests as the server accepts."""
         return self._storer().iter_store(
             instances,
             study_instance_uid=study_instance_uid,
@@ -416,25 +389,15 @@ class DICOMwebClient(ClientBase):
         study_instance_uid: str | None = None,
         additional_params: Mapping[str, Any] | None = None,
     ) -> Dataset:
-        """Stores instances (PS3.18 section 10.5).
-
-        Args:
-            datasets: pydicom datasets, Part 10 bytes, paths, open files or `Instance`s.
-            study_instance_uid: Store into this study only; instances of another study fail before anything is sent.
-            additional_params: Further query parameters.
-
-        Returns:
-            The Store Instances Response Module (PS3.18 Annex I), of all requests together.
-
-        Raises:
-            StoreError: If an instance was not stored. It has the response module and the outcome of each instance.
-        """
+        """Stores instances; the response module holds what the server said of each."""
         return self._storer().store(datasets, study_instance_uid, additional_params)
 
     def _storer(self) -> Storer:
         # What the archive was found to have holds for one call only.
-        existing = ExistingInstances(self._service, self._searcher, self._instances)
-        return Storer(self._service, existing, Replacer(existing, self._deleter))
+        searcher = Searcher(self._service)
+        existing = ExistingInstances(self._service, searcher, InstanceRetriever(self._service, searcher))
+        return Storer(self._service, existing, Replacer(existing, Deleter(self._service)))
 
-    def _delete(self, resource: Resource, additional_params: Mapping[str, Any] | None = None) -> None:
-        self._deleter.delete(resource, additional_params)
+    def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
+        """Deletes a study, series or instance in the way that the server's profile names."""
+        Deleter(self._service).delete(resource, additional_params)

@@ -21,7 +21,13 @@ from dicomweb_io.dicom.media_types import (
     parse_media_types,
 )
 from dicomweb_io.elements import Bulkdata, Frame, RenderedImage, Resource
-from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError, safe_url
+from dicomweb_io.errors import (
+    DICOMwebError,
+    InvalidIdentifierError,
+    MalformedResponseError,
+    ResponseIncompleteError,
+    safe_url,
+)
 from dicomweb_io.http.transport import Attempt, StreamedAnswer
 from dicomweb_io.spool import Collected, SpoolPolicy, dropped
 from dicomweb_io.web.service import REFUSALS, Service
@@ -64,7 +70,7 @@ class FrameRetriever:
     ) -> Iterator[Frame]:
         """See `DICOMClient.iter_frames`."""
         if resource.level != "frame":
-            raise ValueError(f"a reference to frames is needed, not to a {resource.level}")
+            raise InvalidIdentifierError(f"a reference to frames is needed, not to a {resource.level}")
         accepted_types = parse_media_types(media_types) or _STORED
         for accepted_type in accepted_types:
             if accepted_type.name == DICOM:

@@ -5,7 +5,6 @@ Only reads are made, of one study, series and instance at most; nothing is store
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin
 
@@ -14,43 +13,13 @@ from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.elements import JSONDataset, Resource, SearchQuery
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.http.transport import Answer
-from dicomweb_io.profiles import PROFILES, ServerProfile
+from dicomweb_io.profiles import PROFILES, Finding, ProbeReport, ServerProfile
 from dicomweb_io.web.search import rows_of
 from dicomweb_io.web.service import Service
 from dicomweb_io.web.urls import with_query
 
 _ABSENT = (400, 403, 404, 405, 406, 410, 415, 500, 501)
 _NO_UID = "2.25.1"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was asked of a server.
-
-    Attributes:
-        feature: What was asked, such as ``"search of all series"``.
-        supported: Whether the server does it; None if it could not be found out, for example in an empty archive.
-        detail: What came back, in a few words.
-    """
-
-    feature: str
-    supported: bool | None
-    detail: str
-
-
-@dataclass(frozen=True)
-class ProbeReport:
-    """What a probe found.
-
-    Attributes:
-        profile: The profile to use: the one recognized, with the facts that were measured.
-        recognized: Whether the server was recognized by what it answers rather than by its URL.
-        findings: What was asked, in order.
-    """
-
-    profile: ServerProfile
-    recognized: bool
-    findings: tuple[Finding, ...]
 
 
 def probe(service: Service) -> ProbeReport:

@@ -1,4 +1,9 @@
-"""Replacing an instance on a server that keeps the old one: delete, then store, and never lose both."""
+"""Replacing instances, and what that takes: looking up what a server has, and deleting (PS3.18 section 10.7).
+
+`ExistingInstances` looks instances up before storing, after lost answers, and for verification. `Deleter` deletes in
+the way that the server's profile names. `Replacer` replaces an instance on a server that leaves the old one in place:
+it deletes and then stores, and never loses both.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,21 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 from dicomweb_io.client import DICOMClient, Verify
 from dicomweb_io.compare import difference
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery, StoredInstance
-from dicomweb_io.errors import DICOMwebError, FilterIgnoredError, MalformedResponseError, discreet
+from dicomweb_io.errors import (
+    DICOMwebError,
+    FilterIgnoredError,
+    InvalidIdentifierError,
+    MalformedResponseError,
+    UnsupportedError,
+    log_text,
+)
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.transport import Answer
 from dicomweb_io.listing import SeriesListing
@@ -23,16 +36,15 @@ from dicomweb_io.web.search import Searcher
 from dicomweb_io.web.service import Service, logger
 from dicomweb_io.web.urls import parameters, with_query
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What an archive has: looked up before storing, after lost answers, and for verification.
-
-
 _UIDS_PER_QUERY = 15
 _IN_MEMORY = 4 * 1024 * 1024
+Send = Callable[[Sequence[StoreItem]], None]
+_NO_INTERFACE = (404, 405)
+_ORTHANC_TYPES = {"study": "Study", "series": "Series", "instance": "Instance"}
 
 
 class ExistingInstances:
-    """Looks instances up in one service; what it has listed once it believes, so it serves one operation only."""
+    """Looks instances up in one service. It trusts its first listing of a series, so it serves one operation only."""
 
     def __init__(self, service: Service, searcher: Searcher, retriever: InstanceRetriever) -> None:
         self._service = service
@@ -49,16 +61,16 @@ class ExistingInstances:
         self._listing.add(reference)
 
     def present(self, items: Sequence[StoreItem]) -> set[str]:
-        """The SOP Instance UIDs of items that the archive has now, asked afresh."""
+        """The SOP Instance UIDs of items that the archive has now."""
         by_series: dict[Resource, list[str]] = {}
         for item in items:
             by_series.setdefault(item.reference.series, []).append(item.uid)
-        found: set[str] = set()
+        present: set[str] = set()
         size = _UIDS_PER_QUERY if self._service.profile.uid_lists else 1
         for series, uids in by_series.items():
             for start in range(0, len(uids), size):
-                found |= self._among(series, uids[start : start + size])
-        return found
+                present |= self._among(series, uids[start : start + size])
+        return present
 
     def _among(self, series: Resource, uids: Sequence[str]) -> set[str]:
         filters = (("SOPInstanceUID", "\\".join(uids)),)
@@ -69,7 +81,7 @@ class ExistingInstances:
                 return found
         except FilterIgnoredError:
             found = set()
-        # Some servers do not know lists of UIDs, take one of them, or ignore this filter: the whole series tells.
+        # Some servers do not know lists of UIDs, use one of them, or ignore this filter: then the series is listed.
         whole = SearchQuery("instance", series.study_instance_uid, series.series_instance_uid)
         return found | (self._uids(whole) & set(uids))
 
@@ -106,7 +118,7 @@ class ExistingInstances:
             refused: Whether the archive refused it. Then its UID alone proves nothing, unless it was not there before.
         """
         if self.proof == "uid" and (item.existed or (refused and item.existed is None)):
-            # What is there may as well be the object that was there before.
+            # It may be the object that was there before.
             return False
         if not self.finds(item):
             return False
@@ -124,23 +136,21 @@ class ExistingInstances:
             items: Items with their outcomes.
             verify: ``"uid"`` or ``"content"``.
         """
-        stored = [item for item in items if isinstance(item.outcome, StoredInstance)]
-        if not stored:
-            return
+        stored = [(item, item.outcome) for item in items if isinstance(item.outcome, StoredInstance)]
         if verify == "content":
-            for item in stored:
-                self._verify_content(item)
+            for item, outcome in stored:
+                self._verify_content(item, outcome)
             return
-        unproven = [item for item in stored if cast(StoredInstance, item.outcome).verified == "response"]
+        unproven = [(item, outcome) for item, outcome in stored if outcome.verified == "response"]
         try:
-            found = self.present(unproven) if unproven else set()
+            present = self.present([item for item, _ in unproven])
         except RECOVERABLE as error:
-            for item in unproven:
+            for item, _ in unproven:
                 item.fail_by(error)
             return
-        for item in unproven:
-            if item.uid in found:
-                item.outcome = _with_proof(item, "uid")
+        for item, outcome in unproven:
+            if item.uid in present:
+                item.outcome = replace(outcome, verified="uid")
             else:
                 item.fail(
                     "the server reported it as stored, but a search does not find it",
@@ -148,7 +158,7 @@ class ExistingInstances:
                     url=self._url(item),
                 )
 
-    def _verify_content(self, item: StoreItem) -> None:
+    def _verify_content(self, item: StoreItem, outcome: StoredInstance) -> None:
         comparison_level = self._service.profile.comparison_level
         try:
             different = self._difference(item)
@@ -156,7 +166,7 @@ class ExistingInstances:
             item.fail_by(error)
             return
         if different is None:
-            item.outcome = _with_proof(item, comparison_level)
+            item.outcome = replace(outcome, verified=comparison_level)
         else:
             item.fail(
                 f"the archive has this UID with another content: {different} (compared by {comparison_level})",
@@ -172,40 +182,18 @@ class ExistingInstances:
 
     @contextmanager
     def retrieved(self, reference: Resource) -> Iterator[Instance]:
-        """The archive's own copy of an instance, in memory if it is small, else in a file that is removed later."""
+        """The archive's own copy of an instance, in memory or, if large, in a file for as long as the context."""
         with tempfile.TemporaryDirectory(prefix="dicomweb_io-") as directory:
-            found = list(
-                self._retriever.iter_instances(
-                    reference,
-                    media_types=None,
-                    max_element_bytes=_IN_MEMORY,
-                    spool_directory=directory,
-                    allow_transcoding=self._service.profile.comparison_level == "pixels",
-                    additional_params=None,
-                )
+            instances = self._retriever.iter_instances(
+                reference,
+                media_types=None,
+                max_element_bytes=_IN_MEMORY,
+                spool_directory=directory,
+                allow_transcoding=self._service.profile.comparison_level == "pixels",
+                additional_params=None,
             )
-            yield found[0]
-
-
-def _with_proof(item: StoreItem, proof: str) -> StoredInstance:
-    outcome = cast(StoredInstance, item.outcome)
-    return StoredInstance(
-        outcome.reference,
-        outcome.outcome,
-        size=outcome.size,
-        sop_class_uid=outcome.sop_class_uid,
-        retrieve_url=outcome.retrieve_url,
-        warning_reason=outcome.warning_reason,
-        verified=proof,
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Deleting studies, series and instances (PS3.18 section 10.7), in the way the server's profile tells.
-
-
-_NO_INTERFACE = (404, 405)
-_ORTHANC_TYPES = {"study": "Study", "series": "Series", "instance": "Instance"}
+            instance, *_ = instances
+            yield instance
 
 
 class Deleter:
@@ -222,13 +210,13 @@ class Deleter:
             requests.HTTPError: If the server refuses, or does not have the object (404).
         """
         if resource.level == "frame":
-            raise ValueError("frames cannot be deleted: delete their instance")
+            raise InvalidIdentifierError("frames cannot be deleted: delete their instance")
         profile = self._service.profile
         if profile.delete is None:
-            raise ValueError(
-                f"servers with the profile {profile.name!r} delete nothing by DICOMweb; use the server's own interface"
+            raise UnsupportedError(
+                f"servers with the profile {profile.name!r} do not delete by DICOMweb; use the server's own interface"
             )
-        # The address alone may make a server look like Orthanc: one without its interface is asked by DICOMweb.
+        # A guess by address may be wrong: a server without Orthanc's own interface is asked by DICOMweb.
         if profile.delete == "orthanc" and self._delete_in_orthanc(resource):
             return
         url = with_query(self._service.urls.delete(resource), parameters(additional_params))
@@ -260,10 +248,9 @@ class Deleter:
         )
         if answer.status in _NO_INTERFACE:
             return False
-        found = self._json(answer)
         paths = [
             str(item.get("Path"))
-            for item in found
+            for item in self._json(answer)
             if isinstance(item, dict) and item.get("Type") == _ORTHANC_TYPES[resource.level]
         ]
         # A UID may be in the archive more than once (under several patients or series): only what was meant goes.
@@ -301,12 +288,6 @@ class Deleter:
             raise answer.error("expected JSON of Orthanc's REST interface", MalformedResponseError) from error
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-Send = Callable[[Sequence[StoreItem]], None]
-
-
 class Replacer:
     """Replaces instances of one service, until one can be neither replaced nor put back; one operation only."""
 
@@ -318,8 +299,8 @@ class Replacer:
     def replace(self, item: StoreItem, send: Send) -> None:
         """Takes the place of the archive's instance with an item's UID, and notes the outcome.
 
-        The old bytes are kept until the new ones are in, and put back if those are refused. If that fails too, they
-        stay in a file that the failure names, and nothing more is deleted.
+        The old bytes are held until the archive has the new ones, and stored again if it refuses those. If that fails
+        too, they stay in a file that the failure names, and nothing more is deleted.
 
         Args:
             item: What is to be there.
@@ -328,7 +309,7 @@ class Replacer:
         if self._lost is not None:
             item.fail(
                 "not replaced, and the old one was not touched: another one could be neither replaced nor put back, so "
-                f"that nothing more is deleted ({self._lost.message})",
+                f"nothing more is deleted ({self._lost.message})",
                 retryable=self._lost.retryable,
             )
             return
@@ -339,7 +320,7 @@ class Replacer:
                 try:
                     self._store_or_restore(item, old, send)
                 except BaseException as error:
-                    text = f"replacing it was interrupted ({type(error).__name__}); {self._kept(old)}"
+                    text = f"replacing it was interrupted ({type(error).__name__}); {self._saved(old)}"
                     logger.error("%s: %s", item.uid, text)
                     self._lost = Failure(TRANSFORM, text, reference=item.reference)
                     if isinstance(error, RECOVERABLE):
@@ -350,7 +331,7 @@ class Replacer:
                 item.fail_by(error)
 
     def _delete(self, item: StoreItem, old: Instance) -> bool:
-        """Deletes the old one; False if it is still there or nobody knows, which is noted then."""
+        """Deletes the old one; False if it is still there or may be, which is noted then."""
         try:
             self._deleter.delete(item.reference)
         except RECOVERABLE as error:
@@ -359,7 +340,7 @@ class Replacer:
                 there = item.uid in self._existing.present([item])
             except RECOVERABLE:
                 item.fail(
-                    f"not replaced, and it is not known whether the old one is still there; {self._kept(old)}: {error}",
+                    f"not replaced, and perhaps the old one is still there; {self._saved(old)}: {error}",
                     status=getattr(error, "status", None),
                 )
                 return False
@@ -375,7 +356,7 @@ class Replacer:
             item.fail_by(error)
         if isinstance(item.outcome, StoredInstance) and not self._is_missing(item, item.outcome, old):
             return
-        reason = item.outcome.message if isinstance(item.outcome, Failure) else "nothing is known of the new one"
+        reason = item.outcome.message if isinstance(item.outcome, Failure) else "the outcome of the new one is unknown"
         back = StoreItem(old, old.size)
         try:
             send([back])
@@ -384,11 +365,11 @@ class Replacer:
         restored = isinstance(back.outcome, StoredInstance) and self._existing.finds(back)
         if restored and self._existing.proof != "uid" and not self._existing.is_ours(back):
             # A server that keeps what it has says "stored" too, though it is the new one that has arrived after all.
-            text = f"it is not certain which one the archive has now; {self._kept(old)}: {reason}"
+            text = f"it is not certain which one the archive has now; {self._saved(old)}: {reason}"
         elif restored:
             text = f"not replaced, the old one is back in place: {reason}"
         else:
-            text = f"neither the new nor the old one could be stored; {self._kept(old)}: {reason}"
+            text = f"neither the new nor the old one could be stored; {self._saved(old)}: {reason}"
         facts = item.outcome if isinstance(item.outcome, Failure) else None
         item.fail(
             text,
@@ -402,7 +383,7 @@ class Replacer:
             self._lost = cast(Failure, item.outcome)
 
     def _is_missing(self, item: StoreItem, outcome: StoredInstance, old: Instance) -> bool:
-        """Whether the archive does not have what it reported as stored: the old bytes are there for a moment only."""
+        """Whether the archive lacks what it reported as stored; the old bytes are at hand only now."""
         if outcome.verified != "response":
             return False
         try:
@@ -412,21 +393,21 @@ class Replacer:
             logger.warning(
                 "%s was reported as stored, and could not be looked up; %s: %s",
                 item.uid,
-                self._kept(old),
-                discreet(error),
+                self._saved(old),
+                log_text(error),
             )
             return False
         item.fail("the server reported it as stored, but a search does not find it", retryable=True)
         return True
 
-    def _kept(self, old: Instance) -> str:
-        """Saves the old bytes and says where; what goes on must not end because that is impossible too."""
+    def _saved(self, old: Instance) -> str:
+        """Saves the old bytes and says where, or why that failed; it does not raise."""
         try:
-            return f"the old bytes are kept in {self._keep(old)}"
+            return f"the old bytes are kept in {self._save(old)}"
         except OSError as error:
-            return f"the old bytes could not be kept either ({error.strerror or error})"
+            return f"the old bytes could not be saved either ({error.strerror or error})"
 
-    def _keep(self, old: Instance) -> str:
+    def _save(self, old: Instance) -> str:
         descriptor, path = tempfile.mkstemp(".dcm", f"{old.reference.sop_instance_uid}-")
         with os.fdopen(descriptor, "wb") as target, old.open() as source:
             shutil.copyfileobj(source, target)

@@ -13,6 +13,8 @@ from urllib.parse import urljoin
 
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom import json_decode
+from dicomweb_io.dicom.errors import IncompleteDICOMError
+from dicomweb_io.dicom.json_decode import IncompleteJSONError, iter_json_objects
 from dicomweb_io.dicom.media_types import (
     DICOM,
     DICOM_JSON,
@@ -21,16 +23,23 @@ from dicomweb_io.dicom.media_types import (
     accept_spellings,
     parse_media_types,
 )
-from dicomweb_io.dicom.part10 import IncompleteDICOMError, check_complete, header_of
+from dicomweb_io.dicom.part10 import check_complete, header_of
 from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import Instance, JSONDataset, Resource, SearchQuery
-from dicomweb_io.errors import ConnectionFailedError, DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.errors import (
+    ConnectionFailedError,
+    DICOMwebError,
+    ElementTooLargeError,
+    InvalidIdentifierError,
+    MalformedResponseError,
+    ResponseIncompleteError,
+)
 from dicomweb_io.http.multipart import Bytes
 from dicomweb_io.http.retry import Deadline
 from dicomweb_io.http.transport import Attempt, StreamedAnswer
 from dicomweb_io.spool import Spool
-from dicomweb_io.web.search import IncompleteJSONError, Searcher, iter_json_objects
+from dicomweb_io.web.search import Searcher
 from dicomweb_io.web.service import Service, logger
 from dicomweb_io.web.urls import parameters, with_query
 
@@ -76,7 +85,7 @@ class InstanceRetriever:
     ) -> Iterator[Instance]:
         """See `DICOMClient.iter_instances`. Arguments are checked at once, requests begin with the iteration."""
         if resource.level == "frame":
-            raise ValueError("frames are no instances: use iter_frames, or the reference's instance")
+            raise InvalidIdentifierError("frames are no instances: use iter_frames, or the reference's instance")
         if not isinstance(max_element_bytes, int) or max_element_bytes < 0:
             raise ValueError(f"max_element_bytes must be an integer of 0 or more, not {max_element_bytes!r}")
         if spool_directory is not None:
@@ -262,7 +271,7 @@ class InstanceRetriever:
             for chunk in chunks:
                 spool.write(chunk)
                 if accepted_type.directory is None and spool.size > accepted_type.max_bytes:
-                    raise ValueError(
+                    raise ElementTooLargeError(
                         f"an instance of {answer.url} has more than {accepted_type.max_bytes} bytes; pass "
                         f"spool_directory so that it can go to a file, or a larger max_element_bytes"
                     )

@@ -2,14 +2,14 @@
 
 An instance is stored only if the answer names its SOP Instance UID among the referenced ones, whatever the status and
 content type; if the answer says nothing of it, only a look-up by UID can prove it. A batch that is refused as a whole
-is split until the guilty instance is alone. Request bodies have a known length, can be sent again, and are never
+is split until the refused instance is alone. Request bodies have a known length, can be sent again, and are never
 compressed (Orthanc 1.10.1 answers a compressed one with 200 and stores nothing).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal
 
 from pydicom.dataset import Dataset
 
@@ -19,30 +19,20 @@ from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.media_types import DICOM_JSON, DICOM_XML
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import Failure, JSONDataset, StoredInstance
-from dicomweb_io.errors import ConnectionFailedError, DICOMwebError, StoreError, discreet, safe_url
+from dicomweb_io.errors import ConnectionFailedError, DICOMwebError, StoreError, log_text, safe_url
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.multipart import MultipartBody
 from dicomweb_io.http.transport import Answer
-from dicomweb_io.store_items import Batch, StoreItem, prepare
-from dicomweb_io.store_response import StoreResponse, describe_reason, parse_store_response
+from dicomweb_io.store_items import Batch, StoreItem, check_options, prepare
+from dicomweb_io.store_response import StoreResponse, describe_reason, parse_store_response, response_module
 from dicomweb_io.web.replace import ExistingInstances, Replacer
 from dicomweb_io.web.service import Service, logger
 from dicomweb_io.web.urls import parameters, with_query
 
-# ----------------------------------------------------------------------------------------------------------------------
-# From what a caller wants to store to parts of a request that can be sent any number of times, bytes unchanged.
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Takes out of a server's words what it repeats of an instance that was sent to it: names, and the patient's number.
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_WITH_NEWS = (400, 409, 413, 415, 422)
-# The archive cannot be used at all: nothing is gained by trying the other instances.
+_WITH_RESPONSE = (400, 409, 413, 415, 422)
+"""Error statuses whose answers may say what became of each instance."""
 _HOPELESS = (401, 403, 404, 405, 501)
+"""Statuses that every further instance would meet too."""
 
 
 class Storer:
@@ -73,18 +63,15 @@ class Storer:
         additional_params: Mapping[str, Any] | None = None,
     ) -> Dataset:
         """See `DICOMwebClient.store_instances`."""
-        document: JSONDataset = {}
-        sequences: dict[str, list[JSONDataset]] = {}
         outcomes: list[StoredInstance | Failure] = []
+        answers: list[JSONDataset | None] = []
+        study_url: str | None = None
         for item in self._checked(instances, study_instance_uid, "server", "response", additional_params):
-            if item.outcome is None:
-                continue
-            outcomes.append(item.outcome)
-            sequences.setdefault(_sequence_of(item), []).append(_response_item(item))
-            if item.study_url and module.RETRIEVE_URL not in document:
-                document[module.RETRIEVE_URL] = {"vr": "UR", "Value": [item.study_url]}
-        document.update({tag: {"vr": "SQ", "Value": results} for tag, results in sequences.items()})
-        dataset = json_decode.load_json_dataset(dict(sorted(document.items())))
+            if item.outcome is not None:
+                outcomes.append(item.outcome)
+                answers.append(_with_class(item))
+                study_url = study_url or item.study_url
+        dataset = response_module(outcomes, study_url, answers)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         if failures:
             first = failures[0]
@@ -109,10 +96,7 @@ class Storer:
         additional_params: Mapping[str, Any] | None,
     ) -> Iterator[StoreItem]:
         profile = self._service.profile
-        if on_existing not in get_args(OnExisting):
-            raise ValueError(f"on_existing must be one of {', '.join(get_args(OnExisting))}, not {on_existing!r}")
-        if verify not in get_args(Verify):
-            raise ValueError(f"verify must be one of {', '.join(get_args(Verify))}, not {verify!r}")
+        check_options(on_existing, verify)
         if on_existing == "replace" and profile.replace is None:
             raise ValueError(
                 f"instances cannot be replaced safely on servers with the profile {profile.name!r}; use another "
@@ -147,8 +131,6 @@ class Storer:
         finally:
             batch.clear()
 
-    # One batch ------------------------------------------------------------------------------------------------------
-
     def _flushed(self, batch: Batch, on_existing: OnExisting, verify: Verify, url: str) -> Iterator[StoreItem]:
         hopeless: Exception | None = None
         for item in batch.items:
@@ -166,7 +148,7 @@ class Storer:
             except RECOVERABLE as error:
                 if all(item.outcome is None for item in batch.items):
                     raise
-                # What is known of others is told before: a failure may name where replaced bytes are kept.
+                # Outcomes of others come before the error: a failure may name the file with replaced bytes.
                 hopeless = error
                 for item in batch.items:
                     if item.outcome is None:
@@ -175,7 +157,7 @@ class Storer:
             self._existing.verify(batch.items, verify)
         for item in batch.items:
             if item.outcome is None:
-                item.fail("nothing is known of it: the archive gave no answer", retryable=True)
+                item.fail("its outcome is unknown: the archive gave no answer", retryable=True)
             elif isinstance(item.outcome, StoredInstance):
                 self._existing.add(item.reference)
             yield item
@@ -184,20 +166,16 @@ class Storer:
             raise hopeless
 
     def _look_before(self, item: StoreItem, on_existing: OnExisting) -> None:
-        item.wants_place = on_existing != "skip"
+        item.must_be_same = on_existing != "skip"
         try:
             item.existed = self._existing.holds(item.reference)
         except RECOVERABLE as error:
             item.fail_by(error)
             return
         if item.existed and on_existing == "skip":
-            item.outcome = StoredInstance(
-                item.reference, "exists", sop_class_uid=item.given.sop_class_uid, verified="uid"
-            )
+            item.succeed("exists", "uid")
         elif item.existed and on_existing == "error":
             item.fail("not sent: the archive has an instance with this UID already (on_existing='error')")
-
-    # One request ----------------------------------------------------------------------------------------------------
 
     def _send(self, items: Sequence[StoreItem], method: str, url: str) -> None:
         """Sends items in one request, or in more if that is refused, and notes the outcome of each."""
@@ -211,7 +189,7 @@ class Storer:
             self._after_error(items, error)
             return
         except RECOVERABLE as error:
-            # A file that cannot be read any more; which one, only each alone can tell.
+            # A file can no longer be read. Sending each alone shows which one.
             if len(items) == 1:
                 items[0].fail_by(error)
             else:
@@ -224,23 +202,23 @@ class Storer:
         if answer.status < 400:
             self._prove(unknown, "the server's answer does not name it", answer)
             return
-        others_have_news = len(unknown) < len(items)
+        others_are_named = len(unknown) < len(items)
         if answer.attempts > 1:
-            # An earlier try, whose answer was lost, may have stored them, and this one was refused for it.
+            # An earlier attempt, whose answer was lost, may have stored them, and this one was refused for that reason.
             for item in unknown:
                 if self._existing.is_ours(item, refused=True):
-                    item.outcome = self._stored(item, None, verified=self._existing.proof)
+                    self._succeed(item, proof=self._existing.proof)
             unknown = [item for item in unknown if item.outcome is None]
             if not unknown:
                 return
-        if len(unknown) == 1 and (len(items) == 1 or (others_have_news and answer.status != 413)):
+        if len(unknown) == 1 and (len(items) == 1 or (others_are_named and answer.status != 413)):
             self._blame(unknown[0], response, answer)
         else:
             self._split(unknown, method, url)
 
     def _requested(self, method: str, url: str, body: MultipartBody) -> Answer:
         headers = {"Content-Type": body.content_type, "Accept": DICOM_JSON}
-        statuses = (*_WITH_NEWS, 406)
+        statuses = (*_WITH_RESPONSE, 406)
         answer = self._service.transport.request(method, url, headers=headers, body=body, accept_statuses=statuses)
         if answer.status == 406 and parse_store_response(answer.content).is_empty:
             headers["Accept"] = DICOM_XML
@@ -259,8 +237,8 @@ class Storer:
         reason = module.number_of(response.nameless[0], module.FAILURE_REASON) if response.nameless else None
         words = [f"the server refused it with HTTP {answer.status}"]
         if response.nameless:
-            words.append(describe_reason(reason, response.nameless[0], item.discreet))
-        words.append(item.discreet(answer.said))
+            words.append(describe_reason(reason, response.nameless[0], item.redact))
+        words.append(item.redact(answer.said))
         item.fail(
             ": ".join(filter(None, words)),
             url=answer.url,
@@ -274,27 +252,25 @@ class Storer:
         """Notes what an answer says of an item; False if it says nothing."""
         item.study_url = response.retrieve_url
         confirmed = response.stored.get(item.uid)
-        said = response.failed.get(item.uid)
-        if confirmed is not None and said is None:
-            item.said = confirmed
-            item.outcome = self._stored(item, confirmed)
+        failed = response.failed.get(item.uid)
+        if confirmed is not None and failed is None:
+            item.answer = confirmed
+            self._succeed(item, confirmed)
             return True
-        if said is None:
+        if failed is None:
             return False
-        item.said = said
-        code = module.number_of(said, module.FAILURE_REASON)
+        item.answer = failed
+        code = module.number_of(failed, module.FAILURE_REASON)
         profile = self._service.profile
         doubtful = answer.attempts > 1 or confirmed is not None
         if doubtful and self._existing.is_ours(item, refused=True):
-            # An earlier try, whose answer was lost, did it and this one met its result; or the answer says both.
-            item.outcome = self._stored(item, None, verified=self._existing.proof)
+            # An earlier attempt, whose answer was lost, stored it and this one met its result; or the answer says both.
+            self._succeed(item, proof=self._existing.proof)
             return True
-        if code in profile.duplicate_reasons and not item.wants_place and self._existing.finds(item):
-            item.outcome = StoredInstance(
-                item.reference, "exists", sop_class_uid=item.given.sop_class_uid, verified="uid"
-            )
+        if code in profile.duplicate_reasons and not item.must_be_same and self._existing.finds(item):
+            item.succeed("exists", "uid")
             return True
-        text = f"the server did not store it: {describe_reason(code, said, item.discreet)}"
+        text = f"the server did not store it: {describe_reason(code, failed, item.redact)}"
         if code in profile.conflict_reasons and self._existing.finds(item):
             text += "; it has another object with this UID (on_existing='skip' leaves it, 'replace' takes its place)"
         item.fail(
@@ -307,49 +283,44 @@ class Storer:
         )
         return True
 
-    def _stored(self, item: StoreItem, said: JSONDataset | None, *, verified: str = "response") -> StoredInstance:
-        url = json_decode.first_text(said, module.RETRIEVE_URL) if said is not None else ""
-        return StoredInstance(
-            item.reference,
-            "replaced" if item.existed else "stored",
-            size=item.size,
-            sop_class_uid=item.given.sop_class_uid,
-            retrieve_url=safe_url(url) if url else None,
-            warning_reason=module.number_of(said, module.WARNING_REASON) if said is not None else None,
-            verified=verified,
-        )
-
-    # Without an answer ----------------------------------------------------------------------------------------------
+    def _succeed(self, item: StoreItem, answer: JSONDataset | None = None, *, proof: str = "response") -> None:
+        outcome: Literal["replaced", "stored"] = "replaced" if item.existed else "stored"
+        facts: dict[str, Any] = {}
+        if answer is not None:
+            url = json_decode.first_text(answer, module.RETRIEVE_URL)
+            facts["retrieve_url"] = safe_url(url) if url else None
+            facts["warning_reason"] = module.number_of(answer, module.WARNING_REASON)
+        item.succeed(outcome, proof, size=item.size, **facts)
 
     def _after_error(self, items: Sequence[StoreItem], error: DICOMwebError) -> None:
-        """After a request without a usable answer: what did arrive is found by its UID, the rest has failed."""
+        """After a request without a usable answer: what a look-up by UID finds is stored, the rest has failed."""
         if error.status in _HOPELESS:
             raise error
-        found: set[str] = set()
+        present: set[str] = set()
         try:
-            found = self._existing.present(items)
+            present = self._existing.present(items)
         except RECOVERABLE:
             if isinstance(error, ConnectionFailedError):
                 # Neither storing nor searching reaches the archive.
                 raise error from None
         for item in items:
-            if item.uid in found and self._existing.is_ours(item):
-                item.outcome = self._stored(item, None, verified=self._existing.proof)
+            if item.uid in present and self._existing.is_ours(item):
+                self._succeed(item, proof=self._existing.proof)
             else:
                 item.fail_by(error)
 
     def _prove(self, items: Sequence[StoreItem], what: str, answer: Answer) -> None:
+        present: set[str] = set()
         try:
-            found = self._existing.present(items)
+            present = self._existing.present(items)
         except RECOVERABLE as error:
-            logger.info("the look-up after storing failed: %s", discreet(error))
-            found = set()
+            logger.info("the look-up after storing failed: %s", log_text(error))
         for item in items:
-            if item.uid in found and self._existing.is_ours(item):
-                item.outcome = self._stored(item, None, verified=self._existing.proof)
+            if item.uid in present and self._existing.is_ours(item):
+                self._succeed(item, proof=self._existing.proof)
             else:
                 item.fail(
-                    f"{what}, and it was not found afterwards (HTTP {answer.status})",
+                    f"{what}, and a search does not find it (HTTP {answer.status})",
                     url=answer.url,
                     status=answer.status,
                     attempts=answer.attempts,
@@ -357,25 +328,9 @@ class Storer:
                 )
 
 
-def _sequence_of(item: StoreItem) -> str:
-    """Where the response module lists an outcome; what has no UID is among the other failures (PS3.18 table I.1-1)."""
-    if not isinstance(item.outcome, Failure):
-        return module.REFERENCED_SOP_SEQUENCE
-    return module.OTHER_FAILURES_SEQUENCE if item.instance is None else module.FAILED_SOP_SEQUENCE
-
-
-def _response_item(item: StoreItem) -> JSONDataset:
-    """The item of the response module for an outcome: what the server said, or what is known instead of it."""
-    outcome = item.outcome
-    result: JSONDataset = dict(item.said or {})
-    if item.instance is not None:
-        if item.instance.sop_class_uid:
-            result.setdefault(module.REFERENCED_SOP_CLASS_UID, {"vr": "UI", "Value": [item.instance.sop_class_uid]})
-        result.setdefault(module.REFERENCED_SOP_INSTANCE_UID, {"vr": "UI", "Value": [item.uid]})
-    if isinstance(outcome, Failure):
-        result.setdefault(
-            module.FAILURE_REASON, {"vr": "US", "Value": [outcome.reason_code or module.PROCESSING_FAILURE]}
-        )
-    else:
-        result.pop(module.FAILURE_REASON, None)
-    return dict(sorted(result.items()))
+def _with_class(item: StoreItem) -> JSONDataset:
+    """The item of the server's response module, with the SOP class that every item should name."""
+    answer = dict(item.answer or {})
+    if item.instance is not None and item.instance.sop_class_uid:
+        answer.setdefault(module.REFERENCED_SOP_CLASS_UID, {"vr": "UI", "Value": [item.instance.sop_class_uid]})
+    return answer

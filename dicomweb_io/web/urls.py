@@ -9,7 +9,8 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.elements import Resource, SearchQuery
-from dicomweb_io.errors import safe_url
+from dicomweb_io.errors import InvalidIdentifierError, UnsupportedError, safe_url
+from dicomweb_io.http.settings import Prefixes
 
 # Sub-delimiters that no server takes for anything but themselves. The comma is not among them: it separates values.
 _SAFE_IN_VALUE = "*?-._~:/"
@@ -24,10 +25,7 @@ class ServiceURLs:
 
     Args:
         base_url: The service's root; user information, a trailing slash and doubled slashes at its end are dropped.
-        qido_url_prefix: Path segment before search resources.
-        wado_url_prefix: Path segment before retrieve resources.
-        stow_url_prefix: Path segment before store resources.
-        delete_url_prefix: Path segment before delete resources.
+        prefixes: Path segments between the root and the resources.
 
     Attributes:
         username: The user name of the URL's user information, or None.
@@ -35,17 +33,10 @@ class ServiceURLs:
 
     Raises:
         TypeError: If the URL is not a str.
-        ValueError: If it is not an http or https URL of a host, has a query, or a prefix is empty.
+        ValueError: If it is not an http or https URL of a host, or has a query.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        qido_url_prefix: str | None = None,
-        wado_url_prefix: str | None = None,
-        stow_url_prefix: str | None = None,
-        delete_url_prefix: str | None = None,
-    ) -> None:
+    def __init__(self, base_url: str, prefixes: Prefixes = Prefixes()) -> None:
         if not isinstance(base_url, str):
             raise TypeError(f"url must be a str, not {type(base_url).__name__}")
         if any(character.isspace() or ord(character) < 32 for character in base_url):
@@ -75,10 +66,7 @@ class ServiceURLs:
         self.password = unquote(parts.password) if parts.password is not None else None
         self.origin = urlunsplit((self.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
         self.base_url = self.origin + self.path
-        self.qido_url_prefix = _checked_prefix(qido_url_prefix, "qido_url_prefix")
-        self.wado_url_prefix = _checked_prefix(wado_url_prefix, "wado_url_prefix")
-        self.stow_url_prefix = _checked_prefix(stow_url_prefix, "stow_url_prefix")
-        self.delete_url_prefix = _checked_prefix(delete_url_prefix, "delete_url_prefix")
+        self.prefixes = prefixes
 
     def _below(self, prefix: str | None, path: str) -> str:
         return f"{self.base_url}/{prefix}/{path}" if prefix else f"{self.base_url}/{path}"
@@ -91,20 +79,20 @@ class ServiceURLs:
         if query.series_instance_uid is not None:
             path += f"series/{_segment(query.series_instance_uid)}/"
         path += {"study": "studies", "series": "series", "instance": "instances"}[query.level]
-        return self._below(self.qido_url_prefix, path + "/count" if count else path)
+        return self._below(self.prefixes.qido, path + "/count" if count else path)
 
     def retrieve(self, resource: Resource, suffix: str = "") -> str:
         """A retrieve resource, with a suffix such as ``"/metadata"`` (PS3.18 section 10.4.1.1)."""
-        return self._below(self.wado_url_prefix, _path(resource) + suffix)
+        return self._below(self.prefixes.wado, _path(resource) + suffix)
 
     def store(self, study_instance_uid: str | None = None) -> str:
         """The store resource (PS3.18 table 10.5.1-1)."""
         path = "studies" if study_instance_uid is None else f"studies/{_segment(study_instance_uid)}"
-        return self._below(self.stow_url_prefix, path)
+        return self._below(self.prefixes.stow, path)
 
     def delete(self, resource: Resource) -> str:
         """The resource to delete (PS3.18 section 10.7)."""
-        return self._below(self.delete_url_prefix, _path(resource))
+        return self._below(self.prefixes.delete, _path(resource))
 
     def bulkdata(self, url: str) -> str:
         """The absolute address of bulk data.
@@ -119,23 +107,14 @@ class ServiceURLs:
         if not isinstance(url, str):
             raise TypeError(f"the URL of bulk data must be a str, not {type(url).__name__}")
         if not url or any(character.isspace() or ord(character) < 32 for character in url):
-            raise ValueError("the URL of bulk data is empty or contains white space or a control character")
-        given, absolute = urlsplit(url), urljoin(self._below(self.wado_url_prefix, ""), url)
+            raise InvalidIdentifierError("the URL of bulk data is empty or contains white space or a control character")
+        given, absolute = urlsplit(url), urljoin(self._below(self.prefixes.wado, ""), url)
         parts = urlsplit(absolute)
         if parts.scheme.lower() not in ("http", "https") or (given.scheme and not given.hostname):
-            raise ValueError(f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}")
+            raise InvalidIdentifierError(
+                f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}"
+            )
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
-
-
-def _checked_prefix(prefix: str | None, name: str) -> str | None:
-    if prefix is None:
-        return None
-    if not isinstance(prefix, str):
-        raise TypeError(f"{name} must be a str, not {type(prefix).__name__}")
-    segments = prefix.strip("/").split("/")
-    if any(not segment or segment in (".", "..") or quote(segment, safe="%-._~:") != segment for segment in segments):
-        raise ValueError(f"{name} must be one or more path segments, not {prefix!r:.60}")
-    return "/".join(segments)
 
 
 def _segment(uid: str) -> str:
@@ -220,7 +199,7 @@ def _raw(key: str, part: str) -> str:
         part = part.replace("^", "?")
     wrong = _NOT_SENDABLE_RAW.search(part)
     if wrong is not None:
-        raise ValueError(
+        raise UnsupportedError(
             f"this server does not decode percent escapes, so {wrong.group()!r} in the filter on {key} cannot be sent "
             f"to it; write a wildcard (? or *) in its place and check the rows"
         )

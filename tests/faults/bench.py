@@ -1,4 +1,4 @@
-"""Where troubles are tried: a small archive, servers that misbehave on demand, and a watch over secrets and hangs."""
+"""Where failures are tried: a small archive, servers that misbehave on demand, and a watch over secrets and hangs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from dicomweb_io.elements import Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import OAuth2ClientCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Limits, Timeouts
 from dicomweb_io.profiles import PROFILES
-from dicomweb_io.testing.faults import Fault
+from dicomweb_io.testing.faults import Fault, Redirect
 from dicomweb_io.testing.samples import make_study, new_uid
 from dicomweb_io.testing.server.auth import OAuth2Authentication
 from dicomweb_io.testing.server.behaviours import GENERIC
@@ -34,7 +35,7 @@ PATIENT = "Zzyzx^Quentin"
 SECRET = "s3cret-of-the-matrix"
 CLIENT = "matrix"
 BEHAVIOURS = replace(GENERIC, total_header=False, counts=True)
-TELLING = replace(GENERIC, total_header=True, counts=True)
+WITH_TOTALS = replace(GENERIC, total_header=True, counts=True)
 
 KNOWN = PROFILES["generic"].with_facts(
     flat_series=True,
@@ -132,7 +133,7 @@ class Bench:
         root: A folder for archives.
         paths: The files of the archive: 2 studies by 2 series by 3 instances.
         server: Over the archive, which no cell may change.
-        telling: The same with totals in its answers.
+        with_totals: The same with totals in its answers.
         elsewhere: Another host.
         stack: Closes what is opened later.
     """
@@ -140,7 +141,7 @@ class Bench:
     root: Path
     paths: list[Path]
     server: TestServer
-    telling: TestServer
+    with_totals: TestServer
     elsewhere: Elsewhere
     listener: _Listener
     stack: ExitStack
@@ -153,7 +154,7 @@ class Bench:
 
     @property
     def wide_folder(self) -> str:
-        """The folder with a study for each trouble, for transforms."""
+        """The folder with a study for each failure case, for transforms."""
         return str(self._wide()[0])
 
     @property
@@ -189,9 +190,8 @@ class Bench:
     def inject(self, server: TestServer, faults: tuple[Fault, ...]) -> None:
         """Adds faults to a server; the other host's address is filled in."""
         for one in faults:
-            location = one.options.get("location")
-            if location is not None:
-                one = replace(one, options={**one.options, "location": location.format(elsewhere=self.elsewhere.url)})
+            if isinstance(one, Redirect):
+                one = replace(one, location=one.location.format(elsewhere=self.elsewhere.url))
             server.inject(one)
 
     def folder(self) -> Path:
@@ -210,7 +210,7 @@ class Bench:
     def check_connections(self) -> None:
         """Asserts that no client has left a connection open."""
         waiting = threading.Event()
-        for server in (self.server, self.telling):
+        for server in (self.server, self.with_totals):
             for _ in range(1000):
                 if not server.proxy.open_connections:
                     break
@@ -226,15 +226,23 @@ class Bench:
 
 
 def endpoint_of(server: TestServer, **settings: Any) -> Endpoint:
-    """The endpoint of a server with quick retries; ``patient=True`` for longer ones."""
+    """The endpoint of a server with quick retries.
+
+    Args:
+        server: The server.
+        **settings: Arguments of `Endpoint`, or ``patient=True`` for longer retries, `timeout`, `deadline` and
+            `max_in_flight`.
+    """
     patient = settings.pop("patient", False)
+    timeouts = Timeouts.of(settings.pop("timeout", (5.0, 20.0)), settings.pop("deadline", 30.0))
+    limits = Limits(settings.pop("max_in_flight", Limits.max_in_flight))
     return Endpoint(
         server.url,
         **{
             "credentials": OAuth2ClientCredentials(f"{server.origin}/oauth2/token", CLIENT, SECRET),
             "retry": PATIENT_POLICY if patient else QUICK,
-            "timeout": (5.0, 20.0),
-            "deadline": 30.0,
+            "timeouts": timeouts,
+            "limits": limits,
             # By its address alone it would be taken for an Orthanc.
             "profile": "generic",
             **settings,
@@ -258,7 +266,7 @@ def make_bench() -> Iterator[Bench]:
         elsewhere = Elsewhere()
         stack.callback(elsewhere.close)
         servers = []
-        for behaviour in (BEHAVIOURS, TELLING):
+        for behaviour in (BEHAVIOURS, WITH_TOTALS):
             auth = OAuth2Authentication(CLIENT, SECRET)
             servers.append(stack.enter_context(serve(archive, proxy=True, auth=auth, behaviour=behaviour)))
         logger.addHandler(listener)

@@ -18,7 +18,7 @@ from tests.faults.expectations import Expected
 from tests.faults.failure_cases import FailureCase
 from tests.faults.operations import Item, Operation, Seen, path_of_uri
 
-# Rows of which only the identity can be compared: the trouble is in their other attributes.
+# Rows of which only the identity can be compared: the failure is in their other attributes.
 _SPOILT = ("NaN in JSON", "wrong VRs")
 
 
@@ -34,7 +34,7 @@ def settings_of(operation: Operation, failure_case: FailureCase | None) -> dict[
 
 
 def perform(bench: Bench, operation: Operation, failure_case: FailureCase | None) -> Seen:
-    """Does an operation with or without a trouble, and looks for secrets in everything that was said."""
+    """Does an operation with or without a failure, and looks for secrets in all messages."""
     with ExitStack() as stack:
         folder = None
         if operation.writes:
@@ -42,7 +42,7 @@ def perform(bench: Bench, operation: Operation, failure_case: FailureCase | None
             operation.fill(bench, folder)
             server: TestServer = stack.enter_context(bench.archive(folder, BEHAVIOURS))
         else:
-            server = bench.telling if operation.telling else bench.server
+            server = bench.with_totals if operation.with_totals else bench.server
         settings = settings_of(operation, failure_case)
         if failure_case is not None:
             first = failure_case.first(operation.first)
@@ -63,7 +63,7 @@ def perform(bench: Bench, operation: Operation, failure_case: FailureCase | None
 
 
 def undisturbed(bench: Bench, operation: Operation) -> Seen:
-    """What an operation gives without trouble; done once."""
+    """What an operation gives undisturbed; done once."""
     known: Seen | None = bench.undisturbed.get(operation.name)
     if known is None:
         known = perform(bench, operation, None)
@@ -97,13 +97,13 @@ def judge(operation: Operation, failure_case: FailureCase, wanted: Expected, see
         _recovered(failure_case, wanted, seen, base)
     elif wanted.outcome == "reported":
         _reported(wanted, seen, base)
-    elif wanted.outcome == "taken at its word":
+    elif wanted.outcome == "believed":
         assert seen.error is None, repr(seen.error)
         assert (seen.items, seen.files) != (base.items, base.files), "it was recovered from: the cell is out of date"
     else:
-        raise AssertionError(f"nothing can come of a trouble that cannot occur: {wanted.why}")
+        raise AssertionError(f"a failure that cannot occur has no outcome: {wanted.why}")
     _undamaged(seen, base)
-    if wanted.outcome != "taken at its word":
+    if wanted.outcome != "believed":
         _as_told(wanted, seen, base)
 
 
@@ -191,7 +191,7 @@ def _as_told(wanted: Expected, seen: Seen, base: Seen) -> None:
     if seen.files is None or base.files is None:
         return
     for item in seen.items:
-        if item[0] == "stored" and item[2] != "exists" and not wanted.believed:
+        if item[0] == "stored" and item[2] != "exists" and not wanted.partly_believed:
             path = path_of_uri(item[1])
             assert seen.files.get(path) == base.files[path], f"{item[1]} is called {item[2]}, and is not there"
         elif item[0] in ("path", "deleted"):
@@ -211,7 +211,7 @@ def judge_transform(operation: str, failure_case: FailureCase, wanted: Expected,
     assert seen.error is None
     for path, content in (seen.files or {}).items():
         assert content in (seen.before.get(path), (base.files or {}).get(path)), f"{path} is damaged"
-    if wanted.outcome == "taken at its word":
+    if wanted.outcome == "believed":
         assert not seen.failures, _told(seen)
         assert (seen.items, seen.files) != (base.items, base.files), "it was recovered from: the cell is out of date"
         return
@@ -225,7 +225,7 @@ def judge_transform(operation: str, failure_case: FailureCase, wanted: Expected,
             assert seen.items == base.items, _told(seen)
         assert seen.files == base.files
         return
-    assert wanted.outcome == "reported", f"nothing can come of a trouble that cannot occur: {wanted.why}"
+    assert wanted.outcome == "reported", f"a failure that cannot occur has no outcome: {wanted.why}"
     assert seen.failures, f"nothing was reported: {len(seen.items)} of {len(base.items)} items came"
     for failure in seen.failures:
         assert failure.message
@@ -241,7 +241,7 @@ def judge_transform(operation: str, failure_case: FailureCase, wanted: Expected,
     # Nothing is lost silently: what did not come is in what a failure names.
     lost = [item for item in base.items if item not in seen.items]
     for item in lost:
-        assert any(_names(failure, item) for failure in seen.failures), f"{item} was lost without a word"
+        assert any(_names(failure, item) for failure in seen.failures), f"{item} was lost silently"
     if operation.startswith("WatchFor") and failure_case.passing:
         assert not lost, "the next poll did not find what this one missed"
 

@@ -1,10 +1,10 @@
-"""What must come of each trouble in each operation: the declared cells of the matrix.
+"""What must come of each failure in each operation: the declared cells of the matrix.
 
 Four outcomes are right:
 
 ``recovered``: the results are those of an undisturbed run;
 ``reported``: one clear error or `Failure` for exactly what was affected, the rest undisturbed;
-``taken at its word``: the answer is whole and valid, and nothing in it could tell; the cell says what does tell;
+``believed``: the answer is whole and valid, and nothing in it could tell; the cell says what does tell;
 ``cannot occur``: with the reason.
 """
 
@@ -16,7 +16,7 @@ from typing import Literal
 
 from tests.faults.failure_cases import FAILURE_CASES, FailureCase
 
-Outcome = Literal["recovered", "reported", "taken at its word", "cannot occur"]
+Outcome = Literal["recovered", "reported", "believed", "cannot occur"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Expected:
         why: Why it cannot occur; or what tells where the answer does not.
         errors: The class of the error, by name, or one of several.
         status: The HTTP status that the error or failure carries.
-        retryable: Whether trying again later could help; None where it depends on who was quicker.
+        retryable: Whether trying again later could help; None where it depends on which came first.
         other_attributes: Whether rows may come with other attributes than in an undisturbed run.
-        believed: Whether the answer is believed for what it does not harm, as asked for.
+        partly_believed: Whether what the answer says of other instances is believed, as asked for.
     """
 
     outcome: Outcome
@@ -39,7 +39,7 @@ class Expected:
     status: int | None = None
     retryable: bool | None = None
     other_attributes: bool = False
-    believed: bool = False
+    partly_believed: bool = False
 
 
 RECOVERED = Expected("recovered")
@@ -50,9 +50,9 @@ def reported(*errors: str, status: int | None = None, retryable: bool | None = F
     return Expected("reported", errors=errors or ("DICOMwebError",), status=status, retryable=retryable)
 
 
-def word(why: str) -> Expected:
+def believed(why: str) -> Expected:
     """An answer that is whole and valid, and wrong."""
-    return Expected("taken at its word", why)
+    return Expected("believed", why)
 
 
 _DEADLINE = reported("DeadlineExceededError", retryable=False)
@@ -100,7 +100,7 @@ Rule = tuple[Callable[[str, frozenset[str], FailureCase], bool], Expected]
 
 
 def _in(*names: str) -> Callable[[str, frozenset[str], FailureCase], bool]:
-    """Matches ``"operation: trouble"``; each side may be ``*`` or begin or end with it."""
+    """Matches ``"operation / failure case"``; each side may be ``*`` or begin or end with it."""
     pairs = [name.split(" / ") for name in names]
 
     def matches(operation: str, traits: frozenset[str], failure_case: FailureCase) -> bool:
@@ -125,11 +125,12 @@ def rule(expected: Expected, *names: str) -> None:
 
 # Searching: one page is what was asked for; the client that pages asks for what is left.
 rule(
-    word("one request gives one page; get_remaining and iter_search ask for the rest"), "search for * / shrinking page"
+    believed("one request gives one page; get_remaining and iter_search ask for the rest"),
+    "search for * / shrinking page",
 )
-rule(word("an empty page is the end of a search"), "page through studies / shrinking page")
+rule(believed("an empty page is the end of a search"), "page through studies / shrinking page")
 rule(reported("PagingError"), "page through studies / duplicate rows", "page through studies / moving rows")
-rule(word("the number is what was asked for"), "count / total too *")
+rule(believed("the number is what was asked for"), "count / total too *")
 rule(
     RECOVERED,
     # Another spelling of Accept may be what the server wants.
@@ -174,7 +175,7 @@ rule(reported("PagingError"), "missing instances / duplicate rows", "missing ins
 for _code in (400, 406, 415):
     rule(reported(status=_code), f"probe / status {_code}")
 rule(
-    word("it is a finding: the report says that the server does not do it"),
+    believed("it is a finding: the report says that the server does not do it"),
     *(f"probe / {name}" for name in ("limit ignored", "offset ignored", "moving rows", "shrinking page")),
 )
 rule(RECOVERED, "probe / filters ignored")
@@ -183,16 +184,16 @@ rule(RECOVERED, "probe / filters ignored")
 for _what in ("retrieve study", "retrieve series", "stream study*"):
     rule(RECOVERED, f"{_what} / no closing boundary always", f"{_what} / truncated gzip always")
     rule(
-        word("the answer is whole and valid; missing_instances() and the transforms compare it with a search"),
+        believed("the answer is whole and valid; missing_instances() and the transforms compare it with a search"),
         f"{_what} / missing part*",
     )
 for _what in ("frames", "one frame"):
     rule(reported("MalformedResponseError", status=200), f"{_what} / duplicate part")
-    rule(word("nothing tells how long a frame must be"), f"{_what} / halved part*")
-rule(word("bulk data may have several parts, equal ones too"), "bulk data / duplicate part")
+    rule(believed("nothing tells how long a frame must be"), f"{_what} / halved part*")
+rule(believed("bulk data may have several parts, equal ones too"), "bulk data / duplicate part")
 rule(reported("MalformedResponseError", status=200), "range of bulk data / duplicate part")
 rule(RECOVERED, "range of bulk data / halved part*")
-rule(word("nothing tells how long bulk data must be"), "bulk data / halved part*")
+rule(believed("nothing tells how long bulk data must be"), "bulk data / halved part*")
 
 # Storing: where the server did its work, a look-up tells; where it did not, every instance of the request has failed.
 _DID_ITS_WORK = (
@@ -218,10 +219,10 @@ for _post in _POSTS:
 for _code in (400, 409, 413, 415, 422):
     rule(reported(status=_code), f"store: replace* / status {_code}")
 rule(RECOVERED, "store: replace* / status 406")
-_UNTOLD = word("the answer is believed, as asked for; verify='uid' and verify='content' tell")
+_UNTOLD = believed("the answer is believed, as asked for; verify='uid' and verify='content' tell")
 # Before the old bytes are dropped, the new ones must be found.
 rule(
-    replace(reported(retryable=None), believed=True),
+    replace(reported(retryable=None), partly_believed=True),
     "store: replace, response / lie: stored",
     "store: replace, uid / lie: stored",
 )
@@ -229,14 +230,14 @@ rule(_UNTOLD, "store: *, response / lie: stored", "store_instances / lie: stored
 rule(_UNTOLD, "StoreInstances / lie: stored", "CopyInstances (store) / lie: stored")
 rule(reported(retryable=True), "store: *, uid / lie: stored")
 rule(reported(retryable=None), "store: *, content / lie: stored", "WriteToDICOMweb / lie: stored")
-_OLD = word("the answer is believed, as asked for; verify='content' tells")
+_OLD = believed("the answer is believed, as asked for; verify='content' tells")
 rule(_OLD, "store: server, response / old bytes kept", "store: server, uid / old bytes kept")
 
 # What storing asks besides.
 rule(RECOVERED, "store: the search after / filters ignored", "store: the search after / status 404")
 rule(reported(retryable=True), "store: the search after / status 404 always")
 rule(
-    word("to many servers 404 means that there is no such series: then everything is sent"),
+    believed("to many servers 404 means that there is no such series: then everything is sent"),
     "store: the listing before / status 404*",
 )
 rule(reported("PagingError"), "store: the listing before / moving rows", "store: the listing before / duplicate rows")
@@ -295,29 +296,29 @@ rule(
 rule(RECOVERED, *(f"RetrieveFrames / status {code}" for code in (403, 404, 405, 409, 410, 413, 422, 501)))
 rule(RECOVERED, "RetrieveFrames / login page", "RetrieveFrames / redirect elsewhere")
 rule(reported("MalformedResponseError", status=200), "RetrieveFrames / duplicate part")
-rule(word("nothing tells how long a frame must be"), "RetrieveFrames / halved part*")
-rule(word("nothing tells how long bulk data must be"), "RetrieveBulkdata / halved part*")
-rule(word("bulk data may have several parts, equal ones too"), "RetrieveBulkdata / duplicate part")
+rule(believed("nothing tells how long a frame must be"), "RetrieveFrames / halved part*")
+rule(believed("nothing tells how long bulk data must be"), "RetrieveBulkdata / halved part*")
+rule(believed("bulk data may have several parts, equal ones too"), "RetrieveBulkdata / duplicate part")
 rule(reported("PagingError"), "SearchForStudies / moving rows", "SearchForSeries / moving rows")
 for _code in (400, 406, 415):
-    rule(reported(status=_code), f"RetrieveRendered / status {_code}", f"DeleteInstances / status {_code}")
+    rule(reported(status=_code), f"RetrieveRendered / status {_code}", f"DeleteResources / status {_code}")
 rule(reported("PagingError"), "WatchForStudies / moving rows", "WatchForStudies / duplicate rows")
 rule(reported("PagingError"), "SearchForStudies / duplicate rows", "SearchForSeries / duplicate rows")
 rule(
-    word("an empty page is the end of a search"),
+    believed("an empty page is the end of a search"),
     "SearchForSeries / shrinking page",
 )
 rule(
-    word("to many servers 404 means that there is no such series: then everything is sent"),
+    believed("to many servers 404 means that there is no such series: then everything is sent"),
     "CopyInstances (listing) / status 404*",
 )
 rule(reported("PagingError"), "CopyInstances (listing) / moving rows", "CopyInstances (listing) / duplicate rows")
-rule(reported("RedirectError", status=307), "DeleteInstances / redirect elsewhere")
-rule(reported("RedirectError", status=302), "DeleteInstances / redirect found", "DeleteInstances / redirect loop")
+rule(reported("RedirectError", status=307), "DeleteResources / redirect elsewhere")
+rule(reported("RedirectError", status=302), "DeleteResources / redirect found", "DeleteResources / redirect loop")
 
 
 def expected(operation: str, traits: frozenset[str], failure_case: FailureCase) -> Expected:
-    """The declared cell of an operation and a trouble."""
+    """The declared cell of an operation and a failure case."""
     reason = failure_case.impossible(traits)
     if reason is not None:
         return Expected("cannot occur", reason)

@@ -1,4 +1,4 @@
-"""What can go wrong, as data: each trouble is one row of the matrix and makes the faults that the test server plays."""
+"""What can go wrong, as data: each failure case is a row of the matrix and makes the faults that the server plays."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ STALL_TIMEOUT = 0.3
 
 DEADLINE = 0.6
 """Seconds that an operation may take, where only the deadline can end it."""
+
+FAILURE_REASONS: Mapping[str, tuple[int, ...]] = {
+    "out of resources": (0xA700, 0xA7FF),
+    "data set does not match SOP class": (0xA900, 0xA9FF),
+    "cannot understand": (0xC000, 0xC122, 0xCFFF),
+    "processing failure": (0x0110,),
+    "no such SOP class": (0x0122,),
+    "vendor": (45070, 45071, 43264, 43265),
+}
+"""Failure Reason values (0008,1197) by class: PS3.18 table I.2-2, and vendors' own (documented for Azure)."""
 
 TRAITS: Mapping[str, str] = {
     "rows": "the answer has no rows of a search",
@@ -30,7 +40,7 @@ TRAITS: Mapping[str, str] = {
     "long": "the body is shorter than that",
     "existing": "the destination has none of the instances before",
 }
-"""What a request must have for some troubles to occur in it, and what is said of the others."""
+"""What a request must have for some failures to occur in it, and the reason where it does not."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class FailureCase:
         faults: Makes the faults for a method, a path pattern and the number of the request that is struck first.
         needs: The traits an operation must have (`TRAITS`).
         passing: Whether it is over after one request (or a short time).
-        settings: Options of the endpoint that this trouble needs to show in a short time.
+        settings: Options of the endpoint that this failure case needs to show in a short time.
         alone: Whether it strikes all connections, so that nothing else can run beside it.
     """
 
@@ -359,4 +369,4 @@ _add(
 )
 
 FAILURE_CASES: Mapping[str, FailureCase] = _ALL
-"""All troubles by name."""
+"""All failure cases by name."""

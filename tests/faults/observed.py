@@ -43,7 +43,7 @@ SHOWS: Mapping[str, Callable[[Record], bool]] = {
     "body": lambda record: record.bytes_out > 0,
     "long": lambda record: _type(record).startswith("multipart/") and record.bytes_out >= _LONG,
 }
-"""How a trait of `tests.faults.troubles.TRAITS` shows in a request and its answer."""
+"""How a trait of `tests.faults.failure_cases.TRAITS` shows in a request and its answer."""
 
 
 def shown(trait: str, method: str, path: str, requests: list[Record]) -> list[Record]:

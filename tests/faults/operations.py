@@ -1,4 +1,4 @@
-"""The operations of the client that troubles strike, each with what it asks of the server and what comes out."""
+"""The operations of the client that failures strike, each with what it asks of the server and what comes out."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class Operation:
         run: Does it, and notes what comes out as it comes.
         method: The method of the requests that are struck.
         path: A pattern for their paths.
-        traits: What such a request has (`tests.faults.troubles.TRAITS`).
+        traits: What such a request has (`tests.faults.failure_cases.TRAITS`).
         first: The number of the request that is struck first.
         writes: Whether it changes the archive, which is then a new one for each cell.
         fill: Puts into that archive what it holds before.
         options: For `run`.
-        telling: Whether the server announces totals.
+        with_totals: Whether the server announces totals.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Operation:
     writes: bool = False
     fill: Callable[[Bench, Path], None] = lambda bench, folder: None
     options: Mapping[str, Any] = field(default_factory=dict)
-    telling: bool = False
+    with_totals: bool = False
 
     def perform(self, bench: Bench, server: TestServer, settings: Mapping[str, Any], folder: Path | None) -> Seen:
         """Does it with a client of its own."""
@@ -339,7 +339,7 @@ def _searches() -> Iterator[Operation]:
         ROWS | {"paged", "limited", "total"},
         first=2,
         options={"level": "instance", "page_size": 4},
-        telling=True,
+        with_totals=True,
     )
     yield Operation("count", _count, "GET", f"{ROOT}/instances/count$", frozenset({"body", "json", "total"}))
     yield Operation(

@@ -13,13 +13,13 @@ import pytest
 from dicomweb_io import transforms
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Resource, SearchQuery
-from dicomweb_io.testing.faults import ACTIONS, FAILURE_REASONS
+from dicomweb_io.testing.faults import FAULTS
 from dicomweb_io.testing.server.exchange import Record
 from dicomweb_io.web.client import DICOMwebClient
 from tests.faults.bench import PATIENT, Bench, endpoint_of, make_bench
 from tests.faults.cells import settings_of, undisturbed
 from tests.faults.expectations import RULES
-from tests.faults.failure_cases import FAILURE_CASES, TRAITS
+from tests.faults.failure_cases import FAILURE_CASES, FAILURE_REASONS, TRAITS
 from tests.faults.observed import SHOWS, shown
 from tests.faults.operations import OPERATIONS
 from tests.faults.transform_operations import TRANSFORMS, undisturbed_requests
@@ -218,7 +218,7 @@ def test_every_transform_is_in_the_matrix() -> None:
 
 def test_every_fault_of_the_server_and_the_proxy_is_tried() -> None:
     played = {fault.action for failure_case in FAILURE_CASES.values() for fault in failure_case.faults("GET", "", 1)}
-    assert played == set(ACTIONS)
+    assert played == set(FAULTS)
 
 
 def test_every_class_of_failure_reasons_is_tried() -> None:

@@ -1,4 +1,4 @@
-"""The fault matrix: every operation of the client by every trouble, each with its declared outcome."""
+"""The fault matrix: every operation of the client by every failure case, each with its declared outcome."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize(
-    ("operation", "trouble"),
+    ("operation", "failure_case"),
     [
         (operation, failure_case)
         for operation in OPERATIONS
@@ -36,9 +36,9 @@ def test_cell(bench: Bench, operation: str, failure_case: str) -> None:
     wanted = expected(operation, done.traits, struck_by)
     base = undisturbed(bench, done)
     seen = perform(bench, done, struck_by)
-    assert seen.struck, "the trouble did not occur"
+    assert seen.struck, "the failure did not occur"
     judge(done, struck_by, wanted, seen, base)
-    if wanted.outcome == "taken at its word" and failure_case.startswith("missing part"):
+    if wanted.outcome == "believed" and failure_case.startswith("missing part"):
         # What the answer cannot tell, the comparison with a search does.
         came = {item[1].rpartition("/")[2] for item in seen.items}
         lost = {item[1].rpartition("/")[2] for item in base.items} - came

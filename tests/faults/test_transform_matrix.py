@@ -1,4 +1,4 @@
-"""The fault matrix: every transform by every trouble, each with its declared outcome."""
+"""The fault matrix: every transform by every failure case, each with its declared outcome."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def _judge(transform: str, failure_case: str, seen: Seen, base: Seen) -> None:
     operation, struck_by = TRANSFORMS[transform], FAILURE_CASES[failure_case]
     assert not base.failures, base.failures[0].message
     assert base.items
-    assert seen.struck, "the trouble did not occur"
+    assert seen.struck, "the failure did not occur"
     judge_transform(transform, struck_by, expected(transform, operation.traits, struck_by), seen, base)
 
 
 @pytest.mark.parametrize(
-    ("transform", "trouble"),
+    ("transform", "failure_case"),
     [
         (transform, failure_case)
         for transform, operation in TRANSFORMS.items()
@@ -64,7 +64,7 @@ def test_cells_of_one_pipeline(bench: Bench, transform: str, batch: str) -> None
     base = run_together(bench, operation, failure_cases, disturb=False)
     disturbed = run_together(bench, operation, failure_cases, disturb=True)
     for found in (base, disturbed):
-        assert None not in found.seen, f"these belong to no trouble: {found.seen[None]}"
+        assert None not in found.seen, f"these belong to no failure case: {found.seen[None]}"
     wrong = []
     for failure_case in failure_cases:
         try:

@@ -1,7 +1,7 @@
-"""The transforms that troubles strike.
+"""The transforms that failures strike.
 
-Most are tried many troubles at a time: each trouble has a study of its own and strikes the requests for it, and one
-pipeline works on all of them. So each cell also shows that the others are not disturbed.
+Most are tried with many failure cases at a time: each case has a study of its own and strikes the requests for it, and
+one pipeline works on all of them. So each cell also shows that the others are not disturbed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dicomweb_io.testing.samples import make_study, new_uid
 from dicomweb_io.testing.server.exchange import Record
 from dicomweb_io.transforms import (
     CopyInstances,
-    DeleteInstances,
+    DeleteResources,
     DownloadInstances,
     ReadAllFromDICOMweb,
     ReadFromDICOMweb,
@@ -56,7 +56,7 @@ from tests.faults.failure_cases import FAILURE_CASES, FailureCase
 from tests.faults.operations import OBJECTS, PARTS, ROOT, ROWS, STOW, Item, Seen, files_in, put, row_items
 
 INSTANCES = 3
-"""Instances of each trouble's study."""
+"""Instances of each failure case's study."""
 
 _BATCH_DEADLINE = 3.0
 """Seconds that each of the operations of one pipeline may take, of which some wait for others."""
@@ -71,12 +71,12 @@ def keep(element: Any, sink: int) -> None:
 
 
 def study_of(failure_case: str) -> Resource:
-    """The study of a trouble."""
+    """The study of a failure case."""
     return Resource(new_uid("wide", "study", list(FAILURE_CASES).index(failure_case)))
 
 
 def instances_of(failure_case: str) -> list[Resource]:
-    """References to the instances of a trouble's study."""
+    """References to the instances of a failure case's study."""
     number = list(FAILURE_CASES).index(failure_case)
     series = new_uid("wide", "series", number, 0)
     return [
@@ -92,13 +92,13 @@ class TransformOperation:
     Attributes:
         name: Its name.
         make: Makes the transform for the endpoint of the server that is struck, and a folder.
-        elements: The elements for a trouble; None for a transform that begins a pipeline.
+        elements: The elements for a failure case; None for a transform that begins a pipeline.
         method: The method of the requests that are struck.
-        path: A pattern for their paths; ``{study}`` stands for the trouble's study.
+        path: A pattern for their paths; ``{study}`` stands for the failure case's study.
         traits: What such a request has.
         writes: Whether it changes the server's archive.
-        together: Whether many troubles can be tried in one pipeline.
-        apart: Troubles after which the client, which all share, asks in another way.
+        together: Whether many failure cases can be tried in one pipeline.
+        apart: Failure cases after which the client, which all share, asks in another way.
         settings: Further options of the endpoint.
     """
 
@@ -319,8 +319,8 @@ _ALL = (
         together=False,
     ),
     TransformOperation(
-        "DeleteInstances",
-        lambda endpoint, folder, bench: DeleteInstances(endpoint, failures=_COLLECT),
+        "DeleteResources",
+        lambda endpoint, folder, bench: DeleteResources(endpoint, failures=_COLLECT),
         _first_instance,
         "DELETE",
         _OF_STUDY + "/series/[^/]+/instances/[^/]+$",
@@ -354,7 +354,7 @@ def item_of(result: Any) -> Item:
 
 @dataclass
 class Batch:
-    """What one pipeline gave, by trouble; under None what belongs to none; and what the server heard."""
+    """What one pipeline gave, by failure case; under None what belongs to none; and what the server heard."""
 
     requests: list[Record] = field(default_factory=list)
     seen: dict[str | None, Seen] = field(default_factory=lambda: defaultdict(Seen))
@@ -367,7 +367,7 @@ def _owner(names: Iterable[str], text: str) -> str | None:
 def run_together(
     bench: Bench, operation: TransformOperation, failure_cases: list[FailureCase], *, disturb: bool
 ) -> Batch:
-    """One pipeline over the studies of several troubles that need the same settings."""
+    """One pipeline over the studies of several failure cases that need the same settings."""
     settings = {"profile": KNOWN, **operation.settings, **(failure_cases[0].settings if disturb else {})}
     if "deadline" in settings and not failure_cases[0].alone:
         settings["deadline"] = _BATCH_DEADLINE
@@ -423,7 +423,7 @@ def run_together(
 
 
 def run_alone(bench: Bench, operation: TransformOperation, failure_case: FailureCase | None) -> Seen:
-    """One pipeline for one trouble."""
+    """One pipeline for one failure case."""
     settings = {"profile": KNOWN, **operation.settings, **(failure_case.settings if failure_case is not None else {})}
     with ExitStack() as stack:
         folder = bench.folder()
@@ -453,7 +453,7 @@ def run_alone(bench: Bench, operation: TransformOperation, failure_case: Failure
 
 
 def batches(operation: TransformOperation) -> dict[str, list[FailureCase]]:
-    """The troubles that can occur in a transform by the pipeline that tries them: those that need the same settings."""
+    """The failure cases that can occur in a transform, by pipeline: those that need the same settings share one."""
     found: dict[str, list[FailureCase]] = {}
     for failure_case in FAILURE_CASES.values():
         if failure_case.impossible(operation.traits) is None:
@@ -464,7 +464,7 @@ def batches(operation: TransformOperation) -> dict[str, list[FailureCase]]:
 
 
 def undisturbed_requests(bench: Bench, operation: TransformOperation) -> list[Record]:
-    """What the server hears of a transform without trouble."""
+    """What the server hears of an undisturbed transform."""
     if operation.together:
         return run_together(bench, operation, list(FAILURE_CASES.values())[:2], disturb=False).requests
     return run_alone(bench, operation, None).requests
@@ -488,7 +488,7 @@ def _piped(
 
 
 def make_wide(root: Path) -> Path:
-    """The archive with a study for each trouble."""
+    """The archive with a study for each failure case."""
     folder = root / "wide"
     for path in make_study(root / "made", len(FAILURE_CASES), 1, INSTANCES, seed="wide", template=tiny_image()):
         put(folder, path.read_bytes())

@@ -17,7 +17,7 @@ from tests.faults.operations import OPERATIONS
 from tests.faults.transform_operations import TRANSFORMS
 
 PATH = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
-SIGNS: Mapping[Outcome, str] = {"recovered": "✓", "reported": "!", "taken at its word": "w", "cannot occur": "·"}
+SIGNS: Mapping[Outcome, str] = {"recovered": "✓", "reported": "!", "believed": "b", "cannot occur": "·"}
 
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Searching": ("search for *", "page *", "count", "missing *", "probe"),
@@ -39,12 +39,14 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
 
 _TEXT = """# The fault matrix
 
-Every operation of the client and every transform, by everything that can go wrong between it and a server. Each cell
-that can occur is a test (`tests/faults`): the trouble is played by the test server (`dicomweb_io.testing`) or by a TCP
-proxy in front of it, and the outcome is compared with that of an undisturbed run. A test also fails if a trouble did
-not occur, if a secret, a patient's name or a query shows in an error, a failure or a log, if credentials reach another
-host, if a result comes twice, if what is called stored is not there, if a file under its final name is not whole or is
-gone, and if a connection stays open.
+Every operation of the client and every transform is tried with everything that can go wrong between it and a server.
+Each cell that can occur is a test (`tests/faults`): the test server (`dicomweb_io.testing`), or a TCP proxy in front of
+it, makes the failure happen, and the outcome is compared with that of an undisturbed run. A test also fails if
+
+- the failure did not occur, or a result comes twice;
+- a secret, a patient's name or a query shows in an error, a failure or a log, or credentials reach another host;
+- an instance that is called stored is not there, or a file under its final name is not whole or is gone;
+- a connection stays open.
 
 This page is written by `python -m tests.faults.write_matrix`.
 
@@ -53,9 +55,9 @@ This page is written by `python -m tests.faults.write_matrix`.
 - **✓ recovered**: the results are those of an undisturbed run.
 - **! reported**: one clear error, or a `Failure` for exactly what was affected; everything else is undisturbed. The
   declared cell says which error, which HTTP status, and whether trying again later could help.
-- **w taken at its word**: the answer is whole and valid, and nothing in it tells that it is wrong; see the notes.
-- **· cannot occur**: for the reason in the notes; a test shows that no request or answer of the operation has
-  what the trouble needs.
+- **b believed**: the answer is wrong, but it is whole and valid, and nothing in it tells; the notes say what does.
+- **· cannot occur**: for the reason in the notes; a test shows that no request or answer of the operation has what the
+  failure needs.
 
 No outcome is a hang: where only the deadline can end an operation, the cell expects the error that names it.
 """
@@ -68,7 +70,7 @@ def columns() -> dict[str, frozenset[str]]:
 
 
 def cells() -> dict[tuple[str, str], Expected]:
-    """All declared cells by operation and trouble."""
+    """All declared cells by operation and failure case."""
     return {
         (column, name): expected(column, traits, failure_case)
         for column, traits in columns().items()
@@ -92,13 +94,13 @@ def render() -> str:
 
 def _counts(declared: Mapping[tuple[str, str], Expected], names: list[str]) -> str:
     total = Counter(cell.outcome for cell in declared.values())
-    lines = ["| | operations | cells | ✓ recovered | ! reported | w at its word | · cannot occur |", "|" + "---|" * 7]
+    lines = ["| | operations | cells | ✓ recovered | ! reported | b believed | · cannot occur |", "|" + "---|" * 7]
     for title, chosen in (("client", [*OPERATIONS]), ("transforms", [*TRANSFORMS]), ("all", names)):
         found = Counter(cell.outcome for (column, _), cell in declared.items() if column in chosen)
         numbers = " | ".join(f"{found[outcome]:,}" for outcome in SIGNS)
         lines.append(f"| {title} | {len(chosen)} | {sum(found.values()):,} | {numbers} |")
     assert sum(total.values()) == len(names) * len(FAILURE_CASES)
-    return f"{len(FAILURE_CASES)} troubles by {len(names)} operations:\n\n" + "\n".join(lines)
+    return f"{len(FAILURE_CASES)} failure cases by {len(names)} operations:\n\n" + "\n".join(lines)
 
 
 def _table(declared: Mapping[tuple[str, str], Expected], chosen: list[str]) -> str:
@@ -116,12 +118,12 @@ def _table(declared: Mapping[tuple[str, str], Expected], chosen: list[str]) -> s
 
 def _notes(declared: Mapping[tuple[str, str], Expected]) -> str:
     lines = []
-    for title, outcome in (("Taken at its word", "taken at its word"), ("Cannot occur", "cannot occur")):
+    for title, outcome in (("Believed", "believed"), ("Cannot occur", "cannot occur")):
         reasons: dict[str, dict[str, list[str]]] = {}
         for (column, name), cell in declared.items():
             if cell.outcome == outcome:
                 reasons.setdefault(cell.why, {}).setdefault(name, []).append(column)
-        lines += [f"### {title}", "", "| reason | cells | troubles | operations |", "|---|---|---|---|"]
+        lines += [f"### {title}", "", "| reason | cells | failure cases | operations |", "|---|---|---|---|"]
         for why, by_failure_case in sorted(reasons.items(), key=lambda item: item[0]):
             touched = list(dict.fromkeys(column for found in by_failure_case.values() for column in found))
             number = sum(map(len, by_failure_case.values()))

@@ -11,14 +11,15 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from dicomweb_io.dicom.header_scan import Part10Error, scan_header
-from dicomweb_io.dicom.json_decode import dumps, encode, load_json_dataset, loads
+from dicomweb_io.dicom.errors import Part10Error
+from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.dicom.json_decode import IncompleteJSONError, dumps, iter_json_objects, load_json_dataset, loads
+from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.media_types import parse_content_type
 from dicomweb_io.dicom.part10 import check_complete, header_of
 from dicomweb_io.dicom.uris import URI, GoogleCloudHealthcareURL, URIType, parse_resource_path
 from dicomweb_io.http.multipart import MultipartError, MultipartReader
 from dicomweb_io.http.multipart import parse_content_type as parse_header
-from dicomweb_io.web.search import IncompleteJSONError, iter_json_objects
 
 
 class Finding(AssertionError):

@@ -24,7 +24,7 @@ from dicomweb_io.http.auth import (
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import (
     AsRows,
-    DeleteInstances,
+    DeleteResources,
     DownloadInstances,
     ReadAllFromDICOMweb,
     ReadFromDICOMweb,
@@ -56,7 +56,7 @@ def test_the_other_transforms_give_the_same_on_every_engine(engine, serve, tmp_p
         below = studies | ReadAllFromDICOMweb(url, limit=1)
         rows = p | SearchForInstances(url, columns=["SOPInstanceUID", "InstanceNumber"])
         gone = p | beam.Create(list(map(str, old))) | beam.Map(lambda path: Instance.from_path(path).reference)
-        gone = gone | DeleteInstances(str(tmp_path / "old"))
+        gone = gone | DeleteResources(str(tmp_path / "old"))
         lost = p | "L" >> beam.Create([Resource("1.2.3")]) | "Lost" >> RetrieveFrames(url, failures="collect")
         failures = lost.failures | AsRows(element_type=Failure)
         outcomes = [
@@ -101,7 +101,7 @@ def test_the_other_transforms_pickle_with_every_kind_of_credentials(number):
         RetrieveRendered(endpoint, params={"quality": 90}),
         RetrieveBulkdata(endpoint, attributes=["PixelData"]),
         DownloadInstances(endpoint, "s3://bucket/x", storage_options={"secret": "literal-secret"}),
-        DeleteInstances(endpoint),
+        DeleteResources(endpoint),
         ReadAllFromDICOMweb(endpoint),
         SearchForInstances(endpoint, columns=["PatientID"]),
         SearchForStudies(endpoint, split_by="StudyDate"),

@@ -27,6 +27,7 @@ from dicomweb_io.elements import Failure, Resource, SearchQuery
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.http.transport import Transport
 from dicomweb_io.transforms import SearchForInstances
 from dicomweb_io.web.client import DICOMwebClient
@@ -210,7 +211,7 @@ def test_interim_answers_are_skipped_and_each_request_gets_its_own(raw, status):
         yield (b"HTTP/1.1 " + status + b"\r\nLink: </style.css>\r\n\r\n") * 3
         yield b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % next(numbers)
 
-    with Transport(raw(talk), retry=RetryPolicy.none(), deadline=20.0) as transport:
+    with Transport(raw(talk), retry=RetryPolicy.none(), timeouts=Timeouts(deadline=20.0)) as transport:
         answers = [transport.request("GET", "/studies") for _ in range(3)]
     assert [(answer.status, answer.content) for answer in answers] == [(200, b"0"), (200, b"1"), (200, b"2")]
 

@@ -31,7 +31,7 @@ from dicomweb_io.http.auth import (
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.transforms import (
     CopyInstances,
-    DeleteInstances,
+    DeleteResources,
     DownloadInstances,
     ReadFromDICOMweb,
     RetrieveBulkdata,
@@ -167,7 +167,7 @@ TRANSFORMS = {
     "DownloadInstances": lambda endpoint: DownloadInstances(endpoint, "/nowhere"),
     "StoreInstances": StoreInstances,
     "WriteToDICOMweb": WriteToDICOMweb,
-    "DeleteInstances": DeleteInstances,
+    "DeleteResources": DeleteResources,
 }
 
 

@@ -22,6 +22,7 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import ConnectionFailedError, CredentialsError, DICOMwebError
 from dicomweb_io.http.auth import OAuth2ClientCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import TLS
 from dicomweb_io.http.transport import Transport
 from dicomweb_io.transforms import SearchForStudies
 from dicomweb_io.web.client import DICOMwebClient
@@ -86,11 +87,11 @@ def doors(url, **options):
             return len(list(found.iter_search(ALL)))
 
     def endpoint():
-        with Endpoint(url, retry=NONE, **options).connect() as found:
+        with Endpoint(url, retry=NONE, tls=TLS(**options)).connect() as found:
             return len(list(found.iter_search(ALL)))
 
     def transport():
-        with Transport(url, retry=NONE, **options) as found:
+        with Transport(url, retry=NONE, tls=TLS(**options)) as found:
             return len(json.loads(found.request("GET", "/studies").content))
 
     def session():

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import inspect
+from datetime import timedelta
 
+import pydicom
 import pytest
 
-from dicomweb_io.client import ClientBase, DICOMClient
-from dicomweb_io.elements import Bulkdata, Frame, RenderedImage, Resource, SearchPage
+from dicomweb_io.changes import SearchChanges
+from dicomweb_io.client import DICOMClient
+from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, RenderedImage, Resource, SearchPage, StoredInstance
+from dicomweb_io.errors import StoreError
+from dicomweb_io.files.client import DICOMfileClient
+from dicomweb_io.listing import expand_reference
+from dicomweb_io.queries import make_query
+from dicomweb_io.transfer import InstanceCopier
 from dicomweb_io.web.client import DICOMwebClient
 
 
-class Small(ClientBase):
+class Small(DICOMClient):
     """A client in memory: one study, one series, two instances."""
 
     base_url = "memory://small"
@@ -36,6 +44,22 @@ class Small(ClientBase):
         self.calls.append(("iter", query, offset, limit, page_size))
         return self._rows()
 
+    def iter_instances(self, resource, *, max_element_bytes=0, borrow=False, **options):
+        self.calls.append(("instances", resource, borrow, options))
+        for row in self._rows():
+            reference = Resource.of(row)
+            if resource.contains(reference):
+                yield Instance.from_dataset(dataset_of(reference))
+
+    def iter_store_instances(self, instances, *, study_instance_uid=None, **options):
+        for instance in instances:
+            refused = study_instance_uid not in (None, instance.reference.study_instance_uid)
+            yield (
+                Failure("StoreInstances", "another study", reference=instance.reference)
+                if refused
+                else StoredInstance(instance.reference, "stored")
+            )
+
     def iter_metadata(self, resource, *, additional_params=None):
         return (row for row in self._rows() if resource.contains(Resource.of(row)))
 
@@ -50,8 +74,19 @@ class Small(ClientBase):
     def iter_bulkdata_parts(self, url, *, media_types=None, byte_range=None, additional_params=None):
         yield Bulkdata(url, "application/octet-stream", b"bulk")
 
-    def _delete(self, resource, additional_params=None):
+    def delete_resource(self, resource, *, additional_params=None):
         self.calls.append(("delete", resource.uri))
+
+
+def dataset_of(reference):
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    dataset.StudyInstanceUID = reference.study_instance_uid
+    dataset.SeriesInstanceUID = reference.series_instance_uid
+    dataset.SOPInstanceUID = reference.sop_instance_uid
+    return dataset
 
 
 @pytest.fixture
@@ -133,9 +168,9 @@ def test_every_uid_is_checked(client):
 
 
 def test_lookups():
-    assert ClientBase.lookup_tag("StudyInstanceUID") == "0020000D"
-    assert ClientBase.lookup_keyword("0020000D") == ClientBase.lookup_keyword(0x0020000D) == "StudyInstanceUID"
-    for lookup, value in ((ClientBase.lookup_tag, "Nonsense"), (ClientBase.lookup_keyword, "00090001")):
+    assert DICOMClient.lookup_tag("StudyInstanceUID") == "0020000D"
+    assert DICOMClient.lookup_keyword("0020000D") == DICOMClient.lookup_keyword(0x0020000D) == "StudyInstanceUID"
+    for lookup, value in ((DICOMClient.lookup_tag, "Nonsense"), (DICOMClient.lookup_keyword, "00090001")):
         with pytest.raises(KeyError):
             lookup(value)
 
@@ -200,10 +235,83 @@ def test_the_constructor_has_the_arguments_users_know():
     assert [defaults[name].default for name in list(defaults)[1:]] == [True, 5, 1000, (429, 408, 503, 504)]
 
 
-def test_the_protocol_is_satisfied_with_equal_arguments():
-    assert isinstance(DICOMwebClient("http://127.0.0.1:9"), DICOMClient)
+@pytest.mark.parametrize("kind", [DICOMwebClient, DICOMfileClient])
+def test_every_client_has_the_contract_with_equal_signatures(kind):
     for name, member in inspect.getmembers(DICOMClient, inspect.isfunction):
-        if name.startswith("_"):
-            continue
-        wanted = list(inspect.signature(member).parameters)
-        assert list(inspect.signature(getattr(DICOMwebClient, name)).parameters) == wanted, name
+        if not name.startswith("_"):
+            wanted = inspect.signature(member).parameters
+            assert inspect.signature(getattr(kind, name)).parameters == wanted, name
+
+
+def test_the_contract_alone_is_no_client():
+    assert DICOMClient.__abstractmethods__ == {
+        "base_url",
+        "search_page",
+        "iter_search",
+        "iter_instances",
+        "iter_metadata",
+        "iter_frames",
+        "retrieve_rendered",
+        "iter_bulkdata_parts",
+        "iter_store_instances",
+        "delete_resource",
+    }
+    with pytest.raises(TypeError, match="abstract"):
+        DICOMClient()
+
+
+# A client that somebody else writes -----------------------------------------------------------------------------------
+
+
+def test_what_a_caller_may_ask_has_an_answer_without_being_implemented(client):
+    assert (client.scheme, client.protocol, client.url_prefix, client.qido_url_prefix) == ("memory", None, "", None)
+    assert client.profile.name == "generic"
+    assert client.transport is None
+    assert client.stats is None
+    assert client.count(make_query("study")) is None
+    assert list(client.iter_exclusions()) == []
+    assert client.locations_of(Resource("1.2")) == []
+    assert client.refresh() is None
+    report = client.probe()
+    assert report.profile is client.profile
+    assert [finding.feature for finding in report.findings] == [
+        "search of studies",
+        "search of series",
+        "search of instances",
+    ]
+    client.set_chunk_size(5)
+    client.set_http_retry_params(retry=False)
+    with pytest.raises(ValueError, match="positive"):
+        client.set_chunk_size(0)
+
+
+def test_storing_answers_with_the_response_module(client):
+    instances = [Instance.from_dataset(dataset_of(Resource("1.2", "1.3", sop))) for sop in ("1.4", "1.5")]
+    assert len(client.store_instances(instances).ReferencedSOPSequence) == 2
+    with pytest.raises(StoreError, match="2 of 2 instances were not stored; the first: another study") as caught:
+        client.store_instances(instances, "1.9")
+    assert caught.value.response.status_code == 409
+    assert len(caught.value.dataset.FailedSOPSequence) == 2
+
+
+def test_it_retrieves_and_is_copied_from_and_to(client):
+    assert [dataset.SOPInstanceUID for dataset in client.retrieve_series("1.2", "1.3")] == ["1.4", "1.5"]
+    assert client.retrieve_instance("1.2", "1.3", "1.5").SOPInstanceUID == "1.5"
+    references = list(expand_reference(client, Resource("1.2")))
+    other = Small()
+    other.iter_search = lambda query, **options: iter(())
+    with InstanceCopier(client, other, on_existing="skip") as copier:
+        results = copier.copy(references)
+    assert [(result.reference, result.outcome) for result in results] == [(item, "stored") for item in references]
+
+
+def test_changes_of_it_are_found(client):
+    source = SearchChanges("search", "instance", {}, window=None, lookback=timedelta(0))
+    changes = source.poll(client, None, start="all")
+    assert [item.sop_instance_uid for item in changes.references] == ["1.4", "1.5"]
+
+
+def test_it_can_be_served_and_searched_over_http(client, serve):
+    with DICOMwebClient(serve(client).url) as web:
+        assert len(web.search_for_instances()) == 2
+        assert web.retrieve_instance("1.2", "1.3", "1.4").SOPInstanceUID == "1.4"

@@ -10,8 +10,16 @@ from requests.auth import HTTPBasicAuth
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.auth import BasicCredentials
+from dicomweb_io.http.auth import (
+    AWSSigV4,
+    AzureCredentials,
+    BasicCredentials,
+    BearerToken,
+    GoogleCredentials,
+    OAuth2ClientCredentials,
+)
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.web.client import DICOMwebClient
 
@@ -33,10 +41,7 @@ def test_of_anything_that_names_an_archive(tmp_path):
         ({"url": "https://"}, "no host"),
         ({"url": "https://h:99999"}, "port"),
         ({"url": "https://h/x?token=secret"}, "query"),
-        ({"url": "https://h", "max_in_flight": 0}, "max_in_flight"),
-        ({"url": "https://h", "requests_per_second": 0}, "requests_per_second"),
-        ({"url": "https://h", "deadline": -1}, "deadline"),
-        ({"url": "/folder", "qido_url_prefix": "q"}, "only for servers"),
+        ({"url": "/folder", "prefixes": Prefixes("q")}, "prefixes: only for servers"),
         ({"url": "/folder", "credentials": HTTPBasicAuth("a", "b")}, "only for servers"),
     ],
 )
@@ -54,7 +59,7 @@ def test_it_travels_and_shows_no_secret():
         proxies={"https": "http://u:secret4@proxy"},
         retry=RetryPolicy.none(),
         profile=PROFILES["azure"],
-        max_in_flight=3,
+        limits=Limits(3),
     )
     text = repr(endpoint)
     assert not any(f"secret{number}" in text for number in range(1, 5))
@@ -62,21 +67,17 @@ def test_it_travels_and_shows_no_secret():
     assert "azure" in text
     assert endpoint.safe_url == "https://pacs.example/rs"
     again = pickle.loads(pickle.dumps(endpoint))
-    assert (again.url, again.profile, again.max_in_flight) == (endpoint.url, PROFILES["azure"], 3)
+    assert (again.url, again.profile, again.limits.max_in_flight) == (endpoint.url, PROFILES["azure"], 3)
     assert "secret" not in repr(Endpoint("https://h", credentials=HTTPBasicAuth("a", "secret")))
 
 
 def test_connecting_causes_no_traffic_and_hands_everything_on(tmp_path):
     endpoint = Endpoint(
         "https://me:pw@pacs.example:8443/root/",
-        qido_url_prefix="q",
-        wado_url_prefix="w",
-        stow_url_prefix="s",
-        delete_url_prefix="d",
+        prefixes=Prefixes("q", "w", "s", "d"),
         profile="google",
         retry=RetryPolicy(max_attempts=2),
-        deadline=12.0,
-        timeout=3.0,
+        timeouts=Timeouts(3.0, 4.0, 12.0),
     )
     client = endpoint.connect()
     assert isinstance(client, DICOMwebClient)
@@ -86,9 +87,73 @@ def test_connecting_causes_no_traffic_and_hands_everything_on(tmp_path):
     assert (client.stow_url_prefix, client.delete_url_prefix) == ("s", "d")
     assert client.profile.name == "google"
     assert client.transport.retry.max_attempts == 2
-    assert (client.transport.deadline, client.transport.timeout) == (12.0, (3.0, 3.0))
+    assert client.transport.timeouts == Timeouts(3.0, 4.0, 12.0)
     assert "pw" not in repr(client)
     assert isinstance(Endpoint(str(tmp_path)).connect(), DICOMClient)
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        BasicCredentials("me", password="pw"),
+        BearerToken(command=["a", "b"]),
+        OAuth2ClientCredentials("https://login.example/token", "me", client_secret_env="SECRET"),
+        GoogleCredentials(),
+        AzureCredentials(),
+        AWSSigV4(region="us-east-1"),
+        HTTPBasicAuth("a", "b"),
+    ],
+    ids=lambda item: type(item).__name__,
+)
+def test_it_travels_with_all_kinds_of_credentials(credentials):
+    endpoint = Endpoint("https://pacs.example", credentials=credentials, tls=TLS("/ca.pem", ("/cert.pem", "/key.pem")))
+    again = pickle.loads(pickle.dumps(endpoint))
+    assert (again.credentials, again.tls) == (credentials, endpoint.tls)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Limits(0), ValueError, "max_in_flight must be a positive integer, not 0"),
+        (lambda: Limits(True), ValueError, "max_in_flight"),
+        (lambda: Limits(requests_per_second=0), ValueError, "requests_per_second must be a positive number"),
+        (lambda: Timeouts(deadline=-1), ValueError, "deadline must be a positive number of seconds, or None, not -1"),
+        (lambda: Timeouts(0), ValueError, "connect timeout must be"),
+        (lambda: Timeouts(read="5"), ValueError, "read timeout must be"),
+        (lambda: Timeouts.of((1, 2, 3)), ValueError, "a pair"),
+        (lambda: Timeouts.of(float("nan")), ValueError, "positive"),
+        (lambda: TLS(None), TypeError, "verify must be True, False or the path of a CA bundle, not NoneType"),
+        (lambda: TLS(""), ValueError, "verify is an empty path"),
+        (lambda: TLS(cert=("a", "b", "c")), ValueError, "pair"),
+        (lambda: TLS(cert=("a", None)), TypeError, "cert"),
+        (lambda: Prefixes("../x"), ValueError, "qido_url_prefix must be one or more path segments"),
+        (lambda: Prefixes(delete=5), TypeError, "delete_url_prefix must be a str, not int"),
+        (lambda: Endpoint("https://h", tls=False), TypeError, r"tls must be TLS\(…\), not bool"),
+        (lambda: Endpoint("https://h", timeouts=5), TypeError, r"timeouts must be Timeouts\(…\), not int"),
+        (lambda: Endpoint("https://h", limits=None), TypeError, "limits"),
+        (lambda: Endpoint("https://h", retry=3), TypeError, "retry"),
+    ],
+)
+def test_groups_of_arguments_are_checked_when_they_are_made(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_groups_take_paths_and_single_numbers():
+    assert TLS(Path("/ca.pem"), [Path("/cert.pem"), "/key.pem"]) == TLS("/ca.pem", ("/cert.pem", "/key.pem"))
+    assert Timeouts.of(3) == Timeouts(3.0, 3.0)
+    assert Timeouts.of((3, 4), None) == Timeouts(3.0, 4.0, None)
+    assert Prefixes("/qido-rs/").qido == "qido-rs"
+
+
+def test_everything_is_had_from_the_root():
+    import dicomweb_io
+
+    for name, home in (("Limits", Limits), ("TLS", TLS), ("Timeouts", Timeouts), ("Prefixes", Prefixes)):
+        assert getattr(dicomweb_io, name) is home
+    for kind in (BasicCredentials, BearerToken, OAuth2ClientCredentials, GoogleCredentials, AzureCredentials, AWSSigV4):
+        assert getattr(dicomweb_io, kind.__name__) is kind
+        assert kind.__name__ in dicomweb_io.__all__
 
 
 def test_replacing():

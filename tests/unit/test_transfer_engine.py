@@ -10,9 +10,13 @@ import pytest
 
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import PagingError
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.listing import SeriesListing, expand_reference
 from dicomweb_io.pool import WorkCancelled
 from dicomweb_io.queries import make_query
+from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transfer import InstanceCopier, InstanceStorer
 
@@ -94,6 +98,74 @@ def test_the_destination_is_listed_once_for_each_series_however_many_threads_ask
     web.close()
 
 
+@pytest.mark.parametrize("bad", ["drop_part", "cut_part", "refused", "foreign_part"])
+def test_what_a_series_does_not_give_is_asked_for_one_by_one(source, serve, tmp_path, destination, bad):
+    """Nothing that came before is lost, and nothing is asked for twice that came."""
+    faults = {
+        "drop_part": fault("drop_part", path="/series/[0-9.]+$", part=5),
+        "cut_part": fault("cut_part", path="/series/[0-9.]+$", part=5, times=None),
+        "refused": fault("status", path="/series/[0-9.]+$", status=500, times=None),
+        "foreign_part": fault("foreign_part", path="/series/[0-9.]+$", part=5),
+    }
+    server = serve(tmp_path / "source", faults=[faults[bad]])
+    web = Endpoint(server.url, retry=RetryPolicy(max_attempts=2, initial_delay=0.01)).connect()
+    references = references_of(source)
+    with InstanceCopier(web, destination) as copier:
+        results = copier.copy(references)
+    assert {type(result) for result in results} == {StoredInstance}, results
+    assert contents_of(fresh(destination)) == contents_of(source)
+    web.close()
+
+
+def test_an_instance_that_cannot_be_had_alone_either_is_a_failure(source, serve, tmp_path, destination):
+    references = references_of(source)
+    faults = [
+        fault("drop_part", path="/series/[0-9.]+$", part=1, times=None),
+        fault("status", path="/instances/[0-9.]+$", status=404, times=None),
+    ]
+    web = Endpoint(serve(tmp_path / "source", faults=faults).url).connect()
+    with InstanceCopier(web, destination) as copier:
+        results = copier.copy(references)
+    failed = [result for result in results if isinstance(result, Failure)]
+    assert len(failed) == 2
+    assert {failure.status for failure in failed} == {404}
+    assert len(references_of(fresh(destination))) == 22
+    web.close()
+
+
+def test_a_listing_that_is_written_to_meanwhile_is_made_again(source):
+    """Rows shift when an archive is written to: a page then repeats rows. That is no reason to fail an instance."""
+    tries = []
+
+    class Moving:
+        base_url = "test"
+
+        def iter_search(self, query):
+            tries.append(query)
+            if len(tries) == 1:
+                raise PagingError("a page repeats only rows that were there before")
+            return source.iter_search(query)
+
+    references = references_of(source)
+    assert SeriesListing(Moving()).holds(references[0])
+    assert len(tries) == 2
+
+
+def test_content_is_verified_with_one_listing_of_the_series(source, serve, folder):
+    """A store request that listed the series again, while others add to it, could meet rows that shift."""
+    server = serve(folder)
+    web = Endpoint(server.url).connect()
+    references = [
+        reference for reference in references_of(source) if reference.series == references_of(source)[0].series
+    ]
+    instances = [next(iter(source.iter_instances(reference))) for reference in references]
+    storer = InstanceStorer(web, verify="content")
+    for instance in instances:
+        assert storer.store([instance])[0].verified == "file"
+    assert len([record for record in server.records.of("GET") if record.path.endswith("/instances")]) == 1
+    web.close()
+
+
 def test_large_instances_wait_in_a_private_file_that_is_removed(source, serve, destination, tmp_path):
     spool = tmp_path / "spool"
     spool.mkdir()
@@ -150,7 +222,7 @@ def test_what_fails_is_reported_and_the_rest_arrives(source, destination):
 def test_a_destination_that_cannot_be_reached_is_a_failure_of_each_instance(source):
     from dicomweb_io.http.retry import RetryPolicy
 
-    nowhere = Endpoint("http://127.0.0.1:9/", retry=RetryPolicy.none(), deadline=5).connect()
+    nowhere = Endpoint("http://127.0.0.1:9/", retry=RetryPolicy.none(), timeouts=Timeouts(deadline=5)).connect()
     references = references_of(source)[:3]
     with InstanceCopier(source, nowhere) as copier:
         results = copier.copy(references)

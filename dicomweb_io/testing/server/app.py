@@ -1,4 +1,8 @@
-"""The ASGI application: from a request to the part of the server that answers it, and back in pieces."""
+"""The ASGI application: from a request to the room of the server that answers it, and back in pieces.
+
+A `Connection` carries one request and its answer between uvicorn and the thread that handles it; `App` finds out who
+answers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +26,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Resource, SearchLevel
-from dicomweb_io.testing.faults import FaultPlan
+from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.testing.faults import AnswerFault, CodingFault, FaultPlan, TokenFault
 from dicomweb_io.testing.server import qido, stow, wado
 from dicomweb_io.testing.server.auth import Authentication
 from dicomweb_io.testing.server.behaviour import Behaviour
@@ -31,24 +37,28 @@ from dicomweb_io.testing.server.exchange import (
     Record,
     Records,
     Refusal,
-    Site,
     error_answer,
     parse_query,
     path_segments,
-    pieces_of,
+    status_of,
     warning_header,
 )
-from dicomweb_io.testing.server.fault_answers import afterwards, instead
 from dicomweb_io.testing.server.feeds import change_feed, own_interface
 from dicomweb_io.testing.server.qido import Target
+from dicomweb_io.testing.server.site import Site
 
-# ----------------------------------------------------------------------------------------------------------------------
-# One request and its answer between the server's threads and uvicorn.
-
-
-_GATHER = 1 << 16
-_LONGEST_REASON = 512
+_MIN_PIECE = 1 << 16
+_MAX_REASON = 512
 _UNPRINTABLE = re.compile(r"[^ -~\xa0-\xff]")
+_THREADS = 256
+_SEARCHES: dict[tuple[str, ...], tuple[str, SearchLevel]] = {
+    ("studies",): ("studies", "study"),
+    ("series",): ("series", "series"),
+    ("instances",): ("instances", "instance"),
+    ("studies", "*", "series"): ("studies/series", "series"),
+    ("studies", "*", "instances"): ("studies/instances", "instance"),
+    ("studies", "*", "series", "*", "instances"): ("studies/series/instances", "instance"),
+}
 
 
 class ClientGone(ConnectionError):
@@ -114,13 +124,13 @@ class Connection:
         try:
             self._start(answer)
             if record.method != "HEAD" and answer.status not in (204, 304):
-                for piece in _gathered(pieces_of(answer.body)):
+                for piece in _joined(answer.pieces()):
                     if self._gone.is_set():
                         raise ClientGone("the client left before the end of the answer")
                     record.bytes_out += len(piece)
                     self._push({"type": "http.response.body", "body": bytes(piece), "more_body": True})
-            # The end of the answer looks to the watcher as if the client had left, and who has counted to the announced
-            # length may really have.
+            # To the watcher the end of the answer looks as if the client had left, and a client that has counted to the
+            # announced length may really have.
             whole = not self._gone.is_set() or record.answer_headers.get("content-length") == str(record.bytes_out)
             self._push({"type": "http.response.body", "body": b"", "more_body": False})
             record.complete = whole
@@ -162,7 +172,7 @@ class Connection:
         if protocol is None:
             return
         send = protocol.send
-        reason = _UNPRINTABLE.sub(" ", text).encode("latin-1", "replace")[:_LONGEST_REASON]
+        reason = _UNPRINTABLE.sub(" ", text).encode("latin-1", "replace")[:_MAX_REASON]
 
         def send_with_reason(event: Any) -> Any:
             if isinstance(event, h11.Response):
@@ -185,32 +195,18 @@ class Connection:
         anyio.from_thread.run(self._sent, message)
 
 
-def _gathered(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+def _joined(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """Joins small pieces, as each piece costs a change of threads."""
     waiting: list[bytes | memoryview] = []
     size = 0
     for piece in pieces:
         waiting.append(piece)
         size += len(piece)
-        if size >= _GATHER:
+        if size >= _MIN_PIECE:
             yield b"".join(waiting) if len(waiting) > 1 else piece
             waiting, size = [], 0
     if waiting:
         yield b"".join(waiting)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_THREADS = 256
-_SEARCHES: dict[tuple[str, ...], tuple[str, SearchLevel]] = {
-    ("studies",): ("studies", "study"),
-    ("series",): ("series", "series"),
-    ("instances",): ("instances", "instance"),
-    ("studies", "*", "series"): ("studies/series", "series"),
-    ("studies", "*", "instances"): ("studies/instances", "instance"),
-    ("studies", "*", "series", "*", "instances"): ("studies/series/instances", "instance"),
-}
 
 
 class App:
@@ -223,7 +219,7 @@ class App:
         authentication: Who may ask.
 
     Attributes:
-        errors: Tracebacks of what went wrong against all intention; the client got a 500.
+        errors: Tracebacks of defects of the server; the client got a 500.
     """
 
     def __init__(self, site: Site, faults: FaultPlan, records: Records, authentication: Authentication) -> None:
@@ -253,16 +249,17 @@ class App:
 
     def _handle(self, connection: Connection) -> None:
         record = connection.record
-        struck = tuple(
-            fault for fault in self.faults.strike(record.method, connection.raw_path) if fault.layer == "http"
-        )
+        struck = self.faults.strike(record.method, connection.raw_path)
         record.faults = tuple(fault.action for fault in struck)
         exchange = connection.exchange(self.site.behaviour, struck)
         try:
             answer = self._answer(exchange)
             if self.site.behaviour.keep_alive_header and not answer.close_delimited:
                 answer.headers.setdefault("Keep-Alive", f"timeout={self.site.behaviour.keep_alive}")
-            connection.send_answer(afterwards(exchange, self._compressed(exchange, answer)))
+            answer = self._compressed(exchange, answer)
+            for one in exchange.struck(CodingFault):
+                one.apply(answer)
+            connection.send_answer(answer)
         except ClientGone:
             return
         except Refusal:
@@ -276,14 +273,14 @@ class App:
 
     def _answer(self, exchange: Exchange) -> Answer:
         try:
-            own = self.authentication.other(exchange, exchange.body)
+            own = self.authentication.other(exchange)
             if own is not None:
                 return own
             if not self._bucket.take():
                 raise Refusal(429, "Too many requests.")
-            answer = instead(exchange, self.authentication) or self.authentication.refusal(exchange)
-            if answer is None:
-                answer = self._route(exchange)
+            for one in exchange.struck(TokenFault):
+                one.apply(self.authentication)
+            answer = _replaced(exchange) or self.authentication.refusal(exchange) or self._route(exchange)
             if exchange.warnings and "Warning" not in answer.headers:
                 answer.headers["Warning"] = warning_header(exchange.warnings)
             return answer
@@ -292,11 +289,10 @@ class App:
         except ClientGone:
             raise
         except requests.HTTPError as error:
-            status = getattr(error, "status", None) or (
-                error.response.status_code if error.response is not None else 500
-            )
-            # Where the archive is, is nobody's business.
-            detail = str(getattr(error, "detail", "")).replace(self.site.archive.base_url, "the archive")
+            status = status_of(error) or 500
+            # Clients are not told where the archive is.
+            detail = error.detail if isinstance(error, DICOMwebError) else ""
+            detail = detail.replace(self.site.archive.base_url, "the archive")
             failure = Refusal(status, detail or http.HTTPStatus(status).phrase)
             return error_answer(self.site.behaviour, failure, exchange.method, exchange.path)
         except ValueError as error:
@@ -313,7 +309,7 @@ class App:
         if not self.site.behaviour.gzip or coding is None or answer.status != 200 or exchange.method == "HEAD":
             return answer
         headers = {name: value for name, value in answer.headers.items() if name.lower() != "content-length"}
-        body = _squeezed(answer.body, coding)
+        body = _squeezed(answer.pieces(), coding)
         return Answer(200, {**headers, "Content-Encoding": coding}, body, answer.close_delimited, answer.on_end)
 
     # Routing ----------------------------------------------------------------------------------------------------------
@@ -355,9 +351,9 @@ class App:
             found = _target(search)
             if found is not None:
                 return qido.search(self.site, exchange, found)
-            found = _target(search[:-1]) if search[-1:] in (["count"], ["size"]) else None
+            found = _target(search[:-1]) if search[-1:] == ["count"] else None
             if found is not None:
-                return (qido.count if search[-1] == "count" else qido.size)(self.site, exchange, found)
+                return qido.count(self.site, exchange, found)
         path = _below(rest, self.site.behaviour.wado_prefix)
         if path is None:
             return None
@@ -390,18 +386,10 @@ class App:
             return wado.frames(site, exchange, resource, tail[1])
         if tail[2] not in ("rendered", "thumbnail"):
             return None
-        framed = Resource(
-            resource.study_instance_uid,
-            resource.series_instance_uid,
-            resource.sop_instance_uid,
-            wado.frame_numbers(site, tail[1]),
-        )
+        framed = replace(resource, frames=wado.frame_numbers(site, tail[1]))
         return wado.rendered(site, exchange, framed, thumbnail=tail[2] == "thumbnail")
 
     def _post(self, exchange: Exchange, rest: list[str]) -> Answer | None:
-        if rest[-2:-1] == ["reject"]:
-            resource, tail = _resource(rest)
-            return stow.reject(self.site, resource, tail[1]) if resource is not None and len(tail) == 2 else None
         path = _below(rest, self.site.behaviour.stow_prefix)
         if path is None or len(path) not in (1, 2) or path[0] != "studies":
             return None
@@ -438,9 +426,21 @@ class _Bucket:
             return True
 
 
-def _squeezed(body: Any, coding: str) -> Iterator[bytes]:
+def _replaced(exchange: Exchange) -> Answer | None:
+    """The answer that a fault puts in place of the right one; None if none does."""
+    faults = exchange.struck(AnswerFault)
+    if not faults:
+        return None
+    answer = Answer()
+    faults[0].apply(exchange, answer)
+    for _ in exchange.body:
+        pass
+    return answer
+
+
+def _squeezed(pieces: Iterable[bytes | memoryview], coding: str) -> Iterator[bytes]:
     squeeze = zlib.compressobj(wbits=31 if coding == "gzip" else 15)
-    for piece in pieces_of(body):
+    for piece in pieces:
         packed = squeeze.compress(piece)
         if packed:
             yield packed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import json
 import secrets
 import threading
 import time
@@ -13,17 +12,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
-from dicomweb_io.testing.server.exchange import Answer, Exchange
+from dicomweb_io.testing.server.exchange import Answer, Exchange, json_answer
 
 
 class Authentication:
     """Decides whether a request may pass. The base class lets everything pass."""
 
     def refusal(self, exchange: Exchange) -> Answer | None:
-        """None if the request may pass, else the answer that refuses it."""
+        """The answer that refuses the request; None if it may pass."""
         return None
 
-    def other(self, exchange: Exchange, body: Iterable[bytes]) -> Answer | None:
+    def other(self, exchange: Exchange) -> Answer | None:
         """Answers requests to resources of its own, such as a token endpoint; None for all others."""
         return None
 
@@ -130,25 +129,25 @@ class OAuth2Authentication(BearerAuthentication):
         self.path = path
         self.issued = 0
 
-    def other(self, exchange: Exchange, body: Iterable[bytes]) -> Answer | None:
+    def other(self, exchange: Exchange) -> Answer | None:
         """Gives out tokens."""
         if exchange.path != self.path:
             return None
         if exchange.method != "POST":
             return Answer(405, {"Allow": "POST"})
-        form = {name: values[0] for name, values in parse_qs(b"".join(body).decode()).items()}
+        form = {name: values[0] for name, values in parse_qs(b"".join(exchange.body).decode()).items()}
         client = (form.get("client_id", ""), form.get("client_secret", ""))
         scheme, _, value = exchange.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "basic":
             name, _, password = base64.b64decode(value).decode().partition(":")
             client = (name, password)
         if form.get("grant_type") != "client_credentials":
-            return _json(400, {"error": "unsupported_grant_type"})
+            return json_answer({"error": "unsupported_grant_type"}, 400)
         if not hmac.compare_digest("\0".join(client).encode(), "\0".join(self._client).encode()):
-            return _json(401, {"error": "invalid_client"})
+            return json_answer({"error": "invalid_client"}, 401)
         self.issued += 1
-        return _json(
-            200, {"access_token": self.issue(), "token_type": "Bearer", "expires_in": int(self._lifetime or 3600)}
+        return json_answer(
+            {"access_token": self.issue(), "token_type": "Bearer", "expires_in": int(self._lifetime or 3600)}
         )
 
 
@@ -174,10 +173,10 @@ class SigV4Authentication(Authentication):
         given = exchange.headers.get("authorization", "")
         prefix = "AWS4-HMAC-SHA256 "
         if not given.startswith(prefix):
-            return _json(403, {"message": "Missing Authentication Token"})
+            return json_answer({"message": "Missing Authentication Token"}, 403)
         fields = dict(piece.strip().partition("=")[::2] for piece in given[len(prefix) :].split(","))
         if not hmac.compare_digest(self._signature(exchange, fields).encode(), fields.get("Signature", "").encode()):
-            return _json(403, {"message": "The request signature we calculated does not match"})
+            return json_answer({"message": "The request signature we calculated does not match"}, 403)
         return None
 
     def _signature(self, exchange: Exchange, fields: Mapping[str, str]) -> str:
@@ -230,7 +229,3 @@ def authentication_of(value: Any) -> Authentication:
 
 def _unauthorized(challenge: str) -> Answer:
     return Answer(401, {"WWW-Authenticate": challenge, "Content-Type": "text/plain"}, b"Who are you?")
-
-
-def _json(status: int, value: Mapping[str, Any]) -> Answer:
-    return Answer(status, {"Content-Type": "application/json"}, json.dumps(value).encode())

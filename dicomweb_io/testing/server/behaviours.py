@@ -1,16 +1,16 @@
-"""The behaviour of known servers by name, and what is known of each in words."""
+"""The behaviour of known servers by name, each fact with its evidence.
+
+The facts are written from what the servers and their documents show, not from what a client expects: a wrong belief of
+the client must not be confirmed by its own test server. Facts marked ``"unverified"`` are guesses to be checked.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import fields
 from types import MappingProxyType
-from typing import Any
 
 from dicomweb_io.testing.server.behaviour import (
     Behaviour,
-    Evidence,
     Limits,
     behaviour,
     documented,
@@ -19,13 +19,6 @@ from dicomweb_io.testing.server.behaviour import (
     seen,
     unverified,
 )
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The behaviour of archives that can be installed, each fact with its evidence.
-#
-# Written from what the servers and their documents show, not from what a client expects: a wrong belief of the client
-# must not be confirmed by its own test server. Facts marked ``"unverified"`` are guesses to be checked.
-
 
 _ORTHANC = "Orthanc 1.10.1, DICOMweb plugin 1.7 (Debian bookworm)"
 _PLUGIN = "orthanc-dicomweb, newer sources"
@@ -183,30 +176,26 @@ DCM4CHEE = behaviour(
         "single_part": read_in_source(False, f"{_ARC}: multipart or zip only"),
         "unsupported_syntax": read_in_source(406, _ARC),
         "frames_missing": read_in_source("drop", _ARC),
-        "etags": read_in_source(True, _ARC),
         "other_again": read_in_source(
             "keep_old", f"{_ARC}: another source's duplicate is ignored yet reported stored, #3469"
         ),
         "kept": read_in_source("pixels", f"{_ARC}: attributes of the database are merged into what is served"),
         "max_body": unverified(None, _ARC),
-        "fuzzy": read_in_source("soundex", _ARC),
-        "search_types": read_in_source((_JSON, _XML, "text/csv"), _ARC),
-        "search_etags": read_in_source(True, _ARC),
+        "fuzzy": unverified("prefix", f"{_ARC}: it compares the sound of names (Soundex)"),
+        "search_types": read_in_source((_JSON, _XML), f"{_ARC}; also CSV"),
         "receive_times": read_in_source(True, _ARC),
-        "sizes": unverified(True, f"{_ARC}: /studies/size exists; the form of its answer is a guess"),
-        "zip": read_in_source(True, f"{_ARC}: multipart or zip only"),
         "partial": read_in_source(True, f"{_ARC}: some 206 with Warning 299"),
         "metadata_parameters": read_in_source(True, f"{_ARC}: includefield, excludeprivate"),
         "bulkdata_levels": read_in_source(True, f"{_ARC}: /bulkdata and /pixeldata at every level"),
         "byte_ranges": read_in_source(True, f"{_ARC}: Accept-Ranges"),
         "frames_without_pixels": read_in_source(404, _ARC),
-        "rejects": read_in_source(True, f"{_ARC}: POST …/reject/CODE^SCHEME"),
     },
     gaps=(
         "stores of metadata as XML or JSON with bulk data are 415 here",
         "attribute sets that includefield may name by a name of their own are configured, and unknown attributes here",
         "the source of a duplicate decides there whether it overwrites; here all come from another source",
         "403 for a role that may not use the AE title, 410 for inaccessible objects, UPS-RS",
+        "names by their sound, searches as CSV, /studies/size, objects as ZIP, ETags, rejection of objects",
     ),
 )
 
@@ -341,14 +330,6 @@ OFFSET_IGNORED = behaviour(
     },
 )
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The behaviour of cloud services, each fact with its evidence.
-#
-# Written from what the servers and their documents show, not from what a client expects: a wrong belief of the client
-# must not be confirmed by its own test server. Facts marked ``"unverified"`` are guesses to be checked.
-
-
 _GOOGLE = "Google Cloud Healthcare API: quotas and DICOM pages, issues of its adapter and samples"
 _AZURE = "Azure DICOM service conformance statement v2"
 _AWS = "AWS HealthImaging guide"
@@ -452,7 +433,6 @@ AZURE = behaviour(
         "rendered": documented(frozenset({"instance", "frame"}), _AZURE),
         "rendered_types": documented(("image/jpeg", "image/png"), _AZURE),
         "thumbnails": documented(False, _AZURE),
-        "etags": documented(True, _AZURE),
         "max_body": documented(4 * 1024**3, _AZURE),
         "store_empty": documented(204, _AZURE),
         "garbage_reason": documented(0x0110, _AZURE),
@@ -475,8 +455,8 @@ AZURE = behaviour(
         "feed": documented("azure", f"{_AZURE} and change feed"),
     },
     gaps=(
-        "extended query tags: make behaviour of your own with more `searchable` keywords",
-        "store results 424 and 503, reasons 45071 (pending) and 45063, ETags of objects",
+        "extended query tags: make a behaviour of your own with more `searchable` keywords",
+        "store results 424 and 503, reasons 45071 (pending) and 45063, ETags of metadata and objects",
         "the feed tells of an update nowhere, as nothing updates attributes",
     ),
 )
@@ -531,10 +511,6 @@ HEALTHIMAGING = behaviour(
     ),
 )
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 GENERIC = Behaviour("generic", "What PS3.18 says, and nothing else")
 
 BEHAVIOURS: Mapping[str, Behaviour] = MappingProxyType(
@@ -564,86 +540,14 @@ VARIANTS: Mapping[str, Behaviour] = MappingProxyType(
 
 
 def behaviour_of(value: str | Behaviour) -> Behaviour:
-    """The behaviour of a name, or the behaviour themselves.
+    """The behaviour of a name, or the behaviour that is given.
 
     Raises:
-        ValueError: If no behaviour have this name.
+        ValueError: If no behaviour has this name.
     """
     if isinstance(value, Behaviour):
         return value
     found = BEHAVIOURS.get(value) or VARIANTS.get(value)
     if found is None:
-        raise ValueError(f"there are no behaviour {value!r}; there are: {', '.join([*BEHAVIOURS, *VARIANTS])}")
+        raise ValueError(f"there is no behaviour {value!r}; there are: {', '.join([*BEHAVIOURS, *VARIANTS])}")
     return found
-
-
-def evidence_table() -> list[tuple[str, str, object, Evidence, str]]:
-    """Every fact as a row of server, field, value, evidence and source, for documentation."""
-    return [
-        (one.name, name, fact.value, fact.evidence, fact.source)
-        for one in BEHAVIOURS.values()
-        for name, fact in one.facts.items()
-    ]
-
-
-def meanings() -> dict[str, str]:
-    """What each field of `Behaviour` means, as its documentation says."""
-    entries = re.findall(
-        r"^ {8}(\w[\w, ]*): (.*?)(?=\n {8}\w|\n\n|\Z)", Behaviour.__doc__ or "", re.DOTALL | re.MULTILINE
-    )
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
-
-
-def shown(value: object) -> str:
-    """A value of a field in one line, always the same for equal values."""
-    if isinstance(value, (frozenset, set)):
-        return ", ".join(sorted(map(str, value))) or "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {one}" for key, one in sorted(value.items())) or "none"
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return ", ".join(f"{name} {one}" for name, one in zip(value._fields, value, strict=True))
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value) if value not in (None, "") else "none"
-
-
-def describe(value: str | Behaviour) -> str:
-    """What is known of a server, as text: each fact with its evidence, what is assumed, and what is not shown.
-
-    Raises:
-        ValueError: If no behaviour have this name.
-    """
-    behaviour, explained = behaviour_of(value), meanings()
-    standard = {item.name: getattr(GENERIC, item.name) for item in fields(Behaviour)}
-    lines = [f"{behaviour.name}: {behaviour.title}", ""]
-    groups: dict[str, list[str]] = {}
-    for name, fact in behaviour.facts.items():
-        usual = "as the standard" if fact.value == standard[name] else f"the standard: {shown(standard[name])}"
-        groups.setdefault(fact.evidence, []).extend(
-            (f"  {name} = {shown(fact.value)} ({usual})", f"      {explained[name]}", f"      source: {fact.source}")
-        )
-    for evidence in ("measured", "read in source", "documented", "seen", "unverified"):
-        if evidence in groups:
-            lines += [f"{evidence.capitalize()}:", *groups[evidence], ""]
-    assumed = [name for name in standard if name not in ("name", "title", "facts", "gaps", *behaviour.facts)]
-    if behaviour.facts:
-        lines += ["Not known, so as the standard says:", "  " + ", ".join(assumed), ""]
-    if behaviour.gaps:
-        lines += ["Not shown here:", *(f"  - {gap}" for gap in behaviour.gaps), ""]
-    return "\n".join(lines)
-
-
-def as_data(value: str | Behaviour) -> dict[str, Any]:
-    """The same as data for JSON: name, title, facts (value, evidence, source) and gaps."""
-    behaviour = behaviour_of(value)
-    return {
-        "name": behaviour.name,
-        "title": behaviour.title,
-        "facts": {
-            name: {"value": shown(fact.value), "evidence": fact.evidence, "source": fact.source}
-            for name, fact in behaviour.facts.items()
-        },
-        "gaps": list(behaviour.gaps),
-    }

@@ -1,28 +1,122 @@
-"""One request as the server's parts see it, the answers they give, and what the whole server shares."""
+"""One request as the rooms of the server see it, the answers they give, and the record that is kept of both."""
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Any, overload
-from urllib.parse import quote, unquote, unquote_plus
+from typing import Any, TypeVar, overload
+from urllib.parse import unquote, unquote_plus
 
-from dicomweb_io.client import DICOMClient
+import requests
+
 from dicomweb_io.dicom.media_types import ContentType, parse_content_type
-from dicomweb_io.elements import Resource
-from dicomweb_io.testing.faults import Fault
+from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.testing.faults import Fault, JSONFault, RowFault
 from dicomweb_io.testing.server.behaviour import Behaviour
-from dicomweb_io.testing.server.change_log import ChangeLog
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What a test server remembers of each request.
+JSONRow = dict[str, Any]
+F = TypeVar("F", bound=Fault)
+
+
+class Refusal(Exception):
+    """Ends the handling of a request with a status of 400 or more."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = dict(headers or {})
+
+
+@dataclass
+class Answer:
+    """What is sent back.
+
+    Attributes:
+        status: The status.
+        headers: Headers by name. Without Content-Length the body is sent in chunks.
+        body: All bytes, or pieces that are made as they are sent.
+        close_delimited: Whether the end of the body is the end of the connection.
+        on_end: Called after the body was sent or given up.
+        reason: The reason phrase of the status line; None for the usual one.
+    """
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | Iterable[bytes | memoryview] = b""
+    close_delimited: bool = False
+    on_end: Callable[[], None] | None = None
+    reason: str | None = None
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """The body piece by piece, whichever form it has."""
+        if isinstance(self.body, bytes):
+            if self.body:
+                yield self.body
+        else:
+            yield from self.body
+
+    def content(self) -> bytes:
+        """The whole body."""
+        return b"".join(self.pieces())
+
+
+@dataclass
+class Exchange:
+    """One request.
+
+    Attributes:
+        method: The method.
+        path: The path below the server's root, percent-decoded.
+        query: Pairs of name and value of the query, still percent-encoded, in order.
+        headers: By lower-case name; of repeated headers the values joined with commas.
+        base_url: The root of the service as the client wrote it.
+        body: The pieces of the body as they arrive.
+        faults: Those that strike this request.
+        decodes: Whether percent escapes in the query are decoded.
+        origin: Scheme, host and port as the client wrote them.
+        warnings: Texts for Warning 299 headers.
+    """
+
+    method: str
+    path: str
+    query: list[tuple[str, str]]
+    headers: Mapping[str, str]
+    base_url: str
+    body: Iterable[bytes]
+    faults: tuple[Fault, ...] = ()
+    decodes: bool = True
+    origin: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    def parameter(self, name: str) -> str | None:
+        """The decoded value of a query parameter; of a repeated one the last."""
+        found = [value for key, value in self.query if self.text(key) == name]
+        return self.text(found[-1]) if found else None
+
+    def text(self, raw: str) -> str:
+        """A piece of the query as this server understands it."""
+        return unquote_plus(raw) if self.decodes else raw
+
+    def struck(self, kind: type[F]) -> list[F]:
+        """The faults of a kind that strike this request."""
+        return [one for one in self.faults if isinstance(one, kind)]
+
+    def rows(self, rows: Iterable[JSONRow]) -> Iterable[JSONRow]:
+        """Rows as the faults of the request leave them."""
+        for one in self.struck(RowFault):
+            rows = one.apply(rows)
+        return rows
+
+    def json(self, content: bytes) -> bytes:
+        """The JSON of the answer as the faults of the request leave it."""
+        for one in self.struck(JSONFault):
+            content = one.apply(content)
+        return content
 
 
 @dataclass
@@ -123,10 +217,6 @@ class Records(Sequence[Record]):
     def __iter__(self) -> Iterator[Record]:
         with self._lock:
             return iter(list(self._records))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Accept headers as a server reads them (RFC 9110 section 12.5.1, PS3.18 section 8.7.5).
 
 
 @dataclass(frozen=True)
@@ -239,211 +329,6 @@ def _range(content_type: ContentType) -> MediaRange:
     return MediaRange(name or "*/*", syntax, None if name in ("*/*", "") else False, quality)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-Level = str
-
-_SPOOL_ABOVE = 1 << 20
-
-
-class Refusal(Exception):
-    """Ends the handling of a request with a status of 400 or more."""
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.headers = dict(headers or {})
-
-
-@dataclass
-class Answer:
-    """What is sent back.
-
-    Attributes:
-        status: The status.
-        headers: Headers by name. Without Content-Length the body is sent in chunks.
-        body: All bytes, or pieces that are made as they are sent.
-        close_delimited: Whether the end of the body is the end of the connection.
-        on_end: Called after the body was sent or given up.
-        reason: The reason phrase of the status line; None for the usual one.
-    """
-
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes | Iterable[bytes | memoryview] = b""
-    close_delimited: bool = False
-    on_end: Callable[[], None] | None = None
-    reason: str | None = None
-
-
-@dataclass
-class Exchange:
-    """One request.
-
-    Attributes:
-        method: The method.
-        path: The path below the server's root, percent-decoded.
-        query: Pairs of name and value of the query, still percent-encoded, in order.
-        headers: By lower-case name; of repeated headers the values joined with commas.
-        base_url: The root of the service as the client wrote it.
-        body: The pieces of the body as they arrive.
-        faults: Those that strike this request.
-        decodes: Whether percent escapes in the query are decoded.
-        origin: Scheme, host and port as the client wrote them.
-        warnings: Texts for Warning 299 headers.
-    """
-
-    method: str
-    path: str
-    query: list[tuple[str, str]]
-    headers: Mapping[str, str]
-    base_url: str
-    body: Iterable[bytes]
-    faults: tuple[Fault, ...] = ()
-    decodes: bool = True
-    origin: str = ""
-    warnings: list[str] = field(default_factory=list)
-
-    def parameter(self, name: str) -> str | None:
-        """The decoded value of a query parameter; of a repeated one the last."""
-        found = [value for key, value in self.query if self.text(key) == name]
-        return self.text(found[-1]) if found else None
-
-    def text(self, raw: str) -> str:
-        """A piece of the query as this server understands it."""
-        return unquote_plus(raw) if self.decodes else raw
-
-    def fault(self, action: str) -> Fault | None:
-        """The fault of that name, if it strikes this request."""
-        return next((one for one in self.faults if one.action == action), None)
-
-
-class Arrivals:
-    """When objects came to the server, for those servers that order rows or search by it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._numbers: dict[str, int] = {}
-        self._times: dict[str, tuple[datetime, datetime]] = {}
-        self._next = 0
-        self._begin = datetime.now(timezone.utc)
-
-    def add(self, *uids: str) -> None:
-        """Notes that something about these objects arrived now."""
-        now = datetime.now(timezone.utc)
-        with self._lock:
-            self._next += 1
-            for uid in uids:
-                self._numbers[uid] = self._next
-                self._times[uid] = (self._times.get(uid, (now, now))[0], now)
-
-    def remove(self, uid: str) -> None:
-        """Notes that an object is gone: if it comes again, it is new."""
-        with self._lock:
-            self._times.pop(uid, None)
-
-    def times(self, uid: str) -> tuple[datetime, datetime]:
-        """When an object arrived and when last something of it did; the server's start for what was there before."""
-        with self._lock:
-            return self._times.get(uid, (self._begin, self._begin))
-
-    def number(self, uid: str) -> int:
-        """The greater, the later; 0 for what was there before."""
-        with self._lock:
-            return self._numbers.get(uid, 0)
-
-
-class Site:
-    """What all requests of a server share.
-
-    Attributes:
-        archive: The archive behind the server.
-        behaviour: How it behaves.
-        directory: For spooled parts.
-        spool_above: Bytes of a part above which it goes to a file there.
-        arrivals: The order of arrival.
-        store_lock: Held while an instance is compared and stored.
-        log: What came and went; kept for servers with a feed of changes only.
-        erroneous: Keywords of attributes whose values are malformed in a stored instance.
-        image_sets: Archives of instances that are hidden from searches, by their number (AWS HealthImaging).
-    """
-
-    def __init__(self, archive: DICOMClient, behaviour: Behaviour, directory: str | os.PathLike[str]) -> None:
-        self.archive = archive
-        self.behaviour = behaviour
-        self.directory = os.fspath(directory)
-        self.spool_above = _SPOOL_ABOVE
-        self.arrivals = Arrivals()
-        self.store_lock = threading.RLock()
-        self.log = ChangeLog(archive)
-        self.erroneous: set[str] = set()
-        self.image_sets: dict[str, DICOMClient] = {}
-        self._leaving: list[tuple[Resource, float]] = []
-
-    def of_image_set(self, number: str | None) -> Site:
-        """The same server with the archive of an image set that searches do not show; itself without a number.
-
-        Raises:
-            Refusal: 404 if there is no such image set.
-        """
-        if number is None:
-            return self
-        if number not in self.image_sets:
-            raise Refusal(404, "There is no such image set.")
-        other = copy.copy(self)
-        other.archive = self.image_sets[number]
-        return other
-
-    def url_of(self, exchange: Exchange, resource: Resource) -> str:
-        """Where a client of this server retrieves an object."""
-        path = "/".join(quote(segment, safe=",") for segment in resource.uri.split("/"))
-        return "/".join(filter(None, (exchange.base_url, self.behaviour.wado_prefix, path)))
-
-    def is_leaving(self, resource: Resource) -> bool:
-        """Whether an object was deleted, although searches may show it still."""
-        return any(one.contains(resource) for one, _ in self._leaving)
-
-    def let_go(self, *, all_at_once: bool = False) -> None:
-        """Lets what was deleted disappear from searches, once the time has come."""
-        if not self._leaving:
-            return
-        with self.store_lock:
-            now = time.monotonic()
-            due = [one for one, moment in self._leaving if all_at_once or moment <= now]
-            self._leaving = [(one, moment) for one, moment in self._leaving if one not in due]
-            for one in due:
-                self.delete(one, now=True)
-
-    def delete(self, resource: Resource, *, now: bool = False) -> None:
-        """Deletes a study, series or instance.
-
-        Args:
-            resource: What to delete.
-            now: Do not wait as the server's behaviour say.
-
-        Raises:
-            requests.HTTPError: If the archive has not got it.
-        """
-        study, series, instance = resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid
-        with self.store_lock:
-            if self.behaviour.delete_lag and not now:
-                self._leaving.append((resource, time.monotonic() + self.behaviour.delete_lag))
-                return
-            if self.behaviour.feed != "none":
-                self.log.begin()
-            if series is None:
-                self.archive.delete_study(study)
-            elif instance is None:
-                self.archive.delete_series(study, series)
-            else:
-                self.archive.delete_instance(study, series, instance)
-            self.arrivals.remove(instance or series or study)
-            if self.behaviour.feed != "none":
-                self.log.deleted(resource)
-
-
 def parse_query(text: str) -> list[tuple[str, str]]:
     """Takes a query string apart and leaves its escapes as they are."""
     pairs = []
@@ -466,33 +351,39 @@ def warning_header(texts: Iterable[str], host: str = "dicomweb-io-testing") -> s
 
 def error_answer(behaviour: Behaviour, refusal: Refusal, method: str, path: str) -> Answer:
     """An error as this kind of server writes it."""
-    headers = dict(refusal.headers)
-    reason = refusal.message if behaviour.reason_phrase else None
     if behaviour.error_style == "orthanc":
-        content: dict[str, Any] = {
-            "Details": refusal.message,
-            "HttpError": "Error",
-            "HttpStatus": refusal.status,
-            "Message": refusal.message,
-            "Method": method,
-            "OrthancError": refusal.message,
-            "OrthancStatus": 0,
-            "Uri": path,
-        }
-        return Answer(refusal.status, headers, json.dumps(content, indent=1).encode(), reason=reason)
-    if behaviour.error_style == "json":
-        body = json.dumps({"error": {"code": refusal.status, "message": refusal.message}}).encode()
-        return Answer(
-            refusal.status, {"Content-Type": "application/json; charset=utf-8", **headers}, body, reason=reason
+        answer = json_answer(
+            {
+                "Details": refusal.message,
+                "HttpError": "Error",
+                "HttpStatus": refusal.status,
+                "Message": refusal.message,
+                "Method": method,
+                "OrthancError": refusal.message,
+                "OrthancStatus": 0,
+                "Uri": path,
+            },
+            refusal.status,
+            indent=1,
         )
-    body = refusal.message.encode()
-    return Answer(refusal.status, {"Content-Type": "text/plain; charset=utf-8", **headers}, body, reason=reason)
-
-
-def pieces_of(body: bytes | Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """The body piece by piece, whichever form it has."""
-    if isinstance(body, (bytes, memoryview)):
-        if body:
-            yield body
+        del answer.headers["Content-Type"]
+    elif behaviour.error_style == "json":
+        answer = json_answer({"error": {"code": refusal.status, "message": refusal.message}}, refusal.status)
     else:
-        yield from body
+        answer = Answer(refusal.status, {"Content-Type": "text/plain; charset=utf-8"}, refusal.message.encode())
+    answer.headers.update(refusal.headers)
+    answer.reason = refusal.message if behaviour.reason_phrase else None
+    return answer
+
+
+def json_answer(value: Any, status: int = 200, *, indent: int | None = None) -> Answer:
+    """An answer with a JSON value of the server's own, outside of DICOMweb."""
+    body = json.dumps(value, indent=indent).encode()
+    return Answer(status, {"Content-Type": "application/json; charset=utf-8"}, body)
+
+
+def status_of(error: requests.HTTPError) -> int | None:
+    """The status with which the archive refused a request."""
+    if isinstance(error, DICOMwebError):
+        return error.status
+    return error.response.status_code if error.response is not None else None

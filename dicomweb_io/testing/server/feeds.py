@@ -1,9 +1,12 @@
-"""The part of Orthanc's own REST interface that clients of its DICOMweb plugin use beside it (measured on 1.10.1).
+"""Interfaces beside DICOMweb that tell what came and went: Azure's change feed, Orthanc's own REST interface.
 
-Its log of changes names objects by Orthanc's identifiers, which are hashes of the UIDs, and so do the other resources:
-``/changes``, ``/tools/lookup``, ``/tools/bulk-content``, ``/system``, ``/patients/{id}``, ``/studies/{id}``,
-``/series/{id}``, ``/instances/{id}`` (GET and DELETE) with ``/patient``, ``/study`` and ``/series`` above them, and of
-instances ``/file``, ``/simplified-tags`` and ``/attachments/dicom/md5``.
+Azure (documented): ``/changefeed`` and ``/changefeed/latest``.
+
+Orthanc (measured on 1.10.1): its log of changes names objects by identifiers of its own, which are hashes of the UIDs,
+and so do the other resources that clients use beside it: ``/changes``, ``/tools/lookup``, ``/tools/bulk-content``,
+``/system``, ``/patients/{id}``, ``/studies/{id}``, ``/series/{id}``, ``/instances/{id}`` (GET and DELETE) with
+``/patient``, ``/study`` and ``/series`` above them, and of instances ``/file``, ``/simplified-tags`` and
+``/attachments/dicom/md5``.
 """
 
 from __future__ import annotations
@@ -17,16 +20,24 @@ from typing import Any
 
 from dicomweb_io.dicom.attributes import lookup_keyword
 from dicomweb_io.elements import Resource
-from dicomweb_io.testing.server.change_log import Event
-from dicomweb_io.testing.server.exchange import Answer, Exchange, Refusal, Site, pieces_of
-from dicomweb_io.testing.server.parts import PartOut, json_bytes
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The change feed of Azure's DICOM service (documented): ``/changefeed`` and ``/changefeed/latest``.
-
+from dicomweb_io.testing.server.exchange import Answer, Exchange, Refusal, json_answer
+from dicomweb_io.testing.server.parts import PartOut
+from dicomweb_io.testing.server.site import Event, Site
 
 _DEFAULT_LIMIT = 100
 _LARGEST_LIMIT = 200
+_LEVELS = {"patients": "Patient", "studies": "Study", "series": "Series", "instances": "Instance"}
+_FOLDERS = {kind: folder for folder, kind in _LEVELS.items()}
+_TAGS = {
+    "Study": ("0020000D", "00200010", "00080020", "00080030", "00080050", "00081030"),
+    "Series": ("0020000E", "00080060", "0008103E", "00200011"),
+    "Instance": ("00080018", "00200013"),
+}
+_DEFAULT_CHANGES = 100
+_LONGEST_BODY = 1 << 20
+
+
+# Azure's change feed --------------------------------------------------------------------------------------------------
 
 
 def change_feed(site: Site, exchange: Exchange, path: list[str]) -> Answer | None:
@@ -44,14 +55,14 @@ def change_feed(site: Site, exchange: Exchange, path: list[str]) -> Answer | Non
     with_metadata = (exchange.parameter("includemetadata") or "true").lower() == "true"
     if path[1:]:
         rows = [_row(site, event, newest, with_metadata) for event in events[-1:]]
-        return _azure_json(rows[0]) if rows else Answer(204)
+        return json_answer(rows[0]) if rows else Answer(204)
     start, end = _moment(exchange, "startTime"), _moment(exchange, "endTime")
-    offset = _azure_number(exchange, "offset", 0, 0, None)
-    limit = _azure_number(exchange, "limit", _DEFAULT_LIMIT, 1, _LARGEST_LIMIT)
+    offset = _number_between(exchange, "offset", 0, 0, None)
+    limit = _number_between(exchange, "limit", _DEFAULT_LIMIT, 1, _LARGEST_LIMIT)
     wanted = [
         event for event in events if (start is None or event.moment >= start) and (end is None or event.moment < end)
     ]
-    return _azure_json([_row(site, event, newest, with_metadata) for event in wanted[offset : offset + limit]])
+    return json_answer([_row(site, event, newest, with_metadata) for event in wanted[offset : offset + limit]])
 
 
 def _row(site: Site, event: Event, newest: dict[Resource, Event], with_metadata: bool) -> dict[str, Any]:
@@ -86,7 +97,7 @@ def _moment(exchange: Exchange, name: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
-def _azure_number(exchange: Exchange, name: str, default: int, least: int, maximum: int | None) -> int:
+def _number_between(exchange: Exchange, name: str, default: int, least: int, maximum: int | None) -> int:
     text = exchange.parameter(name)
     if text is None:
         return default
@@ -95,22 +106,7 @@ def _azure_number(exchange: Exchange, name: str, default: int, least: int, maxim
     return int(text)
 
 
-def _azure_json(value: Any) -> Answer:
-    return Answer(200, {"Content-Type": "application/json; charset=utf-8"}, json_bytes(value))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_LEVELS = {"patients": "Patient", "studies": "Study", "series": "Series", "instances": "Instance"}
-_FOLDERS = {kind: folder for folder, kind in _LEVELS.items()}
-_TAGS = {
-    "Study": ("0020000D", "00200010", "00080020", "00080030", "00080050", "00081030"),
-    "Series": ("0020000E", "00080060", "0008103E", "00200011"),
-    "Instance": ("00080018", "00200013"),
-}
-_DEFAULT_CHANGES = 100
-_LONGEST_BODY = 1 << 20
+# Orthanc's own interface ----------------------------------------------------------------------------------------------
 
 
 def identifier(patient_id: str, *uids: str) -> str:
@@ -129,12 +125,14 @@ def own_interface(site: Site, exchange: Exchange, path: list[str]) -> Answer | N
     """
     method = exchange.method
     if path == ["system"] and method == "GET":
-        return _json({"ApiVersion": 16, "DicomAet": "ORTHANC", "Name": "dicomweb_io-testing", "Version": "1.10.1"})
+        return json_answer(
+            {"ApiVersion": 16, "DicomAet": "ORTHANC", "Name": "dicomweb_io-testing", "Version": "1.10.1"}
+        )
     if path == ["changes"] and method == "GET":
         return _changes(site, exchange)
     if path == ["tools", "lookup"] and method == "POST":
         wanted = _body(exchange).decode("utf-8", "replace").strip()
-        return _json([_named(kind, name) for kind, name in _Objects(site).find(wanted)])
+        return json_answer([_named(kind, name) for kind, name in _Objects(site).find(wanted)])
     if path == ["tools", "bulk-content"] and method == "POST":
         return _bulk_content(site, exchange)
     if path and path[0] in _LEVELS:
@@ -183,12 +181,12 @@ def _changes(site: Site, exchange: Exchange) -> Answer:
     if exchange.parameter("last") is not None:
         page, done = entries[-1:], True
         # Orthanc tells the number of the last change even if its object is gone.
-        return _json({"Changes": page, "Done": done, "Last": last})
+        return json_answer({"Changes": page, "Done": done, "Last": last})
     since, limit = (_number(exchange, name) for name in ("since", "limit"))
     following = [entry for entry in entries if entry["Seq"] > (since or 0)]
     page = following[: limit or _DEFAULT_CHANGES]
     done = len(page) == len(following)
-    return _json({"Changes": page, "Done": done, "Last": page[-1]["Seq"] if page else last})
+    return json_answer({"Changes": page, "Done": done, "Last": page[-1]["Seq"] if page else last})
 
 
 def _entries(events: list[Event]) -> tuple[list[dict[str, Any]], int]:
@@ -235,14 +233,14 @@ def _bulk_content(site: Site, exchange: Exchange) -> Answer:
     except (ValueError, KeyError, TypeError):
         raise Refusal(400, "Bad file format") from None
     objects = _Objects(site).by_name
-    return _json([_description(site, *objects[name], name) for name in names if name in objects])
+    return json_answer([_description(site, *objects[name], name) for name in names if name in objects])
 
 
 def _resource(site: Site, exchange: Exchange, path: list[str]) -> Answer | None:
     kind = _LEVELS[path[0]]
     objects = _Objects(site).by_name
     if len(path) == 1:
-        return _json([name for name, (found, _, _) in objects.items() if found == kind])
+        return json_answer([name for name, (found, _, _) in objects.items() if found == kind])
     if path[1] not in objects or objects[path[1]][0] != kind:
         return Answer(404)
     _, resource, patient_id = objects[path[1]]
@@ -252,11 +250,11 @@ def _resource(site: Site, exchange: Exchange, path: list[str]) -> Answer | None:
             site.delete(Resource(study))
         if kind != "Patient":
             site.delete(resource)
-        return _json({"RemainingAncestor": None})
+        return json_answer({"RemainingAncestor": None})
     if exchange.method != "GET":
         return None
     if path[2:] == []:
-        return _json(_description(site, kind, resource, patient_id, path[1]))
+        return json_answer(_description(site, kind, resource, patient_id, path[1]))
     parents = {folder: one for one, folder in (("Patient", "patient"), ("Study", "study"), ("Series", "series"))}
     if len(path) == 3 and path[2] in parents:
         return _parent(site, resource, patient_id, parents[path[2]])
@@ -271,7 +269,7 @@ def _resource(site: Site, exchange: Exchange, path: list[str]) -> Answer | None:
             for piece in part.pieces():
                 digest.update(piece)
             return Answer(200, {"Content-Type": "text/plain"}, digest.hexdigest().encode())
-        return _json(_simplified(part)) if path[2:] == ["simplified-tags"] else None
+        return json_answer(_simplified(part)) if path[2:] == ["simplified-tags"] else None
     finally:
         part.discard()
 
@@ -279,29 +277,23 @@ def _resource(site: Site, exchange: Exchange, path: list[str]) -> Answer | None:
 def _parent(site: Site, resource: Resource, patient_id: str, kind: str) -> Answer | None:
     study, series = resource.study_instance_uid, resource.series_instance_uid
     if kind == "Patient":
-        return _json(_description(site, kind, resource, patient_id, identifier(patient_id)))
+        return json_answer(_description(site, kind, resource, patient_id, identifier(patient_id)))
     if kind == "Study" and series is not None:
-        return _json(_description(site, kind, Resource(study), patient_id, identifier(patient_id, study)))
+        return json_answer(_description(site, kind, Resource(study), patient_id, identifier(patient_id, study)))
     if kind == "Series" and series is not None and resource.sop_instance_uid is not None:
         name = identifier(patient_id, study, series)
-        return _json(_description(site, kind, Resource(study, series), patient_id, name))
+        return json_answer(_description(site, kind, Resource(study, series), patient_id, name))
     return None
 
 
 def _file(site: Site, resource: Resource) -> PartOut:
-    found = site.archive.iter_instances(
-        resource,
-        media_types=(("application/dicom", "*"),),
-        max_element_bytes=site.spool_above,
-        spool_directory=site.directory,
-    )
-    return PartOut.of(next(iter(found)), site.directory)
+    return PartOut.of(next(site.instances(resource)), site.directory)
 
 
 def _simplified(part: PartOut) -> dict[str, Any]:
     import pydicom
 
-    dataset = pydicom.dcmread(io.BytesIO(b"".join(pieces_of(part.pieces()))), stop_before_pixels=True, force=True)
+    dataset = pydicom.dcmread(io.BytesIO(part.read()), stop_before_pixels=True, force=True)
     return {
         element.keyword: "\\".join(map(str, element.value)) if element.VM > 1 else str(element.value or "")
         for element in dataset
@@ -361,7 +353,3 @@ def _body(exchange: Exchange) -> bytes:
         if len(content) > _LONGEST_BODY:
             raise Refusal(413, "The body is too large.", {"Connection": "close"})
     return content
-
-
-def _json(value: Any) -> Answer:
-    return Answer(200, {"Content-Type": "application/json; charset=utf-8"}, json.dumps(value, indent=1).encode())

@@ -1,4 +1,8 @@
-"""Answers made of parts (multipart/related, PS3.18 section 8.6), streamed, with the faults that concern parts."""
+"""What answers consist of: parts (multipart/related, PS3.18 section 8.6), JSON, XML, and files in other encodings.
+
+Rows are written as DICOM JSON (PS3.18 Annex F) and as the Native DICOM Model in XML (PS3.19 Annex A). Files that a
+server gives or keeps in another encoding than the stored one are made here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import re
 import secrets
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -18,18 +22,198 @@ from xml.sax.saxutils import escape, quoteattr
 import orjson
 
 from dicomweb_io.dicom.attributes import lookup_keyword
-from dicomweb_io.dicom.pixels import ENCODINGS, NATIVE, TARGETS, TranscodingError, missing_library, transcode
+from dicomweb_io.dicom.errors import TranscodingError
+from dicomweb_io.dicom.pixels import ENCODINGS, NATIVE, TARGETS, missing_library, transcode
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.testing.faults import PartFault
 from dicomweb_io.testing.server.behaviour import Behaviour
-from dicomweb_io.testing.server.exchange import Answer, Exchange, Site
+from dicomweb_io.testing.server.exchange import Answer, Exchange, JSONRow
+from dicomweb_io.testing.server.site import Site
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Rows as DICOM JSON (PS3.18 Annex F) and as Native DICOM Model XML (PS3.19 Annex A), right or wrong on purpose.
+EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 
-
-JSONRow = dict[str, Any]
-
+_CHUNK = 1 << 18
+_ITEM = b"\xfe\xff\x00\xe0"
 _XML_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class PartOut:
+    """One part to send.
+
+    Attributes:
+        content_type: Its media type with parameters.
+        location: Its address, for Content-Location.
+        content: The bytes, or
+        path: the file that holds them.
+        remove: Whether the file is removed after it was sent.
+        sent: How many bytes of the content are sent; None for all.
+    """
+
+    content_type: str
+    location: str | None = None
+    content: bytes | None = field(default=None, repr=False)
+    path: str | None = None
+    remove: bool = False
+    sent: int | None = None
+
+    @classmethod
+    def of(cls, instance: Instance, directory: str, content_type: str = "application/dicom") -> PartOut:
+        """A part with an instance; a file in the directory for spooled ones is removed once it was sent."""
+        spooled = instance.path is not None and os.path.dirname(os.path.abspath(instance.path)) == directory
+        return cls(content_type, None, instance.content, instance.path, spooled)
+
+    @property
+    def size(self) -> int:
+        """Its bytes, without headers."""
+        return len(self.content) if self.content is not None else os.stat(self.path or "").st_size
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """What is sent of its content, in pieces that are worth sending."""
+        left = self.size if self.sent is None else self.sent
+        if self.content is not None:
+            view = memoryview(self.content)
+            for start in range(0, left, _CHUNK):
+                yield view[start : min(start + _CHUNK, left)]
+            return
+        with open(self.path or "", "rb") as file:
+            while left > 0:
+                piece = file.read(min(_CHUNK, left))
+                if not piece:
+                    raise OSError("the spooled file is shorter than it was")
+                left -= len(piece)
+                yield piece
+
+    def spooled(self, directory: str, above: int) -> PartOut:
+        """The part with its content in a file, if it is larger than some bytes."""
+        if self.content is None or len(self.content) <= above:
+            return self
+        handle, path = tempfile.mkstemp(dir=directory)
+        with os.fdopen(handle, "wb") as file:
+            file.write(self.content)
+        return replace(self, content=None, path=path, remove=True)
+
+    def discard(self) -> None:
+        """Removes its file, if it is a spooled one."""
+        if self.remove and self.path is not None and os.path.exists(self.path):
+            os.unlink(self.path)
+
+    def read(self) -> bytes:
+        """All its bytes."""
+        if self.content is not None:
+            return self.content
+        with open(self.path or "", "rb") as file:
+            return file.read()
+
+
+def single_answer(part: PartOut) -> Answer:
+    """The part as the whole body."""
+    headers = {"Content-Type": part.content_type, "Content-Length": str(part.size)}
+    if part.location is not None:
+        headers["Content-Location"] = part.location
+    return Answer(200, headers, part.pieces(), on_end=part.discard)
+
+
+@dataclass
+class Multipart:
+    """A multipart answer that is about to be sent, as its faults may change it.
+
+    Attributes:
+        parts: At least one, made as they are needed.
+        boundary: What stands between the parts.
+        announced: The boundary that the header announces.
+        closed: Whether the closing boundary is sent.
+    """
+
+    parts: Iterator[PartOut]
+    boundary: str
+    announced: str
+    closed: bool = True
+
+
+def multipart_answer(
+    exchange: Exchange,
+    behaviour: Behaviour,
+    parts: Iterator[PartOut],
+    root_type: str,
+    *,
+    status: int = 200,
+    only_one: bool = False,
+    frames: bool = False,
+) -> Answer:
+    """The parts as multipart/related.
+
+    Args:
+        exchange: The request.
+        behaviour: The server's behaviour.
+        parts: At least one, made as they are needed.
+        root_type: The ``type`` parameter.
+        status: The status.
+        only_one: Whether it is known that there is one part only.
+        frames: Whether the parts are frames.
+    """
+    if frames:
+        behaviour = _behaviour_of_frames(behaviour)
+    boundary = secrets.token_hex(behaviour.boundary_length)[: behaviour.boundary_length]
+    message = Multipart(parts, boundary, boundary)
+    faults = exchange.struck(PartFault)
+    for one in faults:
+        one.apply(message)
+    quoted = f'"{message.announced}"' if behaviour.quoted_boundary else message.announced
+    headers = {"Content-Type": f'multipart/related; type="{root_type}"; boundary={quoted}'}
+    started = list(itertools.islice(message.parts, 1 if only_one and not faults else 2))
+    if len(started) == 1 and behaviour.known_length == "single" and message.closed and started[0].sent is None:
+        # The head, the content, a line end, and the closing delimiter with its line end.
+        heads = len(_head(started[0], behaviour, boundary, first=True))
+        headers["Content-Length"] = str(heads + started[0].size + len(boundary) + 8)
+
+    def body() -> Iterator[bytes | memoryview]:
+        first = True
+        try:
+            for part in itertools.chain(started, message.parts):
+                yield _head(part, behaviour, boundary, first=first)
+                first = False
+                yield from part.pieces()
+                part.discard()
+            if message.closed:
+                yield f"{'' if first else chr(13) + chr(10)}--{boundary}--\r\n".encode()
+        finally:
+            _close(message.parts)
+            _close(parts)
+            given_up()
+
+    def given_up() -> None:
+        for part in started:
+            part.discard()
+
+    close = behaviour.close_delimited and len(started) > 1
+    return Answer(status, headers, body(), close_delimited=close, on_end=given_up)
+
+
+def _behaviour_of_frames(behaviour: Behaviour) -> Behaviour:
+    headers = behaviour.part_headers if behaviour.frame_headers is None else behaviour.frame_headers
+    syntax = behaviour.part_syntax if behaviour.frame_syntax is None else behaviour.frame_syntax
+    return replace(behaviour, part_headers=headers, part_syntax=syntax)
+
+
+def _head(part: PartOut, behaviour: Behaviour, boundary: str, *, first: bool) -> bytes:
+    content_type = part.content_type if behaviour.part_syntax else part.content_type.partition(";")[0]
+    lines = [f"Content-Type: {content_type}"]
+    if "length" in behaviour.part_headers:
+        lines.append(f"Content-Length: {part.size}")
+    if "mime" in behaviour.part_headers:
+        lines.append("MIME-Version: 1.0")
+    if "location" in behaviour.part_headers and part.location is not None:
+        lines.append(f"Content-Location: {part.location}")
+    start = "" if first else "\r\n"
+    return (f"{start}--{boundary}\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _close(parts: Iterable[PartOut]) -> None:
+    close = getattr(parts, "close", None)
+    if callable(close):
+        close()
 
 
 def json_bytes(value: Any) -> bytes:
@@ -48,38 +232,6 @@ def json_array(rows: Iterable[JSONRow]) -> Iterator[bytes]:
         yield opening + json_bytes(row)
         opening = b",\n"
     yield b"]" if opening == b",\n" else b"[]"
-
-
-def faulty_json(exchange: Exchange, content: bytes) -> bytes:
-    """The JSON of an answer with the faults of the request worked into it."""
-    if exchange.fault("bad_json"):
-        return b'{"00080018": {"vr": "UI", "Value": [' + b"\xff\xfe not JSON"
-    if exchange.fault("truncated_json"):
-        return content[: max(1, len(content) // 2)]
-    deep = exchange.fault("deep_json")
-    if deep:
-        depth = int(deep.options["depth"])
-        return b"[" * depth + b"]" * depth
-    if exchange.fault("nan_json"):
-        extra = b'"00189073": {"vr": "FD", "Value": [NaN, Infinity, -Infinity]}'
-        return re.sub(rb'\{(?="[0-9A-F]{8}")', b"{" + extra + b", ", content)
-    return content
-
-
-def wrong_vrs(rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
-    """Rows whose values have wrong or no VRs, and values of wrong types; the UIDs stay readable."""
-    spoilt = {
-        "00080020": {"vr": "DA", "Value": [20260102]},
-        "00080061": {"vr": "CS", "Value": "CT"},
-        "00100010": {"vr": "PN", "Value": ["Not^An^Object"]},
-        "00100020": {"Value": [17]},
-        "00200011": {"vr": "IS", "Value": ["not a number"]},
-        "00201208": {"vr": "XX", "Value": [None]},
-        "00280010": {"vr": "US", "Value": ["512"]},
-        "7FE00010": {"vr": "OW", "InlineBinary": "@@@"},
-    }
-    for row in rows:
-        yield {**row, **{tag: value for tag, value in spoilt.items() if tag in row or tag == "00100020"}}
 
 
 def xml_document(row: JSONRow) -> bytes:
@@ -128,16 +280,6 @@ def _xml_name(text: str) -> str:
 
 def _xml_text(text: str) -> str:
     return escape(_XML_FORBIDDEN.sub("\ufffd", text))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Files in another encoding than the stored one, and pieces of them, for servers that give and keep them so.
-
-
-EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
-IMPLICIT_LITTLE = "1.2.840.10008.1.2"
-
-_ITEM = b"\xfe\xff\x00\xe0"
 
 
 class CannotTranscode(ValueError):
@@ -216,9 +358,6 @@ def coerced(content: bytes, kept: str) -> bytes:
         raise CannotTranscode(f"{type(error).__name__}") from error
 
 
-# Pieces of stored files -----------------------------------------------------------------------------------------------
-
-
 def open_dataset(site: Site, resource: Resource) -> Any:
     """A stored instance as a pydicom dataset.
 
@@ -227,10 +366,11 @@ def open_dataset(site: Site, resource: Resource) -> Any:
     """
     import pydicom
 
-    found = site.archive.iter_instances(
-        resource, media_types=(("application/dicom", "*"),), max_element_bytes=1 << 40, spool_directory=site.directory
-    )
-    return pydicom.dcmread(io.BytesIO(next(iter(found)).read()), force=True)
+    part = PartOut.of(next(site.instances(resource)), site.directory)
+    try:
+        return pydicom.dcmread(io.BytesIO(part.read()), force=True)
+    finally:
+        part.discard()
 
 
 def pixel_items(dataset: Any) -> Iterator[bytes] | None:
@@ -258,200 +398,3 @@ def raw_value(dataset: Any, path: list[str]) -> bytes | None:
     element = dataset.get_item(int(path[-1], 16)) if len(path[-1]) == 8 else None
     value = getattr(element, "value", None)
     return value if isinstance(value, bytes) else None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_CHUNK = 1 << 18
-
-
-@dataclass(frozen=True)
-class PartOut:
-    """One part to send.
-
-    Attributes:
-        content_type: Its media type with parameters.
-        location: Its address, for Content-Location.
-        content: The bytes, or
-        path: the file that holds them.
-        remove: Whether the file is removed after it was sent.
-    """
-
-    content_type: str
-    location: str | None = None
-    content: bytes | None = field(default=None, repr=False)
-    path: str | None = None
-    remove: bool = False
-
-    @classmethod
-    def of(cls, instance: Instance, directory: str, content_type: str = "application/dicom") -> PartOut:
-        """A part with an instance; if it is a file in the directory for spooled ones, that is removed afterwards."""
-        spooled = instance.path is not None and os.path.dirname(os.path.abspath(instance.path)) == directory
-        return cls(content_type, None, instance.content, instance.path, spooled)
-
-    @property
-    def size(self) -> int:
-        """Its bytes, without headers."""
-        return len(self.content) if self.content is not None else os.stat(self.path or "").st_size
-
-    def pieces(self, length: int | None = None) -> Iterator[bytes | memoryview]:
-        """Its content, or the beginning of it, in pieces that are worth sending."""
-        left = self.size if length is None else length
-        if self.content is not None:
-            view = memoryview(self.content)
-            for start in range(0, left, _CHUNK):
-                yield view[start : min(start + _CHUNK, left)]
-            return
-        with open(self.path or "", "rb") as file:
-            while left > 0:
-                piece = file.read(min(_CHUNK, left))
-                if not piece:
-                    raise OSError("the spooled file is shorter than it was")
-                left -= len(piece)
-                yield piece
-
-    def spooled(self, directory: str, above: int) -> PartOut:
-        """The part with its content in a file, if it is larger than some bytes."""
-        if self.content is None or len(self.content) <= above:
-            return self
-        handle, path = tempfile.mkstemp(dir=directory)
-        with os.fdopen(handle, "wb") as file:
-            file.write(self.content)
-        return replace(self, content=None, path=path, remove=True)
-
-    def discard(self) -> None:
-        """Removes its file, if it is a spooled one."""
-        if self.remove and self.path is not None and os.path.exists(self.path):
-            os.unlink(self.path)
-
-    def read(self) -> bytes:
-        """All its bytes."""
-        if self.content is not None:
-            return self.content
-        with open(self.path or "", "rb") as file:
-            return file.read()
-
-
-def single_answer(part: PartOut) -> Answer:
-    """The part as the whole body."""
-    headers = {"Content-Type": part.content_type, "Content-Length": str(part.size)}
-    if part.location is not None:
-        headers["Content-Location"] = part.location
-    return Answer(200, headers, part.pieces(), on_end=part.discard)
-
-
-def multipart_answer(
-    exchange: Exchange,
-    behaviour: Behaviour,
-    parts: Iterator[PartOut],
-    root_type: str,
-    *,
-    status: int = 200,
-    only_one: bool = False,
-    foreign: Callable[[PartOut], PartOut] | None = None,
-    frames: bool = False,
-) -> Answer:
-    """The parts as multipart/related.
-
-    Args:
-        exchange: The request.
-        behaviour: The server's behaviour.
-        parts: At least one, made as they are needed.
-        root_type: The ``type`` parameter.
-        status: The status.
-        only_one: Whether it is known that there is one part only.
-        foreign: Makes another object of a part, for the fault ``foreign_part``.
-        frames: Whether the parts are frames.
-    """
-    if frames:
-        behaviour = _behaviour_of_frames(behaviour)
-    boundary = secrets.token_hex(behaviour.boundary_length)[: behaviour.boundary_length]
-    faulty = _faulty_parts(exchange, parts, foreign)
-    shown = secrets.token_hex(len(boundary))[: len(boundary)] if exchange.fault("wrong_boundary") else boundary
-    quoted = f'"{shown}"' if behaviour.quoted_boundary else shown
-    headers = {"Content-Type": f'multipart/related; type="{root_type}"; boundary={quoted}'}
-    started = list(itertools.islice(faulty, 1 if only_one else 2))
-    complete = not exchange.fault("missing_closing_boundary")
-    cut = exchange.fault("cut_part")
-    cut_number = int(cut.options["part"]) if cut else None
-    close = behaviour.close_delimited and len(started) > 1
-    doubled = exchange.fault("duplicate_part") is not None
-    if len(started) == 1 and behaviour.known_length == "single" and complete and cut is None and not doubled:
-        heads = len(_head(started[0], behaviour, boundary, first=True))
-        headers["Content-Length"] = str(heads + started[0].size + len(boundary) + 8)
-    # Content-Length stands above for: head, content, CRLF, and the closing delimiter with its line end.
-    waiting = list(started)
-
-    def body() -> Iterator[bytes | memoryview]:
-        first = True
-        number = 0
-        try:
-            for part in itertools.chain(started, faulty):
-                number += 1
-                yield _head(part, behaviour, boundary, first=first)
-                first = False
-                yield from part.pieces(part.size // 2 if number == cut_number else None)
-                part.discard()
-            if complete:
-                yield f"{'' if first else chr(13) + chr(10)}--{boundary}--\r\n".encode()
-        finally:
-            _close(faulty)
-            _close(parts)
-            for part in waiting:
-                part.discard()
-
-    def given_up() -> None:
-        for part in waiting:
-            part.discard()
-
-    return Answer(status, headers, body(), close_delimited=close, on_end=given_up)
-
-
-def _behaviour_of_frames(behaviour: Behaviour) -> Behaviour:
-    headers = behaviour.part_headers if behaviour.frame_headers is None else behaviour.frame_headers
-    syntax = behaviour.part_syntax if behaviour.frame_syntax is None else behaviour.frame_syntax
-    return replace(behaviour, part_headers=headers, part_syntax=syntax)
-
-
-def _head(part: PartOut, behaviour: Behaviour, boundary: str, *, first: bool) -> bytes:
-    content_type = part.content_type if behaviour.part_syntax else part.content_type.partition(";")[0]
-    lines = [f"Content-Type: {content_type}"]
-    if "length" in behaviour.part_headers:
-        lines.append(f"Content-Length: {part.size}")
-    if "mime" in behaviour.part_headers:
-        lines.append("MIME-Version: 1.0")
-    if "location" in behaviour.part_headers and part.location is not None:
-        lines.append(f"Content-Location: {part.location}")
-    start = "" if first else "\r\n"
-    return (f"{start}--{boundary}\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
-
-
-def _faulty_parts(
-    exchange: Exchange, parts: Iterator[PartOut], foreign: Callable[[PartOut], PartOut] | None
-) -> Iterator[PartOut]:
-    numbers: Mapping[str, int] = {
-        name: int(found.options["part"])
-        for name in ("drop_part", "duplicate_part", "foreign_part")
-        if (found := exchange.fault(name)) is not None
-    }
-    if not numbers:
-        yield from parts
-        return
-    for number, part in enumerate(parts, start=1):
-        if number == numbers.get("drop_part"):
-            part.discard()
-            continue
-        if number == numbers.get("foreign_part") and foreign is not None:
-            yield foreign(part)
-            part.discard()
-            continue
-        if number == numbers.get("duplicate_part"):
-            yield replace(part, remove=False)
-        yield part
-
-
-def _close(parts: Iterable[PartOut]) -> None:
-    close = getattr(parts, "close", None)
-    if callable(close):
-        close()

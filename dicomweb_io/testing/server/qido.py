@@ -1,10 +1,11 @@
-"""Searches (PS3.18 section 10.6, QIDO-RS) with the behaviour and faults of the server."""
+"""Searches (PS3.18 section 10.6, QIDO-RS) with the behaviour and faults of the server.
+
+The archive matches as PS3.4 section C.2.2.2 says. Filters that this server treats otherwise are applied here to the
+archive's rows.
+"""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import itertools
 import random
 import re
@@ -12,99 +13,27 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from email.utils import format_datetime
 from typing import Any, cast
 from urllib.parse import quote
 
 from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import Resource, SearchLevel, SearchQuery
+from dicomweb_io.elements import SearchLevel, SearchQuery
+from dicomweb_io.testing.faults import JSONFault, SearchFault
 from dicomweb_io.testing.server.behaviour import Behaviour
-from dicomweb_io.testing.server.exchange import Answer, Exchange, Refusal, Site, parse_accept, warning_header
-from dicomweb_io.testing.server.parts import JSONRow, PartOut, faulty_json, json_bytes, wrong_vrs, xml_document
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Matching as servers do it that do not follow PS3.4 section C.2.2.2; what follows it is the archive's own work.
-
-
-TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT", "PN"})
-
-
-def element_at(row: Mapping[str, Any], path: Sequence[str]) -> list[Any]:
-    """All values of an attribute, in any item where the path goes through sequences; an empty one has the value ''."""
-    element = row.get(path[0])
-    values = element.get("Value") or [] if isinstance(element, Mapping) else []
-    if len(path) == 1:
-        return list(values) if values or element is None else [""]
-    return [value for item in values if isinstance(item, Mapping) for value in element_at(item, path[1:])]
-
-
-def matches_text(values: Sequence[Any], wanted: Sequence[str], behaviour: Behaviour, fuzzy: bool) -> bool:
-    """Whether a value matches one of the wanted texts in the way of this server."""
-    texts = [text for value in values for text in _texts(value)]
-    return any(_matches(text, one, _is_name(values), behaviour, fuzzy) for text in texts for one in wanted)
-
-
-def _is_name(values: Sequence[Any]) -> bool:
-    return any(isinstance(value, Mapping) for value in values)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        yield from (str(group) for group in value.values())
-    elif value is not None:
-        yield str(value)
-
-
-def _matches(text: str, wanted: str, name: bool, behaviour: Behaviour, fuzzy: bool) -> bool:
-    if name or behaviour.ignore_case:
-        text, wanted = text.casefold(), wanted.casefold()
-    if name and fuzzy and behaviour.fuzzy == "soundex":
-        sounds = {soundex(part) for part in re.split(r"[\s^=]+", text) if part}
-        return all(soundex(one) in sounds for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
-    if name and fuzzy:
-        parts = [part for part in re.split(r"[\s^=]+", text) if part]
-        return all(any(part.startswith(one) for part in parts) for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
-    if name and behaviour.person_names == "substring":
-        return wanted in text
-    text, wanted = text.strip(), wanted.strip()
-    if not behaviour.wildcards:
-        return text == wanted
-    pattern = "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in wanted)
-    return re.fullmatch(pattern, text, re.DOTALL) is not None
-
-
-_CODES = {
-    letter: code for code, letters in enumerate(("bfpv", "cgjkqsxz", "dt", "l", "mn", "r"), 1) for letter in letters
-}
-
-
-def soundex(word: str) -> str:
-    """The American Soundex of a word: its first letter and three digits for how the rest sounds.
-
-    Letters other than those of English are left out.
-    """
-    letters = [letter for letter in word.casefold() if "a" <= letter <= "z"]
-    if not letters:
-        return word.casefold()
-    digits = ""
-    before = _CODES.get(letters[0])
-    for letter in letters[1:]:
-        code = _CODES.get(letter)
-        if code is not None and code != before:
-            digits += str(code)
-        if letter not in "hw":
-            before = code
-    return (letters[0] + digits + "000")[:4]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# What a search asks for, as a server with these behaviour understands it.
-
+from dicomweb_io.testing.server.exchange import (
+    Answer,
+    Exchange,
+    JSONRow,
+    Refusal,
+    parse_accept,
+    warning_header,
+)
+from dicomweb_io.testing.server.parts import json_bytes, xml_document
+from dicomweb_io.testing.server.site import Site
 
 JSON = "application/dicom+json"
 XML = "application/dicom+xml"
-CSV = "text/csv"
 _PARAMETERS = frozenset({"limit", "offset", "includefield", "fuzzymatching", "accept", "emptyvaluematching"})
 _DEPTH = {"study": 0, "series": 1, "instance": 2}
 _MODALITY, _MODALITIES_IN_STUDY = "00080060", "00080061"
@@ -119,6 +48,10 @@ _SERIES_KEYS = frozenset(
     | {"00080070", "00081090", "00180010", "00201209", "00400275"}
 )
 _INSTANCE_KEYS = frozenset({"00080016", "00080018", "00200013", "00280010", "00280011", "00280100", "00280008"})
+_TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT", "PN"})
+_UIDS = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
+_RETRIEVE_URL = "00081190"
+_CHARACTER_SET = "00080005"
 
 
 @dataclass(frozen=True)
@@ -140,11 +73,21 @@ class Target:
 
 @dataclass(frozen=True)
 class Filter:
-    """One filter: its dotted tags, its VR and its values."""
+    """One filter.
+
+    Attributes:
+        path: Its dotted tags.
+        vr: Its VR.
+        values: Its values.
+        own: Whether the server applies it, because it matches otherwise than the archive.
+        impossible: Whether nothing can match it.
+    """
 
     path: tuple[str, ...]
     vr: str
     values: tuple[str, ...]
+    own: bool = False
+    impossible: bool = False
 
     @property
     def key(self) -> str:
@@ -168,27 +111,124 @@ class Received:
     end: datetime | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Search:
-    """A search in the archive, and what the server does by itself.
+    """A search as this server understands it, which its faults may change.
 
     Attributes:
-        query: What the archive is asked.
-        own: Filters that the server applies.
-        nothing: Whether nothing can match.
+        target: What is searched and where.
+        filters: The filters that are applied.
+        asked: The attributes that ``includefield`` names, as tags or ``"all"``.
         fuzzy: Whether names are matched loosely.
         order: Tags to order by, and whether in descending order.
         received: Conditions on times of arrival.
         defaults: Whether rows have the default attributes.
+        limit: The number of rows of the page; None for all.
+        start: The number of rows before the page.
+        withheld: How many rows at the end of the page are left out.
+        total_announced: Whether the number of all rows is told although this server never tells it.
+        total_error: By how much that number is wrong.
     """
 
-    query: SearchQuery
-    own: tuple[Filter, ...]
-    nothing: bool
+    target: Target
+    filters: list[Filter]
+    asked: tuple[str, ...]
     fuzzy: bool
     order: tuple[tuple[str, bool], ...] = ()
     received: tuple[Received, ...] = ()
     defaults: bool = True
+    limit: int | None = None
+    start: int = 0
+    withheld: int = 0
+    total_announced: bool = False
+    total_error: int = 0
+
+    @property
+    def own(self) -> list[Filter]:
+        """The filters that the server applies to the archive's rows."""
+        return [one for one in self.filters if one.own]
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing can match."""
+        return any(one.impossible for one in self.filters)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The attributes that the archive's rows need beside the default ones."""
+        names = (*(one.path[0] for one in self.own), *self.asked)
+        return ("all",) if "all" in names else tuple(dict.fromkeys(names))
+
+    @property
+    def query(self) -> SearchQuery:
+        """What the archive is asked."""
+        filters = tuple((one.key, "\\".join(one.values)) for one in self.filters if not one.own)
+        return SearchQuery(self.target.level, self.target.study, self.target.series, filters, self.fields)
+
+
+def search(site: Site, exchange: Exchange, target: Target) -> Answer:
+    """Answers a search."""
+    behaviour = site.behaviour
+    if target.resource not in behaviour.searches:
+        raise Refusal(404, f"There is no search resource of the form /{target.resource}.")
+    media_type = media_type_of(behaviour, exchange)
+    limit, explicit = limit_of(behaviour, exchange, target.level)
+    offset = offset_of(behaviour, exchange)
+    wanted = read_search(behaviour, exchange, target)
+    wanted.limit, wanted.start = limit, offset
+    for one in exchange.struck(SearchFault):
+        one.apply(wanted)
+    try:
+        rows, total, more = _page(site, exchange, wanted)
+    except FileNotFoundError:
+        # A folder that nothing was stored in yet need not exist.
+        rows, total, more = [], 0, False
+    headers = {"Cache-Control": "no-cache"}
+    if behaviour.total_header or wanted.total_announced:
+        announced = total if total is not None else _total(site, wanted)
+        headers["X-Total-Count"] = str(max(0, announced + wanted.total_error))
+    if more and behaviour.link_header:
+        headers["Link"] = f'<{_next_url(exchange, offset + len(rows))}>; rel="next"'
+    server_limit = behaviour.max_limit.at(target.level) or behaviour.default_limit.at(target.level)
+    cut_by_server = server_limit is not None and (not explicit or len(rows) >= server_limit)
+    if more and (behaviour.more_warning == "always" or (behaviour.more_warning == "server limit" and cut_by_server)):
+        exchange.warnings.append("There are additional results that can be requested")
+    if exchange.parameter("fuzzymatching") == "true" and behaviour.fuzzy == "warning":
+        exchange.warnings.append(
+            "The fuzzymatching parameter is not supported. Only literal matching has been performed."
+        )
+    if exchange.warnings:
+        headers["Warning"] = warning_header(exchange.warnings)
+    if not rows and not exchange.struck(JSONFault):
+        status = behaviour.past_end_status if offset else behaviour.empty_status
+        if wanted.nothing:
+            status = behaviour.unmatchable_status
+        if status == 204:
+            return Answer(204, headers)
+    if behaviour.erroneous_header:
+        keywords = dict.fromkeys(lookup_keyword(one.path[0]) for one in wanted.filters)
+        erroneous = [name for name in keywords if name in site.erroneous]
+        if erroneous:
+            headers["erroneous-dicom-attributes"] = ",".join(erroneous)
+    return _answer(exchange, rows, media_type, headers)
+
+
+def count(site: Site, exchange: Exchange, target: Target) -> Answer:
+    """Answers ``…/count`` with the number of rows of a search."""
+    if not site.behaviour.counts or target.resource not in site.behaviour.searches:
+        raise Refusal(404, "There is no such resource.")
+    wanted = read_search(site.behaviour, exchange, target)
+    for one in exchange.struck(SearchFault):
+        one.apply(wanted)
+    try:
+        total = _total(site, wanted)
+    except FileNotFoundError:
+        total = 0
+    body = exchange.json(json_bytes({"count": max(0, total + wanted.total_error)}))
+    return Answer(200, {"Content-Type": "application/json"}, body)
+
+
+# The request ---------------------------------------------------------------------------------------------------------
 
 
 def media_type_of(behaviour: Behaviour, exchange: Exchange) -> str:
@@ -199,8 +239,6 @@ def media_type_of(behaviour: Behaviour, exchange: Exchange) -> str:
     """
     ranges = parse_accept(exchange.headers.get("accept"), exchange.parameter("accept"))
     for one in ranges:
-        if one.media_type == CSV and CSV in behaviour.search_types:
-            return CSV
         if behaviour.xml_search_multipart and one.media_type == XML:
             return JSON if one.multipart else XML
         for offered in (*behaviour.search_types, "application/json"):
@@ -215,8 +253,8 @@ def limit_of(behaviour: Behaviour, exchange: Exchange, level: str) -> tuple[int 
     """The number of rows to return at most, and whether the client gave a limit."""
     text = exchange.parameter("limit")
     largest = behaviour.max_limit.at(level)
-    if text is None or exchange.fault("ignore_limit"):
-        return (behaviour.default_limit.at(level) if not exchange.fault("ignore_limit") else None), False
+    if text is None:
+        return behaviour.default_limit.at(level), False
     try:
         limit = int(text)
     except ValueError:
@@ -255,11 +293,9 @@ def read_search(behaviour: Behaviour, exchange: Exchange, target: Target) -> Sea
     Raises:
         Refusal: If this server refuses one of them.
     """
-    fuzzy = exchange.parameter("fuzzymatching") == "true" and behaviour.fuzzy in ("prefix", "soundex")
-    archive: list[tuple[str, str]] = []
-    own: list[Filter] = []
+    fuzzy = exchange.parameter("fuzzymatching") == "true" and behaviour.fuzzy == "prefix"
+    filters: list[Filter] = []
     received: list[Received] = []
-    nothing = False
     for raw_name, raw_value in exchange.query:
         name = exchange.text(raw_name)
         if name in _PARAMETERS or name in behaviour.own_parameters:
@@ -268,41 +304,30 @@ def read_search(behaviour: Behaviour, exchange: Exchange, target: Target) -> Sea
             received.append(_received(name, exchange.text(raw_value)))
             continue
         one = _read_filter(exchange, behaviour, name, raw_value)
-        if one is None or exchange.fault("ignore_filters"):
-            continue
-        if one.values == ("",):
+        if one is None or one.values == ("",):
             continue
         if behaviour.study_modality and target.level == "study" and one.path == (_MODALITY,):
             one = replace(one, path=(_MODALITIES_IN_STUDY,))
         if not _level_known(one, target):
             if isinstance(behaviour.lower_level_keys, int):
                 raise Refusal(behaviour.lower_level_keys, f"{name} is not an attribute of this level.")
-            nothing = nothing or behaviour.lower_level_keys == "none"
-            if behaviour.lower_level_keys != "match":
+            if behaviour.lower_level_keys == "ignore":
                 continue
+            one = replace(one, impossible=behaviour.lower_level_keys == "none")
         if ("\\" in one.values[0] and len(one.values) == 1) or (one.vr == "UI" and not all(map(is_uid, one.values))):
             # A separator that this server does not know is a character that no value has.
-            nothing = True
-        elif _deviates(behaviour, one, fuzzy):
-            own.append(one)
-        else:
-            archive.append((one.key, "\\".join(one.values)))
-    query = SearchQuery(
-        target.level,
-        target.study,
-        target.series,
-        tuple(archive),
-        _fields(behaviour, exchange, own),
-    )
+            one = replace(one, impossible=True)
+        filters.append(replace(one, own=_deviates(behaviour, one, fuzzy)))
     defaults = not ("includedefaults" in behaviour.own_parameters and exchange.parameter("includedefaults") == "false")
-    return Search(query, tuple(own), nothing, fuzzy, _order(behaviour, exchange), tuple(received), defaults)
+    asked = _asked(behaviour, exchange)
+    return Search(target, filters, asked, fuzzy, _order(behaviour, exchange), tuple(received), defaults)
 
 
 def _received(name: str, text: str) -> Received:
     level, last = _TIMES[name]
     first, dash, second = text.partition("-")
     if not (first or second):
-        raise Refusal(400, f"{name} is no range of times.")
+        raise Refusal(400, f"{name} is not a range of times.")
     start = _moment(name, first, 0) if first else None
     end = _moment(name, second if dash else first, 1) if second or not dash else None
     return Received(level, last, start, end)
@@ -311,12 +336,12 @@ def _received(name: str, text: str) -> Received:
 def _moment(name: str, text: str, after: int) -> datetime:
     """The beginning of what a time stands for, or (1) the beginning of what comes after it."""
     if not re.fullmatch(r"\d{4}(\d\d){0,5}", text):
-        raise Refusal(400, f"{name} is no range of times.")
+        raise Refusal(400, f"{name} is not a range of times.")
     filled = text + "00000101000000"[len(text) :]
     try:
         moment = datetime.strptime(filled, "%Y%m%d%H%M%S").replace(tzinfo=timezone.utc)
     except ValueError:
-        raise Refusal(400, f"{name} is no range of times.") from None
+        raise Refusal(400, f"{name} is not a range of times.") from None
     steps = {14: timedelta(seconds=1), 12: timedelta(minutes=1), 10: timedelta(hours=1), 8: timedelta(days=1)}
     return moment + after * steps.get(len(text), timedelta(days=366))
 
@@ -381,161 +406,48 @@ def _deviates(behaviour: Behaviour, one: Filter, fuzzy: bool) -> bool:
     """Whether this server matches otherwise than the archive, which does what the standard says."""
     if one.vr == "PN":
         return fuzzy or not behaviour.wildcards or behaviour.person_names != "standard"
-    if one.vr in TEXT_VRS:
+    if one.vr in _TEXT_VRS:
         return behaviour.ignore_case or not behaviour.wildcards
     if one.vr not in ("DA", "TM", "DT"):
         return False
     return not behaviour.ranges or (behaviour.undated_before and one.values[0].startswith("-"))
 
 
-def _fields(behaviour: Behaviour, exchange: Exchange, own: Sequence[Filter]) -> tuple[str, ...]:
-    names = [one.path[0] for one in own]
-    asked = 0
+def _asked(behaviour: Behaviour, exchange: Exchange) -> tuple[str, ...]:
+    """The attributes that ``includefield`` names, as tags or ``"all"``."""
     if behaviour.includefield == "everything":
         return ("all",)
-    if behaviour.includefield == "honoured":
-        for raw_name, raw_value in exchange.query:
-            if exchange.text(raw_name) == "includefield":
-                for name in exchange.text(raw_value).split(","):
-                    asked += 1
-                    if name == "all" and not behaviour.all_fields:
-                        continue
-                    try:
-                        names.append(name if name == "all" else ".".join(resolve(name)))
-                    except ValueError:
-                        if behaviour.unknown_key != "ignore":
-                            raise Refusal(behaviour.unknown_key, f"Unknown attribute: {name[:64]}") from None
-    if behaviour.max_fields is not None and asked > behaviour.max_fields:
+    if behaviour.includefield == "ignored":
+        return ()
+    given = [
+        name
+        for raw_name, raw_value in exchange.query
+        if exchange.text(raw_name) == "includefield"
+        for name in exchange.text(raw_value).split(",")
+    ]
+    names = []
+    for name in given:
+        if name == "all":
+            names += ["all"] if behaviour.all_fields else []
+            continue
+        try:
+            names.append(".".join(resolve(name)))
+        except ValueError:
+            if behaviour.unknown_key != "ignore":
+                raise Refusal(behaviour.unknown_key, f"Unknown attribute: {name[:64]}") from None
+    if behaviour.max_fields is not None and len(given) > behaviour.max_fields:
         raise Refusal(400, f"At most {behaviour.max_fields} attributes can be named.")
     if {resolve(name)[0] for name in behaviour.refused_fields}.intersection(names):
         raise Refusal(400, "One of the attributes cannot be returned.")
-    return ("all",) if "all" in names else tuple(dict.fromkeys(names))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_UIDS = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
-_RETRIEVE_URL = "00081190"
-_CHARACTER_SET = "00080005"
-
-
-def search(site: Site, exchange: Exchange, target: Target) -> Answer:
-    """Answers a search."""
-    behaviour = site.behaviour
-    if target.resource not in behaviour.searches:
-        raise Refusal(404, f"There is no search resource of the form /{target.resource}.")
-    media_type = media_type_of(behaviour, exchange)
-    limit, explicit = limit_of(behaviour, exchange, target.level)
-    offset = offset_of(behaviour, exchange)
-    wanted = read_search(behaviour, exchange, target)
-    try:
-        rows, total, more = _page(site, exchange, wanted, offset, limit)
-    except FileNotFoundError:
-        # A folder that nothing was stored in yet need not exist.
-        rows, total, more = [], 0, False
-    headers = {"Cache-Control": "no-cache"}
-    if behaviour.total_header or exchange.fault("lying_total"):
-        lie = exchange.fault("lying_total")
-        announced = total if total is not None else _total(site, wanted)
-        headers["X-Total-Count"] = str(max(0, announced + (int(lie.options["difference"]) if lie else 0)))
-    if more and behaviour.link_header:
-        headers["Link"] = f'<{_next_url(exchange, offset + len(rows))}>; rel="next"'
-    server_limit = behaviour.max_limit.at(target.level) or behaviour.default_limit.at(target.level)
-    cut_by_server = server_limit is not None and (not explicit or len(rows) >= server_limit)
-    if more and (behaviour.more_warning == "always" or (behaviour.more_warning == "server limit" and cut_by_server)):
-        exchange.warnings.append("There are additional results that can be requested")
-    if exchange.parameter("fuzzymatching") == "true" and behaviour.fuzzy == "warning":
-        exchange.warnings.append(
-            "The fuzzymatching parameter is not supported. Only literal matching has been performed."
-        )
-    if exchange.warnings:
-        headers["Warning"] = warning_header(exchange.warnings)
-    if not rows and not any(exchange.fault(name) for name in ("bad_json", "truncated_json", "deep_json", "nan_json")):
-        status = behaviour.past_end_status if offset else behaviour.empty_status
-        if wanted.nothing:
-            status = behaviour.unmatchable_status
-        if status == 204:
-            return Answer(204, headers)
-    if behaviour.erroneous_header:
-        erroneous = [name for name in dict.fromkeys(_keywords(wanted)) if name in site.erroneous]
-        if erroneous:
-            headers["erroneous-dicom-attributes"] = ",".join(erroneous)
-    answer = _answer(exchange, rows, media_type, headers)
-    return _with_etag(site, exchange, rows, answer) if behaviour.search_etags and target.level == "study" else answer
-
-
-def _keywords(wanted: Search) -> Iterator[str]:
-    for key, _ in wanted.query.search_filters:
-        yield lookup_keyword(key[:8])
-    for one in wanted.own:
-        yield lookup_keyword(one.path[0])
-
-
-def _with_etag(site: Site, exchange: Exchange, rows: list[JSONRow], answer: Answer) -> Answer:
-    """The answer with what a cache needs, or 304 if the client has it."""
-    etag = f'"{hashlib.sha256(json_bytes(rows)).hexdigest()[:32]}"'
-    if exchange.headers.get("if-none-match") == etag:
-        return Answer(304, {"ETag": etag})
-    answer.headers["ETag"] = etag
-    moments = [site.arrivals.times(_uid(row, "study"))[1] for row in rows]
-    if moments:
-        answer.headers["Last-Modified"] = format_datetime(max(moments), usegmt=True)
-    return answer
-
-
-def count(site: Site, exchange: Exchange, target: Target) -> Answer:
-    """Answers ``…/count`` with the number of rows of a search."""
-    if not site.behaviour.counts or target.resource not in site.behaviour.searches:
-        raise Refusal(404, "There is no such resource.")
-    wanted = read_search(site.behaviour, exchange, target)
-    try:
-        total = _total(site, wanted)
-    except FileNotFoundError:
-        total = 0
-    lie = exchange.fault("lying_total")
-    total = max(0, total + (int(lie.options["difference"]) if lie else 0))
-    body = faulty_json(exchange, json_bytes({"count": total}))
-    return Answer(200, {"Content-Type": "application/json"}, body)
-
-
-def size(site: Site, exchange: Exchange, target: Target) -> Answer:
-    """Answers ``…/size`` with the bytes of all instances of the rows of a search."""
-    if not site.behaviour.sizes or target.resource not in site.behaviour.searches:
-        raise Refusal(404, "There is no such resource.")
-    wanted = read_search(site.behaviour, exchange, target)
-    total = 0
-    for row in _rows(site, wanted):
-        found = site.archive.iter_instances(
-            Resource.of(row),
-            media_types=(("application/dicom", "*"),),
-            max_element_bytes=site.spool_above,
-            spool_directory=site.directory,
-        )
-        for instance in found:
-            part = PartOut.of(instance, site.directory)
-            total += part.size
-            part.discard()
-    return Answer(200, {"Content-Type": "application/json"}, json_bytes({"size": total}))
+    return tuple(names)
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def _page(
-    site: Site, exchange: Exchange, wanted: Search, offset: int, limit: int | None
-) -> tuple[list[JSONRow], int | None, bool]:
+def _page(site: Site, exchange: Exchange, wanted: Search) -> tuple[list[JSONRow], int | None, bool]:
     """The rows of this page, the number of all rows if it was needed anyway, and whether there are more."""
-    if exchange.fault("ignore_offset"):
-        offset = 0
-    before = exchange.fault("duplicate_rows")
-    moved = exchange.fault("moving_rows")
-    start = offset
-    if moved and offset:
-        start = max(0, offset - int(moved.options["count"]))
-    if before:
-        start = max(0, offset - int(before.options["count"]))
-        limit = None if limit is None else limit + offset - start
+    start, limit = wanted.start, wanted.limit
     behaviour = site.behaviour
     if limit is not None and behaviour.short_page:
         limit = max(1, limit - behaviour.short_page)
@@ -556,17 +468,14 @@ def _page(
         raise Refusal(413, f"The search has more than {behaviour.too_many} results; narrow it.")
     more = limit is not None and len(rows) > limit
     rows = rows if limit is None else rows[:limit]
-    shrunk = exchange.fault("shrink_pages")
-    if shrunk:
-        rows = rows[: max(0, len(rows) - int(shrunk.options["count"]))]
-    hidden = {resolve(name)[0] for name in behaviour.only_if_asked} - {name[:8] for name in wanted.query.fields}
-    rows = [_finish(site, exchange, wanted.query.level, row, hidden) for row in rows]
+    rows = rows[: max(0, len(rows) - wanted.withheld)]
+    hidden = {resolve(name)[0] for name in behaviour.only_if_asked} - {name[:8] for name in wanted.fields}
+    rows = [_finish(site, exchange, wanted.target.level, row, hidden) for row in rows]
     return rows if wanted.defaults else [_without_defaults(row, wanted) for row in rows], total, more
 
 
 def _without_defaults(row: JSONRow, wanted: Search) -> JSONRow:
-    kept = {*_UIDS.values(), *(name[:8] for name in wanted.query.fields), *(one.path[0] for one in wanted.own)}
-    kept |= {key[:8] for key, _ in wanted.query.search_filters}
+    kept = {*_UIDS.values(), *(name[:8] for name in wanted.fields), *(one.path[0] for one in wanted.filters)}
     return {tag: element for tag, element in row.items() if tag in kept}
 
 
@@ -582,7 +491,7 @@ def _rows(site: Site, wanted: Search) -> Iterator[JSONRow]:
     if wanted.nothing:
         return iter(())
     behaviour = site.behaviour
-    fields = (*wanted.query.fields, *(tag for tag, _ in wanted.order))
+    fields = (*wanted.fields, *(tag for tag, _ in wanted.order))
     query = replace(wanted.query, fields=("all",) if "all" in fields else fields)
     rows: Iterator[JSONRow] = (
         row
@@ -590,7 +499,7 @@ def _rows(site: Site, wanted: Search) -> Iterator[JSONRow]:
         if all(_row_matches(row, one, behaviour, wanted.fuzzy) for one in wanted.own)
         and all(_was_received(site, row, one) for one in wanted.received)
     )
-    level = wanted.query.level
+    level = wanted.target.level
     for tag, descending in reversed(wanted.order):
         rows = iter(sorted(rows, key=lambda row: _first_text(row, tag), reverse=descending))
     if behaviour.order == "newest" or (behaviour.order == "updated and number" and level == "study"):
@@ -663,30 +572,6 @@ def _next_url(exchange: Exchange, offset: int) -> str:
     return exchange.base_url + exchange.path + "?" + "&".join([*pairs, f"offset={offset}"])
 
 
-def _csv(rows: list[JSONRow]) -> bytes:
-    """The rows as a table: keywords on top, values joined with backslashes, sequences left out."""
-    tags = sorted({tag for row in rows for tag, element in row.items() if element.get("vr") != "SQ"})
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow([_column(tag) for tag in tags])
-    for row in rows:
-        table.writerow(["\\".join(map(_cell, row.get(tag, {}).get("Value") or ())) for tag in tags])
-    return text.getvalue().encode()
-
-
-def _column(tag: str) -> str:
-    try:
-        return lookup_keyword(tag)
-    except KeyError:
-        return tag
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, Mapping):
-        return str(value.get("Alphabetic") or "")
-    return "" if value is None else str(value)
-
-
 def _answer(exchange: Exchange, rows: list[JSONRow], media_type: str, headers: dict[str, str]) -> Answer:
     if media_type == XML:
         boundary = secrets.token_hex(16)
@@ -694,9 +579,49 @@ def _answer(exchange: Exchange, rows: list[JSONRow], media_type: str, headers: d
         body = b"".join(head + xml_document(row) + b"\r\n" for row in rows) + f"--{boundary}--\r\n".encode()
         headers["Content-Type"] = f'multipart/related; type="{XML}"; boundary={boundary}'
         return Answer(200, headers, body)
-    if media_type == CSV:
-        return Answer(200, {**headers, "Content-Type": f"{CSV}; charset=utf-8"}, _csv(rows))
-    if exchange.fault("wrong_vrs"):
-        rows = list(wrong_vrs(rows))
     headers["Content-Type"] = media_type
-    return Answer(200, headers, faulty_json(exchange, json_bytes(rows)))
+    return Answer(200, headers, exchange.json(json_bytes(list(exchange.rows(rows)))))
+
+
+# Matching ------------------------------------------------------------------------------------------------------------
+
+
+def element_at(row: Mapping[str, Any], path: Sequence[str]) -> list[Any]:
+    """All values of an attribute, in any item where the path goes through sequences; an empty one has the value ''."""
+    element = row.get(path[0])
+    values = element.get("Value") or [] if isinstance(element, Mapping) else []
+    if len(path) == 1:
+        return list(values) if values or element is None else [""]
+    return [value for item in values if isinstance(item, Mapping) for value in element_at(item, path[1:])]
+
+
+def matches_text(values: Sequence[Any], wanted: Sequence[str], behaviour: Behaviour, fuzzy: bool) -> bool:
+    """Whether a value matches one of the wanted texts in the way of this server."""
+    texts = [text for value in values for text in _texts(value)]
+    return any(_matches(text, one, _is_name(values), behaviour, fuzzy) for text in texts for one in wanted)
+
+
+def _is_name(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, Mapping) for value in values)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from (str(group) for group in value.values())
+    elif value is not None:
+        yield str(value)
+
+
+def _matches(text: str, wanted: str, name: bool, behaviour: Behaviour, fuzzy: bool) -> bool:
+    if name or behaviour.ignore_case:
+        text, wanted = text.casefold(), wanted.casefold()
+    if name and fuzzy:
+        parts = [part for part in re.split(r"[\s^=]+", text) if part]
+        return all(any(part.startswith(one) for part in parts) for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
+    if name and behaviour.person_names == "substring":
+        return wanted in text
+    text, wanted = text.strip(), wanted.strip()
+    if not behaviour.wildcards:
+        return text == wanted
+    pattern = "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in wanted)
+    return re.fullmatch(pattern, text, re.DOTALL) is not None

@@ -1,26 +1,22 @@
-"""A DICOMweb server over any archive, for tests: in this process, or as a command.
+"""A DICOMweb server over any archive, for tests, in a thread of this process.
 
     with serve("some/folder", behaviour="orthanc", faults=[fault("status", status=503)]) as server:
         client = DICOMwebClient(server.url)
         ...
         print(server.records)
 
-It listens on the loopback interface only, unless told otherwise, and is made to misbehave: it is no archive.
+It listens on the loopback interface only, unless told otherwise, and is made to misbehave: do not use it as an archive.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ipaddress
-import json
 import logging
 import os
-import signal
 import socket
 import ssl
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -32,29 +28,21 @@ import uvicorn
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.testing.faults import Fault, FaultPlan, faults_of_json
+from dicomweb_io.http.settings import Prefixes
+from dicomweb_io.testing.faults import Fault, FaultPlan, WireFault
 from dicomweb_io.testing.proxy import FaultyProxy
 from dicomweb_io.testing.server.app import App
-from dicomweb_io.testing.server.auth import (
-    Authentication,
-    BasicAuthentication,
-    BearerAuthentication,
-    OAuth2Authentication,
-    SigV4Authentication,
-    authentication_of,
-)
+from dicomweb_io.testing.server.auth import authentication_of
 from dicomweb_io.testing.server.behaviour import Behaviour
-from dicomweb_io.testing.server.behaviours import BEHAVIOURS, VARIANTS, as_data, behaviour_of, describe
-from dicomweb_io.testing.server.exchange import Records, Site
-
-# ----------------------------------------------------------------------------------------------------------------------
-
+from dicomweb_io.testing.server.behaviours import behaviour_of
+from dicomweb_io.testing.server.exchange import Records
+from dicomweb_io.testing.server.site import Site
 
 logger = logging.getLogger("dicomweb_io")
 
 _BACKLOG = 256
 _LAST_SECONDS = 10.0
-NOTICE = "This server is for tests: it has no protection worth the name and may misbehave on purpose."
+NOTICE = "This server is for tests only: it is not protected, and it may misbehave on purpose."
 
 
 @dataclass(frozen=True)
@@ -104,13 +92,13 @@ class TestServer:
         self.behaviour = behaviour
         self.auth = authentication_of(auth)
         self.records = Records()
-        self.faults = FaultPlan(one for one in faults if one.layer == "http")
+        wire = [one for one in faults if isinstance(one, WireFault)]
+        self.faults = FaultPlan(one for one in faults if not isinstance(one, WireFault))
         self._site = Site(archive, behaviour, directory)
         self._app = App(self._site, self.faults, self.records, self.auth)
         self.errors = self._app.errors
         self._host = host
         self._tls = tls
-        wire = [one for one in faults if one.layer == "wire"]
         if tls is not None and (wire or proxy):
             raise ValueError("faults below HTTP need plain http: the proxy cannot read TLS")
         self._with_proxy = proxy or bool(wire)
@@ -143,13 +131,9 @@ class TestServer:
         Args:
             **options: Further arguments of `Endpoint`.
         """
-        prefixes = {
-            "qido_url_prefix": self.behaviour.qido_prefix,
-            "wado_url_prefix": self.behaviour.wado_prefix,
-            "stow_url_prefix": self.behaviour.stow_prefix,
-            "delete_url_prefix": self.behaviour.delete_prefix,
-        }
-        return Endpoint(self.url, **{**{name: prefix for name, prefix in prefixes.items() if prefix}, **options})
+        served = self.behaviour
+        prefixes = (served.qido_prefix, served.wado_prefix, served.stow_prefix, served.delete_prefix)
+        return Endpoint(self.url, **{"prefixes": Prefixes(*(prefix or None for prefix in prefixes)), **options})
 
     @property
     def running(self) -> bool:
@@ -195,7 +179,7 @@ class TestServer:
             RuntimeError: If one needs the proxy and there is none.
         """
         for one in faults:
-            if one.layer == "wire":
+            if isinstance(one, WireFault):
                 self.proxy.faults.add(one)
             else:
                 self.faults.add(one)
@@ -354,7 +338,7 @@ def check_host(host: str, allow_remote: bool) -> None:
     elif not loopback:
         raise ValueError(
             f"{host} can be reached from other computers; this server is for tests and listens on 127.0.0.1 only, "
-            "unless it is told that other computers are wanted (allow_remote=True, --allow-remote)"
+            "unless other computers are allowed (allow_remote=True, --allow-remote)"
         )
 
 
@@ -374,11 +358,11 @@ def serve(
     """Serves an archive for the length of a ``with`` block.
 
     Args:
-        archive: A folder, a URL, an `Endpoint`, or a client. A client stays open afterwards.
+        archive: A folder, a URL, an `Endpoint`, or a client. A client stays open.
         host: The address to listen on.
         port: The port; 0 for any free one.
-        behaviour: A name of `dicomweb_io.testing.server.behaviours.BEHAVIOURS`, or behaviour of your own.
-        auth: None, a pair of name and password, a bearer token, or an object of `dicomweb_io.testing.server.auth`.
+        behaviour: A name of `dicomweb_io.testing.BEHAVIOURS`, or a `Behaviour` of your own.
+        auth: None, a pair of name and password, a bearer token, or an `Authentication` such as `BearerAuthentication`.
         faults: What goes wrong (`dicomweb_io.testing.faults.fault`).
         tls: Certificates, for https.
         proxy: Start the proxy for faults below HTTP even if there are none yet.
@@ -388,7 +372,7 @@ def serve(
         The running server: `url`, `records`, `inject`, `stop`, `start` and more.
 
     Raises:
-        ValueError: If the address is not a loopback one, or no behaviour have this name.
+        ValueError: If the address is not a loopback one, or no behaviour has this name.
         OSError: If the port is taken.
     """
     check_host(host, allow_remote)
@@ -418,136 +402,3 @@ def serve(
         )
         stack.callback(server.close)
         yield server.start()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The server as a command: ``dicomweb-io serve``, see `dicomweb_io.cli.arguments`.
-
-
-def print_behaviours(options: argparse.Namespace) -> None:
-    """Prints what ``--describe`` and ``--behaviours`` ask for.
-
-    Raises:
-        ValueError: If no behaviour have the name.
-    """
-    if options.behaviours:
-        for one in (*BEHAVIOURS.values(), *VARIANTS.values()):
-            print(f"{one.name}: {one.title}")
-        return
-    print(json.dumps(as_data(options.behaviour), indent=2) if options.json else describe(options.behaviour))
-
-
-def run(options: argparse.Namespace) -> int:
-    """Serves a folder until SIGINT or SIGTERM; SIGHUP makes the server look at the folder again.
-
-    The URL is printed as the first line of standard output.
-
-    Args:
-        options: The arguments of the command.
-
-    Returns:
-        The exit code: 0 after an interrupt, 1 if the server had a defect.
-
-    Raises:
-        ValueError: If an argument is wrong.
-        OSError: If the port is taken, or a file cannot be read.
-    """
-    behaviour_of(options.behaviour)
-    faults, auth, tls = _faults(options), authentication_for(options), _tls(options)
-    with serve(
-        options.path,
-        host=options.host,
-        port=options.port,
-        behaviour=options.behaviour,
-        auth=auth,
-        faults=faults,
-        tls=tls,
-        allow_remote=options.allow_remote,
-    ) as server:
-        over, again = threading.Event(), threading.Event()
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda number, frame: over.set())
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, lambda number, frame: again.set())
-        print(server.url, flush=True)
-        if isinstance(auth, OAuth2Authentication):
-            print(f"Tokens: {server.origin}{auth.path}", file=sys.stderr)
-        print(f"{NOTICE} Stop it with Ctrl-C.", file=sys.stderr, flush=True)
-        while not over.wait(0.2):
-            if again.is_set():
-                again.clear()
-                server.refresh()
-        for text in server.errors:
-            print(text, file=sys.stderr)
-        return 1 if server.errors else 0
-
-
-def _faults(options: argparse.Namespace) -> list[Fault]:
-    faults = [one for text in options.fault for one in faults_of_json(f"[{text}]")]
-    for path in options.faults:
-        with open(path, "rb") as file:
-            try:
-                faults += faults_of_json(file.read())
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-    return faults
-
-
-def authentication_for(options: argparse.Namespace) -> Authentication | None:
-    """The authentication that the arguments ask for; secrets come from the environment only.
-
-    Raises:
-        ValueError: If the arguments contradict each other, or a variable does not hold what it should.
-    """
-    ways: dict[str, str | None] = {
-        "--user-env": options.serve_user_env,
-        "--token-env": options.serve_token_env,
-        "--oauth2-env": options.oauth2_env,
-        "--sigv4-env": options.sigv4_env,
-    }
-    given = [name for name, variable in ways.items() if variable]
-    if len(given) > 1:
-        raise ValueError(f"give one way to authenticate, not {' and '.join(given)}")
-    lifetime = options.token_lifetime
-    if lifetime is not None and given not in (["--token-env"], ["--oauth2-env"]):
-        raise ValueError("--token-lifetime needs --token-env or --oauth2-env")
-    if options.serve_user_env:
-        name, password = _pair(options.serve_user_env, "NAME:PASSWORD")
-        return BasicAuthentication({name: password})
-    if options.serve_token_env:
-        tokens = BearerAuthentication()
-        tokens.accept(_secret(options.serve_token_env), lifetime)
-        return tokens
-    if options.oauth2_env:
-        client, secret = _pair(options.oauth2_env, "CLIENT_ID:CLIENT_SECRET")
-        return OAuth2Authentication(client, secret, 3600.0 if lifetime is None else lifetime)
-    if options.sigv4_env:
-        key, secret = _pair(options.sigv4_env, "ACCESS_KEY_ID:SECRET_ACCESS_KEY")
-        return SigV4Authentication(key, secret, options.sigv4_region, options.sigv4_service)
-    return None
-
-
-def _secret(variable: str) -> str:
-    value = os.environ.get(variable, "")
-    if not value:
-        raise ValueError(f"the environment variable {variable} is not set, or empty")
-    return value
-
-
-def _pair(variable: str, form: str) -> tuple[str, str]:
-    name, separator, secret = _secret(variable).partition(":")
-    if not (name and separator):
-        raise ValueError(f"the environment variable {variable} does not hold {form}")
-    return name, secret
-
-
-def _tls(options: argparse.Namespace) -> TLS | None:
-    others: Any = options.tls_key or options.tls_client_ca
-    if not options.tls_cert:
-        if others:
-            raise ValueError("--tls-key and --tls-client-ca need --tls-cert")
-        return None
-    for path in filter(None, (options.tls_cert, options.tls_key, options.tls_client_ca)):
-        if not os.path.isfile(path):
-            raise ValueError(f"there is no file {path}")
-    return TLS(options.tls_cert, options.tls_key, options.tls_client_ca)

@@ -6,37 +6,34 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import requests
 
-from dicomweb_io.client import OnExisting
-from dicomweb_io.dicom import json_decode
+from dicomweb_io.dicom.errors import Part10Error
+from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.media_types import parse_content_type
-from dicomweb_io.dicom.part10 import Header, Part10Error, check_complete, header_of
+from dicomweb_io.dicom.part10 import Header, check_complete, header_of
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.http.multipart import MultipartError, MultipartReader
 from dicomweb_io.spool import Collected, collect
-from dicomweb_io.testing.server.exchange import Answer, Exchange, Refusal, Site, parse_accept, warning_header
+from dicomweb_io.testing.faults import StoreFault
+from dicomweb_io.testing.server.exchange import Answer, Exchange, Refusal, parse_accept, status_of, warning_header
 from dicomweb_io.testing.server.parts import (
     IMPLICIT_LITTLE,
     CannotTranscode,
     coerced,
-    faulty_json,
     json_bytes,
     xml_document,
 )
+from dicomweb_io.testing.server.site import Site
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What a store is answered: the Store Instances Response Module (PS3.18 table I.1-1) and its status.
-
-
-XML = "application/dicom+xml"
+_XML = "application/dicom+xml"
 
 _CLASS, _INSTANCE = "00081150", "00081155"
 _FAILED, _REASON = "00081198", "00081197"
@@ -53,6 +50,18 @@ _DETAILS: dict[str, dict[str, Any]] = {
     "attributes": {
         _FAILED_ATTRIBUTES: {"vr": "SQ", "Value": [{_COMMENT: {"vr": "LO", "Value": ["The instance was not stored."]}}]}
     },
+}
+_DICOM = "application/dicom"
+_TIMED = {
+    "00080020": "StudyDate",
+    "00080030": "StudyTime",
+    "00100030": "PatientBirthDate",
+    "00400244": "PerformedProcedureStepStartDate",
+}
+_ANYTHING = re.compile("")
+_WELL_FORMED = {
+    "DA": re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])\Z"),
+    "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?\Z"),
 }
 
 
@@ -75,112 +84,33 @@ class Outcome:
 
 @dataclass
 class Store:
-    """One request in progress."""
+    """One request in progress, which its faults may change.
+
+    Attributes:
+        site: The server.
+        exchange: The request.
+        study: The study of the URL; instances of others are refused.
+        replace: Whether instances that exist are replaced.
+        outcomes: What became of the parts so far.
+        refusal: Gives the reason to refuse the instance of a number in the request, or None.
+        refusal_status: The status of a store in which such an instance was refused; None for the usual one.
+        swallowed: Whether the request is read and forgotten, and answered as if it had held nothing.
+        pretended: Whether nothing is stored, although it is named as stored.
+        keeps_old: Whether instances that exist stay as they are, although they are named as stored.
+        unnamed: The numbers of instances that the answer leaves out.
+    """
 
     site: Site
     exchange: Exchange
     study: str | None
     replace: bool
     outcomes: list[Outcome] = field(default_factory=list)
-
-
-def status_of(running: Store) -> int:
-    """The status of a store, by what became of its instances."""
-    behaviour = running.site.behaviour
-    refused = running.exchange.fault("refuse_instances")
-    bad = [outcome for outcome in running.outcomes if outcome.reason is not None]
-    if not bad:
-        return behaviour.store_some if any(outcome.warning is not None for outcome in running.outcomes) else 200
-    if refused and refused.options["status"] is not None:
-        return int(refused.options["status"])
-    if behaviour.garbage_status is not None and any(outcome.garbage for outcome in bad):
-        return behaviour.garbage_status
-    if len(bad) == len(running.outcomes) or (behaviour.store_some >= 400 and any(one.wrong_study for one in bad)):
-        return behaviour.wrong_study_status if any(one.wrong_study for one in bad) else behaviour.store_none
-    return behaviour.store_some
-
-
-def store_answer(running: Store, media_type: str, status: int) -> Answer:
-    """The answer to a store."""
-    body = _response(running)
-    headers = {"Content-Type": media_type}
-    if status >= 400 and running.site.behaviour.error_style == "orthanc":
-        # Orthanc answers a failed store without Content-Type (measured, 1.10.1).
-        headers = {}
-    if status != 200 and running.site.behaviour.store_warning:
-        headers["Warning"] = warning_header(["Some instances were not stored."])
-    content = xml_document(body) if media_type == XML else faulty_json(running.exchange, json_bytes(body))
-    reason = None
-    if running.site.behaviour.reason_phrase and status != 200:
-        reason = f"{sum(one.reason is not None for one in running.outcomes)} instances were not stored."
-    return Answer(status, headers, content, reason=reason)
-
-
-def _response(running: Store) -> dict[str, Any]:
-    """The Store Instances Response Module (PS3.18 table I.1-1)."""
-    behaviour = running.site.behaviour
-    stored, failed, other = [], [], []
-    for outcome in running.outcomes:
-        if outcome.hidden:
-            continue
-        if outcome.reason is None:
-            item = _item(outcome)
-            item[_URL] = {"vr": "UR", "Value": [outcome.url]}
-            if outcome.warning is not None:
-                item[_WARNING] = {"vr": "US", "Value": [outcome.warning]}
-                item[_FAILED_ATTRIBUTES] = {"vr": "SQ", "Value": [{_COMMENT: {"vr": "LO", "Value": [outcome.comment]}}]}
-            stored.append(item)
-            continue
-        item = {**_item(outcome), _REASON: {"vr": "US", "Value": [outcome.reason]}}
-        item.update(_DETAILS[behaviour.failure_detail])
-        if not outcome.garbage or behaviour.garbage == "failed":
-            failed.append(item)
-        elif behaviour.garbage == "nowhere":
-            if outcome.no_uids:
-                failed.append(item)
-        elif outcome.sop_instance_uid is not None:
-            failed.append(item)
-        else:
-            other.append({_REASON: item[_REASON]})
-    if behaviour.one_failure:
-        failed = failed[:1]
-    body: dict[str, Any] = {}
-    study = next((one.study_url for one in running.outcomes if one.reason is None and one.study_url), None)
-    if study is not None:
-        body[_URL] = {"vr": "UR", "Value": [study]}
-    if failed or behaviour.empty_failed_sequence:
-        body[_FAILED] = {"vr": "SQ", "Value": failed} if failed else {"vr": "SQ"}
-    if stored or behaviour.empty_failed_sequence:
-        body[behaviour.stored_sequence] = {"vr": "SQ", "Value": stored} if stored else {"vr": "SQ"}
-    if other:
-        body[_OTHER] = {"vr": "SQ", "Value": other}
-    return body
-
-
-def _item(outcome: Outcome) -> dict[str, Any]:
-    item: dict[str, Any] = {}
-    if outcome.sop_class_uid is not None and is_uid(outcome.sop_class_uid):
-        item[_CLASS] = {"vr": "UI", "Value": [outcome.sop_class_uid]}
-    if outcome.sop_instance_uid is not None:
-        item[_INSTANCE] = {"vr": "UI", "Value": [outcome.sop_instance_uid]}
-    return item
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_DICOM = "application/dicom"
-_TIMED = {
-    "00080020": "StudyDate",
-    "00080030": "StudyTime",
-    "00100030": "PatientBirthDate",
-    "00400244": "PerformedProcedureStepStartDate",
-}
-_ANYTHING = re.compile("")
-_WELL_FORMED = {
-    "DA": re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])\Z"),
-    "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?\Z"),
-}
+    refusal: Callable[[int], int | None] = lambda number: None
+    refusal_status: int | None = None
+    swallowed: bool = False
+    pretended: bool = False
+    keeps_old: bool = False
+    unnamed: set[int] = field(default_factory=set)
 
 
 def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = False) -> Answer:
@@ -202,15 +132,17 @@ def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = 
     if behaviour.max_body is not None and length.isdigit() and int(length) > behaviour.max_body:
         raise Refusal(413, f"The body is larger than {behaviour.max_body} bytes.", {"Connection": "close"})
     running = Store(site, exchange, study, replace)
-    # Whoever stores again what was just deleted meets no remains of it.
+    # A client that stores again what it just deleted meets no remains of it.
     site.let_go(all_at_once=True)
-    swallowed = coding not in ("", "identity")
-    if swallowed and behaviour.store_gzip != "swallowed":
+    running.swallowed = coding not in ("", "identity")
+    if running.swallowed and behaviour.store_gzip != "swallowed":
         raise Refusal(int(behaviour.store_gzip), "The body must not be compressed.", {"Connection": "close"})
-    if swallowed or exchange.fault("store_nothing"):
+    for one in exchange.struck(StoreFault):
+        one.apply(running)
+    if running.swallowed:
         for _ in body:
             pass
-        return store_answer(running, media_type, 200)
+        return _store_answer(running, media_type, 200)
     for collected in _parts(site, body, content_type, kind):
         try:
             running.outcomes.append(_store_one(running, collected))
@@ -220,8 +152,10 @@ def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = 
     if not running.outcomes:
         if behaviour.store_empty >= 400:
             raise Refusal(behaviour.store_empty, "The request holds no instance.")
-        return Answer(204) if behaviour.store_empty == 204 else store_answer(running, media_type, behaviour.store_empty)
-    return store_answer(running, media_type, status_of(running))
+        return (
+            Answer(204) if behaviour.store_empty == 204 else _store_answer(running, media_type, behaviour.store_empty)
+        )
+    return _store_answer(running, media_type, _status(running))
 
 
 def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
@@ -229,30 +163,11 @@ def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
     behaviour = site.behaviour
     if resource.level not in behaviour.deletes:
         raise Refusal(behaviour.delete_unsupported, "Deleting is not supported here.", {"Allow": "GET"})
-    _delete(site, resource)
-    return Answer(204)
-
-
-def reject(site: Site, resource: Resource, code: str) -> Answer:
-    """Makes objects disappear as dcm4chee does when they are rejected (``POST …/reject/CODE^SCHEME``).
-
-    Args:
-        site: The server.
-        resource: What is rejected.
-        code: The code and its scheme, such as ``113039^DCM``.
-    """
-    value, separator, scheme = code.partition("^")
-    if not (site.behaviour.rejects and value and separator and scheme):
-        raise Refusal(404, "There is no such resource.")
-    _delete(site, resource)
-    return Answer(200, {"Content-Type": "application/json"}, json_bytes({"count": 1}))
-
-
-def _delete(site: Site, resource: Resource) -> None:
     with site.store_lock:
         if site.is_leaving(resource) or not _exists(site, resource):
-            raise Refusal(site.behaviour.delete_missing, f"There is no such {resource.level}.")
+            raise Refusal(behaviour.delete_missing, f"There is no such {resource.level}.")
         site.delete(resource)
+    return Answer(204)
 
 
 # The request ----------------------------------------------------------------------------------------------------------
@@ -330,9 +245,8 @@ def _store_one(running: Store, collected: Collected) -> Outcome:
         url,
         url.partition("/series/")[0],
     )
-    refused = exchange.fault("refuse_instances")
-    if refused and (not refused.options["numbers"] or number in refused.options["numbers"]):
-        outcome.reason = int(refused.options["reason"])
+    outcome.reason = running.refusal(number)
+    if outcome.reason is not None:
         return outcome
     if running.study is not None and header.study_instance_uid != running.study:
         outcome.reason, outcome.wrong_study = behaviour.wrong_study_reason, True
@@ -340,9 +254,8 @@ def _store_one(running: Store, collected: Collected) -> Outcome:
     if behaviour.explicit_only and header.transfer_syntax_uid == IMPLICIT_LITTLE:
         outcome.reason = behaviour.missing_uids_reason
         return outcome
-    omitted = exchange.fault("omit_outcome")
-    outcome.hidden = omitted is not None and int(omitted.options["number"]) == number
-    if not exchange.fault("claim_stored"):
+    outcome.hidden = number in running.unnamed
+    if not running.pretended:
         outcome.reason = _keep(running, header, collected)
     if outcome.reason is None and behaviour.invalid_value_warning is not None:
         malformed = _malformed(collected)
@@ -358,7 +271,7 @@ def _store_one(running: Store, collected: Collected) -> Outcome:
 def _malformed(collected: Collected) -> list[str]:
     """The keywords of dates and times on the top level whose values are none."""
     with _opened(collected) as file:
-        row = json_decode.encode(file, tags=tuple(_TIMED))
+        row = encode(file, tags=tuple(_TIMED))
     return [_TIMED[tag] for tag, element in row.items() if not all(map(_pattern(element).match, _texts(element)))]
 
 
@@ -380,11 +293,10 @@ def _keep(running: Store, header: Header, collected: Collected) -> int | None:
         except (CannotTranscode, ValueError):
             return behaviour.garbage_reason
     with site.store_lock:
-        on_existing: OnExisting = "replace"
         if not running.replace:
             same = _compare(site, instance)
             if same is not None:
-                if running.exchange.fault("keep_old") or (same and behaviour.same_again == "stored"):
+                if running.keeps_old or (same and behaviour.same_again == "stored"):
                     return None
                 if same or behaviour.other_again == "refused":
                     return behaviour.duplicate_reason
@@ -394,7 +306,7 @@ def _keep(running: Store, header: Header, collected: Collected) -> int | None:
                     return None
         if behaviour.feed != "none":
             site.log.begin()
-        results = list(site.archive.iter_store_instances([instance], on_existing=on_existing))
+        results = list(site.archive.iter_store_instances([instance], on_existing="replace"))
         if len(results) != 1 or isinstance(results[0], Failure):
             reason = results[0].reason_code if results and isinstance(results[0], Failure) else None
             return reason or 0x0110
@@ -419,22 +331,16 @@ def _hide(site: Site, instance: Instance) -> int | None:
 
 
 def _compare(site: Site, instance: Instance) -> bool | None:
-    """Whether the archive has the instance with equal bytes; None if it has not got it."""
+    """Whether the archive has the instance with equal bytes; None if it does not have it."""
     try:
-        found = site.archive.iter_instances(
-            instance.reference,
-            media_types=((_DICOM, "*"),),
-            max_element_bytes=site.spool_above,
-            spool_directory=site.directory,
-        )
-        for other in found:
+        for other in site.instances(instance.reference):
             try:
                 return _equal(instance, other)
             finally:
                 if other.path is not None and os.path.dirname(os.path.abspath(other.path)) == site.directory:
                     os.unlink(other.path)
     except requests.HTTPError as error:
-        if _status_of(error) not in (404, 410):
+        if status_of(error) not in (404, 410):
             raise
     return None
 
@@ -472,8 +378,85 @@ def _opened(collected: Collected) -> Any:
     return io.BytesIO(collected.content) if collected.content is not None else open(str(collected.path), "rb")
 
 
-def _status_of(error: requests.HTTPError) -> int | None:
-    status = getattr(error, "status", None)
-    if status is None and error.response is not None:
-        status = error.response.status_code
-    return status
+# The answer: the Store Instances Response Module (PS3.18 table I.1-1) and its status ----------------------------------
+
+
+def _status(running: Store) -> int:
+    """The status of a store, by what became of its instances."""
+    behaviour = running.site.behaviour
+    bad = [outcome for outcome in running.outcomes if outcome.reason is not None]
+    if not bad:
+        return behaviour.store_some if any(outcome.warning is not None for outcome in running.outcomes) else 200
+    if running.refusal_status is not None:
+        return running.refusal_status
+    if behaviour.garbage_status is not None and any(outcome.garbage for outcome in bad):
+        return behaviour.garbage_status
+    if len(bad) == len(running.outcomes) or (behaviour.store_some >= 400 and any(one.wrong_study for one in bad)):
+        return behaviour.wrong_study_status if any(one.wrong_study for one in bad) else behaviour.store_none
+    return behaviour.store_some
+
+
+def _store_answer(running: Store, media_type: str, status: int) -> Answer:
+    """The answer to a store."""
+    body = _response(running)
+    headers = {"Content-Type": media_type}
+    if status >= 400 and running.site.behaviour.error_style == "orthanc":
+        # Orthanc answers a failed store without Content-Type (measured, 1.10.1).
+        headers = {}
+    if status != 200 and running.site.behaviour.store_warning:
+        headers["Warning"] = warning_header(["Some instances were not stored."])
+    content = xml_document(body) if media_type == _XML else running.exchange.json(json_bytes(body))
+    reason = None
+    if running.site.behaviour.reason_phrase and status != 200:
+        reason = f"{sum(one.reason is not None for one in running.outcomes)} instances were not stored."
+    return Answer(status, headers, content, reason=reason)
+
+
+def _response(running: Store) -> dict[str, Any]:
+    """The Store Instances Response Module (PS3.18 table I.1-1)."""
+    behaviour = running.site.behaviour
+    stored, failed, other = [], [], []
+    for outcome in running.outcomes:
+        if outcome.hidden:
+            continue
+        if outcome.reason is None:
+            item = _item(outcome)
+            item[_URL] = {"vr": "UR", "Value": [outcome.url]}
+            if outcome.warning is not None:
+                item[_WARNING] = {"vr": "US", "Value": [outcome.warning]}
+                item[_FAILED_ATTRIBUTES] = {"vr": "SQ", "Value": [{_COMMENT: {"vr": "LO", "Value": [outcome.comment]}}]}
+            stored.append(item)
+            continue
+        item = {**_item(outcome), _REASON: {"vr": "US", "Value": [outcome.reason]}}
+        item.update(_DETAILS[behaviour.failure_detail])
+        if not outcome.garbage or behaviour.garbage == "failed":
+            failed.append(item)
+        elif behaviour.garbage == "nowhere":
+            if outcome.no_uids:
+                failed.append(item)
+        elif outcome.sop_instance_uid is not None:
+            failed.append(item)
+        else:
+            other.append({_REASON: item[_REASON]})
+    if behaviour.one_failure:
+        failed = failed[:1]
+    body: dict[str, Any] = {}
+    study = next((one.study_url for one in running.outcomes if one.reason is None and one.study_url), None)
+    if study is not None:
+        body[_URL] = {"vr": "UR", "Value": [study]}
+    if failed or behaviour.empty_failed_sequence:
+        body[_FAILED] = {"vr": "SQ", "Value": failed} if failed else {"vr": "SQ"}
+    if stored or behaviour.empty_failed_sequence:
+        body[behaviour.stored_sequence] = {"vr": "SQ", "Value": stored} if stored else {"vr": "SQ"}
+    if other:
+        body[_OTHER] = {"vr": "SQ", "Value": other}
+    return body
+
+
+def _item(outcome: Outcome) -> dict[str, Any]:
+    item: dict[str, Any] = {}
+    if outcome.sop_class_uid is not None and is_uid(outcome.sop_class_uid):
+        item[_CLASS] = {"vr": "UI", "Value": [outcome.sop_class_uid]}
+    if outcome.sop_instance_uid is not None:
+        item[_INSTANCE] = {"vr": "UI", "Value": [outcome.sop_instance_uid]}
+    return item

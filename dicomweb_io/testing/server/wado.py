@@ -1,16 +1,14 @@
-"""Retrieval of objects and metadata (PS3.18 section 10.4, WADO-RS) with the behaviour and faults of the server."""
+"""Retrieval (PS3.18 section 10.4, WADO-RS) with the behaviour and faults of the server.
+
+Objects, metadata, frames and rendered images, and bulk data, in this order, as far as the archive gives them.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
 import re
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from email.utils import format_datetime
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -19,15 +17,21 @@ import requests
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.elements import Instance, Resource
-from dicomweb_io.testing.samples import clone
+from dicomweb_io.testing.faults import ForeignPart, JSONFault
 from dicomweb_io.testing.server.behaviour import Behaviour
-from dicomweb_io.testing.server.exchange import Answer, Exchange, MediaRange, Refusal, Site, media_ranges
+from dicomweb_io.testing.server.exchange import (
+    Answer,
+    Exchange,
+    JSONRow,
+    MediaRange,
+    Refusal,
+    media_ranges,
+    status_of,
+)
 from dicomweb_io.testing.server.parts import (
     EXPLICIT_LITTLE,
     CannotTranscode,
-    JSONRow,
     PartOut,
-    faulty_json,
     json_array,
     json_bytes,
     multipart_answer,
@@ -37,16 +41,259 @@ from dicomweb_io.testing.server.parts import (
     single_answer,
     transcoded,
     writable,
-    wrong_vrs,
     xml_document,
 )
+from dicomweb_io.testing.server.site import Site
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Frames and rendered images (PS3.18 section 10.4.1.1), as far as the archive gives them.
-
-
+_DICOM = "application/dicom"
+_JSON = "application/dicom+json"
+_XML = "application/dicom+xml"
 _OCTETS = "application/octet-stream"
-_EXPLICIT = "1.2.840.10008.1.2.1"
+_UIDS = frozenset({"0020000D", "0020000E", "00080018", "00080016"})
+_PIXELS = frozenset({"7FE00010", "7FE00008", "7FE00009"})
+_SEGMENT = re.compile(r"[0-9A-Fa-f]{8}|\d{1,6}")
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How objects are sent: in parts or as one body, and in which transfer syntaxes, best first (``"*"``: stored)."""
+
+    multipart: bool
+    syntaxes: tuple[str, ...]
+
+
+def retrieve(site: Site, exchange: Exchange, resource: Resource) -> Answer:
+    """Answers the retrieval of a study, series or instance."""
+    behaviour = site.behaviour
+    ranges = media_ranges(behaviour, exchange)
+    if not behaviour.metadata and any(one.media_type == _JSON for one in ranges):
+        return metadata(site, exchange, resource, at_object=True)
+    if resource.level not in behaviour.retrieves:
+        raise Refusal(404, f"A {resource.level} cannot be retrieved as a whole.")
+    form = _form(behaviour, ranges, resource)
+    parts = _parts(site, exchange, resource, form)
+    status = 200
+    if behaviour.partial and resource.level != "instance" and "*" not in form.syntaxes:
+        parts, missing = _what_can_be_had(site, parts)
+        if missing:
+            status = 206
+            exchange.warnings.append(f"{missing} instances cannot be had in the wanted transfer syntax")
+    first = _next(parts)
+    if first is None:
+        raise Refusal(404, f"There is no such {resource.level}.")
+    if not form.multipart:
+        # Of the faults that concern parts, a body without parts can only show this one.
+        for one in exchange.struck(ForeignPart):
+            if one.part == 1:
+                (first,) = one.instead(first)
+        answer = single_answer(first)
+        if behaviour.known_length == "never":
+            del answer.headers["Content-Length"]
+        return answer
+    return multipart_answer(
+        exchange,
+        behaviour,
+        itertools.chain([first], map(_made, parts)),
+        _DICOM,
+        only_one=resource.level == "instance",
+        status=status,
+    )
+
+
+def _made(part: PartOut | Refusal) -> PartOut:
+    if isinstance(part, Refusal):
+        # The status is out already; all that is left is to break off.
+        raise part
+    return part
+
+
+def _next(parts: Iterator[PartOut | Refusal]) -> PartOut | None:
+    first = next(parts, None)
+    return first if first is None else _made(first)
+
+
+def _what_can_be_had(site: Site, parts: Iterator[PartOut | Refusal]) -> tuple[Iterator[PartOut | Refusal], int]:
+    """The instances that can be had, made in advance, and the number of the others; if there are these only, they."""
+    made: list[PartOut | Refusal] = []
+    missing: list[PartOut | Refusal] = []
+    for part in parts:
+        (missing if isinstance(part, Refusal) else made).append(
+            part if isinstance(part, Refusal) else part.spooled(site.directory, site.spool_above)
+        )
+    return iter(made or missing), len(missing) if made else 0
+
+
+def _form(behaviour: Behaviour, ranges: list[MediaRange], resource: Resource) -> _Form:
+    single_possible = behaviour.single_part and resource.level == "instance"
+    chosen: bool | None = None
+    syntaxes: list[str] = []
+    for one in ranges:
+        if not one.covers(_DICOM):
+            continue
+        if one.multipart is False and not single_possible:
+            continue
+        multipart = one.multipart
+        if multipart is None:
+            multipart = not (behaviour.any_is_single and single_possible)
+        if chosen is None:
+            chosen = multipart
+        if multipart == chosen:
+            syntaxes.append(_wanted_syntax(behaviour, one))
+    if chosen is None:
+        raise Refusal(behaviour.unacceptable, "None of the acceptable media types is available.")
+    return _Form(chosen, tuple(dict.fromkeys(syntaxes)))
+
+
+def _wanted_syntax(behaviour: Behaviour, one: MediaRange) -> str:
+    if one.transfer_syntax == "*" and behaviour.star_syntax:
+        return "*"
+    if one.transfer_syntax in (None, "*"):
+        stored = behaviour.default_syntax == "stored" or (one.media_type == "*/*" and behaviour.any_is_stored)
+        return "*" if stored else EXPLICIT_LITTLE
+    return str(one.transfer_syntax)
+
+
+def _parts(site: Site, exchange: Exchange, resource: Resource, form: _Form) -> Iterator[PartOut | Refusal]:
+    """Each instance, or why it is not available."""
+    for instance in site.instances(resource):
+        part = PartOut.of(instance, site.directory, f"{_DICOM}; transfer-syntax={instance.transfer_syntax_uid}")
+        part = replace(part, location=site.url_of(exchange, instance.reference))
+        if "*" in form.syntaxes[:1] or instance.transfer_syntax_uid in form.syntaxes:
+            yield part
+            continue
+        yield _encoded(site.behaviour, instance, part, form)
+
+
+def _encoded(behaviour: Behaviour, instance: Instance, part: PartOut, form: _Form) -> PartOut | Refusal:
+    """The part in the first of the wanted transfer syntaxes that can be made of it."""
+    stored = instance.transfer_syntax_uid
+    refusal: Refusal | None = None
+    for wanted in form.syntaxes:
+        if wanted == "*":
+            return part
+        possible = behaviour.transcoding is None or wanted in behaviour.transcoding
+        too_large = behaviour.transcoding_limit is not None and part.size > behaviour.transcoding_limit
+        if not possible or too_large or not writable(wanted):
+            status = behaviour.refused_syntaxes.get(wanted, behaviour.unsupported_syntax)
+            refusal = refusal or Refusal(status, f"The transfer syntax {wanted} cannot be made.")
+            continue
+        try:
+            if stored in behaviour.undecodable_syntaxes:
+                raise CannotTranscode("there is no decoder")
+            content = transcoded(part.read(), stored, wanted)
+        except CannotTranscode:
+            refusal = refusal or Refusal(
+                behaviour.undecodable, f"{wanted} cannot be made of the stored transfer syntax {stored}."
+            )
+            continue
+        part.discard()
+        return replace(
+            part, content_type=f"{_DICOM}; transfer-syntax={wanted}", content=content, path=None, remove=False
+        )
+    part.discard()
+    return refusal or Refusal(behaviour.unsupported_syntax, "The transfer syntax cannot be made.")
+
+
+# Metadata ------------------------------------------------------------------------------------------------------------
+
+
+def metadata(site: Site, exchange: Exchange, resource: Resource, *, at_object: bool = False) -> Answer:
+    """Answers the retrieval of metadata, row by row."""
+    behaviour = site.behaviour
+    if not behaviour.metadata and not at_object:
+        raise Refusal(404, "There is no such resource.")
+    media_type = _metadata_type(behaviour, media_ranges(behaviour, exchange))
+    rows = (_metadata_row(site, exchange, row) for row in site.archive.iter_metadata(resource))
+    first = next(rows, None)
+    if first is None:
+        raise Refusal(404, f"There is no such {resource.level}.")
+    rows = itertools.chain([first], rows)  # type: ignore[assignment] # an iterator as good as a generator
+    if media_type == _XML:
+        documents = (PartOut(_XML, None, xml_document(row)) for row in rows)
+        return multipart_answer(exchange, behaviour, documents, _XML)
+    headers = {"Content-Type": media_type}
+    if exchange.struck(JSONFault):
+        return Answer(200, headers, exchange.json(json_bytes(list(rows))))
+    return Answer(200, headers, json_array(exchange.rows(rows)))
+
+
+def _metadata_type(behaviour: Behaviour, ranges: list[MediaRange]) -> str:
+    for one in ranges:
+        for offered in (*behaviour.metadata_types, "application/json"):
+            if not one.covers(offered):
+                continue
+            if offered != _XML and not one.multipart:
+                return offered if behaviour.plain_json else _JSON
+            if offered == _XML and one.multipart is not False:
+                return offered
+    raise Refusal(behaviour.unacceptable, f"Metadata is available as {' or '.join(behaviour.metadata_types)}.")
+
+
+def _metadata_row(site: Site, exchange: Exchange, row: JSONRow) -> JSONRow:
+    """A row as this server gives it: what is left out, and which values are given by address."""
+    behaviour = site.behaviour
+    reference = Resource.of(row)
+    if behaviour.metadata_parameters:
+        row = _chosen(exchange, row)
+    syntax = _stored_syntax(row) or EXPLICIT_LITTLE
+    row = _with_bulkdata(behaviour, row, f"{site.url_of(exchange, reference)}/{behaviour.bulkdata_segment}", "")
+    if not behaviour.metadata_syntax:
+        row.pop("00083002", None)
+    if not behaviour.metadata_compressed and syntax not in NATIVE:
+        row.pop("7FE00010", None)
+    return row
+
+
+def _stored_syntax(row: JSONRow) -> str:
+    return str((row.get("00083002", {}).get("Value") or [""])[0])
+
+
+def _chosen(exchange: Exchange, row: JSONRow) -> JSONRow:
+    """What ``includefield`` and ``excludeprivate`` leave of a row."""
+    names = [
+        name
+        for key, value in exchange.query
+        if exchange.text(key) == "includefield"
+        for name in exchange.text(value).split(",")
+    ]
+    if names and "all" not in names:
+        try:
+            wanted = {resolve(name)[0] for name in names} | _UIDS
+        except ValueError as error:
+            raise Refusal(400, str(error)) from None
+        row = {tag: element for tag, element in row.items() if tag in wanted}
+    if exchange.parameter("excludeprivate") == "true":
+        row = {tag: element for tag, element in row.items() if int(tag[3], 16) % 2 == 0}
+    return row
+
+
+def _with_bulkdata(behaviour: Behaviour, row: JSONRow, url: str, path: str) -> JSONRow:
+    result: dict[str, Any] = {}
+    for tag, element in row.items():
+        where = f"{path}/{tag}"
+        inline = "InlineBinary" in element
+        if "BulkDataURI" in element or (inline and behaviour.bulkdata_of_all):
+            if behaviour.metadata_bulkdata == "uri":
+                # The archive knows how it counts; where its address has another form, count as the standard does.
+                known = str(element.get("BulkDataURI", "")).partition("/bulkdata/")[2]
+                place = f"/{known}" if known else where
+                place = place.lower() if behaviour.bulkdata_of_all else place
+                result[tag] = {"vr": element.get("vr", "UN"), "BulkDataURI": url + place}
+        elif inline and behaviour.metadata_bulkdata == "omitted":
+            continue
+        elif element.get("vr") == "SQ" and element.get("Value"):
+            items = [
+                _with_bulkdata(behaviour, item or {}, url, f"{where}/{number}")
+                for number, item in enumerate(element["Value"], start=1)
+            ]
+            result[tag] = {"vr": "SQ", "Value": items}
+        else:
+            result[tag] = element
+    return result
+
+
+# Frames ---------------------------------------------------------------------------------------------------------------
 
 
 def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Answer:
@@ -61,7 +308,7 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
     behaviour = site.behaviour
     if not behaviour.frames:
         raise Refusal(404, "There is no such resource.")
-    numbers = _numbers(site, text)
+    numbers = frame_numbers(site, text)
     available, stored = _description(site, resource)
     missing = [number for number in numbers if number < 1 or number > available]
     status = 200
@@ -69,13 +316,11 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
         if behaviour.frames_missing != "drop" or len(missing) == len(numbers):
             code = 404 if behaviour.frames_missing == "drop" else behaviour.frames_missing
             raise Refusal(code, f"The instance has {available} frames.")
-        numbers = [number for number in numbers if number not in missing]
+        numbers = tuple(number for number in numbers if number not in missing)
         status = 206
         exchange.warnings.append("Some frames do not exist")
     ranges = media_ranges(behaviour, exchange)
-    wanted = Resource(
-        resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid, tuple(numbers)
-    )
+    wanted = replace(resource, frames=numbers)
     single, media_types = _accepted_forms(site, ranges, len(numbers))
     if stored in behaviour.undecodable_syntaxes and not any(syntax in ("*", stored) for _, syntax in media_types):
         raise Refusal(behaviour.undecodable, f"The stored transfer syntax {stored} cannot be decoded.")
@@ -98,70 +343,17 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
     try:
         return _answer(site, exchange, parts, single, status)
     except requests.HTTPError as error:
-        if _status_of(error) != 406:
+        if status_of(error) != 406:
             raise
         raise Refusal(behaviour.unacceptable, "The frames cannot be had in this form.") from None
 
 
-def rendered(site: Site, exchange: Exchange, resource: Resource, *, thumbnail: bool) -> Answer:
-    """Answers the retrieval of a picture."""
-    behaviour = site.behaviour
-    if resource.level not in behaviour.rendered or (thumbnail and not behaviour.thumbnails):
-        raise Refusal(404, "There is no such resource.")
-    ranges = media_ranges(behaviour, exchange)
-    if not behaviour.accepts_alternatives:
-        # Such a server knows no ranges either.
-        ranges = [one for one in ranges if one.media_type == "*/*" or one.media_type in behaviour.rendered_types]
-    offers = (
-        (*behaviour.rendered_types, "text/html") if behaviour.rendered_parameters is None else behaviour.rendered_types
-    )
-    media_types = tuple(offered for one in ranges for offered in offers if one.covers(offered))
-    if not media_types:
-        raise Refusal(behaviour.unacceptable, f"Pictures are {' or '.join(behaviour.rendered_types)}.")
-    params = {unquote_plus(name): unquote_plus(value) for name, value in exchange.query}
-    params = {name: value for name, value in params.items() if name not in ("accept", "imageSetId")}
-    if behaviour.rendered_parameters is not None:
-        params = {name: value for name, value in params.items() if name in behaviour.rendered_parameters}
-    if behaviour.rendered_window_of_three and params.get("window", ",,").count(",") != 2:
-        raise Refusal(400, "window needs three values.")
-    if behaviour.undecodable_syntaxes and _syntax(site, resource) in behaviour.undecodable_syntaxes:
-        raise Refusal(behaviour.unrenderable, "The pixel data cannot be decoded.")
-    try:
-        picture = site.archive.retrieve_rendered(
-            resource, media_types=media_types, params=params or None, thumbnail=thumbnail
-        )
-    except requests.HTTPError as error:
-        status = _status_of(error)
-        if status == 406:
-            raise Refusal(behaviour.unrenderable, "It cannot be rendered so.") from None
-        if status == 404 and resource.frames and isinstance(behaviour.frames_missing, int):
-            raise Refusal(behaviour.frames_missing, "There is no such frame.") from None
-        raise
-    return Answer(
-        200, {"Content-Type": picture.media_type, "Content-Length": str(len(picture.content))}, picture.content
-    )
-
-
-def _syntax(site: Site, resource: Resource) -> str:
-    row = next(iter(site.archive.iter_metadata(resource.instance)), None) or {}
-    return str((row.get("00083002", {}).get("Value") or [""])[0])
-
-
-def _status_of(error: requests.HTTPError) -> int | None:
-    status = getattr(error, "status", None)
-    return error.response.status_code if status is None and error.response is not None else status
-
-
 def frame_numbers(site: Site, text: str) -> tuple[int, ...]:
-    """The numbers of a frame list in a path, for rendering."""
-    return tuple(_numbers(site, text))
-
-
-def _numbers(site: Site, text: str) -> list[int]:
+    """The numbers of a frame list in a path."""
     behaviour = site.behaviour
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         raise Refusal(400, "The list of frames is malformed.")
-    numbers = [int(number) for number in text.split(",")]
+    numbers = tuple(map(int, text.split(",")))
     if behaviour.frames_limit is not None and len(numbers) > behaviour.frames_limit:
         raise Refusal(400, f"At most {behaviour.frames_limit} frames can be requested at once.")
     if behaviour.frames_unique and len(set(numbers)) < len(numbers):
@@ -176,7 +368,7 @@ def _description(site: Site, resource: Resource) -> tuple[int, str]:
         raise Refusal(404, "There is no such instance.")
     if "00280010" not in row:
         raise Refusal(site.behaviour.frames_without_pixels, "The instance has no pixel data.")
-    syntax = str((row.get("00083002", {}).get("Value") or [""])[0])
+    syntax = _stored_syntax(row)
     values = row.get("00280008", {}).get("Value") or [1]
     try:
         return max(1, int(values[0])), syntax
@@ -212,10 +404,10 @@ def _offered(behaviour: Behaviour, one: MediaRange) -> bool:
 
 def _accepted_form(behaviour: Behaviour, one: MediaRange) -> tuple[str, str]:
     if one.media_type == "*/*":
-        return (_OCTETS, _EXPLICIT) if not one.explicit else ("*/*", one.transfer_syntax or "*")
+        return (_OCTETS, EXPLICIT_LITTLE) if not one.explicit else ("*/*", one.transfer_syntax or "*")
     if behaviour.frame_types is not None and one.media_type.endswith("/*"):
         return next(filter(one.covers, behaviour.frame_types)), "*"
-    return one.media_type, one.transfer_syntax or (_EXPLICIT if one.media_type == _OCTETS else "*")
+    return one.media_type, one.transfer_syntax or (EXPLICIT_LITTLE if one.media_type == _OCTETS else "*")
 
 
 def _answer(site: Site, exchange: Exchange, parts: Iterator[PartOut], single: bool, status: int) -> Answer:
@@ -228,13 +420,51 @@ def _answer(site: Site, exchange: Exchange, parts: Iterator[PartOut], single: bo
     return multipart_answer(exchange, site.behaviour, itertools.chain([first], parts), root, status=status, frames=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Bulk data (PS3.18 section 10.4.1.1.5): one value, a range of its bytes, or all values of an object.
+# Rendered images ------------------------------------------------------------------------------------------------------
 
 
-_PIXELS = frozenset({"7FE00010", "7FE00008", "7FE00009"})
-_SEGMENT = re.compile(r"[0-9A-Fa-f]{8}|\d{1,6}")
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
+def rendered(site: Site, exchange: Exchange, resource: Resource, *, thumbnail: bool) -> Answer:
+    """Answers the retrieval of a picture."""
+    behaviour = site.behaviour
+    if resource.level not in behaviour.rendered or (thumbnail and not behaviour.thumbnails):
+        raise Refusal(404, "There is no such resource.")
+    ranges = media_ranges(behaviour, exchange)
+    if not behaviour.accepts_alternatives:
+        # Such a server knows no ranges either.
+        ranges = [one for one in ranges if one.media_type == "*/*" or one.media_type in behaviour.rendered_types]
+    offers = (
+        (*behaviour.rendered_types, "text/html") if behaviour.rendered_parameters is None else behaviour.rendered_types
+    )
+    media_types = tuple(offered for one in ranges for offered in offers if one.covers(offered))
+    if not media_types:
+        raise Refusal(behaviour.unacceptable, f"Pictures are {' or '.join(behaviour.rendered_types)}.")
+    params = {unquote_plus(name): unquote_plus(value) for name, value in exchange.query}
+    params = {name: value for name, value in params.items() if name not in ("accept", "imageSetId")}
+    if behaviour.rendered_parameters is not None:
+        params = {name: value for name, value in params.items() if name in behaviour.rendered_parameters}
+    if behaviour.rendered_window_of_three and params.get("window", ",,").count(",") != 2:
+        raise Refusal(400, "window needs three values.")
+    if behaviour.undecodable_syntaxes:
+        row = next(iter(site.archive.iter_metadata(resource.instance)), None)
+        if _stored_syntax(row or {}) in behaviour.undecodable_syntaxes:
+            raise Refusal(behaviour.unrenderable, "The pixel data cannot be decoded.")
+    try:
+        picture = site.archive.retrieve_rendered(
+            resource, media_types=media_types, params=params or None, thumbnail=thumbnail
+        )
+    except requests.HTTPError as error:
+        status = status_of(error)
+        if status == 406:
+            raise Refusal(behaviour.unrenderable, "It cannot be rendered so.") from None
+        if status == 404 and resource.frames and isinstance(behaviour.frames_missing, int):
+            raise Refusal(behaviour.frames_missing, "There is no such frame.") from None
+        raise
+    return Answer(
+        200, {"Content-Type": picture.media_type, "Content-Length": str(len(picture.content))}, picture.content
+    )
+
+
+# Bulk data: one value, a range of its bytes, or all values of an object -----------------------------------------------
 
 
 def bulkdata(site: Site, exchange: Exchange, resource: Resource, path: list[str]) -> Answer:
@@ -341,7 +571,7 @@ def _paths(row: dict[str, Any], above: str) -> Iterator[str]:
                 yield from _paths(item or {}, f"{above}{tag}/{number}/")
 
 
-# Ranges ---------------------------------------------------------------------------------------------------------------
+# Ranges --------------------------------------------------------------------------------------------------------------
 
 
 def _byte_range(exchange: Exchange) -> tuple[int, int | None] | None:
@@ -361,295 +591,3 @@ def _range_answer(value: PartOut, first: int, last: int | None) -> Answer:
     answer.headers["Content-Range"] = f"bytes {first}-{first + size - 1}/{'*' if complete else first + size}"
     answer.headers["Accept-Ranges"] = "bytes"
     return answer
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_DICOM = "application/dicom"
-_JSON = "application/dicom+json"
-_XML = "application/dicom+xml"
-_ZIP = "application/zip"
-_UIDS = frozenset({"0020000D", "0020000E", "00080018", "00080016"})
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How objects are sent: in parts or as one body, and in which transfer syntaxes, best first (``"*"``: stored)."""
-
-    multipart: bool
-    syntaxes: tuple[str, ...]
-
-
-def retrieve(site: Site, exchange: Exchange, resource: Resource) -> Answer:
-    """Answers the retrieval of a study, series or instance."""
-    behaviour = site.behaviour
-    ranges = media_ranges(behaviour, exchange)
-    if not behaviour.metadata and any(one.media_type == _JSON for one in ranges):
-        return metadata(site, exchange, resource, at_object=True)
-    if resource.level not in behaviour.retrieves:
-        raise Refusal(404, f"A {resource.level} cannot be retrieved as a whole.")
-    zipped = behaviour.zip and next((one for one in ranges if one.covers(_DICOM) or one.media_type == _ZIP), None)
-    if zipped and zipped.media_type == _ZIP:
-        syntax = zipped.transfer_syntax or EXPLICIT_LITTLE
-        return _zip_answer(site, resource, _parts(site, exchange, resource, _Form(False, (syntax,))))
-    form = _form(behaviour, ranges, resource)
-    parts = _parts(site, exchange, resource, form)
-    status = 200
-    if behaviour.partial and resource.level != "instance" and "*" not in form.syntaxes:
-        parts, missing = _what_can_be_had(site, parts)
-        if missing:
-            status = 206
-            exchange.warnings.append(f"{missing} instances cannot be had in the wanted transfer syntax")
-    first = _next(parts)
-    if first is None:
-        raise Refusal(404, f"There is no such {resource.level}.")
-    if not form.multipart:
-        part = _with_fault(exchange, first)
-        answer = single_answer(part)
-        if behaviour.known_length == "never":
-            del answer.headers["Content-Length"]
-        return answer
-    return multipart_answer(
-        exchange,
-        behaviour,
-        itertools.chain([first], map(_made, parts)),
-        _DICOM,
-        only_one=resource.level == "instance",
-        foreign=_foreign,
-        status=status,
-    )
-
-
-def _made(part: PartOut | Refusal) -> PartOut:
-    if isinstance(part, Refusal):
-        # The status is out already; all that is left is to break off.
-        raise part
-    return part
-
-
-def _next(parts: Iterator[PartOut | Refusal]) -> PartOut | None:
-    first = next(parts, None)
-    return first if first is None else _made(first)
-
-
-def _what_can_be_had(site: Site, parts: Iterator[PartOut | Refusal]) -> tuple[Iterator[PartOut | Refusal], int]:
-    """The instances that can be had, made in advance, and the number of the others; if there are these only, they."""
-    made: list[PartOut | Refusal] = []
-    missing: list[PartOut | Refusal] = []
-    for part in parts:
-        (missing if isinstance(part, Refusal) else made).append(
-            part if isinstance(part, Refusal) else part.spooled(site.directory, site.spool_above)
-        )
-    return iter(made or missing), len(missing) if made else 0
-
-
-def _zip_answer(site: Site, resource: Resource, parts: Iterator[PartOut | Refusal]) -> Answer:
-    """The instances as a ZIP file, which is complete before the first byte of it is sent."""
-    first = _next(parts)
-    if first is None:
-        raise Refusal(404, f"There is no such {resource.level}.")
-    handle, path = tempfile.mkstemp(suffix=".zip", dir=site.directory)
-    whole = PartOut(_ZIP, None, None, path, remove=True)
-    try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            for number, part in enumerate(itertools.chain([first], map(_made, parts)), start=1):
-                with archive.open(f"DICOM/{number:08}.dcm", "w", force_zip64=True) as member:
-                    for piece in part.pieces():
-                        member.write(piece)
-                part.discard()
-    except BaseException:
-        whole.discard()
-        raise
-    answer = single_answer(whole)
-    answer.headers["Content-Disposition"] = 'attachment; filename="dicom.zip"'
-    return answer
-
-
-def _with_fault(exchange: Exchange, part: PartOut) -> PartOut:
-    found = exchange.fault("foreign_part")
-    return _foreign(part) if found is not None and int(found.options["part"]) == 1 else part
-
-
-def _foreign(part: PartOut) -> PartOut:
-    return PartOut(part.content_type, part.location, clone(part.read(), "foreign"))
-
-
-def _form(behaviour: Behaviour, ranges: list[MediaRange], resource: Resource) -> _Form:
-    single_possible = behaviour.single_part and resource.level == "instance"
-    chosen: bool | None = None
-    syntaxes: list[str] = []
-    for one in ranges:
-        if not one.covers(_DICOM):
-            continue
-        if one.multipart is False and not single_possible:
-            continue
-        multipart = one.multipart
-        if multipart is None:
-            multipart = not (behaviour.any_is_single and single_possible)
-        if chosen is None:
-            chosen = multipart
-        if multipart == chosen:
-            syntaxes.append(_wanted_syntax(behaviour, one))
-    if chosen is None:
-        raise Refusal(behaviour.unacceptable, "None of the acceptable media types is available.")
-    return _Form(chosen, tuple(dict.fromkeys(syntaxes)))
-
-
-def _wanted_syntax(behaviour: Behaviour, one: MediaRange) -> str:
-    if one.transfer_syntax == "*" and behaviour.star_syntax:
-        return "*"
-    if one.transfer_syntax in (None, "*"):
-        stored = behaviour.default_syntax == "stored" or (one.media_type == "*/*" and behaviour.any_is_stored)
-        return "*" if stored else EXPLICIT_LITTLE
-    return str(one.transfer_syntax)
-
-
-def _parts(site: Site, exchange: Exchange, resource: Resource, form: _Form) -> Iterator[PartOut | Refusal]:
-    """Each instance, or why it cannot be had."""
-    instances = site.archive.iter_instances(
-        resource,
-        media_types=((_DICOM, "*"),),
-        max_element_bytes=site.spool_above,
-        spool_directory=site.directory,
-    )
-    for instance in instances:
-        part = PartOut.of(instance, site.directory, f"{_DICOM}; transfer-syntax={instance.transfer_syntax_uid}")
-        part = replace(part, location=site.url_of(exchange, instance.reference))
-        if "*" in form.syntaxes[:1] or instance.transfer_syntax_uid in form.syntaxes:
-            yield part
-            continue
-        yield _encoded(site.behaviour, instance, part, form)
-
-
-def _encoded(behaviour: Behaviour, instance: Instance, part: PartOut, form: _Form) -> PartOut | Refusal:
-    """The part in the first of the wanted transfer syntaxes that can be made of it."""
-    stored = instance.transfer_syntax_uid
-    refusal: Refusal | None = None
-    for wanted in form.syntaxes:
-        if wanted == "*":
-            return part
-        possible = behaviour.transcoding is None or wanted in behaviour.transcoding
-        too_large = behaviour.transcoding_limit is not None and part.size > behaviour.transcoding_limit
-        if not possible or too_large or not writable(wanted):
-            status = behaviour.refused_syntaxes.get(wanted, behaviour.unsupported_syntax)
-            refusal = refusal or Refusal(status, f"The transfer syntax {wanted} cannot be made.")
-            continue
-        try:
-            if stored in behaviour.undecodable_syntaxes:
-                raise CannotTranscode("there is no decoder")
-            content = transcoded(part.read(), stored, wanted)
-        except CannotTranscode:
-            refusal = refusal or Refusal(
-                behaviour.undecodable, f"{wanted} cannot be made of the stored transfer syntax {stored}."
-            )
-            continue
-        part.discard()
-        return replace(
-            part, content_type=f"{_DICOM}; transfer-syntax={wanted}", content=content, path=None, remove=False
-        )
-    part.discard()
-    return refusal or Refusal(behaviour.unsupported_syntax, "The transfer syntax cannot be made.")
-
-
-# Metadata -------------------------------------------------------------------------------------------------------------
-
-
-def metadata(site: Site, exchange: Exchange, resource: Resource, *, at_object: bool = False) -> Answer:
-    """Answers the retrieval of metadata, row by row."""
-    behaviour = site.behaviour
-    if not behaviour.metadata and not at_object:
-        raise Refusal(404, "There is no such resource.")
-    media_type = _metadata_type(behaviour, media_ranges(behaviour, exchange))
-    rows = (_metadata_row(site, exchange, row) for row in site.archive.iter_metadata(resource))
-    first = next(rows, None)
-    if first is None:
-        raise Refusal(404, f"There is no such {resource.level}.")
-    rows = itertools.chain([first], rows)  # type: ignore[assignment] # an iterator as good as a generator
-    if media_type == _XML:
-        documents = (PartOut(_XML, None, xml_document(row)) for row in rows)
-        return multipart_answer(exchange, behaviour, documents, _XML)
-    headers = {"Content-Type": media_type}
-    if exchange.fault("wrong_vrs"):
-        return Answer(200, headers, json_bytes(list(wrong_vrs(rows))))
-    if any(exchange.fault(name) for name in ("bad_json", "truncated_json", "deep_json", "nan_json")):
-        return Answer(200, headers, faulty_json(exchange, json_bytes(list(rows))))
-    if behaviour.etags:
-        body = b"".join(json_array(rows))
-        headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-        headers["Last-Modified"] = format_datetime(site.arrivals.times(resource.study_instance_uid)[1], usegmt=True)
-        if exchange.headers.get("if-none-match") == headers["ETag"]:
-            return Answer(304, {"ETag": headers["ETag"]})
-        return Answer(200, headers, body)
-    return Answer(200, headers, json_array(rows))
-
-
-def _metadata_type(behaviour: Behaviour, ranges: list[MediaRange]) -> str:
-    for one in ranges:
-        for offered in (*behaviour.metadata_types, "application/json"):
-            if not one.covers(offered):
-                continue
-            if offered != _XML and not one.multipart:
-                return offered if behaviour.plain_json else _JSON
-            if offered == _XML and one.multipart is not False:
-                return offered
-    raise Refusal(behaviour.unacceptable, f"Metadata is available as {' or '.join(behaviour.metadata_types)}.")
-
-
-def _metadata_row(site: Site, exchange: Exchange, row: JSONRow) -> JSONRow:
-    """A row as this server gives it: what is left out, and which values are given by address."""
-    behaviour = site.behaviour
-    reference = Resource.of(row)
-    if behaviour.metadata_parameters:
-        row = _chosen(exchange, row)
-    syntax = (row.get("00083002", {}).get("Value") or [EXPLICIT_LITTLE])[0]
-    row = _with_bulkdata(behaviour, row, f"{site.url_of(exchange, reference)}/{behaviour.bulkdata_segment}", "")
-    if not behaviour.metadata_syntax:
-        row.pop("00083002", None)
-    if not behaviour.metadata_compressed and syntax not in NATIVE:
-        row.pop("7FE00010", None)
-    return row
-
-
-def _chosen(exchange: Exchange, row: JSONRow) -> JSONRow:
-    """What ``includefield`` and ``excludeprivate`` leave of a row."""
-    names = [
-        name
-        for key, value in exchange.query
-        if exchange.text(key) == "includefield"
-        for name in exchange.text(value).split(",")
-    ]
-    if names and "all" not in names:
-        try:
-            wanted = {resolve(name)[0] for name in names} | _UIDS
-        except ValueError as error:
-            raise Refusal(400, str(error)) from None
-        row = {tag: element for tag, element in row.items() if tag in wanted}
-    if exchange.parameter("excludeprivate") == "true":
-        row = {tag: element for tag, element in row.items() if int(tag[3], 16) % 2 == 0}
-    return row
-
-
-def _with_bulkdata(behaviour: Behaviour, row: JSONRow, url: str, path: str) -> JSONRow:
-    result: dict[str, Any] = {}
-    for tag, element in row.items():
-        where = f"{path}/{tag}"
-        inline = "InlineBinary" in element
-        if "BulkDataURI" in element or (inline and behaviour.bulkdata_of_all):
-            if behaviour.metadata_bulkdata == "uri":
-                # The archive knows how it counts; where its address has another form, count as the standard does.
-                known = str(element.get("BulkDataURI", "")).partition("/bulkdata/")[2]
-                place = f"/{known}" if known else where
-                place = place.lower() if behaviour.bulkdata_of_all else place
-                result[tag] = {"vr": element.get("vr", "UN"), "BulkDataURI": url + place}
-        elif inline and behaviour.metadata_bulkdata == "omitted":
-            continue
-        elif element.get("vr") == "SQ" and element.get("Value"):
-            items = [
-                _with_bulkdata(behaviour, item or {}, url, f"{where}/{number}")
-                for number, item in enumerate(element["Value"], start=1)
-            ]
-            result[tag] = {"vr": "SQ", "Value": items}
-        else:
-            result[tag] = element
-    return result

@@ -1,8 +1,8 @@
 """The connector for Beam YAML, and for pipelines in other languages: rows in, rows out, plain parameters.
 
-`providers.yaml` beside this module lists these transforms for Beam YAML; ``docs/beam-doors.md`` shows how to use them,
-there and through Python's expansion service. They are the transforms of `dicomweb_io.transforms` with parameters that
-have a schema. Secrets are named, not given: the name of an environment variable on the workers.
+`providers.yaml` beside this module lists these transforms for Beam YAML; ``docs/streaming-yaml-runners.md`` shows how
+to use them, there and through Python's expansion service. They are the transforms of `dicomweb_io.transforms` with
+parameters that have a schema. Secrets are named, not given: the name of an environment variable on the workers.
 
 With ``error_handling: {output: NAME}`` what cannot be done becomes a row in the output ``NAME``, with the fields of
 `dicomweb_io.elements.Failure`; without, it fails the pipeline.

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
 
+from dicomweb_io.dicom.errors import FrameError
 from dicomweb_io.dicom.frames import (
-    FrameError,
     OffsetTable,
     PixelDescription,
     align_bits,

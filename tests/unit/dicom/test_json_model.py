@@ -20,21 +20,12 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from dicomweb_io.dicom.errors import Part10Error
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.json_decode import (
-    BulkDataPlace,
-    dumps,
-    encode,
-    first_text,
-    first_value,
-    is_empty,
-    load_json_dataset,
-    loads,
-    name_text,
-    values,
-)
-from dicomweb_io.dicom.part10 import Part10Error, encode_dataset
-from dicomweb_io.dicom.values import character_set
+from dicomweb_io.dicom.json_decode import dumps, first_text, first_value, is_empty, load_json_dataset, loads, values
+from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
+from dicomweb_io.dicom.part10 import encode_dataset
+from dicomweb_io.dicom.values import character_set, name_text
 
 DATA = Path(pydicom.__file__).parent / "data"
 PIXELS = {"7FE00008", "7FE00009", "7FE00010"}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicomweb_io.dicom.json_decode import encode
+from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.matching import compile_filters
 from dicomweb_io.dicom.values import fold_accents, name_object, parse_date_time, parse_date_time_range, wildcard_test
 

@@ -23,17 +23,9 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
 )
 
+from dicomweb_io.dicom.errors import DICOMDIRError, IncompleteDICOMError, MissingUIDError, NotDICOMError
 from dicomweb_io.dicom.header_scan import UNDEFINED_LENGTH, scan_header, scan_trailing
-from dicomweb_io.dicom.part10 import (
-    DICOMDIRError,
-    IncompleteDICOMError,
-    MissingUIDError,
-    NotDICOMError,
-    check_complete,
-    encode_dataset,
-    header_of,
-    read_range,
-)
+from dicomweb_io.dicom.part10 import check_complete, encode_dataset, header_of, read_range
 
 DATA = Path(pydicom.__file__).parent / "data"
 FILES = sorted(

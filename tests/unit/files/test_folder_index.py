@@ -18,8 +18,9 @@ import pytest
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.database import index_path, is_local_disk
-from dicomweb_io.files.index import ConflictingDuplicatesError, Index, pack_scan, read_record, unpack_scan
+from dicomweb_io.files.index import ConflictingDuplicatesError, Index
 from dicomweb_io.files.local import folder_of
+from dicomweb_io.files.records import pack_scan, read_record, unpack_scan
 
 Put = Callable[..., Path]
 

@@ -17,8 +17,6 @@ from pydicom.pixels import get_decoder
 
 from dicomweb_io.dicom.pixels import (
     ENCODINGS,
-    EXPLICIT_VR_LITTLE_ENDIAN,
-    JPEG_LS_LOSSLESS,
     NATIVE,
     TARGETS,
     decoding_plugin,
@@ -28,6 +26,7 @@ from dicomweb_io.dicom.pixels import (
     to_colour_by_pixel,
     with_one_frame,
 )
+from dicomweb_io.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_LS_LOSSLESS
 from dicomweb_io.elements import Resource
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.testing.samples import clone, sample_file

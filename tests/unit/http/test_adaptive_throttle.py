@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from dicomweb_io.http.retry import Deadline, RetryPolicy, Throttle
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.http.transport import Transport
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.server.server import serve as start_server
@@ -60,7 +61,7 @@ def test_a_request_over_the_lowered_limit_waits_and_counts_it():
     got = []
     thread = threading.Thread(target=lambda: got.append(throttle.acquire(Deadline(30))))
     thread.start()
-    while not throttle._condition._waiters:
+    while not throttle._newcomers._waiters:
         pass
     assert not got
     first.release()
@@ -72,7 +73,7 @@ def test_a_request_over_the_lowered_limit_waits_and_counts_it():
 def test_a_transport_learns_from_answers(folder):
     quick = RetryPolicy(initial_delay=0.001, max_delay=0.002)
     with start_server(folder, faults=[fault("status", status=503, times=3)]) as server:
-        with Transport(server.url, max_in_flight=8, retry=quick) as transport:
+        with Transport(server.url, limits=Limits(8), retry=quick) as transport:
             transport.request("GET", "/studies")
             # Three refusals, 8 → 4 → 2 → 1, then one good answer.
             assert transport._throttle.limit == 2

@@ -32,6 +32,7 @@ from dicomweb_io.http.auth import (
 )
 from dicomweb_io.http.multipart import BodyPart, MultipartBody
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import TLS, Timeouts
 from dicomweb_io.http.transport import Transport
 
 QUICK = RetryPolicy(initial_delay=0.0)
@@ -504,19 +505,19 @@ def server_context(authority: trustme.CA, *, mutual: bool) -> ssl.SSLContext:
 def test_mutual_tls(serve, connect, authority, pem) -> None:
     server = serve(lambda got: got.answer(200, b"in"), tls=server_context(authority, mutual=True))
     for cert in (pem["client"], (pem["chain"], pem["key"])):
-        transport = connect(server.url, verify=pem["ca"], cert=cert)
+        transport = connect(server.url, tls=TLS(pem["ca"], cert))
         assert transport.request("GET", "/").content == b"in"
     with pytest.raises(ConnectionFailedError):
-        connect(server.url, verify=pem["ca"], retry=RetryPolicy.none()).request("GET", "/")
+        connect(server.url, tls=TLS(pem["ca"]), retry=RetryPolicy.none()).request("GET", "/")
     with pytest.raises(FileNotFoundError, match="cert"):
-        connect(server.url, cert=(pem["chain"], "/no/such/key.pem"))
+        connect(server.url, tls=TLS(cert=(pem["chain"], "/no/such/key.pem")))
 
 
 def test_the_client_certificate_goes_to_no_other_origin(serve, connect, authority, pem) -> None:
     other = serve(lambda got: got.answer(200, b"in"), tls=server_context(authority, mutual=True))
     server = serve(lambda got: got.answer(302, Location=other.url), tls=server_context(authority, mutual=True))
     with pytest.raises(ConnectionFailedError):
-        connect(server.url, verify=pem["ca"], cert=pem["client"], retry=RetryPolicy.none()).request("GET", "/")
+        connect(server.url, tls=TLS(pem["ca"], pem["client"]), retry=RetryPolicy.none()).request("GET", "/")
     assert len(server.requests) == 1
     assert other.requests == []
 
@@ -526,23 +527,23 @@ def test_tls_is_verified_unless_switched_off(serve, connect, authority, pem, mon
     with pytest.raises(ConnectionFailedError, match="certificate is not trusted") as caught:
         connect(server.url).request("GET", "/")
     assert (caught.value.attempts, caught.value.retryable, caught.value.sent) == (1, False, False)
-    assert connect(server.url, verify=pem["ca"]).request("GET", "/").content == b"in"
+    assert connect(server.url, tls=TLS(pem["ca"])).request("GET", "/").content == b"in"
     with pytest.warns(Warning, match="Unverified"):
-        assert connect(server.url, verify=False).request("GET", "/").content == b"in"
+        assert connect(server.url, tls=TLS(False)).request("GET", "/").content == b"in"
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", pem["ca"])
     assert connect(server.url).request("GET", "/").content == b"in"
     # What the caller names counts more than the environment.
     other = trustme.CA()
     other.cert_pem.write_to_path(pem["chain"])
     with pytest.raises(ConnectionFailedError):
-        connect(server.url, verify=pem["chain"]).request("GET", "/")
+        connect(server.url, tls=TLS(pem["chain"])).request("GET", "/")
 
 
 def test_https_is_not_left_for_http(serve, connect, authority, pem) -> None:
     plain = serve(lambda got: got.answer(200, b"plain"))
     server = serve(lambda got: got.answer(302, Location=plain.url), tls=server_context(authority, mutual=False))
     with pytest.raises(DICOMwebError, match="from https to plain http"):
-        connect(server.url, verify=pem["ca"]).request("GET", "/")
+        connect(server.url, tls=TLS(pem["ca"])).request("GET", "/")
     assert plain.requests == []
 
 
@@ -554,7 +555,7 @@ def test_the_deadline_holds_over_tls(serve, connect, authority, pem) -> None:
 
     server = serve(drip, tls=server_context(authority, mutual=False))
     with pytest.raises(DICOMwebError, match="deadline"):
-        connect(server.url, verify=pem["ca"], deadline=0.5).request("GET", "/")
+        connect(server.url, tls=TLS(pem["ca"]), timeouts=Timeouts(deadline=0.5)).request("GET", "/")
 
 
 def test_the_deadline_ends_a_dripping_handshake(connect) -> None:
@@ -572,7 +573,9 @@ def test_the_deadline_ends_a_dripping_handshake(connect) -> None:
         thread = threading.Thread(target=drip)
         thread.start()
         with pytest.raises(DICOMwebError, match="deadline"):
-            connect(f"https://127.0.0.1:{listener.getsockname()[1]}", deadline=0.4).request("GET", "/")
+            connect(f"https://127.0.0.1:{listener.getsockname()[1]}", timeouts=Timeouts(deadline=0.4)).request(
+                "GET", "/"
+            )
         done.set()
         thread.join(5)
 

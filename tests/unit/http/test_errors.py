@@ -8,7 +8,8 @@ import pytest
 import requests
 
 from dicomweb_io import errors
-from dicomweb_io.errors import DICOMwebError, public_response, safe_url, server_message, without_secrets
+from dicomweb_io.errors import DICOMwebError, safe_url
+from dicomweb_io.http.redaction import public_response, server_message, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,9 @@ def test_what_was_sent_in_confidence_is_not_repeated(headers, said, left) -> Non
 def test_logs_leave_the_words_of_the_server_out() -> None:
     error = DICOMwebError("Jane Doe is unknown; try later", method="GET", url="http://h/", status=500)
     error.said = "Jane Doe is unknown"
-    assert error.discreet == "GET http://h/: HTTP 500: try later"
+    assert error.log_text == "GET http://h/: HTTP 500: try later"
     assert "Jane" in str(error)
-    assert pickle.loads(pickle.dumps(error)).discreet == error.discreet
+    assert pickle.loads(pickle.dumps(error)).discreet == error.log_text
 
 
 @pytest.mark.parametrize(

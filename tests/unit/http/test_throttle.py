@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from dicomweb_io.errors import DeadlineExceededError
-from dicomweb_io.http.retry import Deadline, Stats, Throttle
+from dicomweb_io.http.retry import Deadline, Slot, Stats, Throttle, lend_slots, shared_throttle
+
+NEVER = Deadline(None)
+WAIT = 30
+
+
+def waited(throttle: Throttle, deadline: Deadline = NEVER) -> float:
+    """Seconds that a request had to wait."""
+    with throttle.acquire(deadline) as slot:
+        return slot.waited
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
 
 
 def test_a_slot_is_given_back_once_and_from_any_thread() -> None:
@@ -42,21 +60,135 @@ def test_a_waiting_thread_gets_the_slot_that_becomes_free() -> None:
 
 def test_a_wait_beyond_the_deadline_fails_at_once() -> None:
     throttle = Throttle(1)
-    assert throttle.pace(Deadline(None)) == 0
+    assert waited(throttle) == 0
     assert throttle.back_off(1000)
     assert not throttle.back_off(10)
     with pytest.raises(DeadlineExceededError, match="rate limit or Retry-After"):
-        throttle.pace(Deadline(5))
+        throttle.acquire(Deadline(5))
     slow = Throttle(1, 0.001)
-    assert slow.pace(Deadline(5)) == 0
+    assert waited(slow, Deadline(5)) == 0
     with pytest.raises(DeadlineExceededError):
-        slow.pace(Deadline(5))
+        slow.acquire(Deadline(5))
+    assert throttle.in_flight == slow.in_flight == 0
 
 
 def test_the_rate_holds_on_average() -> None:
     throttle = Throttle(1, 100)
-    waited = sum(throttle.pace(Deadline(None)) for _ in range(120))
-    assert waited >= 0.1
+    assert sum(waited(throttle) for _ in range(120)) >= 0.1
+
+
+def test_a_slot_that_rests_is_lent_and_taken_again_before_a_new_request_begins() -> None:
+    throttle = Throttle(1)
+    reader = throttle.acquire(NEVER)
+    reader.rest()
+    begun: list[Slot] = []
+    threads = [in_thread(lambda: begun.append(throttle.acquire(Deadline(WAIT))))]
+    threads[0].join(WAIT)
+    assert len(begun) == 1, "the slot was not lent"
+    resumed = threading.Event()
+
+    def resume() -> None:
+        reader.resume(Deadline(WAIT))
+        resumed.set()
+
+    threads += [in_thread(lambda: begun.append(throttle.acquire(Deadline(WAIT)))), in_thread(resume)]
+    while not throttle._readers_waiting:
+        pass
+    begun[0].release()
+    assert resumed.wait(WAIT)
+    assert len(begun) == 1, "a new request came before the reader"
+    assert throttle.in_flight == 1
+    reader.release()
+    threads[1].join(WAIT)
+    assert len(begun) == 2
+    begun[1].release()
+    assert throttle.in_flight == 0
+
+
+def test_a_slot_in_use_is_not_lent() -> None:
+    throttle = Throttle(1)
+    reader = throttle.acquire(NEVER)
+    reader.rest()
+    reader.resume(NEVER)
+
+    def other() -> None:
+        with pytest.raises(DeadlineExceededError):
+            throttle.acquire(Deadline(0.3))
+
+    in_thread(other).join(WAIT)
+    assert throttle.in_flight == 1
+    reader.release()
+
+
+def test_a_thread_that_waits_for_something_else_lends_its_slots_at_once() -> None:
+    throttle, other = Throttle(1), Throttle(1)
+    outer = throttle.acquire(NEVER)
+    # It asks for something else itself, from this archive or another one.
+    inner = throttle.acquire(NEVER)
+    foreign = other.acquire(NEVER)
+    assert (throttle.in_flight, other.in_flight) == (0, 1)
+    inner.resume(NEVER)
+    assert (throttle.in_flight, other.in_flight) == (1, 0)
+    outer.resume(NEVER)
+    assert throttle.in_flight == 1
+    lend_slots()
+    assert throttle.in_flight == 0
+    for slot in (outer, inner, foreign):
+        slot.release()
+    outer.resume(NEVER)
+    assert throttle.in_flight == 0, "a released slot was taken again"
+
+
+def test_reading_on_ends_with_the_deadline() -> None:
+    throttle = Throttle(1)
+    reader = throttle.acquire(NEVER)
+    lend_slots()
+    holder: list[Slot] = []
+    in_thread(lambda: holder.append(throttle.acquire(NEVER))).join(WAIT)
+    reader.resume(Deadline(0.05))
+    assert throttle.in_flight == 1
+    holder[0].release()
+
+
+def test_one_throttle_for_an_address_and_its_limits() -> None:
+    first = shared_throttle("http://a/b", 2, None)
+    assert shared_throttle("http://a/b", 2, None) is first
+    assert shared_throttle("http://a/b", 3, None) is not first
+    assert shared_throttle("http://a/c", 2, None) is not first
+    first.back_off(1000)
+    del first
+    gc.collect()
+    assert waited(shared_throttle("http://a/b", 2, None)) == 0, "it outlived its users"
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_starts_anew() -> None:
+    throttle = shared_throttle("http://a/b", 1, None)
+    slot = throttle.acquire(NEVER)
+    locked, leave = threading.Event(), threading.Event()
+
+    def hold_the_lock() -> None:
+        with throttle._newcomers:
+            locked.set()
+            leave.wait(WAIT)
+
+    thread = in_thread(hold_the_lock)
+    assert locked.wait(WAIT)
+    child = os.fork()
+    if child == 0:
+        # Whatever fails here must not run the rest of the tests twice.
+        try:
+            own = shared_throttle("http://a/b", 1, None).acquire(Deadline(WAIT))
+            own.release()
+            os._exit(0 if throttle.in_flight == 0 else 1)
+        finally:
+            os._exit(2)
+    leave.set()
+    thread.join(WAIT)
+    assert os.waitpid(child, 0)[1] == 0
+    assert throttle.in_flight == 1
+    slot.release()
 
 
 @pytest.mark.parametrize("arguments", [(0,), (1.5,), (1, 0), (1, -1)])

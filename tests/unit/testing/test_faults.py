@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from dicomweb_io.testing.faults import ACTIONS, Fault, FaultPlan, fault
+from dicomweb_io.testing.faults import FAULTS, Fault, FaultPlan, fault
 
 
 def strikes(one: Fault, count: int, method: str = "GET", path: str = "/studies") -> list[int]:
@@ -76,12 +76,12 @@ def test_wrong_faults_are_refused(action, options, message):
         fault(action, **options)
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", FAULTS)
 def test_every_fault_can_be_written_down(action):
     one = fault(action, method="GET", path="/a", first=2, times=None)
     assert fault(**json.loads(json.dumps(one.to_dict()))) == one
     assert pickle.loads(pickle.dumps(one)) == one
-    assert ACTIONS[action].description
+    assert FAULTS[action].__doc__
 
 
 def test_only_faults_make_a_plan():

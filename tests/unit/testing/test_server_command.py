@@ -20,10 +20,10 @@ from dicomweb_io.cli.arguments import build_parser
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import AWSSigV4, BasicCredentials, BearerToken, OAuth2ClientCredentials
 from dicomweb_io.queries import make_query
-from dicomweb_io.testing.faults import ACTIONS, Fault, fault, faults_of_json
+from dicomweb_io.testing.faults import FAULTS, fault, faults_of_json
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, VARIANTS
-from dicomweb_io.testing.server.server import authentication_for
+from dicomweb_io.testing.server.command import authentication_for
 
 SECRETS = {
     "BASIC": "demo:se:cret",
@@ -192,7 +192,7 @@ def test_files_that_others_add_are_seen_after_a_signal(tmp_path):
         (["no-such-folder"], "no folder no-such-folder"),
         ([".", "--host", "0.0.0.0"], "this server is for tests"),
         ([".", "--host", "example.org"], "--allow-remote"),
-        ([".", "--behaviour", "nobody"], "there are no behaviour 'nobody'"),
+        ([".", "--behaviour", "nobody"], "there is no behaviour 'nobody'"),
         ([".", "--fault", "{}"], "fault 1"),
         ([".", "--fault", '{"action": "status", "colour": 1}'], "no option 'colour'"),
         ([".", "--token-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
@@ -220,8 +220,9 @@ def test_a_damaged_file_of_faults_is_named(tmp_path, capsys):
 
 
 def test_every_fault_survives_json():
-    for action, known in ACTIONS.items():
-        one = Fault(action, "GET|POST", "/studies", 2, None, 0.5, 7, dict(known.options))
+    for action, kind in FAULTS.items():
+        usual = {"method": "GET|POST", "path": "/studies", "first": 2, "times": None, "probability": 0.5, "seed": 7}
+        one = fault(action, **usual, **kind.defaults())
         assert faults_of_json(json.dumps([one.to_dict()])) == [one]
     for text in ("", "{}", "[1]", "[{}]", '[{"action": 1}]', '[{"action": "status", "path": "("}]', '[{"first": 0}]'):
         with pytest.raises(ValueError, match="fault"):

@@ -7,24 +7,21 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from dicomweb_io.cli.arguments import build_parser
-from dicomweb_io.testing.documentation import main, updated
 from dicomweb_io.testing.faults import faults_of_json
-
-GUIDE = Path(__file__).parents[3] / "docs" / "test-server.md"
+from tests.unit.testing.write_guide import PATH, main, updated
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```$", PATH.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def test_the_tables_are_current(tmp_path):
-    text = GUIDE.read_text("utf-8")
-    assert updated(text) == text, "run: python -m dicomweb_io.testing.documentation docs/test-server.md"
+    text = PATH.read_text("utf-8")
+    assert updated(text) == text, "run: python -m tests.unit.testing.write_guide"
     copy = tmp_path / "guide.md"
     copy.write_text(text.replace("| `status` |", "| `outdated` |"), "utf-8")
     assert main([str(copy)]) == 0
@@ -67,7 +64,7 @@ def test_the_commands_are_understood():
     assert len(commands) == 5
     for command in commands:
         assert parser.parse_args(command).method == "serve"
-    text = GUIDE.read_text("utf-8")
+    text = PATH.read_text("utf-8")
     known = {option for action in _serve_actions(parser) for option in action.option_strings}
     told = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text))
     assert told <= known

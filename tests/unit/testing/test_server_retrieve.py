@@ -9,7 +9,7 @@ import pydicom
 import pytest
 import requests
 
-from dicomweb_io.client import ClientBase
+from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Instance, RenderedImage
 from dicomweb_io.http.multipart import MultipartError, MultipartReader
 from dicomweb_io.testing.faults import fault
@@ -199,10 +199,16 @@ def test_frames_come_in_the_order_asked_for(serve, archive):
     assert get(address(server, "test-SR.dcm") + "/frames/1").status_code == 404
 
 
-class Painter(ClientBase):
+def nothing(self, *arguments, **options):
+    raise NotImplementedError
+
+
+class Painter(DICOMClient):
     """An archive that has nothing but pictures, and remembers what it was asked for."""
 
     base_url = "painter"
+    search_page = iter_search = iter_instances = iter_metadata = iter_frames = nothing
+    iter_bulkdata_parts = iter_store_instances = delete_resource = nothing
 
     def __init__(self) -> None:
         self.asked: list = []
@@ -284,12 +290,10 @@ def test_healthimaging_has_no_study_objects(serve, archive):
     assert get(f"{server.url}/{reference.uri}/frames/1,1").status_code == 400
 
 
-def test_azure_has_no_bulk_data_and_knows_etags(serve, archive):
+def test_azure_has_no_bulk_data(serve, archive):
     server = serve(archive, behaviour="azure")
     answer = get(address(server, "CT_small.dcm") + "/metadata")
     assert "7FE00010" not in answer.json()[0]
-    again = get(address(server, "CT_small.dcm") + "/metadata", headers={"If-None-Match": answer.headers["ETag"]})
-    assert again.status_code == 304
     assert get(address(server, "CT_small.dcm") + "/bulkdata/7FE00010").status_code == 404
     original = parts(get(address(server, "MR_small_implicit.dcm"), "*/*"))
     assert original == [sample_file("MR_small_implicit.dcm").read_bytes()]

@@ -13,8 +13,9 @@ import requests
 from defusedxml import ElementTree
 
 from dicomweb_io.elements import Instance
-from dicomweb_io.testing.faults import FAILURE_REASONS, fault
+from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import clone, sample_file, synthetic_instance
+from tests.faults.failure_cases import FAILURE_REASONS
 
 CT = sample_file("CT_small.dcm").read_bytes()
 MR = sample_file("MR_small.dcm").read_bytes()

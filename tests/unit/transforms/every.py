@@ -15,7 +15,7 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.transforms import (
     AsRows,
     CopyInstances,
-    DeleteInstances,
+    DeleteResources,
     DistinctReferences,
     DownloadInstances,
     ParseNotifications,
@@ -155,8 +155,8 @@ CASES: dict[str, Case] = {
         object,
         bad="/there/is/no.dcm",
     ),
-    "DeleteInstances": Case(
-        lambda w, **o: DeleteInstances(w.target, **o), _series, "deleted", 1, Resource, prepare=World.fill_target
+    "DeleteResources": Case(
+        lambda w, **o: DeleteResources(w.target, **o), _series, "deleted", 1, Resource, prepare=World.fill_target
     ),
     "ReadFromDICOMweb": Case(
         lambda w, **o: ReadFromDICOMweb(w.source, {"Modality": "CT"}, **o), None, "instances", INSTANCES, Instance

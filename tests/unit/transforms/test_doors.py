@@ -18,6 +18,7 @@ from dicomweb_io.elements import Instance, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint, literal_secrets
 from dicomweb_io.http.auth import BasicCredentials, BearerToken
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.transforms import (
     CopyInstances,
@@ -112,7 +113,7 @@ def test_a_slow_consumer_keeps_the_bytes_in_the_pool_bounded(serve, archive, con
     budget = 4 * size
     with pipeline() as p:
         every = p | beam.Create([(0, list(contents))]) | beam.FlatMap(lambda pair: pair[1])
-        instances = every | RetrieveInstances(Endpoint(server.url, max_in_flight=4), max_bytes=budget)
+        instances = every | RetrieveInstances(Endpoint(server.url, limits=Limits(4)), max_bytes=budget)
         used = instances | beam.Map(lambda _: max(entry[0].bytes_in_use for entry in pools._POOLS._entries.values()))
         assert_that(used | beam.Filter(lambda number: not 0 < number <= budget), is_empty(), label="bounded")
         assert_that(used | beam.combiners.Count.Globally(), equal_to([len(contents)]), label="all")
@@ -251,7 +252,7 @@ def test_throttling_is_counted_under_the_names_that_runners_know(serve, archive)
     server = serve(archive, faults=[fault("status", status=503, times=2, retry_after=1)])
     quick = RetryPolicy(initial_delay=0.01, max_delay=0.02)
     p = pipeline()
-    _ = p | SearchForInstances(Endpoint(server.url, retry=quick, requests_per_second=20), page_size=5)
+    _ = p | SearchForInstances(Endpoint(server.url, retry=quick, limits=Limits(requests_per_second=20)), page_size=5)
     result = p.run()
     result.wait_until_finish()
     counters = counters_of(result)

@@ -16,7 +16,7 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transforms import DeleteInstances, DownloadInstances
+from dicomweb_io.transforms import DeleteResources, DownloadInstances
 
 ONCE = RetryPolicy.none()
 
@@ -106,7 +106,7 @@ def test_deleting_at_every_level_and_again(serve, small, where):
     endpoint = serve(archive).url if where == "server" else str(archive)
     one, *_, last = contents
     with pipeline() as p:
-        deleted = p | beam.Create([one, Resource(last.study_instance_uid), one.uri]) | DeleteInstances(endpoint)
+        deleted = p | beam.Create([one, Resource(last.study_instance_uid), one.uri]) | DeleteResources(endpoint)
         assert deleted.element_type is Resource
         assert_that(deleted, equal_to([one, one, Resource(last.study_instance_uid)]))
     left = {path.read_bytes() for path in archive.rglob("*.dcm")}
@@ -117,7 +117,7 @@ def test_deleting_at_every_level_and_again(serve, small, where):
     }
     with pipeline() as p:
         # A bundle may be repeated: what has gone is no failure.
-        again = p | beam.Create([one, one.series]) | DeleteInstances(endpoint)
+        again = p | beam.Create([one, one.series]) | DeleteResources(endpoint)
         assert_that(again, equal_to([one, one.series]))
     assert not list(archive.rglob("*.dcm"))
 
@@ -129,7 +129,7 @@ def test_what_the_server_does_not_know_and_still_lists_is_not_called_deleted(ser
     one = next(iter(contents))
     subject = {"study": Resource(one.study_instance_uid), "series": one.series, "instance": one}[level]
     with pipeline() as p:
-        result = p | beam.Create([subject]) | DeleteInstances(server.url, failures="collect")
+        result = p | beam.Create([subject]) | DeleteResources(server.url, failures="collect")
         assert_that(result.deleted, is_empty(), label="none")
         told = result.failures | beam.Map(lambda item: (item.reference, item.status))
         assert_that(told, equal_to([(subject, 404)]), label="told")
@@ -145,7 +145,7 @@ def test_what_might_delete_too_much_is_refused(serve, small):
     no_series = {**study, **instance, "0020000E": {"vr": "UI"}}
     elements = [f"{one.uri}/frames/1", {**study, **instance}, no_series, "nonsense"]
     with pipeline() as p:
-        result = p | beam.Create(elements) | DeleteInstances(server.url, failures="collect")
+        result = p | beam.Create(elements) | DeleteResources(server.url, failures="collect")
         assert_that(result.deleted, is_empty(), label="none")
         assert_that(result.failures | beam.combiners.Count.Globally(), equal_to([4]))
     assert not server.records

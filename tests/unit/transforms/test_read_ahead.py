@@ -1,4 +1,4 @@
-"""How far `PageReader` reads ahead, and that its rows come out as they went in."""
+"""How far `ReadAhead` reads ahead, and that its rows come out as they went in."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from dicomweb_io.elements import SearchPage
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import PagingError
+from dicomweb_io.paging import Beginning, PageRequest, Paging, row_key
 from dicomweb_io.pool import BoundedPool
+from dicomweb_io.profiles import GENERIC
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.testing.server.behaviour import Limits
 from dicomweb_io.testing.server.behaviours import behaviour_of as behaviour
 from dicomweb_io.transforms import SearchForInstances, SearchForSeries
-from dicomweb_io.transforms.paging import PackedSlot, PageReader, PagingFacts, Slot, uid_of
+from dicomweb_io.transforms.row_range import PackedPage, ReadAhead
 
 QUERY = make_query("study")
 
@@ -49,15 +52,17 @@ def pool():
     pool.close()
 
 
-def read(client, pool, start, **how):
-    how = {"stop": lambda: None, "facts": PagingFacts(offset_works=True), "page_size": 10, **how}
-    return [offset for offset, _ in PageReader(client, QUERY, pool, start=start, **how)]
+def read(client, pool, start, *, stop=None, page_size=10, full=True, total=None, offset_works=True):
+    """The offsets of the rows that come from `start` on."""
+    beginning = Beginning(total=total, full=full, offset_works=offset_works)
+    paging = Paging(GENERIC, QUERY, start=start, page_size=page_size, beginning=beginning)
+    return [offset for offset, _ in ReadAhead(client, QUERY, pool, paging, lambda: stop)]
 
 
 @pytest.mark.parametrize("offset_works", [False, True])
 def test_behind_a_short_answer_one_page_is_looked_at_alone(pool, offset_works):
     client = Rows(3)
-    assert read(client, pool, 3, full=False, page_size=3, facts=PagingFacts(offset_works=offset_works)) == []
+    assert read(client, pool, 3, full=False, page_size=3, offset_works=offset_works) == []
     assert client.offsets == [3]
 
 
@@ -79,7 +84,7 @@ def test_without_a_total_reading_ahead_grows(pool):
 
 def test_nothing_behind_the_end_of_the_range_is_asked_for(pool):
     client = Rows(100)
-    assert read(client, pool, 10, stop=lambda: 45) == list(range(10, 45))
+    assert read(client, pool, 10, stop=45) == list(range(10, 45))
     assert sorted(client.offsets) == [10, 20, 30, 40]
 
 
@@ -114,26 +119,32 @@ def test_rows_that_wait_come_out_as_they_went_in():
     ]
     rows[3]["00189087"] = {"vr": "FD", "Value": [math.inf, 10**40, -0.0, 1e308]}
     rows[4] = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "A^B"}]}}
-    given = [dict(row) for row in rows]
-    packed = PackedSlot.of(Slot(0, rows, 25), "study")
-    assert list(packed.rows()) == given
-    assert packed.slot.rows == []
-    assert packed.uids == [uid_of(row, "study") for row in given]
-    assert packed.uids[4] is None
-    assert packed.uids[5] == "1.5"
+    keys = [row_key(row, "study") for row in rows]
+    client = Rows(0)
+    client.search_page = lambda query, *, offset, limit: SearchPage(rows[offset : offset + limit], offset, limit)
+    page = PackedPage.read(client, QUERY, PageRequest(0, 25))
+    assert list(page.rows()) == rows
+    assert page.evidence.keys == keys
 
 
-@pytest.mark.parametrize(
-    ("row", "uid"),
-    [
-        ({}, None),
-        ({"0020000D": {"vr": "UI"}}, None),
-        ({"0020000D": {"Value": ["1"]}, "0020000E": {"Value": [""]}}, None),
-        ({"0020000E": {"Value": ["2"]}}, "/2"),
-        ({"0020000D": {"Value": [5]}, "0020000E": {"Value": ["2"]}}, "/2"),
-        ({"0020000D": {"Value": ["1"]}, "0020000E": {"Value": [None]}}, None),
-        ({"0020000D": {"Value": ["1"]}, "0020000E": {"Value": ["2"]}}, "1/2"),
-    ],
-)
-def test_what_tells_rows_apart(row, uid):
-    assert uid_of(row, "series") == uid
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("offset_works", [True, False])
+def test_ignored_offsets_are_noticed_whether_rows_have_uids_or_not(pool, named, offset_works):
+    def ignoring(query, *, offset, limit):
+        client.offsets.append(offset)
+        tag = "0020000D" if named else "00080050"
+        return SearchPage([{tag: {"vr": "UI", "Value": [f"1.{row}"]}} for row in range(limit)], offset, limit)
+
+    client = Rows(0)
+    client.search_page = ignoring
+    first = row_key(ignoring(QUERY, offset=0, limit=1).rows[0], "study")
+    beginning = Beginning(first=first, offset_works=offset_works)
+    for start, known in ((10, beginning), (0, None)):
+        client.offsets.clear()
+        paging = Paging(GENERIC, QUERY, url=client.base_url, start=start, page_size=10, beginning=known)
+        came = []
+        with pytest.raises(PagingError, match="ignores offset") as caught:
+            came.extend(ReadAhead(client, QUERY, pool, paging, lambda: None))
+        assert len(came) == 10 - start
+        assert caught.value.url == client.base_url
+        assert len(client.offsets) <= 3

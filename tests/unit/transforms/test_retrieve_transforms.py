@@ -14,6 +14,7 @@ from apache_beam.transforms.window import SlidingWindows, TimestampedValue
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.pool import _CLIENTS, _POOLS
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
@@ -182,7 +183,7 @@ def test_equal_references_are_fetched_once_and_each_has_its_result(serve, archiv
     with pipeline() as p:
         # One key, so that all of them come in one bundle.
         same = p | beam.Create([(0, [one] * 20)]) | beam.FlatMap(lambda pair: pair[1])
-        instances = same | RetrieveInstances(Endpoint(server.url, max_in_flight=1))
+        instances = same | RetrieveInstances(Endpoint(server.url, limits=Limits(1)))
         assert_that(instances | beam.Map(digest), equal_to([(one, contents[one])] * 20))
     assert len(server.records) < 20
 
@@ -199,7 +200,7 @@ def test_a_slow_consumer_holds_the_retrieves_back(serve, archive, contents, tmp_
 
     with pipeline() as p:
         every = p | beam.Create([(0, list(contents))]) | beam.FlatMap(lambda pair: pair[1])
-        instances = every | RetrieveInstances(Endpoint(server.url, max_in_flight=2))
+        instances = every | RetrieveInstances(Endpoint(server.url, limits=Limits(2)))
         instances | LookAt(consume)
     assert int(note.read_text()) <= 4
     assert len(server.records) == len(contents)

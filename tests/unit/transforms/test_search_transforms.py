@@ -15,6 +15,7 @@ from apache_beam.transforms.window import FixedWindows, SlidingWindows, Timestam
 from dicomweb_io.elements import Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Limits as EndpointLimits
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.server.behaviour import Limits
@@ -22,7 +23,7 @@ from dicomweb_io.testing.server.behaviours import behaviour_of
 from dicomweb_io.transforms import SearchForInstances, SearchForSeries, SearchForStudies
 from dicomweb_io.transforms._core import TransformFailed
 from dicomweb_io.transforms.metrics import NAMESPACE
-from dicomweb_io.transforms.search import query_for
+from dicomweb_io.transforms.search import _DistinctRows, query_for
 
 ONCE = RetryPolicy.none()
 
@@ -132,6 +133,13 @@ def test_distinct_removes_what_several_searches_found(archive, references):
         assert_that(rows | beam.Map(Resource.of), equal_to(found))
 
 
+def test_distinct_leaves_rows_without_uids_alone():
+    rows = [{"00080060": {"vr": "CS", "Value": [modality]}} for modality in ("CT", "MR")]
+    with pipeline() as p:
+        kept = p | beam.Create([*rows, {"0020000D": {"vr": "UI", "Value": ["1.2"]}}] * 2) | _DistinctRows("study")
+        assert_that(kept | beam.combiners.Count.Globally(), equal_to([3]))
+
+
 def test_an_archive_that_ignores_offsets_fails_loudly(serve, archive):
     server = serve(archive, behaviour=capped(7), faults=[fault("ignore_offset", times=None)])
     with pipeline() as p:
@@ -151,7 +159,7 @@ def test_repeated_rows_come_once(serve, archive, references):
 
 def test_a_page_that_fails_names_the_rows_it_lost_and_keeps_those_before(serve, archive):
     server = serve(archive, behaviour=capped(7), faults=[fault("status", first=4, times=None, status=500)])
-    endpoint = Endpoint(server.url, retry=ONCE, max_in_flight=1)
+    endpoint = Endpoint(server.url, retry=ONCE, limits=EndpointLimits(1))
     with pipeline() as p:
         found = p | SearchForInstances(endpoint, failures="collect")
         assert_that(found.rows | beam.Map(sop) | beam.combiners.Count.Globally(), equal_to([21]), label="rows")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dicomweb_io.dicom.json_decode import IncompleteJSONError, iter_json_objects
 from dicomweb_io.elements import Resource
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.profiles import ServerProfile
-from dicomweb_io.web.search import IncompleteJSONError, iter_json_objects
 
 UIDS = ("1.2", "1.3", "1.4")
 ONE = Resource(*UIDS)

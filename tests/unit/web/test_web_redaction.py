@@ -72,7 +72,7 @@ def test_words_about_an_instance_whose_names_cannot_be_read_are_left_out(instanc
     content = instance.content.replace(tag + b"LO\x02\x0077", tag + b"FD\x02\x0077")
     assert content != instance.content
     item = StoreItem(replace(instance, content=content), len(content))
-    assert item.discreet("Zzyzx") == ""
+    assert item.redact("Zzyzx") == ""
     item.fail("refused")
     assert item.outcome.message == "refused"
 
@@ -90,4 +90,6 @@ def test_our_own_words_stay_whole(instance, tmp_path):
 
 def test_old_bytes_that_cannot_be_kept_end_nothing(instance, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    assert Replacer(None, None)._kept(instance) == "the old bytes could not be kept either (No such file or directory)"
+    assert (
+        Replacer(None, None)._saved(instance) == "the old bytes could not be saved either (No such file or directory)"
+    )

@@ -115,7 +115,31 @@ def test_an_ignored_offset_fails_instead_of_looping(web):
     seen = []
     with pytest.raises(PagingError, match="ignores offset"):
         seen.extend(client.iter_search(STUDIES, page_size=4))
-    assert len(server.requests) == 2
+    # The first page is asked for once more, in case the archive has moved.
+    assert [request.parameters["limit"] for request in server.requests] == ["4", "4", "1"]
+    assert uids(seen) == ["1.1", "1.2", "1.3", "1.4"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 10])
+def test_a_server_that_ignores_offset_and_limit_gives_everything_at_once(web, number):
+    rows = [web.row(f"1.{n}") for n in range(number)]
+    _, client = web.connect(lambda request: web.json(rows))
+    assert list(client.iter_search(STUDIES, page_size=100)) == rows
+
+
+def test_rows_that_come_in_front_are_no_error(web):
+    """Many servers list what is newest first: what arrives between two pages moves all rows."""
+    numbers = list(range(10))
+
+    def answer(request):
+        offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters["limit"])
+        page = web.json([web.row(f"1.{n}") for n in numbers[offset : offset + limit]])
+        if not offset and limit > 1:
+            numbers[:0] = [101, 102, 103]
+        return page
+
+    _, client = web.connect(answer)
+    assert uids(client.iter_search(STUDIES, page_size=3)) == [f"1.{n}" for n in range(10)]
 
 
 def test_pages_that_repeat_fail_instead_of_looping(web):
@@ -472,7 +496,8 @@ def test_bad_arguments_are_refused_before_anything_is_sent(web):
 
 
 def test_an_ignored_offset_is_noticed_even_if_rows_have_no_uid(web):
-    _, client = web.connect(lambda request: web.json([web.row(t00080060="CT"), web.row(t00080060="MR")]))
+    rows = [web.row(t00080060="CT"), web.row(t00080060="MR")]
+    _, client = web.connect(lambda request: web.json(rows[: int(request.parameters["limit"])]))
     with pytest.raises(PagingError, match="ignores offset"):
         list(client.iter_search(SearchQuery("series", "1.2.3")))
 

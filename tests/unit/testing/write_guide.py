@@ -1,4 +1,4 @@
-"""The tables of docs/test-server.md, made by ``python -m dicomweb_io.testing.documentation PATH``."""
+"""Writes the tables of docs/test-server.md: ``python -m tests.unit.testing.write_guide [PATH]``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
-from dicomweb_io.testing.faults import ACTIONS
-from dicomweb_io.testing.server.behaviour import Behaviour
-from dicomweb_io.testing.server.behaviours import BEHAVIOURS, GENERIC, VARIANTS, meanings, shown
+from dicomweb_io.testing.faults import FAULTS
+from dicomweb_io.testing.server.behaviour import Behaviour, Evidence, meanings
+from dicomweb_io.testing.server.behaviours import BEHAVIOURS, GENERIC, VARIANTS
+from dicomweb_io.testing.server.command import shown
 
-_EVIDENCE = ("measured", "read in source", "documented", "seen", "unverified")
+PATH = Path(__file__).parents[3] / "docs" / "test-server.md"
+_EVIDENCE = get_args(Evidence)
 
 
 def behaviour_table() -> Iterator[str]:
@@ -52,18 +55,17 @@ def behaviour_facts() -> Iterator[str]:
 def fields_list() -> Iterator[str]:
     """What each field means."""
     for name, text in meanings().items():
-        if name not in ("name", "title", "facts", "gaps"):
-            yield f"- `{name}`: {_text(text)}"
+        yield f"- `{name}`: {_text(text)}"
 
 
 def faults_table() -> Iterator[str]:
     """All faults with their options."""
     yield "| action | played by | what happens | options |"
     yield "|---|---|---|---|"
-    for name, one in ACTIONS.items():
-        player = "the server" if one.layer == "http" else "the proxy"
-        options = ", ".join(f"`{key}={value!r}`" for key, value in one.options.items())
-        yield f"| `{name}` | {player} | {_text(one.description)} | {options} |"
+    for name, kind in FAULTS.items():
+        player = "the server" if kind.layer == "http" else "the proxy"
+        options = ", ".join(f"`{key}={value!r}`" for key, value in kind.defaults().items())
+        yield f"| `{name}` | {player} | {_text(' '.join(str(kind.__doc__).split()))} | {options} |"
 
 
 SECTIONS = {
@@ -92,15 +94,8 @@ def updated(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Makes the sections of the document at a path anew.
-
-    Args:
-        arguments: The path.
-
-    Returns:
-        The exit code.
-    """
-    (path,) = map(Path, arguments)
+    """Makes the sections of the document anew."""
+    path = Path(arguments[0]) if arguments else PATH
     path.write_text(updated(path.read_text("utf-8")), "utf-8")
     return 0
 

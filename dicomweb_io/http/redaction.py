@@ -1,0 +1,146 @@
+"""Redaction: what an error may show and keep of a request and its answer, without secrets and patients' names."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote_plus
+
+import requests
+
+from dicomweb_io.errors import safe_url
+
+_SHOWN_HEADERS = frozenset({"accept", "accept-encoding", "content-type", "content-length", "range", "user-agent"})
+_MESSAGE_KEYS = ("Message", "Details", "message", "errorMessage", "error_description", "detail", "title", "error")
+_MAX_MESSAGE = 300
+# What the HTTP library sends by itself; anything else in a request may be somebody's key.
+_KNOWN_HEADERS = _SHOWN_HEADERS | {"host", "connection", "transfer-encoding", "x-amz-date", "x-amz-content-sha256"}
+_SHORTEST_SECRET = 4
+
+
+def public_response(response: requests.Response, content: bytes) -> requests.Response:
+    """A copy of a response that may be kept, logged and pickled.
+
+    Args:
+        response: The response; it is not changed.
+        content: As much of its body as was read.
+
+    Returns:
+        A response with status, headers, elapsed time and this content, and with a request that has neither
+        credentials nor a query. Cookies are left out.
+    """
+    copy = requests.Response()
+    copy.status_code = response.status_code
+    copy.reason = response.reason
+    copy.headers.update(response.headers)
+    copy.headers.pop("Set-Cookie", None)
+    copy.encoding = response.encoding
+    copy.elapsed = response.elapsed
+    copy.url = safe_url(response.url or "")
+    copy._content = content
+    copy._content_consumed = True  # type: ignore[attr-defined]
+    request = requests.PreparedRequest()
+    original = response.request
+    request.method = getattr(original, "method", None)
+    request.url = copy.url
+    request.headers = requests.structures.CaseInsensitiveDict(
+        {
+            key: value
+            for key, value in (getattr(original, "headers", None) or {}).items()
+            if key.lower() in _SHOWN_HEADERS
+        }
+    )
+    request.hooks = {"response": []}
+    copy.request = request
+    return copy
+
+
+def without_secrets(content: bytes, headers: Mapping[str, str]) -> bytes:
+    """A body without what the request's headers held in confidence, should the server repeat it.
+
+    Args:
+        content: The body of an error answer.
+        headers: The headers of the request: all but the usual ones are taken for secrets, so that a key in a header
+            of the user's own is one too.
+
+    Returns:
+        The body, with ``***`` for the values and for what they are made of: the token after the scheme, the name and
+        password of basic authentication, the members of a list of parameters.
+    """
+    for secret in _secrets(headers):
+        # JSON has several spellings of some characters.
+        spelled = json.dumps(secret.decode("utf-8", "replace"))[1:-1].encode()
+        for form in {secret, spelled, spelled.replace(b"/", b"\\/")}:
+            content = content.replace(form, b"***")
+    return content
+
+
+def _secrets(headers: Mapping[str, str]) -> list[bytes]:
+    """What headers hold in confidence, longest first."""
+    secrets: set[bytes] = set()
+    for name, value in headers.items():
+        if name.lower() in _KNOWN_HEADERS:
+            continue
+        raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+        scheme, _, rest = raw.partition(b" ")
+        secrets |= {raw, rest.strip(), *re.split(rb"[\s,;=]+", raw)} - {scheme if rest else b""}
+        if scheme.lower() == b"basic":
+            try:
+                user, _, password = base64.b64decode(rest, validate=True).partition(b":")
+            except ValueError:
+                continue
+            secrets |= {user + b":" + password, password}
+    return sorted((secret for secret in secrets if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def server_message(content: bytes, url: str, headers: Mapping[str, str] | None = None) -> str:
+    """What the body of an error answer says, as one short line for a message; empty if it says nothing readable.
+
+    Known members of JSON bodies and short plain texts are taken, HTML and binary bodies are not. Where the text
+    repeats a value of the request's query, which may be a patient's name, the value is replaced by ``***``.
+
+    Args:
+        content: The body, or its beginning.
+        url: The URL that was asked for, with its query.
+        headers: The request's headers; what they held in confidence is replaced too, in any spelling of JSON.
+    """
+    try:
+        text = content[:65536].decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return ""
+    if text.startswith("{"):
+        try:
+            text = "; ".join(_messages(json.loads(text)))
+        except (ValueError, RecursionError):
+            return ""
+    elif text.startswith(("<", "[")) or "\x00" in text:
+        return ""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", text).strip()
+    for secret in _secrets(headers or {}):
+        text = text.replace(secret.decode("utf-8", "replace"), "***")
+    query = url.partition("?")[2]
+    values: set[str] = set()
+    for pair in query.split("&") if query else ():
+        raw = pair.partition("=")[2]
+        value = unquote_plus(raw)
+        values |= {raw, value, *(piece for piece in re.split(r"[\^*?,=\s]+", value) if len(piece) > 2)}
+    # Longer ones first: a part of a name must not leave the rest of it behind.
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) > 1:
+            text = re.sub(re.escape(value), "***", text, flags=re.IGNORECASE)
+    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
+
+
+def _messages(document: Any) -> list[str]:
+    found: list[str] = []
+    if isinstance(document, dict):
+        for key in _MESSAGE_KEYS:
+            value = document.get(key)
+            if isinstance(value, dict):
+                value = "; ".join(_messages({name: item for name, item in value.items() if not isinstance(item, dict)}))
+            if isinstance(value, str) and value and value not in found:
+                found.append(value)
+    return found

@@ -1,0 +1,410 @@
+"""Copies from one archive to another without the bytes ever being an element: `CopyInstances`, and what a job needs.
+
+What moves together are instances of one series, an `InstanceGroup`: a study or series is listed and becomes groups
+that are whole series, single instances are grouped as they come. Groups are reshuffled, so that the work spreads, and
+each is copied by the transfer engine (`dicomweb_io.transfer`): one retrieve for what is wanted whole, store requests of
+many.
+
+Around that a job has `ReferencesOfRows`, `GroupBySeries` and `ListExclusions`, which say what there is to copy, and
+`WriteAccount` and `WriteFailures`, which tell from output collections what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, cast
+
+import apache_beam as beam
+from apache_beam.pvalue import AsDict, AsIter, TaggedOutput
+from apache_beam.transforms import combiners
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.utils.windowed_value import WindowedValue
+
+from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
+from dicomweb_io.elements import Exclusion, Failure, Resource, SearchLevel, SearchQuery, StoredInstance
+from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.failures import failure_of
+from dicomweb_io.listing import InstanceGroup, SeriesGrouping, list_groups, resource_of_row
+from dicomweb_io.options import write_lines
+from dicomweb_io.pool import Lease, Room, shared_client
+from dicomweb_io.transfer import (
+    MAX_LISTED,
+    ROW,
+    InstanceCopier,
+    account_document,
+    check_policies,
+    counts_of,
+    excluded_files,
+    failure_line,
+    nothing_listed,
+)
+from dicomweb_io.transforms._core import (
+    FAILURES,
+    AsReferences,
+    DICOMwebTransform,
+    FailureMode,
+    Place,
+    PooledDoFn,
+    Problem,
+    Work,
+    gathered,
+    report_lineage,
+    several_windows,
+    warn_of_secrets,
+)
+from dicomweb_io.transforms.metrics import TALLY, count
+from dicomweb_io.transforms.retrieve import ReferenceInput
+from dicomweb_io.transforms.store import StoreResult, count_stored
+
+GroupInput = ReferenceInput | InstanceGroup
+"""What names something to copy: any reference, or a group that was made before."""
+
+
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+class GroupedInstances(NamedTuple):
+    """The output of `GroupBySeries`.
+
+    Attributes:
+        groups: A collection of `InstanceGroup`.
+        failures: A collection of `Failure`; empty unless failures are collected.
+    """
+
+    groups: Any
+    failures: Any
+
+
+@beam.typehints.with_input_types(GroupInput)
+class GroupBySeries(DICOMwebTransform):
+    """Makes groups of instances of one series of references.
+
+    Studies and series are listed: each series becomes one group, however large. Single instances are grouped with
+    others of their series in the same bundle, window and timestamp.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
+
+    Returns:
+        A `GroupedInstances`.
+    """
+
+    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
+        super().__init__(endpoint, failures=failures)
+
+    def expand(self, pcollection: Any) -> GroupedInstances:
+        """Builds the steps."""
+        groups, failures = self.grouped(self, pcollection)
+        return GroupedInstances(groups, self._report(failures))
+
+    @staticmethod
+    def grouped(transform: DICOMwebTransform, pcollection: Any) -> tuple[Any, list[Any]]:
+        """The steps, as part of a transform: the groups and the failures."""
+        name, collects = type(transform).__name__, transform.collects
+        how: dict[str, Any] = {"collect": collects, "hold": several_windows(pcollection)}
+        kinds = Resource | InstanceGroup
+        references = pcollection | "AsReferences" >> transform._step(_AsGroups(name, collect=collects), kinds)
+        grouped = references["main"] | "GroupBySeries" >> transform._step(
+            _GroupBySeries(transform.endpoint, name, **how), InstanceGroup
+        )
+        return grouped["main"], [references[FAILURES], grouped[FAILURES]]
+
+
+class _AsGroups(AsReferences):
+    """References to whole objects; lets groups pass."""
+
+    def __init__(self, transform: str, *, collect: bool) -> None:
+        super().__init__(transform, collect=collect, whole=False)
+
+    def reference_of(self, element: Any) -> Any:
+        return element if isinstance(element, InstanceGroup) else super().reference_of(element).instance
+
+
+class _GroupBySeries(PooledDoFn):
+    """Lists studies and series in the pool, and collects single instances until the end of the bundle."""
+
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._grouping: SeriesGrouping[tuple[Place, ...]] = SeriesGrouping()
+
+    def _start(self, work: Work) -> Iterator[Any]:
+        if isinstance(work.subject, InstanceGroup):
+            yield from self._emit(work, work.subject)
+        elif work.subject.level == "instance":
+            yield from self._windowed(self._grouping.add(work.subject, tuple(work.places)))
+        else:
+            yield from super()._start(work)
+
+    def _finish(self) -> Iterator[Any]:
+        yield from self._windowed(self._grouping.flush())
+
+    def _windowed(self, groups: Iterable[tuple[tuple[Place, ...], InstanceGroup]]) -> Iterator[Any]:
+        for places, group in groups:
+            self.taken(group)
+            for timestamp, windows in gathered(list(places)):
+                yield WindowedValue(group, timestamp, windows)
+
+    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        found = False
+        for group in list_groups(client, subject):
+            found = True
+            yield group
+        if not found:
+            yield Problem(nothing_listed(client, subject, self._transform))
+
+    def taken(self, result: InstanceGroup) -> None:
+        count("listed", len(result.sop_instance_uids))
+
+
+# Copies ---------------------------------------------------------------------------------------------------------------
+
+
+@beam.typehints.with_input_types(GroupInput)
+class CopyInstances(DICOMwebTransform):
+    """Copies instances from one archive to another, bytes unchanged; the core of the job `pipelines.transfer`.
+
+    The input is any reference; studies and series are listed by a search, and retrieved series by series. Each instance
+    has one result: a `StoredInstance`, or a `Failure`. What the destination has already is not moved again, so that a
+    copy that was cut short can simply be started again.
+
+    Args:
+        source: The archive to copy from: an `Endpoint`, a URL or a path.
+        destination: The archive to copy to.
+        on_existing: ``"skip"`` leaves an instance whose UID the destination has; ``"server"`` sends it and leaves the
+            decision to the destination; ``"replace"`` puts it in the other's place; ``"error"`` makes a failure of it.
+        verify: The proof wanted: ``"response"``, ``"uid"`` or ``"content"``; see
+            `dicomweb_io.transfer.InstanceStorer`.
+        media_types: Accepted encodings; by default the stored one.
+        allow_transcoding: Take what the source re-encodes if it cannot give the original.
+        spool_directory: Where larger instances wait on their way, on each worker.
+        failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
+
+    Returns:
+        A `StoreResult`.
+    """
+
+    def __init__(
+        self,
+        source: EndpointLike,
+        destination: EndpointLike,
+        *,
+        on_existing: OnExisting = "skip",
+        verify: Verify = "response",
+        media_types: MediaTypes | None = None,
+        allow_transcoding: bool = False,
+        spool_directory: str | None = None,
+        failures: FailureMode = "raise",
+    ) -> None:
+        super().__init__(source, failures=failures)
+        check_policies(on_existing, verify)
+        self.destination = Endpoint.of(destination)
+        self.options: dict[str, Any] = {
+            "on_existing": on_existing,
+            "verify": verify,
+            "media_types": tuple(media_types) if media_types is not None else None,
+            "allow_transcoding": allow_transcoding,
+            "spool_directory": spool_directory,
+        }
+
+    def expand(self, pcollection: Any) -> Any:
+        """Builds the steps."""
+        name = type(self).__name__
+        how: dict[str, Any] = {"collect": self.collects, "hold": several_windows(pcollection)}
+        groups, failures = GroupBySeries.grouped(self, pcollection)
+        copied = (
+            groups
+            | "Reshuffle" >> beam.Reshuffle()
+            | "Copy" >> self._step(_Copy(self.endpoint, self.destination, name, self.options, **how), StoredInstance)
+        )
+        warn_of_secrets(self, self.destination)
+        return StoreResult(copied["main"], self._report([*failures, copied[FAILURES]]))
+
+    def display_data(self) -> dict[str, Any]:
+        """Both endpoints and the policies."""
+        return {
+            **super().display_data(),
+            "destination": DisplayDataItem(self.destination.safe_url, label="Destination"),
+            "on_existing": DisplayDataItem(self.options["on_existing"], label="If it exists"),
+            "verify": DisplayDataItem(self.options["verify"], label="Verification"),
+        }
+
+
+class _Copy(PooledDoFn):
+    """Copies groups: one task for each, one result for each instance."""
+
+    def __init__(
+        self, source: Endpoint, destination: Endpoint, transform: str, options: dict[str, Any], **how: Any
+    ) -> None:
+        super().__init__(source, transform, **how)
+        self._destination = destination
+        self._options = options
+        self._receiver: Lease | None = None
+
+    def setup(self) -> None:
+        super().setup()
+        self._receiver = shared_client(self._destination)
+        self._copier = InstanceCopier(
+            cast(Lease, self._lease).client, self._receiver.client, transform=self._transform, **self._options
+        )
+
+    def teardown(self) -> None:
+        super().teardown()
+        if self._receiver is not None:
+            self._copier.close()
+            self._receiver.close()
+            self._receiver = None
+
+    def _report_lineage(self) -> None:
+        super()._report_lineage()
+        report_lineage(self._destination, "sink")
+
+    def _leases(self) -> list[Lease]:
+        return [*super()._leases(), cast(Lease, self._receiver)]
+
+    def _key(self, subject: Any) -> Any:
+        return subject
+
+    def produce(self, subject: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
+        # A group may name an instance repeatedly, as its elements did: it is copied once, with a result for each.
+        times = Counter(subject.sop_instance_uids)
+        for reference, result in self._copier.iter_group(subject, cancelled=lambda: room.cancelled):
+            for _ in range(times[str(reference.sop_instance_uid)]):
+                yield Problem(result) if isinstance(result, Failure) else result
+
+    def taken(self, result: StoredInstance) -> None:
+        count_stored(result)
+
+
+# What there is to copy ------------------------------------------------------------------------------------------------
+
+
+class _WithFailures(beam.PTransform[Any, Any]):
+    """A DoFn with failures as a second output: gives both collections."""
+
+    def __init__(self, dofn: beam.DoFn, output_type: Any) -> None:
+        super().__init__()
+        self._dofn = dofn
+        self._type = output_type
+
+    def expand(self, pcollection: Any) -> tuple[Any, Any]:
+        """Builds the step."""
+        outputs = pcollection | beam.ParDo(self._dofn).with_output_types(
+            self._type, **{FAILURES: Failure}
+        ).with_outputs(FAILURES, main="main")
+        return outputs["main"], outputs[FAILURES]
+
+
+class ReferencesOfRows(_WithFailures):
+    """References of the rows of a search: gives them and, for rows that name nothing, failures.
+
+    Args:
+        level: What was searched for.
+    """
+
+    def __init__(self, level: SearchLevel) -> None:
+        super().__init__(_ReferencesOfRows(level), Resource)
+
+
+class _ReferencesOfRows(beam.DoFn):
+    def __init__(self, level: SearchLevel) -> None:
+        self._level = level
+
+    def process(self, element: Any) -> Iterator[Any]:
+        try:
+            yield resource_of_row(element, self._level)
+        except (TypeError, ValueError) as error:
+            yield TaggedOutput(FAILURES, failure_of(error, ROW))
+
+
+@beam.typehints.with_input_types(SearchQuery)
+class ListExclusions(_WithFailures):
+    """What each search in a folder leaves out: gives the exclusions, and as failures the files that cannot be read.
+
+    Args:
+        endpoint: The folder.
+    """
+
+    def __init__(self, endpoint: EndpointLike) -> None:
+        super().__init__(_ListExclusions(Endpoint.of(endpoint)), Exclusion)
+
+
+class _ListExclusions(beam.DoFn):
+    def __init__(self, source: Endpoint) -> None:
+        self._source = source
+
+    def process(self, element: SearchQuery) -> Iterator[Any]:
+        lease = shared_client(self._source)
+        try:
+            for item in excluded_files(lease.client, element):
+                yield TaggedOutput(FAILURES, item) if isinstance(item, Failure) else item
+        finally:
+            lease.close()
+
+
+# What became of it ----------------------------------------------------------------------------------------------------
+
+
+class WriteAccount(beam.PTransform[Any, Any]):
+    """Counts what was found and what became of it, and writes the account as JSON, for `make_summary`.
+
+    The input is a mapping: collections whose elements are counted by name, ``exclusions`` among them.
+
+    Args:
+        path: A local path or an fsspec URL that the workers can write.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def expand(self, collections: Any) -> Any:
+        """Builds the steps."""
+        counts = [
+            items | f"Count_{name}" >> beam.FlatMap(counts_of).with_output_types(tuple[str, int])
+            for name, items in collections.items()
+        ]
+        sums = counts | "AllCounts" >> beam.Flatten() | "Sum" >> beam.CombinePerKey(sum)
+        exclusions = collections["exclusions"]
+        first = exclusions | "First" >> combiners.Top.Smallest(MAX_LISTED, key=lambda item: item.path)
+        once = exclusions.pipeline | "Once" >> beam.Create([None])
+        return once | "Write" >> beam.Map(_write_account, self._path, AsDict(sums), AsIter(first))
+
+
+def _write_account(_: None, path: str, counts: dict[str, int], left_out: Iterable[list[Exclusion]]) -> None:
+    write_lines(path, [json.dumps(account_document(counts, [item for items in left_out for item in items]))])
+
+
+class WriteFailures(beam.PTransform[Any, Any]):
+    """Writes all failures to one file, one JSON object a line, complete or not at all.
+
+    Args:
+        path: A local path or an fsspec URL that the workers can write.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def expand(self, failures: Any) -> Any:
+        """Builds the steps."""
+        once = failures.pipeline | "Once" >> beam.Create([None])
+        return once | "Write" >> beam.Map(_write_failures, self._path, AsIter(failures))
+
+
+def _write_failures(_: None, path: str, failures: Iterable[Failure]) -> None:
+    write_lines(path, map(failure_line, failures))
+
+
+def tallied() -> dict[str, int]:
+    """What copies in this process have counted so far, by the names of `dicomweb_io.transfer.Account`."""
+    now = TALLY.snapshot()
+    return {
+        "found": now.get("listed", 0),
+        "transferred": now.get("stored", 0) + now.get("replaced", 0),
+        "already_there": now.get("exists", 0),
+        "failed": now.get("failures", 0),
+        "bytes": now.get("stored_bytes", 0),
+    }

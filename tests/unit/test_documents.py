@@ -1,0 +1,95 @@
+"""The documents for readers and contributors: links and paths lead somewhere, examples run, changelog fragments fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dicomweb_io import DICOMfileClient
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+FRAGMENTS = sorted((ROOT / "changes").iterdir())
+KINDS = ("added", "changed", "deprecated", "removed", "fixed", "security")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_paths_and_environments_exist(name: str) -> None:
+    """Each path in backticks that begins with a folder of the repository, and each tox environment."""
+    text = text_of(name)
+    paths = re.findall(
+        r"`((?:dicomweb_io|pipelines|tests|docs|benchmarks|changes|\.ci|\.github)/[\w./*-]*)(?:::\w+)?`", text
+    )
+    assert len(paths) > 20
+    assert [path for path in paths if "NAME" not in path and not list(ROOT.glob(path))] == []
+    config = text_of("tox.ini")
+    for environment in re.findall(r"tox (?:-q )?-e ([\w,]+)", text):
+        for one in environment.split(","):
+            assert f"[testenv:{one}]" in config or one in ("test", "py310", "py311", "py312", "py313"), one
+
+
+def test_every_module_is_on_the_map() -> None:
+    """The table of docs/architecture.md names each module and folder of the package, and nothing else."""
+    table = text_of("docs/architecture.md").partition("| layer | module |")[2].partition("\n\n")[0]
+    told = {name for line in table.splitlines()[2:] for name in re.findall(r"`([\w/]+(?:\.py|/))`", line.split("|")[2])}
+    package = ROOT / "dicomweb_io"
+    there = {path.name for path in package.glob("*.py") if not path.name.startswith("_")}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert there <= told
+    assert [name for name in told if not (package / name).exists()] == []
+
+
+def test_the_example_of_a_folder_runs(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text_of("docs/file-endpoint.md"), re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    exec(block.replace("/data/studies", str(tmp_path)), names)
+    assert isinstance(names["client"], DICOMfileClient)
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: path.name)
+def test_changelog_fragments_fit(path: Path) -> None:
+    """CONTRIBUTING.md says how a fragment is named and written."""
+    assert re.fullmatch(rf"[a-z0-9-]+\.({'|'.join(KINDS)})\.md", path.name), f"expected NAME.KIND.md, KIND of {KINDS}"
+    text = path.read_text(encoding="utf-8")
+    assert re.fullmatch(r"[A-Z`].*\.\n", text, re.DOTALL), "expected sentences, without a heading or a list"
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_hooks_run_what_continuous_integration_runs() -> None:
+    (repository,) = yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"]
+    environments = [hook["entry"].removeprefix(".venv/bin/tox -q -e ") for hook in repository["hooks"]]
+    assert f"\n.venv/bin/tox -q -e {','.join(environments)}\n" in text_of(".ci/run")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*_*.yml")), ids=lambda path: path.name)
+def test_issue_forms_are_forms(path: Path) -> None:
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert set(form) == {"name", "description", "labels", "body"}
+    for item in form["body"]:
+        assert item["type"] in ("markdown", "textarea", "input", "dropdown")
+        assert item["attributes"].get("value" if item["type"] == "markdown" else "label")
