@@ -780,8 +780,8 @@ class DICOMClient(ABC):
             series_instance_uid: The series.
             sop_instance_uid: The instance.
             frame_numbers: Frame numbers, counted from 1, in the order wanted; repeats are allowed.
-            media_types: Accepted encodings in order of preference: media types or pairs of one and a transfer syntax UID
-                (``"*"`` for the stored one). By default ``application/octet-stream``: uncompressed little-endian.
+            media_types: Accepted encodings in order of preference: media types, or pairs of one and a transfer syntax
+                UID (``"*"`` for the stored one). By default ``application/octet-stream``: uncompressed little-endian.
             additional_params: Further query parameters.
 
         Returns:

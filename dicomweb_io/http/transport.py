@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -36,7 +37,7 @@ from dicomweb_io.errors import (
     ResponseIncompleteError,
     safe_url,
 )
-from dicomweb_io.http.auth import Authenticator, BasicCredentials, Credentials
+from dicomweb_io.http.auth import Authenticator, BasicCredentials, Credentials, TokenAccess
 from dicomweb_io.http.connections import Exchange, SessionSender, mask_queries_in_debug_log
 from dicomweb_io.http.multipart import MultipartBody, MultipartError
 from dicomweb_io.http.redaction import server_message
@@ -153,12 +154,13 @@ class Transport:
         )
         self._auth: AuthBase | None
         if isinstance(credentials, Credentials):
-            self._auth = credentials.auth(tls=tls, proxies=proxies, timeouts=timeouts)
+            # What fails at a token endpoint is repeated along with the request that needs the token. A client
+            # certificate is for the archive alone.
+            beside = partial(Transport, tls=TLS(tls.verify), proxies=proxies, retry=RetryPolicy.none())
+            self._auth = credentials.auth(TokenAccess(beside, tls.verify, proxies, timeouts))
         else:
             self._auth = credentials
         mask_queries_in_debug_log()
-
-    # -- what clients call
 
     def request(
         self,
@@ -285,8 +287,6 @@ class Transport:
 
     def __reduce__(self) -> Any:
         raise TypeError("a Transport holds connections and cannot be pickled; pickle the Endpoint instead")
-
-    # -- one operation: tries, redirects, a refresh of the credentials
 
     def _call(
         self,
@@ -428,8 +428,6 @@ class Transport:
         error.response = answer.public_response(body)
         return error
 
-    # -- one HTTP request
-
     def _send(
         self, method: str, url: str, call: _Call, budget: Budget, own: bool
     ) -> tuple[StreamedAnswer, requests.PreparedRequest]:
@@ -445,7 +443,7 @@ class Transport:
         # A little more than what is left, so that the deadline has surely passed when the read gives up.
         remaining = deadline.remaining()
         read = self.timeouts.read if remaining is None else min(self.timeouts.read, remaining + 0.05)
-        exchange = Exchange(deadline.at, read)
+        exchange = Exchange(deadline.at, read, own=own)
 
         def finished(status: int | None, bytes_in: int) -> None:
             self._throttle.answered(slot, status)
@@ -457,22 +455,19 @@ class Transport:
                 self._observer(RequestRecord(method, safe_url(url), status, seconds, bytes_in, exchange.bytes_out))
 
         try:
-            self.stats.add(throttled_seconds=slot.waited)
-            headers = {**self._headers} if own else {}
-            for name, value in call.headers.items():
-                if own or name.lower() in _NEUTRAL_HEADERS:
-                    headers = {known: item for known, item in headers.items() if known.lower() != name.lower()}
-                    headers[name] = value
+            self.stats.add(requests=1, throttled_seconds=slot.waited)
+            headers = self._headers_of(call, own)
             body = call.body
             if method != call.method:
+                # After a redirect that turns it into a GET.
                 body = None
                 headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
-            self.stats.add(requests=1)
             exchange.begin()
             with exchange:
-                response = self._sender.send(
-                    method, url, headers, body, auth=self._auth, own=own, timeout=(connect, read), exchange=exchange
+                send, finish = self._sender.prepare(
+                    method, url, headers, body, auth=self._auth, timeout=(connect, read), exchange=exchange
                 )
+                response = finish(send())
         except BaseException as error:
             exchange.finish()
             finished(None, 0)
@@ -499,6 +494,14 @@ class Transport:
         finally:
             # An error whose traceback leads to a frame that names it would live on until the next garbage collection.
             del failure
+
+    def _headers_of(self, call: _Call, own: bool) -> dict[str, str]:
+        headers = {**self._headers} if own else {}
+        for name, value in call.headers.items():
+            if own or name.lower() in _NEUTRAL_HEADERS:
+                headers = {known: item for known, item in headers.items() if known.lower() != name.lower()}
+                headers[name] = value
+        return headers
 
     def _failure(
         self,
