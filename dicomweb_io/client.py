@@ -18,7 +18,6 @@ from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
     COLLECTIONS,
-    LEVELS,
     Bulkdata,
     Exclusion,
     Failure,
@@ -27,7 +26,6 @@ from dicomweb_io.elements import (
     JSONDataset,
     RenderedImage,
     Resource,
-    SearchLevel,
     SearchPage,
     SearchQuery,
     StoredInstance,
@@ -588,19 +586,13 @@ class DICOMClient(ABC):
 
     # Retrieve, PS3.18 section 10.4 (WADO-RS) --------------------------------------------------------------------------
 
-    def _resource(
-        self,
-        study: object,
-        series: object = None,
-        instance: object = None,
-        *,
-        level: SearchLevel,
-        frames: Sequence[int] = (),
-    ) -> Resource:
-        number = LEVELS.index(level) + 1
-        pairs = (("study_instance_uid", study), ("series_instance_uid", series), ("sop_instance_uid", instance))
-        uids = {name: check_uid(value, name, permissive=self.permissive_uid) for name, value in pairs[:number]}
-        return Resource(**uids, frames=tuple(frames))
+    def _resource(self, *uids: object, frames: Sequence[int] = ()) -> Resource:
+        """A reference of the UIDs from the study down, each of which is checked."""
+        names = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
+        pairs = zip(names, uids, strict=False)
+        return Resource(
+            **{name: check_uid(uid, name, permissive=self.permissive_uid) for name, uid in pairs}, frames=tuple(frames)
+        )
 
     def iter_study(
         self,
@@ -609,7 +601,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[Dataset]:
         """Yields the instances of a study as pydicom datasets, one at a time."""
-        return self._datasets(self._resource(study_instance_uid, level="study"), media_types, additional_params)
+        return self._datasets(self._resource(study_instance_uid), media_types, additional_params)
 
     def retrieve_study(
         self,
@@ -628,7 +620,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[Dataset]:
         """Yields the instances of a series as pydicom datasets, one at a time."""
-        resource = self._resource(study_instance_uid, series_instance_uid, level="series")
+        resource = self._resource(study_instance_uid, series_instance_uid)
         return self._datasets(resource, media_types, additional_params)
 
     def retrieve_series(
@@ -645,7 +637,7 @@ class DICOMClient(ABC):
         self, study_instance_uid: str, additional_params: Mapping[str, Any] | None = None
     ) -> list[JSONDataset]:
         """Retrieves the metadata of all instances of a study (PS3.18 section 10.4.1.1.2)."""
-        resource = self._resource(study_instance_uid, level="study")
+        resource = self._resource(study_instance_uid)
         return list(self.iter_metadata(resource, additional_params=additional_params))
 
     def retrieve_series_metadata(
@@ -655,7 +647,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> list[JSONDataset]:
         """Retrieves the metadata of all instances of a series (PS3.18 section 10.4.1.1.2)."""
-        resource = self._resource(study_instance_uid, series_instance_uid, level="series")
+        resource = self._resource(study_instance_uid, series_instance_uid)
         return list(self.iter_metadata(resource, additional_params=additional_params))
 
     def retrieve_instance_metadata(
@@ -670,7 +662,7 @@ class DICOMClient(ABC):
         Raises:
             requests.HTTPError: If the archive does not have the instance, or does not answer with one dataset.
         """
-        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
+        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         rows = list(self.iter_metadata(resource, additional_params=additional_params))
         if len(rows) != 1:
             raise MalformedResponseError(
@@ -683,9 +675,7 @@ class DICOMClient(ABC):
         self, study_instance_uid: str, additional_params: Mapping[str, Any] | None = None
     ) -> Iterator[JSONDataset]:
         """Yields the metadata of the instances of a study as they arrive."""
-        return self.iter_metadata(
-            self._resource(study_instance_uid, level="study"), additional_params=additional_params
-        )
+        return self.iter_metadata(self._resource(study_instance_uid), additional_params=additional_params)
 
     def iter_series_metadata(
         self,
@@ -694,7 +684,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[JSONDataset]:
         """Yields the metadata of the instances of a series as they arrive."""
-        resource = self._resource(study_instance_uid, series_instance_uid, level="series")
+        resource = self._resource(study_instance_uid, series_instance_uid)
         return self.iter_metadata(resource, additional_params=additional_params)
 
     def retrieve_instance(
@@ -723,7 +713,7 @@ class DICOMClient(ABC):
             ValueError: If an instance and bulk data are asked for in one call.
             requests.HTTPError: If the archive does not have it, or cannot give it in this form.
         """
-        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
+        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         accepted_types = parse_media_types(media_types)
         kinds = {accepted_type.name == DICOM or accepted_type.name == "*/*" for accepted_type in accepted_types}
         if kinds == {False}:
@@ -806,7 +796,7 @@ class DICOMClient(ABC):
         numbers = tuple(map(_frame_number, frame_numbers))
         if not numbers:
             raise ValueError("frame_numbers is empty (expected one frame number at least, counted from 1)")
-        return self._resource(study, series, instance, level="instance", frames=numbers)
+        return self._resource(study, series, instance, frames=numbers)
 
     # Rendered ---------------------------------------------------------------------------------------------------------
 
@@ -817,7 +807,7 @@ class DICOMClient(ABC):
         params: Mapping[str, Any] | None = None,
     ) -> bytes:
         """Retrieves a rendered study. Arguments as in `retrieve_instance_rendered`."""
-        resource = self._resource(study_instance_uid, level="study")
+        resource = self._resource(study_instance_uid)
         return self.retrieve_rendered(resource, media_types=media_types, params=params).content
 
     def retrieve_series_rendered(
@@ -828,7 +818,7 @@ class DICOMClient(ABC):
         params: Mapping[str, Any] | None = None,
     ) -> bytes:
         """Retrieves a rendered series. Arguments as in `retrieve_instance_rendered`."""
-        resource = self._resource(study_instance_uid, series_instance_uid, level="series")
+        resource = self._resource(study_instance_uid, series_instance_uid)
         return self.retrieve_rendered(resource, media_types=media_types, params=params).content
 
     def retrieve_instance_rendered(
@@ -851,7 +841,7 @@ class DICOMClient(ABC):
         Returns:
             The bytes of the image, video or text.
         """
-        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
+        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         return self.retrieve_rendered(resource, media_types=media_types, params=params).content
 
     def retrieve_instance_frames_rendered(
@@ -958,7 +948,7 @@ class DICOMClient(ABC):
         Raises:
             requests.HTTPError: If the archive refuses, or does not have it (404).
         """
-        self.delete_resource(self._resource(study_instance_uid, level="study"), additional_params=additional_params)
+        self.delete_resource(self._resource(study_instance_uid), additional_params=additional_params)
 
     def delete_series(
         self,
@@ -968,7 +958,7 @@ class DICOMClient(ABC):
     ) -> None:
         """Deletes a series. Errors as in `delete_study`."""
         self.delete_resource(
-            self._resource(study_instance_uid, series_instance_uid, level="series"), additional_params=additional_params
+            self._resource(study_instance_uid, series_instance_uid), additional_params=additional_params
         )
 
     def delete_instance(
@@ -979,7 +969,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> None:
         """Deletes an instance. Errors as in `delete_study`."""
-        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
+        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         self.delete_resource(resource, additional_params=additional_params)
 
 
