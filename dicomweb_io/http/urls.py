@@ -27,17 +27,16 @@ class Origin(NamedTuple):
         Raises:
             ValueError: If it has no host, another scheme, or an impossible port.
         """
-        shown = safe_url(url)
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
-            raise ValueError(f"URL with an invalid host or port: {shown!r}") from None
+            raise ValueError(f"URL with an invalid host or port: {safe_url(url)!r}") from None
         scheme = parts.scheme.lower()
         if scheme not in _DEFAULT_PORTS:
-            raise ValueError(f"URL with an unsupported scheme (only http and https): {shown!r}")
+            raise ValueError(f"URL with an unsupported scheme (only http and https): {safe_url(url)!r}")
         if not host:
-            raise ValueError(f"URL without a host: {shown!r} (expected https://host[:port]/path)")
+            raise ValueError(f"URL without a host: {safe_url(url)!r} (expected https://host[:port]/path)")
         return cls(scheme, host.rstrip("."), port if port is not None else _DEFAULT_PORTS[scheme])
 
 
