@@ -31,6 +31,7 @@ from dicomweb_io.elements import (
     StoredInstance,
 )
 from dicomweb_io.errors import MalformedResponseError, StoreError, http_error
+from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.profiles import GENERIC, Finding, ProbeReport, ServerProfile
 from dicomweb_io.queries import check_limits, make_query
 from dicomweb_io.store_response import response_module
@@ -307,24 +308,29 @@ class DICOMClient(ABC):
         return urlsplit(self.base_url).path.rstrip("/")
 
     @property
+    def prefixes(self) -> Prefixes:
+        """Path segments between the address and the resources, where the archive has some."""
+        return Prefixes()
+
+    @property
     def qido_url_prefix(self) -> str | None:
         """Path segment before search resources; None if there is none."""
-        return None
+        return self.prefixes.qido
 
     @property
     def wado_url_prefix(self) -> str | None:
         """Path segment before retrieve resources; None if there is none."""
-        return None
+        return self.prefixes.wado
 
     @property
     def stow_url_prefix(self) -> str | None:
         """Path segment before store resources; None if there is none."""
-        return None
+        return self.prefixes.stow
 
     @property
     def delete_url_prefix(self) -> str | None:
         """Path segment before delete resources; None if there is none."""
-        return None
+        return self.prefixes.delete
 
     @property
     def profile(self) -> ServerProfile:
