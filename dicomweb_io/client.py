@@ -60,9 +60,9 @@ DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 class DICOMClient(ABC):
     """An archive of DICOM objects, with operations named and shaped after PS3.18 (sections 10.4 to 10.7).
 
-    `DICOMwebClient` talks to a server, `DICOMfileClient` to a folder. To reach an archive in another way, make a subclass
-    with the abstract methods: everything else is written over them, and may be overridden where the archive can do
-    better.
+    `DICOMwebClient` talks to a server, `DICOMfileClient` to a folder. To reach an archive in another way, make a
+    subclass with the abstract methods: everything else is written over them, and may be overridden where the archive
+    can do better.
 
     Methods named ``iter_…`` are lazy: they return an iterator, ask as they go, and hold at most one part at a time.
     Closing the iterator (or dropping it) ends the request. Clients may be used from several threads at once.
