@@ -21,7 +21,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
 from typing import Any, Literal, cast, get_args
@@ -694,47 +695,22 @@ def _transport(client: DICOMClient) -> Transport:
     return client.transport
 
 
-    Raises:
-        ValueError: If an argument is not valid, or does not fit the others.
-    """
-    where = Endpoint.of(endpoint)
-    if level not in ("study", "instance"):
-        raise ValueError(f"level must be 'study' or 'instance', not {level!r}")
-    if method not in get_args(ChangeMethod):
-        raise ValueError(f"method must be one of {', '.join(get_args(ChangeMethod))}, not {method!r}")
-    filters = dict(search_filters or {})
-    by_date = any(resolve(key)[0] == "00080020" for key in filters)
-    if method == "auto":
-        searched: ChangeMethod = "study_date" if where.is_web and not by_date else "list"
-        facts = resolve_profile(where.profile, where.url).changes if where.is_web else None
-        if facts == "orthanc" and where.profile == "auto":
-            # Other servers have addresses like Orthanc's, and Orthanc may be shown without its own interface.
-            feed = change_source(where, level, search_filters=filters, method=facts)
-            return FeedOrSearch(
-                feed, change_source(where, level, search_filters=filters, method=searched, lookback=lookback)
-            )
-        method = facts or searched
-    if method == "study_date" and by_date:
-        raise ValueError("search_filters must not name StudyDate with method='study_date'; use method='list'")
-    if method in ("orthanc", "azure") and not where.is_web:
-        raise ValueError(f"method={method!r} is for servers, but {where.safe_url} is a folder")
-    back = _LOOKBACKS.get(method, timedelta(0))
-    if lookback is not None:
-        back = lookback if isinstance(lookback, timedelta) else timedelta(seconds=lookback)
-    if back < timedelta(0):
-        raise ValueError(f"lookback must be 0 or more seconds, not {lookback!r}")
-    if method == "orthanc":
-        return OrthancFeed(level, filters)
-    if method == "azure":
-        return AzureFeed(level, filters, lookback=back)
-    if method == "receive_time":
-        return SearchChanges(method, level, filters, window="StudyReceiveDateTime", lookback=back)
-    if method == "study_date":
-        return SearchChanges(method, level, filters, window="StudyDate", lookback=back)
-    return SearchChanges(method, level, filters, window=None, lookback=back)
-
-
-# The place kept in a file ---------------------------------------------------------------------------------------------
+def _ask(transport: Transport, method: str, url: str, body: bytes | None, what: str) -> tuple[Any, Answer]:
+    headers = {"Accept": "application/json"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    try:
+        answer = transport.request(method, url, headers=headers, body=body, idempotent=True)
+    except DICOMwebError as error:
+        if error.status in NO_FEED:
+            error.detail = f"{error.detail} (if this archive has no {what}, choose another method)".strip()
+        raise
+    if not answer.content:
+        return None, answer
+    try:
+        return json_decode.loads(answer.content), answer
+    except ValueError as error:
+        raise answer.error(f"expected the JSON of {what}", MalformedResponseError) from error
 
 
 @dataclass

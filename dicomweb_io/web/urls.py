@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from dicomweb_io.dicom.attributes import WILDCARD_VRS, resolve, vr_of
-from dicomweb_io.elements import Resource, SearchQuery
+from dicomweb_io.elements import COLLECTIONS, Resource, SearchQuery
 from dicomweb_io.errors import InvalidIdentifierError, UnsupportedError, safe_url
 from dicomweb_io.http.settings import Prefixes
 
