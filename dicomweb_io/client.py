@@ -17,6 +17,7 @@ from dicomweb_io.dicom.json_decode import first_value
 from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
+    COLLECTIONS,
     Bulkdata,
     Exclusion,
     Failure,
@@ -25,7 +26,6 @@ from dicomweb_io.elements import (
     JSONDataset,
     RenderedImage,
     Resource,
-    SearchLevel,
     SearchPage,
     SearchQuery,
     StoredInstance,
@@ -349,8 +349,7 @@ class DICOMClient(ABC):
             FileNotFoundError: If it is a folder that does not exist.
         """
         findings = []
-        levels: dict[SearchLevel, str] = {"study": "studies", "series": "series", "instance": "instances"}
-        for level, name in levels.items():
+        for level, name in COLLECTIONS.items():
             query = SearchQuery(level)
             number = self.count(query)
             detail = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -21,12 +21,12 @@ from dicomweb_io.errors import DeadlineExceededError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import expand_reference, instance_of_row
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
-from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
     DICOMwebTransform,
     FailureMode,
+    PartSpool,
     PooledDoFn,
     Problem,
     problem_of,
@@ -163,7 +163,8 @@ class _FetchInstances(PooledDoFn):
 
     def setup(self) -> None:
         super().setup()
-        self._spool = PrivateDirectory(self._how.spool_directory)
+        how = self._how
+        self._spool = PartSpool(self._transform, "the instance", how.max_element_bytes, how.spool_directory)
 
     def teardown(self) -> None:
         super().teardown()
@@ -221,9 +222,8 @@ class _FetchInstances(PooledDoFn):
 
     def _stream(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
         how = self._how
-        # Every retrieve may hold so much without the others having to wait; what is larger goes to a file first, so
-        # that its size is known before it is read into memory.
-        threshold = min(room.fair_share, how.max_element_bytes)
+        # What is larger goes to a file first, so that its size is known before it is read into memory.
+        threshold = self._spool.threshold(room)
         room.reserve(threshold)
         instances = client.iter_instances(
             reference,
@@ -234,31 +234,10 @@ class _FetchInstances(PooledDoFn):
             additional_params=how.additional_params,
         )
         for instance in instances:
-            yield self._in_memory(instance, room)
+            yield self._spool.taken(instance, instance.reference, room)
+            # Nothing here may keep it in memory while the next is read.
+            del instance
             room.reserve(threshold)
-
-    def _in_memory(self, instance: Instance, room: Room) -> Instance | Problem:
-        if instance.content is not None:
-            room.reserve(len(instance.content))
-            return instance
-        size = instance.size
-        try:
-            if size <= self._how.max_element_bytes:
-                room.reserve(size)
-                return replace(instance, content=instance.read(), path=None)
-            if self._how.spool_directory is not None:
-                room.reserve(0)
-                return replace(instance, path=self._spool.release(instance))
-        finally:
-            self._spool.discard(instance)
-        return Problem(
-            Failure(
-                self._transform,
-                f"the instance has {size} bytes, more than max_element_bytes ({self._how.max_element_bytes}); "
-                "raise that, or give a spool_directory",
-                reference=instance.reference,
-            )
-        )
 
     def _missing(self, reference: Resource, client: DICOMClient) -> Failure:
         return Failure(

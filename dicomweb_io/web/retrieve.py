@@ -13,8 +13,8 @@ from urllib.parse import urljoin
 
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom import json_decode
-from dicomweb_io.dicom.errors import IncompleteDICOMError
-from dicomweb_io.dicom.json_decode import IncompleteJSONError, iter_json_objects
+from dicomweb_io.dicom.errors import IncompleteDICOMError, IncompleteJSONError
+from dicomweb_io.dicom.json_decode import iter_json_objects
 from dicomweb_io.dicom.media_types import (
     DICOM,
     DICOM_JSON,

@@ -18,6 +18,7 @@ from typing import Any
 
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.errors import IncompleteJSONError
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import JSONDataset, Resource, SearchPage, SearchQuery
@@ -306,7 +307,7 @@ def _breaks_off(content: bytes) -> bool:
     try:
         for _ in json_decode.iter_json_objects([content]):
             pass
-    except json_decode.IncompleteJSONError:
+    except IncompleteJSONError:
         return True
     except ValueError:
         return False
