@@ -25,15 +25,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dicomweb_io.dicom import json_decode
-from dicomweb_io.elements import JSONDataset, SearchLevel, SearchPage, SearchQuery
+from dicomweb_io.elements import UID_TAGS, JSONDataset, SearchLevel, SearchPage, SearchQuery
 from dicomweb_io.errors import PagingError, TooManyResultsError
 from dicomweb_io.profiles import ServerProfile
 
-_UID_TAGS: dict[SearchLevel, tuple[str, ...]] = {
-    "study": ("0020000D",),
-    "series": ("0020000D", "0020000E"),
-    "instance": ("0020000D", "0020000E", "00080018"),
-}
+# The tags of the UIDs from the study down to each level.
+_UID_TAGS = {level: tuple(UID_TAGS.values())[:number] for number, level in enumerate(UID_TAGS, 1)}
 
 _MAX_REMEMBERED = 200_000
 _KEY_BYTES = 16
@@ -171,8 +168,7 @@ class Beginning:
         first: The identity of row 0.
         last: The identities of the last rows that came.
         total: The number of all rows, where it was announced; a hint.
-        answer: The last answer taken in.
-        full: Whether that page held as many rows as were asked for.
+        full: Whether the last page held as many rows as were asked for.
         offset_works: Whether a page at a later offset held other rows than the first.
     """
 
@@ -220,6 +216,7 @@ class Paging:
 
     Attributes:
         level: What the rows are.
+        position: The offset behind the rows received, or behind those asked for while answers are to come.
         stop: The offset at which to end; None for the end of the search. It may be changed at any time.
         total: The number of all rows, as last announced.
         passed: The rows passed on.
@@ -247,7 +244,7 @@ class Paging:
         self.level = query.level
         self._profile = profile
         self._url = url
-        self._start = self._position = start
+        self._start = self.position = start
         self._limit = limit
         self._pending: deque[PageRequest] = deque()
         self._seen = Remembered()
@@ -280,10 +277,10 @@ class Paging:
         if self._limit is not None:
             size = min(size, self._limit - self.passed)
         if self.stop is not None:
-            size = min(size, self.stop - self._position)
+            size = min(size, self.stop - self.position)
         if self.ended or size <= 0:
             return None
-        profile, position = self._profile, self._position
+        profile, position = self._profile, self.position
         capped = profile.max_rows is not None and position >= profile.max_rows
         refused = profile.max_offset is not None and position > profile.max_offset
         # Totals can be wrong, so that what is behind is looked at too, but then one page after the other.
@@ -305,7 +302,7 @@ class Paging:
             size = min(size, profile.max_rows - position)
         request = PageRequest(position, size, self.offset_works)
         self._pending.append(request)
-        self._position += size
+        self.position += size
         return request
 
     # Answers ----------------------------------------------------------------------------------------------------------
@@ -394,7 +391,7 @@ class Paging:
             advance = len(found) if crowded else len(keys)
             if not found:
                 advance = request.limit if self._profile.short_pages else len(keys)
-            self._position = request.offset + advance
+            self.position = request.offset + advance
         if self.passed == self._limit:
             self.ended = True
         elif evidence.more is False and not cut:
@@ -424,11 +421,6 @@ class Paging:
     @property
     def _passed_to(self) -> int:
         return self._start + self.passed
-
-    @property
-    def position(self) -> int:
-        """The offset behind the rows received, or behind those asked for while answers are to come."""
-        return self._position
 
     @property
     def total_is_wrong(self) -> bool:

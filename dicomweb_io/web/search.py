@@ -21,7 +21,7 @@ from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
 from dicomweb_io.dicom.errors import IncompleteJSONError
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
-from dicomweb_io.elements import JSONDataset, Resource, SearchPage, SearchQuery
+from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
 from dicomweb_io.errors import (
     DICOMwebError,
     FilterIgnoredError,
@@ -38,7 +38,6 @@ from dicomweb_io.web.urls import filter_values, needs_escapes, query_string, wit
 
 _ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
 _ABSENT = (404, 405, 501)
-_UIDS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "instance": "SOPInstanceUID"}
 
 
 class Searcher:
@@ -204,7 +203,7 @@ class Searcher:
     def _address(self, query: SearchQuery, offset: int, limit: int | None) -> str:
         order_by = self._service.profile.order_by
         if order_by is not None and all(given != order_by[0] for given, _ in query.additional_params):
-            extra = (order_by[0], order_by[1].format(uid=_UIDS[query.level]))
+            extra = (order_by[0], order_by[1].format(uid=UID_KEYWORDS[query.level]))
             query = replace(query, additional_params=(*query.additional_params, extra))
         text = query_string(query, offset=offset, limit=limit, escapes=self._decodes(query))
         return with_query(self._service.urls.search(query), text)
@@ -332,9 +331,10 @@ def _total(answer: Answer) -> int | None:
 
 def _within(query: SearchQuery, row: JSONDataset) -> JSONDataset:
     """The row with the UIDs that the resource searched implies, which servers may leave out."""
-    for tag, uid in (("0020000D", query.study_instance_uid), ("0020000E", query.series_instance_uid)):
-        if uid is not None and tag not in row:
-            row[tag] = {"vr": "UI", "Value": [uid]}
+    uids: dict[SearchLevel, str | None] = {"study": query.study_instance_uid, "series": query.series_instance_uid}
+    for level, uid in uids.items():
+        if uid is not None and UID_TAGS[level] not in row:
+            row[UID_TAGS[level]] = {"vr": "UI", "Value": [uid]}
     return row
 
 
