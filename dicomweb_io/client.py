@@ -18,6 +18,7 @@ from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
     COLLECTIONS,
+    LEVELS,
     Bulkdata,
     Exclusion,
     Failure,
@@ -26,6 +27,7 @@ from dicomweb_io.elements import (
     JSONDataset,
     RenderedImage,
     Resource,
+    SearchLevel,
     SearchPage,
     SearchQuery,
     StoredInstance,
@@ -587,11 +589,17 @@ class DICOMClient(ABC):
     # Retrieve, PS3.18 section 10.4 (WADO-RS) --------------------------------------------------------------------------
 
     def _resource(
-        self, study: object, series: object = None, instance: object = None, *, level: str, frames: Sequence[int] = ()
+        self,
+        study: object,
+        series: object = None,
+        instance: object = None,
+        *,
+        level: SearchLevel,
+        frames: Sequence[int] = (),
     ) -> Resource:
-        names = {"study": 1, "series": 2, "instance": 3}[level]
+        number = LEVELS.index(level) + 1
         pairs = (("study_instance_uid", study), ("series_instance_uid", series), ("sop_instance_uid", instance))
-        uids = {name: check_uid(value, name, permissive=self.permissive_uid) for name, value in pairs[:names]}
+        uids = {name: check_uid(value, name, permissive=self.permissive_uid) for name, value in pairs[:number]}
         return Resource(**uids, frames=tuple(frames))
 
     def iter_study(

@@ -30,12 +30,15 @@ STUDY_INSTANCE_UID = "0020000D"
 SERIES_INSTANCE_UID = "0020000E"
 SOP_INSTANCE_UID = "00080018"
 
+LEVELS: tuple[SearchLevel, ...] = ("study", "series", "instance")
+"""The levels of what can be searched for, from the study down."""
+
 UID_TAGS: dict[SearchLevel, str] = {
     "study": STUDY_INSTANCE_UID,
     "series": SERIES_INSTANCE_UID,
     "instance": SOP_INSTANCE_UID,
 }
-"""The levels from the study down, and the tag of the UID that each adds to the name of an object."""
+"""The tag of the UID that each level adds to the name of an object."""
 
 UID_KEYWORDS: dict[SearchLevel, str] = {
     "study": "StudyInstanceUID",

@@ -25,12 +25,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dicomweb_io.dicom import json_decode
-from dicomweb_io.elements import UID_TAGS, JSONDataset, SearchLevel, SearchPage, SearchQuery
+from dicomweb_io.elements import LEVELS, UID_TAGS, JSONDataset, SearchLevel, SearchPage, SearchQuery
 from dicomweb_io.errors import PagingError, TooManyResultsError
 from dicomweb_io.profiles import ServerProfile
 
-# The tags of the UIDs from the study down to each level.
-_UID_TAGS = {level: tuple(UID_TAGS.values())[:number] for number, level in enumerate(UID_TAGS, 1)}
+# The tags of the UIDs that name an object of each level.
+_NAMES = {level: tuple(UID_TAGS.values())[: number + 1] for number, level in enumerate(LEVELS)}
 
 _MAX_REMEMBERED = 200_000
 _KEY_BYTES = 16
@@ -47,7 +47,7 @@ def uids_of(row: JSONDataset, level: SearchLevel) -> str | None:
 
     Some archives hold one SOP Instance UID in several series (Orthanc does), and each can be retrieved by itself.
     """
-    tags = _UID_TAGS[level]
+    tags = _NAMES[level]
     try:
         # Nearly every row is like this, and there may be millions.
         uids = [row[tag]["Value"][0] for tag in tags]

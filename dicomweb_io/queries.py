@@ -7,7 +7,7 @@ from typing import Any
 
 from dicomweb_io.dicom.attributes import lookup_tag, resolve, vr_of
 from dicomweb_io.dicom.uids import check_uid
-from dicomweb_io.elements import UID_TAGS, SearchLevel, SearchQuery
+from dicomweb_io.elements import LEVELS, SearchLevel, SearchQuery
 from dicomweb_io.errors import FilterError
 
 
@@ -164,7 +164,7 @@ def level_of(attribute: str) -> SearchLevel:
 
 def apportion(query: SearchQuery) -> dict[SearchLevel, tuple[tuple[str, str], ...]]:
     """The filters of a query by the level that their attributes belong to, in order."""
-    shares: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in UID_TAGS}
+    shares: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in LEVELS}
     for key, value in query.search_filters:
         shares[level_of(key)].append((key, value))
     return {level: tuple(filters) for level, filters in shares.items()}
@@ -207,8 +207,6 @@ COMPUTED: dict[SearchLevel, frozenset[str]] = {
 }
 """What is not in the files but follows from the folder."""
 
-_ORDER: dict[str, int] = {level: number for number, level in enumerate(UID_TAGS)}
-
 
 def matching_level(tag: str, target: SearchLevel) -> SearchLevel:
     """The level whose dataset a filter is compared with in a search for `target`.
@@ -217,12 +215,16 @@ def matching_level(tag: str, target: SearchLevel) -> SearchLevel:
     objects that are searched for.
     """
     level = level_of(tag)
-    return level if _ORDER[level] < _ORDER[target] else target
+    return level if LEVELS.index(level) < LEVELS.index(target) else target
 
 
 def is_returnable(tag: str, target: SearchLevel) -> bool:
     """Whether ``includefield`` of an attribute has an effect: attributes of lower levels are not returned."""
-    return _ORDER[level_of(tag)] <= _ORDER[target] or tag in (TIMEZONE, CHARACTER_SET) or tag in COMPUTED[target]
+    return (
+        LEVELS.index(level_of(tag)) <= LEVELS.index(target)
+        or tag in (TIMEZONE, CHARACTER_SET)
+        or tag in COMPUTED[target]
+    )
 
 
 def fields_of_all(tags: Iterable[str], target: SearchLevel) -> list[str]:

@@ -25,10 +25,10 @@ from dicomweb_io.dicom.errors import FilterError, InvalidIdentifierError
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.matching import Matcher, compile_filters
 from dicomweb_io.elements import (
+    LEVELS,
     SERIES_INSTANCE_UID,
     SOP_INSTANCE_UID,
     STUDY_INSTANCE_UID,
-    UID_TAGS,
     JSONDataset,
     SearchLevel,
     SearchPage,
@@ -417,8 +417,8 @@ def _plan(query: SearchQuery) -> _Plan:
     for column, uid in (("study", query.study_instance_uid), ("series", query.series_instance_uid)):
         if uid is not None:
             uids[column] = frozenset((uid,))
-    filters: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in UID_TAGS}
-    returned: dict[SearchLevel, dict[str, tuple[tuple[str, ...], ...]]] = {level: {} for level in UID_TAGS}
+    filters: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in LEVELS}
+    returned: dict[SearchLevel, dict[str, tuple[tuple[str, ...], ...]]] = {level: {} for level in LEVELS}
     for key, value in pairs:
         path = resolve(key)
         column = _UID_COLUMNS.get(path[0], "")

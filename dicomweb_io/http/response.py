@@ -58,7 +58,6 @@ class Answer:
         status: The HTTP status.
         headers: The headers (case-insensitive); of a repeated header the values joined with commas.
         content: The body, decompressed.
-        url: Where it came from in the end, without user information and query.
         attempts: How often the request was sent.
         received: The response as it came, with the secrets of its request; `response` is the one to show.
         said: What the body says in words, if the status is an error (see `server_message`); no secret of the request.
@@ -67,7 +66,6 @@ class Answer:
     status: int
     headers: CaseInsensitiveDict[str]
     content: bytes
-    url: str
     attempts: int
     received: requests.Response = field(repr=False)
     said: str = ""
@@ -76,6 +74,11 @@ class Answer:
     def response(self) -> requests.Response:
         """The same as in requests; its request holds neither credentials nor query."""
         return public_response(self.received, self.content)
+
+    @property
+    def url(self) -> str:
+        """Where it came from in the end, without user information and query."""
+        return safe_url(self.received.url or "")
 
     @property
     def content_type(self) -> str:
@@ -110,7 +113,6 @@ class StreamedAnswer:
     Attributes:
         status: The HTTP status.
         headers: The headers (case-insensitive); of a repeated header the values joined with commas.
-        url: Where it comes from in the end, without user information and query.
         attempts: How often the request was sent so far.
         bytes_in: How much of the body was received, before decompression.
     """
@@ -127,7 +129,6 @@ class StreamedAnswer:
     ) -> None:
         self.status: int = response.status_code
         self.headers: CaseInsensitiveDict[str] = response.headers
-        self.url = safe_url(response.url or "")
         self.method = response.request.method or ""
         self.attempts = attempts
         self.bytes_in = 0
@@ -145,6 +146,11 @@ class StreamedAnswer:
     def content_type(self) -> str:
         """The media type in lower case without parameters; empty if absent."""
         return parse_content_type(self.headers.get("Content-Type") or "")[0]
+
+    @property
+    def url(self) -> str:
+        """Where it comes from in the end, without user information and query."""
+        return safe_url(self._response.url or "")
 
     def iter_chunks(self, size: int = 1 << 20) -> Iterator[bytes]:
         """The body as it arrives, decompressed.
@@ -315,7 +321,7 @@ class StreamedAnswer:
         if self.status >= 400:
             request = self._response.request
             said = server_message(content, request.url or "", request.headers)
-        return Answer(self.status, self.headers, content, self.url, self.attempts, self._response, said)
+        return Answer(self.status, self.headers, content, self.attempts, self._response, said)
 
     def close(self, *, drain: bool = False) -> None:
         """Ends it; what was not read is lost.

@@ -362,7 +362,7 @@ class Transport:
                 if status in _REDIRECTS and "Location" in answer.headers:
                     hops += 1
                     method, url = self._redirect(answer, call, method, url, hops)
-                    # Who was sent away does not come back with credentials to wherever the other host wishes.
+                    # Once another host has chosen the address, no credentials follow, not even back to the archive.
                     own = own and self.same_origin(url)
                     answer.close(drain=True)
                     continue
