@@ -39,7 +39,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     Work,
-    gathered,
+    grouped_places,
     problem_of,
     report_lineage,
     several_windows,
@@ -384,7 +384,7 @@ class _Plan(PooledDoFn):
             beginning=replace(paging.beginning, total=total) if by_offset else None,
         )
 
-    def taken(self, result: PlannedSearch) -> None:
+    def count_result(self, result: PlannedSearch) -> None:
         if result.page is not None:
             count("search_pages")
             observe("page_rows", len(result.page))
@@ -640,7 +640,7 @@ class SplitByStudyDate(PooledDoFn):
         if not isinstance(result, _Rest):
             yield from super()._emit(work, result)
             return
-        for timestamp, windows in gathered(work.places):
+        for timestamp, windows in grouped_places(work.places):
             yield TaggedOutput(REST, WindowedValue(result.query, timestamp, windows))
 
 
