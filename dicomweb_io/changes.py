@@ -1,6 +1,6 @@
 """Change sources: what is new in an archive since it was last asked. Plain Python, for pipelines and loops alike.
 
-A source is asked again and again with the `Cursor` that it gave last; what came between two cursors is told once::
+A source is polled again and again with the `Cursor` that it gave last, and reports each object once::
 
     source = change_source(endpoint, "instance")
     cursor = None
@@ -9,19 +9,23 @@ A source is asked again and again with the `Cursor` that it gave last; what came
         ...                                   # changes.references
         cursor = changes.cursor
 
-Archives with a feed of changes (Orthanc, Azure) are asked for it. All others are searched: what lies in a window of
-dates is listed, and what was not listed before is new. Which way is taken is a fact of the server's profile.
+Archives with a feed of changes are asked for it: Orthanc (``/changes``) and Azure's DICOM service (``/changefeed``).
+All others are searched: what lies in a window of dates is listed, and what was not listed before is new. The server's
+profile says which way is used.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, cast, get_args
 from urllib.parse import quote
 
 from dicomweb_io.client import DICOMClient
@@ -29,15 +33,14 @@ from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.elements import Failure, JSONDataset, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.errors import DICOMwebError, MalformedResponseError
+from dicomweb_io.errors import DICOMError, DICOMwebError, InvalidIdentifierError, MalformedResponseError
 from dicomweb_io.failures import failure_of
 from dicomweb_io.http.transport import Answer, Transport
+from dicomweb_io.options import read_json, write_lines
 from dicomweb_io.profiles import resolve_profile
 from dicomweb_io.queries import make_query
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What all change sources share: the place reached (`Cursor`), an answer (`Changes`), and where to begin (`Start`).
-
+logger = logging.getLogger("dicomweb_io")
 
 WatchLevel = Literal["study", "instance"]
 """What is watched for."""
@@ -45,21 +48,47 @@ WatchLevel = Literal["study", "instance"]
 Start = Literal["now", "all"] | date | datetime
 """Where to begin: with what arrives from now on, with everything that is there, or with a day or a moment."""
 
+ChangeMethod = Literal["auto", "orthanc", "azure", "receive_time", "study_date", "list"]
+"""How to find out what is new: by the archive's own feed, by the time it received studies, by recent study dates, or by
+listing everything each time."""
+
+Window = Literal["StudyDate", "StudyReceiveDateTime"]
+
 DEFAULT_MAX_CHANGES = 10_000
-"""The most references of one answer, by default."""
+"""References of one answer at most, by default."""
+
+NO_FEED = (400, 404, 405, 501)
+"""Statuses that mean that there is no such feed."""
 
 _VERSION = 1
+_MARGIN = timedelta(days=1)
+"""Dates and times of archives have no zone, and clocks differ."""
+_LOOKBACKS = {
+    "azure": timedelta(minutes=1),
+    "receive_time": timedelta(days=1),
+    "study_date": timedelta(days=7),
+}
+_WINDOWS: dict[str, Window] = {"receive_time": "StudyReceiveDateTime", "study_date": "StudyDate"}
+
+_ORTHANC_PAGE = 1000
+_ORTHANC_RESOURCES = 500
+_UIDS = {"Instance": "SOPInstanceUID", "Series": "SeriesInstanceUID", "Study": "StudyInstanceUID"}
+_PARENTS = {"Instance": "ParentSeries", "Series": "ParentStudy"}
+
+_AZURE = "change feed of Azure's DICOM service"
+_AZURE_PAGE = 200
+_STUDIES = "studies"
 
 
 @dataclass(frozen=True, eq=False)
 class Cursor:
-    """The place that a change source has reached. It pickles, and it has a JSON form to be kept in a file.
+    """The place that a change source has reached. It pickles, and it has a JSON form for a file.
 
     Attributes:
-        method: The kind of source that made it; no other can go on from it.
-        position: How far it was read: a sequence number, or a time.
-        start: The time before which nothing is wanted, if any.
-        seen: What was told already and may be met again, by day or time: digests of references, or sequence numbers.
+        method: The kind of source that made it. No other kind can go on from it.
+        position: How far the source has read: a sequence number, or a time.
+        start: The time before which nothing is wanted, if there is one.
+        seen: What was reported and may be met again, by day or time: digests of references, or sequence numbers.
     """
 
     method: str
@@ -82,15 +111,15 @@ class Cursor:
         """Restores a cursor.
 
         Raises:
-            ValueError: If the value is no cursor, or one of another version.
+            ValueError: If the value is not a cursor of this version.
         """
         if not isinstance(value, Mapping) or value.get("version") != _VERSION:
-            raise ValueError("this is no cursor of a change source, or one of another version")
+            raise ValueError("this is not a cursor of a change source, or one of another version")
         method, position, start, seen = (value.get(name) for name in ("method", "position", "start", "seen"))
         if not (isinstance(method, str) and isinstance(position, str) and isinstance(start, str)):
-            raise ValueError("this is no cursor of a change source: method, position and start must be texts")
+            raise ValueError("this is not a cursor of a change source: method, position and start must be texts")
         if not isinstance(seen, Mapping) or not all(isinstance(members, list) for members in seen.values()):
-            raise ValueError("this is no cursor of a change source: seen must hold lists")
+            raise ValueError("this is not a cursor of a change source: seen must hold lists")
         return cls(method, position, start, {str(key): frozenset(map(str, members)) for key, members in seen.items()})
 
 
@@ -101,8 +130,8 @@ class Changes:
     Attributes:
         references: What is new, in the archive's order, each once.
         cursor: Where to go on.
-        more: Whether there is more already, so that there is no reason to wait.
-        failures: What the archive told that names no object.
+        more: Whether there is more already, so that waiting is pointless.
+        failures: What the archive reported without naming an object.
     """
 
     references: tuple[Resource, ...]
@@ -111,14 +140,13 @@ class Changes:
     failures: tuple[Failure, ...] = ()
 
 
-class ChangeSource(Protocol):
-    """Tells what is new in an archive."""
+class ChangeSource(ABC):
+    """Reports what is new in an archive."""
 
-    @property
-    def method(self) -> str:
-        """The name of the way in which it finds out."""
-        ...
+    method: str
+    """The name of the way in which it finds out."""
 
+    @abstractmethod
     def poll(
         self,
         client: DICOMClient,
@@ -132,19 +160,130 @@ class ChangeSource(Protocol):
         Args:
             client: The archive.
             cursor: Where the last answer ended; None at the beginning.
-            start: Where to begin; used without a cursor only. With ``"now"`` the first answer is empty.
-            max_changes: End the answer when it holds so many references, and say that there is more.
+            start: Where to begin; used only without a cursor. With ``"now"`` the first answer is empty.
+            max_changes: End the answer when it holds this many references, and say that there is more.
 
         Raises:
             requests.HTTPError, OSError: If the archive cannot be asked. Nothing is lost: ask again with the same
                 cursor.
-            ValueError: If it answers nonsense, or the cursor belongs to another archive.
+            ValueError: If its answer makes no sense, or the cursor belongs to another archive.
         """
-        ...
+
+
+class _Source(ChangeSource):
+    """A source with a kind of cursor of its own.
+
+    Args:
+        level: What to watch for.
+        search_filters: What it must match. A feed cannot be filtered, so each study of its answers costs a search.
+    """
+
+    def __init__(self, level: WatchLevel, search_filters: Mapping[str, Any] | None = None) -> None:
+        self._level = level
+        self._filters = dict(search_filters or {})
+        make_query(level, search_filters=self._filters, permissive_uid=True)
+
+    def poll(
+        self,
+        client: DICOMClient,
+        cursor: Cursor | None,
+        *,
+        start: Start = "now",
+        max_changes: int = DEFAULT_MAX_CHANGES,
+    ) -> Changes:
+        """See `ChangeSource.poll`."""
+        silent = cursor is None and start == "now"
+        if cursor is None:
+            cursor = self._first_cursor(client, start)
+        if cursor.method != self.method:
+            raise ValueError(
+                f"the cursor was made by the method {cursor.method!r}, so {self.method!r} cannot go on from it"
+            )
+        return self._poll(client, cursor, max_changes, silent)
+
+    def _first_cursor(self, client: DICOMClient, start: Start) -> Cursor:
+        return Cursor(self.method, start="" if isinstance(start, str) else moment_of(start).isoformat())
+
+    @abstractmethod
+    def _poll(self, client: DICOMClient, cursor: Cursor, max_changes: int, silent: bool) -> Changes:
+        """What came after a cursor; with `silent` it is only noted in the new cursor."""
+
+    def _matching(self, client: DICOMClient, references: Iterable[Resource]) -> tuple[Resource, ...]:
+        """Those of the references from a feed that match the search filters: one search for each study."""
+        candidates = tuple(references)
+        if not self._filters:
+            return candidates
+        matches: set[Resource] = set()
+        for study in dict.fromkeys(reference.study_instance_uid for reference in candidates):
+            if self._level == "study":
+                filters = {**self._filters, "StudyInstanceUID": study}
+                query = make_query("study", search_filters=filters, permissive_uid=True)
+            else:
+                query = make_query("instance", study, search_filters=self._filters, permissive_uid=True)
+            for row in client.iter_search(query):
+                reference = Resource.of(row)
+                matches.add(reference if self._level == "instance" else Resource(reference.study_instance_uid))
+        return tuple(reference for reference in candidates if reference in matches)
+
+
+def change_source(
+    endpoint: EndpointLike,
+    level: WatchLevel = "instance",
+    *,
+    search_filters: Mapping[str, Any] | None = None,
+    method: ChangeMethod = "auto",
+    lookback: timedelta | float | None = None,
+) -> ChangeSource:
+    """Chooses the change source for an archive.
+
+    Args:
+        endpoint: The archive.
+        level: ``"instance"`` or ``"study"``. A study is reported once, when it is first seen; more may still come.
+        search_filters: What must match; see `dicomweb_io.queries.make_query`.
+        method: ``"auto"`` uses what the server's profile says, otherwise ``"study_date"`` for servers and ``"list"``
+            for folders (and where the filters name StudyDate). Where only the address suggests Orthanc, its log of
+            changes is tried first.
+        lookback: Seconds, or a timedelta: how long after its time something may still arrive. By default 7 days for
+            ``"study_date"``, a day for ``"receive_time"``, a minute for ``"azure"``; the others need none.
+
+    Raises:
+        ValueError: If an argument is not valid, or does not fit the others.
+    """
+    where = Endpoint.of(endpoint)
+    if level not in ("study", "instance"):
+        raise ValueError(f"level must be 'study' or 'instance', not {level!r}")
+    if method not in get_args(ChangeMethod):
+        raise ValueError(f"method must be one of {', '.join(get_args(ChangeMethod))}, not {method!r}")
+    filters = dict(search_filters or {})
+    by_date = any(resolve(key)[0] == "00080020" for key in filters)
+    if method == "auto":
+        searched: ChangeMethod = "study_date" if where.is_web and not by_date else "list"
+        facts = resolve_profile(where.profile, where.url).changes if where.is_web else None
+        if facts == "orthanc" and where.profile == "auto":
+            # Other servers have addresses like Orthanc's, and Orthanc may be shown without its own interface.
+            feed = change_source(where, level, search_filters=filters, method=facts)
+            return FeedOrSearch(
+                feed, change_source(where, level, search_filters=filters, method=searched, lookback=lookback)
+            )
+        method = facts or searched
+    if method == "study_date" and by_date:
+        raise ValueError("search_filters must not name StudyDate with method='study_date'; use method='list'")
+    if method in ("orthanc", "azure") and not where.is_web:
+        raise ValueError(f"method={method!r} is for servers, but {where.safe_url} is a folder")
+    back = _LOOKBACKS.get(method, timedelta(0))
+    if lookback is not None:
+        back = lookback if isinstance(lookback, timedelta) else timedelta(seconds=lookback)
+    if back < timedelta(0):
+        raise ValueError(f"lookback must be 0 or more seconds, not {lookback!r}")
+    if method == "orthanc":
+        return OrthancFeed(level, filters)
+    if method == "azure":
+        return AzureFeed(level, filters, lookback=back)
+    return SearchChanges(method, level, filters, window=_WINDOWS.get(method), lookback=back)
 
 
 def check_start(start: object) -> Start:
-    """Returns `start` if it is one.
+    """Returns `start` if it is valid.
 
     Raises:
         TypeError, ValueError: If it is not.
@@ -167,10 +306,10 @@ def moment_of(start: date) -> datetime:
 
 
 def parse_moment(text: str) -> datetime:
-    """A time in ISO 8601 as a moment in UTC; without a zone it is UTC, and digits below microseconds are dropped.
+    """A time in ISO 8601 as a moment in UTC; without a zone it is UTC. Digits below microseconds are ignored.
 
     Raises:
-        ValueError: If it is no time.
+        ValueError: If it is not a time.
     """
     head, dot, tail = text.strip().partition(".")
     digits = len(tail) - len(tail.lstrip("0123456789"))
@@ -183,60 +322,15 @@ def parse_moment(text: str) -> datetime:
 
 def digest_of(text: str) -> str:
     """A short text that stands for a longer one: 128 bits of BLAKE2b."""
-    return base64.urlsafe_b64encode(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())[
-        :22
-    ].decode("ascii")
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return base64.urlsafe_b64encode(digest).decode("ascii").rstrip("=")
 
 
-def check_method(cursor: Cursor, method: str) -> None:
-    """Checks that a cursor was made by the same kind of source.
-
-    Raises:
-        ValueError: If it was not.
-    """
-    if cursor.method != method:
-        raise ValueError(f"the cursor was made by the method {cursor.method!r}, so {method!r} cannot go on from it")
-
-
-def matching(
-    client: DICOMClient, level: WatchLevel, search_filters: Mapping[str, Any], references: Iterable[Resource]
-) -> list[Resource]:
-    """Those of the references that match search filters: one search for each study.
-
-    Feeds of changes cannot be filtered, so that the archive is asked about what they told.
-    """
-    wanted = list(references)
-    if not search_filters:
-        return wanted
-    found: set[Resource] = set()
-    for study in dict.fromkeys(reference.study_instance_uid for reference in wanted):
-        if level == "study":
-            query = make_query(
-                "study", search_filters={**search_filters, "StudyInstanceUID": study}, permissive_uid=True
-            )
-        else:
-            query = make_query("instance", study, search_filters=search_filters, permissive_uid=True)
-        for row in client.iter_search(query):
-            reference = Resource.of(row)
-            found.add(reference if level == "instance" else Resource(reference.study_instance_uid))
-    return [reference for reference in wanted if reference in found]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Change sources by searching: what a search lists and did not list before is new.
-
-
-Window = Literal["StudyDate", "StudyReceiveDateTime"]
-
-_MARGIN = timedelta(days=1)
-"""Dates and times of archives have no zone, and clocks differ."""
-
-
-class SearchChanges:
+class SearchChanges(_Source):
     """Finds what is new by searching a window of time again and again.
 
-    The window reaches from `lookback` before the last complete search to the end of time. What arrives later than that
-    is not found; without a window everything is listed each time, and nothing is missed.
+    The window is open-ended and begins `lookback` before the last complete search. What arrives later than that is not
+    found. Without a window everything is listed each time, and nothing is missed.
 
     Args:
         method: The name for cursors.
@@ -257,15 +351,13 @@ class SearchChanges:
         window: Window | None,
         lookback: timedelta,
     ) -> None:
+        super().__init__(level, search_filters)
         self.method = method
-        self._level = level
-        self._filters = dict(search_filters)
         self._window = window
         self._lookback = lookback
-        self.query(None)
 
     def query(self, since: datetime | None) -> SearchQuery:
-        """The search for what belongs to a window."""
+        """The search for what lies in the window that begins at `since`; without that, for everything."""
         filters, params = dict(self._filters), {}
         if since is not None and self._window == "StudyDate":
             filters["StudyDate"] = f"{since:%Y%m%d}-"
@@ -276,26 +368,13 @@ class SearchChanges:
             self._level, fields=fields, search_filters=filters, additional_params=params, permissive_uid=True
         )
 
-    def poll(
-        self,
-        client: DICOMClient,
-        cursor: Cursor | None,
-        *,
-        start: Start = "now",
-        max_changes: int = DEFAULT_MAX_CHANGES,
-    ) -> Changes:
-        """Lists the window. See `dicomweb_io.changes.ChangeSource`."""
-        silent = cursor is None and start == "now"
-        if cursor is None:
-            begin = "" if isinstance(start, str) else moment_of(start).isoformat()
-            cursor = Cursor(self.method, start=begin)
-        check_method(cursor, self.method)
-        # A folder is seen as it was when it was opened.
+    def _poll(self, client: DICOMClient, cursor: Cursor, max_changes: int, silent: bool) -> Changes:
+        # A folder's client sees it as it was when it was opened.
         client.refresh()
         now = datetime.now(timezone.utc)
         since = self._since(cursor, now, silent)
         seen = {key: set(members) for key, members in cursor.seen.items()}
-        known = set().union(*cursor.seen.values()) if cursor.seen else set()
+        known = set().union(*cursor.seen.values())
         references: list[Resource] = []
         failures: list[Failure] = []
         more = False
@@ -344,11 +423,13 @@ class SearchChanges:
         if self._level == "study":
             return Resource(reference.study_instance_uid)
         if reference.level != "instance":
-            raise ValueError(f"a row of a search for instances names a {reference.level} only: {reference.uri}")
+            raise InvalidIdentifierError(
+                f"a row of a search for instances names a {reference.level} only: {reference.uri}"
+            )
         return reference
 
     def _bucket(self, row: JSONDataset, now: datetime) -> str:
-        """The day by which a reference may be forgotten."""
+        """The day under which a reference is remembered; empty if it is never forgotten."""
         if self._window is None:
             return ""
         if self._window == "StudyReceiveDateTime":
@@ -362,141 +443,35 @@ class SearchChanges:
             return seen
         last: date = since.date()
         if self._window == "StudyReceiveDateTime":
-            # It was received before it was found, by the archive's clock.
+            # By the archive's clock it was received before it was found.
             last -= _MARGIN
         oldest = f"{last:%Y%m%d}"
         return {day: members for day, members in seen.items() if not day or day >= oldest}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Change sources by an archive's own feed: Orthanc's ``/changes`` and the change feed of Azure's DICOM service.
-
-
-NO_FEED = (400, 404, 405, 501)
-"""Statuses that mean that there is no such feed."""
-
-_ORTHANC_PAGE = 1000
-_ORTHANC_RESOURCES = 500
-_AZURE_PAGE = 200
-_UIDS = {"Instance": "SOPInstanceUID", "Series": "SeriesInstanceUID", "Study": "StudyInstanceUID"}
-_PARENTS = {"Instance": "ParentSeries", "Series": "ParentStudy"}
-
-
-def _transport(client: DICOMClient) -> Transport:
-    if client.transport is None:
-        raise TypeError(f"a feed of changes needs the client of a server, not {type(client).__name__}")
-    return client.transport
-
-
-def _ask(transport: Transport, method: str, url: str, body: bytes | None, what: str) -> tuple[Any, Answer]:
-    headers = {"Accept": "application/json"}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-    try:
-        answer = transport.request(method, url, headers=headers, body=body, idempotent=True)
-    except DICOMwebError as error:
-        if error.status in NO_FEED:
-            error.detail = f"{error.detail} (no {what} here? Then choose another method to watch by)".strip()
-        raise
-    if not answer.content:
-        return None, answer
-    try:
-        return json_decode.loads(answer.content), answer
-    except ValueError as error:
-        raise answer.error(f"expected the JSON of {what}", MalformedResponseError) from error
-
-
-# Orthanc --------------------------------------------------------------------------------------------------------------
-
-
-def orthanc_root(client: DICOMClient) -> str:
-    """The root of Orthanc's own REST interface, which lies beside its DICOMweb root."""
-    return client.base_url.rpartition("/")[0]
-
-
-def uids_of_orthanc(client: DICOMClient, identifiers: Iterable[str], level: WatchLevel) -> dict[str, Resource]:
-    """References for Orthanc's own identifiers of studies or instances; of what is gone there is none.
-
-    It takes three requests for 500 instances (``/tools/bulk-content``, Orthanc 1.9.4 and later).
-
-    Raises:
-        requests.HTTPError: If Orthanc cannot be asked.
-    """
-    top = "Study" if level == "study" else "Instance"
-    wanted = list(dict.fromkeys(identifiers))
-    known = {top: _orthanc_resources(client, wanted, top)}
-    if level == "study":
-        return {name: Resource(uid) for name, (uid, _) in known[top].items()}
-    for child, parent in (("Instance", "Series"), ("Series", "Study")):
-        above = dict.fromkeys(cast(str, up) for _, up in known[child].values())
-        known[parent] = _orthanc_resources(client, list(above), parent)
-    references = {}
-    for name, (instance, series_name) in known["Instance"].items():
-        series = known["Series"].get(str(series_name))
-        study = known["Study"].get(str(series[1])) if series is not None else None
-        # What is deleted while it is looked up is not there any more.
-        if series is not None and study is not None:
-            references[name] = Resource(study[0], series[0], instance)
-    return references
-
-
-def _orthanc_resources(client: DICOMClient, names: Sequence[str], kind: str) -> dict[str, tuple[str, str | None]]:
-    """The DICOM UID and the parent of each resource that exists."""
-    transport, url = _transport(client), f"{orthanc_root(client)}/tools/bulk-content"
-    found: dict[str, tuple[str, str | None]] = {}
-    for index in range(0, len(names), _ORTHANC_RESOURCES):
-        body = json_decode.dumps({"Resources": list(names[index : index + _ORTHANC_RESOURCES]), "Metadata": False})
-        items, answer = _ask(transport, "POST", url, body, "Orthanc's /tools/bulk-content")
-        for item in items if isinstance(items, list) else ():
-            tags = item.get("MainDicomTags") if isinstance(item, Mapping) else None
-            uid = tags.get(_UIDS[kind]) if isinstance(tags, Mapping) else None
-            if not isinstance(uid, str) or not isinstance(item.get("ID"), str):
-                raise answer.error(f"Orthanc told no {_UIDS[kind]} of a resource", MalformedResponseError)
-            if item.get("Type", kind) == kind:
-                found[item["ID"]] = (uid, item.get(_PARENTS.get(kind, "")))
-    return found
-
-
-class OrthancFeed:
+class OrthancFeed(_Source):
     """Orthanc's log of changes (``GET /changes``): each new study or instance once, in order.
 
     An instance that was deleted and stored again is new again.
-
-    Args:
-        level: What to watch for.
-        search_filters: What it must match; costs one search for each study of an answer.
     """
 
     method = "orthanc"
 
-    def __init__(self, level: WatchLevel, search_filters: Mapping[str, Any] | None = None) -> None:
-        self._level = level
-        self._filters = dict(search_filters or {})
-        make_query(level, search_filters=self._filters, permissive_uid=True)
+    def _first_cursor(self, client: DICOMClient, start: Start) -> Cursor:
+        if start == "now":
+            return Cursor(self.method, str(self._page(client, "last")[0]))
+        return Cursor(self.method, "0", "" if isinstance(start, str) else f"{moment_of(start):%Y%m%dT%H%M%S}")
 
-    def poll(
-        self,
-        client: DICOMClient,
-        cursor: Cursor | None,
-        *,
-        start: Start = "now",
-        max_changes: int = DEFAULT_MAX_CHANGES,
-    ) -> Changes:
-        """Reads the log from the cursor on. See `dicomweb_io.changes.ChangeSource`."""
-        if cursor is None:
-            if start == "now":
-                last, _, _ = self._page(client, "last")
-                return Changes((), Cursor(self.method, str(last)))
-            begin = "" if isinstance(start, str) else f"{moment_of(start):%Y%m%dT%H%M%S}"
-            cursor = Cursor(self.method, "0", begin)
-        check_method(cursor, self.method)
+    def _poll(self, client: DICOMClient, cursor: Cursor, max_changes: int, silent: bool) -> Changes:
+        if silent:
+            return Changes((), cursor)
         position, done = int(cursor.position), False
         names: list[str] = []
         wanted = "NewStudy" if self._level == "study" else "NewInstance"
         while not done and len(names) < max_changes:
             last, done, changes = self._page(client, f"since={position}&limit={min(_ORTHANC_PAGE, max_changes)}")
             if last < position:
-                raise ValueError(
+                raise DICOMError(
                     f"Orthanc's log of changes ends at {last}, before the cursor ({position}): this is another "
                     "database than before; begin without a cursor"
                 )
@@ -507,10 +482,9 @@ class OrthancFeed:
                 for change in changes
                 if change.get("ChangeType") == wanted and str(change.get("Date")) >= cursor.start
             ]
-        found = uids_of_orthanc(client, names, self._level)
-        references = dict.fromkeys(found[name] for name in names if name in found)
-        kept = matching(client, self._level, self._filters, references)
-        return Changes(tuple(kept), Cursor(self.method, str(position), cursor.start), more=not done)
+        known = uids_of_orthanc(client, names, self._level)
+        references = self._matching(client, dict.fromkeys(known[name] for name in names if name in known))
+        return Changes(references, Cursor(self.method, str(position), cursor.start), more=not done)
 
     @staticmethod
     def _page(client: DICOMClient, query: str) -> tuple[int, bool, list[Mapping[str, Any]]]:
@@ -523,18 +497,63 @@ class OrthancFeed:
         return last, bool(page.get("Done")) or not changes, changes
 
 
-# Azure ----------------------------------------------------------------------------------------------------------------
+def orthanc_root(client: DICOMClient) -> str:
+    """The root of Orthanc's own REST interface, which lies beside its DICOMweb root."""
+    return client.base_url.rpartition("/")[0]
 
 
-class AzureFeed:
+def uids_of_orthanc(client: DICOMClient, identifiers: Iterable[str], level: WatchLevel) -> dict[str, Resource]:
+    """References for Orthanc's own identifiers of studies or instances; none for what is gone.
+
+    It takes three requests for 500 instances (``/tools/bulk-content``, Orthanc 1.9.4 and later).
+
+    Raises:
+        requests.HTTPError: If Orthanc cannot be asked.
+    """
+    top = "Study" if level == "study" else "Instance"
+    names = list(dict.fromkeys(identifiers))
+    known = {top: _orthanc_resources(client, names, top)}
+    if level == "study":
+        return {name: Resource(uid) for name, (uid, _) in known[top].items()}
+    for child, parent in (("Instance", "Series"), ("Series", "Study")):
+        above = dict.fromkeys(cast(str, up) for _, up in known[child].values())
+        known[parent] = _orthanc_resources(client, list(above), parent)
+    references = {}
+    for name, (instance, series_name) in known["Instance"].items():
+        series = known["Series"].get(str(series_name))
+        study = known["Study"].get(str(series[1])) if series is not None else None
+        # It may have been deleted while it was looked up.
+        if series is not None and study is not None:
+            references[name] = Resource(study[0], series[0], instance)
+    return references
+
+
+def _orthanc_resources(client: DICOMClient, names: Sequence[str], kind: str) -> dict[str, tuple[str, str | None]]:
+    """The DICOM UID and the parent of each resource that exists."""
+    transport, url = _transport(client), f"{orthanc_root(client)}/tools/bulk-content"
+    resources: dict[str, tuple[str, str | None]] = {}
+    for index in range(0, len(names), _ORTHANC_RESOURCES):
+        body = json_decode.dumps({"Resources": list(names[index : index + _ORTHANC_RESOURCES]), "Metadata": False})
+        items, answer = _ask(transport, "POST", url, body, "Orthanc's /tools/bulk-content")
+        for item in items if isinstance(items, list) else ():
+            tags = item.get("MainDicomTags") if isinstance(item, Mapping) else None
+            uid = tags.get(_UIDS[kind]) if isinstance(tags, Mapping) else None
+            if not isinstance(uid, str) or not isinstance(item.get("ID"), str):
+                raise answer.error(f"Orthanc gave no {_UIDS[kind]} for a resource", MalformedResponseError)
+            if item.get("Type", kind) == kind:
+                resources[item["ID"]] = (uid, item.get(_PARENTS.get(kind, "")))
+    return resources
+
+
+class AzureFeed(_Source):
     """The change feed of Azure's DICOM service (``GET /v2/changefeed``): each new study or instance once, in order.
 
-    The last `lookback` of the feed is read again each time, because rows may appear late; rows are told apart by their
-    sequence number. An instance that was replaced is new again, at instance level.
+    The last `lookback` of the feed is read again each time, because rows may appear late; sequence numbers identify the
+    rows. An instance that was replaced is new again, at instance level.
 
     Args:
-        level: What to watch for. A study is told when the first of its instances is.
-        search_filters: What it must match; costs one search for each study of an answer.
+        level: What to watch for. A study is reported with the first of its instances.
+        search_filters: What it must match.
         lookback: How much of the feed is read again.
     """
 
@@ -547,46 +566,30 @@ class AzureFeed:
         *,
         lookback: timedelta = timedelta(minutes=1),
     ) -> None:
-        self._level = level
-        self._filters = dict(search_filters or {})
+        super().__init__(level, search_filters)
         self._lookback = lookback
-        make_query(level, search_filters=self._filters, permissive_uid=True)
 
-    def poll(
-        self,
-        client: DICOMClient,
-        cursor: Cursor | None,
-        *,
-        start: Start = "now",
-        max_changes: int = DEFAULT_MAX_CHANGES,
-    ) -> Changes:
-        """Reads the feed from the cursor on. See `dicomweb_io.changes.ChangeSource`."""
-        silent = cursor is None and start == "now"
-        if cursor is None:
-            begin = "" if isinstance(start, str) else moment_of(start).isoformat()
-            cursor = Cursor(self.method, self._latest(client) if silent else begin, begin)
-        check_method(cursor, self.method)
-        since = parse_moment(cursor.position) - self._lookback if cursor.position else None
-        floor = parse_moment(cursor.start) if cursor.start else None
+    def _first_cursor(self, client: DICOMClient, start: Start) -> Cursor:
+        begin = super()._first_cursor(client, start).start
+        return Cursor(self.method, self._latest(client) if start == "now" else begin, begin)
+
+    def _poll(self, client: DICOMClient, cursor: Cursor, max_changes: int, silent: bool) -> Changes:
         newest = parse_moment(cursor.position) if cursor.position else None
-        rows_seen = {key: set(members) for key, members in cursor.seen.items() if key != _STUDIES}
-        known = set().union(*rows_seen.values()) if rows_seen else set()
+        first = parse_moment(cursor.start) if cursor.start else None
+        seen = {key: set(members) for key, members in cursor.seen.items() if key != _STUDIES}
+        known = set().union(*seen.values())
         studies = set(cursor.seen.get(_STUDIES, ()))
         references: dict[Resource, None] = {}
         failures: list[Failure] = []
-        offset, more = 0, False
-        while not more:
-            rows = self._page(client, since, offset)
-            if not rows:
-                break
-            offset += len(rows)
+        more = False
+        for rows in self._pages(client, newest - self._lookback if newest is not None else None):
             for row in rows:
                 entry = {str(key).lower(): value for key, value in row.items()}
                 sequence, moment = str(entry.get("sequence")), parse_moment(str(entry.get("timestamp")))
-                if sequence in known or (floor is not None and moment < floor):
+                if sequence in known or (first is not None and moment < first):
                     continue
                 known.add(sequence)
-                rows_seen.setdefault(f"{moment:%Y-%m-%dT%H:%M:%S}", set()).add(sequence)
+                seen.setdefault(f"{moment:%Y-%m-%dT%H:%M:%S}", set()).add(sequence)
                 newest = moment if newest is None or moment > newest else newest
                 if silent or not is_new_in_azure(entry):
                     continue
@@ -603,14 +606,21 @@ class AzureFeed:
                     studies.add(digest)
                 references[reference] = None
             more = len(references) >= max_changes
-        kept = matching(client, self._level, self._filters, references)
+            if more:
+                break
         oldest = f"{newest - self._lookback - timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}" if newest is not None else ""
-        seen = {key: frozenset(members) for key, members in rows_seen.items() if key >= oldest}
+        still_seen = {key: frozenset(members) for key, members in seen.items() if key >= oldest}
         if studies:
-            seen[_STUDIES] = frozenset(studies)
+            still_seen[_STUDIES] = frozenset(studies)
         position = newest.isoformat() if newest is not None else ""
-        reached = Cursor(self.method, position, cursor.start, seen)
-        return Changes(tuple(kept), reached, more=more, failures=tuple(failures))
+        reached = Cursor(self.method, position, cursor.start, still_seen)
+        return Changes(self._matching(client, references), reached, more=more, failures=tuple(failures))
+
+    def _pages(self, client: DICOMClient, since: datetime | None) -> Iterator[list[Mapping[str, Any]]]:
+        offset = 0
+        while rows := self._page(client, since, offset):
+            yield rows
+            offset += len(rows)
 
     @staticmethod
     def _latest(client: DICOMClient) -> str:
@@ -632,12 +642,8 @@ class AzureFeed:
         return rows
 
 
-_AZURE = "change feed of Azure's DICOM service"
-_STUDIES = "studies"
-
-
 def is_new_in_azure(entry: Mapping[str, Any]) -> bool:
-    """Whether a row of the feed (its keys in lower case) tells of an instance that came and is still there."""
+    """Whether a row of the feed (its keys in lower case) is about an instance that arrived and is still there."""
     return str(entry.get("action")).lower() == "create" and str(entry.get("state")).lower() != "deleted"
 
 
@@ -645,46 +651,17 @@ def reference_of_azure(entry: Mapping[str, Any]) -> Resource:
     """The instance of a row of the feed (its keys in lower case).
 
     Raises:
-        TypeError, ValueError: If it names none.
+        TypeError, InvalidIdentifierError: If it does not name an instance.
     """
     study, series, instance = (cast(str, entry.get(f"{name}instanceuid")) for name in ("study", "series", "sop"))
     reference = Resource(study, series, instance)
     if reference.level != "instance":
-        raise ValueError(f"a row of a change feed names a {reference.level} only: {reference.uri}")
+        raise InvalidIdentifierError(f"a row of a change feed names a {reference.level} only: {reference.uri}")
     return reference
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-logger = logging.getLogger("dicomweb_io")
-
-__all__ = [
-    "DEFAULT_MAX_CHANGES",
-    "ChangeMethod",
-    "ChangeSource",
-    "Changes",
-    "Cursor",
-    "Start",
-    "WatchLevel",
-    "change_source",
-    "check_start",
-    "moment_of",
-]
-
-ChangeMethod = Literal["auto", "orthanc", "azure", "receive_time", "study_date", "list"]
-"""How to find out what is new: by the archive's own feed, by the time it received studies, by recent study dates, or by
-listing everything each time."""
-
-_LOOKBACKS = {
-    "azure": timedelta(minutes=1),
-    "receive_time": timedelta(days=1),
-    "study_date": timedelta(days=7),
-}
-
-
-class FeedOrSearch:
-    """Asks a feed that may be missing; if it is, searches. What was chosen at the beginning is in the cursor."""
+class FeedOrSearch(ChangeSource):
+    """Asks a feed that may be missing, and otherwise searches. The cursor says what was chosen at the beginning."""
 
     def __init__(self, feed: ChangeSource, search: ChangeSource) -> None:
         self._feed = feed
@@ -699,7 +676,7 @@ class FeedOrSearch:
         start: Start = "now",
         max_changes: int = DEFAULT_MAX_CHANGES,
     ) -> Changes:
-        """Asks what is new. See `dicomweb_io.changes.ChangeSource`."""
+        """See `ChangeSource.poll`."""
         if cursor is not None:
             source = self._search if cursor.method == self._search.method else self._feed
             return source.poll(client, cursor, max_changes=max_changes)
@@ -712,61 +689,88 @@ class FeedOrSearch:
             return self._search.poll(client, None, start=start, max_changes=max_changes)
 
 
-def change_source(
-    endpoint: EndpointLike,
-    level: WatchLevel = "instance",
-    *,
-    search_filters: Mapping[str, Any] | None = None,
-    method: ChangeMethod = "auto",
-    lookback: timedelta | float | None = None,
-) -> ChangeSource:
-    """Chooses the change source for an archive.
+def _transport(client: DICOMClient) -> Transport:
+    if client.transport is None:
+        raise TypeError(f"a feed of changes needs the client of a server, not {type(client).__name__}")
+    return client.transport
+
+
+def _ask(transport: Transport, method: str, url: str, body: bytes | None, what: str) -> tuple[Any, Answer]:
+    headers = {"Accept": "application/json"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    try:
+        answer = transport.request(method, url, headers=headers, body=body, idempotent=True)
+    except DICOMwebError as error:
+        if error.status in NO_FEED:
+            error.detail = f"{error.detail} (if this archive has no {what}, choose another method)".strip()
+        raise
+    if not answer.content:
+        return None, answer
+    try:
+        return json_decode.loads(answer.content), answer
+    except ValueError as error:
+        raise answer.error(f"expected the JSON of {what}", MalformedResponseError) from error
+
+
+@dataclass
+class Place:
+    """Where a watch has come to.
+
+    Attributes:
+        cursor: Where the source was read to; None at the beginning.
+        pending: What is to be tried again, with the number of tries so far.
+    """
+
+    cursor: Cursor | None = None
+    pending: dict[Resource, int] = field(default_factory=dict)
+
+
+class PlaceFile:
+    """Keeps the place of one watch between its runs, in a file that is written complete or not at all.
 
     Args:
-        endpoint: The archive.
-        level: ``"instance"`` or ``"study"``. A study is told once, when it is first seen; more of it may still come.
-        search_filters: What must match; see `dicomweb_io.queries.make_query`.
-        method: ``"auto"`` takes what the server's profile says, else ``"study_date"`` for servers and ``"list"`` for
-            folders (and where the filters name StudyDate). Where only the address suggests Orthanc, its log of changes
-            is tried first.
-        lookback: Seconds, or a timedelta: how long after its time something may still arrive. By default 7 days for
-            ``"study_date"``, a day for ``"receive_time"``, a minute for ``"azure"``; the others need none.
-
-    Raises:
-        ValueError: If an argument is not valid, or does not fit the others.
+        path: The file.
+        watched: What the place belongs to, as a JSON object; another watch cannot go on from it.
     """
-    where = Endpoint.of(endpoint)
-    if level not in ("study", "instance"):
-        raise ValueError(f"level must be 'study' or 'instance', not {level!r}")
-    if method not in get_args(ChangeMethod):
-        raise ValueError(f"method must be one of {', '.join(get_args(ChangeMethod))}, not {method!r}")
-    filters = dict(search_filters or {})
-    by_date = any(resolve(key)[0] == "00080020" for key in filters)
-    if method == "auto":
-        searched: ChangeMethod = "study_date" if where.is_web and not by_date else "list"
-        facts = resolve_profile(where.profile, where.url).changes if where.is_web else None
-        if facts == "orthanc" and where.profile == "auto":
-            # Other servers have addresses like Orthanc's, and Orthanc may be shown without its own interface.
-            feed = change_source(where, level, search_filters=filters, method=facts)
-            return FeedOrSearch(
-                feed, change_source(where, level, search_filters=filters, method=searched, lookback=lookback)
+
+    def __init__(self, path: str, watched: Mapping[str, Any]) -> None:
+        self._path = path
+        self._watched = watched
+
+    def read(self) -> Place:
+        """The place; the beginning if there is no file.
+
+        Raises:
+            ValueError: If the file is damaged, or belongs to another watch.
+        """
+        if not os.path.exists(self._path):
+            return Place()
+        try:
+            document = read_json(self._path)
+            if not isinstance(document, Mapping) or document.get("version") != _VERSION:
+                raise ValueError("it was not written by this version of this job")
+            cursor = Cursor.from_json(document["cursor"]) if document["cursor"] is not None else None
+            pending = {Resource.of(item["reference"]): int(item["attempts"]) for item in document["pending"]}
+            watched = document["watched"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"this is no cursor file: {error}") from error
+        if watched != self._watched:
+            raise ValueError(
+                f"this cursor belongs to {watched.get('source')} with the filters "
+                f"{sorted(watched.get('filters', {}))}; use another file"
             )
-        method = facts or searched
-    if method == "study_date" and by_date:
-        raise ValueError("search_filters must not name StudyDate with method='study_date'; use method='list'")
-    if method in ("orthanc", "azure") and not where.is_web:
-        raise ValueError(f"method={method!r} is for servers, but {where.safe_url} is a folder")
-    back = _LOOKBACKS.get(method, timedelta(0))
-    if lookback is not None:
-        back = lookback if isinstance(lookback, timedelta) else timedelta(seconds=lookback)
-    if back < timedelta(0):
-        raise ValueError(f"lookback must be 0 or more seconds, not {lookback!r}")
-    if method == "orthanc":
-        return OrthancFeed(level, filters)
-    if method == "azure":
-        return AzureFeed(level, filters, lookback=back)
-    if method == "receive_time":
-        return SearchChanges(method, level, filters, window="StudyReceiveDateTime", lookback=back)
-    if method == "study_date":
-        return SearchChanges(method, level, filters, window="StudyDate", lookback=back)
-    return SearchChanges(method, level, filters, window=None, lookback=back)
+        return Place(cursor, pending)
+
+    def write(self, place: Place) -> None:
+        """Replaces the file."""
+        document = {
+            "version": _VERSION,
+            "watched": self._watched,
+            "cursor": place.cursor.to_json() if place.cursor is not None else None,
+            "pending": [
+                {"reference": reference.to_dict(), "attempts": attempts}
+                for reference, attempts in place.pending.items()
+            ],
+        }
+        write_lines(self._path, [json.dumps(document)])

@@ -17,6 +17,8 @@ from dicomweb_io.dicom.json_decode import first_value
 from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
+    COLLECTIONS,
+    LEVELS,
     Bulkdata,
     Exclusion,
     Failure,
@@ -349,8 +351,7 @@ class DICOMClient(ABC):
             FileNotFoundError: If it is a folder that does not exist.
         """
         findings = []
-        levels: dict[SearchLevel, str] = {"study": "studies", "series": "series", "instance": "instances"}
-        for level, name in levels.items():
+        for level, name in COLLECTIONS.items():
             query = SearchQuery(level)
             number = self.count(query)
             detail = (
@@ -588,11 +589,17 @@ class DICOMClient(ABC):
     # Retrieve, PS3.18 section 10.4 (WADO-RS) --------------------------------------------------------------------------
 
     def _resource(
-        self, study: object, series: object = None, instance: object = None, *, level: str, frames: Sequence[int] = ()
+        self,
+        study: object,
+        series: object = None,
+        instance: object = None,
+        *,
+        level: SearchLevel,
+        frames: Sequence[int] = (),
     ) -> Resource:
-        names = {"study": 1, "series": 2, "instance": 3}[level]
+        number = LEVELS.index(level) + 1
         pairs = (("study_instance_uid", study), ("series_instance_uid", series), ("sop_instance_uid", instance))
-        uids = {name: check_uid(value, name, permissive=self.permissive_uid) for name, value in pairs[:names]}
+        uids = {name: check_uid(value, name, permissive=self.permissive_uid) for name, value in pairs[:number]}
         return Resource(**uids, frames=tuple(frames))
 
     def iter_study(

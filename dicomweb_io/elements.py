@@ -26,9 +26,29 @@ JSONDataset = dict[str, Any]
 SearchLevel = Literal["study", "series", "instance"]
 Level = Literal["study", "series", "instance", "frame"]
 
-_STUDY_INSTANCE_UID = "0020000D"
-_SERIES_INSTANCE_UID = "0020000E"
-_SOP_INSTANCE_UID = "00080018"
+STUDY_INSTANCE_UID = "0020000D"
+SERIES_INSTANCE_UID = "0020000E"
+SOP_INSTANCE_UID = "00080018"
+
+LEVELS: tuple[SearchLevel, ...] = ("study", "series", "instance")
+"""The levels of what can be searched for, from the study down."""
+
+UID_TAGS: dict[SearchLevel, str] = {
+    "study": STUDY_INSTANCE_UID,
+    "series": SERIES_INSTANCE_UID,
+    "instance": SOP_INSTANCE_UID,
+}
+"""The tag of the UID that each level adds to the name of an object."""
+
+UID_KEYWORDS: dict[SearchLevel, str] = {
+    "study": "StudyInstanceUID",
+    "series": "SeriesInstanceUID",
+    "instance": "SOPInstanceUID",
+}
+"""The keyword of that UID."""
+
+COLLECTIONS: dict[SearchLevel, str] = {"study": "studies", "series": "series", "instance": "instances"}
+"""The segment of a path that stands before that UID (PS3.18 section 10.1)."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +97,20 @@ class Resource:
         return "series" if self.series_instance_uid is not None else "study"
 
     @property
+    def uids(self) -> dict[SearchLevel, str]:
+        """The UIDs that are set, from the study down."""
+        uids: dict[SearchLevel, str | None] = {
+            "study": self.study_instance_uid,
+            "series": self.series_instance_uid,
+            "instance": self.sop_instance_uid,
+        }
+        return {level: uid for level, uid in uids.items() if uid is not None}
+
+    @property
     def uri(self) -> str:
         """The path below a service's root (PS3.18 section 10.1), for example ``studies/1.2/series/1.3``."""
-        path = f"studies/{self.study_instance_uid}"
-        if self.series_instance_uid is not None:
-            path += f"/series/{self.series_instance_uid}"
-        if self.sop_instance_uid is not None:
-            path += f"/instances/{self.sop_instance_uid}"
-        if self.frames:
-            path += "/frames/" + ",".join(map(str, self.frames))
-        return path
+        path = "/".join(f"{COLLECTIONS[level]}/{uid}" for level, uid in self.uids.items())
+        return f"{path}/frames/{','.join(map(str, self.frames))}" if self.frames else path
 
     @property
     def instance(self) -> Resource:
@@ -135,14 +159,14 @@ class Resource:
                 if "frames" in fields:
                     fields["frames"] = tuple(fields["frames"])
                 return cls(**fields)
-            study = _uid_of(value, _STUDY_INSTANCE_UID)
+            study = _uid_of(value, STUDY_INSTANCE_UID)
             if study is None:
                 raise InvalidIdentifierError(
                     "a reference needs a StudyInstanceUID (0020000D); the row has only the tags "
                     + ", ".join(sorted(map(str, value))[:20])
                 )
-            series = _uid_of(value, _SERIES_INSTANCE_UID)
-            return cls(study, series, _uid_of(value, _SOP_INSTANCE_UID) if series is not None else None)
+            series = _uid_of(value, SERIES_INSTANCE_UID)
+            return cls(study, series, _uid_of(value, SOP_INSTANCE_UID) if series is not None else None)
         uri = value if isinstance(value, URI) else None
         if uri is None:
             if not isinstance(value, str):

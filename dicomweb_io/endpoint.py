@@ -20,46 +20,6 @@ if TYPE_CHECKING:
 
     from dicomweb_io.profiles import ServerProfile
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Which secrets the description of an archive holds literally, so that they travel wherever it is pickled.
-
-
-_SECRET_NAME = re.compile(r"auth|cookie|key|pass|secret|token|credential", re.IGNORECASE)
-
-
-def literal_secrets(endpoint: Endpoint) -> tuple[str, ...]:
-    """The kinds of secrets in an endpoint that are no references, in words and without their values.
-
-    Headers and storage options count if their name sounds like a secret. An authentication object of requests counts
-    always: nobody knows what it holds.
-    """
-    kinds: list[str] = []
-    credentials = endpoint.credentials
-    if isinstance(credentials, Credentials):
-        if is_dataclass(credentials):
-            kinds += [
-                f"{type(credentials).__name__}.{item.name}"
-                for item in fields(credentials)
-                if item.metadata.get("secret") and getattr(credentials, item.name) is not None
-            ]
-    elif credentials is not None:
-        kinds.append(f"an authentication object ({type(credentials).__name__})")
-    if endpoint.is_web and urlsplit(endpoint.url).password is not None:
-        kinds.append("a password in the URL")
-    kinds += [f"the header {name}" for name in endpoint.headers or () if _SECRET_NAME.search(name)]
-    kinds += [f"the storage option {name}" for name in endpoint.storage_options or () if _SECRET_NAME.search(name)]
-    kinds += [
-        f"a password in the proxy URL for {scheme}"
-        for scheme, url in (endpoint.proxies or {}).items()
-        if urlsplit(url).password is not None
-    ]
-    return tuple(kinds)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 EndpointLike = Union["Endpoint", str, "os.PathLike[str]"]
 
 _CLIENTS = {True: ("dicomweb_io.web.client", "DICOMwebClient"), False: ("dicomweb_io.files.client", "DICOMfileClient")}
@@ -198,3 +158,35 @@ def _check_web_url(url: str) -> None:
         raise ValueError(f"url has an invalid port: {parts.netloc.rpartition('@')[2]!r}") from None
     if parts.query or parts.fragment:
         raise ValueError("url has a query or fragment: give the service's root only, and parameters separately")
+
+
+_SECRET_NAME = re.compile(r"auth|cookie|key|pass|secret|token|credential", re.IGNORECASE)
+
+
+def literal_secrets(endpoint: Endpoint) -> tuple[str, ...]:
+    """The kinds of secrets in an endpoint that are no references, in words and without their values.
+
+    Headers and storage options count if their name sounds like a secret. An authentication object of requests counts
+    always: nobody knows what it holds.
+    """
+    kinds: list[str] = []
+    credentials = endpoint.credentials
+    if isinstance(credentials, Credentials):
+        if is_dataclass(credentials):
+            kinds += [
+                f"{type(credentials).__name__}.{item.name}"
+                for item in fields(credentials)
+                if item.metadata.get("secret") and getattr(credentials, item.name) is not None
+            ]
+    elif credentials is not None:
+        kinds.append(f"an authentication object ({type(credentials).__name__})")
+    if endpoint.is_web and urlsplit(endpoint.url).password is not None:
+        kinds.append("a password in the URL")
+    kinds += [f"the header {name}" for name in endpoint.headers or () if _SECRET_NAME.search(name)]
+    kinds += [f"the storage option {name}" for name in endpoint.storage_options or () if _SECRET_NAME.search(name)]
+    kinds += [
+        f"a password in the proxy URL for {scheme}"
+        for scheme, url in (endpoint.proxies or {}).items()
+        if urlsplit(url).password is not None
+    ]
+    return tuple(kinds)

@@ -16,11 +16,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import IO, Any, Literal, Protocol
 
 from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
+from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.listing import Wanted, read_references
 
 PASSWORD_VARIABLE = "DICOMWEB_PASSWORD"  # noqa: S105 - a variable's name
@@ -64,7 +66,7 @@ _AUTHENTICATION: dict[str, dict[str, Any]] = {
 _PERSONAL = ("password", "token")
 _NAMES = (*_ARCHIVE, *_AUTHENTICATION, *_PERSONAL, "max_in_flight")
 _WAYS = ("user", "token", "token_env", "token_file", "google")
-_PREFIXES = {f"{service}_prefix": f"{service}_url_prefix" for service in ("qido", "wado", "stow", "delete")}
+_SERVICES = ("qido", "wado", "stow", "delete")
 
 
 def add_archive_options(parser: _Parser, role: str = "") -> None:
@@ -133,33 +135,33 @@ def make_endpoint(
     Raises:
         UsageError: If options contradict each other, or have a value that is not valid.
     """
-    names = {
-        **_PREFIXES,
-        "timeout": "timeout",
-        "deadline": "deadline",
-        "cert": "cert",
-        "max_in_flight": "max_in_flight",
-    }
-    options = {name: given[option] for option, name in names.items() if given.get(option) is not None}
     if given.get("insecure_no_verify") and given.get("ca"):
         raise UsageError(f"{spelled('ca')} and {spelled('insecure_no_verify')} contradict each other")
-    if given.get("ca"):
-        options["verify"] = given["ca"]
-    elif given.get("insecure_no_verify"):
-        options["verify"] = False
-    if given.get("profile") not in (None, "auto"):
-        options["profile"] = given["profile"]
     credentials = _credentials(given, spelled, workers_elsewhere=workers_elsewhere)
-    if credentials is not None:
-        options["credentials"] = credentials
     for name in ("ca", "cert"):
         path = given.get(name)
         if path and not workers_elsewhere and not os.path.exists(path):
             raise UsageError(f"{spelled(name)}: there is no file {path}")
     try:
-        return Endpoint(url, **options)
+        return Endpoint(
+            url,
+            credentials,
+            given.get("profile") or "auto",
+            prefixes=Prefixes(**{service: given.get(f"{service}_prefix") for service in _SERVICES}),
+            tls=TLS(given.get("ca") or not given.get("insecure_no_verify"), given.get("cert")),
+            timeouts=_timeouts(given),
+            limits=Limits(**{name: given[name] for name in ("max_in_flight",) if given.get(name) is not None}),
+        )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def _timeouts(given: Mapping[str, Any]) -> Timeouts:
+    timeouts = Timeouts()
+    for names, value in ((("connect", "read"), given.get("timeout")), (("deadline",), given.get("deadline"))):
+        if value is not None:
+            timeouts = replace(timeouts, **dict.fromkeys(names, value))
+    return timeouts
 
 
 def _credentials(
@@ -372,6 +374,15 @@ def write_lines(path: str, lines: Iterable[str]) -> None:
     """Writes a text file; see `atomic_file`. Each text becomes a line."""
     with atomic_file(path) as file:
         file.writelines(line + "\n" for line in lines)
+
+
+def append_lines(path: str, lines: Iterable[str]) -> None:
+    """Adds lines to a local file that only its owner can read, and waits until they are on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: str) -> Any:

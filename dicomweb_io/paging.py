@@ -3,8 +3,9 @@
 A client drives it one page after another (`read_in_turn`), a source with pages read ahead; both obey the same rules:
 
 - A limit is always sent, within the server's maximum. The offset advances by the rows received, not by those asked for.
-- A page ends the search if it is empty, if it is shorter than its limit and that lies within the server's known
-  maximum, or if it reaches an announced total that as many different rows confirm.
+- A page ends the search if it is empty (one that announces more is asked for once more), if it is shorter than its
+  limit and that lies within the server's known maximum, or if it reaches an announced total that as many different
+  rows confirm.
 - A row whose UIDs came before is left out. The last 100,000 rows at least are remembered (16 bytes of each), those of
   one search for a client, of one range of offsets for a source. A row without UIDs is never left out.
 - A page that begins like the first one, or holds nothing new, is in doubt: the beginning is asked for again. If it has
@@ -21,18 +22,15 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dicomweb_io.dicom import json_decode
-from dicomweb_io.elements import JSONDataset, SearchLevel, SearchPage, SearchQuery
+from dicomweb_io.elements import LEVELS, UID_TAGS, JSONDataset, SearchLevel, SearchPage, SearchQuery
 from dicomweb_io.errors import PagingError, TooManyResultsError
 from dicomweb_io.profiles import ServerProfile
 
-_UID_TAGS: dict[SearchLevel, tuple[str, ...]] = {
-    "study": ("0020000D",),
-    "series": ("0020000D", "0020000E"),
-    "instance": ("0020000D", "0020000E", "00080018"),
-}
+# The tags of the UIDs that name an object of each level.
+_NAMES = {level: tuple(UID_TAGS.values())[: number + 1] for number, level in enumerate(LEVELS)}
 
 _MAX_REMEMBERED = 200_000
 _KEY_BYTES = 16
@@ -49,7 +47,7 @@ def uids_of(row: JSONDataset, level: SearchLevel) -> str | None:
 
     Some archives hold one SOP Instance UID in several series (Orthanc does), and each can be retrieved by itself.
     """
-    tags = _UID_TAGS[level]
+    tags = _NAMES[level]
     try:
         # Nearly every row is like this, and there may be millions.
         uids = [row[tag]["Value"][0] for tag in tags]
@@ -134,18 +132,12 @@ class PageRequest:
         offset: The offset of the first row.
         limit: The most rows.
         fill: Whether the rows behind may be asked for before the answer has come. Then rows missing from a short answer
-            are to be asked for at once.
+            are to be asked for at once; see `pages_of`.
     """
 
     offset: int
     limit: int
     fill: bool = False
-
-    def rest(self, received: int, page: SearchPage) -> PageRequest | None:
-        """What is still to be asked for after the last of several pages with so many rows in all, if anything is."""
-        if not self.fill or received >= self.limit or not page.rows or page.more is False:
-            return None
-        return PageRequest(self.offset + received, self.limit - received)
 
 
 @dataclass(frozen=True)
@@ -257,6 +249,7 @@ class Paging:
         self._pending: deque[PageRequest] = deque()
         self._seen = Remembered()
         self._stalled = 0
+        self._moved = False
         self._doubted: tuple[PageRequest, Evidence] | None = None
         known = beginning or Beginning()
         self._first, self._first_offset = known.first, start if known.first is None else 0
@@ -320,13 +313,10 @@ class Paging:
         if self.ended or not keys or request.offset == self._first_offset:
             return None
         nothing_new = all(key in self._seen for key in keys)
-        if self._profile.short_pages:
-            # Such servers count rows for the offset that they do not return, so that pages overlap.
-            doubtful = nothing_new and self._stalled > 0
-        else:
-            # A page without anything new that was passed has shown already that the archive moves.
-            doubtful = (nothing_new or keys[0] == self._first) and not self._stalled
-        if not doubtful:
+        # Pages overlap where a server counts rows that it does not return, and at the end of an archive that moved.
+        overlaps = not self._stalled and (self._profile.short_pages or len(keys) < request.limit)
+        begins_again = keys[0] == self._first and not self._profile.short_pages
+        if self._moved or not (begins_again or (nothing_new and not overlaps)):
             return None
         self._doubted = request, evidence
         # A server that honours limits answers with another number of rows than the whole result may have.
@@ -344,6 +334,7 @@ class Paging:
         # Rows without UIDs cannot be told from those before, so they are not read on where rows move.
         if now.keys and now.keys[0] != self._first and all(len(key) == _KEY_BYTES for key in evidence.keys):
             self._first = now.keys[0]
+            self._moved = True
             return
         same = check.limit != number <= self._passed_to and list(now.keys) == list(evidence.keys)
         announced = max(now.total or 0, evidence.total or 0, self.total or 0)
@@ -386,13 +377,14 @@ class Paging:
         self.full = len(keys) >= request.limit
         self.answer = evidence
         if found:
-            self._stalled = 0
+            self._stalled, self._moved = 0, False
             self.offset_works = self.offset_works or request.offset > self._first_offset
         else:
             self._stalled += 1
             if keys and self._stalled > _MAX_STALLED:
                 raise self._error(request.offset, "page after page repeats only rows that were there before")
-            if not keys and (not self._profile.short_pages or self._stalled > 1):
+            # An empty page that announces rows all the same is asked for once more.
+            if not keys and (self._stalled > 1 or not (self._profile.short_pages or evidence.more)):
                 self.ended = True
         if not self._pending:
             # Of more rows than asked for only the new ones count: the page may begin with rows of the one before.
@@ -453,6 +445,22 @@ class Paging:
             method="GET",
             url=self._url,
         )
+
+
+def pages_of(request: PageRequest, ask: Callable[[PageRequest], SearchPage]) -> Iterator[SearchPage]:
+    """Yields the answer to a request, and of one to fill further ones until no row is missing or the search ends."""
+    received, emptied = 0, False
+    while True:
+        page = ask(PageRequest(request.offset + received, request.limit - received))
+        received += len(page.rows)
+        if not page.rows and request.fill:
+            if page.more and not emptied:
+                emptied = True
+                continue
+            page = replace(page, more=False)
+        yield page
+        if not request.fill or received >= request.limit or page.more is False:
+            return
 
 
 def next_rows(paging: Paging, ask: Callable[[PageRequest], SearchPage]) -> list[JSONDataset] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dicomweb_io.dicom.media_types import DICOM
+from dicomweb_io.elements import LEVELS, SearchLevel
 
 ComparisonLevel = Literal["file", "dataset", "pixels", "none"]
 
@@ -107,13 +108,13 @@ class ServerProfile:
     thumbnails: bool | None = None
     changes: Literal["orthanc", "azure", "receive_time"] | None = None
 
-    def page_size(self, level: str) -> int:
+    def page_size(self, level: SearchLevel) -> int:
         """Rows to ask for per page of a search for ``"study"``, ``"series"`` or ``"instance"``."""
-        return self.page_sizes[_LEVELS[level]]
+        return self.page_sizes[LEVELS.index(level)]
 
-    def max_limit(self, level: str) -> int | None:
+    def max_limit(self, level: SearchLevel) -> int | None:
         """The largest limit that the server keeps to at a level, if it is known."""
-        return self.max_limits[_LEVELS[level]]
+        return self.max_limits[LEVELS.index(level)]
 
     def __repr__(self) -> str:
         return f"<ServerProfile {self.name}>"
@@ -122,8 +123,6 @@ class ServerProfile:
         """A copy with other facts, for a server configured otherwise, or after measuring."""
         return replace(self, **facts)
 
-
-_LEVELS = {"study": 0, "series": 1, "instance": 2}
 
 GENERIC = ServerProfile(
     name="generic",

@@ -1,4 +1,4 @@
-"""From the arguments of the search methods to a `SearchQuery`, checked before anything is sent."""
+"""What a search is: its arguments, checked before anything is sent, and the level that each attribute belongs to."""
 
 from __future__ import annotations
 
@@ -7,89 +7,8 @@ from typing import Any
 
 from dicomweb_io.dicom.attributes import lookup_tag, resolve, vr_of
 from dicomweb_io.dicom.uids import check_uid
-from dicomweb_io.elements import SearchLevel, SearchQuery
+from dicomweb_io.elements import LEVELS, SearchLevel, SearchQuery
 from dicomweb_io.errors import FilterError
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Which attribute belongs to which level of the query model, and what a search returns (PS3.18 section 10.6.3).
-
-
-STUDY_INSTANCE_UID = "0020000D"
-SERIES_INSTANCE_UID = "0020000E"
-SOP_INSTANCE_UID = "00080018"
-SOP_CLASS_UID = "00080016"
-MODALITY = "00080060"
-INSTANCE_NUMBER = "00200013"
-SERIES_NUMBER = "00200011"
-RETRIEVE_URL = "00081190"
-INSTANCE_AVAILABILITY = "00080056"
-MODALITIES_IN_STUDY = "00080061"
-STUDY_RELATED_SERIES = "00201206"
-STUDY_RELATED_INSTANCES = "00201208"
-SERIES_RELATED_INSTANCES = "00201209"
-TIMEZONE = "00080201"
-CHARACTER_SET = "00080005"
-AVAILABLE_TRANSFER_SYNTAX_UID = "00083002"
-
-
-def _tags(keywords: str) -> tuple[str, ...]:
-    return tuple(lookup_tag(keyword) for keyword in keywords.split())
-
-
-# Tables 10.6.3-3 to 10.6.3-5, without what is computed (see `COMPUTED`).
-# SpecificCharacterSet is not among them: the text of DICOM JSON is UTF-8 whatever the file's encoding was.
-STUDY_DEFAULTS = _tags(
-    "StudyDate StudyTime AccessionNumber ReferringPhysicianName TimezoneOffsetFromUTC PatientName "
-    "PatientID PatientBirthDate PatientSex StudyInstanceUID StudyID"
-)
-SERIES_DEFAULTS = _tags(
-    "Modality TimezoneOffsetFromUTC SeriesDescription SeriesInstanceUID SeriesNumber "
-    "PerformedProcedureStepStartDate PerformedProcedureStepStartTime RequestAttributesSequence"
-)
-INSTANCE_DEFAULTS = _tags(
-    "SOPClassUID SOPInstanceUID TimezoneOffsetFromUTC InstanceNumber Rows Columns BitsAllocated NumberOfFrames"
-)
-
-COMPUTED: dict[SearchLevel, frozenset[str]] = {
-    "study": frozenset(
-        (MODALITIES_IN_STUDY, STUDY_RELATED_SERIES, STUDY_RELATED_INSTANCES, INSTANCE_AVAILABILITY, RETRIEVE_URL)
-    ),
-    "series": frozenset((SERIES_RELATED_INSTANCES, RETRIEVE_URL)),
-    "instance": frozenset((INSTANCE_AVAILABILITY, RETRIEVE_URL, AVAILABLE_TRANSFER_SYNTAX_UID)),
-}
-"""What is not in the files but follows from the folder."""
-
-_ORDER: dict[str, int] = {"study": 0, "series": 1, "instance": 2}
-
-
-def matching_level(tag: str, target: SearchLevel) -> SearchLevel:
-    """The level whose dataset a filter is compared with in a search for `target`.
-
-    Attributes of a study or series are compared once, with the instance that represents it; everything else with the
-    objects that are searched for.
-    """
-    level = level_of(tag)
-    return level if _ORDER[level] < _ORDER[target] else target
-
-
-def is_returnable(tag: str, target: SearchLevel) -> bool:
-    """Whether ``includefield`` of an attribute has an effect: attributes of lower levels are not returned."""
-    return _ORDER[level_of(tag)] <= _ORDER[target] or tag in (TIMEZONE, CHARACTER_SET) or tag in COMPUTED[target]
-
-
-def fields_of_all(tags: Iterable[str], target: SearchLevel) -> list[str]:
-    """The attributes that ``includefield=all`` adds at a level, out of those that the dataset has.
-
-    Bulk data of binary representations is left out: metadata and bulk data resources are made for it.
-    """
-    binary = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
-    if target == "instance":
-        return [tag for tag in tags if vr_of(tag) not in binary]
-    wanted = ("study",) if target == "study" else ("study", "series")
-    return [tag for tag in tags if level_of(tag) in wanted and vr_of(tag) not in binary]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def make_query(
@@ -144,102 +63,6 @@ def make_query(
     return SearchQuery(level, study_instance_uid, series_instance_uid, filters, names, fuzzymatching, params)
 
 
-_STUDY_TAGS = frozenset(
-    map(
-        "{:08X}".format,
-        (
-            *(0x0020000D, 0x00200010, 0x00201070, 0x00201200, 0x00201202, 0x00201204, 0x00201206, 0x00201208),
-            *(
-                0x00080020,
-                0x00080030,
-                0x00080050,
-                0x00080051,
-                0x00080061,
-                0x00080062,
-                0x00080090,
-                0x00080096,
-                0x0008009C,
-            ),
-            *(
-                0x00081030,
-                0x00081032,
-                0x00081048,
-                0x00081049,
-                0x00081060,
-                0x00081080,
-                0x00081084,
-                0x00081110,
-                0x00081120,
-            ),
-        ),
-    )
-)
-_STUDY_GROUPS = ("0010", "0032", "0038")
-_SERIES_TAGS = frozenset(
-    map(
-        "{:08X}".format,
-        (
-            *(
-                0x0020000E,
-                0x00200011,
-                0x00200052,
-                0x00200060,
-                0x00201040,
-                0x00201209,
-                0x00080021,
-                0x00080031,
-                0x00080060,
-            ),
-            *(
-                0x00080070,
-                0x00080080,
-                0x00080081,
-                0x00081010,
-                0x0008103E,
-                0x0008103F,
-                0x00081040,
-                0x00081050,
-                0x00081070,
-            ),
-            *(
-                0x00081090,
-                0x00081111,
-                0x00181000,
-                0x00181020,
-                0x00181030,
-                0x00180015,
-                0x00185100,
-                0x00400244,
-                0x00400245,
-            ),
-            *(0x00400253, 0x00400254, 0x00400260, 0x00400275),
-        ),
-    )
-)
-
-
-def level_of(attribute: str) -> SearchLevel:
-    """The level that an attribute belongs to: ``"study"`` (and its patient), ``"series"``, else ``"instance"``.
-
-    By the modules of composite objects (PS3.3 section A.1) and the keys of the query models (PS3.4 section C.6.2).
-
-    Args:
-        attribute: A keyword, 8-digit tag or dotted path; a path belongs to where it begins.
-    """
-    tag = resolve(attribute)[0]
-    if tag in _STUDY_TAGS or tag[:4] in _STUDY_GROUPS:
-        return "study"
-    return "series" if tag in _SERIES_TAGS else "instance"
-
-
-def apportion(query: SearchQuery) -> dict[SearchLevel, tuple[tuple[str, str], ...]]:
-    """The filters of a query by the level that their attributes belong to, in order."""
-    shares: dict[SearchLevel, list[tuple[str, str]]] = {"study": [], "series": [], "instance": []}
-    for key, value in query.search_filters:
-        shares[level_of(key)].append((key, value))
-    return {level: tuple(filters) for level, filters in shares.items()}
-
-
 def check_limits(limit: int | None, offset: int | None) -> None:
     """Checks the limit and offset of a search.
 
@@ -291,3 +114,126 @@ def _text(key: object, value: object) -> str:
     if isinstance(value, (str, int, float)):
         return str(value)
     raise TypeError(f"the value of {key} must be text, a number or a list of them, not {type(value).__name__}")
+
+
+# Which attribute belongs to which level -------------------------------------------------------------------------------
+
+
+def _tags(keywords: str) -> tuple[str, ...]:
+    return tuple(lookup_tag(keyword) for keyword in keywords.split())
+
+
+_STUDY_TAGS = frozenset(
+    _tags(
+        "StudyDate StudyTime AccessionNumber IssuerOfAccessionNumberSequence ModalitiesInStudy SOPClassesInStudy "
+        "ReferringPhysicianName ReferringPhysicianIdentificationSequence ConsultingPhysicianName StudyDescription "
+        "ProcedureCodeSequence PhysiciansOfRecord PhysiciansOfRecordIdentificationSequence "
+        "NameOfPhysiciansReadingStudy AdmittingDiagnosesDescription AdmittingDiagnosesCodeSequence "
+        "ReferencedStudySequence ReferencedPatientSequence StudyInstanceUID StudyID OtherStudyNumbers "
+        "NumberOfPatientRelatedStudies NumberOfPatientRelatedSeries NumberOfPatientRelatedInstances "
+        "NumberOfStudyRelatedSeries NumberOfStudyRelatedInstances"
+    )
+)
+_STUDY_GROUPS = ("0010", "0032", "0038")
+_SERIES_TAGS = frozenset(
+    _tags(
+        "SeriesDate SeriesTime Modality Manufacturer InstitutionName InstitutionAddress StationName SeriesDescription "
+        "SeriesDescriptionCodeSequence InstitutionalDepartmentName PerformingPhysicianName OperatorsName "
+        "ManufacturerModelName ReferencedPerformedProcedureStepSequence BodyPartExamined DeviceSerialNumber "
+        "SoftwareVersions ProtocolName PatientPosition SeriesInstanceUID SeriesNumber FrameOfReferenceUID Laterality "
+        "PositionReferenceIndicator NumberOfSeriesRelatedInstances PerformedProcedureStepStartDate "
+        "PerformedProcedureStepStartTime PerformedProcedureStepID PerformedProcedureStepDescription "
+        "PerformedProtocolCodeSequence RequestAttributesSequence"
+    )
+)
+
+
+def level_of(attribute: str) -> SearchLevel:
+    """The level that an attribute belongs to: ``"study"`` (and its patient), ``"series"``, else ``"instance"``.
+
+    By the modules of composite objects (PS3.3 section A.1) and the keys of the query models (PS3.4 section C.6.2).
+
+    Args:
+        attribute: A keyword, 8-digit tag or dotted path; a path belongs to where it begins.
+    """
+    tag = resolve(attribute)[0]
+    if tag in _STUDY_TAGS or tag[:4] in _STUDY_GROUPS:
+        return "study"
+    return "series" if tag in _SERIES_TAGS else "instance"
+
+
+def apportion(query: SearchQuery) -> dict[SearchLevel, tuple[tuple[str, str], ...]]:
+    """The filters of a query by the level that their attributes belong to, in order."""
+    shares: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in LEVELS}
+    for key, value in query.search_filters:
+        shares[level_of(key)].append((key, value))
+    return {level: tuple(filters) for level, filters in shares.items()}
+
+
+# What a search returns (PS3.18 section 10.6.3) ------------------------------------------------------------------------
+
+MODALITY = "00080060"
+INSTANCE_NUMBER = "00200013"
+RETRIEVE_URL = "00081190"
+INSTANCE_AVAILABILITY = "00080056"
+MODALITIES_IN_STUDY = "00080061"
+STUDY_RELATED_SERIES = "00201206"
+STUDY_RELATED_INSTANCES = "00201208"
+SERIES_RELATED_INSTANCES = "00201209"
+TIMEZONE = "00080201"
+CHARACTER_SET = "00080005"
+AVAILABLE_TRANSFER_SYNTAX_UID = "00083002"
+
+# Tables 10.6.3-3 to 10.6.3-5, without what is computed (see `COMPUTED`).
+# SpecificCharacterSet is not among them: the text of DICOM JSON is UTF-8 whatever the file's encoding was.
+STUDY_DEFAULTS = _tags(
+    "StudyDate StudyTime AccessionNumber ReferringPhysicianName TimezoneOffsetFromUTC PatientName "
+    "PatientID PatientBirthDate PatientSex StudyInstanceUID StudyID"
+)
+SERIES_DEFAULTS = _tags(
+    "Modality TimezoneOffsetFromUTC SeriesDescription SeriesInstanceUID SeriesNumber "
+    "PerformedProcedureStepStartDate PerformedProcedureStepStartTime RequestAttributesSequence"
+)
+INSTANCE_DEFAULTS = _tags(
+    "SOPClassUID SOPInstanceUID TimezoneOffsetFromUTC InstanceNumber Rows Columns BitsAllocated NumberOfFrames"
+)
+
+COMPUTED: dict[SearchLevel, frozenset[str]] = {
+    "study": frozenset(
+        (MODALITIES_IN_STUDY, STUDY_RELATED_SERIES, STUDY_RELATED_INSTANCES, INSTANCE_AVAILABILITY, RETRIEVE_URL)
+    ),
+    "series": frozenset((SERIES_RELATED_INSTANCES, RETRIEVE_URL)),
+    "instance": frozenset((INSTANCE_AVAILABILITY, RETRIEVE_URL, AVAILABLE_TRANSFER_SYNTAX_UID)),
+}
+"""What is not in the files but follows from the folder."""
+
+
+def matching_level(tag: str, target: SearchLevel) -> SearchLevel:
+    """The level whose dataset a filter is compared with in a search for `target`.
+
+    Attributes of a study or series are compared once, with the instance that represents it; everything else with the
+    objects that are searched for.
+    """
+    level = level_of(tag)
+    return level if LEVELS.index(level) < LEVELS.index(target) else target
+
+
+def is_returnable(tag: str, target: SearchLevel) -> bool:
+    """Whether ``includefield`` of an attribute has an effect: attributes of lower levels are not returned."""
+    return (
+        LEVELS.index(level_of(tag)) <= LEVELS.index(target)
+        or tag in (TIMEZONE, CHARACTER_SET)
+        or tag in COMPUTED[target]
+    )
+
+
+def fields_of_all(tags: Iterable[str], target: SearchLevel) -> list[str]:
+    """The attributes that ``includefield=all`` adds at a level, out of those that the dataset has.
+
+    Bulk data of binary representations is left out: metadata and bulk data resources are made for it.
+    """
+    binary = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
+    if target == "instance":
+        return [tag for tag in tags if vr_of(tag) not in binary]
+    wanted = ("study",) if target == "study" else ("study", "series")
+    return [tag for tag in tags if level_of(tag) in wanted and vr_of(tag) not in binary]

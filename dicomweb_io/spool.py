@@ -1,4 +1,8 @@
-"""Where frames and bulk data go as they arrive: into memory, or above a size into files."""
+"""Bytes of unknown size, small ones in memory and large ones in private temporary files.
+
+`Spool` and `collect` take them chunk by chunk; `SpoolPolicy` says from what size on a file is made, and
+`PrivateDirectory` holds files that nobody else owns yet.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,9 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 from dicomweb_io.dicom.uids import is_safe_name
 from dicomweb_io.elements import Bulkdata, Frame, Instance
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Collecting bytes of unknown size: small ones in memory, large ones in a private temporary file.
-
-
 Chunk = bytes | bytearray | memoryview
+
+T = TypeVar("T", Frame, Bulkdata)
 
 
 class Collected(NamedTuple):
@@ -136,12 +138,6 @@ def collect(
         return spool.finish()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-T = TypeVar("T", Frame, Bulkdata)
-
-
 class _Arriving(Protocol):
     """A body or a part of one."""
 
@@ -150,7 +146,7 @@ class _Arriving(Protocol):
 
 @dataclass(frozen=True)
 class SpoolPolicy:
-    """What is too large for memory, and where it goes instead.
+    """What is too large for memory, and where it goes.
 
     Args:
         max_element_bytes: What may be in memory; None for everything.
@@ -211,26 +207,28 @@ class PrivateDirectory:
                 self._path = os.path.abspath(tempfile.mkdtemp(prefix="dicomweb_io-", dir=self._parent))
             return self._path
 
-    def discard(self, instance: Instance) -> None:
-        """Deletes the file of an instance if it is in this directory; a file that somebody else owns stays."""
-        path = instance.path
+    def discard(self, part: Instance | Frame | Bulkdata) -> None:
+        """Deletes the file of a part if it is in this directory; a file that somebody else owns stays."""
+        path = part.path
         if path is not None and self._path is not None and os.path.dirname(os.path.abspath(path)) == self._path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
-    def release(self, instance: Instance) -> str:
-        """Moves the file of an instance out of this directory, to its parent, for somebody else to own.
+    def release(self, part: Instance | Frame | Bulkdata) -> str:
+        """Moves the file of a part out of this directory, to its parent, for somebody else to own.
 
         Returns:
             The new path; the old one if the file was not in this directory.
         """
-        path = str(instance.path)
+        path = str(part.path)
         directory, name = os.path.split(os.path.abspath(path))
         if directory != self._path:
             return path
-        uid = str(instance.reference.sop_instance_uid)
-        # The UID is for people who look for the file; not every identifier can be part of a file's name.
-        target = os.path.join(os.path.dirname(directory), f"{uid}-{name}" if is_safe_name(uid) else name)
+        if isinstance(part, Instance):
+            # The UID is for people who look for the file; not every identifier can be part of a file's name.
+            uid = str(part.reference.sop_instance_uid)
+            name = f"{uid}-{name}" if is_safe_name(uid) else name
+        target = os.path.join(os.path.dirname(directory), name)
         os.replace(path, target)
         return target
 

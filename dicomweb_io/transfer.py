@@ -3,27 +3,24 @@
 `InstanceCopier` moves the instances of a series: what the destination has already is not moved again; what is wanted
 whole is one retrieve of the series, which streams into store requests of many; what that leaves out is asked for by
 itself. `run_transfer` does so for everything that a `TransferJob` names, in threads of this process; the transforms do
-it in Beam. Both count with `counts_of` and tell the result with `make_summary` and `summary_lines`, so that their
-numbers, words and files agree: found = transferred + already there + duplicate + ignored + failed.
+it in Beam. Both keep their account by `dicomweb_io.account`, so that their numbers, words and files agree.
 
 `InstanceStorer` stores instances that are at hand; `InstanceDownloader` writes instances to files.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
 import logging
-import re
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from dicomweb_io.account import EXCLUSIONS, READ, ROW, SEARCHES, Account, Fate, failure_line, make_summary
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.elements import Exclusion, Failure, Instance, Resource, SearchLevel, SearchQuery, StoredInstance
@@ -53,8 +50,8 @@ CopyResult = StoredInstance | Failure
 MAX_BATCH_INSTANCES = 50
 """Instances in one store request: what clients send at once (`ServerProfile.store_batch_count`)."""
 
-MAX_BATCH_MEMORY = 8 * 1024 * 1024
-"""Bytes of a store request that wait in memory; the rest is in files."""
+MAX_BATCH_MEMORY = 7_000_000
+"""Bytes of a store request that wait in memory; the rest is in files. A second one is collected meanwhile."""
 
 MAX_BATCH_BYTES = 20_000_000
 """Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
@@ -247,27 +244,49 @@ class InstanceCopier:
             group: The instances.
             cancelled: See `copy`.
         """
-        batch = _Batch(self._spool)
+        for reference, result in self._results(group, cancelled):
+            yield reference, self._with_file(result)
+
+    def _results(self, group: InstanceGroup, cancelled: Callable[[], bool]) -> Iterator[tuple[Resource, CopyResult]]:
         missing: dict[Resource, None] = {}
-        try:
-            for reference in dict.fromkeys(group.references):
-                _check(cancelled)
+        known: CopyResult | None = None
+        for reference in dict.fromkeys(group.references):
+            _check(cancelled)
+            if isinstance(known, Failure):
+                # The destination could not list the series, so this is so for all.
+                known = replace(known, reference=reference)
+            else:
                 known = self._storer.already_there(reference)
-                if known is None:
-                    missing[reference] = None
-                else:
-                    yield reference, known
-            for reference, item in self._retrieved(group, missing, cancelled):
+            if known is None:
+                missing[reference] = None
+            else:
+                yield reference, known
+        yield from self._stored(self._retrieved(group, missing, cancelled))
+
+    def _stored(
+        self, retrieved: Iterator[tuple[Resource, Instance | Failure]]
+    ) -> Iterator[tuple[Resource, CopyResult]]:
+        """Stores in batches what comes: one is sent, by a thread of its own, while the next is read."""
+        sent: Future[list[tuple[Resource, CopyResult]]] | None = None
+        batch = _Batch(self._spool)
+        executor = ThreadPoolExecutor(1, thread_name_prefix="dicomweb_io-store")
+        try:
+            for reference, item in retrieved:
                 if not isinstance(item, Instance):
-                    yield reference, self._with_file(item)
+                    yield reference, item
                     continue
                 if not batch.has_room_for(item):
-                    yield from self._store(batch)
+                    if sent is not None:
+                        yield from sent.result()
+                    sent, batch = executor.submit(self._store, batch), _Batch(self._spool)
                 batch.add(item)
                 # Nothing here may keep the instance alive while the next is read.
                 del item
+            if sent is not None:
+                yield from sent.result()
             yield from self._store(batch)
         finally:
+            executor.shutdown()
             batch.clear()
 
     def close(self) -> None:
@@ -370,12 +389,12 @@ class InstanceCopier:
             borrow=True,
         )
 
-    def _store(self, batch: _Batch) -> Iterator[tuple[Resource, CopyResult]]:
+    def _store(self, batch: _Batch) -> list[tuple[Resource, CopyResult]]:
         references = [instance.reference for instance in batch.instances]
-        results = self._storer.store(batch.instances)
-        batch.clear()
-        for reference, result in zip(references, results, strict=True):
-            yield reference, self._with_file(result)
+        try:
+            return list(zip(references, self._storer.store(batch.instances), strict=True))
+        finally:
+            batch.clear()
 
 
 def _check(cancelled: Callable[[], bool]) -> None:
@@ -415,26 +434,6 @@ class _Batch:
 
 
 # Jobs -----------------------------------------------------------------------------------------------------------------
-
-Fate = InstanceGroup | StoredInstance | Failure | Exclusion
-"""What is counted: what was found, and what became of each part of it."""
-
-PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
-"""The fates of what was found."""
-
-ROW = "Transfer"
-"""The step that a row which names nothing fails in."""
-
-_READ = "ReadFile"
-_EXCLUSIONS = "ListExclusions"
-_SEARCHES: dict[str, str] = {"series": "SearchForSeries", "instance": "SearchForInstances"}
-_BEFORE = (*_SEARCHES.values(), _EXCLUSIONS, ROW)
-_REASON = "reason: "
-_NAMES = re.compile(r"\d+(?:\.\d+){2,}")
-MAX_LISTED = 1000
-"""The files left out that a summary lists."""
-
-_MAX_REASONS = 50
 
 
 @dataclass(frozen=True)
@@ -635,7 +634,7 @@ def _found(source: DICOMClient, query: SearchQuery, failures: list[Failure]) -> 
                 continue
             yield found
     except RECOVERABLE as error:
-        failures.append(failure_of(error, _SEARCHES[query.level]))
+        failures.append(failure_of(error, SEARCHES[query.level]))
 
 
 def _fates(source: DICOMClient, copier: InstanceCopier, task: Resource | InstanceGroup, room: Room) -> Iterator[Fate]:
@@ -666,216 +665,11 @@ def excluded_files(source: DICOMClient, query: SearchQuery) -> Iterator[Exclusio
     try:
         for exclusion in source.iter_exclusions(query):
             if exclusion.kind == "unreadable":
-                yield Failure(_READ, exclusion.reason, reference=exclusion.reference, source=exclusion.path)
+                yield Failure(READ, exclusion.reason, reference=exclusion.reference, source=exclusion.path)
             else:
                 yield exclusion
     except RECOVERABLE as error:
-        yield failure_of(error, _EXCLUSIONS)
-
-
-# Accounts -------------------------------------------------------------------------------------------------------------
-
-
-def is_search_failure(failure: Failure) -> bool:
-    """Whether a failure concerns what might have been found, rather than something that was.
-
-    It is told beside the numbers, because nobody can tell how much it hides.
-    """
-    if failure.transform == _READ:
-        return False
-    return failure.transform in _BEFORE or failure.reference is None or failure.reference.level in ("study", "series")
-
-
-def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
-    """What something that was found, or what became of it, adds to the counts."""
-    if isinstance(fate, InstanceGroup):
-        yield "found", len(fate.sop_instance_uids)
-    elif isinstance(fate, StoredInstance):
-        yield ("already_there" if fate.outcome == "exists" else "transferred"), 1
-        yield "bytes", fate.size
-    elif isinstance(fate, Exclusion):
-        yield "found", 1
-        yield fate.kind, 1
-        if fate.kind == "duplicate" and fate.reason.startswith("conflicting"):
-            yield "conflicting", 1
-    else:
-        if is_search_failure(fate):
-            yield "search_failures", 1
-        else:
-            yield "failed", 1
-            if fate.transform == _READ:
-                yield "found", 1
-        yield f"{_REASON}{reason_of(fate)}", 1
-
-
-def reason_of(failure: Failure) -> str:
-    """A failure's reason without what belongs to the single case, so that equal reasons can be counted."""
-    text = failure.message
-    for name in (failure.source, failure.url):
-        if name:
-            text = text.replace(name, "…")
-    return " ".join(_NAMES.sub("UID", text).split())[:300]
-
-
-def failure_line(failure: Failure) -> str:
-    """A failure as a line of a failures file."""
-    return json.dumps(failure.to_dict())
-
-
-class Account:
-    """The account of a transfer, as it is written by one thread.
-
-    Attributes:
-        counts: Numbers by name.
-    """
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self._left_out: list[Exclusion] = []
-
-    def add(self, fate: Fate) -> None:
-        """Counts a fate."""
-        for name, number in counts_of(fate):
-            self.counts[name] += number
-        if isinstance(fate, Exclusion):
-            self._left_out.append(fate)
-            if len(self._left_out) > 2 * MAX_LISTED:
-                self._left_out = first_by_path(self._left_out)
-
-    def document(self) -> dict[str, Any]:
-        """What `make_summary` takes."""
-        return account_document(self.counts, self._left_out)
-
-
-def first_by_path(exclusions: Iterable[Exclusion]) -> list[Exclusion]:
-    """The first thousand files, by path."""
-    return heapq.nsmallest(MAX_LISTED, exclusions, key=lambda item: item.path)
-
-
-def account_document(counts: Mapping[str, int], left_out: Iterable[Exclusion]) -> dict[str, Any]:
-    """Counts, and the first files that were left out, as a JSON object."""
-    listed = [
-        {"kind": item.kind, "path": item.path, "reason": item.reason, "chosen": item.chosen}
-        for item in first_by_path(left_out)
-    ]
-    return {"counts": dict(counts), "left_out": listed}
-
-
-def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Makes the summary of a transfer.
-
-    Args:
-        document: See `account_document`.
-        seconds: How long it took.
-
-    Returns:
-        ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``search_failures``,
-        ``conflicting`` (duplicates that differ from the file that was chosen), ``bytes``, ``seconds``,
-        ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``duplicates`` and ``ignored_files`` (the
-        first thousand).
-    """
-    counts: Mapping[str, int] = document["counts"]
-    names = ("found", *PARTS, "search_failures", "conflicting", "bytes")
-    summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
-    summary["seconds"] = round(seconds, 3)
-    summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
-    reasons = {name[len(_REASON) :]: number for name, number in counts.items() if name.startswith(_REASON)}
-    ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    summary["reasons"] = dict(ranked[:_MAX_REASONS])
-    summary["duplicates"] = [item for item in document["left_out"] if item["kind"] == "duplicate"]
-    summary["ignored_files"] = [item for item in document["left_out"] if item["kind"] == "ignored"]
-    return summary
-
-
-def adds_up(summary: Mapping[str, Any]) -> bool:
-    """Whether everything that was found has exactly one fate."""
-    return bool(summary["found"] == sum(summary[name] for name in PARTS))
-
-
-def exit_code(summary: Mapping[str, Any]) -> int:
-    """0 if everything that was asked for was done and is accounted for, else 1."""
-    return 0 if adds_up(summary) and not summary["failed"] and not summary["search_failures"] else 1
-
-
-def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]:
-    """The summary for people."""
-    what = "files" if job.has_exclusions else "instances"
-    yield f"From {job.source.safe_url} to {job.destination.safe_url}"
-    yield f"  found          {summary['found']:>10,} {what}"
-    yield f"  transferred    {summary['transferred']:>10,}"
-    yield f"  already there  {summary['already_there']:>10,}"
-    conflicting = (
-        f"  ({summary['conflicting']:,} differ from the file that was chosen)" if summary["conflicting"] else ""
-    )
-    yield f"  duplicate      {summary['duplicate']:>10,}{conflicting}"
-    yield f"  ignored        {summary['ignored']:>10,}"
-    yield f"  failed         {summary['failed']:>10,}"
-    for reason, number in list(summary["reasons"].items())[:10]:
-        yield f"    {number:,} x {reason}"
-    rate = f"{format_bytes(summary['bytes_per_second'])}/s"
-    yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
-    if summary["search_failures"]:
-        yield f"  {summary['search_failures']:,} parts of the search failed: there may be more than was found."
-    if not adds_up(summary):
-        yield "  THE NUMBERS DO NOT ADD UP. Please report this; run the job again to be sure that nothing is missing."
-        return
-    whole = not summary["failed"] and not summary["search_failures"]
-    if not summary["found"]:
-        yield "  Nothing was found."
-    elif not summary["transferred"] and summary["already_there"]:
-        rest = "everything" if whole else "all but what failed"
-        yield f"  Nothing was transferred: {rest} is at the destination already."
-    elif whole:
-        yield "  Everything is at the destination."
-
-
-def format_bytes(number: float) -> str:
-    """A number of bytes for people, in powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:,.1f} TB"
-
-
-def progress_line(counts: Mapping[str, int], seconds: float) -> str:
-    """What is known of a transfer that runs, in one line."""
-    parts = [f"{counts.get(name, 0):,} {name.replace('_', ' ')}" for name in ("found", "transferred", "already_there")]
-    if counts.get("failed"):
-        parts.append(f"{counts['failed']:,} failed")
-    size = counts.get("bytes", 0)
-    return ", ".join([*parts, format_bytes(size), f"{format_bytes(size / max(seconds, 1e-3))}/s"])
-
-
-@contextmanager
-def shown_progress(counts: Callable[[], Mapping[str, int]], show: bool | None = None) -> Iterator[None]:
-    """Shows how far a transfer is, on standard error, while the block runs.
-
-    Args:
-        counts: Gives the numbers so far, by the names of an `Account`; asked from a thread.
-        show: Whether to show it; by default if a terminal is watching.
-    """
-    if not (sys.stderr.isatty() if show is None else show):
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    started = time.monotonic()
-
-    class Display(Progress):
-        def get_renderables(self) -> Any:
-            now = counts()
-            done = sum(now.get(part, 0) for part in PARTS)
-            line = progress_line(now, time.monotonic() - started)
-            for task in self.task_ids:
-                self.update(task, total=now.get("found") or None, completed=done, description=line)
-            return super().get_renderables()
-
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Display(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as display:
-        display.add_task("", total=None)
-        yield
+        yield failure_of(error, EXCLUSIONS)
 
 
 # Downloads ------------------------------------------------------------------------------------------------------------

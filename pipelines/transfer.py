@@ -27,18 +27,19 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
+from dicomweb_io.account import ROW, exit_code, make_summary, shown_progress, summary_lines
 from dicomweb_io.elements import Resource, SearchQuery
 from dicomweb_io.options import UsageError, add_transfer_options, read_json, write_lines
-from dicomweb_io.transfer import TransferJob, exit_code, job_from, make_summary, shown_progress, summary_lines
+from dicomweb_io.transfer import TransferJob, job_from
 from dicomweb_io.transforms import CopyInstances, DistinctReferences, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms.copy import (
     GroupBySeries,
     ListExclusions,
-    ReferencesOfRows,
     WriteAccount,
     WriteFailures,
     tallied,
 )
+from dicomweb_io.transforms.read_write import ReferencesOfRows
 from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, is_local, parse
 
 
@@ -88,7 +89,7 @@ def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[An
     if job.wanted is None:
         search = SearchForSeries if job.copies_series else SearchForInstances
         found = pipeline | "Search" >> search(job.source, job.filters, failures="collect")
-        references, lost = found.rows | "References" >> ReferencesOfRows(job.level)
+        references, lost = found.rows | "References" >> ReferencesOfRows(job.level, ROW, failures="collect")
         return references, [found.failures, lost]
     instances = [item for item in job.wanted if isinstance(item, Resource) and item.level == "instance"]
     queries = [job.query("instance", item) for item in job.wanted if item not in set(instances)]
@@ -98,7 +99,7 @@ def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[An
         | "Queries" >> beam.Create(queries).with_output_types(SearchQuery)
         | "SearchQueries" >> SearchForInstances(job.source, failures="collect")
     )
-    listed, lost = found.rows | "References" >> ReferencesOfRows("instance")
+    listed, lost = found.rows | "References" >> ReferencesOfRows("instance", ROW, failures="collect")
     return (named, listed) | "Wanted" >> beam.Flatten(), [found.failures, lost]
 
 
@@ -118,7 +119,7 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         show_progress: Whether to show progress on standard error; by default if a terminal is watching.
 
     Returns:
-        The summary; see `dicomweb_io.transfer.make_summary`.
+        The summary; see `dicomweb_io.account.make_summary`.
     """
     started = time.monotonic()
     scratch = tempfile.mkdtemp(prefix="dicomweb_io-transfer-")

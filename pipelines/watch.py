@@ -25,25 +25,26 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any, cast, get_args
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from dicomweb_io.changes import ChangeMethod, Changes, ChangeSource, Cursor, Start, change_source
+from dicomweb_io.account import adds_up, failure_line, format_bytes
+from dicomweb_io.changes import ChangeMethod, Changes, ChangeSource, Place, PlaceFile, Start, change_source
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.options import (
     UsageError,
     add_filter_option,
     add_policy_options,
+    append_lines,
     check_writable,
     filters_from,
-    read_json,
     write_lines,
 )
-from dicomweb_io.transfer import TransferJob, adds_up, failure_line, format_bytes
+from dicomweb_io.transfer import TransferJob
 from pipelines import transfer
 from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, is_local, parse
 
@@ -53,7 +54,6 @@ ATTEMPTS = 5
 ROUND = 10_000
 """The most new instances of a round."""
 
-_VERSION = 1
 _SUMS = ("found", "transferred", "already_there", "failed", "bytes")
 
 
@@ -107,60 +107,9 @@ class WatchJob:
     summary: str | None = None
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What the cursor file belongs to."""
-        return {"source": self.transfer.source.safe_url, "filters": self.transfer.filters}
-
-
-@dataclass
-class Place:
-    """What the cursor file holds.
-
-    Attributes:
-        cursor: Where the source was read to; None at the beginning.
-        pending: What is to be tried again, with the number of tries so far.
-    """
-
-    cursor: Cursor | None = None
-    pending: dict[Resource, int] = field(default_factory=dict)
-
-
-def read_place(job: WatchJob) -> Place:
-    """Reads the cursor file; without one, the beginning.
-
-    Raises:
-        UsageError: If the file is damaged, or belongs to another source or other filters.
-    """
-    if not os.path.exists(job.cursor):
-        return Place()
-    try:
-        document = read_json(job.cursor)
-        if not isinstance(document, Mapping) or document.get("version") != _VERSION:
-            raise ValueError("it was not written by this version of this job")
-        cursor = Cursor.from_json(document["cursor"]) if document["cursor"] is not None else None
-        pending = {Resource.of(item["reference"]): int(item["attempts"]) for item in document["pending"]}
-        watched = document["watched"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"--cursor {job.cursor}: this is no cursor file: {error}") from error
-    if watched != job.identity:
-        raise UsageError(
-            f"--cursor {job.cursor}: this cursor belongs to {watched.get('source')} with the filters "
-            f"{sorted(watched.get('filters', {}))}; use another file"
-        )
-    return Place(cursor, pending)
-
-
-def write_place(job: WatchJob, place: Place) -> None:
-    """Writes the cursor file, complete or not at all, for its owner only."""
-    document = {
-        "version": _VERSION,
-        "watched": job.identity,
-        "cursor": place.cursor.to_json() if place.cursor is not None else None,
-        "pending": [
-            {"reference": reference.to_dict(), "attempts": attempts} for reference, attempts in place.pending.items()
-        ],
-    }
-    write_lines(job.cursor, [json.dumps(document)])
+    def place_file(self) -> PlaceFile:
+        """Where the place is kept."""
+        return PlaceFile(self.cursor, {"source": self.transfer.source.safe_url, "filters": self.transfer.filters})
 
 
 # Rounds ---------------------------------------------------------------------------------------------------------------
@@ -217,15 +166,6 @@ def _failure_from(item: Mapping[str, Any], reference: Resource) -> Failure:
     return Failure(**{**known, "reference": reference})
 
 
-def append_failures(path: str, failures: Sequence[Failure]) -> None:
-    """Adds dead letters to a file that only its owner can read, and waits until they are on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        file.writelines(failure_line(failure) + "\n" for failure in failures)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def run(job: WatchJob, options: PipelineOptions, stopping: threading.Event | None = None) -> dict[str, Any]:
     """Watches until it is stopped, or has made as many polls as it may.
 
@@ -240,7 +180,10 @@ def run(job: WatchJob, options: PipelineOptions, stopping: threading.Event | Non
         ``last_error`` (of the last poll, or None).
     """
     stopping = stopping or threading.Event()
-    place = read_place(job)
+    try:
+        place = job.place_file.read()
+    except ValueError as error:
+        raise UsageError(f"--cursor {job.cursor}: {error}") from error
     totals: dict[str, Any] = dict.fromkeys(("polls", "failed_polls", "rounds", *_SUMS, "given_up"), 0)
     totals["last_error"] = None
     client = job.transfer.source.connect()
@@ -287,8 +230,8 @@ def _poll_and_copy(
             totals["given_up"] += len(given_up)
             if job.failures is not None:
                 # Before the place moves on: rather a dead letter twice than never.
-                append_failures(job.failures, given_up)
-        write_place(job, place)
+                append_lines(job.failures, map(failure_line, given_up))
+        job.place_file.write(place)
         if busy or given_up:
             print(_line(totals, len(place.pending)), flush=True)
         if not changes.more or stopping.is_set():

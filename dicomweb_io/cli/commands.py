@@ -13,12 +13,12 @@ from typing import cast
 from dicomweb_io.cli.copy import copy
 from dicomweb_io.cli.output import print_datasets, print_line, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
-from dicomweb_io.elements import Failure, SearchLevel
+from dicomweb_io.elements import COLLECTIONS, Failure
 from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filters
 from dicomweb_io.profiles import Finding
 from dicomweb_io.queries import check_limits, make_query
 
-LEVELS: dict[str, SearchLevel] = {"studies": "study", "series": "series", "instances": "instance"}
+LEVELS = {name: level for level, name in COLLECTIONS.items()}
 
 
 def search(args: argparse.Namespace) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from dicomweb_io.account import Account, exit_code, shown_progress, summary_lines
 from dicomweb_io.cli.output import print_line
 from dicomweb_io.elements import Failure
+from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from
-from dicomweb_io.transfer import Account, exit_code, job_from, run_transfer, shown_progress, summary_lines
+from dicomweb_io.transfer import job_from, run_transfer
 
 _LISTS = ("duplicates", "ignored_files")
 
@@ -19,11 +21,10 @@ def copy(args: argparse.Namespace) -> int:
         raise UsageError("copy takes two archives, SOURCE and DESTINATION, and no --url")
     if args.jobs < 1:
         raise UsageError(f"--jobs must be 1 or more, not {args.jobs}")
-    job = job_from(
-        args,
-        endpoint_from(args, args.source).replace(max_in_flight=args.jobs),
-        endpoint_from(args, role="destination").replace(max_in_flight=args.jobs),
-    )
+    limits = Limits(args.jobs)
+    source = endpoint_from(args, args.source).replace(limits=limits)
+    destination = endpoint_from(args, role="destination").replace(limits=limits)
+    job = job_from(args, source, destination)
     clients = connect(args, job.source), connect(args, job.destination)
     account = Account()
     try:

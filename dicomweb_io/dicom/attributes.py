@@ -13,6 +13,7 @@ from dicomweb_io.dicom.errors import InvalidIdentifierError
 BINARY_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
 INTEGER_VRS = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
 DECIMAL_VRS = frozenset(("DS", "FD", "FL"))
+WILDCARD_VRS = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}\Z")
 

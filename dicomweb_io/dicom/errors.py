@@ -9,6 +9,7 @@
     │   ├── IncompleteDICOMError    it is cut off or broken
     │   └── MissingUIDError         it lacks a UID
     ├── DatasetError            a dataset has no form in an encoding, or the text of one is broken
+    │   └── IncompleteJSONError     a JSON text ends too early
     ├── FrameError              a frame is not there, or its place is unknown
     ├── TranscodingError        pixel data cannot be decoded or encoded
     └── RenderingError          an image cannot be rendered
@@ -75,6 +76,10 @@ class MissingUIDError(Part10Error):
 
 class DatasetError(DICOMError):
     """A dataset cannot be written in an encoding, or a text does not hold one (Part 10, DICOM JSON, DICOM XML)."""
+
+
+class IncompleteJSONError(DatasetError):
+    """A JSON text ends before its array does."""
 
 
 class FrameError(DICOMError):

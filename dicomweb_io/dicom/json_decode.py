@@ -1,4 +1,4 @@
-"""The DICOM JSON model (PS3.18 Annex F): its text read and written, its values, and pydicom datasets from it.
+"""The DICOM JSON model (PS3.18 Annex F): its text read (also as a stream) and written, its values, pydicom datasets.
 
 `dicomweb_io.dicom.json_encode` makes the model from datasets.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from dicomweb_io.dicom.attributes import resolve
-from dicomweb_io.dicom.errors import DatasetError
+from dicomweb_io.dicom.errors import DatasetError, IncompleteJSONError
 from dicomweb_io.dicom.json_encode import finite, hex_tag
 from dicomweb_io.dicom.values import name_text
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 
 BulkDataHandler = Callable[[str, str, str], Any]
+
+# A whole string, a brace, or the beginning of a string whose end has not arrived.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}]|"', re.DOTALL)
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_SPACE_AND_COMMAS = re.compile(rb"[ \t\r\n,]*")
+_BOM = b"\xef\xbb\xbf"
 
 _MAX_LEVELS = 200
 _FEW_LEVELS = 12
@@ -217,31 +223,18 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
     return loaded
 
 
-# A stream of objects -------------------------------------------------------------------------------------------------
-
-# A whole string, a brace, or the beginning of a string whose end has not arrived.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}]|"', re.DOTALL)
-_SPACE = re.compile(rb"[ \t\r\n]*")
-_SPACE_AND_COMMAS = re.compile(rb"[ \t\r\n,]*")
-_BOM = b"\xef\xbb\xbf"
-
-
-class IncompleteJSONError(ValueError):
-    """The JSON text ends before its array does."""
-
-
 def iter_json_objects(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yields the text of each object of a JSON array as it arrives, or the one object that the text consists of.
 
-    So a study's metadata never is in memory as a whole.
-    Only the outer structure is looked at; whoever parses the objects finds what is wrong inside them.
+    So a study's metadata is never in memory as a whole. Only the outer structure is checked; errors inside an object
+    show when it is parsed.
 
     Args:
         chunks: The text in UTF-8, cut anywhere.
 
     Raises:
         IncompleteJSONError: If the array or an object is not closed.
-        ValueError: If the text is neither an array of objects nor an object.
+        DatasetError: If the text is neither an array of objects nor an object.
     """
     text = _Text(chunks)
     text.skip_bom()
@@ -255,14 +248,14 @@ def iter_json_objects(chunks: Iterable[bytes]) -> Iterator[bytes]:
         if not character:
             raise IncompleteJSONError("the JSON text ends before its array is closed")
         if character != b"]":
-            raise ValueError("the JSON array holds something else than objects")
+            raise DatasetError("the JSON array holds something other than objects")
         text.position += 1
     elif first:
-        raise ValueError("the text is no JSON array of objects")
+        raise DatasetError("the text is not a JSON array of objects")
     else:
         raise IncompleteJSONError("the text is empty")
     if text.peek(_SPACE):
-        raise ValueError("the JSON text goes on after its end")
+        raise DatasetError("the JSON text goes on after its end")
 
 
 class _Text:
@@ -322,7 +315,7 @@ class _Text:
             del self._buffer[: self.position]
             scan -= self.position
             self.position = 0
-            # A long string arrives in many chunks: looking for its end anew each time would take quadratic time.
+            # A long string arrives in many chunks. Looking for its end after each would take quadratic time.
             wanted = scan + 2 * (len(self._buffer) - scan) if unfinished is not None else 0
             if not self._more():
                 raise IncompleteJSONError("the JSON text ends inside an object")

@@ -26,7 +26,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS, resolve, vr_of
+from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS, WILDCARD_VRS, resolve, vr_of
 from dicomweb_io.dicom.errors import FilterError
 from dicomweb_io.dicom.json_decode import first_value, is_empty
 from dicomweb_io.dicom.uids import is_uid
@@ -51,7 +51,6 @@ Predicate = Callable[[Any], bool]
 ElementTest = Callable[["Mapping[str, Any] | None", "int | None"], bool]
 """A test of an element of the DICOM JSON model, or of its absence, with the dataset's offset from UTC in minutes."""
 
-WILDCARD_VRS = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
 _SINGLE_TEXT = frozenset(("LT", "ST", "UR", "UT"))  # a backslash is a character of these
 _TRAILING_ONLY = frozenset(("LT", "ST", "UC", "UR", "UT"))  # leading spaces of these count (PS3.5 section 6.2)
 _AGE = re.compile(r"[0-9]{3}[DWMY]\Z")

@@ -120,7 +120,7 @@ def parse_content_type(text: str | None) -> ContentType:
 
 @dataclass(frozen=True)
 class MediaType:
-    """One wanted media type.
+    """One accepted media type.
 
     Attributes:
         name: ``type/subtype``; either may be ``*``.
@@ -131,6 +131,10 @@ class MediaType:
     name: str
     transfer_syntax_uid: str | None = None
 
+    def includes(self, media_type: str) -> bool:
+        """Whether its name is a media type or a range that covers it."""
+        return self.name in (media_type, media_type.partition("/")[0] + "/*", "*/*")
+
     @property
     def default_transfer_syntax_uid(self) -> str | None:
         """The transfer syntax that the name alone means."""
@@ -138,7 +142,7 @@ class MediaType:
 
     @property
     def with_default(self) -> MediaType:
-        """The same wish with the standard's default transfer syntax written out, where there is one."""
+        """The same media type with the standard's default transfer syntax written out, where there is one."""
         return MediaType(self.name, self.transfer_syntax_uid or self.default_transfer_syntax_uid)
 
     def single_part(self) -> str:
@@ -156,14 +160,14 @@ class MediaType:
 
 
 def parse_media_types(media_types: Sequence[Any] | None) -> tuple[MediaType, ...]:
-    """Checks what a caller asks for.
+    """Parses the media types that a caller accepts.
 
     Args:
         media_types: Media types in order of preference, each a name or a pair of a name and a transfer syntax UID,
             ``"*"``, or a list of UIDs. Former names are replaced by current ones (``image/x-jpls`` by ``image/jls``).
 
     Returns:
-        The wishes in the same order; empty for None.
+        The accepted media types in the same order; empty for None.
 
     Raises:
         TypeError: If an item is neither a str nor such a pair.
@@ -209,15 +213,15 @@ def _checked_syntax(syntax: object, name: str) -> str | None:
 
 
 def former_names(name: str) -> tuple[str, ...]:
-    """Other names of a media type that older servers may know, for asking again after a refusal."""
+    """Other names of a media type that older servers may know, for a further attempt."""
     return tuple(old for old, new in CURRENT_NAMES.items() if new == name)
 
 
 def accept_header(media_types: Iterable[MediaType], *, multipart: bool) -> str:
-    """An Accept header that lists wishes in order.
+    """An Accept header that lists media types in order.
 
     Args:
-        media_types: The wishes, one at least.
+        media_types: What to accept, one type at least.
         multipart: Ask for parts of ``multipart/related`` rather than for one body.
     """
     return ", ".join(
@@ -228,14 +232,15 @@ def accept_header(media_types: Iterable[MediaType], *, multipart: bool) -> str:
 def accept_spellings(
     media_types: Sequence[MediaType], *, multipart: bool = True, single: bool = True
 ) -> tuple[str, ...]:
-    """Ways to write one wish, best first: servers refuse some (Orthanc 1.10.1 refuses single parts; others, parts).
+    """Accept headers that ask for the same in different spellings, best first: each server rejects some of them.
 
-    All ask for the same, none for something that makes the server re-encode where the first would not: the list; the
-    list as single parts; and for each wish in turn the transfer syntax written out where it is the default, the
-    syntax left off where it is the default, former names of the type, and for ``image/*`` the known types one by one.
+    (Orthanc 1.10.1 rejects single parts, other servers reject multipart.) None makes a server re-encode where the first
+    would not. They are: the list; the list as single parts; and for each type in turn the transfer syntax written out
+    where it is the default, the syntax left out where it is the default, former names of the type, and for ``image/*``
+    the known types one by one.
 
     Args:
-        media_types: The wishes, one at least.
+        media_types: What to accept, one type at least.
         multipart: Include forms that ask for ``multipart/related``.
         single: Include forms that ask for one body.
     """

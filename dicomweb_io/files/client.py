@@ -412,7 +412,7 @@ class DICOMfileClient(DICOMClient):
 
     def _frames(self, resource: Resource, accepted_types: Any, spool_policy: SpoolPolicy) -> Iterator[Frame]:
         file = self._files(resource)[0]
-        access = PixelAccess(self._reader, self._current(), self.base_url)
+        access = PixelAccess(self._reader, self._current())
         with closing(access.frames(file, resource.frames, accepted_types)) as frames:
             for frame in frames:
                 yield spool_policy.moved(frame)
@@ -447,7 +447,7 @@ class DICOMfileClient(DICOMClient):
         self, resource: Resource, path: str, byte_range: tuple[int, int | None] | None, spool_policy: SpoolPolicy
     ) -> Iterator[Bulkdata]:
         file = self._files(resource)[0]
-        access = PixelAccess(self._reader, self._current(), self.base_url)
+        access = PixelAccess(self._reader, self._current())
         with closing(access.bulkdata(file, path, byte_range)) as parts:
             for part in parts:
                 yield spool_policy.moved(part)
@@ -468,8 +468,8 @@ class DICOMfileClient(DICOMClient):
         show one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128
         pixels, unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
         """
-        pixels = PixelAccess(self._reader, self._current(), self.base_url)
-        renderer = FolderRenderer(self._reader, pixels, self.base_url)
+        pixels = PixelAccess(self._reader, self._current())
+        renderer = FolderRenderer(self._reader, pixels)
         return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
 
     # Store and delete -----------------------------------------------------------------------------------------------

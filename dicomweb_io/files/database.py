@@ -1,9 +1,9 @@
 """The SQLite database that holds the index of a folder: where it is, how it is opened, and who may write to it.
 
-The database is a cache that may be thrown away at any time. It lies in the user's cache directory, one for each folder,
-readable for its owner only since it holds names. Several processes share it: a lock file lets one of them at a time
-bring it up to date, and each reads a snapshot of its own (SQLite's write-ahead log). Where that cannot work, on a
-network filesystem or without a writable directory, the index is a private temporary file instead.
+The database is a cache that may be deleted at any time. There is one for each folder, in the user's cache directory;
+only its owner can read it, because it holds names. Several processes share it: a lock file lets one of them at a time
+bring it up to date, and each reads its own snapshot (SQLite's write-ahead log). Where that cannot work, on a network
+filesystem or without a writable directory, the index is a private temporary file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def index_path(
 
     Args:
         base_url: The folder.
-        storage_options: The options of its filesystem; those that look like secrets do not count.
+        storage_options: The options of its filesystem; those that look like secrets are left out.
         variant: What else makes an index differ, such as the rule for duplicates.
         place: A local directory for indexes; by default ``index`` in the directory that the environment variable
             ``DICOMWEB_IO_CACHE`` names, or in ``dicomweb_io`` in the user's cache directory.
@@ -161,13 +161,12 @@ class Database:
 
     def __init__(self, path: Path | None, *, in_memory: bool = False) -> None:
         self.path = path
-        self._lock_file: IO[bytes] | None = None
         if path is not None:
             try:
                 self._open_shared(path)
                 return
             except (OSError, sqlite3.Error) as error:
-                logger.warning("no shared index in %s (%s): a private one is made for this client", path.parent, error)
+                logger.warning("no shared index in %s (%s): this client makes a private one", path.parent, error)
                 self.path = None
         self._open_private(in_memory)
 
@@ -186,10 +185,10 @@ class Database:
                     self._connect_shared(path)
                     return
                 except sqlite3.DatabaseError as error:
-                    # An operational error (locked, disk full) says nothing against the contents.
+                    # An operational error (locked, disk full) does not mean that the contents are bad.
                     if attempt == 2 or isinstance(error, sqlite3.OperationalError):
                         raise
-                    logger.info("the index %s is not usable (%s) and is made anew", path, error)
+                    logger.info("the index %s is not usable (%s) and is made again", path, error)
                     discard(path)
 
     def _connect_shared(self, path: Path) -> None:
@@ -198,15 +197,14 @@ class Database:
         try:
             if writer.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise OSError("SQLite has no write-ahead log there")
-            found = (
-                writer.execute("PRAGMA user_version").fetchone()[0],
-                writer.execute("PRAGMA application_id").fetchone()[0],
+            version = tuple(
+                writer.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")
             )
-            if found == (0, 0) and not writer.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            if version == (0, 0) and not writer.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
                 _create_schema(writer)
-            elif found != (SCHEMA_VERSION, _APPLICATION_ID):
+            elif version != (SCHEMA_VERSION, _APPLICATION_ID):
                 raise sqlite3.DatabaseError("another version wrote it")
-            # The probe: what cannot be written, locked and read back now cannot be later.
+            # A probe: what cannot be written, locked and read back now cannot be later either.
             writer.execute("BEGIN IMMEDIATE")
             writer.execute("INSERT OR REPLACE INTO about VALUES ('probe', ?)", (time.time(),))
             writer.execute("COMMIT")
@@ -224,13 +222,13 @@ class Database:
 
     @contextmanager
     def exclusive(self, *, wait: bool = True) -> Iterator[None]:
-        """Holds the right to write to the index; others of this host wait.
+        """Holds the right to write to the index; other processes of this host wait.
 
         Args:
             wait: Wait for others, which may be reading a million files.
 
         Raises:
-            BlockingIOError: If somebody else has the right, and nobody is to wait.
+            BlockingIOError: If another process has the right, and `wait` is false.
         """
         if self.path is None:
             yield
@@ -248,7 +246,7 @@ class Database:
         self.reader.execute("SELECT 1 FROM about LIMIT 1").fetchall()
 
     def release_snapshot(self) -> None:
-        """Lets go of the snapshot, so that the log can be emptied."""
+        """Ends the snapshot, so that the log can be emptied."""
         if self.shared and self.reader.in_transaction:
             self.reader.execute("ROLLBACK")
 
@@ -260,7 +258,7 @@ class Database:
 
 
 def discard(path: Path) -> None:
-    """Removes an index; processes that have it open keep what they see."""
+    """Removes an index; processes that have it open still see what they saw."""
     for suffix in ("", "-wal", "-shm", "-journal"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 

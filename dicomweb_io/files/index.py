@@ -29,7 +29,7 @@ from dicomweb_io.dicom.header_scan import HeaderScan
 from dicomweb_io.dicom.json_decode import dumps, first_value
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import Exclusion, Resource
+from dicomweb_io.elements import SERIES_INSTANCE_UID, STUDY_INSTANCE_UID, Exclusion, Resource
 from dicomweb_io.errors import DICOMError
 from dicomweb_io.files.database import Database, discard, is_local_disk
 from dicomweb_io.files.places import FileStat, Folder, Problem, is_settled
@@ -47,7 +47,7 @@ from dicomweb_io.files.records import (
     read_record,
     unpack_scan,
 )
-from dicomweb_io.queries import MODALITY, SERIES_DEFAULTS, SERIES_INSTANCE_UID, STUDY_DEFAULTS, STUDY_INSTANCE_UID
+from dicomweb_io.queries import MODALITY, SERIES_DEFAULTS, STUDY_DEFAULTS
 
 logger = logging.getLogger(__name__)
 

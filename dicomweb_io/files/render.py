@@ -1,4 +1,7 @@
-"""Rendered resources of a folder (PS3.18 sections 8.3.5 and 10.4.1.1.3): images, reports and encapsulated documents."""
+"""Rendered resources of a folder (PS3.18 sections 8.3.5 and 10.4.1.1.3): images, reports and encapsulated documents.
+
+Structured reports (PS3.3 section C.17) become HTML (PS3.18 section 8.7.4); everything in it is escaped.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom.errors import RenderingError, RenderingUnavailableError
-from dicomweb_io.dicom.media_types import parse_media_types
+from dicomweb_io.dicom.media_types import MediaType, parse_media_types
 from dicomweb_io.dicom.pixels import with_one_frame
 from dicomweb_io.dicom.rendering import IMAGE_TYPES, RenderingOptions, render_images
 from dicomweb_io.elements import RenderedImage, Resource
-from dicomweb_io.errors import FileClientError, http_error
+from dicomweb_io.errors import FileClientError
 from dicomweb_io.files.index import IndexedFile
 from dicomweb_io.files.retrieve import FolderReader, PixelAccess, reference_of
 
@@ -20,11 +23,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Structured reports as HTML text (PS3.18 section 8.7.4, for SR documents of PS3.3 C.17).
-
-
-_DEEPEST = 32
+_MAX_FRAMES = 2000
+_MAX_DEPTH = 32
 _TEXTS = {
     "TEXT": "TextValue",
     "DATETIME": "DateTime",
@@ -47,10 +47,10 @@ def render_report(dataset: Dataset) -> str:
         dataset: The document.
 
     Raises:
-        ValueError: If it is none.
+        RenderingError: If it is not one.
     """
     if not is_report(dataset):
-        raise RenderingError("the instance is no structured report")
+        raise RenderingError("the instance is not a structured report")
     title = escape(_concept(dataset) or "Report")
     facts = (
         ("Patient", dataset.get("PatientName", "")),
@@ -69,7 +69,7 @@ def render_report(dataset: Dataset) -> str:
 
 def _children(item: Dataset, depth: int) -> Iterator[str]:
     for child in item.get("ContentSequence") or ():
-        if depth > _DEEPEST:
+        if depth > _MAX_DEPTH:
             yield "<p>…</p>"
             return
         yield from _item(child, depth)
@@ -122,25 +122,17 @@ def _meaning(codes: Any) -> str:
     return str(codes[0].get("CodeMeaning") or codes[0].get("CodeValue") or "")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_MAX_FRAMES = 2000
-
-
 class FolderRenderer:
     """Renders files of a folder.
 
     Args:
         reader: Opens the files.
         pixels: Reads their frames.
-        base_url: The folder's URL.
     """
 
-    def __init__(self, reader: FolderReader, pixels: PixelAccess, base_url: str) -> None:
+    def __init__(self, reader: FolderReader, pixels: PixelAccess) -> None:
         self._reader = reader
         self._pixels = pixels
-        self._base_url = base_url
 
     def render(
         self,
@@ -153,11 +145,11 @@ class FolderRenderer:
         """Renders a resource.
 
         Args:
-            files: The files of the resource; of several, the first that has an image stands for all.
+            files: The files of the resource. The first of several that has an image represents them.
             resource: What is rendered.
             media_types: In order of preference; by default JPEG for images, HTML for reports.
             params: See `dicomweb_io.dicom.rendering.RenderingOptions.of`.
-            thumbnail: Whether it is to be small.
+            thumbnail: Whether a small image is wanted.
 
         Raises:
             ValueError: If an argument is not valid.
@@ -165,14 +157,15 @@ class FolderRenderer:
                 missing.
         """
         options = RenderingOptions.of(params or {}, thumbnail=thumbnail)
-        accepted_types = [accepted_type.name for accepted_type in parse_media_types(media_types)]
-        if isinstance((params or {}).get("accept"), str):
-            accepted_types += [accepted_type.name for accepted_type in parse_media_types([params["accept"]])]  # type: ignore[index]
+        accepted_types = parse_media_types(media_types)
+        accept = (params or {}).get("accept")
+        if isinstance(accept, str):
+            accepted_types += parse_media_types([accept])
         chosen = files[0]
-        header = self._header(chosen)
+        header = self._reader.header(chosen)
         if resource.sop_instance_uid is None:
             for file in files:
-                candidate = self._header(file)
+                candidate = self._reader.header(file)
                 if "Rows" in candidate:
                     chosen, header = file, candidate
                     break
@@ -193,7 +186,7 @@ class FolderRenderer:
         except RenderingError as error:
             raise self._error(406, resource, f"it cannot be rendered: {error}") from None
 
-    def _numbers(self, header: Any, resource: Resource, media_type: str) -> Sequence[int]:
+    def _numbers(self, header: Dataset, resource: Resource, media_type: str) -> Sequence[int]:
         if resource.frames:
             return resource.frames
         try:
@@ -207,14 +200,8 @@ class FolderRenderer:
         representative = int(header.get("RepresentativeFrameNumber") or 1)
         return (representative if representative <= count else 1,)
 
-    def _header(self, file: IndexedFile) -> Any:
-        import pydicom
-
-        with self._reader.open(file) as opened:
-            return pydicom.dcmread(opened, stop_before_pixels=True, force=True)
-
     def _document(
-        self, file: IndexedFile, header: Any, resource: Resource, accepted_types: Sequence[str]
+        self, file: IndexedFile, header: Dataset, resource: Resource, accepted_types: Sequence[MediaType]
     ) -> RenderedImage:
         if is_report(header):
             if _choose(accepted_types, ("text/html",)) is None:
@@ -227,19 +214,15 @@ class FolderRenderer:
             content = bytes(header.EncapsulatedDocument)
             length = header.get("EncapsulatedDocumentLength")
             return RenderedImage(resource, media_type, content[:length] if length else content)
-        raise self._error(406, reference_of(file), "it is neither an image nor a report nor a document")
+        raise self._error(406, reference_of(file), "it is not an image, a report or a document")
 
     def _error(self, status: int, reference: Resource, what: str) -> FileClientError:
-        url = f"{self._base_url}/{reference.uri}/rendered"
-        return http_error(status, f"{reference.uri}: {what}", url=url)
+        return self._reader.error(status, reference, what, "/rendered")
 
 
-def _choose(accepted_types: Sequence[str], offered: Sequence[str]) -> str | None:
+def _choose(accepted_types: Sequence[MediaType], offered: Sequence[str]) -> str | None:
+    """The first offered media type that the first possible accepted type covers."""
     if not accepted_types:
         return offered[0]
-    for accepted_type in accepted_types:
-        main, _, sub = accepted_type.partition("/")
-        for media_type in offered:
-            if accepted_type in (media_type, "*/*") or (sub == "*" and media_type.startswith(f"{main}/")):
-                return media_type
-    return None
+    covered = (name for accepted in accepted_types for name in offered if accepted.includes(name))
+    return next(covered, None)

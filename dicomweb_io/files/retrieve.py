@@ -1,4 +1,8 @@
-"""Retrieving from a folder: instances with their bytes untouched, and metadata."""
+"""Retrieving from a folder: instances with their bytes untouched, metadata, frames and bulk data.
+
+`FolderReader` reads files that an index names, if they still are what was indexed. `PixelAccess` reads frames and bulk
+data by range, so that a frame costs a frame, however large its file.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dicomweb_io.dicom import frames as locate
 from dicomweb_io.dicom.errors import FrameError, TranscodingError
@@ -34,17 +38,263 @@ from dicomweb_io.elements import Bulkdata, Frame, Instance, JSONDataset, Resourc
 from dicomweb_io.errors import ElementTooLargeError, FileClientError, http_error
 from dicomweb_io.files.index import Index, IndexedFile
 from dicomweb_io.files.places import FileStat, Folder
+from dicomweb_io.queries import AVAILABLE_TRANSFER_SYNTAX_UID
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Frames and bulk data of the files of a folder, read by range: a frame costs a frame, however large its file.
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
+logger = logging.getLogger(__name__)
 
+# Between filesystems, from special ones, or on old kernels. Then bytes are read and written.
+_NOT_COPYABLE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 _PIXEL_DATA, _FLOAT_PIXEL_DATA, _DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
 _EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 _DESCRIPTION = ("00280002", "00280004", "00280008", "00280010", "00280011", "00280100")
-# To walk over so few costs less than to write down where they are.
+# Walking over so few is cheaper than storing where they are.
 _FEW_FRAGMENTS = 16
 _PATH = re.compile(r"[0-9A-F]{8}(?:/[1-9][0-9]*/[0-9A-F]{8})*\Z")
+
+
+def reference_of(file: IndexedFile) -> Resource:
+    """The instance that a file stands for."""
+    return Resource(file.study, file.series, file.sop)
+
+
+class FolderReader:
+    """Reads the files of a folder that an index names, and only if they still are what was indexed.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def open(self, file: IndexedFile) -> BinaryIO:
+        """Opens a file after checking that it is the one that was indexed.
+
+        Raises:
+            requests.HTTPError: If it is gone (404) or changed (409).
+        """
+        try:
+            opened = self._folder.open(file.path, file.size)
+        except FileNotFoundError:
+            raise self._gone(file) from None
+        except OSError as error:
+            raise self._unreadable(file, error) from None
+        try:
+            self.check(file, opened)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def read(self, file: IndexedFile) -> bytes:
+        """All bytes of a file. See `open` for the errors."""
+        with self.open(file) as opened:
+            try:
+                content = self._folder.read(file.path) if not self._folder.is_local else opened.read(file.size + 1)
+            except OSError as error:
+                raise self._unreadable(file, error) from None
+            self.check_local(file, opened)
+        if len(content) != file.size:
+            raise self._changed(file)
+        return content
+
+    def check(self, file: IndexedFile, opened: BinaryIO) -> None:
+        """Makes sure that an open file still is what was indexed: before it is read, and when that is done.
+
+        Raises:
+            requests.HTTPError: If it is gone (404) or changed (409).
+        """
+        if self._folder.is_local:
+            # The open file is asked, not its name, which may soon stand for another file.
+            found = os.fstat(opened.fileno())
+            stat: FileStat | None = FileStat(file.path, found.st_size, str(found.st_mtime_ns), 0.0)
+        else:
+            stat = self._folder.stat(file.path)
+        if stat is None:
+            raise self._gone(file)
+        # A version of "!" was not settled when it was indexed; then the size has to suffice.
+        if stat.size != file.size or file.version not in ("!", stat.version):
+            raise self._changed(file)
+
+    def check_local(self, file: IndexedFile, opened: BinaryIO) -> None:
+        """`check` where it costs no request. One request never reads a mixture of an object store's objects."""
+        if self._folder.is_local:
+            self.check(file, opened)
+
+    def header(self, file: IndexedFile) -> Dataset:
+        """The dataset of a file without its pixel data. See `open` for the errors."""
+        import pydicom
+
+        with self.open(file) as opened:
+            return pydicom.dcmread(opened, stop_before_pixels=True, force=True)
+
+    def uri_of(self, reference: Resource) -> str:
+        """The URI of a resource of the folder."""
+        return f"{self._folder.base_url}/{reference.uri}"
+
+    def error(self, status: int, reference: Resource, what: str, suffix: str = "") -> FileClientError:
+        """What a server would answer about a resource, with a suffix such as ``"/rendered"`` in its URI."""
+        return http_error(status, f"{reference.uri}: {what}", url=self.uri_of(reference) + suffix)
+
+    def _error(self, status: int, file: IndexedFile, what: str) -> FileClientError:
+        reference = reference_of(file)
+        message = f"the file {self._folder.location_of(file.path)} of {reference.uri} {what}"
+        return http_error(status, message, url=self.uri_of(reference))
+
+    def _gone(self, file: IndexedFile) -> FileClientError:
+        return self._error(404, file, "is not there (refresh() brings the index up to date)")
+
+    def _changed(self, file: IndexedFile) -> FileClientError:
+        return self._error(409, file, "changed after it was indexed (refresh() brings the index up to date)")
+
+    def _unreadable(self, file: IndexedFile, error: OSError) -> FileClientError:
+        return self._error(500, file, f"cannot be read: {error.strerror or type(error).__name__}")
+
+    def instance(
+        self,
+        file: IndexedFile,
+        accepted_types: Sequence[MediaType],
+        max_element_bytes: int,
+        spool_directory: str | None,
+        borrow: bool,
+    ) -> Instance:
+        """One instance; see `DICOMfileClient.iter_instances`."""
+        reference = reference_of(file)
+        wanted = self._syntax(file, accepted_types)
+        if wanted is not None:
+            content = self._transcoded(file, wanted)
+            if len(content) <= max_element_bytes:
+                return Instance(reference, wanted, content, sop_class_uid=file.sop_class)
+            path = _spool_path(reference, len(content), max_element_bytes, spool_directory)
+            with _created(path) as target:
+                target.write(content)
+            return Instance(reference, wanted, path=path, sop_class_uid=file.sop_class)
+        if file.size <= max_element_bytes:
+            return Instance(reference, file.syntax, self.read(file), sop_class_uid=file.sop_class)
+        if borrow:
+            self.open(file).close()
+            path = self._folder.location_of(file.path)
+        else:
+            path = _spool_path(reference, file.size, max_element_bytes, spool_directory)
+            self._copy(file, path)
+        return Instance(reference, file.syntax, path=path, sop_class_uid=file.sop_class)
+
+    def _copy(self, file: IndexedFile, path: str) -> None:
+        """Copies a file into the spool. A link would not do: the owner of the copy may write to it."""
+        try:
+            with self.open(file) as source, _created(path) as target:
+                if self._folder.is_local:
+                    _copy_in_kernel(source.fileno(), target.fileno(), file.size)
+                    source.seek(target.seek(0, os.SEEK_END))
+                shutil.copyfileobj(source, target, 1 << 20)
+                size = target.tell()
+                self.check(file, source)
+            if size != file.size:
+                raise self._changed(file)
+        except BaseException:
+            if os.path.exists(path):
+                os.unlink(path)
+            raise
+
+    def _syntax(self, file: IndexedFile, accepted_types: Sequence[MediaType]) -> str | None:
+        """The transfer syntax to re-encode in, by the first accepted type that can be had; None for the stored form."""
+        if not accepted_types:
+            return None
+        possible: str | None = None
+        for accepted_type in accepted_types:
+            wanted = accepted_type.with_default.transfer_syntax_uid
+            if wanted in (None, "*", file.syntax):
+                return None
+            if wanted in TARGETS:
+                possible = possible or wanted
+                # A later type may be possible where a library for this one is missing.
+                if wanted not in ENCODINGS or missing_library(wanted) is None:
+                    return wanted
+        if possible is not None:
+            return possible
+        asked = ", ".join(dict.fromkeys(str(accepted_type.transfer_syntax_uid) for accepted_type in accepted_types))
+        raise self._error(
+            406,
+            file,
+            f"is stored in {file.syntax}, and cannot be had in {asked}: a folder gives the stored form ('*') and "
+            f"{', '.join(TARGETS)}",
+        )
+
+    def _transcoded(self, file: IndexedFile, wanted: str) -> bytes:
+        try:
+            return transcode(io.BytesIO(self.read(file)), file.syntax, wanted)
+        except TranscodingError as error:
+            raise self._error(406, file, f"is stored in {file.syntax}: {error}") from None
+
+    def metadata(self, file: IndexedFile) -> JSONDataset:
+        """The metadata of one instance, binary values above 1 KiB and pixel data as BulkDataURI.
+
+        An element that cannot be decoded is left out, and a warning in the log names it.
+        """
+        reference = reference_of(file)
+        base = f"{self.uri_of(reference)}/bulkdata"
+
+        def uri(place: BulkDataPlace) -> str:
+            return "/".join([base, *map(str, place.path)])
+
+        def report(path: tuple[str | int, ...], reason: str) -> None:
+            place = "/".join(map(str, path))
+            logger.warning("the metadata of %s lack the element %s: %s", reference.uri, place, reason)
+
+        with self.open(file) as opened:
+            dataset: JSONDataset = encode(opened, bulk_data=uri, on_problem=report)
+            self.check_local(file, opened)
+        if AVAILABLE_TRANSFER_SYNTAX_UID not in dataset:
+            dataset[AVAILABLE_TRANSFER_SYNTAX_UID] = {"vr": "UI", "Value": [file.syntax]}
+            dataset = dict(sorted(dataset.items()))
+        return dataset
+
+
+def _spool_path(reference: Resource, size: int, limit: int, directory: str | None) -> str:
+    if directory is None:
+        raise ElementTooLargeError(
+            f"{reference.uri} has {size} bytes, more than max_element_bytes ({limit}): give a spool_directory, "
+            "or raise the limit"
+        )
+    return os.path.join(directory, f"dicomweb_io-{secrets.token_hex(8)}.dcm")
+
+
+def _created(path: str) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "wb")
+
+
+def _copy_in_kernel(source: int, target: int, size: int) -> None:
+    """Copies what the system can copy by itself, as shared blocks where the filesystem has them; perhaps nothing."""
+    copy = getattr(os, "copy_file_range", None)
+    done = 0
+    while copy is not None and done < size:
+        try:
+            count = copy(source, target, size - done, offset_src=done, offset_dst=done)
+        except OSError as error:
+            if error.errno not in _NOT_COPYABLE:
+                raise
+            return
+        if not count:
+            return
+        done += count
+
+
+def instance_media_types(media_types: Any) -> tuple[MediaType, ...]:
+    """The media types accepted for whole instances.
+
+    Raises:
+        ValueError: If one is for something else than DICOM files.
+    """
+    accepted_types = parse_media_types(media_types)
+    for accepted_type in accepted_types:
+        if accepted_type.name not in (DICOM, "*/*", "application/*"):
+            raise ValueError(
+                f"instances have no form {accepted_type.name}: ask for {DICOM}, or for frames or rendered images"
+            )
+    return accepted_types
 
 
 class PixelAccess:
@@ -52,16 +302,12 @@ class PixelAccess:
 
     Args:
         reader: Opens the files.
-        index: Keeps tables of fragments where a file has no offset table.
-        base_url: The folder's URL.
+        index: Stores tables of fragments where a file has no offset table.
     """
 
-    def __init__(self, reader: FolderReader, index: Index, base_url: str) -> None:
+    def __init__(self, reader: FolderReader, index: Index) -> None:
         self._reader = reader
         self._index = index
-        self._base_url = base_url
-
-    # Frames ---------------------------------------------------------------------------------------------------------
 
     def frames(
         self, file: IndexedFile, numbers: Sequence[int], accepted_types: Sequence[MediaType]
@@ -76,14 +322,14 @@ class PixelAccess:
             image = _Image(file, opened, self._scan(file, opened), self._index)
             form = _form(accepted_types, image)
             if form is None:
-                raise self._error(
+                raise self._reader.error(
                     406,
                     instance,
                     f"its frames are stored as {image.stored_type} ({file.syntax}), and can be had as "
                     f"{OCTET_STREAM}, {', '.join(map(media_type_of, ENCODINGS))} too",
                 )
             syntax, media_type = form
-            header = self._header(file) if syntax != image.stored_syntax else None
+            header = self._reader.header(file) if syntax != image.stored_syntax else None
             for number in numbers:
                 reference = Resource(
                     instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid, (number,)
@@ -96,26 +342,15 @@ class PixelAccess:
                     elif header is not None:
                         content = decode_frame(with_one_frame(header, content, file.syntax), 1)
                 except FrameError as error:
-                    raise self._error(404, reference, str(error)) from None
+                    raise self._reader.error(404, reference, str(error)) from None
                 except TranscodingError as error:
-                    raise self._error(406, reference, str(error)) from None
+                    raise self._reader.error(406, reference, str(error)) from None
                 self._reader.check_local(file, opened)
                 yield Frame(reference, syntax, media_type, content)
 
     def _scan(self, file: IndexedFile, opened: BinaryIO) -> HeaderScan:
         scan = self._index.scan_of(file.id)
         return scan if scan is not None else scan_header(opened, size=file.size)
-
-    def _header(self, file: IndexedFile) -> Any:
-        import pydicom
-
-        with self._reader.open(file) as opened:
-            return pydicom.dcmread(opened, stop_before_pixels=True, force=True)
-
-    def _error(self, status: int, reference: Resource, what: str) -> FileClientError:
-        return http_error(status, f"{reference.uri}: {what}", url=f"{self._base_url}/{reference.uri}")
-
-    # Bulk data ------------------------------------------------------------------------------------------------------
 
     def bulkdata(
         self, file: IndexedFile, path: str, byte_range: tuple[int, int | None] | None
@@ -126,47 +361,40 @@ class PixelAccess:
             requests.HTTPError: 404 if there is no such value, 416 if the range lies outside of it.
         """
         instance = reference_of(file)
-        uri = f"{self._base_url}/{instance.uri}/bulkdata/{path}"
+        uri = f"{self._reader.uri_of(instance)}/bulkdata/{path}"
         if not _PATH.match(path):
-            raise self._error(404, instance, f"{path!r} is no path of tags and item numbers")
-        found: list[BulkDataPlace] = []
-        make = uri_maker("")
-
-        def note(place: BulkDataPlace) -> str:
-            name = make(place)
-            if name == f"/{path}":
-                found.append(place)
-            return name
-
+            raise self._reader.error(404, instance, f"{path!r} is not a path of tags and item numbers")
         with self._reader.open(file) as opened:
             scan = self._scan(file, opened)
-            # The encoder knows how to walk through items; it is asked where things are, not what they are.
-            encode(scan, tags=[path[:8]], file=opened, bulk_data=note, bulk_data_threshold=0)
-            if not found:
-                encode(opened, tags=[path[:8]], bulk_data=note, bulk_data_threshold=0)
-            if not found or found[0].offset is None:
-                raise self._error(404, instance, f"there is no bulk data at {path}")
-            place = found[0]
+            place = _place(scan, opened, path)
+            if place is None:
+                raise self._reader.error(404, instance, f"there is no bulk data at {path}")
             if place.length < 0:
                 if byte_range is not None:
-                    raise self._error(416, instance, "encapsulated pixel data come in parts, which have no byte range")
-                image = _Image(file, opened, scan, self._index)
-                for number in range(1, image.description.number_of_frames + 1):
-                    try:
-                        content = image.frame(number)
-                    except FrameError as error:
-                        raise self._error(404, instance, str(error)) from None
-                    self._reader.check_local(file, opened)
-                    yield Bulkdata(uri, image.stored_type, content)
+                    what = "encapsulated pixel data come in parts, which have no byte range"
+                    raise self._reader.error(416, instance, what)
+                yield from self._parts(file, opened, scan, uri)
                 return
             start, end = _range(byte_range, place.length)
             if start >= end and place.length:
-                raise self._error(
+                raise self._reader.error(
                     416, instance, f"bytes {byte_range} lie outside of the {place.length} bytes at {path}"
                 )
             content = _value(opened, scan, place, start, end)
             self._reader.check_local(file, opened)
             yield Bulkdata(uri, OCTET_STREAM, content)
+
+    def _parts(
+        self, file: IndexedFile, opened: BinaryIO, scan: HeaderScan, uri: str
+    ) -> Generator[Bulkdata, None, None]:
+        image = _Image(file, opened, scan, self._index)
+        for number in range(1, image.description.number_of_frames + 1):
+            try:
+                content = image.frame(number)
+            except FrameError as error:
+                raise self._reader.error(404, reference_of(file), str(error)) from None
+            self._reader.check_local(file, opened)
+            yield Bulkdata(uri, image.stored_type, content)
 
 
 class _Image:
@@ -264,7 +492,7 @@ def _description(dataset: JSONDataset, pixel_tag: int) -> locate.PixelDescriptio
 
 
 def _form(accepted_types: Sequence[MediaType], image: _Image) -> tuple[str, str] | None:
-    """Transfer syntax and media type of the first wish that can be met: as stored, decoded, or encoded anew."""
+    """Transfer syntax and media type of the first accepted type that can be had: as stored, decoded, or re-encoded."""
     stored = image.stored_syntax, image.stored_type
     if not accepted_types:
         return stored
@@ -279,29 +507,44 @@ def _form(accepted_types: Sequence[MediaType], image: _Image) -> tuple[str, str]
             return EXPLICIT_VR_LITTLE_ENDIAN, OCTET_STREAM
         if _offers([accepted_type], image.stored_type, image.stored_syntax):
             return stored
-        if wanted in ENCODINGS and accepted_type.name in (media_type_of(wanted), "image/*", "*/*"):
+        if wanted in ENCODINGS and accepted_type.includes(media_type_of(wanted)):
             if image.encapsulated and _offers(accepted_types, image.stored_type, image.stored_syntax):
-                # What is compressed already is not compressed in another way if the stored form is welcome too.
+                # A compressed frame is not compressed in another way if its stored form is accepted too.
                 return stored
             form = wanted, media_type_of(wanted)
             if missing_library(wanted) is None:
                 return form
-            # A later wish may be met; if none is, this one's error says what is missing.
+            # A later type may be possible; if none is, the error for this one says what is missing.
             possible = possible or form
     return possible
 
 
 def _offers(accepted_types: Sequence[MediaType], media_type: str, syntax: str) -> bool:
-    """Whether a stored form meets one of the wishes; a type without transfer syntax takes any of its syntaxes."""
-    main = media_type.partition("/")[0]
-    for accepted_type in accepted_types:
-        if accepted_type.transfer_syntax_uid not in (None, "*", syntax):
-            continue
-        if accepted_type.name in (media_type, f"{main}/*", "*/*") or (
-            accepted_type.name == OCTET_STREAM and accepted_type.transfer_syntax_uid == "*"
-        ):
-            return True
-    return False
+    """Whether a stored form is accepted; a type without transfer syntax accepts any of its syntaxes."""
+    return any(
+        accepted_type.transfer_syntax_uid in (None, "*", syntax)
+        and (
+            accepted_type.includes(media_type)
+            or (accepted_type.name == OCTET_STREAM and accepted_type.transfer_syntax_uid == "*")
+        )
+        for accepted_type in accepted_types
+    )
+
+
+def _place(scan: HeaderScan, opened: BinaryIO, path: str) -> BulkDataPlace | None:
+    """Where the value at a path of tags and item numbers is; the encoder of metadata walks through the items."""
+    places: list[BulkDataPlace] = []
+
+    def note(place: BulkDataPlace) -> str:
+        if "/".join(map(str, place.path)) == path:
+            places.append(place)
+        return "noted"
+
+    tags = [path[:8]]
+    encode(scan, tags=tags, file=opened, bulk_data=note, bulk_data_threshold=0)
+    if not places:
+        encode(opened, tags=tags, bulk_data=note, bulk_data_threshold=0)
+    return places[0] if places and places[0].offset is not None else None
 
 
 def _range(byte_range: tuple[int, int | None] | None, length: int) -> tuple[int, int]:
@@ -320,253 +563,7 @@ def _value(opened: BinaryIO, scan: HeaderScan, place: BulkDataPlace, start: int,
     offset = place.offset or 0
     if scan.little_endian:
         return read_range(opened, scan, offset + start, end - start)
-    # Bulk data are little endian in HTTP: words that were stored the other way round are read whole and swapped.
+    # Bulk data are little endian in HTTP: big-endian words are read whole and swapped.
     first, last = start // 8 * 8, min(-(-end // 8) * 8, place.length)
     content = swap_words(read_range(opened, scan, offset + first, last - first), place.vr)
     return content[start - first : end - first]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-logger = logging.getLogger(__name__)
-
-_AVAILABLE_TRANSFER_SYNTAX_UID = "00083002"
-# Between filesystems, from special ones, or on old kernels: then bytes are read and written.
-_NOT_COPYABLE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
-
-
-def reference_of(file: IndexedFile) -> Resource:
-    """The instance that a file stands for."""
-    return Resource(file.study, file.series, file.sop)
-
-
-class FolderReader:
-    """Reads the files of a folder that an index names, and only if they still are what was indexed.
-
-    Args:
-        folder: The folder.
-    """
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-
-    def open(self, file: IndexedFile) -> BinaryIO:
-        """Opens a file after checking that it is the one that was indexed.
-
-        Raises:
-            requests.HTTPError: If it is gone (404) or changed (409).
-        """
-        try:
-            opened = self._folder.open(file.path, file.size)
-        except FileNotFoundError:
-            raise self._gone(file) from None
-        except OSError as error:
-            raise self._unreadable(file, error) from None
-        try:
-            self.check(file, opened)
-        except BaseException:
-            opened.close()
-            raise
-        return opened
-
-    def read(self, file: IndexedFile) -> bytes:
-        """All bytes of a file. See `open` for the errors."""
-        with self.open(file) as opened:
-            try:
-                content = self._folder.read(file.path) if not self._folder.is_local else opened.read(file.size + 1)
-            except OSError as error:
-                raise self._unreadable(file, error) from None
-            self.check_local(file, opened)
-        if len(content) != file.size:
-            raise self._changed(file)
-        return content
-
-    def check(self, file: IndexedFile, opened: BinaryIO) -> None:
-        """Makes sure that an open file still is what was indexed: before it is read, and when that is done.
-
-        Raises:
-            requests.HTTPError: If it is gone (404) or changed (409).
-        """
-        if self._folder.is_local:
-            # What is open is asked, not the name: that may stand for another file a moment later.
-            found = os.fstat(opened.fileno())
-            stat: FileStat | None = FileStat(file.path, found.st_size, str(found.st_mtime_ns), 0.0)
-        else:
-            stat = self._folder.stat(file.path)
-        if stat is None:
-            raise self._gone(file)
-        # A version of "!" was not settled when it was indexed; then the size has to do.
-        if stat.size != file.size or file.version not in ("!", stat.version):
-            raise self._changed(file)
-
-    def check_local(self, file: IndexedFile, opened: BinaryIO) -> None:
-        """`check` where it costs no request: of an object store's object nobody ever reads a mixture in one request."""
-        if self._folder.is_local:
-            self.check(file, opened)
-
-    def _error(self, status: int, file: IndexedFile, what: str) -> FileClientError:
-        return http_error(
-            status,
-            f"the file {self._folder.location_of(file.path)} of {reference_of(file).uri} {what}",
-            url=f"{self._folder.base_url}/{reference_of(file).uri}",
-        )
-
-    def _gone(self, file: IndexedFile) -> FileClientError:
-        return self._error(404, file, "is not there any more (refresh() brings the index up to date)")
-
-    def _changed(self, file: IndexedFile) -> FileClientError:
-        return self._error(409, file, "changed after it was indexed (refresh() brings the index up to date)")
-
-    def _unreadable(self, file: IndexedFile, error: OSError) -> FileClientError:
-        return self._error(500, file, f"cannot be read: {error.strerror or type(error).__name__}")
-
-    # Instances ------------------------------------------------------------------------------------------------------
-
-    def instance(
-        self,
-        file: IndexedFile,
-        accepted_types: Sequence[MediaType],
-        max_element_bytes: int,
-        spool_directory: str | None,
-        borrow: bool,
-    ) -> Instance:
-        """One instance; see `DICOMfileClient.iter_instances`."""
-        reference = reference_of(file)
-        wanted = self._syntax(file, accepted_types)
-        if wanted is not None:
-            content = self._transcoded(file, wanted)
-            if len(content) <= max_element_bytes:
-                return Instance(reference, wanted, content, sop_class_uid=file.sop_class)
-            path = _spool_path(reference, len(content), max_element_bytes, spool_directory)
-            with _created(path) as target:
-                target.write(content)
-            return Instance(reference, wanted, path=path, sop_class_uid=file.sop_class)
-        if file.size <= max_element_bytes:
-            return Instance(reference, file.syntax, self.read(file), sop_class_uid=file.sop_class)
-        if borrow:
-            self.open(file).close()
-            path = self._folder.location_of(file.path)
-        else:
-            path = _spool_path(reference, file.size, max_element_bytes, spool_directory)
-            self._copy(file, path)
-        return Instance(reference, file.syntax, path=path, sop_class_uid=file.sop_class)
-
-    def _copy(self, file: IndexedFile, path: str) -> None:
-        """Copies a file into the spool. Never a further name of it: whoever owns the copy may write to it."""
-        try:
-            with self.open(file) as source, _created(path) as target:
-                if self._folder.is_local:
-                    _copy_in_kernel(source.fileno(), target.fileno(), file.size)
-                    source.seek(target.seek(0, os.SEEK_END))
-                shutil.copyfileobj(source, target, 1 << 20)
-                size = target.tell()
-                self.check(file, source)
-            if size != file.size:
-                raise self._changed(file)
-        except BaseException:
-            if os.path.exists(path):
-                os.unlink(path)
-            raise
-
-    def _syntax(self, file: IndexedFile, accepted_types: Sequence[MediaType]) -> str | None:
-        """The transfer syntax to re-encode in, by the first wish that can be met; None for the stored form."""
-        if not accepted_types:
-            return None
-        possible: str | None = None
-        for accepted_type in accepted_types:
-            wanted = accepted_type.with_default.transfer_syntax_uid
-            # A wish for anything at all, or for what is there.
-            if wanted in (None, "*", file.syntax):
-                return None
-            if wanted in TARGETS:
-                possible = possible or wanted
-                # A later wish may be met where a library for this one is missing.
-                if wanted not in ENCODINGS or missing_library(wanted) is None:
-                    return wanted
-        if possible is not None:
-            return possible
-        asked = ", ".join(dict.fromkeys(str(accepted_type.transfer_syntax_uid) for accepted_type in accepted_types))
-        raise self._error(
-            406,
-            file,
-            f"is stored in {file.syntax}, and cannot be had in {asked}: a folder gives the stored form ('*') and "
-            f"{', '.join(TARGETS)}",
-        )
-
-    def _transcoded(self, file: IndexedFile, wanted: str) -> bytes:
-        try:
-            return transcode(io.BytesIO(self.read(file)), file.syntax, wanted)
-        except TranscodingError as error:
-            raise self._error(406, file, f"is stored in {file.syntax}: {error}") from None
-
-    # Metadata -------------------------------------------------------------------------------------------------------
-
-    def metadata(self, file: IndexedFile) -> JSONDataset:
-        """The metadata of one instance, binary values above 1 KiB and pixel data as BulkDataURI.
-
-        An element that cannot be decoded is left out, and a warning in the log names it.
-        """
-        reference = reference_of(file)
-        base = f"{self._folder.base_url}/{reference.uri}/bulkdata"
-
-        def report(path: tuple[str | int, ...], reason: str) -> None:
-            place = "/".join(map(str, path))
-            logger.warning("the metadata of %s lack the element %s: %s", reference.uri, place, reason)
-
-        with self.open(file) as opened:
-            dataset: JSONDataset = encode(opened, bulk_data=uri_maker(base), on_problem=report)
-            self.check_local(file, opened)
-        if _AVAILABLE_TRANSFER_SYNTAX_UID not in dataset:
-            dataset[_AVAILABLE_TRANSFER_SYNTAX_UID] = {"vr": "UI", "Value": [file.syntax]}
-            dataset = dict(sorted(dataset.items()))
-        return dataset
-
-
-def uri_maker(base: str) -> Callable[[BulkDataPlace], str]:
-    """Makes bulk data URIs: the base, then tags and item numbers down to the value."""
-    return lambda place: "/".join([base, *map(str, place.path)])
-
-
-def _spool_path(reference: Resource, size: int, limit: int, directory: str | None) -> str:
-    if directory is None:
-        raise ElementTooLargeError(
-            f"{reference.uri} has {size} bytes, more than max_element_bytes ({limit}): give a spool_directory, "
-            "or raise the limit"
-        )
-    return os.path.join(directory, f"dicomweb_io-{secrets.token_hex(8)}.dcm")
-
-
-def _created(path: str) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "wb")
-
-
-def _copy_in_kernel(source: int, target: int, size: int) -> None:
-    """Copies what the system can copy by itself, as shared blocks where the filesystem has them; maybe nothing."""
-    copy = getattr(os, "copy_file_range", None)
-    done = 0
-    while copy is not None and done < size:
-        try:
-            count = copy(source, target, size - done, offset_src=done, offset_dst=done)
-        except OSError as error:
-            if error.errno not in _NOT_COPYABLE:
-                raise
-            return
-        if not count:
-            return
-        done += count
-
-
-def instance_media_types(media_types: Any) -> tuple[MediaType, ...]:
-    """The wishes for whole instances.
-
-    Raises:
-        ValueError: If one is for something else than DICOM files.
-    """
-    accepted_types = parse_media_types(media_types)
-    for accepted_type in accepted_types:
-        if accepted_type.name not in (DICOM, "*/*", "application/*"):
-            raise ValueError(
-                f"instances have no form {accepted_type.name}: ask for {DICOM}, or for frames or rendered images"
-            )
-    return accepted_types

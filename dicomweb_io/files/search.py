@@ -1,9 +1,9 @@
 """Searches over the index of a folder (PS3.18 section 10.6, matching by PS3.4 section C.2.2.2).
 
-A filter on an attribute of the study is compared once with the instance that represents the study (its first), one on
-an attribute of the series with the first of the series, everything else with the objects that are searched for. So a
-search first narrows down the studies, then the series, then reads instances, and of their headers only what default
-rows do not hold. Rows come in a fixed order: studies by UID; series by the UID of their study, number and UID;
+A filter on an attribute of the study is compared once, with the instance that represents the study (its first); one on
+an attribute of the series with the first instance of the series; every other filter with the objects of the search. So
+a search first narrows down the studies, then the series, and then reads instances, and of their headers only what
+default rows do not hold. Rows come in a fixed order: studies by UID; series by the UID of their study, number and UID;
 instances by the UIDs of their study and series, number and UID.
 """
 
@@ -21,10 +21,20 @@ from typing import Any
 import orjson
 
 from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.dicom.errors import FilterError, InvalidIdentifierError
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.matching import Matcher, compile_filters
-from dicomweb_io.elements import JSONDataset, SearchLevel, SearchPage, SearchQuery
-from dicomweb_io.files.index import Index
+from dicomweb_io.elements import (
+    LEVELS,
+    SERIES_INSTANCE_UID,
+    SOP_INSTANCE_UID,
+    STUDY_INSTANCE_UID,
+    JSONDataset,
+    SearchLevel,
+    SearchPage,
+    SearchQuery,
+)
+from dicomweb_io.files.index import Index, batches
 from dicomweb_io.queries import (
     AVAILABLE_TRANSFER_SYNTAX_UID,
     COMPUTED,
@@ -34,11 +44,8 @@ from dicomweb_io.queries import (
     MODALITIES_IN_STUDY,
     RETRIEVE_URL,
     SERIES_DEFAULTS,
-    SERIES_INSTANCE_UID,
     SERIES_RELATED_INSTANCES,
-    SOP_INSTANCE_UID,
     STUDY_DEFAULTS,
-    STUDY_INSTANCE_UID,
     STUDY_RELATED_INSTANCES,
     STUDY_RELATED_SERIES,
     fields_of_all,
@@ -55,19 +62,18 @@ _DEFAULTS: dict[SearchLevel, frozenset[str]] = {
 }
 # Attributes with one value that is the same in many instances.
 _ALIKE = tuple(tag for tag in INSTANCE_DEFAULTS if tag not in (SOP_INSTANCE_UID, INSTANCE_NUMBER))
-_LEVELS: tuple[SearchLevel, ...] = ("study", "series", "instance")
 _UID_COLUMNS = {STUDY_INSTANCE_UID: "study", SERIES_INSTANCE_UID: "series", SOP_INSTANCE_UID: "sop"}
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A query, taken apart by level.
+    """A query, split by level.
 
     Attributes:
         query: The query.
         matchers: What to compare at each level, where there is something.
-        returned: By level, top-level tags to return beyond the defaults, with the nested paths that are wanted of
-            them; an empty tuple of paths stands for the whole attribute.
+        returned: By level, top-level tags to return beyond the defaults, with the nested paths wanted of them; an
+            empty tuple of paths stands for the whole attribute.
         everything: Whether ``includefield=all`` was asked for.
         uids: The UIDs that are allowed, by column.
     """
@@ -94,27 +100,28 @@ class Searcher:
     def __init__(self, index: Index, base_url: str) -> None:
         self._index = index
         self._base_url = base_url
-        self._found: OrderedDict[tuple[int, SearchQuery], array[int]] = OrderedDict()
+        self._cached: OrderedDict[tuple[int, SearchQuery], array[int]] = OrderedDict()
 
     def page(self, query: SearchQuery, offset: int = 0, limit: int | None = None) -> SearchPage:
         """The rows from `offset` on, at most `limit`, with the exact total."""
         plan = _plan(query)
-        found = self._matches(plan)
-        part = found[offset:] if limit is None else found[offset : offset + limit]
+        matches = self._matches(plan)
+        part = matches[offset:] if limit is None else matches[offset : offset + limit]
         with _collector_paused():
             rows = list(self._rows(plan, part))
-        return SearchPage(rows, offset, limit, total=len(found), more=offset + len(part) < len(found))
+        return SearchPage(rows, offset, limit, total=len(matches), more=offset + len(part) < len(matches))
 
     def iterate(
         self, query: SearchQuery, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
         """The same rows, `page_size` of them in memory at a time."""
         plan = _plan(query)
-        found = self._matches(plan)
-        part = found[offset:] if limit is None else found[offset : offset + limit]
-        for start in range(0, len(part), page_size or _CHUNK):
+        matches = self._matches(plan)
+        for page in batches(
+            matches[offset:] if limit is None else matches[offset : offset + limit], page_size or _CHUNK
+        ):
             with _collector_paused():
-                rows = list(self._rows(plan, part[start : start + (page_size or _CHUNK)]))
+                rows = list(self._rows(plan, page))
             yield from rows
 
     def count(self, query: SearchQuery) -> int:
@@ -123,30 +130,25 @@ class Searcher:
 
     def matching_files(self, query: SearchQuery) -> set[int]:
         """The numbers of the files whose instances, or their series or study, match a query."""
-        found = self._matches(_plan(query))
+        matches = self._matches(_plan(query))
         if query.level == "instance":
-            return set(found)
+            return set(matches)
         table = "series" if query.level == "series" else "study"
         join = "i.study = t.study" + (" AND i.series = t.series" if table == "series" else "")
         sql = f"SELECT i.file FROM {table} t JOIN instance i ON {join} WHERE t.id IN (%s)"  # noqa: S608 - constants
-        return {row[0] for row in self._index.select_in(sql, found)}
-
-    # What matches ---------------------------------------------------------------------------------------------------
+        return {row[0] for row in self._index.select_in(sql, matches)}
 
     def _matches(self, plan: _Plan) -> array[int]:
-        """Ids of the rows of the query's level that match, in order; kept for the next page."""
+        """Ids of the rows of the query's level that match, in order; cached for the next page."""
         with self._index.lock:
             key = (self._index.generation, plan.query)
-            known = self._found.get(key)
-            if known is not None:
-                self._found.move_to_end(key)
-                return known
-            found = self._find(plan)
-            # The state of the index may have moved on only in another thread that waits for the lock.
-            self._found[key] = found
-            while len(self._found) > _CACHED_QUERIES:
-                self._found.popitem(last=False)
-            return found
+            matches = self._cached.get(key)
+            if matches is None:
+                matches = self._cached[key] = self._find(plan)
+            self._cached.move_to_end(key)
+            while len(self._cached) > _CACHED_QUERIES:
+                self._cached.popitem(last=False)
+            return matches
 
     def _find(self, plan: _Plan) -> array[int]:
         level = plan.query.level
@@ -190,38 +192,36 @@ class Searcher:
     def _find_instances(self, plan: _Plan, within: Sequence[tuple[str, str | None]] | None) -> array[int]:
         where, values = _where(plan, ("study", "series", "sop"))
         order = "ORDER BY study, series, number, sop, file"
-        found: array[int] = array("q")
+        candidates: array[int] = array("q")
         if within is None:
-            found = self._index.numbers(f"SELECT file FROM instance {where} {order}", values)  # noqa: S608 - constants
+            candidates = self._index.numbers(f"SELECT file FROM instance {where} {order}", values)  # noqa: S608 - constants
         else:
             glue = "AND" if where else "WHERE"
             for study, series in sorted(within, key=lambda pair: (pair[0], pair[1] or "")):
                 condition, more = f"{where} {glue} study = ?", [*values, study]
                 if series is not None:
                     condition, more = condition + " AND series = ?", [*more, series]
-                found.extend(self._index.numbers(f"SELECT file FROM instance {condition} {order}", more))  # noqa: S608
+                candidates.extend(self._index.numbers(f"SELECT file FROM instance {condition} {order}", more))  # noqa: S608
         matcher = plan.matchers.get("instance")
         if matcher is None:
-            return found
+            return candidates
         needed = plan.needed("instance")
         matching: array[int] = array("q")
-        for start in range(0, len(found), _CHUNK):
-            part = found[start : start + _CHUNK]
-            rows = {
-                row[0]: row
-                for row in self._index.select_in(
-                    "SELECT i.file, i.row, f.syntax FROM instance i JOIN file f ON f.id = i.file WHERE i.file IN (%s)",
-                    part,
-                )
-            }
+        sql = "SELECT i.file, i.row, f.syntax FROM instance i JOIN file f ON f.id = i.file WHERE i.file IN (%s)"
+        for part in batches(candidates, _CHUNK):
+            rows = self._by_number(sql, part)
             for number in part:
                 _, text, syntax = rows[number]
                 dataset = orjson.loads(text)
-                dataset[AVAILABLE_TRANSFER_SYNTAX_UID] = {"vr": "UI", "Value": [syntax]}
-                dataset[INSTANCE_AVAILABILITY] = {"vr": "CS", "Value": ["ONLINE"]}
+                dataset[AVAILABLE_TRANSFER_SYNTAX_UID] = _element("UI", syntax)
+                dataset[INSTANCE_AVAILABILITY] = _element("CS", "ONLINE")
                 if matcher(self._with(dataset, number, needed)):
                     matching.append(number)
         return matching
+
+    def _by_number(self, sql: str, numbers: Sequence[int]) -> dict[int, tuple[Any, ...]]:
+        """Rows of a table by their first column; see `Index.select_in`."""
+        return {row[0]: row for row in self._index.select_in(sql, numbers)}
 
     def _with(self, dataset: JSONDataset, number: int, tags: frozenset[str]) -> JSONDataset:
         """Adds attributes from the header of a file."""
@@ -230,11 +230,8 @@ class Searcher:
             dataset.update(self._index.attributes(number, tuple(sorted(wanted))))
         return dataset
 
-    # What is returned -----------------------------------------------------------------------------------------------
-
     def _rows(self, plan: _Plan, numbers: Sequence[int]) -> Iterator[JSONDataset]:
-        for start in range(0, len(numbers), _CHUNK):
-            part = numbers[start : start + _CHUNK]
+        for part in batches(numbers, _CHUNK):
             if plan.query.level == "study":
                 yield from self._study_rows(plan, part)
             elif plan.query.level == "series":
@@ -243,32 +240,27 @@ class Searcher:
                 yield from self._instance_rows(plan, part)
 
     def _study_rows(self, plan: _Plan, numbers: Sequence[int]) -> Iterator[JSONDataset]:
-        rows = {
-            row[0]: row
-            for row in self._index.select_in(
-                "SELECT id, study, file, instances, row FROM study WHERE id IN (%s)", numbers
-            )
-        }
+        rows = self._by_number("SELECT id, study, file, instances, row FROM study WHERE id IN (%s)", numbers)
         for number in numbers:
             if number in rows:
                 row = self._study(rows[number])
-                row[RETRIEVE_URL] = _url(f"{self._base_url}/studies/{rows[number][1]}")
+                row[RETRIEVE_URL] = _element("UR", f"{self._base_url}/studies/{rows[number][1]}")
                 yield self._completed(plan, row, {"study": rows[number][2]})
 
     def _series_rows(self, plan: _Plan, numbers: Sequence[int]) -> Iterator[JSONDataset]:
         sql = "SELECT id, study, series, file, instances, row FROM series WHERE id IN (%s)"
-        rows = {row[0]: row for row in self._index.select_in(sql, numbers)}
+        rows = self._by_number(sql, numbers)
         studies = self._studies_of({row[1] for row in rows.values()})
         for number in numbers:
-            found = rows.get(number)
-            if found is None or found[1] not in studies:
+            series = rows.get(number)
+            if series is None or series[1] not in studies:
                 continue
-            study = studies[found[1]]
+            study = studies[series[1]]
             row = self._study(study) if plan.query.study_instance_uid is None else {}
-            row[STUDY_INSTANCE_UID] = {"vr": "UI", "Value": [found[1]]}
-            row.update(_series(found))
-            row[RETRIEVE_URL] = _url(f"{self._base_url}/studies/{found[1]}/series/{found[2]}")
-            yield self._completed(plan, row, {"study": study[2], "series": found[3]})
+            row[STUDY_INSTANCE_UID] = _element("UI", series[1])
+            row.update(_series(series))
+            row[RETRIEVE_URL] = _element("UR", f"{self._base_url}/studies/{series[1]}/series/{series[2]}")
+            yield self._completed(plan, row, {"study": study[2], "series": series[3]})
 
     def _instance_rows(self, plan: _Plan, numbers: Sequence[int]) -> list[JSONDataset]:
         completed = []
@@ -276,7 +268,7 @@ class Searcher:
             "SELECT i.file, i.study, i.series, i.sop, i.row, f.syntax FROM instance i JOIN file f ON f.id = i.file "
             "WHERE i.file IN (%s)"
         )
-        rows = {row[0]: row for row in self._index.select_in(sql, numbers)}
+        rows = self._by_number(sql, numbers)
         common, sources = self._common(plan, {(row[1], row[2]) for row in rows.values()})
         present = [
             rows[number] for number in numbers if number in rows and (rows[number][1], rows[number][2]) in common
@@ -284,18 +276,17 @@ class Searcher:
         shared: dict[tuple[str, Any], Any] = {}
         # Parsing one text is quicker than parsing many.
         own = orjson.loads(f"[{','.join([row[4] for row in present])}]")
-        for found, dataset in zip(present, own, strict=True):
-            number, study, series, sop, _, syntax = found
+        for (number, study, series, sop, _, syntax), dataset in zip(present, own, strict=True):
             for tag in _ALIKE:
                 element = dataset.get(tag)
                 if element is not None:
                     values = element.get("Value")
                     dataset[tag] = shared.setdefault((tag, values[0] if values else None), element)
             row = {**common[study, series], **dataset}
-            row[RETRIEVE_URL] = _url(f"{self._base_url}/studies/{study}/series/{series}/instances/{sop}")
+            row[RETRIEVE_URL] = _element("UR", f"{self._base_url}/studies/{study}/series/{series}/instances/{sop}")
             element = shared.get((AVAILABLE_TRANSFER_SYNTAX_UID, syntax))
             if element is None:
-                element = shared[AVAILABLE_TRANSFER_SYNTAX_UID, syntax] = {"vr": "UI", "Value": [syntax]}
+                element = shared[AVAILABLE_TRANSFER_SYNTAX_UID, syntax] = _element("UI", syntax)
             row[AVAILABLE_TRANSFER_SYNTAX_UID] = element
             completed.append(self._completed(plan, row, {**sources[study, series], "instance": number}))
         return completed
@@ -314,35 +305,32 @@ class Searcher:
         sources: dict[tuple[str, str], dict[SearchLevel, int]] = {}
         parts = {study: self._study(row) for study, row in studies.items()} if not plan.query.study_instance_uid else {}
         for study, series in pairs:
-            found = self._series_of(study, series)
-            if study not in studies or not found:
+            rows = self._series_of(study, series)
+            if study not in studies or not rows:
                 continue
             row = dict(parts.get(study, {}))
             if plan.query.series_instance_uid is None:
-                row.update(_series(found[0]))
-            row[INSTANCE_AVAILABILITY] = {"vr": "CS", "Value": ["ONLINE"]}
-            row[STUDY_INSTANCE_UID] = {"vr": "UI", "Value": [study]}
-            row[SERIES_INSTANCE_UID] = {"vr": "UI", "Value": [series]}
+                row.update(_series(rows[0]))
+            row[INSTANCE_AVAILABILITY] = _element("CS", "ONLINE")
+            row[STUDY_INSTANCE_UID] = _element("UI", study)
+            row[SERIES_INSTANCE_UID] = _element("UI", series)
             common[study, series] = row
-            sources[study, series] = {"study": studies[study][2], "series": found[0][3]}
+            sources[study, series] = {"study": studies[study][2], "series": rows[0][3]}
         return common, sources
 
     def _studies_of(self, uids: Iterable[str]) -> dict[str, tuple[Any, ...]]:
-        found = {}
-        for uid in uids:
-            for row in self._index.select("SELECT id, study, file, instances, row FROM study WHERE study = ?", (uid,)):
-                found[uid] = row
-        return found
+        sql = "SELECT id, study, file, instances, row FROM study WHERE study = ?"
+        return {uid: row for uid in uids for row in self._index.select(sql, (uid,))}
 
     def _study(self, row: Sequence[Any]) -> JSONDataset:
         """The study attributes of a row of the table, with what is computed."""
         dataset: JSONDataset = orjson.loads(row[4])
         series = self._index.select("SELECT modality FROM series WHERE study = ?", (row[1],))
         modalities = sorted({modality for (modality,) in series if modality})
-        dataset[INSTANCE_AVAILABILITY] = {"vr": "CS", "Value": ["ONLINE"]}
+        dataset[INSTANCE_AVAILABILITY] = _element("CS", "ONLINE")
         dataset[MODALITIES_IN_STUDY] = {"vr": "CS", "Value": modalities} if modalities else {"vr": "CS"}
-        dataset[STUDY_RELATED_SERIES] = {"vr": "IS", "Value": [len(series)]}
-        dataset[STUDY_RELATED_INSTANCES] = {"vr": "IS", "Value": [row[3]]}
+        dataset[STUDY_RELATED_SERIES] = _element("IS", len(series))
+        dataset[STUDY_RELATED_INSTANCES] = _element("IS", row[3])
         return dataset
 
     def _computed(self, level: SearchLevel, row: JSONDataset, tags: Collection[str]) -> JSONDataset:
@@ -350,15 +338,15 @@ class Searcher:
 
         A row of a search within a study lacks them unless they were asked for.
         """
-        found: JSONDataset = {}
+        computed: JSONDataset = {}
         study = row[STUDY_INSTANCE_UID]["Value"][0]
         if level == "study" and not COMPUTED["study"].isdisjoint(tags):
-            for known in self._studies_of([study]).values():
-                found = self._study(known)
+            for stored in self._studies_of([study]).values():
+                computed = self._study(stored)
         elif level == "series" and SERIES_RELATED_INSTANCES in tags:
-            for known in self._series_of(study, row[SERIES_INSTANCE_UID]["Value"][0]):
-                found = _series(known)
-        return {tag: found[tag] for tag in COMPUTED[level] if tag in found and tag in tags}
+            for stored in self._series_of(study, row[SERIES_INSTANCE_UID]["Value"][0]):
+                computed = _series(stored)
+        return {tag: computed[tag] for tag in COMPUTED[level] if tag in computed and tag in tags}
 
     def _series_of(self, study: str, series: str) -> list[tuple[Any, ...]]:
         return self._index.select(
@@ -377,21 +365,21 @@ class Searcher:
             missing = {tag: paths for tag, paths in wanted.items() if tag not in row}
             if not missing:
                 continue
-            found = self._computed(level, row, missing.keys())
-            stored = tuple(sorted(missing.keys() - found.keys()))
+            added = self._computed(level, row, missing.keys())
+            stored = tuple(sorted(missing.keys() - added.keys()))
             if stored:
-                found.update(self._index.attributes(sources[level], stored))
-            for tag, element in found.items():
+                added.update(self._index.attributes(sources[level], stored))
+            for tag, element in added.items():
                 row[tag] = _projected(element, missing[tag])
         return _sorted(row)
 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Keeps Python's collector of reference cycles from running.
+    """Pauses Python's collector of reference cycles.
 
-    Rows are many small objects without cycles, all of which the collector would look at again and again while they are
-    made: it takes twice as long as making them.
+    Rows are many small objects without cycles. The collector would visit them again and again, which takes twice as
+    long as making them.
     """
     if not gc.isenabled():
         yield
@@ -416,37 +404,26 @@ def _sorted(row: JSONDataset) -> JSONDataset:
 def _plan(query: SearchQuery) -> _Plan:
     fields = list(query.fields)
     pairs = list(query.search_filters)
-    fuzzy, empty = bool(query.fuzzymatching), False
+    options = {"fuzzymatching": bool(query.fuzzymatching), "emptyvaluematching": False}
     for key, value in query.additional_params:
         if key == "includefield":
             fields.extend(value.split(","))
-        elif key == "fuzzymatching":
-            fuzzy = _truth(key, value)
-        elif key == "emptyvaluematching":
-            empty = _truth(key, value)
-        elif key == "multiplevaluematching":
-            _truth(key, value)  # Lists are matched in any case.
-        else:
-            try:
-                resolve(key)
-            except ValueError as error:
-                raise ValueError(
-                    f"the parameter {key!r} has no meaning for a folder: {error} (known are includefield, "
-                    "fuzzymatching, emptyvaluematching, multiplevaluematching and attributes)"
-                ) from None
+        elif key in (*options, "multiplevaluematching"):
+            options[key] = _truth(key, value)  # Lists are matched in any case.
+        elif _is_attribute(key):
             pairs.append((key, value))
+    empty = options["emptyvaluematching"]
     uids: dict[str, frozenset[str]] = {}
-    if query.study_instance_uid is not None:
-        uids["study"] = frozenset((query.study_instance_uid,))
-    if query.series_instance_uid is not None:
-        uids["series"] = frozenset((query.series_instance_uid,))
-    filters: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in _LEVELS}
-    returned: dict[SearchLevel, dict[str, tuple[tuple[str, ...], ...]]] = {level: {} for level in _LEVELS}
+    for column, uid in (("study", query.study_instance_uid), ("series", query.series_instance_uid)):
+        if uid is not None:
+            uids[column] = frozenset((uid,))
+    filters: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in LEVELS}
+    returned: dict[SearchLevel, dict[str, tuple[tuple[str, ...], ...]]] = {level: {} for level in LEVELS}
     for key, value in pairs:
         path = resolve(key)
-        column = _UID_COLUMNS.get(path[0])
-        if column is not None and len(path) == 1 and not (empty and value.strip() == '""'):
-            # The UIDs of the three levels are looked up: no dataset need be compared.
+        column = _UID_COLUMNS.get(path[0], "")
+        if column and len(path) == 1 and not (empty and value.strip() == '""'):
+            # The UIDs of the three levels are looked up, so no dataset has to be compared.
             for wanted in compile_filters([(key, value)]).uids.values():
                 uids[column] = wanted & uids.get(column, wanted)
             continue
@@ -454,26 +431,34 @@ def _plan(query: SearchQuery) -> _Plan:
         filters[level].append((key, value))
         returned[level].setdefault(path[0], ())
     for name in fields:
-        if name == "all":
-            continue
-        path = resolve(name.strip())
-        if is_returnable(path[0], query.level):
+        path = () if name == "all" else resolve(name.strip())
+        if path and is_returnable(path[0], query.level):
             tags = returned[matching_level(path[0], query.level)]
             if len(path) == 1:
                 tags[path[0]] = ()
             elif tags.get(path[0]) != ():
                 tags[path[0]] = (*tags.get(path[0], ()), path[1:])
-    matchers = {}
-    for level, items in filters.items():
-        matcher = compile_filters(items, fuzzymatching=fuzzy, empty_value_matching=empty)
-        if not matcher.universal:
-            matchers[level] = matcher
+    matchers = {
+        level: compile_filters(items, fuzzymatching=options["fuzzymatching"], empty_value_matching=empty)
+        for level, items in filters.items()
+    }
+    matchers = {level: matcher for level, matcher in matchers.items() if not matcher.universal}
     return _Plan(query, matchers, returned, "all" in fields, uids)
+
+
+def _is_attribute(key: str) -> bool:
+    try:
+        return bool(resolve(key))
+    except InvalidIdentifierError as error:
+        raise InvalidIdentifierError(
+            f"the parameter {key!r} has no meaning for a folder: {error} (known are includefield, fuzzymatching, "
+            "emptyvaluematching, multiplevaluematching and attributes)"
+        ) from None
 
 
 def _truth(key: str, value: str) -> bool:
     if value.lower() not in ("true", "false"):
-        raise ValueError(f"{key} must be true or false, not {value!r}")
+        raise FilterError(f"{key} must be true or false, not {value!r}")
     return value.lower() == "true"
 
 
@@ -495,12 +480,12 @@ def _where(plan: _Plan, columns: Sequence[str]) -> tuple[str, list[str]]:
 
 def _series(row: Sequence[Any]) -> JSONDataset:
     dataset: JSONDataset = orjson.loads(row[5])
-    dataset[SERIES_RELATED_INSTANCES] = {"vr": "IS", "Value": [row[4]]}
+    dataset[SERIES_RELATED_INSTANCES] = _element("IS", row[4])
     return dataset
 
 
-def _url(url: str) -> dict[str, Any]:
-    return {"vr": "UR", "Value": [url]}
+def _element(vr: str, value: Any) -> dict[str, Any]:
+    return {"vr": vr, "Value": [value]}
 
 
 def _projected(element: Any, paths: Sequence[tuple[str, ...]]) -> Any:
@@ -512,9 +497,9 @@ def _projected(element: Any, paths: Sequence[tuple[str, ...]]) -> Any:
         heads.setdefault(path[0], []).append(path[1:])
     items = []
     for item in element["Value"]:
-        kept = {}
+        projected = {}
         for tag in sorted(heads.keys() & (item or {}).keys()):
             rest = heads[tag]
-            kept[tag] = item[tag] if () in rest else _projected(item[tag], rest)
-        items.append(kept)
+            projected[tag] = item[tag] if () in rest else _projected(item[tag], rest)
+        items.append(projected)
     return {**element, "Value": items}

@@ -17,26 +17,29 @@ import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import timezone
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, quote_plus, unquote, urlencode
 
 import requests
 from requests.auth import AuthBase
 
 from dicomweb_io.errors import CredentialsError, DICOMwebError, safe_url
-from dicomweb_io.http.connections import Exchange, WatchedAdapter
-from dicomweb_io.http.retry import RetryPolicy
-from dicomweb_io.http.settings import TLS, Timeouts
-
-# ----------------------------------------------------------------------------------------------------------------------
-
+from dicomweb_io.http.connections import Exchange, NoAuth, WatchedAdapter
+from dicomweb_io.http.response import Answer
+from dicomweb_io.http.retry import start_anew_after_fork
+from dicomweb_io.http.settings import Timeouts
 
 _EXPIRY_MARGIN = 30.0
 _COMMAND_SECONDS = 60.0
+_DEADLINE = 120.0
+"""Seconds that getting one token may take."""
+
+_MAX_ANSWER = 1 << 20
 _AUTHORIZATION = "Authorization"
+_SIGNED = ("content-type", "x-amz-content-sha256")
 
 
 class Authenticator(AuthBase):
@@ -54,23 +57,43 @@ class Authenticator(AuthBase):
         return False
 
 
+class TokenTransport(Protocol):
+    """What a token endpoint is asked through; a `Transport` is one."""
+
+    def request(self, method: str, url: str, *, headers: Mapping[str, str], body: bytes, max_bytes: int) -> Answer:
+        """Sends a request and reads the answer."""
+
+
+class _Connect(Protocol):
+    def __call__(self, base_url: str, *, timeouts: Timeouts) -> TokenTransport: ...
+
+
+@dataclass(frozen=True)
+class TokenAccess:
+    """How token endpoints are reached: as the archive is, but each with limits of its own.
+
+    Attributes:
+        connect: Makes a transport to a token endpoint.
+        verify: How its certificate is verified (see `TLS`).
+        proxies: Proxy URL by scheme.
+        timeouts: How long to wait for it.
+    """
+
+    connect: _Connect
+    verify: bool | str
+    proxies: Mapping[str, str] | None
+    timeouts: Timeouts
+
+
 class Credentials(ABC):
     """How to authenticate: a frozen, picklable description."""
 
     @abstractmethod
-    def auth(
-        self,
-        *,
-        tls: TLS = TLS(),
-        proxies: Mapping[str, str] | None = None,
-        timeouts: Timeouts = Timeouts(),
-    ) -> Authenticator:
+    def auth(self, access: TokenAccess) -> Authenticator:
         """Makes what puts them into requests. No traffic yet.
 
         Args:
-            tls: How a token endpoint's certificate is verified.
-            proxies: Proxies for a token endpoint.
-            timeouts: How long to wait for a token endpoint.
+            access: How a token endpoint is reached.
 
         Raises:
             ValueError: If the description contradicts itself.
@@ -151,13 +174,7 @@ class BasicCredentials(Credentials):
             password_file=self.password_file,
         )
 
-    def auth(
-        self,
-        *,
-        tls: TLS = TLS(),
-        proxies: Mapping[str, str] | None = None,
-        timeouts: Timeouts = Timeouts(),
-    ) -> Authenticator:
+    def auth(self, access: TokenAccess) -> Authenticator:
         """Makes what sends user and password."""
         return _HeaderAuthenticator(self._header)
 
@@ -169,7 +186,7 @@ class BasicCredentials(Credentials):
 class _HeaderAuthenticator(Authenticator):
     """Sets a header that is made anew for each request, from sources that are cheap to ask."""
 
-    def __init__(self, header: Any) -> None:
+    def __init__(self, header: Callable[[], str]) -> None:
         self._header = header
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -202,9 +219,14 @@ class TokenAuthenticator(Authenticator):
         fetch: Gets a new token; raises `CredentialsError`.
     """
 
-    def __init__(self, fetch: Any) -> None:
+    def __init__(self, fetch: Callable[[], Token]) -> None:
         self._fetch = fetch
         self._token: Token | None = None
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Makes a new lock; a token is as good in a forked child."""
         self._lock = threading.Lock()
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -251,13 +273,7 @@ class BearerToken(Credentials):
             object.__setattr__(self, "command", tuple(self.command))
         _exactly_one("BearerToken", token=self.token, env=self.env, file=self.file, command=self.command)
 
-    def auth(
-        self,
-        *,
-        tls: TLS = TLS(),
-        proxies: Mapping[str, str] | None = None,
-        timeouts: Timeouts = Timeouts(),
-    ) -> Authenticator:
+    def auth(self, access: TokenAccess) -> Authenticator:
         """Makes what sends the token."""
         if self.command is not None:
             return TokenAuthenticator(self._run)
@@ -333,15 +349,9 @@ class OAuth2ClientCredentials(Credentials):
             client_secret_file=self.client_secret_file,
         )
 
-    def auth(
-        self,
-        *,
-        tls: TLS = TLS(),
-        proxies: Mapping[str, str] | None = None,
-        timeouts: Timeouts = Timeouts(),
-    ) -> Authenticator:
+    def auth(self, access: TokenAccess) -> Authenticator:
         """Makes what gets and sends tokens."""
-        return TokenAuthenticator(ClientCredentialsGrant(self, tls, proxies, timeouts))
+        return TokenAuthenticator(ClientCredentialsGrant(self, access))
 
     def secret(self) -> str:
         """The client's secret, from wherever it is."""
@@ -370,15 +380,9 @@ class GoogleCredentials(Credentials):
         if self.file is not None and self.info is not None:
             raise ValueError("GoogleCredentials needs at most one of file, info")
 
-    def auth(
-        self,
-        *,
-        tls: TLS = TLS(),
-        proxies: Mapping[str, str] | None = None,
-        timeouts: Timeouts = Timeouts(),
-    ) -> Authenticator:
+    def auth(self, access: TokenAccess) -> Authenticator:
         """Makes what gets and sends tokens."""
-        return QuotaProjectAuthenticator(GoogleTokens(self, tls, proxies, timeouts), self.quota_project)
+        return QuotaProjectAuthenticator(GoogleTokens(self, access), self.quota_project)
 
 
 @dataclass(frozen=True, repr=False)
@@ -395,13 +399,7 @@ class AzureCredentials(Credentials):
     client_id: str | None = None
     tenant_id: str | None = None
 
-    def auth(
-        self,
-        *,
-        tls: TLS = TLS(),
-        proxies: Mapping[str, str] | None = None,
-        timeouts: Timeouts = Timeouts(),
-    ) -> Authenticator:
+    def auth(self, access: TokenAccess) -> Authenticator:
         """Makes what gets and sends tokens; `ImportError` without azure-identity."""
         return TokenAuthenticator(AzureTokens(self))
 
@@ -435,40 +433,9 @@ class AWSSigV4(Credentials):
         if self.access_key_id is not None and self.profile is not None:
             raise ValueError("AWSSigV4 needs at most one of access_key_id, profile")
 
-    def auth(
-        self,
-        *,
-        tls: TLS = TLS(),
-        proxies: Mapping[str, str] | None = None,
-        timeouts: Timeouts = Timeouts(),
-    ) -> Authenticator:
+    def auth(self, access: TokenAccess) -> Authenticator:
         """Makes what signs requests; `ImportError` without botocore."""
         return SigV4Authenticator(self)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Where tokens come from: an OAuth 2.0 token endpoint, google-auth, azure-identity.
-
-
-_MAX_ANSWER = 1 << 20
-_DEADLINE = 120.0
-
-
-class _Silent(requests.auth.AuthBase):
-    """No authentication of requests' own, from a .netrc file for example."""
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
-def _session(verify: bool | str, proxies: Mapping[str, str] | None) -> requests.Session:
-    session = requests.Session()
-    session.auth = _Silent()
-    session.verify = verify
-    session.proxies.update(proxies or {})
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, WatchedAdapter(1))
-    return session
 
 
 class ClientCredentialsGrant:
@@ -476,31 +443,12 @@ class ClientCredentialsGrant:
 
     Args:
         credentials: What to ask with.
-        tls: How the endpoint's certificate is verified.
-        proxies: Proxies.
-        timeouts: How long to wait for it.
+        access: How the endpoint is reached.
     """
 
-    def __init__(
-        self,
-        credentials: OAuth2ClientCredentials,
-        tls: TLS,
-        proxies: Mapping[str, str] | None,
-        timeouts: Timeouts,
-    ) -> None:
-        # It talks to another server than the archive's, with other limits.
-        from dicomweb_io.http.transport import Transport
-
+    def __init__(self, credentials: OAuth2ClientCredentials, access: TokenAccess) -> None:
         self._credentials = credentials
-        self._transport = Transport(
-            credentials.token_url,
-            # A client certificate is the archive's.
-            tls=TLS(tls.verify),
-            proxies=proxies,
-            timeouts=replace(timeouts, deadline=_DEADLINE),
-            # The archive's transport repeats what fails here along with the request that needed the token.
-            retry=RetryPolicy.none(),
-        )
+        self._transport = access.connect(credentials.token_url, timeouts=replace(access.timeouts, deadline=_DEADLINE))
 
     def __call__(self) -> Token:
         """Asks the token endpoint once.
@@ -573,22 +521,19 @@ class GoogleTokens:
 
     Args:
         description: Which credentials.
-        tls: How the token endpoint's certificate is verified.
-        proxies: Proxies.
-        timeouts: How long to wait for it.
+        access: How the token endpoint is reached.
     """
 
-    def __init__(
-        self,
-        description: GoogleCredentials,
-        tls: TLS,
-        proxies: Mapping[str, str] | None,
-        timeouts: Timeouts,
-    ) -> None:
+    def __init__(self, description: GoogleCredentials, access: TokenAccess) -> None:
         self._description = description
-        self._session = _session(tls.verify, proxies)
-        self._verify = tls.verify
-        self._timeout = (timeouts.connect, timeouts.read)
+        self._session = requests.Session()
+        self._session.auth = NoAuth()
+        self._session.verify = access.verify
+        self._session.proxies.update(access.proxies or {})
+        for scheme in ("https://", "http://"):
+            self._session.mount(scheme, WatchedAdapter(1))
+        self._verify = access.verify
+        self._timeout = (access.timeouts.connect, access.timeouts.read)
         self._credentials: Any = None
 
     def __call__(self) -> Token:
@@ -679,7 +624,7 @@ class QuotaProjectAuthenticator(TokenAuthenticator):
         quota_project: The project, or None.
     """
 
-    def __init__(self, fetch: Any, quota_project: str | None) -> None:
+    def __init__(self, fetch: Callable[[], Token], quota_project: str | None) -> None:
         super().__init__(fetch)
         self._quota_project = quota_project
 
@@ -730,15 +675,8 @@ class AzureTokens:
         return Token(token.token, float(token.expires_on))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# AWS Signature Version 4 for requests, computed by botocore.
-
-
-_SIGNED = ("content-type", "x-amz-content-sha256")
-
-
 class SigV4Authenticator(Authenticator):
-    """Signs each request, body included.
+    """Signs each request with AWS Signature Version 4, body included; botocore computes it.
 
     The query is signed in AWS's canonical form (every value decoded and encoded again), so that a raw comma in the
     query is signed as ``%2C``, which is what the service computes.
@@ -758,12 +696,17 @@ class SigV4Authenticator(Authenticator):
         except ImportError:
             raise ImportError("AWSSigV4 needs the package botocore: pip install dicomweb_io[aws]") from None
         self._description = description
-        self._lock = threading.Lock()
+        self.start_anew()
+        start_anew_after_fork(self)
         self._keys: Any = None
         if description.access_key_id is not None:
             self._keys = botocore.credentials.Credentials(
                 description.access_key_id, description.secret_access_key, description.session_token
             )
+
+    def start_anew(self) -> None:
+        """Makes a new lock; keys are as good in a forked child."""
+        self._lock = threading.Lock()
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Signs a request in place."""

@@ -1,9 +1,12 @@
-"""HTTP connections that can be watched: a deadline ends even a read that the server feeds drop by drop.
+"""From a request to a socket: sessions of requests over connections that a deadline can end.
 
 urllib3's timeouts bound each read, not their sum. Here every request in progress is known to one watching thread, which
 shuts the request's socket down when its deadline comes; the read, the write or the TLS handshake that waits on it then
 ends at once. The size of an answer's headers is bounded too, and an answer that breaks off inside its headers is an
 error (http.client takes it for a complete one without body).
+
+`SessionSender` sends through the user's session or one of our own: URLs as they are written, without redirects and
+retries, and without the user's credentials to other origins.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, cast
-from urllib.parse import unquote, urlencode
+from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
 import requests
 from requests import cookies, hooks
@@ -32,197 +36,16 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from dicomweb_io._version import __version__
 from dicomweb_io.http.retry import start_anew_after_fork
 from dicomweb_io.http.settings import TLS
-from dicomweb_io.http.urls import with_raw_target
-
-# ----------------------------------------------------------------------------------------------------------------------
-# How one HTTP request goes through a session of requests: our own, or one that the user passes.
-
-
-# requests has no types for these.
-_dispatch_hook: Any = hooks.dispatch_hook
-_keep_cookies: Any = cookies.extract_cookies_to_jar
-_MAY_BREAK = re.compile(r"[\r\n\0]")
-
-
-class _NoAuth(AuthBase):
-    """Keeps requests from looking for credentials in a .netrc file."""
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
-class SessionSender:
-    """Sends single requests: raw URLs, no redirects, no retries, answers unread.
-
-    Args:
-        session: The user's session, or None for one of our own.
-        tls: See `Transport`; what is True or None in it is left to the session.
-        proxies: See `Transport`.
-        pool_size: Idle connections kept per host.
-        callback: A response hook.
-    """
-
-    def __init__(
-        self,
-        session: requests.Session | None,
-        *,
-        tls: TLS,
-        proxies: Mapping[str, str] | None,
-        pool_size: int,
-        callback: Callable[..., Any] | None,
-    ) -> None:
-        tls.check_files()
-        self._adapter = WatchedAdapter(pool_size)
-        self._session = session if session is not None else requests.Session()
-        if session is None:
-            self._session.headers["User-Agent"] = f"dicomweb_io/{__version__}"
-            self._session.headers.pop("Accept", None)
-        # For other origins: no authentication, no client certificate, no cookies, no headers of the user's.
-        self._foreign = requests.Session()
-        self._foreign.headers["User-Agent"] = f"dicomweb_io/{__version__}"
-        self._foreign.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._foreign.trust_env = self._session.trust_env
-        self._foreign.proxies = dict(self._session.proxies)
-        self._tls = tls
-        self._proxies = dict(proxies or {})
-        self._found_proxies: dict[str, dict[str, str]] = {}
-        self._callback = callback
-        self.start_anew()
-        start_anew_after_fork(self)
-        kind = type(self._session)
-        # A session class with ways of its own (google.auth's, oauthlib's, caches) is used through its front door.
-        self._plain = kind.send is requests.Session.send and kind.request is requests.Session.request
-
-    def start_anew(self) -> None:
-        """Makes a new lock; the adapters start anew by themselves."""
-        # requests iterates over the cookies of a session while other threads may add some.
-        self._cookies = threading.Lock()
-
-    def send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: Any,
-        *,
-        auth: AuthBase | None,
-        own: bool,
-        timeout: tuple[float | None, float | None],
-        exchange: Exchange,
-    ) -> requests.Response:
-        """Sends one request.
-
-        Args:
-            method: The HTTP method.
-            url: The absolute URL, sent as it is.
-            headers: The headers.
-            body: None, bytes, or an iterable of bytes (with a length, or it is sent in chunks).
-            auth: Authentication; None for the session's own. Ignored for other origins.
-            own: Whether the URL is of the archive's own origin.
-            timeout: Seconds to connect and to read.
-            exchange: The record of this request.
-
-        Returns:
-            The response with its body unread.
-        """
-        session = self._session if own else self._foreign
-        verify = self._tls.verify if self._tls.verify is not True else self._session.verify
-        cert = (self._tls.cert or session.cert) if own else None
-        if own and not self._plain:
-            exchange.sent = True
-            more: dict[str, Any] = {} if auth is None else {"auth": auth}
-            return session.request(
-                method, url, data=body, headers=dict(headers), timeout=timeout, allow_redirects=False, stream=True,
-                verify=None if verify is True else verify, cert=cert, proxies=self._proxies or None,
-                hooks=self._hooks(session), **more,
-            )  # fmt: skip
-        if own and session.params:
-            # The URL is not requests' to write, so what the session adds to each query is added here.
-            url += ("&" if "?" in url else "?") + urlencode(cast(Any, session.params), doseq=True)
-        # Authentication comes after the URL was put in place: signatures cover it.
-        request = requests.Request(
-            method, url, headers=dict(headers), data=body, auth=_NoAuth(), hooks=self._hooks(session)
-        )
-        with self._cookies:
-            prepared = session.prepare_request(request)
-        prepared.url = with_raw_target(prepared.url or url, url)
-        if own:
-            chosen = auth if auth is not None else session.auth
-            if chosen is not None:
-                prepared.prepare_auth(chosen, prepared.url)
-        exchange.url = prepared.url or ""
-        check_headers(prepared)
-        proxies = {**self._environment_proxies(session, prepared.url), **session.proxies, **self._proxies}
-        if verify is True and session.trust_env and (prepared.url or "").lower().startswith("https:"):
-            # The environment's CA bundle counts only where the user named none (requests has it the other way round).
-            verify = _bundle_of_environment() or True
-        adapter: Any = session.get_adapter(prepared.url)
-        if type(adapter) is HTTPAdapter:
-            adapter = self._adapter
-        else:
-            exchange.sent = True
-        arguments = {
-            "stream": True, "verify": verify, "cert": cert, "proxies": proxies, "timeout": timeout,
-        }  # fmt: skip
-        start = time.perf_counter()
-        response: requests.Response = adapter.send(prepared, **arguments)
-        try:
-            response.elapsed = timedelta(seconds=time.perf_counter() - start)
-            response = _dispatch_hook("response", prepared.hooks, response, **arguments)
-            with self._cookies:
-                for earlier in response.history:
-                    _keep_cookies(session.cookies, earlier.request, earlier.raw)
-                _keep_cookies(session.cookies, prepared, response.raw)
-        except BaseException:
-            response.close()
-            raise
-        return response
-
-    def _environment_proxies(self, session: requests.Session, url: str) -> dict[str, str]:
-        if not session.trust_env:
-            return {}
-        # Looking through the environment takes longer than all else that is done for a request, so once must do.
-        key = url.partition("://")[2].partition("/")[0] + url[:5]
-        if key not in self._found_proxies:
-            self._found_proxies[key] = dict(get_environ_proxies(url, no_proxy=None))
-        return self._found_proxies[key]
-
-    def _hooks(self, session: requests.Session) -> dict[str, Any] | None:
-        if self._callback is None:
-            return None
-        # Hooks of a request take the place of the session's, but the user wants both.
-        own: Any = session.hooks.get("response") or []
-        return {"response": [*([own] if callable(own) else own), self._callback]}
-
-    def close(self) -> None:
-        """Closes idle connections of our own."""
-        self._adapter.close()
-
-
-def _bundle_of_environment() -> str | None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        path = os.environ.get(name)
-        if path and not os.path.exists(path):
-            raise ValueError(f"the environment variable {name} names a file that is not there: {path!r}")
-        if path:
-            return path
-    return None
-
-
-def check_headers(prepared: requests.PreparedRequest) -> None:
-    """Refuses headers that would break the request, without showing their values, as http.client would."""
-    for name, value in prepared.headers.items():
-        if isinstance(value, str) and (_MAY_BREAK.search(value) or not all(ord(item) < 256 for item in value)):
-            raise ValueError(f"the header {name!r} cannot be sent: a line break or a character outside Latin-1")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
 
 MAX_HEADER_BYTES = 256 * 1024
 """The most that the status line and headers of one answer may take."""
 
 _IDLE_SECONDS = 5.0
+_MAY_BREAK = re.compile(r"[\r\n\0]")
+# requests has no types for these.
+_dispatch_hook: Any = hooks.dispatch_hook
+_keep_cookies: Any = cookies.extract_cookies_to_jar
+
 _local = threading.local()
 _lock = threading.Condition()
 
@@ -232,6 +55,7 @@ class Exchange:
 
     Attributes:
         url: The absolute URL, to be sent as it is written here; empty leaves it to urllib3.
+        own: Whether it goes to the archive's own origin, so that the user's credentials may go with it.
         deadline_at: When it must end, by `time.monotonic`; None for never.
         read_timeout: Seconds that one read or write may wait.
         connected: Whether a connection was made for it.
@@ -241,8 +65,9 @@ class Exchange:
         bytes_out: What was sent, headers included.
     """
 
-    def __init__(self, deadline_at: float | None, read_timeout: float | None) -> None:
+    def __init__(self, deadline_at: float | None, read_timeout: float | None, *, own: bool = True) -> None:
         self.url = ""
+        self.own = own
         self.deadline_at = deadline_at
         self.read_timeout = read_timeout
         self.connected = False
@@ -452,7 +277,7 @@ class _WatchedConnection:
             if exchange is not None:
                 exchange._end_handshake()
 
-    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         exchange: Exchange | None = getattr(_local, "exchange", None)
         if exchange is not None:
             connection: Any = self
@@ -462,9 +287,10 @@ class _WatchedConnection:
             exchange._watch(connection)
             # urllib3 would bound each write by the connect timeout, which a busy archive does not keep.
             connection.timeout = exchange.read_timeout
+            connection.sock.settimeout(exchange.read_timeout)
             url = _as_written(url, exchange.url)
         self._used = True
-        super().request(method, url, *args, **kwargs)  # type: ignore[misc]
+        super().putrequest(method, url, *args, **kwargs)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
         exchange: Exchange | None = getattr(_local, "exchange", None)
@@ -539,6 +365,198 @@ class WatchedAdapter(HTTPAdapter):
         super().close()
 
 
+class NoAuth(AuthBase):
+    """Keeps requests from looking for credentials in a .netrc file."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Gives the request back as it is."""
+        return request
+
+
+class SessionSender:
+    """Sends single requests: raw URLs, no redirects, no retries, answers unread.
+
+    Args:
+        session: The user's session, or None for one of our own.
+        tls: See `Transport`; what is True or None in it is left to the session.
+        proxies: See `Transport`.
+        pool_size: Idle connections kept per host.
+        callback: A response hook.
+    """
+
+    def __init__(
+        self,
+        session: requests.Session | None,
+        *,
+        tls: TLS,
+        proxies: Mapping[str, str] | None,
+        pool_size: int,
+        callback: Callable[..., Any] | None,
+    ) -> None:
+        tls.check_files()
+        self._adapter = WatchedAdapter(pool_size)
+        self._session = session if session is not None else requests.Session()
+        if session is None:
+            self._session.headers["User-Agent"] = f"dicomweb_io/{__version__}"
+            self._session.headers.pop("Accept", None)
+        # For other origins: no authentication, no client certificate, no cookies, no headers of the user's.
+        self._foreign = requests.Session()
+        self._foreign.headers["User-Agent"] = f"dicomweb_io/{__version__}"
+        self._foreign.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._foreign.trust_env = self._session.trust_env
+        self._foreign.proxies = dict(self._session.proxies)
+        self._tls = tls
+        self._proxies = dict(proxies or {})
+        self._found_proxies: dict[str, dict[str, str]] = {}
+        self._callback = callback
+        self.start_anew()
+        start_anew_after_fork(self)
+        kind = type(self._session)
+        # A session class that sends in its own way (google.auth's, oauthlib's, caches) is asked to do so.
+        self._plain = kind.send is requests.Session.send and kind.request is requests.Session.request
+
+    def start_anew(self) -> None:
+        """Makes a new lock; the adapters start anew by themselves."""
+        # requests iterates over the cookies of a session while other threads may add some.
+        self._cookies = threading.Lock()
+
+    def prepare(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Any,
+        *,
+        auth: AuthBase | None,
+        timeout: tuple[float | None, float | None],
+        exchange: Exchange,
+    ) -> tuple[Callable[[], requests.Response], Callable[[requests.Response], requests.Response]]:
+        """Prepares one request.
+
+        Args:
+            method: The HTTP method.
+            url: The absolute URL, sent as it is.
+            headers: The headers.
+            body: None, bytes, or an iterable of bytes (with a length, or it is sent in chunks).
+            auth: Authentication; None for the session's own. Ignored for other origins.
+            timeout: Seconds to connect and to read.
+            exchange: The record of this request.
+
+        Returns:
+            What sends it and gives the response, with its body unread; and what that response is to be passed through.
+        """
+        own = exchange.own
+        session = self._session if own else self._foreign
+        verify = self._tls.verify if self._tls.verify is not True else self._session.verify
+        cert = (self._tls.cert or session.cert) if own else None
+        if own and not self._plain:
+            exchange.sent = True
+            more: dict[str, Any] = {} if auth is None else {"auth": auth}
+            request = partial(
+                session.request, method, url, data=body, headers=dict(headers), timeout=timeout, allow_redirects=False,
+                stream=True, verify=None if verify is True else verify, cert=cert, proxies=self._proxies or None,
+                hooks=self._hooks(session), **more,
+            )  # fmt: skip
+            return request, lambda response: response
+        prepared = self._prepared(session, method, url, headers, body, auth, exchange)
+        if verify is True and session.trust_env and (prepared.url or "").lower().startswith("https:"):
+            # The environment's CA bundle counts only where the user named none (requests has it the other way round).
+            verify = _bundle_of_environment() or True
+        adapter: Any = session.get_adapter(prepared.url or "")
+        if type(adapter) is HTTPAdapter:
+            adapter = self._adapter
+        else:
+            exchange.sent = True
+        arguments = {
+            "stream": True,
+            "verify": verify,
+            "cert": cert,
+            "proxies": {**self._environment_proxies(session, prepared.url or ""), **session.proxies, **self._proxies},
+            "timeout": timeout,
+        }
+        start = time.perf_counter()
+
+        def finish(response: requests.Response) -> requests.Response:
+            response.elapsed = timedelta(seconds=time.perf_counter() - start)
+            try:
+                response = _dispatch_hook("response", prepared.hooks, response, **arguments)
+                with self._cookies:
+                    for earlier in response.history:
+                        _keep_cookies(session.cookies, earlier.request, earlier.raw)
+                    _keep_cookies(session.cookies, prepared, response.raw)
+            except BaseException:
+                response.close()
+                raise
+            return response
+
+        return partial(adapter.send, prepared, **arguments), finish
+
+    def _prepared(
+        self,
+        session: requests.Session,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Any,
+        auth: AuthBase | None,
+        exchange: Exchange,
+    ) -> requests.PreparedRequest:
+        if exchange.own and session.params:
+            # The URL is not requests' to write, so what the session adds to each query is added here.
+            url += ("&" if "?" in url else "?") + urlencode(cast(Any, session.params), doseq=True)
+        # Authentication comes after the URL was put in place: signatures cover it.
+        request = requests.Request(
+            method, url, headers=dict(headers), data=body, auth=NoAuth(), hooks=self._hooks(session)
+        )
+        with self._cookies:
+            prepared = session.prepare_request(request)
+        prepared.url = with_raw_target(prepared.url or url, url)
+        if exchange.own:
+            chosen = auth if auth is not None else session.auth
+            if chosen is not None:
+                prepared.prepare_auth(chosen, prepared.url)
+        exchange.url = prepared.url or ""
+        check_headers(prepared)
+        return prepared
+
+    def _environment_proxies(self, session: requests.Session, url: str) -> dict[str, str]:
+        if not session.trust_env:
+            return {}
+        # Looking through the environment takes longer than all else that is done for a request, so once must do.
+        key = url.partition("://")[2].partition("/")[0] + url[:5]
+        if key not in self._found_proxies:
+            self._found_proxies[key] = dict(get_environ_proxies(url, no_proxy=None))
+        return self._found_proxies[key]
+
+    def _hooks(self, session: requests.Session) -> dict[str, Any] | None:
+        if self._callback is None:
+            return None
+        # Hooks of a request take the place of the session's, but the user wants both.
+        own: Any = session.hooks.get("response") or []
+        return {"response": [*([own] if callable(own) else own), self._callback]}
+
+    def close(self) -> None:
+        """Closes idle connections of our own."""
+        self._adapter.close()
+
+
+def _bundle_of_environment() -> str | None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        path = os.environ.get(name)
+        if path and not os.path.exists(path):
+            raise ValueError(f"the environment variable {name} names a file that is not there: {path!r}")
+        if path:
+            return path
+    return None
+
+
+def check_headers(prepared: requests.PreparedRequest) -> None:
+    """Rejects headers that would break the request, without showing their values as http.client would."""
+    for name, value in prepared.headers.items():
+        if isinstance(value, str) and (_MAY_BREAK.search(value) or not all(ord(item) < 256 for item in value)):
+            raise ValueError(f"the header {name!r} cannot be sent: a line break or a character outside Latin-1")
+
+
 class _QueryFilter(logging.Filter):
     """Takes queries, which may hold patients' names, out of urllib3's debug lines about our own requests."""
 
@@ -554,3 +572,13 @@ _query_filter = _QueryFilter()
 def mask_queries_in_debug_log() -> None:
     """Installs the filter once; it leaves requests of other code in the process alone."""
     logging.getLogger("urllib3.connectionpool").addFilter(_query_filter)
+
+
+def with_raw_target(prepared_url: str, url: str) -> str:
+    """The scheme and authority of one URL with the path and query of another, exactly as written there."""
+    parts = urlsplit(prepared_url)
+    end = re.search(r"[/?]|\Z", url.partition("://")[2])
+    target = url.partition("://")[2][end.start() :] if end else ""
+    if not target.startswith("/"):
+        target = "/" + target
+    return urlunsplit((parts.scheme, parts.netloc, "", "", "")) + target

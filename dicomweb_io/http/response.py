@@ -1,4 +1,7 @@
-"""The two forms of an answer, complete (`Answer`) and streamed (`StreamedAnswer`), and what failures of it mean."""
+"""The two forms of an answer, complete (`Answer`) and streamed (`StreamedAnswer`), and what goes wrong with one.
+
+An answer is decompressed within bounds (`Decoder`), and `connection_failure` says what it means that none came.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import ssl
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import requests
@@ -29,119 +33,6 @@ from dicomweb_io.http.multipart import MultipartReader, parse_content_type
 from dicomweb_io.http.redaction import public_response, server_message, without_secrets
 from dicomweb_io.http.retry import Deadline, Slot
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Content-Encoding of answers (RFC 9110 section 8.4.1), decoded piece by piece within bounds.
-
-
-_FREE_BYTES = 64 << 20
-_MAX_RATIO = 250
-_SLICE = 1 << 15
-
-
-class DecodingError(ValueError):
-    """Compressed content is broken or suspicious.
-
-    Attributes:
-        truncated: Whether it broke off.
-        bomb: Whether it was refused because it grows without measure.
-    """
-
-    def __init__(self, message: str, *, truncated: bool = False, bomb: bool = False) -> None:
-        super().__init__(message)
-        self.truncated = truncated
-        self.bomb = bomb
-
-
-class Decoder:
-    """Undoes gzip or deflate, at most so many bytes at a time, and refuses decompression bombs.
-
-    Content that grows more than 250-fold beyond 64 MiB is refused: DICOM JSON stays far below, all-zero pixels would
-    not, and those are asked for without compression.
-
-    Args:
-        encoding: The Content-Encoding header.
-
-    Raises:
-        DecodingError: If the encoding is none of ``gzip``, ``x-gzip``, ``deflate`` and ``identity``.
-    """
-
-    def __init__(self, encoding: str) -> None:
-        name = encoding.strip().lower()
-        if name not in ("gzip", "x-gzip", "deflate"):
-            raise DecodingError(f"the answer has a Content-Encoding that was not asked for: {name[:40]!r}")
-        self._gzip = name != "deflate"
-        self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 16 if self._gzip else zlib.MAX_WBITS)
-        self._started = False
-        self._head = b""
-        self._taken = 0
-        self._given = 0
-
-    def decode(self, data: bytes, size: int) -> Iterator[bytes]:
-        """Takes the next compressed bytes, gives decoded pieces of at most `size` bytes.
-
-        Raises:
-            DecodingError: If they are broken, or grow without measure.
-        """
-        # What zlib leaves over is copied for each piece and each gzip member, so it must be short.
-        for start in range(0, len(data), _SLICE):
-            yield from self._decode(data[start : start + _SLICE], size)
-
-    def _decode(self, data: bytes, size: int) -> Iterator[bytes]:
-        self._taken += len(data)
-        if not self._started:
-            # Which of the two "deflate" formats it is shows in the first two bytes.
-            data = self._head + data
-            self._head = b""
-            if len(data) < 2:
-                self._head = data
-                return
-        while data:
-            if self._inflater.eof:
-                # Further gzip members continue the content; anything else behind the end is padding.
-                if not self._gzip or not data.startswith(b"\x1f"):
-                    return
-                self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            try:
-                piece = self._inflater.decompress(data, size)
-            except zlib.error as error:
-                if self._gzip or self._started:
-                    raise DecodingError(f"the compressed answer is broken: {error}") from None
-                # "deflate" means the zlib format, but some servers send the bare algorithm.
-                self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-                self._started = True
-                continue
-            self._started = True
-            self._given += len(piece)
-            if self._given > _FREE_BYTES and self._given > _MAX_RATIO * self._taken:
-                raise DecodingError(
-                    f"the answer grows more than {_MAX_RATIO}-fold when decompressed ({self._given >> 20} MiB so far)",
-                    bomb=True,
-                )
-            if piece:
-                yield piece
-            data = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
-
-    def finish(self) -> Iterator[bytes]:
-        """Gives what is left.
-
-        Raises:
-            DecodingError: If the compressed content has no end.
-        """
-        if self._head:
-            raise DecodingError("the compressed answer breaks off", truncated=True)
-        if not self._started:
-            return
-        if not self._inflater.eof:
-            rest = self._inflater.flush()
-            if rest:
-                yield rest
-            if not self._inflater.eof:
-                raise DecodingError("the compressed answer breaks off", truncated=True)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 logger = logging.getLogger("dicomweb_io")
 
 MAX_ANSWER_BYTES = 1 << 30
@@ -152,6 +43,9 @@ _DRAIN = 1 << 16
 _DRAIN_SECONDS = 0.2
 _ERROR_BODY_SECONDS = 10.0
 _BUFFERED_READ = 1 << 18
+_FREE_BYTES = 64 << 20
+_MAX_RATIO = 250
+_SLICE = 1 << 15
 
 E = TypeVar("E", bound=DICOMwebError)
 
@@ -164,19 +58,27 @@ class Answer:
         status: The HTTP status.
         headers: The headers (case-insensitive); of a repeated header the values joined with commas.
         content: The body, decompressed.
-        url: Where it came from in the end, without user information and query.
         attempts: How often the request was sent.
-        response: The same as in requests; its request holds neither credentials nor query.
+        received: The response as it came, with the secrets of its request; `response` is the one to show.
         said: What the body says in words, if the status is an error (see `server_message`); no secret of the request.
     """
 
     status: int
     headers: CaseInsensitiveDict[str]
     content: bytes
-    url: str
     attempts: int
-    response: requests.Response
+    received: requests.Response = field(repr=False)
     said: str = ""
+
+    @cached_property
+    def response(self) -> requests.Response:
+        """The same as in requests; its request holds neither credentials nor query."""
+        return public_response(self.received, self.content)
+
+    @property
+    def url(self) -> str:
+        """Where it came from in the end, without user information and query."""
+        return safe_url(self.received.url or "")
 
     @property
     def content_type(self) -> str:
@@ -211,7 +113,6 @@ class StreamedAnswer:
     Attributes:
         status: The HTTP status.
         headers: The headers (case-insensitive); of a repeated header the values joined with commas.
-        url: Where it comes from in the end, without user information and query.
         attempts: How often the request was sent so far.
         bytes_in: How much of the body was received, before decompression.
     """
@@ -228,7 +129,6 @@ class StreamedAnswer:
     ) -> None:
         self.status: int = response.status_code
         self.headers: CaseInsensitiveDict[str] = response.headers
-        self.url = safe_url(response.url or "")
         self.method = response.request.method or ""
         self.attempts = attempts
         self.bytes_in = 0
@@ -246,6 +146,11 @@ class StreamedAnswer:
     def content_type(self) -> str:
         """The media type in lower case without parameters; empty if absent."""
         return parse_content_type(self.headers.get("Content-Type") or "")[0]
+
+    @property
+    def url(self) -> str:
+        """Where it comes from in the end, without user information and query."""
+        return safe_url(self._response.url or "")
 
     def iter_chunks(self, size: int = 1 << 20) -> Iterator[bytes]:
         """The body as it arrives, decompressed.
@@ -416,7 +321,7 @@ class StreamedAnswer:
         if self.status >= 400:
             request = self._response.request
             said = server_message(content, request.url or "", request.headers)
-        return Answer(self.status, self.headers, content, self.url, self.attempts, self.public_response(content), said)
+        return Answer(self.status, self.headers, content, self.attempts, self._response, said)
 
     def close(self, *, drain: bool = False) -> None:
         """Ends it; what was not read is lost.
@@ -456,7 +361,7 @@ class StreamedAnswer:
                     return
                 left -= len(data)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError, AttributeError):
-            return  # the connection is closed instead
+            return  # the connection is closed then
 
 
 def causes(error: BaseException) -> list[BaseException]:
@@ -546,3 +451,105 @@ def connection_failure(
         never = (urllib3.exceptions.NewConnectionError, requests.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError)
         failure.sent = exchange.sent and not has(*never)
     return failure
+
+
+class DecodingError(ValueError):
+    """Compressed content is broken or suspicious.
+
+    Attributes:
+        truncated: Whether it broke off.
+        bomb: Whether it grows without measure.
+    """
+
+    def __init__(self, message: str, *, truncated: bool = False, bomb: bool = False) -> None:
+        super().__init__(message)
+        self.truncated = truncated
+        self.bomb = bomb
+
+
+class Decoder:
+    """Undoes gzip or deflate (RFC 9110 section 8.4.1), so many bytes at a time, and rejects decompression bombs.
+
+    Content that grows more than 250-fold beyond 64 MiB is rejected: DICOM JSON stays far below, all-zero pixels would
+    not, and those are asked for without compression. (urllib3 2.8 bounds what it decompresses at once too, but takes a
+    gzip body that breaks off for a complete one.)
+
+    Args:
+        encoding: The Content-Encoding header.
+
+    Raises:
+        DecodingError: If the encoding is none of ``gzip``, ``x-gzip``, ``deflate`` and ``identity``.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        name = encoding.strip().lower()
+        if name not in ("gzip", "x-gzip", "deflate"):
+            raise DecodingError(f"the answer has a Content-Encoding that was not asked for: {name[:40]!r}")
+        self._gzip = name != "deflate"
+        self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 16 if self._gzip else zlib.MAX_WBITS)
+        self._started = False
+        self._head = b""
+        self._taken = 0
+        self._given = 0
+
+    def decode(self, data: bytes, size: int) -> Iterator[bytes]:
+        """Takes the next compressed bytes, gives decoded pieces of at most `size` bytes.
+
+        Raises:
+            DecodingError: If they are broken, or grow without measure.
+        """
+        # What zlib leaves over is copied for each piece and each gzip member, so it must be short.
+        for start in range(0, len(data), _SLICE):
+            yield from self._decode(data[start : start + _SLICE], size)
+
+    def _decode(self, data: bytes, size: int) -> Iterator[bytes]:
+        self._taken += len(data)
+        if not self._started:
+            # Which of the two "deflate" formats it is shows in the first two bytes.
+            data = self._head + data
+            self._head = b""
+            if len(data) < 2:
+                self._head = data
+                return
+        while data:
+            if self._inflater.eof:
+                # Further gzip members continue the content; anything else behind the end is padding.
+                if not self._gzip or not data.startswith(b"\x1f"):
+                    return
+                self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            try:
+                piece = self._inflater.decompress(data, size)
+            except zlib.error as error:
+                if self._gzip or self._started:
+                    raise DecodingError(f"the compressed answer is broken: {error}") from None
+                # "deflate" means the zlib format, but some servers send the bare algorithm.
+                self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+                self._started = True
+                continue
+            self._started = True
+            self._given += len(piece)
+            if self._given > _FREE_BYTES and self._given > _MAX_RATIO * self._taken:
+                raise DecodingError(
+                    f"the answer grows more than {_MAX_RATIO}-fold when decompressed ({self._given >> 20} MiB so far)",
+                    bomb=True,
+                )
+            if piece:
+                yield piece
+            data = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+
+    def finish(self) -> Iterator[bytes]:
+        """Gives what is left.
+
+        Raises:
+            DecodingError: If the compressed content has no end.
+        """
+        if self._head:
+            raise DecodingError("the compressed answer breaks off", truncated=True)
+        if not self._started:
+            return
+        if not self._inflater.eof:
+            rest = self._inflater.flush()
+            if rest:
+                yield rest
+            if not self._inflater.eof:
+                raise DecodingError("the compressed answer breaks off", truncated=True)

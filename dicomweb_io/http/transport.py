@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import unquote
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
 import urllib3
 from requests.auth import AuthBase
+from requests.utils import requote_uri
 
 from dicomweb_io.errors import (
     ConnectionFailedError,
@@ -35,7 +37,7 @@ from dicomweb_io.errors import (
     ResponseIncompleteError,
     safe_url,
 )
-from dicomweb_io.http.auth import Authenticator, BasicCredentials, Credentials
+from dicomweb_io.http.auth import Authenticator, BasicCredentials, Credentials, TokenAccess
 from dicomweb_io.http.connections import Exchange, SessionSender, mask_queries_in_debug_log
 from dicomweb_io.http.multipart import MultipartBody, MultipartError
 from dicomweb_io.http.redaction import server_message
@@ -53,7 +55,6 @@ from dicomweb_io.http.retry import (
     shared_throttle,
 )
 from dicomweb_io.http.settings import TLS, Limits, Timeouts
-from dicomweb_io.http.urls import Origin, absolute_url, redirect_target, without_user_info
 
 Body = bytes | bytearray | memoryview | MultipartBody | Iterable[bytes] | None
 
@@ -153,12 +154,13 @@ class Transport:
         )
         self._auth: AuthBase | None
         if isinstance(credentials, Credentials):
-            self._auth = credentials.auth(tls=tls, proxies=proxies, timeouts=timeouts)
+            # What fails at a token endpoint is repeated along with the request that needs the token. A client
+            # certificate is for the archive alone.
+            beside = partial(Transport, tls=TLS(tls.verify), proxies=proxies, retry=RetryPolicy.none())
+            self._auth = credentials.auth(TokenAccess(beside, tls.verify, proxies, timeouts))
         else:
             self._auth = credentials
         mask_queries_in_debug_log()
-
-    # -- what clients call
 
     def request(
         self,
@@ -286,8 +288,6 @@ class Transport:
     def __reduce__(self) -> Any:
         raise TypeError("a Transport holds connections and cannot be pickled; pickle the Endpoint instead")
 
-    # -- one operation: tries, redirects, a refresh of the credentials
-
     def _call(
         self,
         method: str,
@@ -362,7 +362,7 @@ class Transport:
                 if status in _REDIRECTS and "Location" in answer.headers:
                     hops += 1
                     method, url = self._redirect(answer, call, method, url, hops)
-                    # Who was sent away does not come back with credentials to wherever the other host wishes.
+                    # Once another host has chosen the address, no credentials follow, not even back to the archive.
                     own = own and self.same_origin(url)
                     answer.close(drain=True)
                     continue
@@ -428,8 +428,6 @@ class Transport:
         error.response = answer.public_response(body)
         return error
 
-    # -- one HTTP request
-
     def _send(
         self, method: str, url: str, call: _Call, budget: Budget, own: bool
     ) -> tuple[StreamedAnswer, requests.PreparedRequest]:
@@ -445,7 +443,7 @@ class Transport:
         # A little more than what is left, so that the deadline has surely passed when the read gives up.
         remaining = deadline.remaining()
         read = self.timeouts.read if remaining is None else min(self.timeouts.read, remaining + 0.05)
-        exchange = Exchange(deadline.at, read)
+        exchange = Exchange(deadline.at, read, own=own)
 
         def finished(status: int | None, bytes_in: int) -> None:
             self._throttle.answered(slot, status)
@@ -457,22 +455,19 @@ class Transport:
                 self._observer(RequestRecord(method, safe_url(url), status, seconds, bytes_in, exchange.bytes_out))
 
         try:
-            self.stats.add(throttled_seconds=slot.waited)
-            headers = {**self._headers} if own else {}
-            for name, value in call.headers.items():
-                if own or name.lower() in _NEUTRAL_HEADERS:
-                    headers = {known: item for known, item in headers.items() if known.lower() != name.lower()}
-                    headers[name] = value
+            self.stats.add(requests=1, throttled_seconds=slot.waited)
+            headers = self._headers_of(call, own)
             body = call.body
             if method != call.method:
+                # After a redirect that turns it into a GET.
                 body = None
                 headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
-            self.stats.add(requests=1)
             exchange.begin()
             with exchange:
-                response = self._sender.send(
-                    method, url, headers, body, auth=self._auth, own=own, timeout=(connect, read), exchange=exchange
+                send, finish = self._sender.prepare(
+                    method, url, headers, body, auth=self._auth, timeout=(connect, read), exchange=exchange
                 )
+                response = finish(send())
         except BaseException as error:
             exchange.finish()
             finished(None, 0)
@@ -499,6 +494,14 @@ class Transport:
         finally:
             # An error whose traceback leads to a frame that names it would live on until the next garbage collection.
             del failure
+
+    def _headers_of(self, call: _Call, own: bool) -> dict[str, str]:
+        headers = {**self._headers} if own else {}
+        for name, value in call.headers.items():
+            if own or name.lower() in _NEUTRAL_HEADERS:
+                headers = {known: item for known, item in headers.items() if known.lower() != name.lower()}
+                headers[name] = value
+        return headers
 
     def _failure(
         self,
@@ -538,6 +541,94 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
         if value != value.strip() or not all(ord(item) < 256 for item in value):
             raise ValueError(f"the header {name!r} cannot be sent: blanks around it or characters outside Latin-1")
     return dict(headers)
+
+
+# What the transport has to know of URLs -------------------------------------------------------------------------------
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port (RFC 6454): what credentials are bound to."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        """The origin of an absolute HTTP URL.
+
+        Raises:
+            ValueError: If it has no host, another scheme, or an impossible port.
+        """
+        shown = safe_url(url)
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError(f"URL with an invalid host or port: {shown!r}") from None
+        scheme = parts.scheme.lower()
+        if scheme not in _DEFAULT_PORTS:
+            raise ValueError(f"URL with an unsupported scheme (only http and https): {shown!r}")
+        if not host:
+            raise ValueError(f"URL without a host: {shown!r} (expected https://host[:port]/path)")
+        return cls(scheme, host.rstrip("."), port if port is not None else _DEFAULT_PORTS[scheme])
+
+
+def without_user_info(url: str) -> tuple[str, str | None, str | None]:
+    """Takes ``user:password@`` out of an absolute URL.
+
+    Returns:
+        The URL without it, the user and the password, both still percent-escaped, None if absent.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url, None, None
+    end = re.search(r"[/?#\\]|\Z", rest)
+    authority = rest[: end.start()] if end else rest
+    info, at, host = authority.rpartition("@")
+    if not at:
+        return url, None, None
+    user, colon, password = info.partition(":")
+    return f"{scheme}://{host}{rest[len(authority) :]}", user, password if colon else None
+
+
+def absolute_url(url: str, base_url: str) -> str:
+    """An absolute URL without user information and fragment that can be sent as it is.
+
+    Args:
+        url: An absolute URL, or a path (and query) below `base_url`.
+        base_url: The service's root without trailing slash.
+
+    Raises:
+        ValueError: If it has characters that must be escaped, or no usable origin.
+    """
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*:", url):
+        url = f"{base_url}/{url.lstrip('/')}" if not url.startswith("?") else base_url + url
+    url = without_user_info(url)[0].partition("#")[0]
+    # ^ and | are no valid characters of a URL either, but servers take them, and some take nothing else.
+    wrong = re.search(r"[^\x21-\x7e]|[\\\"<>`{}]", url)
+    if wrong:
+        raise ValueError(f"the character {wrong.group()!r} in a URL must be percent-escaped: {safe_url(url)!r}")
+    Origin.of(url)
+    return url
+
+
+def redirect_target(url: str, location: str) -> str | None:
+    """Where a redirect leads, as an absolute URL without user information and fragment; None if nowhere usable."""
+    try:
+        # Servers send UTF-8 where only ASCII is allowed; http.client reads it as Latin-1.
+        text = location.encode("latin-1").decode("utf-8")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        text = location
+    try:
+        if text.startswith("//"):
+            text = f"{urlsplit(url).scheme}:{text}"
+        target = absolute_url(requote_uri(urljoin(url, text.strip())), url)
+    except ValueError:
+        return None
+    return target
 
 
 __all__ = ["Answer", "Attempt", "Body", "RequestRecord", "Stats", "StreamedAnswer", "Transport"]

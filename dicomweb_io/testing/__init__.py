@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dicomweb_io.testing.samples import clone as clone
     from dicomweb_io.testing.samples import copy_samples as copy_samples
     from dicomweb_io.testing.samples import make_study as make_study
+    from dicomweb_io.testing.samples import sample_file as sample_file
     from dicomweb_io.testing.samples import sample_files as sample_files
     from dicomweb_io.testing.samples import synthetic_instance as synthetic_instance
     from dicomweb_io.testing.server.auth import BasicAuthentication as BasicAuthentication
@@ -43,7 +44,15 @@ _ROOMS = {
     "faults": ("Fault", "fault", "faults_of_json"),
     "orthanc": ("Orthanc", "OrthancUnavailable"),
     "proxy": ("FaultyProxy",),
-    "samples": ("charset_files", "clone", "copy_samples", "make_study", "sample_files", "synthetic_instance"),
+    "samples": (
+        "charset_files",
+        "clone",
+        "copy_samples",
+        "make_study",
+        "sample_file",
+        "sample_files",
+        "synthetic_instance",
+    ),
     "server.auth": ("BasicAuthentication", "BearerAuthentication", "OAuth2Authentication", "SigV4Authentication"),
     "server.behaviour": ("Behaviour", "Limits"),
     "server.behaviours": ("BEHAVIOURS",),

@@ -21,7 +21,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,7 @@ _PREPARE_SECONDS = 600.0
 
 
 class OrthancUnavailable(RuntimeError):
-    """Orthanc is not on this computer and could not be had; the message says why and what would help."""
+    """Orthanc is not installed and could not be downloaded; the message says why and what would help."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def find_installation(cache: str | os.PathLike[str] | None = None) -> Installati
             ``~/.cache``.
 
     Raises:
-        OrthancUnavailable: If it is neither there nor can be had.
+        OrthancUnavailable: If it is not there and cannot be downloaded.
     """
     installed = _look_in(Path("/"))
     if installed is not None:
@@ -165,7 +165,7 @@ def _last_line(text: str) -> str:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port of the host that nobody listens on at this moment."""
+    """A TCP port of the host that is free at this moment."""
     with socket.socket() as candidate:
         candidate.bind((host, 0))
         return int(candidate.getsockname()[1])
@@ -184,7 +184,7 @@ class Orthanc:
         settings: Further entries of Orthanc's configuration file, replacing those of this class.
 
     Raises:
-        OrthancUnavailable: If Orthanc cannot be had.
+        OrthancUnavailable: If Orthanc is not available.
     """
 
     def __init__(
@@ -386,10 +386,3 @@ class Orthanc:
         if self._installation.dictionaries:
             configuration["ExternalDictionaries"] = [str(path) for path in self._installation.dictionaries]
         return {**configuration, **self._settings}
-
-
-@contextlib.contextmanager
-def running_orthanc(**options: Any) -> Iterator[Orthanc]:
-    """Starts an Orthanc for the length of a ``with`` block. Arguments as for `Orthanc`."""
-    with Orthanc(**options) as server:
-        yield server

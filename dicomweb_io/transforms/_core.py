@@ -1,4 +1,11 @@
-"""What the transforms share: the endpoint, what happens to failures, and the DoFn that works through a bounded pool."""
+"""What the transforms share.
+
+- `FailingTransform` and `DICOMwebTransform`: the endpoint, and what becomes of failures;
+- `PooledDoFn`: works through the bounded pool that all bundles of a process share, and keeps windows and timestamps;
+- `AsReferences` and `ExpandReferences`: from whatever names something to references of instances;
+- `PartSpool`: large instances, frames and values go through files, so that none is in memory unless it may be;
+- `report_lineage`: which archives a pipeline read from and wrote to.
+"""
 
 from __future__ import annotations
 
@@ -19,114 +26,14 @@ from apache_beam.utils.windowed_value import WindowedValue
 from typing_extensions import Self
 
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.elements import Bulkdata, Failure, Frame, Resource, SearchQuery
+from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike, literal_secrets
 from dicomweb_io.errors import safe_url
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import InstanceGroup, expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
-from dicomweb_io.spool import PrivateDirectory, dropped
+from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transforms.metrics import count, count_traffic
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Which archives a pipeline read from and wrote to, as Beam's lineage metrics.
-
-
-Role = Literal["source", "sink"]
-
-# The systems under which Beam's own file systems report what they read; everything behind them is a path.
-_SYSTEMS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
-
-
-def report_lineage(endpoint: Endpoint, role: Role) -> None:
-    """Notes that an archive is a source or a sink. To be called on a bundle's own thread.
-
-    A server is ``dicomweb:HOST.PATH``; a folder in an object store is what Beam calls it there (``gcs:BUCKET.PATH``);
-    another folder is ``filesystem:PATH``.
-    """
-    lineage = Lineage.sources() if role == "source" else Lineage.sinks()
-    system, segments = name_of(endpoint)
-    lineage.add(system, *map(Lineage.wrap_segment, segments))
-
-
-def name_of(endpoint: Endpoint) -> tuple[str, tuple[str, ...]]:
-    """The system and the segments under which an archive is known; no user information, no query."""
-    if "://" not in endpoint.url or "::" in endpoint.url:
-        return "filesystem", (endpoint.url.rpartition("::")[2] if "::" in endpoint.url else endpoint.url,)
-    parts = urlsplit(endpoint.safe_url)
-    path = parts.path.strip("/")
-    system = "dicomweb" if endpoint.is_web else _SYSTEMS.get(parts.scheme.lower())
-    if system is None:
-        return "filesystem", (endpoint.safe_url,)
-    return system, (parts.netloc, path) if path else (parts.netloc,)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# `PartSpool`: frames and bulk data that are large go through files, so that they are never in memory unasked for.
-
-
-T = TypeVar("T", Frame, Bulkdata)
-
-
-class PartSpool:
-    """Where large frames or values wait until their size is known.
-
-    Args:
-        transform: The name for failures.
-        what: What they are, for failures.
-        maximum: The largest that may be an element with its bytes.
-        directory: Where larger ones go for the consumer; None if they are failures.
-    """
-
-    def __init__(self, transform: str, what: str, maximum: int, directory: str | None) -> None:
-        self._transform = transform
-        self._what = what
-        self._maximum = maximum
-        self._directory = directory
-        # Inside the consumer's directory, so that giving a file away is a rename.
-        self._private = PrivateDirectory(directory)
-
-    @property
-    def path(self) -> str:
-        """The directory for arriving parts."""
-        return self._private.path
-
-    def threshold(self, room: Room) -> int:
-        """What may arrive in memory: so much every task may hold at once without the others having to wait."""
-        return min(room.fair_share, self._maximum)
-
-    def taken(self, part: T, reference: Resource | None, room: Room) -> T | Problem:
-        """The element to give away, with room reserved for it; a problem if it is too large."""
-        if part.content is not None:
-            room.reserve(len(part.content))
-            return part
-        path = str(part.path)
-        try:
-            size = os.path.getsize(path)
-            if size <= self._maximum:
-                room.reserve(size)
-                with open(path, "rb") as file:
-                    return replace(part, content=file.read(), path=None)
-            room.reserve(0)
-            if self._directory is not None:
-                target = os.path.join(os.path.dirname(self.path), os.path.basename(path))
-                os.replace(path, target)
-                return replace(part, path=target)
-        finally:
-            dropped(part)
-        message = (
-            f"{self._what} has {size} bytes, more than max_element_bytes ({self._maximum}); raise that, or give a "
-        )
-        url = safe_url(part.uri) if isinstance(part, Bulkdata) else None
-        return Problem(Failure(self._transform, message + "spool_directory", reference=reference, url=url))
-
-    def remove(self) -> None:
-        """Removes what is left. It can be used again."""
-        self._private.remove()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -134,6 +41,13 @@ FAILURES = "failures"
 """The tag of the output that carries `Failure` elements."""
 
 FailureMode = Literal["raise", "collect"]
+
+Role = Literal["source", "sink"]
+
+# The systems under which Beam's own file systems report what they read; everything behind them is a path.
+_SYSTEMS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+
+T = TypeVar("T", Instance, Frame, Bulkdata)
 
 
 class TransformFailed(RuntimeError):
@@ -391,8 +305,6 @@ class PooledDoFn(beam.DoFn):
         self._lease: Lease | None = None
         self._lane: Lane[Work, Any] | None = None
 
-    # For subclasses ---------------------------------------------------------------------------------------------------
-
     def produce(self, subject: Any, client: DICOMClient, room: Room) -> Iterator[Any]:
         """Yields the results for an element, or `Problem`s. Runs in a pool thread.
 
@@ -406,8 +318,6 @@ class PooledDoFn(beam.DoFn):
 
     def taken(self, result: Any) -> None:
         """Counts a result. Runs on the bundle's thread."""
-
-    # For Beam ---------------------------------------------------------------------------------------------------------
 
     def setup(self) -> None:
         """Leases the process's client and pool."""
@@ -573,3 +483,83 @@ class ExpandReferences(PooledDoFn):
         if not found:
             message = f"{client.base_url} lists no instances of {subject.uri}"
             yield Problem(Failure(self._transform, message, reference=subject))
+
+
+class PartSpool:
+    """Where large instances, frames or values wait until their size is known.
+
+    Args:
+        transform: The name for failures.
+        what: What they are, for failures.
+        maximum: The largest that may be an element with its bytes.
+        directory: Where larger ones go for the consumer; None if they are failures.
+    """
+
+    def __init__(self, transform: str, what: str, maximum: int, directory: str | None) -> None:
+        self._transform = transform
+        self._what = what
+        self._maximum = maximum
+        self._directory = directory
+        # Inside the consumer's directory, so that giving a file away is a rename.
+        self._private = PrivateDirectory(directory)
+
+    @property
+    def path(self) -> str:
+        """The directory for arriving parts."""
+        return self._private.path
+
+    def threshold(self, room: Room) -> int:
+        """What may arrive in memory: so much every task may hold at once without the others having to wait."""
+        return min(room.fair_share, self._maximum)
+
+    def taken(self, part: T, reference: Resource | None, room: Room) -> T | Problem:
+        """The element to give away, with room reserved for it; a problem if it is too large."""
+        if part.content is not None:
+            room.reserve(len(part.content))
+            return part
+        path = str(part.path)
+        try:
+            size = part.size if isinstance(part, Instance) else os.path.getsize(path)
+            if size <= self._maximum:
+                room.reserve(size)
+                if isinstance(part, Instance):
+                    return replace(part, content=part.read(), path=None)
+                with open(path, "rb") as file:
+                    return replace(part, content=file.read(), path=None)
+            room.reserve(0)
+            if self._directory is not None:
+                return replace(part, path=self._private.release(part))
+        finally:
+            self._private.discard(part)
+        message = (
+            f"{self._what} has {size} bytes, more than max_element_bytes ({self._maximum}); raise that, or give a "
+        )
+        url = safe_url(part.uri) if isinstance(part, Bulkdata) else None
+        return Problem(Failure(self._transform, message + "spool_directory", reference=reference, url=url))
+
+    def remove(self) -> None:
+        """Removes what is left. It can be used again."""
+        self._private.remove()
+
+
+def report_lineage(endpoint: Endpoint, role: Role) -> None:
+    """Notes that an archive is a source or a sink. To be called on a bundle's own thread.
+
+    A server is ``dicomweb:HOST.PATH``; a folder in an object store is what Beam calls it there (``gcs:BUCKET.PATH``);
+    another folder is ``filesystem:PATH``.
+    """
+    lineage = Lineage.sources() if role == "source" else Lineage.sinks()
+    system, segments = name_of(endpoint)
+    lineage.add(system, *map(Lineage.wrap_segment, segments))
+
+
+def name_of(endpoint: Endpoint) -> tuple[str, tuple[str, ...]]:
+    """The system and the segments under which an archive is known; no user information, no query."""
+    if "://" not in endpoint.url or "::" in endpoint.url:
+        return "filesystem", (endpoint.url.rpartition("::")[2] if "::" in endpoint.url else endpoint.url,)
+    parts = urlsplit(endpoint.safe_url)
+    path = parts.path.strip("/")
+    system = "dicomweb" if endpoint.is_web else _SYSTEMS.get(parts.scheme.lower())
+    if system is None:
+        return "filesystem", (endpoint.safe_url,)
+    return system, (parts.netloc, path) if path else (parts.netloc,)

@@ -5,7 +5,7 @@ that are whole series, single instances are grouped as they come. Groups are res
 each is copied by the transfer engine (`dicomweb_io.transfer`): one retrieve for what is wanted whole, store requests of
 many.
 
-Around that a job has `ReferencesOfRows`, `GroupBySeries` and `ListExclusions`, which say what there is to copy, and
+Around that a job has `GroupBySeries` and `ListExclusions`, which say what there is to copy, and
 `WriteAccount` and `WriteFailures`, which tell from output collections what became of it.
 """
 
@@ -22,24 +22,14 @@ from apache_beam.transforms import combiners
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.utils.windowed_value import WindowedValue
 
+from dicomweb_io.account import MAX_LISTED, account_document, counts_of, failure_line
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
-from dicomweb_io.elements import Exclusion, Failure, Resource, SearchLevel, SearchQuery, StoredInstance
+from dicomweb_io.elements import Exclusion, Failure, Resource, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.failures import failure_of
-from dicomweb_io.listing import InstanceGroup, SeriesGrouping, list_groups, resource_of_row
+from dicomweb_io.listing import InstanceGroup, SeriesGrouping, list_groups
 from dicomweb_io.options import write_lines
 from dicomweb_io.pool import Lease, Room, shared_client
-from dicomweb_io.transfer import (
-    MAX_LISTED,
-    ROW,
-    InstanceCopier,
-    account_document,
-    check_policies,
-    counts_of,
-    excluded_files,
-    failure_line,
-    nothing_listed,
-)
+from dicomweb_io.transfer import InstanceCopier, check_policies, excluded_files, nothing_listed
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
@@ -281,46 +271,8 @@ class _Copy(PooledDoFn):
 # What there is to copy ------------------------------------------------------------------------------------------------
 
 
-class _WithFailures(beam.PTransform[Any, Any]):
-    """A DoFn with failures as a second output: gives both collections."""
-
-    def __init__(self, dofn: beam.DoFn, output_type: Any) -> None:
-        super().__init__()
-        self._dofn = dofn
-        self._type = output_type
-
-    def expand(self, pcollection: Any) -> tuple[Any, Any]:
-        """Builds the step."""
-        outputs = pcollection | beam.ParDo(self._dofn).with_output_types(
-            self._type, **{FAILURES: Failure}
-        ).with_outputs(FAILURES, main="main")
-        return outputs["main"], outputs[FAILURES]
-
-
-class ReferencesOfRows(_WithFailures):
-    """References of the rows of a search: gives them and, for rows that name nothing, failures.
-
-    Args:
-        level: What was searched for.
-    """
-
-    def __init__(self, level: SearchLevel) -> None:
-        super().__init__(_ReferencesOfRows(level), Resource)
-
-
-class _ReferencesOfRows(beam.DoFn):
-    def __init__(self, level: SearchLevel) -> None:
-        self._level = level
-
-    def process(self, element: Any) -> Iterator[Any]:
-        try:
-            yield resource_of_row(element, self._level)
-        except (TypeError, ValueError) as error:
-            yield TaggedOutput(FAILURES, failure_of(error, ROW))
-
-
 @beam.typehints.with_input_types(SearchQuery)
-class ListExclusions(_WithFailures):
+class ListExclusions(DICOMwebTransform):
     """What each search in a folder leaves out: gives the exclusions, and as failures the files that cannot be read.
 
     Args:
@@ -328,7 +280,12 @@ class ListExclusions(_WithFailures):
     """
 
     def __init__(self, endpoint: EndpointLike) -> None:
-        super().__init__(_ListExclusions(Endpoint.of(endpoint)), Exclusion)
+        super().__init__(endpoint, failures="collect")
+
+    def expand(self, queries: Any) -> tuple[Any, Any]:
+        """Builds the step."""
+        listed = queries | "List" >> self._step(_ListExclusions(self.endpoint), Exclusion)
+        return listed["main"], listed[FAILURES]
 
 
 class _ListExclusions(beam.DoFn):
@@ -399,7 +356,7 @@ def _write_failures(_: None, path: str, failures: Iterable[Failure]) -> None:
 
 
 def tallied() -> dict[str, int]:
-    """What copies in this process have counted so far, by the names of `dicomweb_io.transfer.Account`."""
+    """What copies in this process have counted so far, by the names of `dicomweb_io.account.Account`."""
     now = TALLY.snapshot()
     return {
         "found": now.get("listed", 0),

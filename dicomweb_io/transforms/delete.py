@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.elements import Resource, SearchLevel, SearchQuery
+from dicomweb_io.elements import UID_KEYWORDS, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.pool import Room
 from dicomweb_io.transforms._core import (
@@ -111,16 +111,10 @@ class _Delete(PooledDoFn):
 
 def _is_listed(client: DICOMClient, subject: Resource) -> bool:
     """Whether a search still finds what could not be deleted."""
-    level: SearchLevel = "study"
-    tag, uid = "StudyInstanceUID", subject.study_instance_uid
-    above: tuple[str | None, str | None] = (None, None)
-    if subject.sop_instance_uid is not None:
-        level, tag, uid = "instance", "SOPInstanceUID", subject.sop_instance_uid
-        above = subject.study_instance_uid, subject.series_instance_uid
-    elif subject.series_instance_uid is not None:
-        level, tag, uid = "series", "SeriesInstanceUID", subject.series_instance_uid
-        above = subject.study_instance_uid, None
-    query = SearchQuery(level, *above, search_filters=((tag, uid),))
+    above = dict(subject.uids)
+    level, uid = above.popitem()
+    filters = ((UID_KEYWORDS[level], uid),)
+    query = SearchQuery(level, above.get("study"), above.get("series"), search_filters=filters)
     try:
         return any(Resource.of(row) == subject for row in client.iter_search(query, limit=1))
     except OSError as error:

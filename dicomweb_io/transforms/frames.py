@@ -1,9 +1,13 @@
-"""Frames (WADO-RS, PS3.18 section 10.4.1.1.6): `RetrieveFrames`."""
+"""Retrieves of parts of instances (WADO-RS, PS3.18 sections 8.3.5 and 10.4.1.1).
+
+`RetrieveFrames`, `RetrieveRendered` and `RetrieveBulkdata`. Which frames of which instances are wanted is found out
+first: from references at any level to references to frames, in pieces of a size, which are reshuffled and then fetched.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
@@ -26,20 +30,22 @@ from dicomweb_io.transforms._core import (
     Problem,
     Work,
     problem_of,
-    several_windows,
 )
 from dicomweb_io.transforms.metrics import count, observe
-from dicomweb_io.transforms.retrieve import ReferenceInput, RetrieveTransform, complete_metadata
+from dicomweb_io.transforms.retrieve import ReferenceInput, RetrieveOptions, RetrieveTransform, complete_metadata
 from dicomweb_io.web.frames import check_rendering_params
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Which frames of which instances: from references at any level to references to frames, in pieces of a size.
-
 
 FrameChoice = Literal["all"] | Sequence[int] | Callable[[JSONDataset], Iterable[int]] | None
 """Frame numbers, all of them, or a function that chooses them by the metadata of their instance."""
 
 _NUMBER_OF_FRAMES, _ROWS = "00280008", "00280010"
+
+FRAMES_AT_ONCE = 64
+"""The most frames of one piece of work. Archives are asked for fewer at once if their profile says so."""
+
+_FRAME_GUESS = 512 * 1024
+_RENDERED_GUESS = 256 * 1024
+_BULKDATA_GUESS = 1024 * 1024
 
 
 def check_choice(frames: FrameChoice) -> FrameChoice:
@@ -159,15 +165,6 @@ class ChooseFrames(PooledDoFn):
             yield replace(instance, frames=tuple(numbers[start : start + self._piece]))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-FRAMES_AT_ONCE = 64
-"""The most frames of one piece of work. Archives are asked for fewer at once if their profile says so."""
-
-_FIRST_GUESS = 512 * 1024
-
-
 class RetrievedFrames(NamedTuple):
     """The output of `RetrieveFrames` with ``failures="collect"``."""
 
@@ -220,39 +217,21 @@ class RetrieveFrames(RetrieveTransform):
         additional_params: Mapping[str, Any] | None = None,
         failures: FailureMode = "raise",
     ) -> None:
-        super().__init__(endpoint, failures=failures)
-        check_sizes(max_element_bytes=max_element_bytes, max_bytes=max_bytes)
+        super().__init__(endpoint, max_bytes=max_bytes, keep_order=keep_order, failures=failures)
         self.frames: FrameChoice = check_choice(frames if frames is not None else "all")
-        self.how = FrameOptions(
-            tuple(media_types) if media_types is not None else None,
-            max_element_bytes,
-            spool_directory,
-            dict(additional_params) if additional_params else None,
-        )
-        self.max_bytes = max_bytes
-        self.keep_order = keep_order
+        self.how = RetrieveOptions(media_types, max_element_bytes, spool_directory, additional_params)
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
         name, collects = type(self).__name__, self.collects
-        how: dict[str, Any] = {
-            "collect": collects,
-            "hold": several_windows(pcollection),
-            "ordered": self.keep_order,
-            "max_bytes": self.max_bytes,
-        }
-        made = FrameReferences(name, collect=collects, count_frames=self.frames == "all")
-        references = pcollection | "AsReferences" >> self._step(made, Resource)
-        chosen = references["main"] | "Choose" >> self._step(
-            ChooseFrames(self.endpoint, name, self.frames, piece=FRAMES_AT_ONCE, **how), Resource
+        frames, failures = self._fetch(
+            pcollection,
+            self._pooled(_FetchFrames, pcollection, self.how),
+            Frame,
+            references=FrameReferences(name, collect=collects, count_frames=self.frames == "all"),
+            choose=self._pooled(ChooseFrames, pcollection, self.frames, piece=FRAMES_AT_ONCE),
         )
-        fetched = (
-            chosen["main"]
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Fetch" >> self._step(_FetchFrames(self.endpoint, name, self.how, **how), Frame)
-        )
-        failures = self._report([references[FAILURES], chosen[FAILURES], fetched[FAILURES]])
-        return RetrievedFrames(fetched["main"], failures) if self._failure_mode == "collect" else fetched["main"]
+        return RetrievedFrames(frames, failures) if self._failure_mode == "collect" else frames
 
     def display_data(self) -> dict[str, Any]:
         """The endpoint, the choice and limits."""
@@ -267,29 +246,8 @@ class RetrieveFrames(RetrieveTransform):
         }
 
 
-def check_sizes(**sizes: int) -> None:
-    """Checks limits in bytes.
-
-    Raises:
-        ValueError: If one is not positive.
-    """
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be 1 or more, not {size}")
-
-
-@dataclass(frozen=True)
-class FrameOptions:
-    """How frames are asked for; see `RetrieveFrames`."""
-
-    media_types: tuple[Any, ...] | None = None
-    max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES
-    spool_directory: str | None = None
-    additional_params: Mapping[str, Any] | None = None
-
-
 class _FetchFrames(PooledDoFn):
-    def __init__(self, endpoint: Endpoint, transform: str, how: FrameOptions, **options: Any) -> None:
+    def __init__(self, endpoint: Endpoint, transform: str, how: RetrieveOptions, **options: Any) -> None:
         super().__init__(endpoint, transform, **options)
         self._how = how
 
@@ -309,7 +267,7 @@ class _FetchFrames(PooledDoFn):
 
     def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
         left = list(subject.frames)
-        guess = _FIRST_GUESS
+        guess = _FRAME_GUESS
         try:
             room.reserve(guess)
             for frame in self._frames(subject, client, room):
@@ -344,13 +302,6 @@ class _FetchFrames(PooledDoFn):
             max_element_bytes=self._spool.threshold(room),
             spool_directory=self._spool.path,
         )
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Rendered images and thumbnails (WADO-RS, PS3.18 sections 8.3.5 and 10.4.1.1.3): `RetrieveRendered`.
-
-
-_RENDERED_GUESS = 256 * 1024
 
 
 class RetrievedRendered(NamedTuple):
@@ -398,8 +349,7 @@ class RetrieveRendered(RetrieveTransform):
         keep_order: bool = False,
         failures: FailureMode = "raise",
     ) -> None:
-        super().__init__(endpoint, failures=failures)
-        check_sizes(max_bytes=max_bytes)
+        super().__init__(endpoint, max_bytes=max_bytes, keep_order=keep_order, failures=failures)
         check_rendering_params(params, thumbnail=thumbnail)
         self.frames = check_choice(frames)
         self.options: dict[str, Any] = {
@@ -407,31 +357,19 @@ class RetrieveRendered(RetrieveTransform):
             "params": dict(params) if params else None,
             "thumbnail": thumbnail,
         }
-        self.max_bytes = max_bytes
-        self.keep_order = keep_order
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
         name, collects = type(self).__name__, self.collects
-        how: dict[str, Any] = {
-            "collect": collects,
-            "hold": several_windows(pcollection),
-            "ordered": self.keep_order,
-            "max_bytes": self.max_bytes,
-        }
-        made = FrameReferences(name, collect=collects, count_frames=self.frames == "all")
-        references = pcollection | "AsReferences" >> self._step(made, Resource)
-        choose = _ChooseRendered(
-            self.endpoint, name, self.frames, piece=1, thumbnail=bool(self.options["thumbnail"]), **how
+        thumbnail = bool(self.options["thumbnail"])
+        images, failures = self._fetch(
+            pcollection,
+            self._pooled(_FetchRendered, pcollection, self.options),
+            RenderedImage,
+            references=FrameReferences(name, collect=collects, count_frames=self.frames == "all"),
+            choose=self._pooled(_ChooseRendered, pcollection, self.frames, piece=1, thumbnail=thumbnail),
         )
-        chosen = references["main"] | "Choose" >> self._step(choose, Resource)
-        fetched = (
-            chosen["main"]
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Fetch" >> self._step(_FetchRendered(self.endpoint, name, self.options, **how), RenderedImage)
-        )
-        failures = self._report([references[FAILURES], chosen[FAILURES], fetched[FAILURES]])
-        return RetrievedRendered(fetched["main"], failures) if self._failure_mode == "collect" else fetched["main"]
+        return RetrievedRendered(images, failures) if self._failure_mode == "collect" else images
 
     def display_data(self) -> dict[str, Any]:
         """The endpoint and what is asked for."""
@@ -469,13 +407,6 @@ class _FetchRendered(PooledDoFn):
         image = client.retrieve_rendered(subject, **self._options)
         room.reserve(len(image.content))
         yield image
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Bulk data (WADO-RS, PS3.18 section 10.4.1.1.5): `RetrieveBulkdata`.
-
-
-_BULKDATA_GUESS = 1024 * 1024
 
 
 class RetrievedBulkdata(NamedTuple):
@@ -530,35 +461,18 @@ class RetrieveBulkdata(RetrieveTransform):
         additional_params: Mapping[str, Any] | None = None,
         failures: FailureMode = "raise",
     ) -> None:
-        super().__init__(endpoint, failures=failures)
-        check_sizes(max_element_bytes=max_element_bytes, max_bytes=max_bytes)
+        super().__init__(endpoint, max_bytes=max_bytes, keep_order=keep_order, failures=failures)
         if isinstance(attributes, str):
             raise TypeError("attributes must be a sequence of keywords or tags, not one str")
         self.tags = None if attributes is None else frozenset(resolve(name)[-1] for name in attributes)
-        self.how = BulkdataOptions(
-            tuple(media_types) if media_types is not None else None,
-            max_element_bytes,
-            spool_directory,
-            dict(additional_params) if additional_params else None,
-        )
-        self.max_bytes = max_bytes
-        self.keep_order = keep_order
+        self.how = RetrieveOptions(media_types, max_element_bytes, spool_directory, additional_params)
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        name = type(self).__name__
-        how: dict[str, Any] = {
-            "collect": self.collects,
-            "hold": several_windows(pcollection),
-            "ordered": self.keep_order,
-            "max_bytes": self.max_bytes,
-        }
-        found = pcollection | "FindURIs" >> self._step(_FindURIs(self.endpoint, name, self.tags, **how), str)
-        fetched = (
-            found["main"]
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Fetch" >> self._step(_FetchBulkdata(self.endpoint, name, self.how, **how), Bulkdata)
-        )
+        find = self._pooled(_FindURIs, pcollection, self.tags)
+        fetch = self._pooled(_FetchBulkdata, pcollection, self.how)
+        found = pcollection | "FindURIs" >> self._step(find, str)
+        fetched = found["main"] | "Reshuffle" >> beam.Reshuffle() | "Fetch" >> self._step(fetch, Bulkdata)
         failures = self._report([found[FAILURES], fetched[FAILURES]])
         return RetrievedBulkdata(fetched["main"], failures) if self._failure_mode == "collect" else fetched["main"]
 
@@ -569,16 +483,6 @@ class RetrieveBulkdata(RetrieveTransform):
             "attributes": DisplayDataItem(", ".join(sorted(self.tags or ())), label="Attributes").drop_if_default(""),
             "max_element_bytes": DisplayDataItem(self.how.max_element_bytes, label="Largest element"),
         }
-
-
-@dataclass(frozen=True)
-class BulkdataOptions:
-    """How bulk data are asked for; see `RetrieveBulkdata`."""
-
-    media_types: tuple[Any, ...] | None = None
-    max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES
-    spool_directory: str | None = None
-    additional_params: Mapping[str, Any] | None = None
 
 
 def bulkdata_uris(dataset: Mapping[str, Any], tags: frozenset[str] | None = None) -> Iterator[str]:
@@ -639,7 +543,7 @@ def _reference_in(subject: Any) -> Resource | None:
 
 
 class _FetchBulkdata(PooledDoFn):
-    def __init__(self, endpoint: Endpoint, transform: str, how: BulkdataOptions, **options: Any) -> None:
+    def __init__(self, endpoint: Endpoint, transform: str, how: RetrieveOptions, **options: Any) -> None:
         super().__init__(endpoint, transform, **options)
         self._how = how
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 
-from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.elements import Instance, Resource, SearchLevel
 from dicomweb_io.endpoint import EndpointLike
-from dicomweb_io.transforms._core import DICOMwebTransform, FailureMode, warn_of_secrets
+from dicomweb_io.listing import resource_of_row
+from dicomweb_io.transforms._core import (
+    FAILURES,
+    AsReferences,
+    DICOMwebTransform,
+    FailingTransform,
+    FailureMode,
+    warn_of_secrets,
+)
 from dicomweb_io.transforms.retrieve import RetrievedInstances, RetrieveInstances
 from dicomweb_io.transforms.search import QueryInput, SearchForInstances
 from dicomweb_io.transforms.store import StoreInstances
@@ -50,14 +58,16 @@ class _Read(DICOMwebTransform):
         search, retrieve = self._search.inside(self), self._retrieve.inside(self)
         found = pvalue | "Search" >> search
         rows = found.rows if self.collects else found
-        references = rows | "References" >> beam.Map(Resource.of).with_output_types(Resource)
+        mode: FailureMode = "collect" if self.collects else "raise"
+        named = rows | "References" >> ReferencesOfRows("instance", type(self).__name__, failures=mode)
+        references = named.references
         if self._distinct:
             references = references | "DistinctReferences" >> DistinctReferences()
         fetched = references | "Retrieve" >> retrieve
         if not self.collects:
             warn_of_secrets(self, self.endpoint)
             return fetched
-        failures = self._report([found.failures, fetched.failures])
+        failures = self._report([found.failures, named.failures, fetched.failures])
         return RetrievedInstances(fetched.instances, failures) if self._failure_mode == "collect" else fetched.instances
 
     def display_data(self) -> dict[str, Any]:
@@ -93,6 +103,46 @@ class ReadAllFromDICOMweb(_Read):
     """
 
     _distinct = False
+
+
+class NamedReferences(NamedTuple):
+    """The output of `ReferencesOfRows`."""
+
+    references: Any
+    failures: Any
+
+
+class ReferencesOfRows(FailingTransform):
+    """References of the rows of a search; a row that lacks a UID is a failure, and never names its whole parent.
+
+    Args:
+        level: What was searched for.
+        transform: The name that failures carry.
+        failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
+
+    Returns:
+        A `NamedReferences`.
+    """
+
+    def __init__(self, level: SearchLevel, transform: str, *, failures: FailureMode = "raise") -> None:
+        super().__init__(failures=failures)
+        self._level: SearchLevel = level
+        self._transform = transform
+
+    def expand(self, rows: Any) -> NamedReferences:
+        """Builds the step."""
+        dofn = _RowReferences(self._transform, self._level, collect=self.collects)
+        made = rows | "AsReferences" >> self._step(dofn, Resource)
+        return NamedReferences(made["main"], self._report([made[FAILURES]]))
+
+
+class _RowReferences(AsReferences):
+    def __init__(self, transform: str, level: SearchLevel, *, collect: bool) -> None:
+        super().__init__(transform, collect=collect)
+        self._level: SearchLevel = level
+
+    def reference_of(self, element: Any) -> Resource:
+        return resource_of_row(element, self._level)
 
 
 @beam.typehints.with_input_types(Resource)

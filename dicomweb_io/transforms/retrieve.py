@@ -7,9 +7,9 @@ follow take it from the same worker. What comes for a study or series is compare
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
@@ -21,12 +21,12 @@ from dicomweb_io.errors import DeadlineExceededError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import expand_reference, instance_of_row
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
-from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
     DICOMwebTransform,
     FailureMode,
+    PartSpool,
     PooledDoFn,
     Problem,
     problem_of,
@@ -40,6 +40,8 @@ ReferenceInput = Resource | str | dict[str, Any]
 """What names an object: a reference, a DICOMweb URI, or a row of a search or metadata."""
 
 _METADATA_BYTES = 64 * 1024
+
+D = TypeVar("D", bound=PooledDoFn)
 
 
 class RetrievedInstances(NamedTuple):
@@ -56,15 +58,81 @@ class RetrievedMetadata(NamedTuple):
     failures: Any
 
 
-class RetrieveTransform(DICOMwebTransform):
-    """What the retrieves share: references in, reshuffled, and fetched after that."""
+@dataclass(frozen=True)
+class RetrieveOptions:
+    """How instances, frames or values are asked for; see `RetrieveInstances`."""
 
-    def _fetch(self, pcollection: Any, dofn: PooledDoFn, output_type: Any) -> tuple[Any, Any]:
-        """References, reshuffled and fetched; gives the results and the failures."""
-        name = type(self).__name__
-        references = pcollection | "AsReferences" >> self._step(AsReferences(name, collect=self.collects), Resource)
-        fetched = references["main"] | "Reshuffle" >> beam.Reshuffle() | "Fetch" >> self._step(dofn, output_type)
-        return fetched["main"], self._report([references[FAILURES], fetched[FAILURES]])
+    media_types: Sequence[Any] | None = None
+    max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES
+    spool_directory: str | None = None
+    additional_params: Mapping[str, Any] | None = None
+    allow_transcoding: bool = False
+
+    def __post_init__(self) -> None:
+        check_size(max_element_bytes=self.max_element_bytes)
+        if self.media_types is not None:
+            object.__setattr__(self, "media_types", tuple(self.media_types))
+        object.__setattr__(self, "additional_params", dict(self.additional_params) if self.additional_params else None)
+
+
+def check_size(**size: int) -> None:
+    """Checks a limit in bytes.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
+    for name, number in size.items():
+        if number < 1:
+            raise ValueError(f"{name} must be 1 or more, not {number}")
+
+
+class RetrieveTransform(DICOMwebTransform):
+    """What the retrieves share: references in, reshuffled, and fetched after that.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        max_bytes: The bytes that may be read or wait at once in a process.
+        keep_order: Give results in the order of the references of a bundle.
+        failures: ``"raise"`` or ``"collect"``.
+    """
+
+    def __init__(self, endpoint: EndpointLike, *, max_bytes: int, keep_order: bool, failures: FailureMode) -> None:
+        super().__init__(endpoint, failures=failures)
+        check_size(max_bytes=max_bytes)
+        self.max_bytes = max_bytes
+        self.keep_order = keep_order
+
+    def _pooled(self, kind: type[D], pcollection: Any, *arguments: Any, **options: Any) -> D:
+        """A DoFn with the settings that all DoFns of this transform have."""
+        return kind(
+            self.endpoint,
+            type(self).__name__,
+            *arguments,
+            collect=self.collects,
+            hold=several_windows(pcollection),
+            ordered=self.keep_order,
+            max_bytes=self.max_bytes,
+            **options,
+        )
+
+    def _fetch(
+        self,
+        pcollection: Any,
+        dofn: PooledDoFn,
+        output_type: Any,
+        *,
+        references: AsReferences | None = None,
+        choose: PooledDoFn | None = None,
+    ) -> tuple[Any, Any]:
+        """References, perhaps chosen from, reshuffled and fetched; gives the results and the failures."""
+        made = references or AsReferences(type(self).__name__, collect=self.collects)
+        named = pcollection | "AsReferences" >> self._step(made, Resource)
+        failures = [named[FAILURES]]
+        if choose is not None:
+            named = named["main"] | "Choose" >> self._step(choose, Resource)
+            failures.append(named[FAILURES])
+        fetched = named["main"] | "Reshuffle" >> beam.Reshuffle() | "Fetch" >> self._step(dofn, output_type)
+        return fetched["main"], self._report([*failures, fetched[FAILURES]])
 
 
 @beam.typehints.with_input_types(ReferenceInput)
@@ -75,8 +143,10 @@ class RetrieveInstances(RetrieveTransform):
     whole instance is retrieved. What comes for a study or series is compared with what a search lists; what is missing
     is asked for once more by itself, and is a failure if it does not come.
 
-    In each worker process at most ``Limits.max_in_flight`` retrieves run at once, and at most `max_bytes` wait to be
-    taken by the next step, for all bundles together: a slow consumer holds the retrieves back.
+    In each worker process the limits of the endpoint hold for all bundles and steps together: ``Limits.max_in_flight``
+    requests at once, and `max_bytes` that are read or wait to be taken by the next step, so that a slow consumer holds
+    the retrieves back. Each step of a bundle may run one task and hold one item beyond them, which keeps any chain of
+    transforms going; memory is bounded by `max_bytes` and one item for each step of each bundle.
 
     Args:
         endpoint: An `Endpoint`, a URL or a path.
@@ -85,7 +155,8 @@ class RetrieveInstances(RetrieveTransform):
         max_element_bytes: Instances up to this size are elements with their bytes.
         spool_directory: A directory, shared by whoever reads the elements, for larger ones: then the element has a
             path, and the consumer owns the file. Without it a larger instance is a failure.
-        max_bytes: The bytes that may be read or wait at once in a process. One larger instance passes alone.
+        max_bytes: The bytes that may be read or wait at once in a process. One larger instance passes alone. The
+            smallest number that any transform names for the endpoint holds for all.
         keep_order: Give results in the order of the references of a bundle.
         additional_params: Further query parameters.
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `RetrievedInstances`. See also
@@ -107,32 +178,14 @@ class RetrieveInstances(RetrieveTransform):
         additional_params: Mapping[str, Any] | None = None,
         failures: FailureMode = "raise",
     ) -> None:
-        super().__init__(endpoint, failures=failures)
-        if max_element_bytes < 1:
-            raise ValueError(f"max_element_bytes must be 1 or more, not {max_element_bytes}")
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be 1 or more, not {max_bytes}")
-        self.how = InstanceOptions(
-            tuple(media_types) if media_types is not None else None,
-            allow_transcoding,
-            max_element_bytes,
-            spool_directory,
-            dict(additional_params) if additional_params else None,
+        super().__init__(endpoint, max_bytes=max_bytes, keep_order=keep_order, failures=failures)
+        self.how = RetrieveOptions(
+            media_types, max_element_bytes, spool_directory, additional_params, allow_transcoding
         )
-        self.max_bytes = max_bytes
-        self.keep_order = keep_order
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        dofn = _FetchInstances(
-            self.endpoint,
-            type(self).__name__,
-            self.how,
-            collect=self.collects,
-            hold=several_windows(pcollection),
-            ordered=self.keep_order,
-            max_bytes=self.max_bytes,
-        )
+        dofn = self._pooled(_FetchInstances, pcollection, self.how)
         instances, failures = self._fetch(pcollection, dofn, Instance)
         return RetrievedInstances(instances, failures) if self._failure_mode == "collect" else instances
 
@@ -145,25 +198,15 @@ class RetrieveInstances(RetrieveTransform):
         }
 
 
-@dataclass(frozen=True)
-class InstanceOptions:
-    """How instances are asked for; see `RetrieveInstances`."""
-
-    media_types: tuple[Any, ...] | None = None
-    allow_transcoding: bool = False
-    max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES
-    spool_directory: str | None = None
-    additional_params: Mapping[str, Any] | None = None
-
-
 class _FetchInstances(PooledDoFn):
-    def __init__(self, endpoint: Endpoint, transform: str, how: InstanceOptions, **options: Any) -> None:
+    def __init__(self, endpoint: Endpoint, transform: str, how: RetrieveOptions, **options: Any) -> None:
         super().__init__(endpoint, transform, **options)
         self._how = how
 
     def setup(self) -> None:
         super().setup()
-        self._spool = PrivateDirectory(self._how.spool_directory)
+        how = self._how
+        self._spool = PartSpool(self._transform, "the instance", how.max_element_bytes, how.spool_directory)
 
     def teardown(self) -> None:
         super().teardown()
@@ -221,9 +264,8 @@ class _FetchInstances(PooledDoFn):
 
     def _stream(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
         how = self._how
-        # Every retrieve may hold so much without the others having to wait; what is larger goes to a file first, so
-        # that its size is known before it is read into memory.
-        threshold = min(room.fair_share, how.max_element_bytes)
+        # What is larger goes to a file first, so that its size is known before it is read into memory.
+        threshold = self._spool.threshold(room)
         room.reserve(threshold)
         instances = client.iter_instances(
             reference,
@@ -234,31 +276,10 @@ class _FetchInstances(PooledDoFn):
             additional_params=how.additional_params,
         )
         for instance in instances:
-            yield self._in_memory(instance, room)
+            yield self._spool.taken(instance, instance.reference, room)
+            # Nothing here may keep it in memory while the next is read.
+            del instance
             room.reserve(threshold)
-
-    def _in_memory(self, instance: Instance, room: Room) -> Instance | Problem:
-        if instance.content is not None:
-            room.reserve(len(instance.content))
-            return instance
-        size = instance.size
-        try:
-            if size <= self._how.max_element_bytes:
-                room.reserve(size)
-                return replace(instance, content=instance.read(), path=None)
-            if self._how.spool_directory is not None:
-                room.reserve(0)
-                return replace(instance, path=self._spool.release(instance))
-        finally:
-            self._spool.discard(instance)
-        return Problem(
-            Failure(
-                self._transform,
-                f"the instance has {size} bytes, more than max_element_bytes ({self._how.max_element_bytes}); "
-                "raise that, or give a spool_directory",
-                reference=instance.reference,
-            )
-        )
 
     def _missing(self, reference: Resource, client: DICOMClient) -> Failure:
         return Failure(
@@ -295,22 +316,12 @@ class RetrieveMetadata(RetrieveTransform):
         additional_params: Mapping[str, Any] | None = None,
         failures: FailureMode = "raise",
     ) -> None:
-        super().__init__(endpoint, failures=failures)
-        self.max_bytes = max_bytes
-        self.keep_order = keep_order
+        super().__init__(endpoint, max_bytes=max_bytes, keep_order=keep_order, failures=failures)
         self.additional_params = dict(additional_params) if additional_params else None
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        dofn = _FetchMetadata(
-            self.endpoint,
-            type(self).__name__,
-            self.additional_params,
-            collect=self.collects,
-            hold=several_windows(pcollection),
-            ordered=self.keep_order,
-            max_bytes=self.max_bytes,
-        )
+        dofn = self._pooled(_FetchMetadata, pcollection, self.additional_params)
         metadata, failures = self._fetch(pcollection, dofn, dict[str, Any])
         return RetrievedMetadata(metadata, failures) if self._failure_mode == "collect" else metadata
 

@@ -20,9 +20,9 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.transforms.core import RestrictionProvider
 
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.elements import JSONDataset, SearchQuery
+from dicomweb_io.elements import JSONDataset, SearchPage, SearchQuery
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.paging import Evidence, PageRequest, Paging, row_key
+from dicomweb_io.paging import Evidence, PageRequest, Paging, pages_of, row_key
 from dicomweb_io.pool import BoundedPool, Room
 
 END = 1 << 62
@@ -219,14 +219,16 @@ class PackedPage:
         """Asks for rows, in as many requests as the archive's own page size makes necessary."""
         rows: list[JSONDataset] = []
         total, more, requests, error = None, None, 0, None
-        rest: PageRequest | None = request
+
+        def ask(part: PageRequest) -> SearchPage:
+            nonlocal requests
+            requests += 1
+            return client.search_page(query, offset=part.offset, limit=part.limit)
+
         try:
-            while rest is not None:
-                page = client.search_page(query, offset=rest.offset, limit=rest.limit)
-                requests += 1
+            for page in pages_of(request, ask):
                 rows += page.rows
-                total, more = page.total, page.more if page.rows else False
-                rest = request.rest(len(rows), page)
+                total, more = page.total, page.more
         except RECOVERABLE as caught:
             error = caught
         evidence = Evidence([row_key(row, query.level) for row in rows], total, more)

@@ -27,6 +27,7 @@ from dicomweb_io.dicom.json_decode import first_value
 from dicomweb_io.dicom.values import parse_date
 from dicomweb_io.elements import JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.errors import FilterIgnoredError, MalformedResponseError
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.paging import Beginning, PageRequest, Paging, next_rows, pages_by_offset, row_key
 from dicomweb_io.pool import Lease, Room, shared_client
@@ -578,7 +579,7 @@ def span_of(text: str) -> Span | None:
 
 
 def split_by_count(
-    span: Span, total: int, count: Callable[[Span], int], maximum: int, today: date
+    span: Span, total: int, count: Callable[[Span], int], maximum: int, today: date, *, url: str = ""
 ) -> Iterator[tuple[Span, int]]:
     """Cuts days into spans with at most so many rows, as far as days allow it.
 
@@ -588,15 +589,17 @@ def split_by_count(
         count: Tells the rows of a span.
         maximum: The most rows of a span.
         today: The current day: most dates lie in the decades before it.
+        url: The archive, for errors.
 
     Yields:
         Spans that have rows, and how many.
 
     Raises:
-        ValueError: If the archive ignores the filter.
+        FilterIgnoredError: If the archive ignores the filter.
     """
     if total and all(count(Span(day, day)) == total for day in (_FIRST, _LAST)):
-        raise ValueError("the archive ignores filters by StudyDate, so a search cannot be split by it")
+        what = "the archive ignores filters by StudyDate, so a search cannot be split by it"
+        raise FilterIgnoredError(what, method="GET", url=url)
     # Later first on the stack, so that spans come in order.
     waiting = [(part, count(part)) for part in span.parts(date(1990, 1, 1), today + _DAY)][::-1]
     while waiting:
@@ -638,10 +641,11 @@ class SplitByStudyDate(PooledDoFn):
         def count(part: Span) -> int:
             number = total_of(client, within(subject, part))
             if number is None:
-                raise ValueError(f"{client.base_url} told a total for one search, and none for a range of StudyDate")
+                what = "the archive told a total for one search, and none for a range of StudyDate"
+                raise MalformedResponseError(what, method="GET", url=client.base_url)
             return number
 
-        for part, number in split_by_count(span, total, count, maximum, today):
+        for part, number in split_by_count(span, total, count, maximum, today, url=client.base_url):
             found += number
             yield within(subject, part)
         if found != total and not given:

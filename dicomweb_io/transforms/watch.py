@@ -1,11 +1,12 @@
-"""`WatchForStudies` and `WatchForInstances`: unbounded sources of what is new in an archive.
+"""What is new in an archive, as references: sources that poll it, and a transform that parses its notifications.
 
-A splittable DoFn asks a change source (`dicomweb_io.changes`) again and again. The restriction is the place
-that was reached: what one poll found and the place after it are claimed together, so that a repeated bundle asks again
-from the same place, and nothing is told twice or left out.
+`WatchForStudies` and `WatchForInstances` are unbounded sources. A splittable DoFn polls a change source
+(`dicomweb_io.changes`) again and again. Its restriction is the place that was reached. What a poll finds and the place
+after it are claimed together, so a repeated bundle polls again from the same place, and nothing is reported twice or
+left out. Between polls the DoFn defers to the runner. If the runner comes back too early (FnApiRunner does not wait at
+all, measured with Beam 2.77), the DoFn waits itself: no archive is polled more often than the interval by wall clock.
 
-Between polls the DoFn hands itself back to the runner. A runner that comes back too early (FnApiRunner does not wait
-at all, measured with Beam 2.77) is made to wait: no archive is asked more often than the interval by wall clock.
+`ParseNotifications` makes references of the messages that archives send: Google Pub/Sub, Azure's change feed, Orthanc.
 """
 
 from __future__ import annotations
@@ -62,11 +63,15 @@ from dicomweb_io.transforms._core import (
 )
 from dicomweb_io.transforms.metrics import count, count_traffic
 
-# ----------------------------------------------------------------------------------------------------------------------
+MAX_WAIT = 5.0
+"""Seconds that the DoFn waits by itself at most before it defers to the runner."""
 
-
-LONGEST_WAIT = 5.0
-"""Seconds that the DoFn waits by itself at most before it hands itself back to the runner."""
+_ORTHANC = "orthanc"
+_GOOGLE_PATH = re.compile(
+    r"(?:.*/)?projects/[^/]+/locations/[^/]+/datasets/[^/]+/dicomStores/[^/]+/dicomWeb/(studies/.+)\Z", re.DOTALL
+)
+_ORTHANC_LEVELS: dict[str, WatchLevel] = {"NewInstance": "instance", "NewStudy": "study", "StableStudy": "study"}
+_SHOWN = 100
 
 
 class Watched(NamedTuple):
@@ -83,8 +88,8 @@ class WatchState:
     Attributes:
         cursor: Where the last poll ended; None before the first.
         polls: How many polls were made.
-        due: The wall-clock time in seconds before which the archive is not to be asked.
-        unfinished: Whether the last poll has more to tell, so that it goes on at once.
+        due: The wall-clock time in seconds before which the archive must not be polled.
+        unfinished: Whether the last poll has more to report, so that it goes on at once.
         done: Whether nothing is left to do.
     """
 
@@ -96,7 +101,7 @@ class WatchState:
 
 
 class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
-    """Tracks a watch. What is claimed is the state after a poll; it splits only into what was done and what is left."""
+    """Tracks a watch. The state after a poll is claimed; a split gives away all that is left."""
 
     def __init__(self, state: WatchState, bounded: bool = False) -> None:
         self._state = state
@@ -108,7 +113,7 @@ class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
         return self._state
 
     def try_claim(self, position: WatchState) -> bool:
-        """Moves on to the state after a poll; False if what is left was given away."""
+        """Moves on to the state after a poll; False if the rest was given away."""
         if self._ended:
             return False
         self._state = position
@@ -116,7 +121,7 @@ class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
         return True
 
     def check_done(self) -> None:
-        """Checks that what is left was given away, or that nothing is.
+        """Checks that the rest was given away, or that there is none.
 
         Raises:
             ValueError: If neither is the case.
@@ -125,7 +130,7 @@ class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
             raise ValueError(f"the watch was left after {self._state.polls} polls without handing back the rest")
 
     def try_split(self, fraction_of_remainder: float) -> tuple[WatchState, WatchState] | None:
-        """Gives away everything that is left, whatever the fraction: only one may ask the archive."""
+        """Gives away all that is left, whatever the fraction: only one worker may poll the archive."""
         if self._ended:
             return None
         residual = self._state
@@ -133,7 +138,7 @@ class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
         return self._state, residual
 
     def current_progress(self) -> RestrictionProgress:
-        """How much is done: nothing is known of what is still to come."""
+        """How much is done. What is still to come is unknown."""
         if self._ended:
             return RestrictionProgress(fraction=1.0)
         return RestrictionProgress(completed=self._state.polls, remaining=1)
@@ -144,13 +149,13 @@ class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
 
 
 class WatchProvider(RestrictionProvider):  # type: ignore[misc, unused-ignore]
-    """Gives a watch its restriction. A drain ends it: the default for what is unbounded."""
+    """Gives a watch its restriction. A drain ends it, as is the default for unbounded sources."""
 
     def __init__(self, bounded: bool) -> None:
         self._bounded = bounded
 
     def initial_restriction(self, element: Any) -> WatchState:
-        """The beginning, or the place that was given."""
+        """Where the watch begins: the element."""
         return cast(WatchState, element)
 
     def create_tracker(self, restriction: WatchState) -> WatchTracker:
@@ -163,17 +168,17 @@ class WatchProvider(RestrictionProvider):  # type: ignore[misc, unused-ignore]
 
 
 class _Rhythm:
-    """When each watch of this process was last made to poll, by a clock that nobody sets."""
+    """When each watch of this process last polled, by the monotonic clock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: dict[str, float] = {}
 
     def remaining(self, watch: str, interval: float, due: float) -> float:
-        """Seconds until the next poll is due: by this process's own memory, or else by the wall clock."""
+        """Seconds until the next poll is due, by this process's memory or by the wall clock."""
         with self._lock:
             last = self._last.get(watch)
-        # A clock that was set back must not stop the watch.
+        # A wall clock that was set back must not stop the watch.
         by_wall_clock = min(due - time.time(), interval)
         by_memory = -math.inf if last is None else last + interval - time.monotonic()
         return max(by_wall_clock, by_memory)
@@ -221,7 +226,7 @@ class _Watch(beam.DoFn):
         self._leaving = threading.Event()
 
     def start_bundle(self) -> None:
-        """Notes where the news comes from."""
+        """Reports the archive as a source."""
         report_lineage(self._endpoint, "source")
 
     def teardown(self) -> None:
@@ -232,11 +237,11 @@ class _Watch(beam.DoFn):
             self._lease = None
 
     def watch(self, tracker: Any, estimator: Any) -> Iterator[Any]:
-        """Makes one poll when it is due, and hands the rest back."""
+        """Makes one poll when it is due, and defers the rest."""
         state: WatchState = tracker.current_restriction()
         wait = self._remaining(state)
         if wait > 0:
-            self._leaving.wait(min(wait, LONGEST_WAIT))
+            self._leaving.wait(min(wait, MAX_WAIT))
             wait = self._remaining(state)
         if wait > 0:
             tracker.defer_remainder(Duration.of(wait))
@@ -255,7 +260,7 @@ class _Watch(beam.DoFn):
                 cast(Lease, self._lease).client, state.cursor, start=self._start, max_changes=self._max_changes
             )
         except RECOVERABLE as error:
-            # The place stays as it is, so the next poll finds what this one did not.
+            # The place stays, so the next poll finds what this one did not.
             problem = problem_of(error, self._transform)
             if not self._collect:
                 count("failures")
@@ -265,7 +270,7 @@ class _Watch(beam.DoFn):
             references, failures = changes.references, changes.failures
             next_state = replace(next_state, cursor=changes.cursor)
             if changes.more:
-                # It is one poll, however many answers it takes; each is a bundle of its own.
+                # However many answers a poll takes, each in its own bundle, it counts as one.
                 next_state = replace(next_state, polls=state.polls, due=state.due, unfinished=True)
         ended = not next_state.unfinished and self._ended(next_state, next_state.due)
         if not tracker.try_claim(next_state):
@@ -273,7 +278,7 @@ class _Watch(beam.DoFn):
         if not next_state.unfinished:
             count("polls")
         count("changes", len(references))
-        yield from self._told(references, failures, began)
+        yield from self._outputs(references, failures, began)
         estimator.set_watermark(Timestamp.of(began))
         count_traffic(cast(Lease, self._lease))
         if ended:
@@ -281,7 +286,7 @@ class _Watch(beam.DoFn):
         else:
             tracker.defer_remainder(Duration.of(max(self._remaining(next_state), 0.0)))
 
-    def _told(self, references: tuple[Resource, ...], failures: tuple[Failure, ...], moment: float) -> Iterator[Any]:
+    def _outputs(self, references: tuple[Resource, ...], failures: tuple[Failure, ...], moment: float) -> Iterator[Any]:
         for failure in failures:
             count("failures")
             if not self._collect:
@@ -291,7 +296,7 @@ class _Watch(beam.DoFn):
             yield TimestampedValue(reference, moment)
 
     def _remaining(self, state: WatchState) -> float:
-        # The rest of a poll that was cut short is not a poll of its own.
+        # The rest of an unfinished poll does not count as a poll.
         return 0.0 if state.unfinished else _RHYTHM.remaining(self._watch, self._interval, state.due)
 
     def _ended(self, state: WatchState, next_poll: float) -> bool:
@@ -382,30 +387,30 @@ class _WatchTransform(DICOMwebTransform):
             collect=self.collects,
         )
         begin = pbegin | "Begin" >> beam.Create([WatchState(self.cursor)], reshuffle=False)
-        told = begin | "Poll" >> self._step(dofn, Resource)
-        failures = self._report([told[FAILURES]])
-        return Watched(told["main"], failures) if self._failure_mode == "collect" else told["main"]
+        polled = begin | "Poll" >> self._step(dofn, Resource)
+        failures = self._report([polled[FAILURES]])
+        return Watched(polled["main"], failures) if self._failure_mode == "collect" else polled["main"]
 
     def display_data(self) -> dict[str, Any]:
-        """The endpoint, the rhythm, and the names of the filters."""
+        """The endpoint, the interval, and the names of the filters."""
         return {
             **super().display_data(),
             "level": DisplayDataItem(self._level, label="Level"),
             "method": DisplayDataItem(self.source.method, label="Method"),
             "interval": DisplayDataItem(self.interval, label="Seconds between polls"),
-            "max_polls": DisplayDataItem(self.max_polls, label="Most polls").drop_if_none(),
+            "max_polls": DisplayDataItem(self.max_polls, label="Maximum number of polls").drop_if_none(),
             "filters": DisplayDataItem(self._filters, label="Filtered by").drop_if_default(""),
         }
 
 
 class WatchForInstances(_WatchTransform):
-    """Tells what instances come to an archive: `Resource` elements, each once, as soon as a poll finds them.
+    """Reports the instances that arrive in an archive: `Resource` elements, each once, when a poll finds them.
 
     An element's timestamp is the time of the poll that found it, and the watermark follows the polls, so no element is
-    late. How new instances are found is a fact of the server's profile (see `dicomweb_io.changes`): Orthanc's
-    log of changes, Azure's change feed, the time of reception at dcm4chee; other servers are searched for studies of
-    the last days, folders are listed as a whole. What a search finds depends on its window: an instance of a study
-    whose StudyDate lies further back than `lookback` is not found by ``"study_date"``.
+    late. The server's profile says how new instances are found (see `dicomweb_io.changes`): by Orthanc's log of
+    changes, Azure's change feed, or the time of reception at dcm4chee. Other servers are searched for studies of the
+    last days; folders are listed as a whole. What a search finds depends on its window: ``"study_date"`` does not find
+    an instance of a study whose StudyDate lies further back than `lookback`.
 
     The source is unbounded and for runners with streaming, such as Prism. With `stop` or `max_polls` it is bounded, and
     ends. On FnApiRunner nothing passes a shuffle before a source ends (Beam 2.77): there, ``python -m pipelines.watch``
@@ -413,17 +418,17 @@ class WatchForInstances(_WatchTransform):
 
     Args:
         endpoint: An `Endpoint`, a URL or a path.
-        search_filters: What must match. Feeds cannot be filtered, so with a feed it costs a search for each study.
-        interval: Seconds between the beginnings of polls, or a timedelta. The archive is never asked more often.
+        search_filters: What must match. A feed cannot be filtered, so with a feed each study costs a search.
+        interval: Seconds between the beginnings of polls, or a timedelta. The archive is never polled more often.
         start: ``"now"``, ``"all"`` (what is there already comes first), a date, or a datetime (UTC without a zone).
         stop: Make no poll after this moment.
-        max_polls: Make at most so many polls. With ``start="now"`` the first one only finds out what is there.
+        max_polls: Make at most this many polls. With ``start="now"`` the first one only finds out what is there.
         method: How to find out; see `dicomweb_io.changes.ChangeMethod`.
         lookback: How long after its time something may still arrive: seconds, or a timedelta.
-        cursor: Go on from here instead of `start`.
-        max_changes: The most references of one bundle.
-        failures: With ``"raise"`` a poll that fails after all retries fails the bundle, which the runner repeats or
-            not. With ``"collect"`` the output is a `Watched`; each such poll is a `Failure`, and the next one finds
+        cursor: Go on from here; `start` is ignored then.
+        max_changes: At most this many references in one bundle.
+        failures: With ``"raise"`` a poll that fails after all retries fails the bundle, which the runner may repeat.
+            With ``"collect"`` the output is a `Watched`; each such poll is a `Failure`, and the next one finds
             what it missed. See also `with_error_handler`.
 
     Raises:
@@ -434,24 +439,12 @@ class WatchForInstances(_WatchTransform):
 
 
 class WatchForStudies(_WatchTransform):
-    """Tells what studies come to an archive, each once: when it is first seen. More of it may still be on its way.
+    """Reports the studies that arrive in an archive, each once: when it is first seen. More of it may still arrive.
 
-    To get all of what comes, watch for instances. Arguments as in `WatchForInstances`.
+    To get everything that arrives, watch for instances. Arguments as in `WatchForInstances`.
     """
 
     _level: WatchLevel = "study"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# `ParseNotifications`: from the messages in which archives tell of new instances to references.
-
-
-_ORTHANC = "orthanc"
-_GOOGLE_PATH = re.compile(
-    r"(?:.*/)?projects/[^/]+/locations/[^/]+/datasets/[^/]+/dicomStores/[^/]+/dicomWeb/(studies/.+)\Z", re.DOTALL
-)
-_ORTHANC_LEVELS: dict[str, WatchLevel] = {"NewInstance": "instance", "NewStudy": "study", "StableStudy": "study"}
-_SHOWN = 100
 
 
 class ParsedNotifications(NamedTuple):
@@ -463,7 +456,7 @@ class ParsedNotifications(NamedTuple):
 
 @dataclass(frozen=True)
 class OrthancChange:
-    """A change that Orthanc told of by its own identifier."""
+    """A change that Orthanc reports with its own identifier."""
 
     identifier: str
     level: WatchLevel
@@ -483,8 +476,8 @@ def parse_notification(message: Any) -> Resource | OrthancChange | None:
             - a DICOMweb URI, from ``studies/`` on or absolute.
 
     Returns:
-        The reference; an `OrthancChange`, of which Orthanc has to be asked; or None for a message that tells of
-        nothing new, such as a deletion.
+        The reference; an `OrthancChange`, which Orthanc has to resolve; or None for a message that reports nothing new,
+        such as a deletion.
 
     Raises:
         TypeError, ValueError: If the message is none of these.
@@ -563,9 +556,9 @@ class _AskOrthanc(PooledDoFn):
     """Asks Orthanc what its identifiers are."""
 
     def produce(self, subject: OrthancChange, client: DICOMClient, room: Room) -> Iterator[Any]:
-        found = uids_of_orthanc(client, [subject.identifier], subject.level)
-        if subject.identifier in found:
-            yield found[subject.identifier]
+        references = uids_of_orthanc(client, [subject.identifier], subject.level)
+        if subject.identifier in references:
+            yield references[subject.identifier]
         else:
             yield Problem(
                 Failure(self._transform, f"Orthanc has no {subject.level} {subject.identifier} (any more)", status=404)
@@ -576,11 +569,11 @@ class _AskOrthanc(PooledDoFn):
 
 
 class ParseNotifications(DICOMwebTransform):
-    """Makes references of the messages in which archives tell of new objects.
+    """Makes references of the messages in which archives report new objects.
 
     It takes messages of Google Pub/Sub for Healthcare API stores, rows of Azure's change feed, changes of Orthanc's
-    log, and DICOMweb URIs; see `parse_notification`. What tells of a deletion is dropped and counted
-    (``notifications_ignored``); a message that is none of these is a failure.
+    log, and DICOMweb URIs; see `parse_notification`. A message about a deletion is ignored and counted
+    (``notifications_ignored``); a message of any other kind is a failure.
 
     Pub/Sub and most brokers may deliver a message more than once: then the reference comes more than once too.
 
@@ -593,7 +586,7 @@ class ParseNotifications(DICOMwebTransform):
     _element_type = Resource
 
     def __init__(self, endpoint: EndpointLike | None = None, *, failures: FailureMode = "raise") -> None:
-        # Without an archive nothing is ever asked: any address serves for the base class.
+        # Without an archive nothing is ever asked, so any address will do for the base class.
         super().__init__(endpoint if endpoint is not None else ".", failures=failures)
         self._archive = Endpoint.of(endpoint) if endpoint is not None else None
 
@@ -613,8 +606,8 @@ class ParseNotifications(DICOMwebTransform):
             asked = parsed[_ORTHANC] | "AskOrthanc" >> self._step(dofn, Resource)
             references = (references, asked["main"]) | "Join" >> beam.Flatten()
             failures.append(asked[FAILURES])
-        lost = self._report(failures)
-        return ParsedNotifications(references, lost) if self._failure_mode == "collect" else references
+        failed = self._report(failures)
+        return ParsedNotifications(references, failed) if self._failure_mode == "collect" else references
 
     def display_data(self) -> dict[str, Any]:
         """The endpoint, if there is one."""

@@ -394,8 +394,7 @@ class DICOMwebClient(DICOMClient):
 
     def _storer(self) -> Storer:
         # What the archive was found to have holds for one call only.
-        searcher = Searcher(self._service)
-        existing = ExistingInstances(self._service, searcher, InstanceRetriever(self._service, searcher))
+        existing = ExistingInstances(self._service, self)
         return Storer(self._service, existing, Replacer(existing, Deleter(self._service)))
 
     def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,9 @@
-"""Retrieving frames (WADO-RS, PS3.18 section 10.4.1.1.6): the order asked for, the number asked for, or an error."""
+"""Retrieving parts of instances (WADO-RS, PS3.18 sections 8.3.5 and 10.4.1.1).
+
+- `FrameRetriever`: frames, in the order and number asked for, or an error;
+- `BulkdataRetriever`: bulk data by URI, whole values or a range of their bytes;
+- `RenderedRetriever`: rendered images and thumbnails.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +38,21 @@ from dicomweb_io.spool import Collected, SpoolPolicy, dropped
 from dicomweb_io.web.service import REFUSALS, Service
 from dicomweb_io.web.urls import parameters, with_query
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 _STORED = (MediaType(OCTET_STREAM, "*"), MediaType("*/*", "*"))
 _LOCATION = re.compile(r"/frames/(\d+)/?(?:[?#]|\Z)")
 # Types that one transfer syntax only is written in, so that it is known even when `*` was asked for.
 _UNAMBIGUOUS = frozenset({OCTET_STREAM, "image/dicom-rle"})
-
-
+# Orthanc 1.10.1 knows the parts and */*, others single bodies only; none of these makes a server re-encode more than
+# the first does.
+_BULKDATA_ACCEPTS = (
+    f'multipart/related; type="{OCTET_STREAM}"; transfer-syntax=*',
+    f'multipart/related; type="{OCTET_STREAM}"',
+    'multipart/related; type="*/*"',
+    f"{OCTET_STREAM}; transfer-syntax=*",
+    OCTET_STREAM,
+    "*/*",
+)
+_SHAPES = ("linear", "linear-exact", "sigmoid")
 _IN_MEMORY = SpoolPolicy()
 
 
@@ -72,9 +83,7 @@ class FrameRetriever:
         if resource.level != "frame":
             raise InvalidIdentifierError(f"a reference to frames is needed, not to a {resource.level}")
         accepted_types = parse_media_types(media_types) or _STORED
-        for accepted_type in accepted_types:
-            if accepted_type.name == DICOM:
-                raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
+        _check_not_instances(accepted_types, "frames")
         return self._iterate(resource, _AcceptedForm(accepted_types, parameters(additional_params), spool_policy))
 
     def _iterate(self, resource: Resource, accepted_type: _AcceptedForm) -> Iterator[Frame]:
@@ -215,6 +224,11 @@ class FrameRetriever:
         )
 
 
+def _check_not_instances(accepted_types: Sequence[MediaType], what: str) -> None:
+    if any(accepted_type.name == DICOM for accepted_type in accepted_types):
+        raise ValueError(f"{what} have no form {DICOM}; retrieve the instance")
+
+
 def _implied_syntax(media_type: str, accepted_types: Sequence[MediaType]) -> str | None:
     """The transfer syntax of a part that names none, if what was asked for leaves one possibility only."""
     matching = [
@@ -231,22 +245,6 @@ def _implied_syntax(media_type: str, accepted_types: Sequence[MediaType]) -> str
     if media_type in _UNAMBIGUOUS or (not as_stored and asked <= {None}):
         return DEFAULT_TRANSFER_SYNTAXES.get(media_type)
     return None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Retrieving bulk data (WADO-RS, PS3.18 section 10.4.1.1.5) by URI: whole values, or a range of their bytes.
-
-
-# Orthanc 1.10.1 knows the parts and */*, others single bodies only; none of these makes a server re-encode more than
-# the first does.
-_ACCEPTS = (
-    f'multipart/related; type="{OCTET_STREAM}"; transfer-syntax=*',
-    f'multipart/related; type="{OCTET_STREAM}"',
-    'multipart/related; type="*/*"',
-    f"{OCTET_STREAM}; transfer-syntax=*",
-    OCTET_STREAM,
-    "*/*",
-)
 
 
 class BulkdataRetriever:
@@ -277,10 +275,8 @@ class BulkdataRetriever:
         absolute = self._service.urls.bulkdata(url)
         headers = {} if byte_range is None else {"Range": range_header(byte_range), "Accept-Encoding": "identity"}
         accepted_types = parse_media_types(media_types)
-        for accepted_type in accepted_types:
-            if accepted_type.name == DICOM:
-                raise ValueError(f"bulk data have no form {DICOM}; retrieve the instance")
-        accepts = accept_spellings(accepted_types) if accepted_types else _ACCEPTS
+        _check_not_instances(accepted_types, "bulk data")
+        accepts = accept_spellings(accepted_types) if accepted_types else _BULKDATA_ACCEPTS
         return self._iterate(
             with_query(absolute, parameters(additional_params)), accepts, headers, byte_range, spool_policy
         )
@@ -401,13 +397,6 @@ def range_header(byte_range: tuple[int, int | None]) -> str:
     return f"bytes={first}-" if last is None else f"bytes={first}-{last}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Retrieving rendered resources and thumbnails (WADO-RS, PS3.18 sections 8.3.5 and 10.4.1.1.3).
-
-
-_SHAPES = ("linear", "linear-exact", "sigmoid")
-
-
 class RenderedRetriever:
     """Retrieves rendered resources of one service."""
 
@@ -444,50 +433,48 @@ class RenderedRetriever:
         checked = check_rendering_params(params, thumbnail=thumbnail)
         accepts = ["*/*"]
         if accepted_types:
-            accepts = list(
-                dict.fromkeys(
-                    [
-                        accept_header(accepted_types, multipart=False),
-                        *(accepted_type.name for accepted_type in accepted_types),
-                    ]
-                )
-            )
+            together = accept_header(accepted_types, multipart=False)
+            accepts = list(dict.fromkeys([together, *(wanted.name for wanted in accepted_types)]))
         url = with_query(
             self._service.urls.retrieve(resource, "/thumbnail" if thumbnail else "/rendered"), parameters(checked)
         )
         for attempt in self._service.transport.attempts():
             with attempt, self._service.get(url, accepts, attempt=attempt) as answer:
-                content_type = self._service.content_type(answer)
-                media_type = content_type.media_type
-                if content_type.is_multipart:
-                    parts = []
-                    for part in self._service.parts(answer):
-                        media_type = parse_content_type(part.content_type).media_type or content_type.root.media_type
-                        parts.append(part.read())
-                    if len(parts) != 1:
-                        raise answer.error(
-                            f"expected one rendered image, got {len(parts)}; ask for one frame at a time",
-                            MalformedResponseError,
-                        )
-                    content = parts[0]
-                else:
-                    content = answer.read() if answer.status != 204 else b""
-                if not content:
-                    raise answer.error("the answer holds no rendered image", MalformedResponseError)
-                if content_type.is_json or (
-                    accepted_types
-                    and not any(_similar(accepted_type.name, media_type) for accepted_type in accepted_types)
+                content, media_type = self._image(answer)
+                if self._service.content_type(answer).is_json or (
+                    accepted_types and not any(_similar(wanted.name, media_type) for wanted in accepted_types)
                 ):
                     raise answer.error(f"expected a rendered image, got {media_type}", MalformedResponseError)
                 framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
                 if not framed and _breaks_off(content, media_type):
                     raise answer.error("the image breaks off", ResponseIncompleteError, retryable=True)
-                return RenderedImage(resource, media_type or "application/octet-stream", content)
+                return RenderedImage(resource, media_type or OCTET_STREAM, content)
         raise AssertionError("attempts() ends with a result or an error")
+
+    def _image(self, answer: StreamedAnswer) -> tuple[bytes, str]:
+        """The one image of an answer, and its media type."""
+        content_type = self._service.content_type(answer)
+        media_type = content_type.media_type
+        if content_type.is_multipart:
+            parts = []
+            for part in self._service.parts(answer):
+                media_type = parse_content_type(part.content_type).media_type or content_type.root.media_type
+                parts.append(part.read())
+            if len(parts) != 1:
+                raise answer.error(
+                    f"expected one rendered image, got {len(parts)}; ask for one frame at a time",
+                    MalformedResponseError,
+                )
+            content = parts[0]
+        else:
+            content = answer.read() if answer.status != 204 else b""
+        if not content:
+            raise answer.error("the answer holds no rendered image", MalformedResponseError)
+        return content, media_type
 
 
 def _similar(accepted_type: str, media_type: str) -> bool:
-    """Whether a type is of the kind that was asked for: another image type will do, a page instead of an image not."""
+    """Whether a type is of the kind that was asked for: another type of image will do, a page will not."""
     return accepted_type == "*/*" or accepted_type.partition("/")[0] == media_type.partition("/")[0]
 
 

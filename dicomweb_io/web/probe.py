@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from dicomweb_io.dicom import json_decode
+from dicomweb_io.dicom.errors import DatasetError
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.elements import JSONDataset, Resource, SearchQuery
 from dicomweb_io.errors import DICOMwebError
@@ -35,6 +36,8 @@ def probe(service: Service) -> ProbeReport:
 
 
 class _Probe:
+    """One look at a server: its findings, and the facts of a profile that follow from them."""
+
     def __init__(self, service: Service) -> None:
         self._service = service
         self._findings: list[Finding] = []
@@ -61,13 +64,11 @@ class _Probe:
         self._counting()
         self._retrieval(instance)
         if recognized or profile.name != "generic":
-            # What the profile knows from documents and source counts more than one look at one archive.
+            # What the profile knows from documents and source code outweighs one look at one archive.
             facts = {name: value for name, value in self._facts.items() if getattr(profile, name) is None}
         else:
             facts = self._facts
         return ProbeReport(profile.with_facts(**facts), recognized, tuple(self._findings))
-
-    # Asking ---------------------------------------------------------------------------------------------------------
 
     def _get(self, url: str, accept: str = DICOM_JSON) -> Answer:
         return self._service.transport.request("GET", url, headers={"Accept": accept}, accept_statuses=_ABSENT)
@@ -76,7 +77,7 @@ class _Probe:
         return self._get(with_query(self._service.urls.search(query), parameters))
 
     def _search(self, query: SearchQuery, parameters: str, *, required: bool = False) -> list[JSONDataset]:
-        """The rows of a search, none if it is refused and not required; asked for again if the answer breaks off."""
+        """The rows of a search; none if it is rejected and not required. If its answer breaks off, it is repeated."""
         transport = self._service.transport
         url = with_query(self._service.urls.search(query), parameters)
         refusals = () if required else _ABSENT
@@ -101,46 +102,50 @@ class _Probe:
     def _found(self, feature: str, supported: bool | None, detail: str) -> None:
         self._findings.append(Finding(feature, supported, detail))
 
-    # Questions ------------------------------------------------------------------------------------------------------
-
     def _recognize(self) -> tuple[ServerProfile, bool]:
         given = self._service.profile
-        there = None
+        confirmed = None
         if given.name != "generic":
-            # An address says little: others than Orthanc have a root of the name dicom-web too.
+            # An address says little: other servers than Orthanc have a root called dicom-web too.
             if given.fingerprint is not None and self._service.profile_is_guess:
-                there = self._has_fingerprint(given)
-            if there is not False:
-                by = "by its answers" if there else "by its address or by choice"
+                confirmed = self._has_fingerprint(given)
+            if confirmed is not False:
+                by = "by its answers" if confirmed else "by its address or by choice"
                 self._found("kind of server", True, f"{given.name}, {by}")
-                return given, there is True
+                return given, confirmed is True
         for profile in PROFILES.values():
             if profile.fingerprint is not None and profile.name != given.name and self._has_fingerprint(profile):
                 self._found("kind of server", True, f"{profile.name}, by its answers")
                 return profile, True
-        unlike = "" if there is None else f" (its address looks like {given.name}, its answers do not)"
+        unlike = "" if confirmed is None else f" (its address looks like {given.name}, its answers do not)"
         self._found("kind of server", None, f"not recognized: the generic profile{unlike}")
-        return given if there is None else PROFILES["generic"], False
+        return given if confirmed is None else PROFILES["generic"], False
 
     def _has_fingerprint(self, profile: ServerProfile) -> bool | None:
-        """Whether a kind of server's fingerprint is there; None if that is not to be known, for want of permission."""
+        """Whether the server has the fingerprint of a profile; None if it does not allow the question."""
         assert profile.fingerprint is not None  # noqa: S101 - only such profiles are asked for
         path, member = profile.fingerprint
         try:
             answer = self._get(urljoin(self._service.urls.base_url + "/", path), "application/json")
-            document = json_decode.loads(answer.content) if answer.status < 300 else None
         except DICOMwebError:
             return None
-        except ValueError:
-            return False
         if answer.status in (400, 403, 500):
             return None
+        document = self._document(answer)
         return isinstance(document, dict) and member in document
+
+    @staticmethod
+    def _document(answer: Answer) -> Any:
+        """The JSON document of an answer; None if it has none."""
+        try:
+            return json_decode.loads(answer.content) if answer.status < 300 else None
+        except DatasetError:
+            return None
 
     def _limits(self, studies: list[JSONDataset]) -> None:
         one = self._search(SearchQuery("study"), "limit=1")
         if len(studies) < 2:
-            self._found("limit and offset", None, "fewer than 2 studies: cannot be told")
+            self._found("limit and offset", None, "unknown: there are fewer than 2 studies")
             return
         self._found("limit", len(one) == 1, f"limit=1 gives {len(one)} rows")
         second = self._search(SearchQuery("study"), "limit=1&offset=1")
@@ -171,17 +176,14 @@ class _Probe:
 
     def _counting(self) -> None:
         answer = self._get(self._service.urls.search(SearchQuery("study"), count=True), "application/json")
-        try:
-            document = json_decode.loads(answer.content) if answer.status < 300 else None
-        except ValueError:
-            document = None
+        document = self._document(answer)
         there = isinstance(document, dict) and isinstance(document.get("count"), int)
         self._facts["count_resources"] = there
         self._found("count resource", there, f"HTTP {answer.status}")
 
     def _retrieval(self, instance: Resource | None) -> None:
         if instance is None or instance.level != "instance":
-            self._found("retrieval", None, "no instance to try it with")
+            self._found("retrieval", None, "there is no instance to try it with")
             return
         urls = self._service.urls
         metadata = self._get(urls.retrieve(instance, "/metadata"))
@@ -192,15 +194,12 @@ class _Probe:
             status, media_type = self._headers(urls.retrieve(instance), accept)
             self._found(f"retrieval as {accept}", status < 300, f"HTTP {status} {media_type}".strip())
         if metadata.status < 300 and b'"00280010"' not in metadata.content:
-            # Nothing is to be seen of a report, say.
+            # A report, say, cannot be rendered everywhere.
             for feature in ("rendering", "thumbnails"):
-                self._found(feature, None, "the instance it was tried with is no image")
+                self._found(feature, None, "the instance that was tried is not an image")
             return
-        for feature, url, accept in (
-            ("rendering", urls.retrieve(instance, "/rendered"), "*/*"),
-            ("thumbnails", urls.retrieve(instance, "/thumbnail"), "*/*"),
-        ):
-            status, media_type = self._headers(url, accept)
+        for feature, suffix in (("rendering", "/rendered"), ("thumbnails", "/thumbnail")):
+            status, media_type = self._headers(urls.retrieve(instance, suffix), "*/*")
             self._found(feature, status < 300, f"HTTP {status} {media_type}".strip())
             if feature == "thumbnails":
                 self._facts["thumbnails"] = status < 300

@@ -31,8 +31,6 @@ from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.transport import Answer
 from dicomweb_io.listing import SeriesListing
 from dicomweb_io.store_items import TRANSFORM, StoreItem
-from dicomweb_io.web.retrieve import InstanceRetriever
-from dicomweb_io.web.search import Searcher
 from dicomweb_io.web.service import Service, logger
 from dicomweb_io.web.urls import parameters, with_query
 
@@ -44,13 +42,17 @@ _ORTHANC_TYPES = {"study": "Study", "series": "Series", "instance": "Instance"}
 
 
 class ExistingInstances:
-    """Looks instances up in one service. It trusts its first listing of a series, so it serves one operation only."""
+    """Looks instances up in one service. It trusts its first listing of a series, so it serves one operation only.
 
-    def __init__(self, service: Service, searcher: Searcher, retriever: InstanceRetriever) -> None:
+    Args:
+        service: The service.
+        client: A client of it.
+    """
+
+    def __init__(self, service: Service, client: DICOMClient) -> None:
         self._service = service
-        self._searcher = searcher
-        self._retriever = retriever
-        self._listing = SeriesListing(cast(DICOMClient, searcher))
+        self._client = client
+        self._listing = SeriesListing(client)
 
     def holds(self, reference: Resource) -> bool:
         """Whether the archive lists an instance; asked once for each series."""
@@ -88,7 +90,7 @@ class ExistingInstances:
     def _uids(self, query: SearchQuery, *, limit: int | None = None) -> set[str]:
         found = set()
         try:
-            for row in self._searcher.iter_search(query, limit=limit):
+            for row in self._client.iter_search(query, limit=limit):
                 uid = Resource.of(row).sop_instance_uid
                 if uid is not None:
                     found.add(uid)
@@ -184,13 +186,11 @@ class ExistingInstances:
     def retrieved(self, reference: Resource) -> Iterator[Instance]:
         """The archive's own copy of an instance, in memory or, if large, in a file for as long as the context."""
         with tempfile.TemporaryDirectory(prefix="dicomweb_io-") as directory:
-            instances = self._retriever.iter_instances(
+            instances = self._client.iter_instances(
                 reference,
-                media_types=None,
                 max_element_bytes=_IN_MEMORY,
                 spool_directory=directory,
                 allow_transcoding=self._service.profile.comparison_level == "pixels",
-                additional_params=None,
             )
             instance, *_ = instances
             yield instance

@@ -1,4 +1,8 @@
-"""Retrieving metadata (WADO-RS, PS3.18 section 10.4.1.1.2), one dataset at a time, in JSON or XML."""
+"""Retrieving instances and their metadata (WADO-RS, PS3.18 section 10.4.1.1), one at a time as they arrive.
+
+`InstanceRetriever` gives instances unparsed, complete or an error; `MetadataRetriever` gives datasets, whether the
+server sends them as JSON or XML.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,8 @@ from urllib.parse import urljoin
 
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom import json_decode
-from dicomweb_io.dicom.errors import IncompleteDICOMError
-from dicomweb_io.dicom.json_decode import IncompleteJSONError, iter_json_objects
+from dicomweb_io.dicom.errors import IncompleteDICOMError, IncompleteJSONError
+from dicomweb_io.dicom.json_decode import iter_json_objects
 from dicomweb_io.dicom.media_types import (
     DICOM,
     DICOM_JSON,
@@ -43,12 +47,10 @@ from dicomweb_io.web.search import Searcher
 from dicomweb_io.web.service import Service, logger
 from dicomweb_io.web.urls import parameters, with_query
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Retrieving instances (WADO-RS, PS3.18 section 10.4.1.1.1): as they arrive, unparsed, complete or an error.
-
-
-_NO_WHOLE_OBJECT = (404, 405, 501)
+_ABSENT = (404, 405, 501)
 _ANY: frozenset[str] = frozenset()
+_METADATA_ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
+_METADATA_RESOURCE = "metadata_resource"
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,6 @@ class InstanceRetriever:
         # The order matters: what transcodes is asked for only when nothing that keeps the bytes is accepted.
         return tuple(dict.fromkeys((*accepts, *(profile.transcoding_accepts if allow_transcoding else ()))))
 
-    # From a reference to requests -----------------------------------------------------------------------------------
-
     def _iterate(self, resource: Resource, accepted_type: _AcceptedForm) -> Iterator[Instance]:
         profile = self._service.profile
         whole = {"study": profile.retrieve_study, "series": profile.retrieve_series}.get(resource.level, True)
@@ -130,7 +130,7 @@ class InstanceRetriever:
             yield from self._whole(resource, accepted_type, done)
             return
         except DICOMwebError as error:
-            if done or resource.level == "instance" or whole or error.status not in _NO_WHOLE_OBJECT:
+            if done or resource.level == "instance" or whole or error.status not in _ABSENT:
                 _note(error, resource, done, None)
                 raise
             # The object may be unknown, or the server may have no such retrieval: its listing tells.
@@ -200,8 +200,6 @@ class InstanceRetriever:
             except DICOMwebError as error:
                 _note(error, resource, done, references[position:])
                 raise
-
-    # From an answer to instances ------------------------------------------------------------------------------------
 
     def _one_answer(
         self, resource: Resource, accepted_type: _AcceptedForm, attempt: Attempt, done: set[Resource]
@@ -315,7 +313,7 @@ class InstanceRetriever:
 
 
 def _exact_syntaxes(accepted_types: Sequence[MediaType]) -> frozenset[str]:
-    """The transfer syntaxes of which one was asked for; empty if one of the wishes leaves it open."""
+    """The transfer syntaxes of which one was asked for; empty if one of the types leaves it open."""
     syntaxes = [accepted_type.transfer_syntax_uid for accepted_type in accepted_types]
     return frozenset(syntax for syntax in syntaxes if syntax) if None not in syntaxes and "*" not in syntaxes else _ANY
 
@@ -348,14 +346,6 @@ def _note(error: DICOMwebError, resource: Resource, done: set[Resource], missing
     error.detail += text
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-_ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
-_ABSENT = (404, 405, 501)
-_RESOURCE = "metadata_resource"
-
-
 class MetadataRetriever:
     """Retrieves metadata of one service."""
 
@@ -385,7 +375,7 @@ class MetadataRetriever:
         service = self._service
         url = with_query(service.urls.retrieve(resource, "/metadata"), query)
         plain = with_query(service.urls.retrieve(resource), query)
-        if service.profile.metadata_resource is False or _RESOURCE in service.missing_resources:
+        if service.profile.metadata_resource is False or _METADATA_RESOURCE in service.missing_resources:
             yield from self._requested(resource, plain)
             return
         started = False
@@ -405,7 +395,7 @@ class MetadataRetriever:
                 raise error from None
             if first is None:
                 raise
-        service.missing_resources.add(_RESOURCE)
+        service.missing_resources.add(_METADATA_RESOURCE)
         logger.info("the server has no metadata resource; the objects themselves are asked for as JSON")
         yield first
         yield from rows
@@ -425,7 +415,7 @@ class MetadataRetriever:
                     yield row
 
     def _one_answer(self, resource: Resource, url: str, attempt: Attempt) -> Iterator[JSONDataset]:
-        with self._service.get(url, _ACCEPTS, attempt=attempt) as answer:
+        with self._service.get(url, _METADATA_ACCEPTS, attempt=attempt) as answer:
             count = 0
             for row in self._rows(answer):
                 self._check(row, resource, answer)

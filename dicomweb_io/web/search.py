@@ -18,9 +18,10 @@ from typing import Any
 
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.errors import IncompleteJSONError
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
-from dicomweb_io.elements import JSONDataset, Resource, SearchPage, SearchQuery
+from dicomweb_io.elements import UID_KEYWORDS, JSONDataset, Resource, SearchPage, SearchQuery
 from dicomweb_io.errors import (
     DICOMwebError,
     FilterIgnoredError,
@@ -37,7 +38,6 @@ from dicomweb_io.web.urls import filter_values, needs_escapes, query_string, wit
 
 _ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
 _ABSENT = (404, 405, 501)
-_UIDS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "instance": "SOPInstanceUID"}
 
 
 class Searcher:
@@ -203,7 +203,7 @@ class Searcher:
     def _address(self, query: SearchQuery, offset: int, limit: int | None) -> str:
         order_by = self._service.profile.order_by
         if order_by is not None and all(given != order_by[0] for given, _ in query.additional_params):
-            extra = (order_by[0], order_by[1].format(uid=_UIDS[query.level]))
+            extra = (order_by[0], order_by[1].format(uid=UID_KEYWORDS[query.level]))
             query = replace(query, additional_params=(*query.additional_params, extra))
         text = query_string(query, offset=offset, limit=limit, escapes=self._decodes(query))
         return with_query(self._service.urls.search(query), text)
@@ -306,7 +306,7 @@ def _breaks_off(content: bytes) -> bool:
     try:
         for _ in json_decode.iter_json_objects([content]):
             pass
-    except json_decode.IncompleteJSONError:
+    except IncompleteJSONError:
         return True
     except ValueError:
         return False

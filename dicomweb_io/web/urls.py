@@ -7,24 +7,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
-from dicomweb_io.dicom.attributes import resolve, vr_of
-from dicomweb_io.elements import Resource, SearchQuery
+from dicomweb_io.dicom.attributes import WILDCARD_VRS, resolve, vr_of
+from dicomweb_io.elements import COLLECTIONS, Resource, SearchQuery
 from dicomweb_io.errors import InvalidIdentifierError, UnsupportedError, safe_url
 from dicomweb_io.http.settings import Prefixes
 
-# Sub-delimiters that no server takes for anything but themselves. The comma is not among them: it separates values.
+# Characters to which no server gives a meaning. The comma is not among them: it separates values.
 _SAFE_IN_VALUE = "*?-._~:/"
 _SAFE_IN_PARAMETER = "*-._~:,()/^"
 _NOT_SENDABLE_RAW = re.compile(r"[^\x21-\x7e]|[\"#%&+,<>\\^`{|}]")
-_WILDCARDS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
-_NO_COMMA_INSIDE = frozenset({"AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "TM", "UI", "UL", "US"})
+# Values of these cannot hold a comma.
+_COMMA_SEPARATED = frozenset({"AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "TM", "UI", "UL", "US"})
 
 
 class ServiceURLs:
     """Builds the URLs of one service.
 
     Args:
-        base_url: The service's root; user information, a trailing slash and doubled slashes at its end are dropped.
+        base_url: The service's root; user information and slashes at its end are left out.
         prefixes: Path segments between the root and the resources.
 
     Attributes:
@@ -78,7 +78,7 @@ class ServiceURLs:
             path += f"studies/{_segment(query.study_instance_uid)}/"
         if query.series_instance_uid is not None:
             path += f"series/{_segment(query.series_instance_uid)}/"
-        path += {"study": "studies", "series": "series", "instance": "instances"}[query.level]
+        path += COLLECTIONS[query.level]
         return self._below(self.prefixes.qido, path + "/count" if count else path)
 
     def retrieve(self, resource: Resource, suffix: str = "") -> str:
@@ -98,8 +98,8 @@ class ServiceURLs:
         """The absolute address of bulk data.
 
         Args:
-            url: Absolute (any host); rooted (``/dicom-web/…``), below the service's host; or relative: from
-                ``studies/`` or another word on below the service's retrieve root, with ``../`` up from there.
+            url: Absolute (any host); rooted (``/dicom-web/…``), below the service's host; or relative to the service's
+                retrieve root (``studies/…``, ``../…``).
 
         Raises:
             ValueError: If it is no http or https URL.
@@ -122,18 +122,12 @@ def _segment(uid: str) -> str:
 
 
 def _path(resource: Resource) -> str:
-    path = f"studies/{_segment(resource.study_instance_uid)}"
-    if resource.series_instance_uid is not None:
-        path += f"/series/{_segment(resource.series_instance_uid)}"
-    if resource.sop_instance_uid is not None:
-        path += f"/instances/{_segment(resource.sop_instance_uid)}"
-    if resource.frames:
-        path += "/frames/" + ",".join(map(str, resource.frames))
-    return path
+    path = "/".join(f"{COLLECTIONS[level]}/{_segment(uid)}" for level, uid in resource.uids.items())
+    return f"{path}/frames/{','.join(map(str, resource.frames))}" if resource.frames else path
 
 
 def filter_values(key: str, value: str) -> list[str]:
-    """The single values of a filter, of which one has to match.
+    """The single values of a filter, one of which has to match.
 
     Args:
         key: The attribute.
@@ -141,7 +135,7 @@ def filter_values(key: str, value: str) -> list[str]:
             hold a comma (UIDs, codes, dates, numbers) a comma separates too.
     """
     values = value.split("\\")
-    if vr_of(resolve(key)[-1]) in _NO_COMMA_INSIDE:
+    if vr_of(resolve(key)[-1]) in _COMMA_SEPARATED:
         values = [part for item in values for part in item.split(",")]
     return values
 
@@ -193,9 +187,9 @@ def _escaped(key: str, part: str) -> str:
 
 
 def _raw(key: str, part: str) -> str:
-    # A caret must not stand in a URL, but a name without its carets is none: the wildcard for one character takes its
-    # place (PS3.4 section C.2.2.2.4), where there are wildcards.
-    if vr_of(resolve(key)[-1]) in _WILDCARDS:
+    # A URL must not hold a caret, and a name needs its carets: where there are wildcards, the one for a single
+    # character replaces each (PS3.4 section C.2.2.2.4).
+    if vr_of(resolve(key)[-1]) in WILDCARD_VRS:
         part = part.replace("^", "?")
     wrong = _NOT_SENDABLE_RAW.search(part)
     if wrong is not None:
@@ -207,7 +201,7 @@ def _raw(key: str, part: str) -> str:
 
 
 def parameters(params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None) -> str:
-    """Further query parameters; a value that is a list or tuple of texts is joined by raw commas."""
+    """The query string of further parameters; values of a list or tuple are joined by raw commas."""
     items = params.items() if isinstance(params, Mapping) else (params or ())
     return "&".join(_parameter(str(name), value) for name, value in items)
 

@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from dicomweb_io.dicom.errors import Part10Error
+from dicomweb_io.dicom.errors import IncompleteJSONError, Part10Error
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.json_decode import IncompleteJSONError, dumps, iter_json_objects, load_json_dataset, loads
+from dicomweb_io.dicom.json_decode import dumps, iter_json_objects, load_json_dataset, loads
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.media_types import parse_content_type
 from dicomweb_io.dicom.part10 import check_complete, header_of

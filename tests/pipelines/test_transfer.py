@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from dicomweb_io.account import adds_up, make_summary, summary_lines
 from dicomweb_io.cli import main as command_line
 from dicomweb_io.elements import Resource
 from dicomweb_io.endpoint import Endpoint
@@ -22,7 +23,7 @@ from dicomweb_io.options import write_lines
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transfer import TransferJob, adds_up, make_summary, summary_lines
+from dicomweb_io.transfer import TransferJob
 from dicomweb_io.transforms.metrics import TALLY
 from pipelines.transfer import TransferOptions, main, run
 

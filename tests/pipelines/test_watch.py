@@ -143,7 +143,7 @@ def test_a_round_that_is_cut_short_is_repeated(job, source, folder, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(watch, "write_place", die)
+        patch.setattr(watch.PlaceFile, "write", die)
         with pytest.raises(KeyboardInterrupt):
             job(source, "--start", "all")
     assert bytes_of(folder) == bytes_of(source)

@@ -99,7 +99,7 @@ def test_failures_are_rows(archive):
     ("arguments", "message"),
     [
         ({"token_env": "T", "google": True}, "one way to authenticate"),
-        ({"user": "me"}, "belong together"),
+        ({"user": "me"}, "user needs password_env"),
         ({"error_handling": {}}, "needs the name of an output"),
         ({"search_filters": {"Modalit": "CT"}}, "Modalit"),
         ({"columns": ["Nonsense"]}, "Nonsense"),

@@ -180,7 +180,7 @@ def test_a_pipeline_verifies_too(secure, bundle):
     server, url = secure(one_study, "expired")
     with pytest.raises(Exception, match="certificate is not trusted"):
         with beam.Pipeline("FnApiRunner") as pipeline:
-            _ = pipeline | SearchForStudies(Endpoint(url, verify=bundle, retry=NONE))
+            _ = pipeline | SearchForStudies(Endpoint(url, tls=TLS(bundle), retry=NONE))
     assert server.requests == []
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from dicomweb_io import DICOMfileClient
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 FRAGMENTS = sorted((ROOT / "changes").iterdir())
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 KINDS = ("added", "changed", "deprecated", "removed", "fixed", "security")
 
 
@@ -48,20 +51,33 @@ def test_paths_and_environments_exist(name: str) -> None:
     assert len(paths) > 20
     assert [path for path in paths if "NAME" not in path and not list(ROOT.glob(path))] == []
     config = text_of("tox.ini")
-    for environment in re.findall(r"tox (?:-q )?-e ([\w,]+)", text):
+    for environment in re.findall(r"tox (?:-q )?-e ([\w,-]+)", text):
         for one in environment.split(","):
-            assert f"[testenv:{one}]" in config or one in ("test", "py310", "py311", "py312", "py313"), one
+            assert f"[testenv:{one}]" in config or re.fullmatch("test|py31[0-3](-coverage)?", one), one
 
 
 def test_every_module_is_on_the_map() -> None:
     """The table of docs/architecture.md names each module and folder of the package, and nothing else."""
-    table = text_of("docs/architecture.md").partition("| layer | module |")[2].partition("\n\n")[0]
+    table = ARCHITECTURE.partition("| layer | module |")[2].partition("\n\n")[0]
     told = {name for line in table.splitlines()[2:] for name in re.findall(r"`([\w/]+(?:\.py|/))`", line.split("|")[2])}
     package = ROOT / "dicomweb_io"
     there = {path.name for path in package.glob("*.py") if not path.name.startswith("_")}
     there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert there <= told
     assert [name for name in told if not (package / name).exists()] == []
+
+
+def test_the_way_to_the_socket_is_as_short_as_told() -> None:
+    """The figures of docs/architecture.md are upper bounds of what docs/trace_calls.py measures."""
+    command = [sys.executable, str(ROOT / "docs/trace_calls.py")]
+    measured = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120).stdout
+    row = r"^\| `(\w+)` \| (\d+) \| \d+ \| \d+ \| (\d+) \|$"
+    told = {name: (int(modules), int(depth)) for name, modules, depth in re.findall(row, ARCHITECTURE, re.MULTILINE)}
+    lines = [line.split() for line in measured.splitlines()[1:]]
+    assert {line[0] for line in lines} == set(told)
+    for name, modules, _, _, depth in lines:
+        assert int(modules) <= told[name][0], name
+        assert int(depth) <= told[name][1], name
 
 
 def test_the_example_of_a_folder_runs(tmp_path: Path) -> None:
@@ -82,8 +98,9 @@ def test_changelog_fragments_fit(path: Path) -> None:
 
 def test_hooks_run_what_continuous_integration_runs() -> None:
     (repository,) = yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"]
-    environments = [hook["entry"].removeprefix(".venv/bin/tox -q -e ") for hook in repository["hooks"]]
-    assert f"\n.venv/bin/tox -q -e {','.join(environments)}\n" in text_of(".ci/run")
+    run_by_ci = {name for names in re.findall(r" -e ([\w,-]+)", text_of(".ci/run")) for name in names.split(",")}
+    for hook in repository["hooks"]:
+        assert hook["entry"].removeprefix(".venv/bin/tox -q -e ") in run_by_ci
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*_*.yml")), ids=lambda path: path.name)

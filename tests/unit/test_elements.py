@@ -7,10 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
-from dicomweb_io.elements import Exclusion, Failure, Instance, Resource, SearchQuery, StoredInstance
+from dicomweb_io.elements import (
+    COLLECTIONS,
+    UID_KEYWORDS,
+    UID_TAGS,
+    Exclusion,
+    Failure,
+    Instance,
+    Resource,
+    SearchQuery,
+    StoredInstance,
+)
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
 UIDS = st.lists(st.integers(0, 10**9), min_size=2, max_size=5).map(lambda parts: ".".join(map(str, parts)))
+
+
+def test_a_reference_names_its_uids_from_the_study_down() -> None:
+    assert Resource("1.2").uids == {"study": "1.2"}
+    assert Resource("1.2", "1.3", "1.4", (2,)).uids == {"study": "1.2", "series": "1.3", "instance": "1.4"}
+    assert list(UID_TAGS) == list(UID_KEYWORDS) == list(COLLECTIONS) == ["study", "series", "instance"]
 
 
 @pytest.mark.parametrize(

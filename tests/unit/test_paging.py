@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from dicomweb_io.elements import SearchPage, SearchQuery
 from dicomweb_io.errors import DICOMwebError, PagingError, TooManyResultsError
-from dicomweb_io.paging import Beginning, Evidence, PageRequest, Paging, read_in_turn, row_key, rows_follow, uids_of
+from dicomweb_io.paging import (
+    Beginning,
+    Evidence,
+    PageRequest,
+    Paging,
+    pages_of,
+    read_in_turn,
+    row_key,
+    rows_follow,
+    uids_of,
+)
 from dicomweb_io.profiles import GENERIC, ServerProfile
 
 QUERY = SearchQuery("study")
@@ -105,13 +115,10 @@ def ahead(archive, depth, beginning=None, start=0, page_size=None):
     waiting = deque()
     while True:
         while len(waiting) < depth and (request := paging.next_request()) is not None:
-            page = archive.ask(request)
-            rows = list(page.rows)
-            while (rest := request.rest(len(rows), page)) is not None:
-                page = archive.ask(rest)
-                rows += page.rows
+            pages = list(pages_of(request, archive.ask))
+            rows = [row for page in pages for row in page.rows]
             keys = [row_key(row, "study") for row in rows]
-            waiting.append((request, rows, Evidence(keys, page.total, page.more if page.rows else False)))
+            waiting.append((request, rows, Evidence(keys, pages[-1].total, pages[-1].more)))
         if not waiting:
             return
         request, rows, evidence = waiting.popleft()
@@ -271,6 +278,22 @@ def test_caps_are_errors_not_ends():
             assert found == archive.rows[: len(found)]
             assert len(found) >= 20
     assert list(in_turn(Archive(22, profile=capped))[1]) == Archive(22).rows
+
+
+@pytest.mark.parametrize("depth", [0, 1, 4])
+@pytest.mark.parametrize("number", range(1, 6))
+def test_an_empty_page_that_announces_rows_is_asked_for_once_more(depth, number):
+    archive = Archive(20, total_error=0)
+    ask = archive.ask
+
+    def ask_in_vain(request):
+        page = ask(request)
+        return replace(page, rows=[], more=True) if len(archive.requests) == number else page
+
+    archive.ask = ask_in_vain
+    beginning = Beginning(offset_works=True)
+    rows = ahead(archive, depth, beginning, page_size=5) if depth else in_turn(archive, page_size=5)[1]
+    assert list(rows) == archive.rows
 
 
 def test_totals_that_do_not_come_true_are_told():

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -232,10 +232,7 @@ class App:
         self._limiter: anyio.CapacityLimiter | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one request, or the start and end of the server."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-            return
+        """Handles one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"only http is served, not {scope['type']}")
         if self._limiter is None:
@@ -243,7 +240,7 @@ class App:
         connection = Connection(scope, receive, send, self.records)
         async with anyio.create_task_group() as tasks:
             connection.tasks = tasks
-            # One thread makes and sends the whole answer: archives need not bear iterators that change threads.
+            # One thread makes and sends the whole answer: an archive's iterators stay in one thread.
             await anyio.to_thread.run_sync(self._handle, connection, limiter=self._limiter)
             tasks.cancel_scope.cancel()
 
@@ -263,7 +260,7 @@ class App:
         except ClientGone:
             return
         except Refusal:
-            # In the middle of an answer: what follows cannot be had. The connection is closed.
+            # In the middle of an answer: the rest is not available, and the connection is closed.
             raise
         except Exception:
             self.errors.append(traceback.format_exc())
@@ -284,24 +281,25 @@ class App:
             if exchange.warnings and "Warning" not in answer.headers:
                 answer.headers["Warning"] = warning_header(exchange.warnings)
             return answer
-        except Refusal as refusal:
-            return error_answer(self.site.behaviour, refusal, exchange.method, exchange.path)
         except ClientGone:
             raise
-        except requests.HTTPError as error:
+        except Exception as error:
+            return error_answer(self.site.behaviour, self._refusal(error), exchange.method, exchange.path)
+
+    def _refusal(self, error: Exception) -> Refusal:
+        """What the client is told of an error."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, requests.HTTPError):
             status = status_of(error) or 500
             # Clients are not told where the archive is.
             detail = error.detail if isinstance(error, DICOMwebError) else ""
             detail = detail.replace(self.site.archive.base_url, "the archive")
-            failure = Refusal(status, detail or http.HTTPStatus(status).phrase)
-            return error_answer(self.site.behaviour, failure, exchange.method, exchange.path)
-        except ValueError as error:
-            return error_answer(self.site.behaviour, Refusal(400, str(error)), exchange.method, exchange.path)
-        except Exception:
-            self.errors.append(traceback.format_exc())
-            return error_answer(
-                self.site.behaviour, Refusal(500, "The server has a defect."), exchange.method, exchange.path
-            )
+            return Refusal(status, detail or http.HTTPStatus(status).phrase)
+        if isinstance(error, ValueError):
+            return Refusal(400, str(error))
+        self.errors.append("".join(traceback.format_exception(error)))
+        return Refusal(500, "The server has a defect.")
 
     def _compressed(self, exchange: Exchange, answer: Answer) -> Answer:
         accepted = exchange.headers.get("accept-encoding", "")
@@ -484,11 +482,3 @@ def _checked(uid: str) -> str:
     if not is_uid(uid, permissive=True):
         raise Refusal(400, "An identifier in the address cannot be a UID.")
     return uid
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    message: MutableMapping[str, Any] = await receive()
-    while message["type"] != "lifespan.shutdown":
-        await send({"type": "lifespan.startup.complete"})
-        message = await receive()
-    await send({"type": "lifespan.shutdown.complete"})

@@ -41,7 +41,7 @@ class Fact:
     Attributes:
         value: The value of the field of `Behaviour`.
         evidence: How it is known: ``"measured"`` on a running server, ``"read in source"``, ``"documented"`` by the
-            vendor, ``"seen"`` in reports of others, or ``"unverified"``: the most plausible value, nobody checked.
+            vendor, ``"seen"`` in reports of others, or ``"unverified"``: the most plausible value, unchecked.
         source: Where it is from.
     """
 
@@ -223,7 +223,7 @@ class Behaviour:
         "Whether a study or series is answered 206 with the instances that are available in the wanted transfer "
         "syntax.",
     )
-    single_part: bool = meant(True, "Whether a single instance can be had as a body without parts.")
+    single_part: bool = meant(True, "Whether a single instance is available as a body without parts.")
     any_is_single: bool = meant(False, "Whether ``*/*`` or no Accept gets a single part.")
     unacceptable: int = meant(406, "The status for media types it does not have.")
     accepts_alternatives: bool = meant(
@@ -441,5 +441,5 @@ def seen(value: object, source: str) -> Fact:
 
 
 def unverified(value: object, source: str) -> Fact:
-    """The most plausible value of something that nobody has checked."""
+    """The most plausible value of something unchecked."""
     return Fact(value, "unverified", source)

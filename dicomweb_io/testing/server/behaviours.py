@@ -273,7 +273,7 @@ DICOMCLOUD_SHORT = behaviour(
 
 DICOMCLOUD_OLDER = behaviour(
     "dicomcloud-older",
-    "Older DICOMcloud builds, whose store answers name what is stored where nobody looks, and one failure only",
+    "Older DICOMcloud builds, whose store answers name stored instances in another sequence, and one failure only",
     {
         "stored_sequence": seen("0008114A", "DICOMcloud #43: ReferencedInstanceSequence"),
         "one_failure": seen(True, "DICOMcloud #15"),

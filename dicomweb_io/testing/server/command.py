@@ -52,7 +52,6 @@ def run(options: argparse.Namespace) -> int:
         ValueError: If an argument is wrong.
         OSError: If the port is taken, or a file cannot be read.
     """
-    behaviour_of(options.behaviour)
     faults, auth, tls = _faults(options), authentication_for(options), _tls(options)
     with serve(
         options.path,

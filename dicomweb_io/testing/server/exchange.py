@@ -41,7 +41,7 @@ class Answer:
         headers: Headers by name. Without Content-Length the body is sent in chunks.
         body: All bytes, or pieces that are made as they are sent.
         close_delimited: Whether the end of the body is the end of the connection.
-        on_end: Called after the body was sent or given up.
+        on_end: Called after the body was sent, or the client left.
         reason: The reason phrase of the status line; None for the usual one.
     """
 
@@ -228,7 +228,7 @@ class MediaRange:
         transfer_syntax: The wanted transfer syntax, ``"*"``, or None.
         multipart: True if parts were asked for, False for a single body, None if either will do.
         quality: The weight, 0 to 1.
-        explicit: Whether it was asked for in so many words, not by a header that is absent.
+        explicit: Whether the request names it, instead of having no Accept header.
     """
 
     media_type: str

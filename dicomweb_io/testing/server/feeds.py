@@ -41,7 +41,7 @@ _LONGEST_BODY = 1 << 20
 
 
 def change_feed(site: Site, exchange: Exchange, path: list[str]) -> Answer | None:
-    """Answers a request to the feed; None if the path is none of its resources.
+    """Answers a request to the feed; None for any other path.
 
     Args:
         site: The server.
@@ -57,8 +57,8 @@ def change_feed(site: Site, exchange: Exchange, path: list[str]) -> Answer | Non
         rows = [_row(site, event, newest, with_metadata) for event in events[-1:]]
         return json_answer(rows[0]) if rows else Answer(204)
     start, end = _moment(exchange, "startTime"), _moment(exchange, "endTime")
-    offset = _number_between(exchange, "offset", 0, 0, None)
-    limit = _number_between(exchange, "limit", _DEFAULT_LIMIT, 1, _LARGEST_LIMIT)
+    offset = _number(exchange, "offset")
+    limit = _number(exchange, "limit", _DEFAULT_LIMIT, 1, _LARGEST_LIMIT)
     wanted = [
         event for event in events if (start is None or event.moment >= start) and (end is None or event.moment < end)
     ]
@@ -97,15 +97,6 @@ def _moment(exchange: Exchange, name: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
-def _number_between(exchange: Exchange, name: str, default: int, least: int, maximum: int | None) -> int:
-    text = exchange.parameter(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit()) or int(text) < least or (maximum is not None and int(text) > maximum):
-        raise Refusal(400, f"{name} must be a number from {least} to {maximum if maximum is not None else 'any'}.")
-    return int(text)
-
-
 # Orthanc's own interface ----------------------------------------------------------------------------------------------
 
 
@@ -116,7 +107,7 @@ def identifier(patient_id: str, *uids: str) -> str:
 
 
 def own_interface(site: Site, exchange: Exchange, path: list[str]) -> Answer | None:
-    """Answers a request to Orthanc's own interface; None if the path is none of these resources.
+    """Answers a request to Orthanc's own interface; None for any other path.
 
     Args:
         site: The server.
@@ -183,7 +174,7 @@ def _changes(site: Site, exchange: Exchange) -> Answer:
         # Orthanc tells the number of the last change even if its object is gone.
         return json_answer({"Changes": page, "Done": done, "Last": last})
     since, limit = (_number(exchange, name) for name in ("since", "limit"))
-    following = [entry for entry in entries if entry["Seq"] > (since or 0)]
+    following = [entry for entry in entries if entry["Seq"] > since]
     page = following[: limit or _DEFAULT_CHANGES]
     done = len(page) == len(following)
     return json_answer({"Changes": page, "Done": done, "Last": page[-1]["Seq"] if page else last})
@@ -337,12 +328,13 @@ def _named(kind: str, name: str) -> dict[str, str]:
     return {"ID": name, "Path": f"/{_FOLDERS[kind]}/{name}", "Type": kind}
 
 
-def _number(exchange: Exchange, name: str) -> int | None:
+def _number(exchange: Exchange, name: str, default: int = 0, least: int = 0, maximum: int | None = None) -> int:
     text = exchange.parameter(name)
     if text is None:
-        return None
-    if not (text.isascii() and text.isdigit()):
-        raise Refusal(400, f"{name} is not a number.")
+        return default
+    if not (text.isascii() and text.isdigit()) or int(text) < least or (maximum is not None and int(text) > maximum):
+        bounds = f"of at least {least}" if maximum is None else f"from {least} to {maximum}"
+        raise Refusal(400, f"{name} must be a number {bounds}.")
     return int(text)
 
 

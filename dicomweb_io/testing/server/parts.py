@@ -70,7 +70,7 @@ class PartOut:
         return len(self.content) if self.content is not None else os.stat(self.path or "").st_size
 
     def pieces(self) -> Iterator[bytes | memoryview]:
-        """What is sent of its content, in pieces that are worth sending."""
+        """What is sent of its content, in pieces of a good size."""
         left = self.size if self.sent is None else self.sent
         if self.content is not None:
             view = memoryview(self.content)

@@ -171,13 +171,10 @@ def search(site: Site, exchange: Exchange, target: Target) -> Answer:
     behaviour = site.behaviour
     if target.resource not in behaviour.searches:
         raise Refusal(404, f"There is no search resource of the form /{target.resource}.")
-    media_type = media_type_of(behaviour, exchange)
-    limit, explicit = limit_of(behaviour, exchange, target.level)
-    offset = offset_of(behaviour, exchange)
-    wanted = read_search(behaviour, exchange, target)
-    wanted.limit, wanted.start = limit, offset
-    for one in exchange.struck(SearchFault):
-        one.apply(wanted)
+    media_type = _media_type(behaviour, exchange)
+    limit, explicit = _limit(behaviour, exchange, target.level)
+    offset = _offset(behaviour, exchange)
+    wanted = _read_search(behaviour, exchange, target, limit, offset)
     try:
         rows, total, more = _page(site, exchange, wanted)
     except FileNotFoundError:
@@ -217,9 +214,7 @@ def count(site: Site, exchange: Exchange, target: Target) -> Answer:
     """Answers ``…/count`` with the number of rows of a search."""
     if not site.behaviour.counts or target.resource not in site.behaviour.searches:
         raise Refusal(404, "There is no such resource.")
-    wanted = read_search(site.behaviour, exchange, target)
-    for one in exchange.struck(SearchFault):
-        one.apply(wanted)
+    wanted = _read_search(site.behaviour, exchange, target)
     try:
         total = _total(site, wanted)
     except FileNotFoundError:
@@ -231,7 +226,7 @@ def count(site: Site, exchange: Exchange, target: Target) -> Answer:
 # The request ---------------------------------------------------------------------------------------------------------
 
 
-def media_type_of(behaviour: Behaviour, exchange: Exchange) -> str:
+def _media_type(behaviour: Behaviour, exchange: Exchange) -> str:
     """The media type of the answer.
 
     Raises:
@@ -249,7 +244,7 @@ def media_type_of(behaviour: Behaviour, exchange: Exchange) -> str:
     raise Refusal(behaviour.search_unacceptable, f"Searches are answered as {' or '.join(behaviour.search_types)}.")
 
 
-def limit_of(behaviour: Behaviour, exchange: Exchange, level: str) -> tuple[int | None, bool]:
+def _limit(behaviour: Behaviour, exchange: Exchange, level: str) -> tuple[int | None, bool]:
     """The number of rows to return at most, and whether the client gave a limit."""
     text = exchange.parameter("limit")
     largest = behaviour.max_limit.at(level)
@@ -277,7 +272,7 @@ def limit_of(behaviour: Behaviour, exchange: Exchange, level: str) -> tuple[int 
     return limit, True
 
 
-def offset_of(behaviour: Behaviour, exchange: Exchange) -> int:
+def _offset(behaviour: Behaviour, exchange: Exchange) -> int:
     """The number of rows to skip."""
     text = exchange.parameter("offset") or "0"
     if not text.isascii() or not text.isdigit():
@@ -287,8 +282,10 @@ def offset_of(behaviour: Behaviour, exchange: Exchange) -> int:
     return int(text) if behaviour.offset else 0
 
 
-def read_search(behaviour: Behaviour, exchange: Exchange, target: Target) -> Search:
-    """The conditions and wanted attributes of a search.
+def _read_search(
+    behaviour: Behaviour, exchange: Exchange, target: Target, limit: int | None = None, start: int = 0
+) -> Search:
+    """A search as this server and its faults understand it.
 
     Raises:
         Refusal: If this server refuses one of them.
@@ -319,8 +316,11 @@ def read_search(behaviour: Behaviour, exchange: Exchange, target: Target) -> Sea
             one = replace(one, impossible=True)
         filters.append(replace(one, own=_deviates(behaviour, one, fuzzy)))
     defaults = not ("includedefaults" in behaviour.own_parameters and exchange.parameter("includedefaults") == "false")
-    asked = _asked(behaviour, exchange)
-    return Search(target, filters, asked, fuzzy, _order(behaviour, exchange), tuple(received), defaults)
+    asked, order = _asked(behaviour, exchange), _order(behaviour, exchange)
+    search = Search(target, filters, asked, fuzzy, order, tuple(received), defaults, limit, start)
+    for fault in exchange.struck(SearchFault):
+        fault.apply(search)
+    return search
 
 
 def _received(name: str, text: str) -> Received:
@@ -519,10 +519,10 @@ def _was_received(site: Site, row: JSONRow, one: Received) -> bool:
 
 
 def _row_matches(row: JSONRow, one: Filter, behaviour: Behaviour, fuzzy: bool) -> bool:
-    values = element_at(row, one.path)
+    values = _values_at(row, one.path)
     if behaviour.ranges and one.vr in ("DA", "TM", "DT"):
         return not any(values) or any(str(value) <= one.values[0][1:] for value in values)
-    return matches_text(values, one.values, behaviour, fuzzy)
+    return _matches_text(values, one.values, behaviour, fuzzy)
 
 
 def _total(site: Site, wanted: Search) -> int:
@@ -586,16 +586,16 @@ def _answer(exchange: Exchange, rows: list[JSONRow], media_type: str, headers: d
 # Matching ------------------------------------------------------------------------------------------------------------
 
 
-def element_at(row: Mapping[str, Any], path: Sequence[str]) -> list[Any]:
+def _values_at(row: Mapping[str, Any], path: Sequence[str]) -> list[Any]:
     """All values of an attribute, in any item where the path goes through sequences; an empty one has the value ''."""
     element = row.get(path[0])
     values = element.get("Value") or [] if isinstance(element, Mapping) else []
     if len(path) == 1:
         return list(values) if values or element is None else [""]
-    return [value for item in values if isinstance(item, Mapping) for value in element_at(item, path[1:])]
+    return [value for item in values if isinstance(item, Mapping) for value in _values_at(item, path[1:])]
 
 
-def matches_text(values: Sequence[Any], wanted: Sequence[str], behaviour: Behaviour, fuzzy: bool) -> bool:
+def _matches_text(values: Sequence[Any], wanted: Sequence[str], behaviour: Behaviour, fuzzy: bool) -> bool:
     """Whether a value matches one of the wanted texts in the way of this server."""
     texts = [text for value in values for text in _texts(value)]
     return any(_matches(text, one, _is_name(values), behaviour, fuzzy) for text in texts for one in wanted)

@@ -256,7 +256,7 @@ class TestServer:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn in a thread, with an event for its start and an end that waits for nobody."""
+    """uvicorn in a thread, with an event for its start; it ends at once."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

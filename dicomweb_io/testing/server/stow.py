@@ -269,7 +269,7 @@ def _store_one(running: Store, collected: Collected) -> Outcome:
 
 
 def _malformed(collected: Collected) -> list[str]:
-    """The keywords of dates and times on the top level whose values are none."""
+    """The keywords of dates and times on the top level with malformed values."""
     with _opened(collected) as file:
         row = encode(file, tags=tuple(_TIMED))
     return [_TIMED[tag] for tag, element in row.items() if not all(map(_pattern(element).match, _texts(element)))]

@@ -75,10 +75,10 @@ def retrieve(site: Site, exchange: Exchange, resource: Resource) -> Answer:
     parts = _parts(site, exchange, resource, form)
     status = 200
     if behaviour.partial and resource.level != "instance" and "*" not in form.syntaxes:
-        parts, missing = _what_can_be_had(site, parts)
+        parts, missing = _available(site, parts)
         if missing:
             status = 206
-            exchange.warnings.append(f"{missing} instances cannot be had in the wanted transfer syntax")
+            exchange.warnings.append(f"{missing} instances are not available in the wanted transfer syntax")
     first = _next(parts)
     if first is None:
         raise Refusal(404, f"There is no such {resource.level}.")
@@ -113,8 +113,8 @@ def _next(parts: Iterator[PartOut | Refusal]) -> PartOut | None:
     return first if first is None else _made(first)
 
 
-def _what_can_be_had(site: Site, parts: Iterator[PartOut | Refusal]) -> tuple[Iterator[PartOut | Refusal], int]:
-    """The instances that can be had, made in advance, and the number of the others; if there are these only, they."""
+def _available(site: Site, parts: Iterator[PartOut | Refusal]) -> tuple[Iterator[PartOut | Refusal], int]:
+    """The available instances, made in advance, and the number of the others; if none is available, the refusals."""
     made: list[PartOut | Refusal] = []
     missing: list[PartOut | Refusal] = []
     for part in parts:
@@ -345,7 +345,7 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
     except requests.HTTPError as error:
         if status_of(error) != 406:
             raise
-        raise Refusal(behaviour.unacceptable, "The frames cannot be had in this form.") from None
+        raise Refusal(behaviour.unacceptable, "The frames are not available in this form.") from None
 
 
 def frame_numbers(site: Site, text: str) -> tuple[int, ...]:

@@ -4,13 +4,13 @@
 to use them, there and through Python's expansion service. They are the transforms of `dicomweb_io.transforms` with
 parameters that have a schema. Secrets are named, not given: the name of an environment variable on the workers.
 
-With ``error_handling: {output: NAME}`` what cannot be done becomes a row in the output ``NAME``, with the fields of
-`dicomweb_io.elements.Failure`; without, it fails the pipeline.
+With ``error_handling: {output: NAME}`` each failure becomes a row in the output ``NAME``, with the fields of
+`dicomweb_io.elements.Failure`; without it, a failure fails the pipeline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import apache_beam as beam
@@ -18,7 +18,7 @@ import apache_beam as beam
 from dicomweb_io import transforms
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
+from dicomweb_io.options import make_endpoint
 from dicomweb_io.transforms.rows import AsRows
 
 __all__ = [
@@ -44,39 +44,38 @@ _UIDS = {
 def _endpoint(
     url: str, profile: str, token_env: str | None, user: str | None, password_env: str | None, google: bool
 ) -> Endpoint:
-    ways = [name for name, given in (("token_env", token_env), ("user", user), ("google", google)) if given]
-    if len(ways) > 1:
-        raise ValueError(f"give one way to authenticate, not {' and '.join(ways)}")
-    if bool(user) != bool(password_env):
-        raise ValueError("user and password_env belong together")
-    credentials: Credentials | None = None
-    if token_env:
-        credentials = BearerToken(env=token_env)
-    elif user:
-        credentials = BasicCredentials(user, password_env=password_env)
-    elif google:
-        credentials = GoogleCredentials()
-    return Endpoint(url, credentials=credentials, profile=profile)
+    given = {"profile": profile, "token_env": token_env, "user": user, "password_env": password_env, "google": google}
+    return make_endpoint(url, given)
 
 
-def _outputs(rows: Any, failures: Any, error_handling: Mapping[str, Any] | None) -> Any:
-    """The rows alone, or beside what failed under the name that was asked for."""
-    if error_handling is None:
-        return rows
-    return {"good": rows, error_handling["output"]: failures | "FailuresAsRows" >> AsRows(element_type=Failure)}
+class _RowTransform(beam.PTransform[Any, Any]):
+    """A transform of this package whose failures become rows, if Beam YAML's ``error_handling`` asks for them."""
+
+    def __init__(
+        self,
+        error_handling: Mapping[str, Any] | None,
+        transform: Callable[..., Any],
+        *arguments: Any,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._failed: str | None = None
+        if error_handling is not None:
+            self._failed = error_handling.get("output")
+            if not isinstance(self._failed, str) or self._failed in ("", "good"):
+                raise ValueError("error_handling needs the name of an output: {output: failed}")
+        failures = "raise" if error_handling is None else "collect"
+        self._inner = transform(*arguments, failures=failures, **options)
+
+    def _outputs(self, rows: Any, failures: Any) -> Any:
+        """The rows alone, or beside the failures under the name that was asked for."""
+        if self._failed is None:
+            return rows
+        return {"good": rows, self._failed: failures | "FailuresAsRows" >> AsRows(element_type=Failure)}
 
 
-def _check_error_handling(error_handling: Mapping[str, Any] | None) -> None:
-    if error_handling is None:
-        return
-    name = error_handling.get("output")
-    if not isinstance(name, str) or not name or name == "good":
-        raise ValueError("error_handling needs the name of an output: {output: failed}")
-
-
-class _Search(beam.PTransform[Any, Any]):
-    # Beam YAML: a source.
-    _yaml_requires_inputs = False
+class _Search(_RowTransform):
+    _yaml_requires_inputs = False  # for Beam YAML, a source
     _search: Any
     _columns: list[str]
 
@@ -99,31 +98,27 @@ class _Search(beam.PTransform[Any, Any]):
             endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
             search_filters: Attribute (keyword, tag or path) to value.
             columns: Attributes that become columns of the rows; by default the UIDs and a few others.
-            limit: The most rows.
+            limit: At most this many rows.
             profile: The server's behaviour; by default by its URL.
             token_env: The environment variable that holds a bearer token.
             user: A user name.
             password_env: The environment variable that holds the user's password.
             google: Use Google's application-default credentials.
-            error_handling: Where to output what failed.
+            error_handling: Where failures go, as ``{output: NAME}``.
         """
-        super().__init__()
-        _check_error_handling(error_handling)
-        self._error_handling = error_handling
-        self._inner = type(self)._search(
+        super().__init__(
+            error_handling,
+            type(self)._search,
             _endpoint(endpoint, profile, token_env, user, password_env, google),
             dict(search_filters or {}),
             limit=limit,
             columns=list(columns) if columns else self._columns,
-            failures="raise" if error_handling is None else "collect",
         )
 
     def expand(self, pbegin: Any) -> Any:
         """Builds the steps."""
         found = pbegin | "Search" >> self._inner
-        if self._error_handling is None:
-            return found
-        return _outputs(found.rows, found.failures, self._error_handling)
+        return found if self._failed is None else self._outputs(found.rows, found.failures)
 
 
 class SearchForStudies(_Search):
@@ -147,7 +142,7 @@ class SearchForInstances(_Search):
     _columns = _INSTANCE
 
 
-class ReadFromDICOMweb(beam.PTransform[Any, Any]):
+class ReadFromDICOMweb(_RowTransform):
     """Reads the instances that match a search: rows with their UIDs, their transfer syntax and their bytes."""
 
     _yaml_requires_inputs = False
@@ -170,37 +165,33 @@ class ReadFromDICOMweb(beam.PTransform[Any, Any]):
         Args:
             endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
             search_filters: Attribute (keyword, tag or path) to value.
-            limit: The most instances.
+            limit: At most this many instances.
             spool_directory: Where instances above 64 MiB go; their rows have a path.
             profile: The server's behaviour; by default by its URL.
             token_env: The environment variable that holds a bearer token.
             user: A user name.
             password_env: The environment variable that holds the user's password.
             google: Use Google's application-default credentials.
-            error_handling: Where to output what failed.
+            error_handling: Where failures go, as ``{output: NAME}``.
         """
-        super().__init__()
-        _check_error_handling(error_handling)
-        self._error_handling = error_handling
-        self._inner = transforms.ReadFromDICOMweb(
+        super().__init__(
+            error_handling,
+            transforms.ReadFromDICOMweb,
             _endpoint(endpoint, profile, token_env, user, password_env, google),
             dict(search_filters or {}),
             limit=limit,
             spool_directory=spool_directory,
-            failures="raise" if error_handling is None else "collect",
         )
 
     def expand(self, pbegin: Any) -> Any:
         """Builds the steps."""
         read = pbegin | "Read" >> self._inner
-        if self._error_handling is None:
-            return read | "AsRows" >> AsRows(element_type=Instance)
-        rows = read.instances | "AsRows" >> AsRows(element_type=Instance)
-        return _outputs(rows, read.failures, self._error_handling)
+        instances, failures = (read, None) if self._failed is None else (read.instances, read.failures)
+        return self._outputs(instances | "AsRows" >> AsRows(element_type=Instance), failures)
 
 
-class WriteToDICOMweb(beam.PTransform[Any, Any]):
-    """Stores instances: rows with ``content`` (Part 10 bytes) or ``path``. Gives a row for each that arrived."""
+class WriteToDICOMweb(_RowTransform):
+    """Stores instances: rows with ``content`` (Part 10 bytes) or ``path``. A row comes out for each stored one."""
 
     def __init__(
         self,
@@ -219,33 +210,31 @@ class WriteToDICOMweb(beam.PTransform[Any, Any]):
         Args:
             endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
             on_existing: What to do with instances whose UID is there: server, skip, replace or error.
-            verify: The proof wanted: response, uid or content.
+            verify: How to prove that they are stored: response, uid or content.
             profile: The server's behaviour; by default by its URL.
             token_env: The environment variable that holds a bearer token.
             user: A user name.
             password_env: The environment variable that holds the user's password.
             google: Use Google's application-default credentials.
-            error_handling: Where to output what failed.
+            error_handling: Where failures go, as ``{output: NAME}``.
         """
-        super().__init__()
-        _check_error_handling(error_handling)
-        self._error_handling = error_handling
-        options: dict[str, Any] = {"on_existing": on_existing, "verify": verify}
-        self._inner = transforms.WriteToDICOMweb(
+        super().__init__(
+            error_handling,
+            transforms.WriteToDICOMweb,
             _endpoint(endpoint, profile, token_env, user, password_env, google),
-            failures="raise" if error_handling is None else "collect",
-            **options,
+            on_existing=on_existing,
+            verify=verify,
         )
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
         written = pcollection | "Content" >> beam.Map(storable_of_row) | "Write" >> self._inner
         rows = written.stored | "AsRows" >> AsRows(element_type=StoredInstance)
-        return _outputs(rows, written.failures, self._error_handling)
+        return self._outputs(rows, written.failures)
 
 
-class CopyInstances(beam.PTransform[Any, Any]):
-    """Copies what rows name by their UIDs from one archive to another, without the bytes ever becoming rows."""
+class CopyInstances(_RowTransform):
+    """Copies what rows name by their UIDs from one archive to another. The bytes never become rows."""
 
     def __init__(
         self,
@@ -265,22 +254,20 @@ class CopyInstances(beam.PTransform[Any, Any]):
             source: Where to copy from.
             destination: Where to copy to.
             on_existing: What to do with instances whose UID is there: skip, server, replace or error.
-            verify: The proof wanted: response, uid or content.
+            verify: How to prove that they are stored: response, uid or content.
             source_profile: The source's behaviour; by default by its URL.
             source_token_env: The environment variable that holds a bearer token for the source.
             destination_profile: The destination's behaviour; by default by its URL.
             destination_token_env: The environment variable that holds a bearer token for the destination.
-            error_handling: Where to output what failed.
+            error_handling: Where failures go, as ``{output: NAME}``.
         """
-        super().__init__()
-        _check_error_handling(error_handling)
-        self._error_handling = error_handling
-        options: dict[str, Any] = {"on_existing": on_existing, "verify": verify}
-        self._inner = transforms.CopyInstances(
+        super().__init__(
+            error_handling,
+            transforms.CopyInstances,
             _endpoint(source, source_profile, source_token_env, None, None, False),
             _endpoint(destination, destination_profile, destination_token_env, None, None, False),
-            failures="raise" if error_handling is None else "collect",
-            **options,
+            on_existing=on_existing,
+            verify=verify,
         )
 
     def expand(self, pcollection: Any) -> Any:
@@ -288,7 +275,7 @@ class CopyInstances(beam.PTransform[Any, Any]):
         references = pcollection | "References" >> beam.Map(reference_of_row).with_output_types(Resource)
         copied = references | "Copy" >> self._inner
         rows = copied.stored | "AsRows" >> AsRows(element_type=StoredInstance)
-        return _outputs(rows, copied.failures, self._error_handling)
+        return self._outputs(rows, copied.failures)
 
 
 def _fields_of(row: Any) -> dict[str, Any]:

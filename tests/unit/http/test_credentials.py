@@ -29,6 +29,7 @@ from dicomweb_io.http.auth import (
     BearerToken,
     GoogleCredentials,
     OAuth2ClientCredentials,
+    TokenAccess,
 )
 from dicomweb_io.http.multipart import BodyPart, MultipartBody
 from dicomweb_io.http.retry import RetryPolicy
@@ -614,7 +615,7 @@ def test_only_literals_travel(monkeypatch, tmp_path) -> None:
         BearerToken(file=str(file)),
         OAuth2ClientCredentials("https://t/", "c", client_secret_file=str(file)),
     ):
-        credentials.auth()
+        credentials.auth(TokenAccess(Transport, True, None, Timeouts()))
         assert b"s3cret" not in pickle.dumps(credentials)
     assert repr(BearerToken(env="PW")) == "BearerToken(env='PW')"
 
@@ -625,7 +626,7 @@ def test_missing_extras_are_named() -> None:
         "import sys; sys.modules['azure'] = None; sys.modules['botocore'] = None\n"
         "from dicomweb_io.http.auth import *\n"
         "for item in (AzureCredentials(), AWSSigV4('r')):\n"
-        "    try: item.auth()\n"
+        "    try: item.auth(TokenAccess(None, True, None, None))\n"
         "    except ImportError as error: print(error)\n"
     )
     done = subprocess.run(

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomweb_io.http.urls import Origin, absolute_url, redirect_target, with_raw_target, without_user_info
+from dicomweb_io.http.connections import with_raw_target
+from dicomweb_io.http.transport import Origin, absolute_url, redirect_target, without_user_info
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,13 @@ def test_plans_count_and_forget():
         ("status", {"first": 0}, "count from 1"),
         ("status", {"times": 0}, "count from 1"),
         ("status", {"probability": 2}, "between 0 and 1"),
+        ("nonsense", {}, "status, redirect, .* down$"),
+        ("status", {"colour": 1}, "its own are: status, retry_after, .* all have: method, path, first"),
+        ("bad_json", {"colour": 1}, "none of its own"),
+        ("status", {"status": "503"}, "status of the fault 'status' must be a number, not '503'"),
+        ("status", {"first": "2"}, "must be a number"),
+        ("reset", {"at": "somewhere"}, "request, answer, header, body, part, not 'somewhere'"),
+        ("truncate", {"framing": "none"}, "'keep' or 'close'"),
     ],
 )
 def test_wrong_faults_are_refused(action, options, message):

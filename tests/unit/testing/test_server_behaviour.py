@@ -19,11 +19,10 @@ from dicomweb_io.testing.samples import clone, make_study, sample_file
 from dicomweb_io.testing.server.behaviour import Behaviour, Evidence, Limits, meanings
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, GENERIC, VARIANTS, behaviour_of
 from dicomweb_io.testing.server.command import as_data, describe
+from tests.unit.testing.asking import INSTANCE, PLAIN, STUDY, body_of, store, uids
 
 CT = sample_file("CT_small.dcm").read_bytes()
 FILES = ("CT_small.dcm", "MR_small.dcm", "test-SR.dcm", "examples_ybr_color.dcm")
-MULTIPART = 'multipart/related; type="application/dicom"; boundary=x'
-STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +37,6 @@ def archive(tmp_path_factory) -> Iterator[DICOMfileClient]:
 def search(server, query: str = "", path: str = "studies", **headers: str) -> requests.Response:
     prefix = f"/{server.behaviour.qido_prefix}" if server.behaviour.qido_prefix else ""
     return requests.get(f"{server.url}{prefix}/{path}?{query}", headers=headers, timeout=30)
-
-
-def store(server, *contents: bytes, method: str = "POST") -> requests.Response:
-    prefix = f"/{server.behaviour.stow_prefix}" if server.behaviour.stow_prefix else ""
-    head = b"--x\r\nContent-Type: application/dicom\r\n\r\n"
-    body = b"".join(head + content + b"\r\n" for content in contents) + b"--x--\r\n"
-    return requests.request(
-        method, f"{server.url}{prefix}/studies", data=body, headers={"Content-Type": MULTIPART}, timeout=30
-    )
-
-
-def uids(answer: requests.Response, tag: str = STUDY) -> list[str]:
-    return [row[tag]["Value"][0] for row in answer.json()] if answer.status_code == 200 else []
 
 
 def changed(seed: str, **attributes: str) -> bytes:
@@ -191,8 +177,8 @@ def test_dicomcloud_says_why_in_the_status_line(serve, tmp_path):
     server = serve(tmp_path, behaviour="dicomcloud")
     assert status_line(server, "/wadors/studies/1.2.3") == (404, "studies/1.2.3 is not in the archive")
     assert status_line(server, "/qidors/studies") == (200, "OK")
-    body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + CT + b"\r\n--x--\r\n"
-    headers = {"Content-Type": MULTIPART}
+    body = body_of(CT)
+    headers = {"Content-Type": f"{PLAIN}; boundary=a-boundary"}
     assert status_line(server, "/stowrs/studies", "POST", body, **headers) == (200, "OK")
     assert status_line(server, "/stowrs/studies", "POST", body, **headers) == (409, "1 instances were not stored.")
     code, text = status_line(server, f"/qidors/studies?{'x' * 900}=1%0d%0aX-Injected:%201")

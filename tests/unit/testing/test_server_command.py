@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import requests
-import trustme
 
 from dicomweb_io.cli import main
 from dicomweb_io.cli.arguments import build_parser
@@ -24,6 +23,7 @@ from dicomweb_io.testing.faults import FAULTS, fault, faults_of_json
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, VARIANTS
 from dicomweb_io.testing.server.command import authentication_for
+from tests.unit.testing.asking import make_certificates
 
 SECRETS = {
     "BASIC": "demo:se:cret",
@@ -67,18 +67,7 @@ class Command:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> dict[str, str]:
-    directory = tmp_path_factory.mktemp("certificates")
-    authority, clients = trustme.CA(), trustme.CA()
-    paths = {}
-    for name, blob in (
-        ("server", authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem),
-        ("client", clients.issue_cert("someone@example.org").private_key_and_cert_chain_pem),
-        ("authority", authority.cert_pem),
-        ("clients", clients.cert_pem),
-    ):
-        paths[name] = str(directory / f"{name}.pem")
-        blob.write_to_path(paths[name])
-    return paths
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")

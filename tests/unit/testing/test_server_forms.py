@@ -17,6 +17,7 @@ from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.testing.samples import clone, sample_file
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, GENERIC
 from dicomweb_io.testing.server.parts import writable
+from tests.unit.testing.asking import PLAIN, address, get, parts, store
 
 FILES = (
     "CT_small.dcm",
@@ -27,7 +28,6 @@ FILES = (
     "waveform_ecg.dcm",
     "test-SR.dcm",
 )
-DICOM = 'multipart/related; type="application/dicom"'
 IMPLICIT, EXPLICIT, DEFLATED, RLE = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".1.99", ".5"))
 JPEG_LS, JPEG_2000, HTJ2K = (f"1.2.840.10008.1.2.4.{number}" for number in (80, 90, 201))
 JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
@@ -54,26 +54,6 @@ def mixed(tmp_path) -> Path:
     return folder
 
 
-def uri(name: str) -> str:
-    return Instance.from_path(sample_file(name)).reference.uri
-
-
-def address(server, name: str) -> str:
-    return f"{server.endpoint().url}{prefix(server)}/{uri(name)}"
-
-
-def prefix(server) -> str:
-    return f"/{server.behaviour.wado_prefix}" if server.behaviour.wado_prefix else ""
-
-
-def get(url: str, accept: str | None = None, **headers: str) -> requests.Response:
-    return requests.get(url, headers={"Accept": accept or "*/*", **headers}, timeout=30)
-
-
-def parts(answer: requests.Response) -> list[bytes]:
-    return [part.read() for part in MultipartReader([answer.content], answer.headers["Content-Type"])]
-
-
 def pixels(content: bytes):
     return pydicom.dcmread(io.BytesIO(content)).pixel_array
 
@@ -84,7 +64,7 @@ def pixels(content: bytes):
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, DEFLATED, RLE, JPEG_LS, JPEG_2000, HTJ2K, JPEG_LOSSLESS])
 def test_objects_come_in_the_wanted_syntax_without_loss(serve, archive, syntax):
     server = serve(archive)
-    answer = get(address(server, "CT_small.dcm"), f"{DICOM}; transfer-syntax={syntax}")
+    answer = get(address(server, "CT_small.dcm"), f"{PLAIN}; transfer-syntax={syntax}")
     if not writable(syntax):
         assert answer.status_code == 406
         return
@@ -110,10 +90,10 @@ def test_what_can_be_written_depends_on_no_extra_for_native_syntaxes():
 
 def test_the_first_syntax_that_can_be_made_is_taken(serve, archive):
     server = serve(archive)
-    wanted = ", ".join(f"{DICOM}; transfer-syntax={syntax}" for syntax in (JPEG_LOSSLESS, RLE, "*"))
+    wanted = ", ".join(f"{PLAIN}; transfer-syntax={syntax}" for syntax in (JPEG_LOSSLESS, RLE, "*"))
     (content,) = parts(get(address(server, "CT_small.dcm"), wanted))
     assert pydicom.dcmread(io.BytesIO(content)).file_meta.TransferSyntaxUID == RLE
-    wanted = f"{DICOM}; transfer-syntax={JPEG_LOSSLESS}, {DICOM}; transfer-syntax=*"
+    wanted = f"{PLAIN}; transfer-syntax={JPEG_LOSSLESS}, {PLAIN}; transfer-syntax=*"
     assert parts(get(address(server, "CT_small.dcm"), wanted)) == [sample_file("CT_small.dcm").read_bytes()]
 
 
@@ -122,7 +102,7 @@ def test_only_what_the_server_can_make_is_made(serve, archive, behaviour):
     server = serve(archive, behaviour=replace(BEHAVIOURS[behaviour], rate_limit=None))
     behaviour = server.behaviour
     for syntax in (RLE, JPEG_2000, DEFLATED, JPEG_LOSSLESS):
-        answer = get(address(server, "CT_small.dcm"), f"{DICOM}; transfer-syntax={syntax}")
+        answer = get(address(server, "CT_small.dcm"), f"{PLAIN}; transfer-syntax={syntax}")
         possible = writable(syntax) and (behaviour.transcoding is None or syntax in behaviour.transcoding)
         refusal = behaviour.refused_syntaxes.get(syntax, behaviour.unsupported_syntax)
         assert answer.status_code == (200 if possible else refusal)
@@ -131,28 +111,28 @@ def test_only_what_the_server_can_make_is_made(serve, archive, behaviour):
 def test_what_is_too_large_is_not_transcoded(serve, archive):
     server = serve(archive, behaviour=replace(BEHAVIOURS["azure"], transcoding_limit=10_000))
     url = address(server, "CT_small.dcm")
-    assert get(url, f"{DICOM}; transfer-syntax={DEFLATED}").status_code == 406
-    assert get(url, f"{DICOM}; transfer-syntax=*").status_code == 200
+    assert get(url, f"{PLAIN}; transfer-syntax={DEFLATED}").status_code == 406
+    assert get(url, f"{PLAIN}; transfer-syntax=*").status_code == 200
 
 
 def test_a_study_of_which_only_some_can_be_had_is_partial(serve, mixed):
     blind = replace(BEHAVIOURS["dcm4chee"], undecodable_syntaxes=frozenset({"1.2.840.10008.1.2.4.91"}))
     server = serve(mixed, behaviour=blind)
-    answer = get(f"{server.url}/studies/1.2.3", DICOM)
+    answer = get(f"{server.url}/studies/1.2.3", PLAIN)
     assert answer.status_code == 206
     assert answer.headers["Warning"].startswith("299 ")
     assert len(parts(answer)) == 1
-    assert get(f"{server.url}/studies/1.2.3", f"{DICOM}; transfer-syntax={JPEG_LOSSLESS}").status_code == 406
-    answer = get(f"{server.url}/studies/1.2.3", f"{DICOM}; transfer-syntax=*")
+    assert get(f"{server.url}/studies/1.2.3", f"{PLAIN}; transfer-syntax={JPEG_LOSSLESS}").status_code == 406
+    answer = get(f"{server.url}/studies/1.2.3", f"{PLAIN}; transfer-syntax=*")
     assert (answer.status_code, len(parts(answer))) == (200, 2)
-    assert get(f"{server.url}/studies/1.2.9", DICOM).status_code == 404
+    assert get(f"{server.url}/studies/1.2.9", PLAIN).status_code == 404
 
 
 def test_a_study_that_breaks_off_is_no_complete_answer(serve, mixed):
     # Orthanc has sent the status before it meets the image that it cannot decode.
     server = serve(mixed, behaviour="orthanc")
     with pytest.raises(requests.exceptions.RequestException):
-        get(f"{server.url}/studies/1.2.3", DICOM).raise_for_status()
+        get(f"{server.url}/studies/1.2.3", PLAIN).raise_for_status()
 
 
 # Bulk data ------------------------------------------------------------------------------------------------------------
@@ -168,15 +148,16 @@ def test_ranges_of_bulk_data(serve, archive):
         ("bytes=32000-", whole[32_000:], "bytes 32000-32767/32768"),
         ("bytes=32700-99999", whole[32_700:], "bytes 32700-32767/32768"),
     ):
-        answer = get(url, "*/*", Range=text)
+        answer = get(url, "*/*", headers={"Range": text})
         assert (answer.status_code, answer.content) == (206, expected)
         assert answer.headers["Content-Range"] == described
-    assert get(url, "*/*", Range="bytes=99999-").status_code == 416
+    assert get(url, "*/*", headers={"Range": "bytes=99999-"}).status_code == 416
     for ignored in ("bytes=5-3", "bytes=0-1,4-5", "pages=1-2"):
-        assert get(url, "application/octet-stream", Range=ignored).content == whole
-    assert parts(get(url, 'multipart/related; type="application/octet-stream"', Range="bytes=0-9")) == [whole]
+        assert get(url, "application/octet-stream", headers={"Range": ignored}).content == whole
+    ten = {"Range": "bytes=0-9"}
+    assert parts(get(url, 'multipart/related; type="application/octet-stream"', headers=ten)) == [whole]
     other = serve(archive, behaviour=replace(GENERIC, byte_ranges=False))
-    assert get(f"{address(other, 'CT_small.dcm')}/bulkdata/7FE00010", "*/*", Range="bytes=0-9").status_code == 200
+    assert get(f"{address(other, 'CT_small.dcm')}/bulkdata/7FE00010", headers=ten).status_code == 200
 
 
 @pytest.mark.parametrize("behaviour", ["generic", "dcm4chee"])
@@ -282,12 +263,7 @@ def test_hidden_instances_are_in_image_sets(serve, tmp_path):
     first = clone(sample_file("CT_small.dcm").read_bytes(), "image sets")
     second = first[:-2] + b"\1\1"
     server = serve(tmp_path, behaviour="healthimaging")
-    body = b"--x\r\nContent-Type: application/dicom\r\n\r\n%s\r\n--x--\r\n"
-    for content in (first, second):
-        answer = requests.post(
-            f"{server.url}/studies", body % content, headers={"Content-Type": f"{DICOM}; boundary=x"}, timeout=30
-        )
-        assert answer.status_code == 200
+    assert [store(server, content).status_code for content in (first, second)] == [200, 200]
     (image_set,) = server.image_sets
     url = f"{server.url}/{Instance.from_bytes(first).reference.uri}"
     accept = "application/dicom; transfer-syntax=*"

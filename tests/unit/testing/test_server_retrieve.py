@@ -14,9 +14,8 @@ from dicomweb_io.elements import Instance, RenderedImage
 from dicomweb_io.http.multipart import MultipartError, MultipartReader
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study, sample_file, synthetic_instance
+from tests.unit.testing.asking import ANY, PLAIN, address, get, parts
 
-ANY = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-PLAIN = 'multipart/related; type="application/dicom"'
 FILES = [
     "CT_small.dcm",
     "MR_small_implicit.dcm",
@@ -37,21 +36,6 @@ def archive(tmp_path_factory) -> Path:
         (folder / name).write_bytes(sample_file(name).read_bytes())
     make_study(folder / "study", studies=1, series=2, instances=2, size=3_000_000)
     return folder
-
-
-def address(server, name: str) -> str:
-    prefix = server.behaviour.wado_prefix
-    return "/".join(filter(None, (server.url, prefix, Instance.from_path(sample_file(name)).reference.uri)))
-
-
-def get(url: str, accept: str | None = None, **options) -> requests.Response:
-    headers = {"Accept": accept} if accept is not None else {}
-    return requests.get(url, headers={**headers, **options.pop("headers", {})}, timeout=30, **options)
-
-
-def parts(answer: requests.Response) -> list[bytes]:
-    assert answer.status_code in (200, 206), answer.text
-    return [part.read() for part in MultipartReader([answer.content], answer.headers["Content-Type"])]
 
 
 @pytest.mark.parametrize("name", FILES)

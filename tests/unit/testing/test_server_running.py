@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 
 import pytest
 import requests
-import trustme
 
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.testing.faults import fault
@@ -18,6 +16,7 @@ from dicomweb_io.testing.server.behaviour import Behaviour, behaviour
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, behaviour_of
 from dicomweb_io.testing.server.server import TLS
 from dicomweb_io.testing.server.server import serve as start_server
+from tests.unit.testing.asking import make_certificates
 
 
 def status(server, path: str = "/studies", **options) -> int:
@@ -174,16 +173,7 @@ def test_aws_signatures(serve, tmp_path):
 
 
 def test_https_and_client_certificates(serve, tmp_path):
-    authority, clients = trustme.CA(), trustme.CA()
-    paths = {}
-    for name, blob in (
-        ("server", authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem),
-        ("client", clients.issue_cert("someone@example.org").private_key_and_cert_chain_pem),
-        ("authority", authority.cert_pem),
-        ("clients", clients.cert_pem),
-    ):
-        paths[name] = str(tmp_path / f"{name}.pem")
-        blob.write_to_path(paths[name])
+    paths = make_certificates(tmp_path)
     server = serve(tmp_path / "archive", tls=TLS(paths["server"], client_ca=paths["clients"]))
     assert server.url.startswith("https://127.0.0.1:")
     with pytest.raises(requests.exceptions.RequestException):
@@ -193,7 +183,6 @@ def test_https_and_client_certificates(serve, tmp_path):
         status(server, cert=paths["client"])
     with pytest.raises(ValueError, match="plain http"):
         serve(tmp_path, tls=TLS(paths["server"]), proxy=True)
-    assert ssl.OPENSSL_VERSION
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------
@@ -272,8 +261,7 @@ def test_faults_that_strike_are_recorded(serve, tmp_path):
 
 
 def test_rate_limits(serve, tmp_path):
-    limited = behaviour("limited", "One request, then refusals", {})
-    server = serve(tmp_path, behaviour=Behaviour(**{**limited.__dict__, "rate_limit": (0.001, 3)}))
+    server = serve(tmp_path, behaviour=Behaviour("limited", "Three requests, then refusals", rate_limit=(0.001, 3)))
     assert [status(server) for _ in range(5)] == [204, 204, 204, 429, 429]
 
 

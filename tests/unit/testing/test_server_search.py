@@ -1,4 +1,4 @@
-"""Searches of the test server, asked with plain requests: what the standard says, and what known servers do instead."""
+"""Searches of the test server, asked with plain requests: what the standard says, and what known servers do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from defusedxml import ElementTree
 
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import clone, copy_samples, make_study, sample_file, synthetic_instance
+from tests.unit.testing import asking
+from tests.unit.testing.asking import INSTANCE, SERIES, STUDY, store, uids
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +25,7 @@ def archive(tmp_path_factory) -> Path:
 
 
 def get(server, path: str, **options) -> requests.Response:
-    return requests.get(f"{server.url}{path}", timeout=30, **options)
-
-
-def uids(answer: requests.Response, tag: str) -> list[str]:
-    return [row[tag]["Value"][0] for row in answer.json()]
-
-
-STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
+    return asking.get(f"{server.url}{path}", **options)
 
 
 def test_all_levels_flat_and_nested(serve, archive):
@@ -171,7 +166,7 @@ def test_head_tells_what_get_would(serve, archive):
     assert head.headers["Content-Length"] == str(len(get(server, "/studies").content))
 
 
-# Manners --------------------------------------------------------------------------------------------------------------
+# Behaviour ------------------------------------------------------------------------------------------------------------
 
 
 def test_orthanc_never_says_204_and_takes_queries_literally(serve, archive):
@@ -342,17 +337,6 @@ def test_a_gzip_bomb_is_small_on_the_wire(serve, archive):
     import gzip
 
     assert len(gzip.decompress(packed)) == 50_000_002
-
-
-def store(server, *contents: bytes, content_type: str | None = None, path: str = "/studies", **options):
-    boundary = "a-boundary"
-    body = b"".join(
-        b"--a-boundary\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n" for content in contents
-    )
-    kind = content_type or f'multipart/related; type="application/dicom"; boundary={boundary}'
-    return requests.post(
-        f"{server.url}{path}", data=body + b"--a-boundary--\r\n", headers={"Content-Type": kind}, timeout=30, **options
-    )
 
 
 def test_series_come_by_number_where_the_server_does_so(serve, tmp_path):

@@ -16,32 +16,14 @@ from dicomweb_io.elements import Instance
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import clone, sample_file, synthetic_instance
 from tests.faults.failure_cases import FAILURE_REASONS
+from tests.unit.testing.asking import ANY, body_of, get, parts, store
 
 CT = sample_file("CT_small.dcm").read_bytes()
 MR = sample_file("MR_small.dcm").read_bytes()
 IMPLICIT = clone(sample_file("MR_small_implicit.dcm").read_bytes(), "implicit")
 OTHER_CT = CT[:-2] + b"\1\1"
 GARBAGE = b"this is not DICOM at all, whatever its part says"
-MULTIPART = 'multipart/related; type="application/dicom"; boundary=a-boundary'
 STORED, FAILED, OTHER = "00081199", "00081198", "0008119A"
-
-
-def body_of(*contents: bytes) -> bytes:
-    head = b"--a-boundary\r\nContent-Type: application/dicom\r\n\r\n"
-    return b"".join(head + content + b"\r\n" for content in contents) + b"--a-boundary--\r\n"
-
-
-def store(
-    server, *contents: bytes, path: str = "/studies", headers=None, data=None, method="POST"
-) -> requests.Response:
-    prefix = f"/{server.behaviour.stow_prefix}" if server.behaviour.stow_prefix else ""
-    return requests.request(
-        method,
-        f"{server.url}{prefix}{path}",
-        data=body_of(*contents) if data is None else data,
-        headers={"Content-Type": MULTIPART, **(headers or {})},
-        timeout=30,
-    )
 
 
 def sequence(answer: requests.Response, tag: str) -> list[dict]:
@@ -61,17 +43,10 @@ def uid(content: bytes) -> str:
 
 
 def kept(server, content: bytes) -> bytes | None:
-    """The bytes that the server gives for the instance; None if it has not got it."""
+    """The bytes that the server gives for the instance; None if it does not have it."""
     prefix = f"/{server.behaviour.wado_prefix}" if server.behaviour.wado_prefix else ""
-    answer = requests.get(
-        f"{server.url}{prefix}/{Instance.from_bytes(content).reference.uri}",
-        headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'},
-        timeout=30,
-    )
-    if answer.status_code == 404:
-        return None
-    boundary = answer.headers["Content-Type"].rpartition("boundary=")[2].strip('"')
-    return answer.content.partition(b"\r\n\r\n")[2].rpartition(f"\r\n--{boundary}--".encode())[0]
+    answer = get(f"{server.url}{prefix}/{Instance.from_bytes(content).reference.uri}", ANY)
+    return None if answer.status_code == 404 else parts(answer)[0]
 
 
 def test_what_is_stored_comes_back_byte_for_byte(serve, folder):

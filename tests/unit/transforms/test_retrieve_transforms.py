@@ -281,3 +281,18 @@ def test_nothing_is_left_behind(serve, archive, contents, fails, tmp_path, monke
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match="must be 1 or more"):
         RetrieveInstances("https://pacs.example", **arguments)
+
+
+def test_a_row_without_its_own_uid_never_means_its_whole_series():
+    from dicomweb_io.transforms.read_write import ReferencesOfRows
+
+    whole = {"0020000D": {"vr": "UI", "Value": ["1.2"]}, "0020000E": {"vr": "UI", "Value": ["1.3"]}}
+    rows = [whole, {**whole, "00080018": {"vr": "UI", "Value": ["1.4"]}}]
+    with pipeline() as p:
+        made = p | beam.Create(rows) | ReferencesOfRows("instance", "Test", failures="collect")
+        assert_that(made.references, equal_to([Resource("1.2", "1.3", "1.4")]))
+        told = made.failures | beam.Map(lambda failure: (failure.transform, "names only the series" in failure.message))
+        assert_that(told, equal_to([("Test", True)]), label="failures")
+    with pytest.raises(Exception, match="names only the series"):
+        with pipeline() as p:
+            _ = p | beam.Create(rows) | ReferencesOfRows("instance", "Test")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomweb_io.dicom.json_decode import IncompleteJSONError, iter_json_objects
+from dicomweb_io.dicom.errors import IncompleteJSONError
+from dicomweb_io.dicom.json_decode import iter_json_objects
 from dicomweb_io.elements import Resource
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.profiles import ServerProfile

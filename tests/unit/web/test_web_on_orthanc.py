@@ -13,7 +13,7 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import DICOMwebError, StoreError
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.queries import make_query
-from dicomweb_io.testing.orthanc import running_orthanc
+from dicomweb_io.testing.orthanc import Orthanc
 from dicomweb_io.web.client import DICOMwebClient
 
 # The client suite of tests/servers asks the same archive much of this, in every run.
@@ -24,7 +24,7 @@ ROOT = Path(pydicom.__file__).parent / "data"
 
 @pytest.fixture(scope="module")
 def orthanc():
-    with running_orthanc() as server:
+    with Orthanc() as server:
         yield server
 
 

@@ -17,7 +17,7 @@ from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
-from dicomweb_io.testing.orthanc import running_orthanc
+from dicomweb_io.testing.orthanc import Orthanc
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS
 from dicomweb_io.testing.server.server import serve
 
@@ -70,7 +70,7 @@ def archive(request, given, tmp_path_factory):
     """A client of a server that holds what is given."""
     options = {"retry": RetryPolicy(max_attempts=4, initial_delay=0.01), "deadline": 60.0}
     if request.param == "real-orthanc":
-        with running_orthanc() as server, Endpoint(server.url, **options).connect() as client:
+        with Orthanc() as server, Endpoint(server.url, **options).connect() as client:
             results = list(client.iter_store_instances(given.values()))
             assert all(isinstance(result, StoredInstance) for result in results), results
             yield client
