@@ -82,7 +82,7 @@ class ServiceURLs:
                 retrieve root (``studies/…``, ``../…``).
 
         Raises:
-            ValueError: If it is no http or https URL.
+            ValueError: If it is not an http or https URL.
         """
         if not isinstance(url, str):
             raise TypeError(f"the URL of bulk data must be a str, not {type(url).__name__}")
