@@ -25,7 +25,7 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Instance, Resource
-from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.endpoint import Endpoint, Timeouts
 from dicomweb_io.errors import MalformedResponseError, PagingError, StoreError
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.http.auth import AWSSigV4, BasicCredentials, BearerToken, OAuth2ClientCredentials
@@ -572,7 +572,10 @@ def running(
         archive: A client of a folder that holds this already, for the test server.
     """
     with ExitStack() as stack:
-        options: dict[str, Any] = {"retry": RetryPolicy(max_attempts=3, initial_delay=0.01), "deadline": 30.0}
+        options: dict[str, Any] = {
+            "retry": RetryPolicy(max_attempts=3, initial_delay=0.01),
+            "timeouts": Timeouts(deadline=30.0),
+        }
         if spec.kind == "folder":
             _fill(str(directory), contents)
             yield Backend(spec, Endpoint(str(directory), **options))
