@@ -222,15 +222,18 @@ def test_work_that_holds_bytes_already_waits_for_room(pool):
 def test_a_lane_behind_another_goes_on_though_the_other_holds_all(pool):
     """The first lane's tasks fill every place and all room; its consumer works through the second one."""
     first, second = pool.lane(), pool.lane()
+    used = []
 
     def stream(room):
         for number in range(20):
             room.reserve(60_000)
+            used.append(pool.bytes_in_use)
             yield number
 
     def behind(number):
         def produce(room):
             room.reserve(50_000)
+            used.append(pool.bytes_in_use)
             yield number
 
         return produce
@@ -243,6 +246,8 @@ def test_a_lane_behind_another_goes_on_though_the_other_holds_all(pool):
         found += [value for _, value in second.submit(None, behind(number), holding=80_000)]
     found += [value for _, value in second.drain()]
     assert sorted(found) == sorted(list(range(20)) * 5)
+    # The budget, and one part of the largest size for each lane.
+    assert max(used) <= pool.max_bytes + 60_000 + 80_000
     assert pool.bytes_in_use == pool.in_flight == 0
 
 
