@@ -84,7 +84,7 @@ class URI:
     """The address of a DICOMweb service, study, series, instance or of frames. Immutable and hashable.
 
     Args:
-        base_url: The service's root, ``http://`` or ``https://``; a trailing slash is dropped.
+        base_url: The service's root, ``http://`` or ``https://``; a trailing slash is left out.
         study_instance_uid: The study.
         series_instance_uid: The series; needs the study.
         sop_instance_uid: The instance; needs the series.

@@ -359,27 +359,6 @@ class Stats:
                 setattr(self, name, getattr(self, name) + amount)
 
 
-@dataclass(frozen=True)
-class RequestRecord:
-    """One finished HTTP request, for an observer.
-
-    Attributes:
-        method: The HTTP method.
-        url: The URL without user information and query.
-        status: The status; None if no answer arrived.
-        seconds: From sending until the answer was read or given up.
-        bytes_in: Bytes of the body received, before decompression.
-        bytes_out: Bytes sent, headers included.
-    """
-
-    method: str
-    url: str
-    status: int | None
-    seconds: float
-    bytes_in: int
-    bytes_out: int
-
-
 class Slot:
     """The right of one request to be in flight.
 

@@ -21,7 +21,7 @@ from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
 from dicomweb_io.dicom.errors import IncompleteJSONError
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
-from dicomweb_io.elements import UID_KEYWORDS, JSONDataset, Resource, SearchPage, SearchQuery
+from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
 from dicomweb_io.errors import (
     DICOMwebError,
     FilterIgnoredError,
@@ -331,9 +331,10 @@ def _total(answer: Answer) -> int | None:
 
 def _within(query: SearchQuery, row: JSONDataset) -> JSONDataset:
     """The row with the UIDs that the resource searched implies, which servers may leave out."""
-    for tag, uid in (("0020000D", query.study_instance_uid), ("0020000E", query.series_instance_uid)):
-        if uid is not None and tag not in row:
-            row[tag] = {"vr": "UI", "Value": [uid]}
+    uids: dict[SearchLevel, str | None] = {"study": query.study_instance_uid, "series": query.series_instance_uid}
+    for level, uid in uids.items():
+        if uid is not None and UID_TAGS[level] not in row:
+            row[UID_TAGS[level]] = {"vr": "UI", "Value": [uid]}
     return row
 
 

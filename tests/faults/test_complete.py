@@ -30,6 +30,7 @@ Call = Callable[[DICOMwebClient, Bench], Any]
 COLUMNS: dict[str, str] = {
     "count": "count",
     "delete_instance": "delete instance",
+    "delete_resource": "delete instance",
     "delete_series": "delete series",
     "delete_study": "delete study",
     "iter_bulkdata_parts": "bulk data",
@@ -146,8 +147,10 @@ ASK_NOTHING = {
     "close": "ends the client",
     "from_endpoint": "makes a client",
     "iter_exclusions": "servers do not tell what their searches leave out",
+    "locations_of": "servers do not tell where a file lies",
     "lookup_keyword": "a table",
     "lookup_tag": "a table",
+    "refresh": "servers look at their files themselves",
     "set_chunk_size": "a setting",
     "set_http_retry_params": "a setting",
 }

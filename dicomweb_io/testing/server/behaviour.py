@@ -99,7 +99,6 @@ class Behaviour:
         400, 'The status for a negative limit, ``"one"``, or ``"all"``.'
     )
     limit_refused: int | None = meant(None, "A limit above this number is 400, whatever `over_limit` says.")
-    limit_malformed: int = meant(400, "The status for a limit that is not a number.")
     offset: bool = meant(True, "Whether ``offset`` is honoured.")
     max_offset: int | None = meant(None, "The largest offset; beyond it 400.")
     max_rows: int | None = meant(None, "Rows that can be reached in all by paging; None for all.")
@@ -160,7 +159,6 @@ class Behaviour:
         "universal", '``"universal"``, or the status of a filter without value.'
     )
     wildcards: bool = meant(True, "Whether ``*`` and ``?`` are wildcards.")
-    ranges: bool = meant(True, "Whether dates and times are matched by range.")
     undated_before: bool = meant(
         False, "Whether a range without beginning (``-20040601``) takes in rows without a date."
     )
@@ -265,7 +263,6 @@ class Behaviour:
     frames_missing: Literal["drop"] | int = meant(
         404, 'The status for a frame number that does not exist, or ``"drop"``: the others with 206.'
     )
-    frames_limit: int | None = meant(None, "The largest number of frames in one request; more are 400.")
     frames_unique: bool = meant(False, "Whether a repeated frame number is refused.")
     frames_without_pixels: int = meant(404, "The status for frames of an instance without pixel data.")
     frame_types: tuple[str, ...] | None = meant(
@@ -301,8 +298,6 @@ class Behaviour:
     store_types: frozenset[str] = meant(
         frozenset({"multipart", "single"}), 'Accepted bodies: ``"multipart"``, ``"single"``.'
     )
-    store_unsupported: int = meant(415, "The status for other bodies.")
-    store_needs_type: bool = meant(True, "Whether multipart needs its ``type`` parameter.")
     max_body: int | None = meant(None, "Bytes of a request body above which it is 413.")
     store_gzip: Literal["swallowed"] | int = meant(
         415, 'A gzip body is refused with this status, or ``"swallowed"``: 200 and nothing stored.'
@@ -328,7 +323,6 @@ class Behaviour:
         "00081199", 'Where stored instances are named: ``"00081199"``, or where a client does not look for them.'
     )
     one_failure: bool = meant(False, "Whether only the first refused instance is named.")
-    wrong_study_status: int = meant(409, "The status where an instance belongs to another study than the URL's.")
     same_again: Literal["stored", "refused"] = meant(
         "stored", 'An instance that exists with equal bytes is ``"stored"`` or ``"refused"``.'
     )
@@ -359,8 +353,6 @@ class Behaviour:
     upsert: bool = meant(False, "Whether ``PUT /studies`` stores and replaces.")
 
     deletes: frozenset[str] = meant(frozenset({"study", "series", "instance"}), "The levels that can be deleted.")
-    delete_unsupported: int = meant(405, "The status for other levels.")
-    delete_missing: int = meant(404, "The status for what does not exist.")
     delete_lag: float = meant(0.0, "Seconds for which searches still show what was deleted.")
 
     feed: Literal["none", "orthanc", "azure"] = meant(

@@ -352,7 +352,6 @@ GOOGLE = behaviour(
         "fuzzy": documented("prefix", _GOOGLE),
         "unknown_key": unverified(400, f"{_GOOGLE}: the list of search attributes was not read"),
         "unsupported_syntax": unverified(406, _GOOGLE),
-        "frames_limit": unverified(None, "clients keep to 400 frames a request; that it is the server's limit is open"),
         "rendered": documented(frozenset({"instance", "frame"}), _GOOGLE),
         "thumbnails": documented(False, _GOOGLE),
         "transcoding_limit": documented(1024**3, f"{_GOOGLE}: file up to 1 GB"),
@@ -371,6 +370,7 @@ GOOGLE = behaviour(
     },
     gaps=(
         "frames as PNG, and stores of JSON with JPEG",
+        "a limit of frames in a request: clients keep to 400, and whether more are refused is open",
         "the limits of frames (150 MB to transcode, 50 MB to render) and the 30 minutes after which requests end",
         "notifications by Pub/Sub: `dicomweb_io.transforms.ParseNotifications` reads them",
     ),

@@ -253,7 +253,7 @@ def _limit(behaviour: Behaviour, exchange: Exchange, level: str) -> tuple[int | 
     try:
         limit = int(text)
     except ValueError:
-        raise Refusal(behaviour.limit_malformed, "limit is not a number.") from None
+        raise Refusal(400, "limit is not a number.") from None
     if limit < 0:
         if isinstance(behaviour.limit_negative, int):
             raise Refusal(behaviour.limit_negative, "limit is negative.")
@@ -408,9 +408,7 @@ def _deviates(behaviour: Behaviour, one: Filter, fuzzy: bool) -> bool:
         return fuzzy or not behaviour.wildcards or behaviour.person_names != "standard"
     if one.vr in _TEXT_VRS:
         return behaviour.ignore_case or not behaviour.wildcards
-    if one.vr not in ("DA", "TM", "DT"):
-        return False
-    return not behaviour.ranges or (behaviour.undated_before and one.values[0].startswith("-"))
+    return behaviour.undated_before and one.vr in ("DA", "TM", "DT") and one.values[0].startswith("-")
 
 
 def _asked(behaviour: Behaviour, exchange: Exchange) -> tuple[str, ...]:
@@ -520,7 +518,7 @@ def _was_received(site: Site, row: JSONRow, one: Received) -> bool:
 
 def _row_matches(row: JSONRow, one: Filter, behaviour: Behaviour, fuzzy: bool) -> bool:
     values = _values_at(row, one.path)
-    if behaviour.ranges and one.vr in ("DA", "TM", "DT"):
+    if one.vr in ("DA", "TM", "DT"):
         return not any(values) or any(str(value) <= one.values[0][1:] for value in values)
     return _matches_text(values, one.values, behaviour, fuzzy)
 

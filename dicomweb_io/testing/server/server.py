@@ -153,9 +153,7 @@ class TestServer:
 
     def refresh(self) -> None:
         """Lets the server see files that others put into its folder since it started."""
-        look_again = getattr(self.archive, "refresh", None)
-        if callable(look_again):
-            look_again()
+        self.archive.refresh()
         self._site.log.look_again()
 
     @property

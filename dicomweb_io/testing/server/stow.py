@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from dicomweb_io.dicom.errors import Part10Error
+from dicomweb_io.dicom.errors import MissingUIDError, Part10Error
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.media_types import parse_content_type
 from dicomweb_io.dicom.part10 import Header, check_complete, header_of
@@ -162,10 +162,10 @@ def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
     """Deletes a study, series or instance."""
     behaviour = site.behaviour
     if resource.level not in behaviour.deletes:
-        raise Refusal(behaviour.delete_unsupported, "Deleting is not supported here.", {"Allow": "GET"})
+        raise Refusal(405, "Deleting is not supported here.", {"Allow": "GET"})
     with site.store_lock:
         if site.is_leaving(resource) or not _exists(site, resource):
-            raise Refusal(behaviour.delete_missing, f"There is no such {resource.level}.")
+            raise Refusal(404, f"There is no such {resource.level}.")
         site.delete(resource)
     return Answer(204)
 
@@ -175,13 +175,11 @@ def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
 
 def _kind_of_body(site: Site, content_type: str) -> str:
     parsed = parse_content_type(content_type)
-    kind = "multipart" if parsed.media_type == "multipart/related" else "single"
-    inner = parsed.parameters.get("type", "").strip().lower()
-    known = inner == _DICOM or (not inner and not site.behaviour.store_needs_type)
-    if kind not in site.behaviour.store_types or (kind == "multipart" and not known):
-        raise Refusal(site.behaviour.store_unsupported, f"The media type {content_type[:100]!r} is not supported.")
-    if kind == "single" and parsed.media_type != _DICOM:
-        raise Refusal(site.behaviour.store_unsupported, f"The media type {content_type[:100]!r} is not supported.")
+    kind, media_type = "single", parsed.media_type
+    if media_type == "multipart/related":
+        kind, media_type = "multipart", parsed.parameters.get("type", "").strip().lower()
+    if kind not in site.behaviour.store_types or media_type != _DICOM:
+        raise Refusal(415, f"The media type {content_type[:100]!r} is not supported.")
     return kind
 
 
@@ -227,13 +225,10 @@ def _store_one(running: Store, collected: Collected) -> Outcome:
         with _opened(collected) as file:
             header = header_of(file)
             incomplete = check_complete(file)
-    except (Part10Error, ValueError) as error:
-        missing = getattr(error, "missing", ())
-        if missing:
-            known = getattr(error, "uids", {})
-            return Outcome(
-                None, known.get("SOPInstanceUID"), reason=behaviour.missing_uids_reason, garbage=True, no_uids=True
-            )
+    except MissingUIDError as error:
+        uid = error.uids.get("SOPInstanceUID")
+        return Outcome(None, uid, reason=behaviour.missing_uids_reason, garbage=True, no_uids=True)
+    except (Part10Error, ValueError):
         return Outcome(reason=behaviour.garbage_reason, garbage=True)
     if incomplete is not None:
         return Outcome(header.sop_class_uid, header.sop_instance_uid, reason=behaviour.garbage_reason, garbage=True)
@@ -392,7 +387,7 @@ def _status(running: Store) -> int:
     if behaviour.garbage_status is not None and any(outcome.garbage for outcome in bad):
         return behaviour.garbage_status
     if len(bad) == len(running.outcomes) or (behaviour.store_some >= 400 and any(one.wrong_study for one in bad)):
-        return behaviour.wrong_study_status if any(one.wrong_study for one in bad) else behaviour.store_none
+        return 409 if any(one.wrong_study for one in bad) else behaviour.store_none
     return behaviour.store_some
 
 

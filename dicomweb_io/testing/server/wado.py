@@ -118,9 +118,10 @@ def _available(site: Site, parts: Iterator[PartOut | Refusal]) -> tuple[Iterator
     made: list[PartOut | Refusal] = []
     missing: list[PartOut | Refusal] = []
     for part in parts:
-        (missing if isinstance(part, Refusal) else made).append(
-            part if isinstance(part, Refusal) else part.spooled(site.directory, site.spool_above)
-        )
+        if isinstance(part, Refusal):
+            missing.append(part)
+        else:
+            made.append(part.spooled(site.directory, site.spool_above))
     return iter(made or missing), len(missing) if made else 0
 
 
@@ -354,8 +355,6 @@ def frame_numbers(site: Site, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         raise Refusal(400, "The list of frames is malformed.")
     numbers = tuple(map(int, text.split(",")))
-    if behaviour.frames_limit is not None and len(numbers) > behaviour.frames_limit:
-        raise Refusal(400, f"At most {behaviour.frames_limit} frames can be requested at once.")
     if behaviour.frames_unique and len(set(numbers)) < len(numbers):
         raise Refusal(400, "A frame is listed twice.")
     return numbers
@@ -489,7 +488,7 @@ def bulkdata(site: Site, exchange: Exchange, resource: Resource, path: list[str]
     try:
         first = next(values, None)
     except requests.HTTPError as error:
-        if not (behaviour.bulkdata_of_all and getattr(error, "status", None) == 404):
+        if not (behaviour.bulkdata_of_all and status_of(error) == 404):
             raise
         first = None
     if first is None and behaviour.bulkdata_of_all:
