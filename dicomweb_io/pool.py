@@ -392,8 +392,8 @@ class Lane(Generic[K, R]):
                 self.pool._ended(task)
 
 
-_CLIENTS: Registry[DICOMClient] = Registry(DICOMClient.close)
-_POOLS: Registry[BoundedPool] = Registry(BoundedPool.close)
+_CLIENTS: Registry[DICOMClient] = Registry(lambda client: client.close())
+_POOLS: Registry[BoundedPool] = Registry(lambda pool: pool.close())
 
 
 class Lease:

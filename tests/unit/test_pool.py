@@ -12,7 +12,7 @@ from collections import deque
 import pytest
 
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.retry import Deadline, Registry, Throttle
+from dicomweb_io.http.retry import Deadline, Registry, Throttle, shared_throttle
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, BoundedPool, WorkCancelled, shared_client
 
@@ -395,6 +395,23 @@ def test_equal_endpoints_share_client_and_pool_and_close_them_when_unused(tmp_pa
     third = shared_client(Endpoint(str(tmp_path), limits=Limits(2)))
     assert third.client is not client
     third.close()
+
+
+def test_a_server_that_nobody_uses_any_more_is_forgotten():
+    """Its connections are closed, and with them what its throttle has learned."""
+    endpoint = Endpoint("http://127.0.0.1:9/dicom-web")
+    first, second = shared_client(endpoint), shared_client(endpoint)
+    throttle, leave = shared_throttle(first, endpoint.url, 8, None)
+    leave()
+    assert first.client._transport._throttle is second.client._transport._throttle is throttle
+    first.close()
+    again, leave = shared_throttle(first, endpoint.url, 8, None)
+    assert again is throttle
+    leave()
+    second.close()
+    again, leave = shared_throttle(first, endpoint.url, 8, None)
+    assert again is not throttle
+    leave()
 
 
 def test_a_dropped_lease_gives_back_too(tmp_path):
