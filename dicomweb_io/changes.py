@@ -715,11 +715,11 @@ def _ask(transport: Transport, method: str, url: str, body: bytes | None, what: 
 
 @dataclass
 class Place:
-    """Where a watch has come to.
+    """How far a watch has come.
 
     Attributes:
         cursor: Where the source was read to; None at the beginning.
-        pending: What is to be tried again, with the number of tries so far.
+        pending: What has to be tried again, with the number of attempts so far.
     """
 
     cursor: Cursor | None = None
@@ -727,11 +727,11 @@ class Place:
 
 
 class PlaceFile:
-    """Keeps the place of one watch between its runs, in a file that is written complete or not at all.
+    """Stores the place of one watch between its runs, in a file that is written complete or not at all.
 
     Args:
         path: The file.
-        watched: What the place belongs to, as a JSON object; another watch cannot go on from it.
+        watched: What is watched, as a JSON object; only the same watch can go on from the place.
     """
 
     def __init__(self, path: str, watched: Mapping[str, Any]) -> None:
@@ -754,7 +754,7 @@ class PlaceFile:
             pending = {Resource.of(item["reference"]): int(item["attempts"]) for item in document["pending"]}
             watched = document["watched"]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"this is no cursor file: {error}") from error
+            raise ValueError(f"this is not a cursor file: {error}") from error
         if watched != self._watched:
             raise ValueError(
                 f"this cursor belongs to {watched.get('source')} with the filters "

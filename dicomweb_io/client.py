@@ -18,7 +18,6 @@ from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
     COLLECTIONS,
-    LEVELS,
     Bulkdata,
     Exclusion,
     Failure,
@@ -27,12 +26,12 @@ from dicomweb_io.elements import (
     JSONDataset,
     RenderedImage,
     Resource,
-    SearchLevel,
     SearchPage,
     SearchQuery,
     StoredInstance,
 )
 from dicomweb_io.errors import MalformedResponseError, StoreError, http_error
+from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.profiles import GENERIC, Finding, ProbeReport, ServerProfile
 from dicomweb_io.queries import check_limits, make_query
 from dicomweb_io.store_response import response_module
@@ -61,8 +60,9 @@ DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 class DICOMClient(ABC):
     """An archive of DICOM objects, with operations named and shaped after PS3.18 (sections 10.4 to 10.7).
 
-    A class of its own for an archive implements the abstract methods; everything else is written over them and may be
-    overridden where the archive can do better. `DICOMwebClient` talks to a server, `DICOMfileClient` to a folder.
+    `DICOMwebClient` talks to a server, `DICOMfileClient` to a folder. To reach an archive in another way, make a
+    subclass with the abstract methods: everything else is written over them, and may be overridden where the archive
+    can do better.
 
     Methods named ``iter_…`` are lazy: they return an iterator, ask as they go, and hold at most one part at a time.
     Closing the iterator (or dropping it) ends the request. Clients may be used from several threads at once.
@@ -309,24 +309,29 @@ class DICOMClient(ABC):
         return urlsplit(self.base_url).path.rstrip("/")
 
     @property
+    def prefixes(self) -> Prefixes:
+        """Path segments between the address and the resources, where the archive has some."""
+        return Prefixes()
+
+    @property
     def qido_url_prefix(self) -> str | None:
         """Path segment before search resources; None if there is none."""
-        return None
+        return self.prefixes.qido
 
     @property
     def wado_url_prefix(self) -> str | None:
         """Path segment before retrieve resources; None if there is none."""
-        return None
+        return self.prefixes.wado
 
     @property
     def stow_url_prefix(self) -> str | None:
         """Path segment before store resources; None if there is none."""
-        return None
+        return self.prefixes.stow
 
     @property
     def delete_url_prefix(self) -> str | None:
         """Path segment before delete resources; None if there is none."""
-        return None
+        return self.prefixes.delete
 
     @property
     def profile(self) -> ServerProfile:
@@ -380,7 +385,7 @@ class DICOMClient(ABC):
         """Yields the files of the archive that searches do not return, and why; nothing for servers.
 
         With a query, duplicates are limited to instances that match it. Ignored and unreadable files are always
-        yielded: nobody can tell whether they would match.
+        yielded, since it cannot be known whether they would match.
         """
         return iter(())
 
@@ -588,19 +593,13 @@ class DICOMClient(ABC):
 
     # Retrieve, PS3.18 section 10.4 (WADO-RS) --------------------------------------------------------------------------
 
-    def _resource(
-        self,
-        study: object,
-        series: object = None,
-        instance: object = None,
-        *,
-        level: SearchLevel,
-        frames: Sequence[int] = (),
-    ) -> Resource:
-        number = LEVELS.index(level) + 1
-        pairs = (("study_instance_uid", study), ("series_instance_uid", series), ("sop_instance_uid", instance))
-        uids = {name: check_uid(value, name, permissive=self.permissive_uid) for name, value in pairs[:number]}
-        return Resource(**uids, frames=tuple(frames))
+    def _resource(self, *uids: object, frames: Sequence[int] = ()) -> Resource:
+        """A reference of the UIDs from the study down, each of which is checked."""
+        names = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
+        pairs = zip(names, uids, strict=False)
+        return Resource(
+            **{name: check_uid(uid, name, permissive=self.permissive_uid) for name, uid in pairs}, frames=tuple(frames)
+        )
 
     def iter_study(
         self,
@@ -609,7 +608,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[Dataset]:
         """Yields the instances of a study as pydicom datasets, one at a time."""
-        return self._datasets(self._resource(study_instance_uid, level="study"), media_types, additional_params)
+        return self._datasets(self._resource(study_instance_uid), media_types, additional_params)
 
     def retrieve_study(
         self,
@@ -628,7 +627,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[Dataset]:
         """Yields the instances of a series as pydicom datasets, one at a time."""
-        resource = self._resource(study_instance_uid, series_instance_uid, level="series")
+        resource = self._resource(study_instance_uid, series_instance_uid)
         return self._datasets(resource, media_types, additional_params)
 
     def retrieve_series(
@@ -645,7 +644,7 @@ class DICOMClient(ABC):
         self, study_instance_uid: str, additional_params: Mapping[str, Any] | None = None
     ) -> list[JSONDataset]:
         """Retrieves the metadata of all instances of a study (PS3.18 section 10.4.1.1.2)."""
-        resource = self._resource(study_instance_uid, level="study")
+        resource = self._resource(study_instance_uid)
         return list(self.iter_metadata(resource, additional_params=additional_params))
 
     def retrieve_series_metadata(
@@ -655,7 +654,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> list[JSONDataset]:
         """Retrieves the metadata of all instances of a series (PS3.18 section 10.4.1.1.2)."""
-        resource = self._resource(study_instance_uid, series_instance_uid, level="series")
+        resource = self._resource(study_instance_uid, series_instance_uid)
         return list(self.iter_metadata(resource, additional_params=additional_params))
 
     def retrieve_instance_metadata(
@@ -670,7 +669,7 @@ class DICOMClient(ABC):
         Raises:
             requests.HTTPError: If the archive does not have the instance, or does not answer with one dataset.
         """
-        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
+        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         rows = list(self.iter_metadata(resource, additional_params=additional_params))
         if len(rows) != 1:
             raise MalformedResponseError(
@@ -683,9 +682,7 @@ class DICOMClient(ABC):
         self, study_instance_uid: str, additional_params: Mapping[str, Any] | None = None
     ) -> Iterator[JSONDataset]:
         """Yields the metadata of the instances of a study as they arrive."""
-        return self.iter_metadata(
-            self._resource(study_instance_uid, level="study"), additional_params=additional_params
-        )
+        return self.iter_metadata(self._resource(study_instance_uid), additional_params=additional_params)
 
     def iter_series_metadata(
         self,
@@ -694,7 +691,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[JSONDataset]:
         """Yields the metadata of the instances of a series as they arrive."""
-        resource = self._resource(study_instance_uid, series_instance_uid, level="series")
+        resource = self._resource(study_instance_uid, series_instance_uid)
         return self.iter_metadata(resource, additional_params=additional_params)
 
     def retrieve_instance(
@@ -711,7 +708,7 @@ class DICOMClient(ABC):
             study_instance_uid: The study.
             series_instance_uid: The series.
             sop_instance_uid: The instance.
-            media_types: Wanted encodings of ``application/dicom``; by default the stored one. Other media types, such
+            media_types: Accepted encodings of ``application/dicom``; by default the stored one. Other media types, such
                 as ``("image/jp2", "1.2.840.10008.1.2.4.90")``, ask for the instance's bulk data: its frames, for
                 images.
             additional_params: Further query parameters.
@@ -723,7 +720,7 @@ class DICOMClient(ABC):
             ValueError: If an instance and bulk data are asked for in one call.
             requests.HTTPError: If the archive does not have it, or cannot give it in this form.
         """
-        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
+        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         accepted_types = parse_media_types(media_types)
         kinds = {accepted_type.name == DICOM or accepted_type.name == "*/*" for accepted_type in accepted_types}
         if kinds == {False}:
@@ -780,8 +777,8 @@ class DICOMClient(ABC):
             series_instance_uid: The series.
             sop_instance_uid: The instance.
             frame_numbers: Frame numbers, counted from 1, in the order wanted; repeats are allowed.
-            media_types: Wanted encodings in order of preference: media types or pairs of one and a transfer syntax UID
-                (``"*"`` for the stored one). By default ``application/octet-stream``: uncompressed little-endian.
+            media_types: Accepted encodings in order of preference: media types, or pairs of one and a transfer syntax
+                UID (``"*"`` for the stored one). By default ``application/octet-stream``: uncompressed little-endian.
             additional_params: Further query parameters.
 
         Returns:
@@ -806,7 +803,7 @@ class DICOMClient(ABC):
         numbers = tuple(map(_frame_number, frame_numbers))
         if not numbers:
             raise ValueError("frame_numbers is empty (expected one frame number at least, counted from 1)")
-        return self._resource(study, series, instance, level="instance", frames=numbers)
+        return self._resource(study, series, instance, frames=numbers)
 
     # Rendered ---------------------------------------------------------------------------------------------------------
 
@@ -817,7 +814,7 @@ class DICOMClient(ABC):
         params: Mapping[str, Any] | None = None,
     ) -> bytes:
         """Retrieves a rendered study. Arguments as in `retrieve_instance_rendered`."""
-        resource = self._resource(study_instance_uid, level="study")
+        resource = self._resource(study_instance_uid)
         return self.retrieve_rendered(resource, media_types=media_types, params=params).content
 
     def retrieve_series_rendered(
@@ -828,7 +825,7 @@ class DICOMClient(ABC):
         params: Mapping[str, Any] | None = None,
     ) -> bytes:
         """Retrieves a rendered series. Arguments as in `retrieve_instance_rendered`."""
-        resource = self._resource(study_instance_uid, series_instance_uid, level="series")
+        resource = self._resource(study_instance_uid, series_instance_uid)
         return self.retrieve_rendered(resource, media_types=media_types, params=params).content
 
     def retrieve_instance_rendered(
@@ -845,13 +842,13 @@ class DICOMClient(ABC):
             study_instance_uid: The study.
             series_instance_uid: The series.
             sop_instance_uid: The instance.
-            media_types: Wanted types, such as ``image/png``, in order of preference; by default the archive's choice.
+            media_types: Accepted types, such as ``image/png``, in order of preference; by default the archive's choice.
             params: ``quality``, ``window``, ``viewport``, ``annotation``, ``iccprofile`` (PS3.18 table 8.3.5-1).
 
         Returns:
             The bytes of the image, video or text.
         """
-        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
+        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         return self.retrieve_rendered(resource, media_types=media_types, params=params).content
 
     def retrieve_instance_frames_rendered(
@@ -893,7 +890,7 @@ class DICOMClient(ABC):
 
         Args:
             url: A BulkDataURI, as metadata give it.
-            media_types: Wanted types in order of preference.
+            media_types: Accepted types in order of preference.
             byte_range: First and last byte (inclusive, counted from 0); the last may be None for the end.
             additional_params: Further query parameters.
 
@@ -905,7 +902,7 @@ class DICOMClient(ABC):
     def _datasets(
         self, resource: Resource, media_types: MediaTypes | None, additional_params: Mapping[str, Any] | None
     ) -> Iterator[Dataset]:
-        # A dataset is in memory whatever its size, so nothing is gained by a spool file here.
+        # A dataset is held in memory anyway, so a spool file would gain nothing.
         for instance in self.iter_instances(
             resource, media_types=media_types, max_element_bytes=sys.maxsize, additional_params=additional_params
         ):
@@ -958,7 +955,7 @@ class DICOMClient(ABC):
         Raises:
             requests.HTTPError: If the archive refuses, or does not have it (404).
         """
-        self.delete_resource(self._resource(study_instance_uid, level="study"), additional_params=additional_params)
+        self.delete_resource(self._resource(study_instance_uid), additional_params=additional_params)
 
     def delete_series(
         self,
@@ -968,7 +965,7 @@ class DICOMClient(ABC):
     ) -> None:
         """Deletes a series. Errors as in `delete_study`."""
         self.delete_resource(
-            self._resource(study_instance_uid, series_instance_uid, level="series"), additional_params=additional_params
+            self._resource(study_instance_uid, series_instance_uid), additional_params=additional_params
         )
 
     def delete_instance(
@@ -979,7 +976,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> None:
         """Deletes an instance. Errors as in `delete_study`."""
-        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid, level="instance")
+        resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         self.delete_resource(resource, additional_params=additional_params)
 
 

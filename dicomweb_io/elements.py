@@ -266,7 +266,7 @@ class Instance:
         """Makes an instance of the bytes of a Part 10 file, reading only its header.
 
         Raises:
-            ValueError: If they are no DICOM object or lack a UID.
+            ValueError: If they are not a DICOM object, or lack a UID.
         """
         header = header_of(io.BytesIO(content))
         return cls(
@@ -282,7 +282,7 @@ class Instance:
 
         Raises:
             OSError: If it cannot be read.
-            ValueError: If it is no DICOM object or lacks a UID.
+            ValueError: If it is not a DICOM object, or lacks a UID.
         """
         name = os.fspath(path)
         with _open(name) as file:

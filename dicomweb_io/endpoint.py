@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.http.auth import Credentials
 from dicomweb_io.http.retry import RetryPolicy
-from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
+from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts, split_service_url
 
 if TYPE_CHECKING:
     from requests.auth import AuthBase
@@ -71,7 +71,7 @@ class Endpoint:
         if not self.url:
             raise ValueError("url is empty (expected https://…, a path, or an fsspec URL)")
         if self.is_web:
-            _check_web_url(self.url)
+            split_service_url(self.url)
         else:
             given = [name for name in ("prefixes", "credentials") if getattr(self, name) not in (None, Prefixes())]
             if given:
@@ -144,30 +144,16 @@ class Endpoint:
         return f"Endpoint({', '.join(shown)})"
 
 
-def _check_web_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        # Its text may hold the user information.
-        raise ValueError(f"url is not valid: {url.rpartition('@')[2]!r}") from None
-    if not parts.hostname:
-        raise ValueError(f"url has no host: {url.rpartition('@')[2]!r} (expected https://host[:port][/path])")
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError(f"url has an invalid port: {parts.netloc.rpartition('@')[2]!r}") from None
-    if parts.query or parts.fragment:
-        raise ValueError("url has a query or fragment: give the service's root only, and parameters separately")
-
-
 _SECRET_NAME = re.compile(r"auth|cookie|key|pass|secret|token|credential", re.IGNORECASE)
 
 
 def literal_secrets(endpoint: Endpoint) -> tuple[str, ...]:
-    """The kinds of secrets in an endpoint that are no references, in words and without their values.
+    """The kinds of secrets that an endpoint holds literally, in words and without their values.
 
-    Headers and storage options count if their name sounds like a secret. An authentication object of requests counts
-    always: nobody knows what it holds.
+    They travel wherever the endpoint is pickled.
+
+    Headers and storage options count if their name sounds like a secret. An authentication object of requests always
+    counts, since what it holds is unknown.
     """
     kinds: list[str] = []
     credentials = endpoint.credentials

@@ -168,8 +168,7 @@ class Beginning:
         first: The identity of row 0.
         last: The identities of the last rows that came.
         total: The number of all rows, where it was announced; a hint.
-        answer: The last answer taken in.
-        full: Whether that page held as many rows as were asked for.
+        full: Whether the last page held as many rows as were asked for.
         offset_works: Whether a page at a later offset held other rows than the first.
     """
 
@@ -217,6 +216,7 @@ class Paging:
 
     Attributes:
         level: What the rows are.
+        position: The offset behind the rows received, or behind those asked for while answers are to come.
         stop: The offset at which to end; None for the end of the search. It may be changed at any time.
         total: The number of all rows, as last announced.
         passed: The rows passed on.
@@ -244,7 +244,7 @@ class Paging:
         self.level = query.level
         self._profile = profile
         self._url = url
-        self._start = self._position = start
+        self._start = self.position = start
         self._limit = limit
         self._pending: deque[PageRequest] = deque()
         self._seen = Remembered()
@@ -277,10 +277,10 @@ class Paging:
         if self._limit is not None:
             size = min(size, self._limit - self.passed)
         if self.stop is not None:
-            size = min(size, self.stop - self._position)
+            size = min(size, self.stop - self.position)
         if self.ended or size <= 0:
             return None
-        profile, position = self._profile, self._position
+        profile, position = self._profile, self.position
         capped = profile.max_rows is not None and position >= profile.max_rows
         refused = profile.max_offset is not None and position > profile.max_offset
         # Totals can be wrong, so that what is behind is looked at too, but then one page after the other.
@@ -302,7 +302,7 @@ class Paging:
             size = min(size, profile.max_rows - position)
         request = PageRequest(position, size, self.offset_works)
         self._pending.append(request)
-        self._position += size
+        self.position += size
         return request
 
     # Answers ----------------------------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ class Paging:
             advance = len(found) if crowded else len(keys)
             if not found:
                 advance = request.limit if self._profile.short_pages else len(keys)
-            self._position = request.offset + advance
+            self.position = request.offset + advance
         if self.passed == self._limit:
             self.ended = True
         elif evidence.more is False and not cut:
@@ -421,11 +421,6 @@ class Paging:
     @property
     def _passed_to(self) -> int:
         return self._start + self.passed
-
-    @property
-    def position(self) -> int:
-        """The offset behind the rows received, or behind those asked for while answers are to come."""
-        return self._position
 
     @property
     def total_is_wrong(self) -> bool:

@@ -180,7 +180,7 @@ class SpoolPolicy:
         return replace(item, content=None, path=kept.path)
 
 
-def dropped(item: Frame | Bulkdata) -> None:
+def remove_file(item: Frame | Bulkdata) -> None:
     """Removes the file of a frame or value that nobody will get."""
     if item.path is not None:
         with contextlib.suppress(FileNotFoundError):

@@ -56,7 +56,7 @@ class StoreItem:
         outcome: What became of it; None while that is open.
         answer: What the server said of it: an item of its response module.
         temporary: A file to remove when the outcome is out.
-        existed: Whether the destination had its UID before; None if nobody looked.
+        existed: Whether the destination had its UID before; None if unknown.
         must_be_same: Whether another object with its UID in the destination is a failure.
         study_url: The Retrieve URL of the study, from the answer.
     """
@@ -271,7 +271,7 @@ def _values(instance: Instance) -> set[str] | None:
         tags: list[Any] = [*tags_of_vr("PN"), *_PATIENT_IDS]
         texts = list(_texts(instance.dataset(stop_before_pixels=True, specific_tags=tags)))
     except Exception:
-        # A broken header makes pydicom raise anything, and must not hide what is being said of the instance.
+        # A broken header makes pydicom raise anything, and must not hide the message about the instance.
         return None
     pieces = {piece.strip() for text in texts for piece in (text, *text.split("="), *_WORD_ENDS.split(text))}
     return {piece for piece in pieces if len(piece) >= _MIN_LENGTH}

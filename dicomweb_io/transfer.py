@@ -29,6 +29,7 @@ from dicomweb_io.errors import log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.store import in_the_way, layout_path
+from dicomweb_io.http.retry import lend_slots
 from dicomweb_io.listing import (
     InstanceGroup,
     SeriesListing,
@@ -276,14 +277,12 @@ class InstanceCopier:
                     yield reference, item
                     continue
                 if not batch.has_room_for(item):
-                    if sent is not None:
-                        yield from sent.result()
+                    yield from _awaited(sent)
                     sent, batch = executor.submit(self._store, batch), _Batch(self._spool)
                 batch.add(item)
                 # Nothing here may keep the instance alive while the next is read.
                 del item
-            if sent is not None:
-                yield from sent.result()
+            yield from _awaited(sent)
             yield from self._store(batch)
         finally:
             executor.shutdown()
@@ -395,6 +394,15 @@ class InstanceCopier:
             return list(zip(references, self._storer.store(batch.instances), strict=True))
         finally:
             batch.clear()
+
+
+def _awaited(sent: Future[list[tuple[Resource, CopyResult]]] | None) -> list[tuple[Resource, CopyResult]]:
+    """The results of a batch that another thread stores."""
+    if sent is None:
+        return []
+    # The store may need the place of the request whose answer this thread is reading.
+    lend_slots()
+    return sent.result()
 
 
 def _check(cancelled: Callable[[], bool]) -> None:

@@ -51,7 +51,7 @@ class Column:
         values = []
         for value in iter_values(row, self.path):
             if value is None or value == "":
-                # A place in a list of texts is kept, because others may belong to it.
+                # A list of texts has a place for each value, because other lists may correspond to it.
                 if self.many and self.kind is str:
                     values.append("")
                 continue

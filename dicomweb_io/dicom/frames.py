@@ -2,7 +2,7 @@
 
 Everything here is arithmetic over a function that reads a range of the file; nothing is decoded and no whole value is
 loaded. Native pixel data are located from the image's dimensions; encapsulated ones by the extended offset table, the
-basic offset table, or one walk over the fragments whose result is small and worth keeping.
+basic offset table, or one walk over the fragments, whose result is small and worth storing.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def frame_by_table(
 
     Returns:
         The frame, or None if the table is evidently wrong (too few entries, an entry that points at no item): then
-        only `walk_fragments` can tell.
+        `walk_fragments` has to find it.
     """
     check_frame_number(number_of_frames, number)
     if table.entries < number_of_frames:
@@ -345,13 +345,13 @@ def group_fragments(
         if len(frames) == number_of_frames:
             return frames
     raise FrameError(
-        f"{len(fragments)} fragments cannot be told apart into {number_of_frames} frames: there is no offset table, "
+        f"{len(fragments)} fragments cannot be divided into {number_of_frames} frames: there is no offset table, "
         "and the fragments' first bytes do not mark the frames"
     )
 
 
 def pack_groups(groups: Sequence[Sequence[tuple[int, int]]]) -> bytes:
-    """The result of `group_fragments` as bytes, to be kept: frame number, offset and length of each fragment."""
+    """The result of `group_fragments` as bytes, to be stored: frame number, offset and length of each fragment."""
     rows = [(index, *fragment) for index, frame in enumerate(groups) for fragment in frame]
     return b"".join(struct.pack("<IQI", *row) for row in rows)
 

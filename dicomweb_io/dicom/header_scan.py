@@ -9,8 +9,8 @@ Every encoding is read: implicit and explicit VR, little and big endian, deflate
 meta information. The room holds, in this order: what bytes are read from (`Source`), the heads of elements and the ends
 of values of undefined length, and the scan itself.
 
-The loops here decide how fast a folder is indexed. They keep their state in local variables; whatever is rare is a
-call.
+The loops here decide how fast a folder is indexed. They keep their state in local variables; rare cases are
+calls.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Place = tuple[str | None, int, int]
 
 
 class ElementError(Exception):
-    """The bytes end within an element, or are none. It stays inside of `dicomweb_io.dicom`."""
+    """The bytes end within an element, or are not an element. It stays inside `dicomweb_io.dicom`."""
 
 
 class Source(Protocol):
@@ -131,15 +131,15 @@ class BytesSource:
 class InflatedSource:
     """A deflated dataset as a `Source`: the file up to `start` as it is, then the inflated rest (PS3.5 section A.5).
 
-    Memory stays bounded whatever the stream inflates to. Going back by up to 256 KiB is free; going back farther starts
-    anew, so readers should not do that often.
+    Memory stays bounded, however much the stream inflates to. Going back by up to 256 KiB is free; going back farther
+    inflates from the start again.
 
     Attributes:
         problem: Why the stream ended early, once its end was met; None if it is complete so far.
     """
 
     _CHUNK = 64 * 1024
-    _KEPT = 256 * 1024
+    _WINDOW = 256 * 1024
 
     def __init__(self, source: Source, start: int) -> None:
         self._source = source
@@ -179,7 +179,7 @@ class InflatedSource:
                 self._pieces.append(inflated)
                 self._size += len(inflated)
                 self._end += len(inflated)
-                while self._size - len(self._pieces[0]) >= self._KEPT:
+                while self._size - len(self._pieces[0]) >= self._WINDOW:
                     self._size -= len(self._pieces.popleft())
                 return True
         return False
@@ -352,8 +352,8 @@ class HeaderScan:
     """The result of `scan_header`.
 
     Attributes:
-        segments: The bytes that were kept, as pairs of their offset and themselves, ascending. Usually one pair that
-            starts at 0. Large values between segments stayed in the file.
+        segments: The bytes that were read, as pairs of an offset and bytes, ascending; usually one pair that starts at
+            0. Large values lie between segments.
         elements: Top-level elements by tag, in file order. Pixel data is not among them.
         meta: Elements of the file meta information (group 0002) by tag.
         pixel_data_tag: The tag of the pixel data element; None if there is none, or if the scan ended before it.
@@ -387,19 +387,19 @@ class HeaderScan:
     problem: str | None = None
 
     def value(self, tag: int) -> bytes | None:
-        """The bytes of a top-level or file meta value; None if the element is absent or its value was not kept."""
+        """The bytes of a top-level or file meta value; None if the element is absent or its value was not read."""
         place = self.elements.get(tag) or self.meta.get(tag)
         return None if place is None else self.read(place[1], place[2])
 
     def read(self, offset: int, length: int) -> bytes | None:
-        """The bytes of a place in the file; None if they were not kept."""
+        """The bytes of a place in the file; None if they were not read."""
         for start, content in self.segments:
             if start <= offset and offset + length <= start + len(content):
                 return content[offset - start : offset - start + length]
         return None
 
     def text(self, tag: int) -> str | None:
-        """A value of ASCII text without its padding, such as a UID or a code; None if absent, empty or not kept."""
+        """A value of ASCII text without its padding, such as a UID or a code; None if absent, empty or not read."""
         value = self.value(tag)
         if not value:
             return None
@@ -597,13 +597,13 @@ def _scan_dataset(
     # A file's size bounds its header; what is inflated has no such bound.
     inflated = isinstance(reader, InflatedSource)
     maximum = _MAX_INFLATED_HEADER if large_value is not None and inflated else _MAX_HEADER
-    kept = 0
+    earlier = 0
     have = len(data)
     index = position
     try:
         while True:
             if index + 12 > have:
-                data = _read_on(reader, data, base, index + 12, kept, maximum)
+                data = _read_on(reader, data, base, index + 12, earlier, maximum)
                 have = len(data)
                 if index + 8 > have:
                     if data[index:].strip(b"\0"):
@@ -642,19 +642,19 @@ def _scan_dataset(
             end = start + length
             if end > have:
                 large = large_value is not None and length > large_value
-                # A deflated dataset is not inflated twice to find out what reading it will tell.
+                # A deflated dataset is not inflated twice: reading it shows whether it is whole.
                 whole = reader.reaches(base + end) if large or not inflated else True
                 if whole and large:
                     elements[tag] = (name, base + start, length)
                     scan.segments.append((base, data[:start]))
-                    kept += start
+                    earlier += start
                     base += end
                     index = 0
                     data = reader.read(base, FIRST_READ)
                     have = len(data)
                     continue
                 if whole:
-                    data = _read_on(reader, data, base, end, kept, maximum)
+                    data = _read_on(reader, data, base, end, earlier, maximum)
                     have = len(data)
                 if end > have:
                     raise ElementError(
@@ -669,15 +669,15 @@ def _scan_dataset(
     scan.segments.append((base, data[:index]))
 
 
-def _read_on(reader: Source, data: bytes, base: int, end: int, kept: int, maximum: int) -> bytes:
+def _read_on(reader: Source, data: bytes, base: int, end: int, earlier: int, maximum: int) -> bytes:
     """`data`, which holds the bytes from offset `base` on, with more of them: `end` bytes, or all there are.
 
     Raises:
-        ElementError: If that takes more than `maximum` bytes with the `kept` ones before.
+        ElementError: If that takes more than `maximum` bytes, together with the `earlier` ones.
     """
     while True:
         have = len(data)
-        if have + kept > maximum:
+        if have + earlier > maximum:
             raise ElementError(f"its header is larger than {maximum >> 20} MiB")
         if have >= end:
             return data

@@ -39,7 +39,7 @@ def dumps(value: Any) -> bytes:
     """Writes JSON text in UTF-8 with sorted keys, as PS3.18 section F.2.2 asks for.
 
     Args:
-        value: DICOM JSON, or whatever JSON can express; pydicom's numbers and lists too. Numbers that JSON does not
+        value: DICOM JSON, or other values of JSON; pydicom's numbers and lists too. Numbers that JSON does not
             have are written as ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
 
     Raises:
@@ -81,7 +81,7 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
 
 
 def _is_flat(text: bytes | bytearray | memoryview | str) -> bool:
-    """Whether JSON is surely nested a few levels only, told by its brackets: fast enough for every answer."""
+    """Whether JSON is nested only a few levels, by its brackets alone: fast enough for every answer."""
     if isinstance(text, str):
         return False
     brackets = bytes(text).translate(None, _NO_BRACKETS)

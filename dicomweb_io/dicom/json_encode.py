@@ -103,7 +103,7 @@ def encode(
         source: A scan (see `dicomweb_io.dicom.header_scan.scan_header`), the bytes of a file, a file, or a pydicom
             dataset.
         tags: Only these top-level attributes, as numbers or 8 hexadecimal digits; only they are decoded.
-        file: Where a scan's values that were not kept can be read. Without it they are reported as problems, unless
+        file: Where values that the scan did not read can be read. Without it they are reported as problems, unless
             `bulk_data` takes them.
         bulk_data: Called for each binary value (OB, OD, OF, OL, OV, OW, UN) of more than `bulk_data_threshold` bytes;
             returns its URI, or None to have it inline.
@@ -431,7 +431,7 @@ def _encode_pydicom(
                 continue
             values = _pydicom_values(element, vr)
         except Exception as error:
-            # pydicom raises whatever its converters do; its messages can hold values.
+            # pydicom's converters can raise anything, and its messages can hold values.
             if problem is not None:
                 problem((*path, key), f"its value cannot be encoded ({type(error).__name__})")
         else:

@@ -124,7 +124,7 @@ class MediaType:
 
     Attributes:
         name: ``type/subtype``; either may be ``*``.
-        transfer_syntax_uid: The wanted transfer syntax, ``"*"`` for whatever the server has, or None to leave it to the
+        transfer_syntax_uid: The wanted transfer syntax, ``"*"`` for any that the server has, or None for the
             standard's default.
     """
 

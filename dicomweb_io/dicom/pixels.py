@@ -6,7 +6,7 @@ RLE, JPEG-LS and JPEG 2000 are encoded by pydicom and its plugins (RLE needs onl
 encoder is OpenJPH. The extra ``htj2k`` brings imagecodecs; all of these have free licences. No lossy encoder is
 offered: a copy of an image must not become a worse image.
 
-Instances stay the same objects: their UIDs, and whatever else their headers say, do not change.
+Instances stay the same objects: their UIDs, and everything else in their headers, do not change.
 """
 
 from __future__ import annotations
@@ -213,11 +213,11 @@ def _decoded(dataset: Dataset, number: int) -> tuple[bytes, dict[str, Any]]:
         content, properties = decoder.as_buffer(dataset, index=number - 1, raw=True, decoding_plugin=plugin)
         found = dict(properties)
     except Exception as error:
-        # Decoder plugins raise whatever their libraries do.
+        # Decoder plugins can raise anything.
         raise TranscodingError(f"frame {number} in {syntax} cannot be decoded: {error_summary(error)}") from None
     samples = int(dataset.get("SamplesPerPixel", 1))
     if samples > 1 and found.get("planar_configuration") == 1 and not dataset.get("PlanarConfiguration", 0):
-        # RLE keeps colours in planes whatever the dataset says of the image.
+        # RLE stores colours in planes, whatever the dataset says.
         found["planar_configuration"] = 0
         return interleaved(bytes(content), samples, int(found["bits_allocated"]) // 8), found
     return bytes(content), found
@@ -249,7 +249,7 @@ def recode_frame(header: Dataset, content: bytes, stored: str, wanted: str) -> b
         to_colour_by_pixel(image)
         return encode_frame(image, 1, wanted)
     except Exception as error:
-        # Encoder plugins raise whatever their libraries do.
+        # Encoder plugins can raise anything.
         raise TranscodingError(f"it cannot be re-encoded in {wanted}: {error_summary(error)}") from None
 
 
@@ -268,7 +268,7 @@ def encode_frame(dataset: Dataset, number: int, transfer_syntax_uid: str) -> byt
     if missing is not None:
         raise TranscodingError(missing)
     if "PixelData" not in dataset:
-        raise TranscodingError("only integer pixels can be compressed, and there are none")
+        raise TranscodingError("only integer pixels can be compressed, and this has none")
     if transfer_syntax_uid == HTJ2K_LOSSLESS:
         return _htj2k(dataset, number)
     from pydicom.pixels.encoders.base import get_encoder
@@ -415,7 +415,7 @@ def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
     except TranscodingError:
         raise
     except Exception as error:
-        # pydicom and its plugins raise whatever their libraries do.
+        # pydicom and its plugins can raise anything.
         raise TranscodingError(f"it cannot be re-encoded in {wanted}: {error_summary(error)}") from None
     return result.getvalue()
 

@@ -117,7 +117,7 @@ def _number(name: str, value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} holds {value!r}, which is no number") from None
+        raise ValueError(f"{name} holds {value!r}, which is not a number") from None
 
 
 def _window(values: Sequence[Any]) -> Window:
@@ -184,7 +184,7 @@ def render_images(
     except Image.DecompressionBombError as error:
         raise RenderingError(str(error)) from None
     except Exception as error:
-        # Decoder plugins and image writers raise whatever their libraries do.
+        # Decoder plugins and image writers can raise anything.
         raise RenderingError(error_summary(error)) from None
     return buffer.getvalue()
 
@@ -195,7 +195,7 @@ def _frame_image(dataset: Dataset, number: int, options: RenderingOptions) -> Im
     from pydicom.pixels.utils import pixel_array
 
     if int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) > _PIXELS_PER_IMAGE:
-        raise RenderingError("the image is larger than 268 million pixels; ask for its frames instead")
+        raise RenderingError("the image is larger than 268 million pixels; ask for its frames")
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if "PixelData" in dataset:
         expand_12_bits(dataset)

@@ -183,7 +183,7 @@ def parse_date_time_range(text: str) -> Range | None:
     """A range of date-times or a single one; None if it is neither.
 
     A hyphen is ambiguous here: ``20240101120000-0500`` could be a range up to the year 500. What can be a date-time
-    with an offset from UTC is taken as one; otherwise the hyphen that leaves a date-time on both sides divides.
+    with an offset from UTC is one; otherwise the hyphen that leaves a date-time on both sides divides.
     """
     text = text.strip(" ")
     single = parse_date_time(text)
@@ -209,7 +209,7 @@ def _checked_range(low: str, high: str, first: Interval | None, last: Interval |
 def contains(wanted: Range, value: Interval, default_offset: int | None = None) -> bool:
     """Whether the earliest instant of a value lies in a range.
 
-    Where only the value or only an end of the range names an offset from UTC, the other is taken to be at
+    Where only the value or only an end of the range names an offset from UTC, the other is at
     `default_offset`.
 
     Args:
@@ -254,7 +254,7 @@ def name_text(value: object) -> str:
     """The text of a person name: its groups separated by ``=``, without trailing separators.
 
     Args:
-        value: A DICOM JSON object of a name; a plain string, which some servers send instead, is returned as it is;
+        value: A DICOM JSON object of a name; a plain string, as some servers send it, is returned as it is;
             None gives an empty text.
     """
     if isinstance(value, Mapping):
@@ -329,7 +329,7 @@ def fuzzy_name_predicate(pattern: str) -> Callable[[Any], bool]:
         pattern: Words separated by spaces, ``^``, ``=`` or commas; ``*`` and ``?`` are wildcards.
 
     Raises:
-        FilterError: If there is no word.
+        FilterError: If it holds no word.
     """
     words = [word for word in _WORDS.split(fold_accents(pattern)) if word.strip("*")]
     if not words:

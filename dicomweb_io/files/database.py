@@ -133,7 +133,7 @@ def _cache_directory() -> Path | None:
 
 
 def is_local_disk(directory: Path) -> bool:
-    """Whether a directory is on a disk of this host, as far as the system tells (Linux only; true elsewhere)."""
+    """Whether a directory is on a disk of this host, as far as the system says (Linux only; true elsewhere)."""
     try:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:

@@ -229,7 +229,7 @@ class Index:
                 self.folder.base_url, files, len(changed), len(gone), time.monotonic() - started,
             )  # fmt: skip
         if self._duplicates == "error":
-            self._views.refuse_conflicts(self._database.writer)
+            self._views.check_conflicts(self._database.writer)
         return RefreshCounts(files, len(changed), len(gone))
 
     def _update(self, names: Sequence[str]) -> None:
@@ -524,8 +524,8 @@ class Views:
             return list(different.values())
         return candidates[:1]
 
-    def refuse_conflicts(self, writer: sqlite3.Connection) -> None:
-        """Looks for different files with one SOP Instance UID.
+    def check_conflicts(self, writer: sqlite3.Connection) -> None:
+        """Checks that no two different files have the same SOP Instance UID.
 
         Raises:
             ConflictingDuplicatesError: If there are any.

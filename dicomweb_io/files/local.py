@@ -198,7 +198,7 @@ class LocalFolder(Folder):
             try:
                 os.rmdir(self._path(parent))
             except OSError:
-                break  # Not empty, or somebody else's: both leave it where it is.
+                break  # It is not empty, or belongs to another user: it stays.
             parent = os.path.dirname(parent)
         return True
 

@@ -3,8 +3,8 @@
 Paths inside a folder are relative, with forward slashes, and compare as text. Names that are not valid UTF-8 keep
 their bytes as lone surrogates, as `os.fsdecode` gives them.
 
-A local file that is to be stored (`SourceFile`) belongs to somebody else, who may write to it at any time. The folder
-must receive one whole state of it, so it is checked before and after it is copied, and never linked to.
+A local file that is to be stored (`SourceFile`) belongs to another program, which may write to it at any time. The
+folder must receive one whole state of it, so it is checked before and after it is copied, and never linked to.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FileStat(NamedTuple):
         path: Relative to the folder.
         size: Bytes.
         version: What changes when the content does: the time of modification in nanoseconds, or an object store's tag.
-        modified: Seconds since 1970, 0 where the filesystem does not tell.
+        modified: Seconds since 1970, 0 where the filesystem does not say.
     """
 
     path: str
@@ -111,7 +111,7 @@ class Folder:
         raise NotImplementedError
 
     def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
-        """Puts a complete file at `path` in one step: nobody ever sees a part of it.
+        """Puts a complete file at `path` in one step, so that no reader ever sees a part of it.
 
         Args:
             path: Where; missing directories are made.

@@ -200,7 +200,7 @@ class FolderReader:
             raise
 
     def _syntax(self, file: IndexedFile, accepted_types: Sequence[MediaType]) -> str | None:
-        """The transfer syntax to re-encode in, by the first accepted type that can be had; None for the stored form."""
+        """The transfer syntax to re-encode in, by the first possible accepted type; None for the stored form."""
         if not accepted_types:
             return None
         possible: str | None = None
@@ -219,7 +219,7 @@ class FolderReader:
         raise self._error(
             406,
             file,
-            f"is stored in {file.syntax}, and cannot be had in {asked}: a folder gives the stored form ('*') and "
+            f"is stored in {file.syntax}, and is not available in {asked}: a folder gives the stored form ('*') and "
             f"{', '.join(TARGETS)}",
         )
 
@@ -315,7 +315,7 @@ class PixelAccess:
         """Frames in the order asked for, each as often as asked for.
 
         Raises:
-            requests.HTTPError: 404 if a frame is not there, 406 if it cannot be had in a wanted form.
+            requests.HTTPError: 404 if a frame is not there, 406 if it has no accepted form.
         """
         instance = reference_of(file)
         with self._reader.open(file) as opened:
@@ -325,7 +325,7 @@ class PixelAccess:
                 raise self._reader.error(
                     406,
                     instance,
-                    f"its frames are stored as {image.stored_type} ({file.syntax}), and can be had as "
+                    f"its frames are stored as {image.stored_type} ({file.syntax}), and are available as "
                     f"{OCTET_STREAM}, {', '.join(map(media_type_of, ENCODINGS))} too",
                 )
             syntax, media_type = form
@@ -492,7 +492,7 @@ def _description(dataset: JSONDataset, pixel_tag: int) -> locate.PixelDescriptio
 
 
 def _form(accepted_types: Sequence[MediaType], image: _Image) -> tuple[str, str] | None:
-    """Transfer syntax and media type of the first accepted type that can be had: as stored, decoded, or re-encoded."""
+    """Transfer syntax and media type of the first possible accepted type: as stored, decoded, or re-encoded."""
     stored = image.stored_syntax, image.stored_type
     if not accepted_types:
         return stored

@@ -120,7 +120,7 @@ class FolderStore:
         _check(item.given, item.size)
         existing = self._existing(item.reference, target)
         if not existing:
-            # A file without a usable instance at this very place is the rest of somebody's broken copy.
+            # A file without a usable instance at this very place is left over from a broken copy.
             leftover = self._folder.stat(target) is not None
             other = self._uid_at(target) if leftover else None
             if other not in (None, item.uid):

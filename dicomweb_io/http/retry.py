@@ -359,27 +359,6 @@ class Stats:
                 setattr(self, name, getattr(self, name) + amount)
 
 
-@dataclass(frozen=True)
-class RequestRecord:
-    """One finished HTTP request, for an observer.
-
-    Attributes:
-        method: The HTTP method.
-        url: The URL without user information and query.
-        status: The status; None if no answer arrived.
-        seconds: From sending until the answer was read or given up.
-        bytes_in: Bytes of the body received, before decompression.
-        bytes_out: Bytes sent, headers included.
-    """
-
-    method: str
-    url: str
-    status: int | None
-    seconds: float
-    bytes_in: int
-    bytes_out: int
-
-
 class Slot:
     """The right of one request to be in flight.
 
@@ -592,7 +571,8 @@ class Throttle:
                     if deadline.expired:
                         return
                     self._readers.wait(deadline.bound(_LENT_AFTER))
-                self._held.add(slot)
+                if not slot._released:
+                    self._held.add(slot)
             finally:
                 self._readers_waiting -= 1
                 self._announce()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
-from urllib.parse import quote
+from urllib.parse import SplitResult, quote, urlsplit
+
+from dicomweb_io.errors import safe_url
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,35 @@ class TLS:
         for name, path in paths:
             if not os.path.exists(path):
                 raise FileNotFoundError(f"{name}: there is no file {path!r}")
+
+
+def split_service_url(url: object) -> SplitResult:
+    """The parts of the URL of a service's root, which may hold user information.
+
+    Raises:
+        TypeError: If it is not a str.
+        ValueError: If it is not an http or https URL of a host, or has a query.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, not {type(url).__name__}")
+    if any(character.isspace() or ord(character) < 32 for character in url):
+        raise ValueError("url contains white space or a control character")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        # Its text may hold the user information.
+        raise ValueError(f"url is not valid: {safe_url(url)!r}") from None
+    if parts.scheme.lower() not in ("http", "https"):
+        raise ValueError(f"url must begin with http:// or https://, not {parts.scheme or safe_url(url)[:30]!r}")
+    if not parts.hostname:
+        raise ValueError("url has no host (expected https://host[:port][/path])")
+    if parts.query or parts.fragment:
+        raise ValueError("url has a query or fragment: give the service's root only, and parameters separately")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError(f"url has an invalid port: {parts.netloc.rpartition('@')[2]!r}") from None
+    return parts
 
 
 def _path_segments(prefix: object, name: str) -> str | None:

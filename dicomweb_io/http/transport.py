@@ -46,7 +46,6 @@ from dicomweb_io.http.retry import (
     Attempt,
     Budget,
     Deadline,
-    RequestRecord,
     RetryPolicy,
     Stats,
     attempts,
@@ -105,7 +104,6 @@ class Transport:
         retry: When and how often to try again.
         callback: Called with each response of requests when its headers have arrived; may return another one in its
             place (a response hook of requests).
-        observer: Called with a `RequestRecord` after each HTTP request; must be quick and must not raise.
 
     Attributes:
         base_url: The service's root without user information and trailing slash.
@@ -131,7 +129,6 @@ class Transport:
         limits: Limits = Limits(),
         retry: RetryPolicy = RetryPolicy(),
         callback: Callable[..., Any] | None = None,
-        observer: Callable[[RequestRecord], None] | None = None,
     ) -> None:
         clean, user, password = without_user_info(base_url)
         self.origin = Origin.of(clean)
@@ -142,7 +139,6 @@ class Transport:
         self.retry = retry
         self.stats = Stats()
         self._headers = _checked_headers(headers or {})
-        self._observer = observer
         self._throttle = shared_throttle(self.base_url, limits.max_in_flight, limits.requests_per_second)
         self._sender = SessionSender(
             session,
@@ -241,7 +237,15 @@ class Transport:
         """
         call = self._call(method, url, headers, body, idempotent, accept_statuses, "identity")
         budget = self._budget(deadline, attempt)
-        answer = self._open(call, budget)
+        while True:
+            try:
+                answer = self._exchange(call, budget)
+                break
+            except DICOMwebError as error:
+                wait = self._decide(error, call, budget)
+                if wait is None:
+                    raise
+            time.sleep(wait)
         try:
             yield answer
         except MultipartError as error:
@@ -329,16 +333,6 @@ class Transport:
 
     def _budget(self, deadline: Deadline | float | None, attempt: Attempt | None) -> Budget:
         return attempt.budget if attempt is not None else self._new_budget(deadline)
-
-    def _open(self, call: _Call, budget: Budget) -> StreamedAnswer:
-        while True:
-            try:
-                return self._exchange(call, budget)
-            except DICOMwebError as error:
-                wait = self._decide(error, call, budget)
-                if wait is None:
-                    raise
-            time.sleep(wait)
 
     def _decide(self, error: DICOMwebError, call: _Call, budget: Budget) -> float | None:
         """Seconds to wait before the next try; None if there is none."""
@@ -448,11 +442,8 @@ class Transport:
         def finished(status: int | None, bytes_in: int) -> None:
             self._throttle.answered(slot, status)
             slot.release()
-            seconds = time.monotonic() - started
             self.stats.add(bytes_in=bytes_in, bytes_out=exchange.bytes_out)
-            self.stats.took(seconds)
-            if self._observer is not None:
-                self._observer(RequestRecord(method, safe_url(url), status, seconds, bytes_in, exchange.bytes_out))
+            self.stats.took(time.monotonic() - started)
 
         try:
             self.stats.add(requests=1, throttled_seconds=slot.waited)
@@ -631,4 +622,4 @@ def redirect_target(url: str, location: str) -> str | None:
     return target
 
 
-__all__ = ["Answer", "Attempt", "Body", "RequestRecord", "Stats", "StreamedAnswer", "Transport"]
+__all__ = ["Answer", "Attempt", "Body", "Stats", "StreamedAnswer", "Transport"]

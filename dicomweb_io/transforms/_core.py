@@ -253,7 +253,7 @@ def _is_same(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, (Resource, SearchQuery, InstanceGroup)) and one == other)
 
 
-def gathered(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:
+def grouped_places(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:
     """As few groups as possible: one for each timestamp with all its windows, unless a place occurs repeatedly."""
     if len(places) == 1:
         return [(places[0][0], (places[0][1],))]
@@ -316,7 +316,7 @@ class PooledDoFn(beam.DoFn):
         """What failures of an element refer to."""
         return subject if isinstance(subject, Resource) else None
 
-    def taken(self, result: Any) -> None:
+    def count_result(self, result: Any) -> None:
         """Counts a result. Runs on the bundle's thread."""
 
     def setup(self) -> None:
@@ -425,11 +425,11 @@ class PooledDoFn(beam.DoFn):
             count("failures")
             if not self._collect:
                 result.raise_it()
-            for timestamp, windows in gathered(work.places):
+            for timestamp, windows in grouped_places(work.places):
                 yield TaggedOutput(FAILURES, WindowedValue(result.failure, timestamp, windows))
             return
-        self.taken(result)
-        for timestamp, windows in gathered(work.places):
+        self.count_result(result)
+        for timestamp, windows in grouped_places(work.places):
             yield WindowedValue(result, timestamp, windows)
 
     def abandon(self) -> None:
@@ -512,7 +512,7 @@ class PartSpool:
         """What may arrive in memory: so much every task may hold at once without the others having to wait."""
         return min(room.fair_share, self._maximum)
 
-    def taken(self, part: T, reference: Resource | None, room: Room) -> T | Problem:
+    def as_element(self, part: T, reference: Resource | None, room: Room) -> T | Problem:
         """The element to give away, with room reserved for it; a problem if it is too large."""
         if part.content is not None:
             room.reserve(len(part.content))

@@ -39,7 +39,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     Work,
-    gathered,
+    grouped_places,
     report_lineage,
     several_windows,
     warn_of_secrets,
@@ -133,8 +133,8 @@ class _GroupBySeries(PooledDoFn):
 
     def _windowed(self, groups: Iterable[tuple[tuple[Place, ...], InstanceGroup]]) -> Iterator[Any]:
         for places, group in groups:
-            self.taken(group)
-            for timestamp, windows in gathered(list(places)):
+            self.count_result(group)
+            for timestamp, windows in grouped_places(list(places)):
                 yield WindowedValue(group, timestamp, windows)
 
     def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
@@ -145,7 +145,7 @@ class _GroupBySeries(PooledDoFn):
         if not found:
             yield Problem(nothing_listed(client, subject, self._transform))
 
-    def taken(self, result: InstanceGroup) -> None:
+    def count_result(self, result: InstanceGroup) -> None:
         count("listed", len(result.sop_instance_uids))
 
 
@@ -264,7 +264,7 @@ class _Copy(PooledDoFn):
             for _ in range(times[str(reference.sop_instance_uid)]):
                 yield Problem(result) if isinstance(result, Failure) else result
 
-    def taken(self, result: StoredInstance) -> None:
+    def count_result(self, result: StoredInstance) -> None:
         count_stored(result)
 
 

@@ -88,7 +88,7 @@ class _Delete(PooledDoFn):
     def __init__(self, endpoint: Endpoint, transform: str, **options: Any) -> None:
         super().__init__(endpoint, transform, **options)
 
-    def taken(self, result: Resource) -> None:
+    def count_result(self, result: Resource) -> None:
         count("deleted")
 
     def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:

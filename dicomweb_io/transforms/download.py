@@ -148,7 +148,7 @@ class _Download(PooledDoFn):
         outcome = cast(InstanceDownloader, self._downloader).download(subject)
         yield Problem(outcome) if isinstance(outcome, Failure) else outcome
 
-    def taken(self, result: Downloaded) -> None:
+    def count_result(self, result: Downloaded) -> None:
         count("exists" if result.existed else "downloaded")
         count("downloaded_bytes", result.size)
 

@@ -259,7 +259,7 @@ class _FetchFrames(PooledDoFn):
         super().teardown()
         self._spool.remove()
 
-    def taken(self, result: Frame) -> None:
+    def count_result(self, result: Frame) -> None:
         count("frames")
         if result.content is not None:
             count("frame_bytes", len(result.content))
@@ -272,10 +272,11 @@ class _FetchFrames(PooledDoFn):
             room.reserve(guess)
             for frame in self._frames(subject, client, room):
                 del left[0]
-                taken = self._spool.taken(frame, frame.reference, room)
-                guess = max(len(taken.content or b"") if isinstance(taken, Frame) else 0, 1)
-                yield taken
-                del frame, taken
+                element = self._spool.as_element(frame, frame.reference, room)
+                guess = max(len(element.content or b"") if isinstance(element, Frame) else 0, 1)
+                yield element
+                # Nothing here may keep it in memory while the next is read.
+                del frame, element
                 room.reserve(guess)
         except RECOVERABLE as error:
             problem = problem_of(error, self._transform, reference=replace(subject, frames=tuple(left)))
@@ -398,7 +399,7 @@ class _FetchRendered(PooledDoFn):
         super().__init__(endpoint, transform, **how)
         self._options = options
 
-    def taken(self, result: RenderedImage) -> None:
+    def count_result(self, result: RenderedImage) -> None:
         count("rendered_images")
         count("rendered_bytes", len(result.content))
 
@@ -558,7 +559,7 @@ class _FetchBulkdata(PooledDoFn):
     def _key(self, subject: str) -> Any:
         return subject
 
-    def taken(self, result: Bulkdata) -> None:
+    def count_result(self, result: Bulkdata) -> None:
         count("bulkdata")
         count("bulkdata_bytes", len(result.content or b""))
 
@@ -574,7 +575,7 @@ class _FetchBulkdata(PooledDoFn):
             spool_directory=self._spool.path,
         ):
             found = True
-            yield self._spool.taken(part, None, room)
+            yield self._spool.as_element(part, None, room)
             del part
             room.reserve(_BULKDATA_GUESS)
         if not found:

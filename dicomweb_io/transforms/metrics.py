@@ -7,8 +7,8 @@ Every transform uses the same names, in the namespace ``dicomweb_io``:
 
 - traffic: ``requests``, ``retries``, ``bytes_in``, ``bytes_out``, ``throttled_msecs``; the distribution
   ``request_msecs``;
-- searches: ``rows``, ``search_pages``, ``repeated_rows``, ``total_mismatches``, ``unreadable_values``; the distribution
-  ``page_rows``;
+- searches: ``rows``, ``search_pages``, ``repeated_rows``, ``total_mismatches``, ``unreadable_values``, ``listed``
+  (instances of the series that are copied); the distribution ``page_rows``;
 - retrieves: ``instances``, ``instance_bytes``, ``metadata``, ``frames``, ``frame_bytes``, ``rendered_images``,
   ``rendered_bytes``, ``bulkdata``, ``bulkdata_bytes``, ``downloaded``, ``downloaded_bytes``; the distributions
   ``instance_size`` and ``frame_size``;
@@ -28,6 +28,9 @@ from dicomweb_io.pool import Lease
 
 NAMESPACE = "dicomweb_io"
 """The namespace of all metrics of this package."""
+
+_CARRY = [0]
+_CARRY_LOCK = threading.Lock()
 
 
 class Tally:
@@ -80,12 +83,6 @@ def count_traffic(lease: Lease) -> None:
             _CARRY[0] += waited
             seconds, _CARRY[0] = divmod(_CARRY[0], 1000)
         count("cumulativeThrottlingSeconds", seconds)
-
-
-_CARRY_LOCK = threading.Lock()
-
-
-_CARRY = [0]
 
 
 def observe(name: str, value: int) -> None:

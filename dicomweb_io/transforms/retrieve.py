@@ -213,7 +213,7 @@ class _FetchInstances(PooledDoFn):
         # What was given away as a path was moved out of it before.
         self._spool.remove()
 
-    def taken(self, result: Instance) -> None:
+    def count_result(self, result: Instance) -> None:
         size = len(result.content) if result.content is not None else result.size
         count("instances")
         count("instance_bytes", size)
@@ -276,7 +276,7 @@ class _FetchInstances(PooledDoFn):
             additional_params=how.additional_params,
         )
         for instance in instances:
-            yield self._spool.taken(instance, instance.reference, room)
+            yield self._spool.as_element(instance, instance.reference, room)
             # Nothing here may keep it in memory while the next is read.
             del instance
             room.reserve(threshold)
@@ -333,7 +333,7 @@ class _FetchMetadata(PooledDoFn):
         super().__init__(endpoint, transform, **options)
         self._params = additional_params
 
-    def taken(self, result: JSONDataset) -> None:
+    def count_result(self, result: JSONDataset) -> None:
         count("metadata")
 
     def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:

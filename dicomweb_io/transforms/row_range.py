@@ -24,6 +24,7 @@ from dicomweb_io.elements import JSONDataset, SearchPage, SearchQuery
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.paging import Evidence, PageRequest, Paging, pages_of, row_key
 from dicomweb_io.pool import BoundedPool, Room
+from dicomweb_io.transforms.metrics import count
 
 END = 1 << 62
 """A position after every row. Claiming it says that the search has ended."""
@@ -267,9 +268,8 @@ class ReadAhead:
         self._client = client
         self._query = query
         self._pool = pool
-        self.paging = paging
+        self._paging = paging
         self._stop = stop
-        self.requests = 0
 
     def __iter__(self) -> Iterator[tuple[int, JSONDataset]]:
         """Yields (offset, row); rows that were met before are left out.
@@ -277,16 +277,18 @@ class ReadAhead:
         Raises:
             requests.RequestException: As the client or the engine raises it; the rows before were yielded.
         """
-        paging = self.paging
+        paging = self._paging
         for page in self._pages():
-            self.requests += page.requests
+            count("search_pages", page.requests)
             check = paging.doubts(page.request, page.evidence)
             if check is not None:
-                self.requests += 1
+                count("search_pages")
                 again = self._client.search_page(self._query, offset=check.offset, limit=check.limit)
                 paging.settle(check, Evidence.of(again, paging.level))
-            rows = enumerate(page.rows())
-            for offset, number in paging.accept(page.request, page.evidence):
+            rows, repeated = enumerate(page.rows()), paging.repeated
+            found = paging.accept(page.request, page.evidence)
+            count("repeated_rows", paging.repeated - repeated)
+            for offset, number in found:
                 yield offset, next(row for index, row in rows if index == number)
             if page.error is not None:
                 raise page.error
@@ -296,7 +298,7 @@ class ReadAhead:
     def _pages(self) -> Iterator[PackedPage]:
         lane = self._pool.lane(ordered=True)
         maximum = self._pool.max_in_flight
-        ahead = maximum if self.paging.full and self.paging.offset_works else 1
+        ahead = maximum if self._paging.full and self._paging.offset_works else 1
         # How many were asked for and not given yet: `arrived` are here, the others are on their way.
         pending, full = 0, 0
         arrived: deque[PackedPage] = deque()
@@ -304,8 +306,8 @@ class ReadAhead:
             while True:
                 # While there is something to be given, nobody waits for a place in the pool.
                 while pending < ahead and not (arrived and self._pool.in_flight >= maximum):
-                    self.paging.stop = self._stop()
-                    request = self.paging.next_request()
+                    self._paging.stop = self._stop()
+                    request = self._paging.next_request()
                     if request is None:
                         break
                     pending += 1
@@ -319,7 +321,7 @@ class ReadAhead:
                 if len(page.evidence.keys) >= page.request.limit:
                     # A full page. Where the end is known there is nothing to be asked for in vain.
                     full += 1
-                    ahead = maximum if self.paging.total is not None else min(2 * ahead, maximum)
+                    ahead = maximum if self._paging.total is not None else min(2 * ahead, maximum)
                     if full >= 2 * maximum:
                         # In a long search one slow answer must not leave the others without work.
                         ahead = 2 * maximum

@@ -39,7 +39,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     Work,
-    gathered,
+    grouped_places,
     problem_of,
     report_lineage,
     several_windows,
@@ -287,6 +287,8 @@ def _is_row(element: Mapping[str, Any]) -> bool:
 
 
 class _MakeQueries(beam.DoFn):
+    """Makes a query of each element."""
+
     def __init__(self, base: SearchQuery, transform: str, *, collect: bool) -> None:
         self._base = base
         self._transform = transform
@@ -294,15 +296,17 @@ class _MakeQueries(beam.DoFn):
 
     def process(self, element: Any) -> Iterator[Any]:
         try:
-            query = query_for(element, self._base)
+            yield query_for(element, self._base)
         except (TypeError, ValueError) as error:
-            problem = problem_of(error, self._transform)
-            count("failures")
-            if not self._collect:
-                problem.raise_it()
-            yield TaggedOutput(FAILURES, problem.failure)
-            return
-        yield query
+            yield _reported(problem_of(error, self._transform), self._collect)
+
+
+def _reported(problem: Problem, collect: bool) -> Any:
+    """A failure as an element; it fails the bundle if failures are not collected."""
+    count("failures")
+    if not collect:
+        problem.raise_it()
+    return TaggedOutput(FAILURES, problem.failure)
 
 
 @dataclass(frozen=True)
@@ -380,7 +384,7 @@ class _Plan(PooledDoFn):
             beginning=replace(paging.beginning, total=total) if by_offset else None,
         )
 
-    def taken(self, result: PlannedSearch) -> None:
+    def count_result(self, result: PlannedSearch) -> None:
         if result.page is not None:
             count("search_pages")
             observe("page_rows", len(result.page))
@@ -418,17 +422,11 @@ class _ReadRows(beam.DoFn):
         element: PlannedSearch,
         tracker: Any = beam.DoFn.RestrictionParam(RowRangeProvider()),  # noqa: B008 - Beam's way to ask for it
     ) -> Iterator[Any]:
-        start = tracker.current_restriction().start
-        if element.page is not None:
-            yield from self._given(element, start, tracker)
-            return
-        beginning = element.beginning
-        reader = None if beginning is None else self._ahead(element, start, tracker, beginning)
-        position = start - 1
+        position = tracker.current_restriction().start - 1
         failed: BaseException | None = None
         claimed = 0
         try:
-            for position, row in self._in_turn(element, start, tracker) if reader is None else reader:
+            for position, row in self._rows(element, tracker):
                 if not tracker.try_claim(position):
                     return
                 claimed += 1
@@ -437,9 +435,6 @@ class _ReadRows(beam.DoFn):
             failed = error
         finally:
             count("rows", claimed)
-            if reader is not None:
-                count("search_pages", reader.requests)
-                count("repeated_rows", reader.paging.repeated)
             count_traffic(cast(Lease, self._lease))
         # Nothing more will come of this range: say so, or the runner would wait for the rest.
         tracker.try_claim(END)
@@ -447,45 +442,28 @@ class _ReadRows(beam.DoFn):
         if failed is not None:
             end = rows.likely_stop
             lost = (position + 1, end if end is not None and end > position + 1 else END)
-            problem = self._lost(failed, element.query, lost)
-            count("failures")
-            if not self._collect:
-                problem.raise_it()
-            yield TaggedOutput(FAILURES, problem.failure)
+            yield _reported(self._lost(failed, element.query, lost), self._collect)
         elif rows.stop is None and rows.total is not None and rows.total != position + 1:
             count("total_mismatches")
 
-    def _given(self, element: PlannedSearch, start: int, tracker: Any) -> Iterator[Any]:
-        """Rows that came with the plan."""
-        rows = element.page or ()
-        for position in range(start, element.rows.start + len(rows)):
-            if not tracker.try_claim(position):
-                return
-            count("rows")
-            yield rows[position - element.rows.start]
-
-    def _in_turn(self, element: PlannedSearch, start: int, tracker: Any) -> Iterable[tuple[int, JSONDataset]]:
-        """Rows as the client's own iterator pages, which alone knows the way."""
-        stop = tracker.current_restriction().stop
-        limit = None if stop is None else stop - start
-        client = cast(Lease, self._lease).client
-        rows = client.iter_search(element.query, offset=start, limit=limit, page_size=element.page_size)
-        return enumerate(rows, start)
-
-    def _ahead(self, element: PlannedSearch, start: int, tracker: Any, beginning: Beginning) -> ReadAhead:
+    def _rows(self, element: PlannedSearch, tracker: Any) -> Iterable[tuple[int, JSONDataset]]:
+        """The rows of a range and their offsets."""
+        start, first = tracker.current_restriction().start, element.rows.start
+        if element.page is not None:
+            return enumerate(element.page[start - first :], start)
         lease = cast(Lease, self._lease)
-        if start > element.rows.start:
+        client, query, beginning = lease.client, element.query, element.beginning
+        stop = tracker.current_restriction().stop
+        if beginning is None:
+            limit = None if stop is None else stop - start
+            return enumerate(client.iter_search(query, offset=start, limit=limit, page_size=element.page_size), start)
+        if start > first:
             # A part further on: the rows just before it are not known, but there are some.
             beginning = replace(beginning, last=(), full=True)
         paging = Paging(
-            lease.client.profile,
-            element.query,
-            url=lease.client.base_url,
-            start=start,
-            page_size=element.page_size,
-            beginning=beginning,
+            client.profile, query, url=client.base_url, start=start, page_size=element.page_size, beginning=beginning
         )
-        return ReadAhead(lease.client, element.query, lease.pool, paging, lambda: tracker.current_restriction().stop)
+        return ReadAhead(client, query, lease.pool, paging, lambda: tracker.current_restriction().stop)
 
     def _lost(self, error: BaseException, query: SearchQuery, rows: tuple[int, int]) -> Problem:
         problem = problem_of(error, self._transform, reference=narrowed_to(query), rows=rows)
@@ -662,7 +640,7 @@ class SplitByStudyDate(PooledDoFn):
         if not isinstance(result, _Rest):
             yield from super()._emit(work, result)
             return
-        for timestamp, windows in gathered(work.places):
+        for timestamp, windows in grouped_places(work.places):
             yield TaggedOutput(REST, WindowedValue(result.query, timestamp, windows))
 
 

@@ -237,7 +237,7 @@ class _Store(PooledDoFn):
         # Equal elements are two elements here: a store is not a question.
         return None
 
-    def taken(self, result: StoredInstance) -> None:
+    def count_result(self, result: StoredInstance) -> None:
         count_stored(result)
 
 
@@ -274,7 +274,8 @@ class _StoreEach(beam.DoFn):
         """Stores an element."""
         try:
             endpoint = Endpoint.of(self._choose(element))
-        except (*RECOVERABLE, TypeError) as error:
+        except (*RECOVERABLE, TypeError, ValueError) as error:
+            # The function is the user's, and so is what it raises.
             problem = problem_of(error, self._transform, source=source_of(element))
             count("failures")
             if not self._how["collect"]:

@@ -192,30 +192,33 @@ class _Rhythm:
 _RHYTHM = _Rhythm()
 
 
+@dataclass(frozen=True)
+class _Schedule:
+    """When a watch begins, polls and ends; see the arguments of `WatchForInstances`."""
+
+    start: Start
+    stop: datetime | None
+    interval: float
+    max_polls: int | None
+    max_changes: int
+
+    def ends(self, state: WatchState, next_poll: float) -> bool:
+        """Whether there is no further poll at a time in seconds since 1970."""
+        if self.max_polls is not None and state.polls >= self.max_polls:
+            return True
+        return self.stop is not None and next_poll >= self.stop.timestamp()
+
+
 class _Watch(beam.DoFn):
     """Polls. It catches its own errors: Beam's exception handling breaks splittable DoFns."""
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        source: ChangeSource,
-        transform: str,
-        *,
-        start: Start,
-        stop: datetime | None,
-        interval: float,
-        max_polls: int | None,
-        max_changes: int,
-        collect: bool,
+        self, endpoint: Endpoint, source: ChangeSource, transform: str, schedule: _Schedule, *, collect: bool
     ) -> None:
         self._endpoint = endpoint
         self._source = source
         self._transform = transform
-        self._start = start
-        self._stop = stop.timestamp() if stop is not None else None
-        self._interval = interval
-        self._max_polls = max_polls
-        self._max_changes = max_changes
+        self._schedule = schedule
         self._collect = collect
         self._watch = uuid.uuid4().hex
         self._lease: Lease | None = None
@@ -246,18 +249,21 @@ class _Watch(beam.DoFn):
         if wait > 0:
             tracker.defer_remainder(Duration.of(wait))
             return
-        if self._ended(state, time.time()):
+        if self._schedule.ends(state, time.time()):
             tracker.try_claim(replace(state, done=True))
             return
         if not state.unfinished:
             _RHYTHM.begin(self._watch)
         began = time.time()
-        next_state = replace(state, polls=state.polls + 1, due=began + self._interval, unfinished=False)
+        next_state = replace(state, polls=state.polls + 1, due=began + self._schedule.interval, unfinished=False)
         references: tuple[Resource, ...] = ()
         failures: tuple[Failure, ...] = ()
         try:
             changes = self._source.poll(
-                cast(Lease, self._lease).client, state.cursor, start=self._start, max_changes=self._max_changes
+                cast(Lease, self._lease).client,
+                state.cursor,
+                start=self._schedule.start,
+                max_changes=self._schedule.max_changes,
             )
         except RECOVERABLE as error:
             # The place stays, so the next poll finds what this one did not.
@@ -272,7 +278,7 @@ class _Watch(beam.DoFn):
             if changes.more:
                 # However many answers a poll takes, each in its own bundle, it counts as one.
                 next_state = replace(next_state, polls=state.polls, due=state.due, unfinished=True)
-        ended = not next_state.unfinished and self._ended(next_state, next_state.due)
+        ended = not next_state.unfinished and self._schedule.ends(next_state, next_state.due)
         if not tracker.try_claim(next_state):
             return
         if not next_state.unfinished:
@@ -297,12 +303,7 @@ class _Watch(beam.DoFn):
 
     def _remaining(self, state: WatchState) -> float:
         # The rest of an unfinished poll does not count as a poll.
-        return 0.0 if state.unfinished else _RHYTHM.remaining(self._watch, self._interval, state.due)
-
-    def _ended(self, state: WatchState, next_poll: float) -> bool:
-        if self._max_polls is not None and state.polls >= self._max_polls:
-            return True
-        return self._stop is not None and next_poll >= self._stop
+        return 0.0 if state.unfinished else _RHYTHM.remaining(self._watch, self._schedule.interval, state.due)
 
 
 _BOUNDED, _UNBOUNDED = WatchProvider(bounded=True), WatchProvider(bounded=False)
@@ -375,17 +376,8 @@ class _WatchTransform(DICOMwebTransform):
         if not isinstance(pbegin, PBegin):
             raise TypeError(f"{type(self).__name__} is a source: apply it to a pipeline, not to a collection")
         kind = _UnboundedWatch if self.stop is None and self.max_polls is None else _BoundedWatch
-        dofn = kind(
-            self.endpoint,
-            self.source,
-            type(self).__name__,
-            start=self.start,
-            stop=self.stop,
-            interval=self.interval,
-            max_polls=self.max_polls,
-            max_changes=self.max_changes,
-            collect=self.collects,
-        )
+        schedule = _Schedule(self.start, self.stop, self.interval, self.max_polls, self.max_changes)
+        dofn = kind(self.endpoint, self.source, type(self).__name__, schedule, collect=self.collects)
         begin = pbegin | "Begin" >> beam.Create([WatchState(self.cursor)], reshuffle=False)
         polled = begin | "Poll" >> self._step(dofn, Resource)
         failures = self._report([polled[FAILURES]])

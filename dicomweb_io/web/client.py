@@ -168,13 +168,8 @@ class DICOMwebClient(DICOMClient):
         return self._urls.base_url
 
     @property
-    def scheme(self) -> str:
-        """``"http"`` or ``"https"``."""
-        return self._urls.scheme
-
-    @property
     def protocol(self) -> str:
-        """The same as `scheme`."""
+        """``"http"`` or ``"https"``."""
         return self._urls.scheme
 
     @property
@@ -188,29 +183,9 @@ class DICOMwebClient(DICOMClient):
         return self._urls.port
 
     @property
-    def url_prefix(self) -> str:
-        """The path of the service's root, without trailing slash."""
-        return self._urls.path
-
-    @property
-    def qido_url_prefix(self) -> str | None:
-        """Path segment before search resources."""
-        return self._urls.prefixes.qido
-
-    @property
-    def wado_url_prefix(self) -> str | None:
-        """Path segment before retrieve resources."""
-        return self._urls.prefixes.wado
-
-    @property
-    def stow_url_prefix(self) -> str | None:
-        """Path segment before store resources."""
-        return self._urls.prefixes.stow
-
-    @property
-    def delete_url_prefix(self) -> str | None:
-        """Path segment before delete resources."""
-        return self._urls.prefixes.delete
+    def prefixes(self) -> Prefixes:
+        """Path segments between the service's root and its resources."""
+        return self._urls.prefixes
 
     @property
     def profile(self) -> ServerProfile:

@@ -34,7 +34,7 @@ from dicomweb_io.errors import (
     safe_url,
 )
 from dicomweb_io.http.transport import Attempt, StreamedAnswer
-from dicomweb_io.spool import Collected, SpoolPolicy, dropped
+from dicomweb_io.spool import Collected, SpoolPolicy, remove_file
 from dicomweb_io.web.service import REFUSALS, Service
 from dicomweb_io.web.urls import parameters, with_query
 
@@ -158,7 +158,7 @@ class FrameRetriever:
                     received += 1
                     if located is not None and located != numbers[position]:
                         if located not in numbers or located in waiting or located in numbers[:position]:
-                            dropped(frame)
+                            remove_file(frame)
                             raise answer.error(
                                 f"the answer holds frame {located}, not asked for", MalformedResponseError
                             )
@@ -171,7 +171,7 @@ class FrameRetriever:
                         position += 1
             finally:
                 for frame in waiting.values():
-                    dropped(frame)
+                    remove_file(frame)
             if position < len(numbers):
                 raise answer.error(
                     f"asked for {len(numbers)} frames, got {received}; frame {numbers[position]} is missing",
@@ -304,7 +304,7 @@ class BulkdataRetriever:
                     self._one_answer(url, accepts, headers, byte_range, spool_policy, attempt)
                 ):
                     if index < done:
-                        dropped(item)
+                        remove_file(item)
                         continue
                     done += 1
                     attempt.progress()

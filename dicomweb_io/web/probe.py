@@ -165,7 +165,7 @@ class _Probe:
         answer = self._ask(SearchQuery("study"), f"StudyInstanceUID={_NO_UID}&limit=1")
         rows = self._rows(answer)
         matches = not rows if answer.status < 300 else None
-        detail = f"HTTP {answer.status} with {len(rows)} rows for a UID that nobody has"
+        detail = f"HTTP {answer.status} with {len(rows)} rows for a UID that does not exist"
         self._found("filter by StudyInstanceUID", matches, detail)
 
     def _decoding(self) -> None:

@@ -66,17 +66,17 @@ class Service:
         headers: Mapping[str, str] | None = None,
         also_refusals: Sequence[int] = (),
     ) -> Iterator[StreamedAnswer]:
-        """Asks with the first spelling of a wish that the server does not refuse.
+        """Asks with the first of several Accept headers that the server does not refuse.
 
         Args:
             url: What to ask for.
             accepts: Accept headers that mean the same, best first.
             attempt: The attempt this request belongs to.
             headers: Further headers.
-            also_refusals: Further statuses that mean that another spelling may help.
+            also_refusals: Further statuses after which another header may help.
 
         Raises:
-            DICOMwebError: The first refusal, if all spellings are refused; any other failure at once.
+            DICOMwebError: The first refusal, if all headers are refused; any other failure at once.
         """
         refusal: DICOMwebError | None = None
         for accept in self._in_order(accepts):
@@ -96,7 +96,7 @@ class Service:
                 self.report_warnings(answer)
                 yield answer
                 return
-        assert refusal is not None  # noqa: S101 - there is one spelling at least
+        assert refusal is not None  # noqa: S101 - there is one header at least
         if len(accepts) > 1:
             refusal.detail = f"{refusal.detail} (refused for each of {len(accepts)} spellings of Accept)".strip()
         raise refusal
@@ -104,16 +104,16 @@ class Service:
     def get_all(
         self, url: str, accepts: Sequence[str], *, level: int = logging.WARNING, attempt: Attempt | None = None
     ) -> Answer:
-        """Asks for a small answer with the first spelling of a wish that the server does not refuse.
+        """Asks for a small answer with the first of several Accept headers that the server does not refuse.
 
         Args:
             url: What to ask for.
             accepts: Accept headers that mean the same, best first.
             level: How loudly warnings of the server are logged.
-            attempt: The attempt this request belongs to, of a caller who asks again if he cannot read the answer.
+            attempt: The attempt this request belongs to, of a caller who asks again if the answer cannot be read.
 
         Raises:
-            DICOMwebError: The first refusal, if all spellings are refused; any other failure at once.
+            DICOMwebError: The first refusal, if all headers are refused; any other failure at once.
         """
         refusal: DICOMwebError | None = None
         for accept in self._in_order(accepts):
@@ -128,7 +128,7 @@ class Service:
             self._accepted[tuple(accepts)] = accept
             self.report_warnings(answer, level=level)
             return answer
-        assert refusal is not None  # noqa: S101 - there is one spelling at least
+        assert refusal is not None  # noqa: S101 - there is one header at least
         raise refusal
 
     def _in_order(self, accepts: Sequence[str]) -> list[str]:

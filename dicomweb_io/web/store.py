@@ -100,7 +100,7 @@ class Storer:
         if on_existing == "replace" and profile.replace is None:
             raise ValueError(
                 f"instances cannot be replaced safely on servers with the profile {profile.name!r}; use another "
-                "on_existing, or a profile that tells how"
+                "on_existing, or a profile that says how"
             )
         if verify == "content" and profile.comparison_level == "none":
             raise ValueError(

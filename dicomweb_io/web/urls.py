@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 from dicomweb_io.dicom.attributes import WILDCARD_VRS, resolve, vr_of
 from dicomweb_io.elements import COLLECTIONS, Resource, SearchQuery
 from dicomweb_io.errors import InvalidIdentifierError, UnsupportedError, safe_url
-from dicomweb_io.http.settings import Prefixes
+from dicomweb_io.http.settings import Prefixes, split_service_url
 
 # Characters to which no server gives a meaning. The comma is not among them: it separates values.
 _SAFE_IN_VALUE = "*?-._~:/"
@@ -37,30 +37,10 @@ class ServiceURLs:
     """
 
     def __init__(self, base_url: str, prefixes: Prefixes = Prefixes()) -> None:
-        if not isinstance(base_url, str):
-            raise TypeError(f"url must be a str, not {type(base_url).__name__}")
-        if any(character.isspace() or ord(character) < 32 for character in base_url):
-            raise ValueError("url contains white space or a control character")
-        try:
-            parts = urlsplit(base_url)
-        except ValueError:
-            # Its text may hold the user information.
-            raise ValueError(f"url is not valid: {safe_url(base_url)!r}") from None
-        if parts.scheme.lower() not in ("http", "https"):
-            raise ValueError(
-                f"url must begin with http:// or https://, not {parts.scheme or safe_url(base_url)[:30]!r}"
-            )
-        if not parts.hostname:
-            raise ValueError("url has no host (expected https://host[:port][/path])")
-        if parts.query or parts.fragment:
-            raise ValueError("url has a query or fragment: give the service's root only, and parameters separately")
-        try:
-            port = parts.port
-        except ValueError:
-            raise ValueError(f"url has an invalid port: {parts.netloc.rpartition('@')[2]!r}") from None
+        parts = split_service_url(base_url)
         self.scheme = parts.scheme.lower()
-        self.host = parts.hostname
-        self.port = port or (443 if self.scheme == "https" else 80)
+        self.host = parts.hostname or ""
+        self.port = parts.port or (443 if self.scheme == "https" else 80)
         self.path = parts.path.rstrip("/")
         self.username = unquote(parts.username) if parts.username is not None else None
         self.password = unquote(parts.password) if parts.password is not None else None
@@ -102,7 +82,7 @@ class ServiceURLs:
                 retrieve root (``studies/…``, ``../…``).
 
         Raises:
-            ValueError: If it is no http or https URL.
+            ValueError: If it is not an http or https URL.
         """
         if not isinstance(url, str):
             raise TypeError(f"the URL of bulk data must be a str, not {type(url).__name__}")

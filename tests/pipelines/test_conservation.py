@@ -119,7 +119,8 @@ def check_records(server, traffic):
 def test_ten_thousand_instances_from_a_folder(serve, tmp_path, capsys, seed):
     """All arrive once and identical, and the summary says what the server has noted."""
     count = 10_000
-    paths = make_study(tmp_path / "source", studies=5, series=4, instances=count // 20, template=tiny_image())
+    # Many small series make many requests: what is whole is one.
+    paths = make_study(tmp_path / "source", studies=20, series=50, instances=count // 1000, template=tiny_image())
     originals = contents(tmp_path / "source")
     size = sum(path.stat().st_size for path in paths)
     assert len(originals) == count
@@ -153,7 +154,7 @@ def test_ten_thousand_instances_from_a_folder(serve, tmp_path, capsys, seed):
 def test_two_thousand_instances_from_server_to_server(serve, tmp_path, capsys, seed):
     """Faults at both ends, in searches, retrieves and stores."""
     count = 2_000
-    paths = make_study(tmp_path / "source", studies=2, series=4, instances=count // 8, template=tiny_image())
+    paths = make_study(tmp_path / "source", studies=10, series=40, instances=count // 400, template=tiny_image())
     originals = contents(tmp_path / "source")
     size = sum(path.stat().st_size for path in paths)
     source = serve(tmp_path / "source", faults=[*plan(seed, ANY), *plan(seed + 1, RETRIEVES, "GET")], proxy=True)

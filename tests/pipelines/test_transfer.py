@@ -112,6 +112,32 @@ def test_real_files_go_from_a_folder_to_a_server_and_to_a_folder(serve, job, sam
     assert "Nothing was transferred: everything is at the destination already." in printed
 
 
+def test_the_command_and_the_job_agree(sample_folder, serve, job, capsys, tmp_path):
+    """The same numbers, reasons, exit code and failures, from files that fail in many ways; and as input again."""
+    destinations = [serve(tmp_path / name).url for name in ("one", "two")]
+    told = [tmp_path / f"{name}.jsonl" for name in ("one", "two")]
+    code, by_job, _ = job(sample_folder, destinations[0], "--failures", str(told[0]))
+    summary = tmp_path / "command.json"
+    arguments = ["copy", str(sample_folder), destinations[1], "--failures", str(told[1]), "--summary", str(summary)]
+    assert command_line(arguments) == code == 1
+    printed = json.loads(capsys.readouterr().out)
+    by_command = json.loads(summary.read_text())
+    assert brief(printed) == brief(by_command)
+    for numbers in (by_job, by_command):
+        for name in ("seconds", "bytes_per_second"):
+            del numbers[name]
+    assert by_command == by_job
+    lines = [sorted(path.read_text().splitlines()) for path in told]
+    assert lines[0] == lines[1]
+    assert {path.stat().st_mode & 0o777 for path in told} == {0o600}
+    for path in told:
+        named = [line for line in path.read_text().splitlines() if "reference" in json.loads(line)]
+        path.write_text("\n".join(named))
+    code, by_job, _ = job(sample_folder, destinations[0], "--input", str(told[0]))
+    assert command_line(["copy", str(sample_folder), destinations[1], "--input", str(told[1])]) == code
+    assert brief(json.loads(capsys.readouterr().out)) == brief(by_job)
+
+
 def test_everything_that_orthanc_accepts_comes_back_byte_for_byte(orthanc, job, sample_folder, tmp_path):
     code, there, _ = job(sample_folder, orthanc.url)
     assert code == 1

@@ -47,7 +47,7 @@ def bytes_of(directory):
 
 @pytest.mark.slow
 def test_two_thousand_instances_with_faults_in_one_request_of_twenty(serve, tmp_path):
-    make_study(tmp_path / "source", studies=2, series=4, instances=COUNT // 8, size=300)
+    make_study(tmp_path / "source", studies=2, series=50, instances=COUNT // 100, size=300)
     originals = bytes_of(tmp_path / "source")
     server = serve(tmp_path / "archive", faults=faults())
 

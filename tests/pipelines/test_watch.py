@@ -198,5 +198,5 @@ def test_a_cursor_of_something_else_is_refused(job, source, tmp_path):
     assert (code, "belongs to" in printed) == (2, True)
     (tmp_path / "cursor.json").write_text("{")
     code, _, printed = job(source)
-    assert (code, "no cursor file" in printed) == (2, True)
+    assert (code, "not a cursor file" in printed) == (2, True)
     assert main(["--source", str(source), "--destination", str(tmp_path)]) == 2

@@ -5,22 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import apache_beam as beam
-import pytest
-from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
-from requests.auth import HTTPBasicAuth
 
 from dicomweb_io.elements import Failure, Instance, Resource
-from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.auth import (
-    AWSSigV4,
-    AzureCredentials,
-    BasicCredentials,
-    BearerToken,
-    GoogleCredentials,
-    OAuth2ClientCredentials,
-)
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import (
     AsRows,
@@ -77,43 +65,3 @@ def test_the_other_transforms_give_the_same_on_every_engine(engine, serve, tmp_p
     assert sorted(path.read_bytes() for path in target.rglob("*.dcm")) == sorted(contents.values())
     assert sorted(path.read_bytes() for path in tmp_path.glob("split-*/**/*.dcm")) == sorted(contents.values())
     assert not list((tmp_path / "old").rglob("*.dcm"))
-
-
-CREDENTIALS = [
-    None,
-    BasicCredentials("me", password_env="PACS_PASSWORD"),
-    BasicCredentials("me", "literal-secret"),
-    BearerToken(file="/run/secrets/token"),
-    BearerToken("literal-secret"),
-    OAuth2ClientCredentials("https://login.example/token", "me", client_secret_env="SECRET"),
-    GoogleCredentials(),
-    AzureCredentials(),
-    AWSSigV4("eu-central-1"),
-    HTTPBasicAuth("me", "literal-secret"),
-]
-
-
-@pytest.mark.parametrize("number", range(len(CREDENTIALS)))
-def test_the_other_transforms_pickle_with_every_kind_of_credentials(number):
-    endpoint = Endpoint("https://pacs.example/rs", credentials=CREDENTIALS[number], headers={"X-Key": "header-secret"})
-    made = [
-        RetrieveFrames(endpoint, lambda row: [1]),
-        RetrieveRendered(endpoint, params={"quality": 90}),
-        RetrieveBulkdata(endpoint, attributes=["PixelData"]),
-        DownloadInstances(endpoint, "s3://bucket/x", storage_options={"secret": "literal-secret"}),
-        DeleteResources(endpoint),
-        ReadAllFromDICOMweb(endpoint),
-        SearchForInstances(endpoint, columns=["PatientID"]),
-        SearchForStudies(endpoint, split_by="StudyDate"),
-        WriteToDICOMweb(lambda _: endpoint),
-    ]
-    for transform in made:
-        copy = pickler.loads(pickler.dumps(transform))
-        assert type(copy) is type(transform)
-        if copy.endpoint is not None:
-            assert repr(copy.endpoint) == repr(endpoint)
-        shown = repr(copy.endpoint) + repr(copy.display_data()) + repr(copy)
-        shown += repr(getattr(copy, "directory", ""))
-        assert "secret" not in shown.replace("client_secret_env", "").replace("/run/secrets", "").replace(
-            "'secret':", ""
-        )

@@ -12,6 +12,7 @@ import json
 import logging
 import pickle
 import zlib
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
@@ -30,25 +31,14 @@ from dicomweb_io.http.auth import (
 )
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.transforms import (
-    CopyInstances,
-    DeleteResources,
-    DownloadInstances,
-    ReadFromDICOMweb,
     RetrieveBulkdata,
-    RetrieveFrames,
-    RetrieveInstances,
-    RetrieveMetadata,
-    RetrieveRendered,
-    SearchForInstances,
-    SearchForSeries,
     SearchForStudies,
-    StoreInstances,
-    WriteToDICOMweb,
 )
 from dicomweb_io.transforms._core import TransformFailed
 from dicomweb_io.web.client import DICOMwebClient
 from pipelines.transfer import main as transfer
 from tests.answering import Reply
+from tests.every_transform import CASES, WITH_ARCHIVE, World
 
 SECRET = "the-5ecret-itself"
 UIDS = ("1.2.3", "1.2.3.4", "1.2.3.4.5")
@@ -153,22 +143,14 @@ BY_REFERENCE = {
     "aws": AWSSigV4("us-east-1"),
 }
 
-TRANSFORMS = {
-    "SearchForStudies": lambda endpoint: SearchForStudies(endpoint, {"PatientName": "Zzyzx^Quentin"}),
-    "SearchForSeries": SearchForSeries,
-    "SearchForInstances": SearchForInstances,
-    "ReadFromDICOMweb": lambda endpoint: ReadFromDICOMweb(endpoint, {"PatientName": "Zzyzx^Quentin"}),
-    "RetrieveInstances": RetrieveInstances,
-    "RetrieveMetadata": RetrieveMetadata,
-    "RetrieveFrames": RetrieveFrames,
-    "RetrieveRendered": RetrieveRendered,
-    "RetrieveBulkdata": RetrieveBulkdata,
-    "CopyInstances": lambda endpoint: CopyInstances(endpoint, endpoint),
-    "DownloadInstances": lambda endpoint: DownloadInstances(endpoint, "/nowhere"),
-    "StoreInstances": StoreInstances,
-    "WriteToDICOMweb": WriteToDICOMweb,
-    "DeleteResources": DeleteResources,
-}
+
+def made(name, endpoint):
+    """A transform that works on the endpoint."""
+    options = {"search_filters": {"PatientName": "Zzyzx^Quentin"}} if name in WITH_NAMES else {}
+    return CASES[name].make(World(endpoint, endpoint, [], Path("/nowhere")), **options)
+
+
+WITH_NAMES = ("SearchForStudies", "ReadFromDICOMweb")
 
 
 def shown(transform):
@@ -178,7 +160,7 @@ def shown(transform):
 
 
 @pytest.mark.parametrize("kind", CREDENTIALS)
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", WITH_ARCHIVE)
 def test_transforms_show_no_secret_and_no_name(name, kind):
     endpoint = Endpoint(
         "http://user:the-5ecret-itself@127.0.0.1:1/dicom-web",
@@ -186,7 +168,7 @@ def test_transforms_show_no_secret_and_no_name(name, kind):
         headers={"X-Api-Key": SECRET},
         proxies={"http": f"http://proxy:{SECRET}@127.0.0.1:1"},
     )
-    text = shown(TRANSFORMS[name](endpoint)) + repr(endpoint) + endpoint.safe_url
+    text = shown(made(name, endpoint)) + repr(endpoint) + endpoint.safe_url
     assert "127.0.0.1:1/dicom-web" in text
     assert SECRET not in text
     assert "Zzyzx" not in text
@@ -198,15 +180,15 @@ def _pickled_by_beam(transform):
     return bz2.decompress(packed) if packed.startswith(b"BZh") else zlib.decompress(packed)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", WITH_ARCHIVE)
 @pytest.mark.parametrize("kind", BY_REFERENCE)
 def test_a_pickle_holds_no_secret_that_was_given_by_reference(monkeypatch, name, kind):
     for variable in ("THE_PASSWORD", "THE_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AZURE_CLIENT_SECRET"):
         monkeypatch.setenv(variable, SECRET)
-    transform = TRANSFORMS[name](Endpoint("http://127.0.0.1:1/dicom-web", credentials=BY_REFERENCE[kind]))
+    transform = made(name, Endpoint("http://127.0.0.1:1/dicom-web", credentials=BY_REFERENCE[kind]))
     dumped = pickle.dumps(transform.endpoint) + _pickled_by_beam(transform)
     assert SECRET.encode() not in dumped
-    assert b"Zzyzx" in dumped or name not in ("SearchForStudies", "ReadFromDICOMweb")
+    assert b"Zzyzx" in dumped or name not in WITH_NAMES
 
 
 @pytest.mark.parametrize("kind", ["basic", "bearer"])

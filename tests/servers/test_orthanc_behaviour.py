@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from dicomweb_io.elements import Instance
-from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.proxy import FaultyProxy
 from dicomweb_io.testing.samples import clone, make_study, sample_file
 from dicomweb_io.testing.server.server import serve
+from tests.servers.exactly import Answer, ask
 
 FILES = ["CT_small.dcm", "MR_small_implicit.dcm", "examples_ybr_color.dcm", "chrGreek.dcm", "test-SR.dcm", "rtdose.dcm"]
 CT = Instance.from_path(sample_file("CT_small.dcm")).reference.uri
@@ -25,47 +25,6 @@ REPORT = Instance.from_path(sample_file("test-SR.dcm")).reference.uri
 STUDY = "/".join(CT.split("/")[:2])
 DICOM = 'multipart/related; type="application/dicom"'
 MULTIPART = f"{DICOM}; boundary=a-boundary"
-
-
-class Answer:
-    """An answer, and what is compared of it."""
-
-    def __init__(self, response: http.client.HTTPResponse) -> None:
-        self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.getheaders()}
-        self.body = response.read()
-
-    def json(self):
-        return json.loads(self.body)
-
-    @property
-    def media_type(self) -> str | None:
-        value = self.headers.get("content-type")
-        return value.partition(";")[0] if value else None
-
-    @property
-    def parts(self) -> list[bytes]:
-        return [part.read() for part in MultipartReader([self.body], self.headers["content-type"])]
-
-    @property
-    def tells_its_length(self) -> bool:
-        return "content-length" in self.headers or "transfer-encoding" in self.headers
-
-
-def ask(url: str, path: str, *, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
-    """Sends a request exactly as it is written."""
-    where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname, where.port, timeout=30)
-    connection.putrequest(method, f"{where.path}/{path}", skip_accept_encoding=True)
-    for name, value in headers.items():
-        connection.putheader(name.replace("_", "-"), value)
-    if body is not None:
-        connection.putheader("Content-Length", str(len(body)))
-    connection.endheaders(body)
-    try:
-        return Answer(connection.getresponse())
-    finally:
-        connection.close()
 
 
 def body_of(*contents: bytes) -> bytes:
@@ -189,9 +148,9 @@ def test_objects(pair, path, accept):
     assert fake.status == real.status
     assert fake.media_type == real.media_type
     if real.status == 200:
-        assert len(fake.parts) == len(real.parts)
+        assert len(fake.contents) == len(real.contents)
         if accept.endswith("*") and "transfer" in accept:
-            assert sorted(fake.parts) == sorted(real.parts)
+            assert sorted(fake.contents) == sorted(real.contents)
         for answer in (real, fake):
             assert '"' not in answer.headers["content-type"].rpartition("boundary=")[2]
         assert fake.tells_its_length is real.tells_its_length
@@ -204,7 +163,7 @@ def test_several_instances_end_with_the_connection(pair, orthanc_server, tmp_pat
         ask(url, "studies", method="POST", body=body_of(*contents), Content_Type=MULTIPART)
     real, fake = (ask(url, f"studies/{study}", Accept=f"{DICOM}; transfer-syntax=*") for url in pair)
     for answer in (real, fake):
-        assert sorted(answer.parts) == sorted(contents)
+        assert sorted(answer.contents) == sorted(contents)
         assert not answer.tells_its_length
         assert answer.headers["connection"].lower() == "close"
     real, fake = (ask(url, f"studies/{study}", method="DELETE") for url in pair)
@@ -237,7 +196,7 @@ def test_other_resources(pair, path, accept):
             assert "00083002" not in row
             assert row["7FE00010"]["BulkDataURI"].startswith("http://")
     elif real.status == 200:
-        assert fake.parts == real.parts
+        assert fake.contents == real.contents
 
 
 def outcome(answer: Answer) -> tuple[int, list[str], list[int]]:
@@ -319,4 +278,4 @@ def test_faults_below_http_in_front_of_the_real_server(pair):
         url = f"http://127.0.0.1:{proxy.port}/dicom-web"
         with pytest.raises(http.client.IncompleteRead):
             ask(url, CT, Accept=f"{DICOM}; transfer-syntax=*")
-        assert ask(url, CT, Accept=f"{DICOM}; transfer-syntax=*").parts == [read("CT_small.dcm")]
+        assert ask(url, CT, Accept=f"{DICOM}; transfer-syntax=*").contents == [read("CT_small.dcm")]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import io
 import json
-import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -13,10 +11,10 @@ import pydicom
 import pytest
 
 from dicomweb_io.elements import Instance
-from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.testing.samples import clone, sample_file
 from dicomweb_io.testing.server.parts import writable
 from dicomweb_io.testing.server.server import serve
+from tests.servers.exactly import Answer, ask
 
 FILES = (
     "CT_small.dcm",
@@ -34,42 +32,6 @@ CT, JPEG, JPEG_2000, REPORT, WAVES = (
 DICOM = 'multipart/related; type="application/dicom"'
 OCTETS = 'multipart/related; type="application/octet-stream"'
 SYNTAX = "1.2.840.10008.1.2"
-
-
-class Answer:
-    def __init__(self, response: http.client.HTTPResponse) -> None:
-        self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.getheaders()}
-        self.body = response.read()
-
-    @property
-    def media_type(self) -> str | None:
-        value = self.headers.get("content-type")
-        return value.partition(";")[0] if value else None
-
-    @property
-    def root(self) -> str:
-        """The ``type`` of a multipart answer, as it is written."""
-        return re.search('type="([^"]*)"', self.headers["content-type"])[1]
-
-    @property
-    def boundary(self) -> str:
-        return self.headers["content-type"].rpartition("boundary=")[2]
-
-    @property
-    def parts(self) -> list[tuple[dict[str, str], bytes]]:
-        reader = MultipartReader([self.body], self.headers["content-type"])
-        return [({name.lower(): value for name, value in part.headers.items()}, part.read()) for part in reader]
-
-
-def ask(origin: str, path: str, *, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
-    where = urlsplit(origin)
-    connection = http.client.HTTPConnection(where.hostname, where.port, timeout=30)
-    try:
-        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-        return Answer(connection.getresponse())
-    finally:
-        connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +142,7 @@ def test_bulk_data(pair, uri, path, accept):
     real, fake = both(pair, f"/dicom-web/{uri}/{path}", Accept=accept, Range="bytes=0-9")
     assert (fake.status, fake.media_type) == (real.status, real.media_type)
     if real.status == 200:
-        assert [content for _, content in fake.parts] == [content for _, content in real.parts]
+        assert fake.contents == real.contents
         assert [sorted(headers) for headers, _ in fake.parts] == [sorted(headers) for headers, _ in real.parts]
 
 
@@ -294,18 +256,18 @@ def test_deleted_and_stored_again_by_either_interface(pair):
     body = b"--a-boundary\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--a-boundary--\r\n"
     kinds = []
     for origin in pair:
-        last = json.loads(ask(origin, "/changes?last").body)["Last"]
+        last = ask(origin, "changes?last").json()["Last"]
         told = []
         for _ in range(2):
             answer = ask(
-                origin, "/dicom-web/studies", method="POST", body=body, Content_Type=f"{DICOM}; boundary=a-boundary"
+                origin, "dicom-web/studies", method="POST", body=body, Content_Type=f"{DICOM}; boundary=a-boundary"
             )
             assert answer.status == 200
-            changes = json.loads(ask(origin, f"/changes?since={last}&limit=100").body)
+            changes = ask(origin, f"changes?since={last}&limit=100").json()
             told.append([one["ChangeType"] for one in changes["Changes"]])
-            (found,) = json.loads(ask(origin, "/tools/lookup", method="POST", body=study.encode()).body)
+            (found,) = ask(origin, "tools/lookup", method="POST", body=study.encode()).json()
             assert ask(origin, found["Path"], method="DELETE").status == 200
-            assert json.loads(ask(origin, f"/dicom-web/studies?StudyInstanceUID={study}").body) == []
-        told.append([one["ChangeType"] for one in json.loads(ask(origin, f"/changes?since={last}").body)["Changes"]])
+            assert ask(origin, f"dicom-web/studies?StudyInstanceUID={study}").json() == []
+        told.append([one["ChangeType"] for one in ask(origin, f"changes?since={last}").json()["Changes"]])
         kinds.append(told)
     assert kinds[1] == kinds[0]

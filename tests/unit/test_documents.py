@@ -53,18 +53,34 @@ def test_paths_and_environments_exist(name: str) -> None:
     config = text_of("tox.ini")
     for environment in re.findall(r"tox (?:-q )?-e ([\w,-]+)", text):
         for one in environment.split(","):
-            assert f"[testenv:{one}]" in config or re.fullmatch("test|py31[0-3](-coverage)?", one), one
+            assert f"[testenv:{one}]" in config or re.fullmatch("test|(py31[0-3]-)?coverage|py31[0-3]", one), one
 
 
-def test_every_module_is_on_the_map() -> None:
-    """The table of docs/architecture.md names each module and folder of the package, and nothing else."""
-    table = ARCHITECTURE.partition("| layer | module |")[2].partition("\n\n")[0]
-    told = {name for line in table.splitlines()[2:] for name in re.findall(r"`([\w/]+(?:\.py|/))`", line.split("|")[2])}
-    package = ROOT / "dicomweb_io"
-    there = {path.name for path in package.glob("*.py") if not path.name.startswith("_")}
-    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    assert there <= told
-    assert [name for name in told if not (package / name).exists()] == []
+def test_recipes_name_what_exists() -> None:
+    """Each Python name in backticks in the recipes is one of the code."""
+    recipes = text_of("CONTRIBUTING.md").partition("## Recipes")[2].partition("## Documents")[0]
+    names = set(re.findall(r"`(\w+_\w+|[A-Z][a-z]\w+|[A-Z_]{5,})`", recipes))
+    assert len(names) > 20
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("dicomweb_io", "pipelines", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        if path != Path(__file__)
+    )
+    assert [name for name in sorted(names) if "NAME" not in name and not re.search(rf"\b{name}\b", code)] == []
+
+
+def test_the_map_names_every_module_in_its_layer() -> None:
+    """The table of docs/architecture.md has each module and folder of the package, with its layer in pyproject.toml."""
+    told = {}
+    for line in ARCHITECTURE.partition("| layer | module |")[2].partition("\n\n")[0].splitlines()[2:]:
+        _, layer, modules, _ = line.split("|", 3)
+        told |= {name: int(layer) for name in re.findall(r"`(\w+)(?:\.py|/)`", modules)}
+    layers = re.search(r"^layers = \[\n(.*?)^\]", text_of("pyproject.toml"), re.DOTALL | re.MULTILINE)
+    assert layers is not None
+    checked = re.findall(r'"(.*)"', layers[1])
+    expected = {name: number for number, names in enumerate(checked, start=1) for name in names.split(" | ")}
+    assert told == {name: layer for name, layer in expected.items() if name != "_version"}
 
 
 def test_the_way_to_the_socket_is_as_short_as_told() -> None:

@@ -21,6 +21,17 @@ def test_continuous_integration_runs_the_test_command_word_for_word() -> None:
     assert f"\n{commands()[1]} || exit 1\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+def test_continuous_integration_runs_the_oldest_and_the_newest_python_that_are_promised() -> None:
+    oldest, newest = (int(minor) for minor in re.search(r"Python 3\.(\d+) to 3\.(\d+)", README).groups())  # type: ignore[union-attr]
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    classifiers = {int(minor) for minor in re.findall(r"Python :: 3\.(\d+)", setup)}
+    assert classifiers == set(range(oldest, newest + 1))
+    assert f'python_requires=">=3.{oldest}"' in setup
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert f"-e py3{oldest},py3{newest}-coverage" in script
+    assert f"(--python 3.{oldest} --python 3.{newest})" in script
+
+
 def python_blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 

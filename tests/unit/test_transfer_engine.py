@@ -12,13 +12,13 @@ from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import PagingError
 from dicomweb_io.http.retry import RetryPolicy
-from dicomweb_io.http.settings import Timeouts
+from dicomweb_io.http.settings import Limits, Timeouts
 from dicomweb_io.listing import SeriesListing, expand_reference
 from dicomweb_io.pool import WorkCancelled
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transfer import InstanceCopier, InstanceStorer
+from dicomweb_io.transfer import InstanceCopier, InstanceStorer, TransferJob, run_transfer
 
 
 @pytest.fixture
@@ -251,6 +251,14 @@ def test_verification_by_content_tells_the_level(source, serve, folder):
         results = copier.copy(references)
     assert [type(result) for result in results] == [Failure] + [StoredInstance] * 4
     web.close()
+
+
+def test_an_archive_is_copied_to_itself_with_one_request_in_flight(serve, folder):
+    """The store of a batch goes on while the retrieve that fills the next one is open."""
+    make_study(folder, series=2, instances=120, size=200)
+    endpoint = Endpoint(serve(folder).url, limits=Limits(1), timeouts=Timeouts(deadline=60))
+    summary = run_transfer(TransferJob(endpoint, endpoint, on_existing="server"), max_in_flight=1)
+    assert (summary["found"], summary["transferred"]) == (240, 240), summary
 
 
 def test_a_copy_can_be_cancelled(source, destination):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -73,8 +74,12 @@ def test_a_wait_beyond_the_deadline_fails_at_once() -> None:
 
 
 def test_the_rate_holds_on_average() -> None:
+    """A second's worth passes at once. On a slow machine the others need not wait, but they never come early."""
+    begun = time.monotonic()
     throttle = Throttle(1, 100)
-    assert sum(waited(throttle) for _ in range(120)) >= 0.1
+    for _ in range(120):
+        waited(throttle)
+    assert time.monotonic() - begun >= 0.199
 
 
 def test_a_slot_that_rests_is_lent_and_taken_again_before_a_new_request_begins() -> None:

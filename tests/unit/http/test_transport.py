@@ -32,7 +32,7 @@ from dicomweb_io.http.auth import BasicCredentials, BearerToken
 from dicomweb_io.http.multipart import BodyPart, BodySourceError, MultipartBody
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.http.settings import TLS, Limits, Timeouts
-from dicomweb_io.http.transport import RequestRecord, StreamedAnswer, Transport
+from dicomweb_io.http.transport import StreamedAnswer, Transport
 
 QUICK = RetryPolicy(initial_delay=0.0)
 
@@ -791,14 +791,14 @@ def test_the_callback_sees_and_may_replace_responses(serve, connect) -> None:
     assert seen == [8, 8]
 
 
-def test_an_observer_gets_a_record_of_each_request(serve, connect) -> None:
-    records: list[RequestRecord] = []
+def test_each_request_is_counted_with_its_bytes_and_its_time(serve, connect) -> None:
     server = serve(lambda got: got.answer(503 if got.number == 1 else 200, b"four"))
-    connect(server.url, observer=records.append).request("GET", "/a?PatientName=Doe")
-    assert [(item.method, item.url, item.status, item.bytes_in) for item in records] == [
-        ("GET", server.url + "/a", 503, 4),
-        ("GET", server.url + "/a", 200, 4),
-    ]
+    transport = connect(server.url)
+    transport.request("GET", "/a?PatientName=Doe")
+    stats = transport.stats
+    assert (stats.requests, stats.retries, stats.bytes_in) == (2, 1, 8)
+    assert len(stats.take_durations()) == 2
+    assert stats.take_durations() == []
 
 
 def test_nothing_secret_is_logged(serve, connect, caplog) -> None:

@@ -29,7 +29,7 @@ from dicomweb_io.http.auth import (
     OAuth2ClientCredentials,
 )
 from dicomweb_io.testing.samples import make_study
-from tests.unit.transforms.every import CASES, INSTANCES, World
+from tests.every_transform import CASES, INSTANCES, VARIANTS, WITH_ARCHIVE, World
 
 CHECKED = ["--runner=FnApiRunner", "--performance_runtime_type_check"]
 FED = [name for name, case in CASES.items() if case.elements is not None]
@@ -67,7 +67,7 @@ def test_every_public_transform_has_a_case():
         for name in transforms.__all__
         if isinstance(getattr(transforms, name), type) and issubclass(getattr(transforms, name), beam.PTransform)
     }
-    assert set(CASES) == public, "add the new transform to tests/unit/transforms/every.py"
+    assert set(CASES) == public, "add the new transform to tests/every_transform.py"
 
 
 def test_the_runtime_check_of_types_finds_a_wrong_hint():
@@ -154,30 +154,43 @@ KINDS = {
     "an authentication object": (HTTPBasicAuth("me", "literal-secret"), True),
 }
 
-WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications"})
+
+def world_with(kind, directory, **headers):
+    """An archive to read and one to write, both with these credentials."""
+    credentials = KINDS[kind][0]
+    source, target = (
+        Endpoint(f"https://{name}.example/rs", credentials=credentials, headers=headers)
+        for name in ("source", "target")
+    )
+    return World(source, target, [], directory)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_pickled_is_the_same_transform_and_shows_no_secret(kind, tmp_path):
+    world = world_with(kind, tmp_path, key="header-secret")
+    for make in (*(CASES[name].make for name in WITH_ARCHIVE), *VARIANTS.values()):
+        transform = make(world)
+        copy = pickler.loads(pickler.dumps(transform))
+        assert type(copy) is type(transform)
+        if transform.endpoint is not None:
+            assert copy.endpoint.url == transform.endpoint.url
+            assert repr(copy.endpoint) == repr(transform.endpoint)
+        shown = repr(vars(copy)) + repr(copy.endpoint) + repr(copy.display_data()) + repr(copy)
+        assert "literal-secret" not in shown
+        assert "header-secret" not in shown
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_transform_pickles_and_a_literal_secret_is_warned_of(kind, tmp_path, caplog, monkeypatch):
+def test_a_graph_holds_no_secret_by_reference_and_a_literal_one_is_warned_of(kind, tmp_path, caplog, monkeypatch):
     """What the workers get holds no secret that was given by reference; a literal one is told when the job is built."""
     monkeypatch.setenv("PACS_PASSWORD", "secret-of-the-environment")
-    credentials, literal = KINDS[kind]
-    world = World(
-        Endpoint("https://source.example/rs", credentials=credentials),
-        Endpoint("https://target.example/rs", credentials=credentials),
-        [],
-        tmp_path,
-    )
+    literal, world = KINDS[kind][1], world_with(kind, tmp_path)
     p = beam.Pipeline(runner="FnApiRunner")
     given = p | beam.Create(["studies/1.2"])
     with caplog.at_level(logging.WARNING, "dicomweb_io"):
         for name in WITH_ARCHIVE:
-            transform = CASES[name].make(world)
-            copy = pickler.loads(pickler.dumps(transform))
-            assert type(copy) is type(transform)
-            assert "literal-secret" not in repr(vars(copy)) + repr(copy.display_data()) + repr(copy)
-            _ = (p if CASES[name].elements is None else given) | name >> transform
+            _ = (p if CASES[name].elements is None else given) | name >> CASES[name].make(world)
     assert "literal-secret" not in caplog.text
     told = Counter(item.getMessage().split(":")[0] for item in caplog.records if item.name == "dicomweb_io")
     # Of each archive once: a copy has two. A function that chooses archives is not asked before there are elements.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import apache_beam as beam
@@ -22,6 +23,8 @@ from dicomweb_io.testing.server.behaviour import Limits
 from dicomweb_io.testing.server.behaviours import behaviour_of as behaviour
 from dicomweb_io.transforms import SearchForInstances, SearchForSeries
 from dicomweb_io.transforms.row_range import PackedPage, ReadAhead
+from dicomweb_io.transforms.search import _Plan
+from tests.answering import Reply
 
 QUERY = make_query("study")
 
@@ -148,3 +151,47 @@ def test_ignored_offsets_are_noticed_whether_rows_have_uids_or_not(pool, named, 
         assert len(came) == 10 - start
         assert caught.value.url == client.base_url
         assert len(client.offsets) <= 3
+
+
+@pytest.mark.parametrize(("offset_works", "total", "pages"), [(True, 25_000, 1), (None, 25_000, 2), (None, 15_000, 1)])
+def test_parts_are_read_at_once_only_after_offset_was_shown_to_work(offset_works, total, pages):
+    class Archive(Rows):
+        profile = GENERIC.with_facts(offset_works=offset_works)
+
+        def search_page(self, query, *, offset, limit):
+            return replace(super().search_page(query, offset=offset, limit=limit), total=total, more=True)
+
+    class Room:
+        def reserve(self, size):
+            assert size
+
+    plan = _Plan(Endpoint("https://pacs.example"), "SearchForStudies", limit=None, page_size=1000, collect=False)
+    *given, rest = plan.produce(QUERY, Archive(total), Room())
+    assert [(part.rows.start, len(part.page)) for part in given] == [(1000 * n, 1000) for n in range(pages)]
+    assert rest.rows.start == 1000 * pages
+    assert rest.rows.total == total
+    assert rest.beginning.first == row_key(given[0].page[0], "study")
+    assert rest.beginning.offset_works is (offset_works is True or pages > 1)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("limit_works", [True, False])
+def test_a_source_and_a_client_say_the_same_of_a_server_that_ignores_offset(answering, named, limit_works):
+    tag = "0020000E" if named else "00080060"
+    rows = [{tag: {"vr": "UI", "Value": [f"1.{number}"]}} for number in range(10)]
+
+    def answer(request):
+        return Reply.json(rows[: int(request.parameters["limit"])] if limit_works else rows)
+
+    endpoint = Endpoint(answering(answer, path="/rs").url)
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        found = p | SearchForSeries(endpoint, page_size=4, failures="collect")
+        came = found.rows | beam.combiners.Count.Globally()
+        lost = found.failures | beam.Map(lambda failure: ("ignores offset" in failure.message, failure.rows[0]))
+        assert_that(came, equal_to([4 if limit_works else 10]), label="rows")
+        assert_that(lost, equal_to([(True, 4)] if limit_works else []), label="lost")
+    with endpoint.connect() as client:
+        came = []
+        with pytest.raises(PagingError, match="ignores offset") if limit_works else nullcontext():
+            came.extend(client.iter_search(make_query("series"), page_size=4))
+        assert came == rows[: 4 if limit_works else 10]

@@ -1,6 +1,6 @@
 """Every public transform with something to do: what tests of all transforms go through.
 
-A new public transform has to be added to `CASES`, or `test_every_transform.py` fails.
+A new public transform has to be added to `CASES`, or `unit/transforms/test_every_transform.py` fails.
 """
 
 from __future__ import annotations
@@ -159,7 +159,11 @@ CASES: dict[str, Case] = {
         lambda w, **o: DeleteResources(w.target, **o), _series, "deleted", 1, Resource, prepare=World.fill_target
     ),
     "ReadFromDICOMweb": Case(
-        lambda w, **o: ReadFromDICOMweb(w.source, {"Modality": "CT"}, **o), None, "instances", INSTANCES, Instance
+        lambda w, search_filters={"Modality": "CT"}, **o: ReadFromDICOMweb(w.source, search_filters, **o),
+        None,
+        "instances",
+        INSTANCES,
+        Instance,
     ),
     "ReadAllFromDICOMweb": Case(
         lambda w, **o: ReadAllFromDICOMweb(w.source, **o),
@@ -190,3 +194,23 @@ CASES: dict[str, Case] = {
     ),
     "AsRows": Case(lambda w: AsRows(element_type=Resource), _series, "", 1, object, bad=None, fails=False),
 }
+
+WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications"})
+"""Those that are given an endpoint."""
+
+VARIANTS: dict[str, Callable[[World], Any]] = {
+    "split by date": lambda w: SearchForStudies(w.source, {"Modality": "CT"}, split_by="StudyDate"),
+    "distinct": lambda w: SearchForInstances(w.source, distinct=True),
+    "columns": lambda w: SearchForInstances(w.source, columns=["PatientID"]),
+    "media types": lambda w: RetrieveInstances(w.source, media_types=("application/dicom",)),
+    "a function of frames": lambda w: RetrieveFrames(w.source, lambda row: [1]),
+    "parameters": lambda w: RetrieveRendered(w.source, params={"quality": 90}),
+    "attributes": lambda w: RetrieveBulkdata(w.source, attributes=["PixelData"]),
+    "storage options": lambda w: DownloadInstances(w.source, "s3://bucket/x", storage_options={"s": "literal-secret"}),
+    "from and to the same": lambda w: CopyInstances(w.source, w.source),
+    "skip": lambda w: StoreInstances(w.target, on_existing="skip"),
+    "one endpoint": lambda w: WriteToDICOMweb(w.target),
+    "watched by date": lambda w: WatchForInstances(w.source, method="study_date"),
+    "notifications of an endpoint": lambda w: ParseNotifications(w.source),
+}
+"""Transforms with options that travel to the workers."""

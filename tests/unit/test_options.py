@@ -1,0 +1,156 @@
+"""Endpoints, filters and files of results, as every command line, job and YAML makes them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import pytest
+
+from dicomweb_io.http.auth import BasicCredentials, BearerToken, GoogleCredentials
+from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
+from dicomweb_io.options import (
+    UsageError,
+    add_archive_options,
+    add_authentication_options,
+    append_lines,
+    atomic_file,
+    check_writable,
+    endpoint_from,
+    filters_from,
+    make_endpoint,
+    wanted_from,
+    write_lines,
+)
+
+
+def test_options_make_an_endpoint():
+    given = {
+        "user": "me",
+        "password_env": "PASSWORD",
+        "qido_prefix": "qido",
+        "profile": "orthanc",
+        "timeout": 3,
+        "deadline": 9,
+        "cert": "cert.pem",
+        "ca": "ca.pem",
+        "max_in_flight": 2,
+    }
+    endpoint = make_endpoint("https://pacs.example/rs", given)
+    assert endpoint.credentials == BasicCredentials("me", password_env="PASSWORD")
+    assert (endpoint.prefixes, endpoint.profile) == (Prefixes(qido="qido"), "orthanc")
+    assert (endpoint.timeouts, endpoint.limits) == (Timeouts(3, 3, 9), Limits(2))
+    assert endpoint.tls == TLS("ca.pem", "cert.pem")
+    plain = make_endpoint("https://pacs.example/rs", {})
+    assert (plain.credentials, plain.timeouts, plain.limits, plain.tls) == (None, Timeouts(), Limits(), TLS())
+    assert make_endpoint("https://pacs.example/rs", {"insecure_no_verify": True}).tls == TLS(verify=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "credentials"),
+    [
+        ({"token_env": "T"}, BearerToken(env="T")),
+        ({"token_file": "/run/token"}, BearerToken(file="/run/token")),
+        ({"google": True}, GoogleCredentials()),
+    ],
+)
+def test_secrets_are_named(given, credentials):
+    assert make_endpoint("https://pacs.example/rs", given).credentials == credentials
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"token_env": "T", "google": True}, "give one way to authenticate, not TOKEN_ENV and GOOGLE"),
+        ({"user": "me"}, "USER needs PASSWORD_ENV"),
+        ({"password_env": "P"}, "PASSWORD_ENV needs USER"),
+        ({"token_file": ""}, "TOKEN_FILE is empty"),
+        ({"ca": "a", "insecure_no_verify": True}, "CA and INSECURE_NO_VERIFY contradict"),
+        ({"timeout": -1}, "positive"),
+        ({"max_in_flight": 0}, "max_in_flight"),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_words_of_the_driver(given, message):
+    with pytest.raises(UsageError, match=message):
+        make_endpoint("https://pacs.example/rs", given, str.upper)
+
+
+def parsed(*arguments, role=""):
+    parser = argparse.ArgumentParser()
+    parser.add_argument(f"--{role or 'url'}")
+    add_archive_options(parser, role)
+    add_authentication_options(parser, role)
+    return parser.parse_args(arguments)
+
+
+def test_roles_have_options_of_their_own(monkeypatch):
+    args = parsed("--source", "https://a/", "--source-token-env", "T", "--source-stow-prefix", "s", role="source")
+    endpoint = endpoint_from(args, role="source", workers_elsewhere=True)
+    assert (endpoint.credentials, endpoint.prefixes.stow) == (BearerToken(env="T"), "s")
+    monkeypatch.delenv("T", raising=False)
+    with pytest.raises(UsageError, match="--source-token-env: the environment variable T is not set"):
+        endpoint_from(args, role="source")
+    with pytest.raises(UsageError, match="--source is required"):
+        endpoint_from(parsed(role="source"), role="source")
+    with pytest.raises(UsageError, match="--cert: there is no file /no/such"):
+        endpoint_from(parsed("--url", "https://a/", "--cert", "/no/such"))
+
+
+def test_a_repeated_filter_is_a_list():
+    assert filters_from(["Modality=CT", "PatientID=a=b", "Modality=MR"]) == {"Modality": "CT\\MR", "PatientID": "a=b"}
+    assert filters_from(None) == {}
+    for wrong in ("Modality", "=CT"):
+        with pytest.raises(UsageError, match="expected KEY=VALUE"):
+            filters_from([wrong])
+
+
+def test_a_list_that_cannot_be_read_is_a_wrong_use(tmp_path):
+    with pytest.raises(UsageError, match=r"--input .*missing"):
+        wanted_from(str(tmp_path / "missing"))
+    (tmp_path / "list").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="--input"):
+        wanted_from(str(tmp_path / "list"))
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_a_file_appears_complete_or_not_at_all(tmp_path, where):
+    import fsspec
+
+    path = str(tmp_path / "report") if where == "local" else f"memory://reports/{tmp_path.name}/report"
+
+    def content():
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+
+    write_lines(path, ["old"])
+
+    def lines():
+        yield "new"
+        raise KeyError("in the middle")
+
+    with pytest.raises(KeyError):
+        write_lines(path, lines())
+    assert content() == b"old\n"
+    with atomic_file(path, "wb") as file:
+        file.write(b"new")
+    assert content() == b"new"
+    if where == "local":
+        assert os.stat(path).st_mode & 0o777 == 0o600
+        assert os.listdir(tmp_path) == ["report"]
+
+
+def test_lines_are_added_to_a_private_file(tmp_path):
+    path = str(tmp_path / "failures")
+    append_lines(path, ["one"])
+    append_lines(path, ["two", "three"])
+    assert (tmp_path / "failures").read_text() == "one\ntwo\nthree\n"
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_a_report_is_checked_before_the_work_starts(tmp_path):
+    check_writable(str(tmp_path / "report"), "--summary")
+    check_writable("gs://bucket/report", "--summary", elsewhere=True)
+    with pytest.raises(UsageError, match="there is no folder"):
+        check_writable(str(tmp_path / "no" / "report"), "--summary")
+    with pytest.raises(UsageError, match="cannot write to this machine"):
+        check_writable(str(tmp_path / "report"), "--failures", elsewhere=True)
