@@ -12,9 +12,9 @@ from collections import deque
 import pytest
 
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.retry import Deadline, Throttle
+from dicomweb_io.http.retry import Deadline, Registry, Throttle
 from dicomweb_io.http.settings import Limits
-from dicomweb_io.pool import DEFAULT_MAX_BYTES, BoundedPool, WorkCancelled, _Registry, shared_client
+from dicomweb_io.pool import DEFAULT_MAX_BYTES, BoundedPool, WorkCancelled, shared_client
 
 WAIT = 20
 NEVER = Deadline(None)
@@ -408,17 +408,13 @@ def test_a_dropped_lease_gives_back_too(tmp_path):
 def test_a_lease_that_is_dropped_while_another_is_made_does_not_block():
     """The garbage collector may run, and release, on the thread that is just acquiring."""
 
-    class Thing:
-        def close(self):
-            return
-
-    registry = _Registry()
-    registry.acquire("dropped", Thing)
+    registry = Registry()
+    registry.acquire("dropped", object)
     done = threading.Event()
 
     def make():
         registry.release("dropped")
-        return Thing()
+        return object()
 
     def acquire():
         registry.acquire("new", make)
