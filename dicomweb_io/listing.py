@@ -17,7 +17,7 @@ from typing import IO, Any, Generic, TypeVar, cast
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import Resource, SearchLevel, SearchQuery
+from dicomweb_io.elements import UID_TAGS, Resource, SearchLevel, SearchQuery
 from dicomweb_io.errors import PagingError
 from dicomweb_io.queries import make_query
 
@@ -240,12 +240,9 @@ def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource
     Raises:
         ValueError: If the row lacks a UID: it never names its whole parent.
     """
-    completed = dict(row)
-    if within is not None:
-        completed.setdefault("0020000D", {"vr": "UI", "Value": [within.study_instance_uid]})
-        if within.series_instance_uid is not None:
-            completed.setdefault("0020000E", {"vr": "UI", "Value": [within.series_instance_uid]})
-    found = Resource.of(completed)
+    above = {} if within is None else within.series.uids
+    implied = {UID_TAGS[parent]: {"vr": "UI", "Value": [uid]} for parent, uid in above.items()}
+    found = Resource.of({**implied, **row})
     if found.level != level:
         raise ValueError(f"a row of a search for {level} rows names only the {found.level} {found.uri}")
     return found

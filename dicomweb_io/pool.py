@@ -127,10 +127,8 @@ class BoundedPool:
         """Lets running tasks end and gives back the threads. Lanes are to be closed before."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    # The rest runs with the condition held. ---------------------------------------------------------------------------
-
     def _start(self, task: _Task, holding: int) -> bool:
-        """Starts a task if there is a place and room for what it holds already."""
+        """Starts a task if there is a place and room for what it holds already. This and what follows need the lock."""
         lane = task.lane
         if lane._started >= self.max_in_flight or not self._has_place(lane) or not self._has_room(lane, holding):
             return False
@@ -332,8 +330,6 @@ class Lane(Generic[K, R]):
                 lend_slots()
                 lent = True
 
-    # The rest runs with the pool's condition held, except `_run`. -----------------------------------------------------
-
     def _add_bytes(self, number: int) -> None:
         if number and not self._forgotten:
             self._bytes += number
@@ -394,9 +390,6 @@ class Lane(Generic[K, R]):
                     task.error = task.error or error
             with condition:
                 self.pool._ended(task)
-
-
-# Shared by the bundles of a process -----------------------------------------------------------------------------------
 
 
 class _Registry(Generic[R]):

@@ -86,6 +86,8 @@ def server_elsewhere() -> Iterator[tuple[str, dicomweb_io.Resource]]:
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there,), daemon=True)
     process.start()
+    # Then a server that fails to start is the end of the pipe, not a wait without end.
+    there.close()
     try:
         yield here.recv()
         here.send(None)

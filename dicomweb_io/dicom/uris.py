@@ -80,15 +80,20 @@ def parse_resource_path(path: str, *, permissive: bool = False) -> ResourcePath:
     return ResourcePath(study, series, instance, frames, URISuffix(match["suffix"]) if match["suffix"] else None)
 
 
+_PARTS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "frames")
+"""The parts of a URI below the service, from the study down."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class URI:
     """The address of a DICOMweb service, study, series, instance or of frames. Immutable and hashable.
 
-    Args:
-        base_url: The service's root, ``http://`` or ``https://``; a trailing slash is left out.
+    Attributes:
+        base_url: The service's root, ``http://`` or ``https://``; without a trailing slash.
         study_instance_uid: The study.
         series_instance_uid: The series; needs the study.
         sop_instance_uid: The instance; needs the series.
-        frames: Frame numbers, counted from 1, in the order wanted; need the instance.
+        frames: A tuple of frame numbers, counted from 1, in the order wanted; they need the instance.
         suffix: The form asked for. Frames have no metadata, and a service has none of the forms.
         permissive: Accept identifiers that are not UIDs by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`), in URIs made
             from this one too.
@@ -98,87 +103,39 @@ class URI:
         InvalidIdentifierError: If a level is skipped, or a part is not valid.
     """
 
-    __slots__ = ("_base_url", "_frames", "_instance", "_permissive", "_series", "_study", "_suffix")
+    base_url: str
+    study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    sop_instance_uid: str | None = None
+    frames: Sequence[int] | None = None
+    suffix: URISuffix | None = None
+    permissive: bool = False
 
-    def __init__(
-        self,
-        base_url: str,
-        study_instance_uid: str | None = None,
-        series_instance_uid: str | None = None,
-        sop_instance_uid: str | None = None,
-        frames: Sequence[int] | None = None,
-        suffix: URISuffix | None = None,
-        permissive: bool = False,
-    ) -> None:
-        self._base_url = _checked_base(base_url)
-        self._permissive = bool(permissive)
-        if series_instance_uid is not None and study_instance_uid is None:
-            raise InvalidIdentifierError("series_instance_uid needs study_instance_uid")
-        if sop_instance_uid is not None and series_instance_uid is None:
-            raise InvalidIdentifierError("sop_instance_uid needs series_instance_uid")
-        if frames is not None and sop_instance_uid is None:
-            raise InvalidIdentifierError("frames need sop_instance_uid")
-        self._study = self._checked(study_instance_uid, "study_instance_uid")
-        self._series = self._checked(series_instance_uid, "series_instance_uid")
-        self._instance = self._checked(sop_instance_uid, "sop_instance_uid")
-        self._frames = _checked_frames(frames)
-        if suffix is not None:
-            if not isinstance(suffix, URISuffix):
-                raise TypeError(f"suffix must be a URISuffix, not {type(suffix).__name__}")
-            if study_instance_uid is None:
-                raise InvalidIdentifierError(f"a service has no {suffix.value} form; study_instance_uid is needed")
-            if frames is not None and suffix is URISuffix.METADATA:
+    def __post_init__(self) -> None:
+        # The parts are checked and normalized here; nothing changes them later.
+        object.__setattr__(self, "base_url", _checked_base(self.base_url))
+        object.__setattr__(self, "permissive", bool(self.permissive))
+        object.__setattr__(self, "frames", _checked_frames(self.frames))
+        needed = None
+        for name in _PARTS:
+            value = getattr(self, name)
+            if value is not None and needed is not None and getattr(self, needed) is None:
+                raise InvalidIdentifierError(f"{name} needs {needed}")
+            if value is not None and name != "frames":
+                check_uid(value, name, permissive=self.permissive)
+            needed = name
+        if self.suffix is not None:
+            if not isinstance(self.suffix, URISuffix):
+                raise TypeError(f"suffix must be a URISuffix, not {type(self.suffix).__name__}")
+            if self.study_instance_uid is None:
+                raise InvalidIdentifierError(f"a service has no {self.suffix.value} form; study_instance_uid is needed")
+            if self.frames is not None and self.suffix is URISuffix.METADATA:
                 raise InvalidIdentifierError("frames have no metadata form; ask for the metadata of the instance")
-        self._suffix = suffix
-
-    def _checked(self, value: str | None, name: str) -> str | None:
-        return None if value is None else check_uid(value, name, permissive=self._permissive)
-
-    @property
-    def base_url(self) -> str:
-        """The service's root, without trailing slash."""
-        return self._base_url
-
-    @property
-    def study_instance_uid(self) -> str | None:
-        """The study, or None."""
-        return self._study
-
-    @property
-    def series_instance_uid(self) -> str | None:
-        """The series, or None."""
-        return self._series
-
-    @property
-    def sop_instance_uid(self) -> str | None:
-        """The instance, or None."""
-        return self._instance
-
-    @property
-    def frames(self) -> tuple[int, ...] | None:
-        """The frame numbers, or None."""
-        return self._frames
-
-    @property
-    def suffix(self) -> URISuffix | None:
-        """The form asked for, or None."""
-        return self._suffix
-
-    @property
-    def permissive(self) -> bool:
-        """Whether identifiers are accepted that are not UIDs by PS3.5."""
-        return self._permissive
 
     @property
     def type(self) -> URIType:
         """What the URI names."""
-        if self._study is None:
-            return URIType.SERVICE
-        if self._series is None:
-            return URIType.STUDY
-        if self._instance is None:
-            return URIType.SERIES
-        return URIType.INSTANCE if self._frames is None else URIType.FRAME
+        return list(URIType)[sum(getattr(self, name) is not None for name in _PARTS)]
 
     @property
     def parent(self) -> URI:
@@ -189,17 +146,12 @@ class URI:
         """
         if self.type is URIType.SERVICE:
             raise InvalidIdentifierError("a service has no parent")
-        levels = {
-            URIType.STUDY: self.base_uri,
-            URIType.SERIES: self.study_uri,
-            URIType.INSTANCE: self.series_uri,
-            URIType.FRAME: self.instance_uri,
-        }
-        return levels[self.type]()
+        levels = list(URIType)
+        return self._cut_at(levels[levels.index(self.type) - 1])
 
     def base_uri(self) -> URI:
         """The service."""
-        return URI(self._base_url, permissive=self._permissive)
+        return self._cut_at(URIType.SERVICE)
 
     def study_uri(self) -> URI:
         """The study.
@@ -207,8 +159,7 @@ class URI:
         Raises:
             InvalidIdentifierError: If this URI names none.
         """
-        self._need(URIType.STUDY)
-        return URI(self._base_url, self._study, permissive=self._permissive)
+        return self._cut_at(URIType.STUDY)
 
     def series_uri(self) -> URI:
         """The series.
@@ -216,8 +167,7 @@ class URI:
         Raises:
             InvalidIdentifierError: If this URI names none.
         """
-        self._need(URIType.SERIES)
-        return URI(self._base_url, self._study, self._series, permissive=self._permissive)
+        return self._cut_at(URIType.SERIES)
 
     def instance_uri(self) -> URI:
         """The instance.
@@ -225,8 +175,7 @@ class URI:
         Raises:
             InvalidIdentifierError: If this URI names none.
         """
-        self._need(URIType.INSTANCE)
-        return URI(self._base_url, self._study, self._series, self._instance, permissive=self._permissive)
+        return self._cut_at(URIType.INSTANCE)
 
     def frame_uri(self) -> URI:
         """The frames, without suffix.
@@ -234,13 +183,15 @@ class URI:
         Raises:
             InvalidIdentifierError: If this URI names none.
         """
-        self._need(URIType.FRAME)
-        return URI(self._base_url, self._study, self._series, self._instance, self._frames, permissive=self._permissive)
+        return self._cut_at(URIType.FRAME)
 
-    def _need(self, wanted: URIType) -> None:
-        order = list(URIType)
-        if order.index(self.type) < order.index(wanted):
+    def _cut_at(self, wanted: URIType) -> URI:
+        """The URI without suffix and without what lies below a level."""
+        count = list(URIType).index(wanted)
+        if list(URIType).index(self.type) < count:
             raise InvalidIdentifierError(f"a {self.type.value} URI names no {wanted.value}")
+        parts: dict[str, Any] = {name: getattr(self, name) for name in _PARTS[:count]}
+        return URI(self.base_url, **parts, permissive=self.permissive)
 
     def update(
         self,
@@ -254,13 +205,13 @@ class URI:
     ) -> URI:
         """A copy with other parts; None keeps a part as it is."""
         return URI(
-            self._base_url if base_url is None else base_url,
-            self._study if study_instance_uid is None else study_instance_uid,
-            self._series if series_instance_uid is None else series_instance_uid,
-            self._instance if sop_instance_uid is None else sop_instance_uid,
-            self._frames if frames is None else frames,
-            self._suffix if suffix is None else suffix,
-            self._permissive if permissive is None else permissive,
+            self.base_url if base_url is None else base_url,
+            self.study_instance_uid if study_instance_uid is None else study_instance_uid,
+            self.series_instance_uid if series_instance_uid is None else series_instance_uid,
+            self.sop_instance_uid if sop_instance_uid is None else sop_instance_uid,
+            self.frames if frames is None else frames,
+            self.suffix if suffix is None else suffix,
+            self.permissive if permissive is None else permissive,
         )
 
     @classmethod
@@ -292,13 +243,14 @@ class URI:
         return result
 
     def __str__(self) -> str:
-        text = self._base_url
-        for name, value in (("studies", self._study), ("series", self._series), ("instances", self._instance)):
-            if value is not None:
-                text += f"/{name}/{value}"
-        if self._frames is not None:
-            text += "/frames/" + ",".join(map(str, self._frames))
-        return text if self._suffix is None else f"{text}/{self._suffix.value}"
+        parts = {
+            "studies": self.study_instance_uid,
+            "series": self.series_instance_uid,
+            "instances": self.sop_instance_uid,
+            "frames": ",".join(map(str, self.frames or ())),
+        }
+        text = self.base_url + "".join(f"/{name}/{value}" for name, value in parts.items() if value)
+        return text if self.suffix is None else f"{text}/{self.suffix.value}"
 
     def __repr__(self) -> str:
         return f"URI({str(self)!r})"
@@ -308,10 +260,6 @@ class URI:
 
     def __hash__(self) -> int:
         return hash(str(self))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self._base_url, self._study, self._series, self._instance, self._frames, self._suffix)
-        return URI, (*parts, self._permissive)
 
 
 def _checked_base(base_url: object) -> str:

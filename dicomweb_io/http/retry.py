@@ -571,7 +571,8 @@ class Throttle:
                     if deadline.expired:
                         return
                     self._readers.wait(deadline.bound(_LENT_AFTER))
-                self._held.add(slot)
+                if not slot._released:
+                    self._held.add(slot)
             finally:
                 self._readers_waiting -= 1
                 self._announce()

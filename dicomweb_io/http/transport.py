@@ -237,7 +237,15 @@ class Transport:
         """
         call = self._call(method, url, headers, body, idempotent, accept_statuses, "identity")
         budget = self._budget(deadline, attempt)
-        answer = self._open(call, budget)
+        while True:
+            try:
+                answer = self._exchange(call, budget)
+                break
+            except DICOMwebError as error:
+                wait = self._decide(error, call, budget)
+                if wait is None:
+                    raise
+            time.sleep(wait)
         try:
             yield answer
         except MultipartError as error:
@@ -325,16 +333,6 @@ class Transport:
 
     def _budget(self, deadline: Deadline | float | None, attempt: Attempt | None) -> Budget:
         return attempt.budget if attempt is not None else self._new_budget(deadline)
-
-    def _open(self, call: _Call, budget: Budget) -> StreamedAnswer:
-        while True:
-            try:
-                return self._exchange(call, budget)
-            except DICOMwebError as error:
-                wait = self._decide(error, call, budget)
-                if wait is None:
-                    raise
-            time.sleep(wait)
 
     def _decide(self, error: DICOMwebError, call: _Call, budget: Budget) -> float | None:
         """Seconds to wait before the next try; None if there is none."""

@@ -14,20 +14,20 @@ Search, retrieve, store::
         )
 
 An endpoint is a URL, a path, any fsspec URL, or an `Endpoint` with credentials and options. Searches give rows in the
-DICOM JSON model; whatever names an object (a row, a `Resource`, a DICOMweb URI) can be retrieved. To move instances
-without looking at them, `CopyInstances` is faster and needs less memory.
+DICOM JSON model; everything that names an object (a row, a `Resource`, a DICOMweb URI) can be retrieved. To move
+instances without looking at them, `CopyInstances` is faster and needs less memory.
 
 - **Sources**: `SearchForStudies`, `SearchForSeries`, `SearchForInstances`, `ReadFromDICOMweb`. Applied to a collection,
   the searches run once for each element; `ReadAllFromDICOMweb` reads the instances that each element names.
 - **Retrieves**: `RetrieveInstances`, `RetrieveMetadata`, `RetrieveFrames`, `RetrieveRendered`, `RetrieveBulkdata`.
 - **Sinks**: `StoreInstances` (also called `WriteToDICOMweb`), `CopyInstances`; their result is a `StoreResult`.
-  `DownloadInstances` writes files and gives their paths. `DeleteResources` deletes.
-- **News**: `WatchForStudies` and `WatchForInstances` tell what comes to an archive; `ParseNotifications` makes
-  references of the messages in which archives tell it themselves.
-- **Tables**: `AsRows` makes rows with a schema of elements and of search rows; searches do it with ``columns=``.
+  `DownloadInstances` writes files and emits their paths. `DeleteResources` deletes.
+- **Watching**: `WatchForStudies` and `WatchForInstances` emit references to what is new in an archive;
+  `ParseNotifications` turns notifications of archives into references.
+- **Tables**: `AsRows` makes rows with a schema from elements and from search rows; searches do it with ``columns=``.
 
-What could not be done after all retries fails the pipeline, unless a transform is told to go on: with
-``.with_error_handler(handler)`` or ``failures="collect"`` it becomes a `Failure`.
+A failure that remains after all retries fails the pipeline. With ``.with_error_handler(handler)`` or
+``failures="collect"`` it becomes a `Failure` element, and the pipeline continues.
 
 References cross shuffles, pixels never do: do not put a shuffle (GroupByKey, Reshuffle, a Flatten of two retrieves, a
 side input made of instances) between a retrieve and the step that uses the bytes.

@@ -29,6 +29,9 @@ from dicomweb_io.pool import Lease
 NAMESPACE = "dicomweb_io"
 """The namespace of all metrics of this package."""
 
+_CARRY = [0]
+_CARRY_LOCK = threading.Lock()
+
 
 class Tally:
     """Counts of this process, by name. Safe to use from several threads."""
@@ -80,12 +83,6 @@ def count_traffic(lease: Lease) -> None:
             _CARRY[0] += waited
             seconds, _CARRY[0] = divmod(_CARRY[0], 1000)
         count("cumulativeThrottlingSeconds", seconds)
-
-
-_CARRY_LOCK = threading.Lock()
-
-
-_CARRY = [0]
 
 
 def observe(name: str, value: int) -> None:

@@ -30,7 +30,15 @@ from dicomweb_io.dicom.media_types import (
 from dicomweb_io.dicom.part10 import check_complete, header_of
 from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.dicom.xml_model import parse_native_model
-from dicomweb_io.elements import Instance, JSONDataset, Resource, SearchQuery
+from dicomweb_io.elements import (
+    SERIES_INSTANCE_UID,
+    SOP_INSTANCE_UID,
+    UID_TAGS,
+    Instance,
+    JSONDataset,
+    Resource,
+    SearchQuery,
+)
 from dicomweb_io.errors import (
     ConnectionFailedError,
     DICOMwebError,
@@ -407,7 +415,10 @@ class MetadataRetriever:
                 count = 0
                 for row in self._one_answer(resource, url, attempt):
                     count += 1
-                    uids = (json_decode.first_text(row, "0020000E"), json_decode.first_text(row, "00080018"))
+                    uids = (
+                        json_decode.first_text(row, SERIES_INSTANCE_UID),
+                        json_decode.first_text(row, SOP_INSTANCE_UID),
+                    )
                     if uids[1] and uids in seen:
                         continue
                     seen.add(uids)
@@ -459,14 +470,9 @@ class MetadataRetriever:
         return row
 
     def _check(self, row: JSONDataset, resource: Resource, answer: StreamedAnswer) -> None:
-        pairs = (
-            ("0020000D", resource.study_instance_uid),
-            ("0020000E", resource.series_instance_uid),
-            ("00080018", resource.sop_instance_uid),
-        )
-        for tag, wanted in pairs:
-            uid = json_decode.first_text(row, tag)
-            if wanted is not None and uid and uid != wanted:
+        for level, wanted in resource.uids.items():
+            uid = json_decode.first_text(row, UID_TAGS[level])
+            if uid and uid != wanted:
                 raise answer.error(
                     f"the answer holds metadata of another object than {resource.uri}", MalformedResponseError
                 )

@@ -452,15 +452,13 @@ def walk(query: SearchQuery, search: Search) -> Iterator[JSONDataset]:
     shares = apportion(query)
     if query.study_instance_uid is None:
         for study in search(parent_query(query)):
-            reference = Resource.of(study)
             below = replace(
                 query,
-                study_instance_uid=reference.study_instance_uid,
+                study_instance_uid=Resource.of(study).study_instance_uid,
                 search_filters=(*shares["series"], *shares["instance"]),
-                fields=tuple(name for name in query.fields if name == "all" or level_of(name) != "study"),
+                fields=_fields(query, "series", "instance"),
             )
-            rows = search(below) if query.level == "series" else walk_instances(below, search)
-            for row in rows:
+            for row in search(below) if query.level == "series" else walk(below, search):
                 yield _with_parent(row, study)
         return
     if shares["study"]:
@@ -475,26 +473,19 @@ def walk(query: SearchQuery, search: Search) -> Iterator[JSONDataset]:
         )
         if not any(Resource.of(row).study_instance_uid == query.study_instance_uid for row in search(studies)):
             return
-    yield from walk_instances(replace(query, search_filters=(*shares["series"], *shares["instance"])), search)
-
-
-def walk_instances(query: SearchQuery, search: Search) -> Iterator[JSONDataset]:
-    """The instances of one study, series by series."""
-    shares = apportion(query)
     for series in search(parent_query(query)):
-        reference = Resource.of(series)
         below = replace(
             query,
-            series_instance_uid=reference.series_instance_uid,
+            series_instance_uid=Resource.of(series).series_instance_uid,
             search_filters=shares["instance"],
-            fields=tuple(name for name in query.fields if name == "all" or level_of(name) == "instance"),
+            fields=_fields(query, "instance"),
         )
         for row in search(below):
             yield _with_parent(row, series)
 
 
-def _fields(query: SearchQuery, level: str) -> tuple[str, ...]:
-    return tuple(name for name in query.fields if name == "all" or level_of(name) == level)
+def _fields(query: SearchQuery, *levels: SearchLevel) -> tuple[str, ...]:
+    return tuple(name for name in query.fields if name == "all" or level_of(name) in levels)
 
 
 def _with_parent(row: JSONDataset, parent: JSONDataset) -> JSONDataset:

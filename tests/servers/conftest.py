@@ -30,6 +30,7 @@ from dicomweb_io.errors import MalformedResponseError, PagingError, StoreError
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.http.auth import AWSSigV4, BasicCredentials, BearerToken, OAuth2ClientCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.profiles import PROFILES, ServerProfile
 from dicomweb_io.testing.orthanc import Orthanc
 from dicomweb_io.testing.samples import Template, clone, new_uid, sample_file
@@ -572,7 +573,10 @@ def running(
         archive: A client of a folder that holds this already, for the test server.
     """
     with ExitStack() as stack:
-        options: dict[str, Any] = {"retry": RetryPolicy(max_attempts=3, initial_delay=0.01), "deadline": 30.0}
+        options: dict[str, Any] = {
+            "retry": RetryPolicy(max_attempts=3, initial_delay=0.01),
+            "timeouts": Timeouts(deadline=30.0),
+        }
         if spec.kind == "folder":
             _fill(str(directory), contents)
             yield Backend(spec, Endpoint(str(directory), **options))

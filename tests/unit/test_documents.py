@@ -56,6 +56,20 @@ def test_paths_and_environments_exist(name: str) -> None:
             assert f"[testenv:{one}]" in config or re.fullmatch("test|(py31[0-3]-)?coverage|py31[0-3]", one), one
 
 
+def test_recipes_name_what_exists() -> None:
+    """Each Python name in backticks in the recipes is one of the code."""
+    recipes = text_of("CONTRIBUTING.md").partition("## Recipes")[2].partition("## Documents")[0]
+    names = set(re.findall(r"`(\w+_\w+|[A-Z][a-z]\w+|[A-Z_]{5,})`", recipes))
+    assert len(names) > 20
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("dicomweb_io", "pipelines", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        if path != Path(__file__)
+    )
+    assert [name for name in sorted(names) if "NAME" not in name and not re.search(rf"\b{name}\b", code)] == []
+
+
 def test_the_map_names_every_module_in_its_layer() -> None:
     """The table of docs/architecture.md has each module and folder of the package, with its layer in pyproject.toml."""
     told = {}

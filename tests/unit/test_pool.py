@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+import random
 import threading
 from collections import deque
 
 import pytest
 
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.http.retry import Deadline, Throttle
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, BoundedPool, WorkCancelled, _Registry, shared_client
 
 WAIT = 20
+NEVER = Deadline(None)
 
 
 @pytest.fixture
@@ -222,15 +226,18 @@ def test_work_that_holds_bytes_already_waits_for_room(pool):
 def test_a_lane_behind_another_goes_on_though_the_other_holds_all(pool):
     """The first lane's tasks fill every place and all room; its consumer works through the second one."""
     first, second = pool.lane(), pool.lane()
+    used = []
 
     def stream(room):
         for number in range(20):
             room.reserve(60_000)
+            used.append(pool.bytes_in_use)
             yield number
 
     def behind(number):
         def produce(room):
             room.reserve(50_000)
+            used.append(pool.bytes_in_use)
             yield number
 
         return produce
@@ -243,7 +250,63 @@ def test_a_lane_behind_another_goes_on_though_the_other_holds_all(pool):
         found += [value for _, value in second.submit(None, behind(number), holding=80_000)]
     found += [value for _, value in second.drain()]
     assert sorted(found) == sorted(list(range(20)) * 5)
+    # The budget, and one part of the largest size for each lane.
+    assert max(used) <= pool.max_bytes + 60_000 + 80_000
     assert pool.bytes_in_use == pool.in_flight == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_chains_of_any_kind_end(seed):
+    """Bundles with chains of lanes, over pools and throttles that they share, with requests inside of requests."""
+    choose = random.Random(seed)
+    pools = [BoundedPool(choose.randint(1, 4), choose.choice([1, 5000, 50_000, 200_000])) for _ in range(2)]
+    throttles = [Throttle(choose.randint(1, 3)) for _ in pools]
+    counts = []
+
+    def bundle(seed):
+        choose = random.Random(seed)
+        places = [choose.randrange(2) for _ in range(choose.randint(1, 4))]
+        lanes = [pools[place].lane(ordered=choose.random() < 0.3) for place in places]
+        fans, sizes = [choose.randint(1, 3) for _ in places], [choose.choice([10, 3000, 100_000]) for _ in places]
+        ended = 0
+
+        def task(level, others):
+            def produce(room):
+                with throttles[places[level]].acquire(NEVER) as slot:
+                    for number in range(fans[level]):
+                        slot.rest()
+                        room.reserve(sizes[level])
+                        if others:
+                            throttles[choose.randrange(2)].acquire(NEVER).release()
+                        yield number
+                        slot.resume(NEVER)
+
+            return produce
+
+        def feed(level, results):
+            nonlocal ended
+            for _ in results:
+                ended += level == len(lanes)
+                if level < len(lanes):
+                    holding = choose.choice([0, 20_000])
+                    feed(level + 1, lanes[level].submit(None, task(level, choose.random() < 0.4), holding=holding))
+
+        feed(0, range(6))
+        for level, lane in enumerate(lanes):
+            feed(level + 1, lane.drain())
+        counts.append((ended, 6 * math.prod(fans)))
+
+    threads = [threading.Thread(target=bundle, args=(seed * 10 + number,), daemon=True) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(counts) == 3, "it hangs"
+    assert all(ended == expected for ended, expected in counts)
+    assert all(pool.bytes_in_use == pool.in_flight == 0 for pool in pools)
+    assert all(throttle.in_flight == 0 for throttle in throttles)
+    for pool in pools:
+        pool.close()
 
 
 def test_a_task_that_waits_for_room_leaves_its_place_to_others(pool):

@@ -8,7 +8,9 @@ import pytest
 import requests
 
 from dicomweb_io import errors
+from dicomweb_io.dicom import errors as data_errors
 from dicomweb_io.errors import DICOMwebError, safe_url
+from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.redaction import public_response, server_message, without_secrets
 
 
@@ -28,10 +30,31 @@ def test_safe_url(url, safe) -> None:
     assert safe_url(url) == safe
 
 
-KINDS = [getattr(errors, name) for name in dir(errors) if name.endswith("Error") and name != "HTTPError"]
+KINDS = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
+HTTP_KINDS = [kind for kind in KINDS if issubclass(kind, DICOMwebError)]
+DATA_KINDS = [kind for kind in KINDS if issubclass(kind, errors.DICOMError)]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_tree_has_two_branches_and_names_every_error() -> None:
+    assert sorted(HTTP_KINDS + DATA_KINDS, key=str) == sorted(KINDS, key=str)
+    drawn = f"{errors.__doc__} {data_errors.__doc__}"
+    assert [kind.__name__ for kind in KINDS if kind.__name__ not in drawn] == []
+
+
+def test_mistakes_in_a_program_never_become_failures() -> None:
+    assert all(issubclass(kind, RECOVERABLE) for kind in [*KINDS, OSError, requests.ConnectionError])
+    assert not any(issubclass(kind, RECOVERABLE) for kind in (ValueError, TypeError, KeyError, AttributeError))
+
+
+@pytest.mark.parametrize("kind", DATA_KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_of_data_pickles_and_is_a_value_error(kind) -> None:
+    again = pickle.loads(pickle.dumps(kind("why")))
+    assert type(again) is kind
+    assert isinstance(again, ValueError)
+    assert str(again) == "why"
+
+
+@pytest.mark.parametrize("kind", HTTP_KINDS, ids=lambda kind: kind.__name__)
 def test_every_error_pickles_and_is_an_http_error(kind) -> None:
     response = requests.Response()
     response.status_code = 503
@@ -129,7 +152,7 @@ def test_logs_leave_the_words_of_the_server_out() -> None:
     error.said = "Jane Doe is unknown"
     assert error.log_text == "GET http://h/: HTTP 500: try later"
     assert "Jane" in str(error)
-    assert pickle.loads(pickle.dumps(error)).discreet == error.log_text
+    assert pickle.loads(pickle.dumps(error)).log_text == error.log_text
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from dicomweb_io.elements import Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.orthanc import Orthanc
@@ -68,7 +69,7 @@ def given():
 @pytest.fixture(scope="module", params=[*SERVERS, "real-orthanc"])
 def archive(request, given, tmp_path_factory):
     """A client of a server that holds what is given."""
-    options = {"retry": RetryPolicy(max_attempts=4, initial_delay=0.01), "deadline": 60.0}
+    options = {"retry": RetryPolicy(max_attempts=4, initial_delay=0.01), "timeouts": Timeouts(deadline=60.0)}
     if request.param == "real-orthanc":
         with Orthanc() as server, Endpoint(server.url, **options).connect() as client:
             results = list(client.iter_store_instances(given.values()))
