@@ -30,6 +30,7 @@ from dicomweb_io.errors import MalformedResponseError, PagingError, StoreError
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.http.auth import AWSSigV4, BasicCredentials, BearerToken, OAuth2ClientCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.profiles import PROFILES, ServerProfile
 from dicomweb_io.testing.orthanc import Orthanc
 from dicomweb_io.testing.samples import Template, clone, new_uid, sample_file
