@@ -312,9 +312,8 @@ rule(
     believed("to many servers 404 means that there is no such series: then everything is sent"),
     "CopyInstances (listing) / status 404*",
 )
-rule(reported("PagingError"), "CopyInstances (listing) / moving rows")
-# A listing that broke off because rows came twice is made again.
-rule(RECOVERED, "CopyInstances (listing) / duplicate rows")
+# A listing that broke off because rows moved or came twice is made again.
+rule(RECOVERED, "CopyInstances (listing) / moving rows", "CopyInstances (listing) / duplicate rows")
 rule(reported("RedirectError", status=307), "DeleteResources / redirect elsewhere")
 rule(reported("RedirectError", status=302), "DeleteResources / redirect found", "DeleteResources / redirect loop")
 

@@ -25,11 +25,12 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Instance, Resource
-from dicomweb_io.endpoint import Endpoint, Timeouts
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import MalformedResponseError, PagingError, StoreError
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.http.auth import AWSSigV4, BasicCredentials, BearerToken, OAuth2ClientCredentials
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.profiles import PROFILES, ServerProfile
 from dicomweb_io.testing.orthanc import Orthanc
 from dicomweb_io.testing.samples import Template, clone, new_uid, sample_file
