@@ -190,7 +190,7 @@ def _open(path: str) -> BinaryIO:
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:
     element = row.get(tag)
     values = element.get("Value") if isinstance(element, Mapping) else None
-    value = values[0] if values else None
+    value = values[0] if values and isinstance(values, (list, tuple)) else None
     return value if isinstance(value, str) and value else None
 
 
