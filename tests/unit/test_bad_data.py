@@ -9,7 +9,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from dicomweb_io.dicom.errors import DatasetError
 from dicomweb_io.dicom.json_decode import load_json_dataset, loads
 from dicomweb_io.dicom.xml_model import parse_native_model
-from dicomweb_io.elements import Resource, SearchQuery
+from dicomweb_io.elements import Failure, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import DICOMError, DICOMwebError, InvalidIdentifierError
 from dicomweb_io.failures import RECOVERABLE
@@ -18,7 +18,7 @@ from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.listing import instance_of_row
 from dicomweb_io.paging import row_key
 from dicomweb_io.transfer import TransferJob, run_transfer
-from dicomweb_io.transforms import CopyInstances, RetrieveBulkdata, RetrieveFrames, RetrieveInstances
+from dicomweb_io.transforms import CopyInstances, RetrieveBulkdata, RetrieveFrames, RetrieveInstances, StoreInstances
 from dicomweb_io.transforms.frames import bulkdata_uris, number_of_frames
 from dicomweb_io.web.search import contradiction
 from tests.answering import Reply
@@ -182,3 +182,16 @@ def test_texts_that_cannot_be_read_are_errors_of_data():
     text = f"<NativeDicomModel><DicomAttribute tag='00100020' vr='LO'><Value number='{number}'>a</Value>"
     document = parse_native_model(f"{text}</DicomAttribute></NativeDicomModel>".encode())
     assert document["00100020"]["Value"] == ["a"]
+
+
+@pytest.mark.parametrize("path", ["a\0b.dcm", "nothing://user:secret@host/x.dcm"])
+def test_a_path_that_cannot_be_one_is_a_failure_of_it(folder, path):
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        stored = p | beam.Create([path]) | StoreInstances(str(folder), failures="collect")
+        told = stored.failures | beam.Map(lambda x: (x.transform, "secret" in x.message))
+        assert_that(told, equal_to([("StoreInstances", False)]))
+    client = Endpoint(str(folder)).connect()
+    outcome = next(iter(client.iter_store_instances([path])))
+    assert isinstance(outcome, Failure)
+    assert "secret" not in outcome.message
+    client.close()
