@@ -18,7 +18,7 @@ from typing import IO, Any, Generic, TypeVar, cast
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import UID_TAGS, Resource, SearchLevel, SearchQuery
-from dicomweb_io.errors import PagingError
+from dicomweb_io.errors import InvalidIdentifierError, PagingError
 from dicomweb_io.queries import make_query
 
 _MAX_CACHED_UIDS = 200_000
@@ -224,7 +224,7 @@ def instance_of_row(row: Mapping[str, Any], within: Resource | None = None) -> R
     """The instance that a row of an instance search names; UIDs that the row lacks are those of the search.
 
     Raises:
-        ValueError: If the row has no SOP Instance UID or no series.
+        InvalidIdentifierError: If the row has no SOP Instance UID or no series.
     """
     return resource_of_row(row, "instance", within)
 
@@ -238,13 +238,13 @@ def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource
         within: Where; UIDs that the row lacks are taken from it.
 
     Raises:
-        ValueError: If the row lacks a UID: it never names its whole parent.
+        InvalidIdentifierError: If the row lacks a UID: it never names its whole parent.
     """
     above = {} if within is None else within.series.uids
     implied = {UID_TAGS[parent]: {"vr": "UI", "Value": [uid]} for parent, uid in above.items()}
     found = Resource.of({**implied, **row})
     if found.level != level:
-        raise ValueError(f"a row of a search for {level} rows names only the {found.level} {found.uri}")
+        raise InvalidIdentifierError(f"a row of a search for {level} rows names only the {found.level} {found.uri}")
     return found
 
 
