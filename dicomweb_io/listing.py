@@ -53,16 +53,9 @@ class InstanceGroup:
 
 
 class SeriesGrouping(Generic[K]):
-    """Collects instances by their series, some at a time: what is held is bounded.
+    """Collects instances by their series, some at a time: what is held is bounded."""
 
-    Args:
-        max_group: The most instances of a group.
-        max_held: When more instances than this are held, the largest group is given away.
-    """
-
-    def __init__(self, max_group: int = _MAX_GROUP, max_held: int = _MAX_HELD) -> None:
-        self._max_group = max_group
-        self._max_held = max_held
+    def __init__(self) -> None:
         self._held: dict[tuple[Resource, K], list[str]] = {}
         self._count = 0
 
@@ -77,9 +70,9 @@ class SeriesGrouping(Generic[K]):
         uids = self._held.setdefault(place, [])
         uids.append(str(instance.sop_instance_uid))
         self._count += 1
-        if len(uids) >= self._max_group:
+        if len(uids) >= _MAX_GROUP:
             yield self._give(place)
-        elif self._count > self._max_held:
+        elif self._count > _MAX_HELD:
             yield self._give(max(self._held, key=lambda held: len(self._held[held])))
 
     def flush(self) -> Iterator[tuple[K, InstanceGroup]]:

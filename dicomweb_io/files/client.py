@@ -312,10 +312,7 @@ class DICOMfileClient(DICOMClient):
         Raises:
             requests.HTTPError: 404 if there are none.
         """
-        where, values = "i.study = ?", [resource.study_instance_uid]
-        for column, value in (("series", resource.series_instance_uid), ("sop", resource.sop_instance_uid)):
-            if value is not None:
-                where, values = f"{where} AND i.{column} = ?", [*values, value]
+        where, values = _condition(resource, "i.")
         try:
             found = list(self._current().files(where, values))
             if not found and resource.sop_instance_uid is not None and self._notice(resource):
@@ -510,10 +507,7 @@ class DICOMfileClient(DICOMClient):
     def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
         """Removes all files of a study, series or instance, duplicates too."""
         self._check_writable("delete from", "DELETE")
-        condition, values = "study = ?", [resource.study_instance_uid]
-        for column, value in (("series", resource.series_instance_uid), ("sop", resource.sop_instance_uid)):
-            if value is not None:
-                condition, values = f"{condition} AND {column} = ?", [*values, value]
+        condition, values = _condition(resource)
         try:
             paths = self._current().paths_of(condition, values)
             if resource.level != "instance" or not paths:
@@ -542,3 +536,14 @@ class DICOMfileClient(DICOMClient):
             raise http_error(
                 403, f"the client may not {what} the folder: it is read-only", url=self.base_url, method=method
             )
+
+
+def _condition(resource: Resource, table: str = "") -> tuple[str, list[str]]:
+    """The condition that files of a resource meet in the index, and its values."""
+    uids = {
+        "study": resource.study_instance_uid,
+        "series": resource.series_instance_uid,
+        "sop": resource.sop_instance_uid,
+    }
+    known = {column: uid for column, uid in uids.items() if uid is not None}
+    return " AND ".join(f"{table}{column} = ?" for column in known), list(known.values())

@@ -70,7 +70,7 @@ def read_record(folder: Folder, stat: FileStat) -> FileRecord:
         if folder.is_local and stat.size <= _WHOLE_FILE_BYTES:
             content = folder.read(stat.path)
             if len(content) != stat.size:
-                return _changing(stat)
+                return FileRecord(stat._replace(version="!"), UNREADABLE, "it changed while it was read")
             return _record(stat, content)
         with folder.open(stat.path, stat.size) as file:
             return _record(stat, file)
@@ -78,10 +78,6 @@ def read_record(folder: Folder, stat: FileStat) -> FileRecord:
         # Permissions can be repaired without a change to the file: this version makes the next refresh read it again.
         reason = f"it cannot be read: {error.strerror or type(error).__name__}"
         return FileRecord(stat._replace(version="!"), UNREADABLE, reason)
-
-
-def _changing(stat: FileStat) -> FileRecord:
-    return FileRecord(stat._replace(version="!"), UNREADABLE, "it changed while it was read")
 
 
 def _record(stat: FileStat, source: BinaryIO | bytes) -> FileRecord:

@@ -286,11 +286,6 @@ class Orthanc:
         """Ends the server at once, as a crash would."""
         self._end(signal.SIGKILL)
 
-    def restart(self) -> None:
-        """Stops the server if it runs, and starts it with the same port and storage."""
-        self.stop()
-        self.start()
-
     def close(self) -> None:
         """Kills the server, if it runs, and removes its temporary directory."""
         self.kill()

@@ -33,6 +33,7 @@ from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import InstanceGroup, expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory
+from dicomweb_io.transfer import nothing_listed
 from dicomweb_io.transforms.metrics import count, count_traffic
 
 logger = logging.getLogger("dicomweb_io")
@@ -169,13 +170,9 @@ class _Step(beam.PTransform[Any, Any]):
             output = given[tag]
             output.element_type = kind
             if checked:
-                output = output | f"Check_{tag}" >> beam.Map(_same).with_output_types(kind)
+                output = output | f"Check_{tag}" >> beam.Map(lambda element: element).with_output_types(kind)
             outputs[tag] = output
         return outputs
-
-
-def _same(element: Any) -> Any:
-    return element
 
 
 class DICOMwebTransform(FailingTransform):
@@ -439,36 +436,52 @@ class PooledDoFn(beam.DoFn):
             lane.close()
 
 
-class AsReferences(beam.DoFn):
-    """Makes `Resource`s of whatever names one: references, rows of searches and metadata, URIs.
+class Converting(beam.DoFn):
+    """Makes something else of each element, without asking an archive.
 
     Args:
         transform: The name for failures.
-        collect: Whether what names nothing becomes a `Failure`.
-        whole: Turn frame references into references to their instance.
+        collect: Whether an element that nothing can be made of becomes a `Failure`.
     """
 
-    def __init__(self, transform: str, *, collect: bool, whole: bool = True) -> None:
+    def __init__(self, transform: str, *, collect: bool) -> None:
         self._transform = transform
         self._collect = collect
-        self._whole = whole
 
-    def reference_of(self, element: Any) -> Resource:
+    def convert(self, element: Any) -> Any:
+        """What is made of an element. A `TypeError` or `ValueError` that it raises becomes a failure."""
+        raise NotImplementedError
+
+    def process(self, element: Any) -> Iterator[Any]:
+        """Yields what is made of the element, or the failure."""
+        try:
+            yield self.convert(element)
+        except (TypeError, ValueError) as error:
+            yield reported(problem_of(error, self._transform), self._collect)
+
+
+def reported(problem: Problem, collect: bool) -> Any:
+    """A failure as an element; it fails the bundle if failures are not collected."""
+    count("failures")
+    if not collect:
+        problem.raise_it()
+    return TaggedOutput(FAILURES, problem.failure)
+
+
+class AsReferences(Converting):
+    """Makes `Resource`s of whatever names one: references, rows of searches and metadata, URIs."""
+
+    _whole = True
+    """Whether references to frames become references to their instance."""
+
+    def reference_of(self, element: Any) -> Any:
         """The reference that an element is or names."""
         return Resource.of(element)
 
-    def process(self, element: Any) -> Iterator[Any]:
-        """Yields the reference."""
-        try:
-            reference = self.reference_of(element)
-        except (TypeError, ValueError) as error:
-            problem = problem_of(error, self._transform)
-            count("failures")
-            if not self._collect:
-                problem.raise_it()
-            yield TaggedOutput(FAILURES, problem.failure)
-            return
-        yield reference.instance if self._whole else reference
+    def convert(self, element: Any) -> Any:
+        """The reference."""
+        reference = self.reference_of(element)
+        return reference.instance if self._whole else reference
 
 
 class ExpandReferences(PooledDoFn):
@@ -481,8 +494,7 @@ class ExpandReferences(PooledDoFn):
             found = True
             yield reference
         if not found:
-            message = f"{client.base_url} lists no instances of {subject.uri}"
-            yield Problem(Failure(self._transform, message, reference=subject))
+            yield Problem(nothing_listed(client, subject, self._transform))
 
 
 class PartSpool:

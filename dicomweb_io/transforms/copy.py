@@ -82,9 +82,6 @@ class GroupBySeries(DICOMwebTransform):
         A `GroupedInstances`.
     """
 
-    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
-        super().__init__(endpoint, failures=failures)
-
     def expand(self, pcollection: Any) -> GroupedInstances:
         """Builds the steps."""
         groups, failures = self.grouped(self, pcollection)
@@ -106,8 +103,7 @@ class GroupBySeries(DICOMwebTransform):
 class _AsGroups(AsReferences):
     """References to whole objects; lets groups pass."""
 
-    def __init__(self, transform: str, *, collect: bool) -> None:
-        super().__init__(transform, collect=collect, whole=False)
+    _whole = False
 
     def reference_of(self, element: Any) -> Any:
         return element if isinstance(element, InstanceGroup) else super().reference_of(element).instance

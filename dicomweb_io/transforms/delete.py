@@ -9,13 +9,11 @@ import apache_beam as beam
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import UID_KEYWORDS, Resource, SearchQuery
-from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.pool import Room
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
     DICOMwebTransform,
-    FailureMode,
     PooledDoFn,
     several_windows,
 )
@@ -47,9 +45,6 @@ class DeleteResources(DICOMwebTransform):
 
     _element_type = Resource
 
-    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
-        super().__init__(endpoint, failures=failures)
-
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
         name, collects = type(self).__name__, self.collects
@@ -67,11 +62,10 @@ class DeleteResources(DICOMwebTransform):
 class _ExactReferences(AsReferences):
     """References that surely mean no more than the element says."""
 
-    def __init__(self, transform: str, *, collect: bool) -> None:
-        super().__init__(transform, collect=collect, whole=False)
+    _whole = False
 
     def reference_of(self, element: Any) -> Resource:
-        reference = super().reference_of(element)
+        reference: Resource = super().reference_of(element)
         if reference.frames:
             raise ValueError(f"frames cannot be deleted: {reference.uri} (name the instance to delete it as a whole)")
         if isinstance(element, Mapping) and "study_instance_uid" not in element:
@@ -84,9 +78,6 @@ class _ExactReferences(AsReferences):
 
 class _Delete(PooledDoFn):
     _role = "sink"
-
-    def __init__(self, endpoint: Endpoint, transform: str, **options: Any) -> None:
-        super().__init__(endpoint, transform, **options)
 
     def count_result(self, result: Resource) -> None:
         count("deleted")

@@ -198,20 +198,38 @@ class RetrieveInstances(RetrieveTransform):
         }
 
 
-class _FetchInstances(PooledDoFn):
+class FetchParts(PooledDoFn):
+    """Retrieves instances, frames or values; each waits in a file until its size is known.
+
+    Args:
+        endpoint: The archive.
+        transform: The name for failures.
+        how: What is asked for.
+        **options: See `PooledDoFn`.
+    """
+
+    _part: str
+    """What is retrieved, for failures."""
+
     def __init__(self, endpoint: Endpoint, transform: str, how: RetrieveOptions, **options: Any) -> None:
         super().__init__(endpoint, transform, **options)
         self._how = how
 
     def setup(self) -> None:
+        """Makes the place for the files."""
         super().setup()
         how = self._how
-        self._spool = PartSpool(self._transform, "the instance", how.max_element_bytes, how.spool_directory)
+        self._spool = PartSpool(self._transform, self._part, how.max_element_bytes, how.spool_directory)
 
     def teardown(self) -> None:
+        """Removes the files that are left."""
         super().teardown()
         # What was given away as a path was moved out of it before.
         self._spool.remove()
+
+
+class _FetchInstances(FetchParts):
+    _part = "the instance"
 
     def count_result(self, result: Instance) -> None:
         size = len(result.content) if result.content is not None else result.size

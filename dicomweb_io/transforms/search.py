@@ -34,6 +34,7 @@ from dicomweb_io.pool import Lease, Room, shared_client
 from dicomweb_io.queries import check_limits, make_query
 from dicomweb_io.transforms._core import (
     FAILURES,
+    Converting,
     DICOMwebTransform,
     FailureMode,
     PooledDoFn,
@@ -42,6 +43,7 @@ from dicomweb_io.transforms._core import (
     grouped_places,
     problem_of,
     report_lineage,
+    reported,
     several_windows,
 )
 from dicomweb_io.transforms.metrics import count, count_traffic, observe
@@ -286,27 +288,15 @@ def _is_row(element: Mapping[str, Any]) -> bool:
     )
 
 
-class _MakeQueries(beam.DoFn):
+class _MakeQueries(Converting):
     """Makes a query of each element."""
 
     def __init__(self, base: SearchQuery, transform: str, *, collect: bool) -> None:
+        super().__init__(transform, collect=collect)
         self._base = base
-        self._transform = transform
-        self._collect = collect
 
-    def process(self, element: Any) -> Iterator[Any]:
-        try:
-            yield query_for(element, self._base)
-        except (TypeError, ValueError) as error:
-            yield _reported(problem_of(error, self._transform), self._collect)
-
-
-def _reported(problem: Problem, collect: bool) -> Any:
-    """A failure as an element; it fails the bundle if failures are not collected."""
-    count("failures")
-    if not collect:
-        problem.raise_it()
-    return TaggedOutput(FAILURES, problem.failure)
+    def convert(self, element: Any) -> SearchQuery:
+        return query_for(element, self._base)
 
 
 @dataclass(frozen=True)
@@ -442,7 +432,7 @@ class _ReadRows(beam.DoFn):
         if failed is not None:
             end = rows.likely_stop
             lost = (position + 1, end if end is not None and end > position + 1 else END)
-            yield _reported(self._lost(failed, element.query, lost), self._collect)
+            yield reported(self._lost(failed, element.query, lost), self._collect)
         elif rows.stop is None and rows.total is not None and rows.total != position + 1:
             count("total_mismatches")
 

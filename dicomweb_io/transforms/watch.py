@@ -52,6 +52,7 @@ from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.pool import Lease, Room, shared_client
 from dicomweb_io.transforms._core import (
     FAILURES,
+    Converting,
     DICOMwebTransform,
     FailureMode,
     PooledDoFn,
@@ -516,32 +517,27 @@ def _keys(entry: Mapping[str, Any]) -> str:
     return ("its keys are " + ", ".join(sorted(entry))[:_SHOWN]) if entry else "it is empty"
 
 
-class _Parse(beam.DoFn):
+class _Parse(Converting):
     def __init__(self, transform: str, *, collect: bool, resolves: bool) -> None:
-        self._transform = transform
-        self._collect = collect
+        super().__init__(transform, collect=collect)
         self._resolves = resolves
 
+    def convert(self, element: Any) -> Any:
+        parsed = parse_notification(element)
+        if not isinstance(parsed, OrthancChange):
+            return parsed
+        if not self._resolves:
+            raise ValueError(
+                "a change of Orthanc names no UIDs: give ParseNotifications the endpoint, so that it can ask"
+            )
+        return TaggedOutput(_ORTHANC, parsed)
+
     def process(self, element: Any) -> Iterator[Any]:
-        try:
-            parsed = parse_notification(element)
-            if isinstance(parsed, OrthancChange) and not self._resolves:
-                raise ValueError(
-                    "a change of Orthanc names no UIDs: give ParseNotifications the endpoint, so that it can ask"
-                )
-        except (TypeError, ValueError) as error:
-            problem = problem_of(error, self._transform)
-            count("failures")
-            if not self._collect:
-                problem.raise_it()
-            yield TaggedOutput(FAILURES, problem.failure)
-            return
-        if parsed is None:
-            count("notifications_ignored")
-        elif isinstance(parsed, OrthancChange):
-            yield TaggedOutput(_ORTHANC, parsed)
-        else:
-            yield parsed
+        for parsed in super().process(element):
+            if parsed is None:
+                count("notifications_ignored")
+            else:
+                yield parsed
 
 
 class _AskOrthanc(PooledDoFn):

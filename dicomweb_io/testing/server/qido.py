@@ -596,11 +596,8 @@ def _values_at(row: Mapping[str, Any], path: Sequence[str]) -> list[Any]:
 def _matches_text(values: Sequence[Any], wanted: Sequence[str], behaviour: Behaviour, fuzzy: bool) -> bool:
     """Whether a value matches one of the wanted texts in the way of this server."""
     texts = [text for value in values for text in _texts(value)]
-    return any(_matches(text, one, _is_name(values), behaviour, fuzzy) for text in texts for one in wanted)
-
-
-def _is_name(values: Sequence[Any]) -> bool:
-    return any(isinstance(value, Mapping) for value in values)
+    name = any(isinstance(value, Mapping) for value in values)
+    return any(_matches(text, one, name, behaviour, fuzzy) for text in texts for one in wanted)
 
 
 def _texts(value: Any) -> Iterator[str]:
