@@ -404,8 +404,7 @@ class DICOMfileClient(DICOMClient):
         for accepted_type in accepted_types:
             if accepted_type.name == DICOM:
                 raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
-        spool_policy = SpoolPolicy(max_element_bytes, spool_directory)
-        return self._frames(resource, accepted_types, spool_policy)
+        return self._frames(resource, accepted_types, SpoolPolicy(max_element_bytes, spool_directory))
 
     def _frames(self, resource: Resource, accepted_types: Any, spool_policy: SpoolPolicy) -> Iterator[Frame]:
         file = self._files(resource)[0]
@@ -444,8 +443,7 @@ class DICOMfileClient(DICOMClient):
         self, resource: Resource, path: str, byte_range: tuple[int, int | None] | None, spool_policy: SpoolPolicy
     ) -> Iterator[Bulkdata]:
         file = self._files(resource)[0]
-        access = PixelAccess(self._reader, self._current())
-        with closing(access.bulkdata(file, path, byte_range)) as parts:
+        with closing(PixelAccess(self._reader, self._current()).bulkdata(file, path, byte_range)) as parts:
             for part in parts:
                 yield spool_policy.moved(part)
 
@@ -465,8 +463,7 @@ class DICOMfileClient(DICOMClient):
         show one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128
         pixels, unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
         """
-        pixels = PixelAccess(self._reader, self._current())
-        renderer = FolderRenderer(self._reader, pixels)
+        renderer = FolderRenderer(self._reader, PixelAccess(self._reader, self._current()))
         return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
 
     # Store and delete -----------------------------------------------------------------------------------------------

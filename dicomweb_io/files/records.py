@@ -125,8 +125,7 @@ def pack_scan(scan: HeaderScan) -> tuple[int, bytes]:
     segments = scan.segments
     if len(segments) == 1 and segments[0][0] == 0 and not scan.deflated:
         content = segments[0][1]
-        longest = max((place[2] for place in scan.elements.values()), default=0)
-        if longest <= _LONG_VALUE:
+        if max((place[2] for place in scan.elements.values()), default=0) <= _LONG_VALUE:
             # Scanning these bytes again is cheaper than storing the table of elements. The pixel data are not in them.
             tag, (vr, offset, length) = scan.pixel_data_tag or 0, scan.pixel_data or (None, 0, 0)
             return _PLAIN, _PIXELS.pack(tag, (vr or "").encode(), offset, length) + content[: scan.end]

@@ -315,8 +315,7 @@ class Orthanc:
         if self._users:
             name, password = next(iter(self._users.items()))
             request.add_header("Authorization", "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode())
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
             content = answer.read()
         try:
             return json.loads(content)

@@ -104,8 +104,7 @@ def _is_listed(client: DICOMClient, subject: Resource) -> bool:
     """Whether a search still finds what could not be deleted."""
     above = dict(subject.uids)
     level, uid = above.popitem()
-    filters = ((UID_KEYWORDS[level], uid),)
-    query = SearchQuery(level, above.get("study"), above.get("series"), search_filters=filters)
+    query = SearchQuery(level, above.get("study"), above.get("series"), search_filters=((UID_KEYWORDS[level], uid),))
     try:
         return any(Resource.of(row) == subject for row in client.iter_search(query, limit=1))
     except OSError as error:

@@ -185,8 +185,7 @@ class RetrieveInstances(RetrieveTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        dofn = self._pooled(_FetchInstances, pcollection, self.how)
-        instances, failures = self._fetch(pcollection, dofn, Instance)
+        instances, failures = self._fetch(pcollection, self._pooled(_FetchInstances, pcollection, self.how), Instance)
         return RetrievedInstances(instances, failures) if self._failure_mode == "collect" else instances
 
     def display_data(self) -> dict[str, Any]:

@@ -160,8 +160,7 @@ class _Search(DICOMwebTransform):
         split = queries | "SplitByStudyDate" >> self._step(
             SplitByStudyDate(self.endpoint, name, **how), SearchQuery, **{REST: SearchQuery}
         )
-        spread = split["main"] | "Reshuffle" >> beam.Reshuffle()
-        dated = self._rows(spread, "", hold, failures)
+        dated = self._rows(split["main"] | "Reshuffle" >> beam.Reshuffle(), "", hold, failures)
         rest = self._rows(split[REST], "Rest", hold, failures)
         maybe = rest | "DropDated" >> beam.Filter(lambda row: not is_dated(row)).with_output_types(dict[str, Any])
         undated = maybe | "KeepUndated" >> self._step(KeepUndated(self.endpoint, name, **how), dict[str, Any])

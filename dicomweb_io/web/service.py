@@ -164,5 +164,4 @@ def warnings_of(answer: Answer | StreamedAnswer) -> tuple[str, ...]:
     header = answer.headers.get("Warning")
     if not header:
         return ()
-    found = tuple(match[2] for match in _WARNING.finditer(header))
-    return found or (header.strip(),)
+    return tuple(match[2] for match in _WARNING.finditer(header)) or (header.strip(),)

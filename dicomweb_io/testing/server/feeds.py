@@ -122,8 +122,7 @@ def own_interface(site: Site, exchange: Exchange, path: list[str]) -> Answer | N
     if path == ["changes"] and method == "GET":
         return _changes(site, exchange)
     if path == ["tools", "lookup"] and method == "POST":
-        wanted = _body(exchange).decode("utf-8", "replace").strip()
-        found = _Objects(site).find(wanted)
+        found = _Objects(site).find(_body(exchange).decode("utf-8", "replace").strip())
         return json_answer([{"ID": name, "Path": f"/{_FOLDERS[kind]}/{name}", "Type": kind} for kind, name in found])
     if path == ["tools", "bulk-content"] and method == "POST":
         return _bulk_content(site, exchange)

@@ -232,8 +232,7 @@ def _media_type(behaviour: Behaviour, exchange: Exchange) -> str:
     Raises:
         Refusal: If none is acceptable.
     """
-    ranges = parse_accept(exchange.headers.get("accept"), exchange.parameter("accept"))
-    for one in ranges:
+    for one in parse_accept(exchange.headers.get("accept"), exchange.parameter("accept")):
         if behaviour.xml_search_multipart and one.media_type == XML:
             return JSON if one.multipart else XML
         for offered in (*behaviour.search_types, "application/json"):
@@ -556,8 +555,7 @@ def _finish(site: Site, exchange: Exchange, level: str, row: JSONRow, hidden: se
         path += "/series/" + quote(_uid(row, "series"), safe="")
     if level == "instance":
         path += "/instances/" + quote(_uid(row, "instance"), safe="")
-    prefix = site.behaviour.wado_prefix
-    url = "/".join(filter(None, (exchange.base_url, prefix, path)))
+    url = "/".join(filter(None, (exchange.base_url, site.behaviour.wado_prefix, path)))
     kept = {tag: element for tag, element in row.items() if tag not in hidden} if hidden else row
     finished = {**kept, _RETRIEVE_URL: {"vr": "UR", "Value": [url]}}
     if site.behaviour.character_set is not None:

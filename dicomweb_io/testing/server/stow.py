@@ -160,8 +160,7 @@ def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = 
 
 def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
     """Deletes a study, series or instance."""
-    behaviour = site.behaviour
-    if resource.level not in behaviour.deletes:
+    if resource.level not in site.behaviour.deletes:
         raise Refusal(405, "Deleting is not supported here.", {"Allow": "GET"})
     with site.store_lock:
         if site.is_leaving(resource) or not _exists(site, resource):
@@ -185,8 +184,7 @@ def _kind_of_body(site: Site, content_type: str) -> str:
 
 def _response_type(site: Site, exchange: Exchange) -> str:
     behaviour = site.behaviour
-    header = exchange.headers.get("accept")
-    for one in parse_accept(header, exchange.parameter("accept")):
+    for one in parse_accept(exchange.headers.get("accept"), exchange.parameter("accept")):
         if one.media_type == "*/*":
             return behaviour.store_response
         for offered in (*behaviour.store_response_types, "application/json"):

@@ -211,8 +211,7 @@ def metadata(site: Site, exchange: Exchange, resource: Resource, *, at_object: b
         raise Refusal(404, f"There is no such {resource.level}.")
     rows = itertools.chain([first], rows)  # type: ignore[assignment] # an iterator as good as a generator
     if media_type == _XML:
-        documents = (PartOut(_XML, None, xml_document(row)) for row in rows)
-        return multipart_answer(exchange, behaviour, documents, _XML)
+        return multipart_answer(exchange, behaviour, (PartOut(_XML, None, xml_document(row)) for row in rows), _XML)
     headers = {"Content-Type": media_type}
     if exchange.struck(JSONFault):
         return Answer(200, headers, exchange.json(json_bytes(list(rows))))
@@ -563,8 +562,7 @@ def _all_parts(site: Site, exchange: Exchange, resource: Resource, only_pixels: 
 def _paths(row: dict[str, Any], above: str) -> Iterator[str]:
     for tag, element in row.items():
         if "BulkDataURI" in element:
-            known = str(element["BulkDataURI"]).partition("/bulkdata/")[2]
-            yield known or above + tag
+            yield str(element["BulkDataURI"]).partition("/bulkdata/")[2] or above + tag
         elif element.get("vr") == "SQ":
             for number, item in enumerate(element.get("Value") or (), start=1):
                 yield from _paths(item or {}, f"{above}{tag}/{number}/")
