@@ -179,20 +179,25 @@ class SeriesListing:
 
     def _listed(self, series: Resource) -> set[str]:
         query = make_query("instance", series.study_instance_uid, series.series_instance_uid, permissive_uid=True)
-        found = set()
-        try:
-            for row in self._client.iter_search(query):
-                uid = Resource.of(row).sop_instance_uid
-                if uid is not None:
-                    found.add(uid)
-        except FileNotFoundError:
-            # A folder that nothing was stored in yet.
-            return set()
-        except OSError as error:
-            # PS3.18 8.3.4 wants an empty answer for a series that is not there; some servers say 404.
-            if getattr(error, "status", None) != 404:
-                raise
-        return found
+        return listed_uids(self._client, query)
+
+
+def listed_uids(client: DICOMClient, query: SearchQuery, *, limit: int | None = None) -> set[str]:
+    """The SOP Instance UIDs that a search for instances finds; none where the archive does not know the series."""
+    found = set()
+    try:
+        for row in client.iter_search(query, limit=limit):
+            uid = Resource.of(row).sop_instance_uid
+            if uid is not None:
+                found.add(uid)
+    except FileNotFoundError:
+        # A folder that nothing was stored in yet.
+        return set()
+    except OSError as error:
+        # PS3.18 8.3.4 wants an empty answer for a series that is not there; some servers say 404.
+        if getattr(error, "status", None) != 404:
+            raise
+    return found
 
 
 def expand_reference(client: DICOMClient, reference: Resource) -> Iterator[Resource]:

@@ -292,6 +292,12 @@ class InstanceCopier:
         """Removes the private directory. The clients are not closed."""
         self._spool.remove()
 
+    def __enter__(self) -> InstanceCopier:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def _with_file(self, result: CopyResult) -> CopyResult:
         """A failure with the file that it is about, if the source is a folder: whoever repairs it looks for that."""
         if not isinstance(result, Failure) or result.source is not None or result.reference is None:

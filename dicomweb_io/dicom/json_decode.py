@@ -213,10 +213,11 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
     if not isinstance(dataset, Mapping):
         raise TypeError(f"a dataset in the DICOM JSON model is an object, not a {type(dataset).__name__}")
 
+    def no_data(tag: str, vr: str, uri: str) -> Any:
+        return empty_value_for_VR(vr)
+
     try:
-        loaded: Dataset = PydicomDataset.from_json(
-            dict(dataset), bulk_data_handler or (lambda tag, vr, uri: empty_value_for_VR(vr))
-        )
+        loaded: Dataset = PydicomDataset.from_json(dict(dataset), bulk_data_handler or no_data)
     except (KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"it does not follow the DICOM JSON model ({type(error).__name__})") from error
     return loaded

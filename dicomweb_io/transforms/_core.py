@@ -49,6 +49,7 @@ Role = Literal["source", "sink"]
 _SYSTEMS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
 T = TypeVar("T", Instance, Frame, Bulkdata)
+D = TypeVar("D", bound="PooledDoFn")
 
 
 class TransformFailed(RuntimeError):
@@ -200,6 +201,11 @@ class DICOMwebTransform(FailingTransform):
         self._failure_mode = "collect" if outer.collects else "raise"
         return self
 
+    def _pooled(self, kind: type[D], pcollection: Any, *arguments: Any, **options: Any) -> D:
+        """A DoFn for the archive with the settings that all DoFns of this transform have."""
+        hold = several_windows(pcollection)
+        return kind(self.endpoint, type(self).__name__, *arguments, collect=self.collects, hold=hold, **options)
+
     def _report(self, parts: list[Any]) -> Any:
         if not self._part_of_another:
             warn_of_secrets(self, self.endpoint)
@@ -265,7 +271,43 @@ def grouped_places(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:
     return [(timestamp, tuple(windows)) for timestamp, windows in groups]
 
 
-class PooledDoFn(beam.DoFn):
+class LeasingDoFn(beam.DoFn):
+    """Has the process's client of an archive as long as it lives.
+
+    Args:
+        endpoint: The archive.
+        transform: The name for failures.
+        collect: Whether failures become elements.
+        max_bytes: See `dicomweb_io.pool.shared_client`.
+    """
+
+    _role: Role = "source"
+
+    def __init__(
+        self, endpoint: Endpoint, transform: str, *, collect: bool, max_bytes: int = DEFAULT_MAX_BYTES
+    ) -> None:
+        self._endpoint = endpoint
+        self._transform = transform
+        self._collect = collect
+        self._max_bytes = max_bytes
+        self._lease: Lease | None = None
+
+    def setup(self) -> None:
+        """Leases the process's client and pool."""
+        self._lease = shared_client(self._endpoint, max_bytes=self._max_bytes)
+
+    def start_bundle(self) -> None:
+        """Reports the archive as a source or sink."""
+        report_lineage(self._endpoint, self._role)
+
+    def teardown(self) -> None:
+        """Gives the client and the pool back."""
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+
+class PooledDoFn(LeasingDoFn):
     """Does the same for each element in the threads of a shared pool, and gives results back on the bundle's thread.
 
     Results keep the windows and the timestamp of their element. Equal elements that meet in a bundle are done once. An
@@ -281,8 +323,6 @@ class PooledDoFn(beam.DoFn):
         max_bytes: See `dicomweb_io.pool.shared_client`.
     """
 
-    _role: Role = "source"
-
     def __init__(
         self,
         endpoint: Endpoint,
@@ -293,13 +333,9 @@ class PooledDoFn(beam.DoFn):
         ordered: bool = False,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
-        self._endpoint = endpoint
-        self._transform = transform
-        self._collect = collect
+        super().__init__(endpoint, transform, collect=collect, max_bytes=max_bytes)
         self._hold = hold
         self._ordered = ordered
-        self._max_bytes = max_bytes
-        self._lease: Lease | None = None
         self._lane: Lane[Work, Any] | None = None
 
     def produce(self, subject: Any, client: DICOMClient, room: Room) -> Iterator[Any]:
@@ -316,14 +352,10 @@ class PooledDoFn(beam.DoFn):
     def count_result(self, result: Any) -> None:
         """Counts a result. Runs on the bundle's thread."""
 
-    def setup(self) -> None:
-        """Leases the process's client and pool."""
-        self._lease = shared_client(self._endpoint, max_bytes=self._max_bytes)
-
     def start_bundle(self) -> None:
         """Opens the lane of the bundle."""
         self.abandon()
-        self._report_lineage()
+        super().start_bundle()
         self._lane = cast(Lease, self._lease).pool.lane(ordered=self._ordered)
         self._works: dict[Any, Work] = {}
         self._held: Work | None = None
@@ -369,9 +401,7 @@ class PooledDoFn(beam.DoFn):
     def teardown(self) -> None:
         """Cancels what is left and gives the client and the pool back."""
         self.abandon()
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
+        super().teardown()
 
     def _start(self, work: Work) -> Iterator[Any]:
         lane = self._open_lane()
@@ -386,9 +416,6 @@ class PooledDoFn(beam.DoFn):
             results = lane.submit(work, lambda room: self._guarded(work.subject, room))
         for done, result in results:
             yield from self._emit(done, result)
-
-    def _report_lineage(self) -> None:
-        report_lineage(self._endpoint, self._role)
 
     def _finish(self) -> Iterator[Any]:
         """Starts what still waits to be started at the end of a bundle."""

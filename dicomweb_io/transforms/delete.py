@@ -15,7 +15,6 @@ from dicomweb_io.transforms._core import (
     AsReferences,
     DICOMwebTransform,
     PooledDoFn,
-    several_windows,
 )
 from dicomweb_io.transforms.metrics import count
 from dicomweb_io.transforms.retrieve import ReferenceInput
@@ -47,14 +46,10 @@ class DeleteResources(DICOMwebTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        name, collects = type(self).__name__, self.collects
-        references = pcollection | "AsReferences" >> self._step(_ExactReferences(name, collect=collects), Resource)
-        deleted = (
-            references["main"]
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Delete"
-            >> self._step(_Delete(self.endpoint, name, collect=collects, hold=several_windows(pcollection)), Resource)
-        )
+        named = _ExactReferences(type(self).__name__, collect=self.collects)
+        references = pcollection | "AsReferences" >> self._step(named, Resource)
+        delete = self._step(self._pooled(_Delete, pcollection), Resource)
+        deleted = references["main"] | "Reshuffle" >> beam.Reshuffle() | "Delete" >> delete
         failures = self._report([references[FAILURES], deleted[FAILURES]])
         return DeleteResult(deleted["main"], failures) if self._failure_mode == "collect" else deleted["main"]
 

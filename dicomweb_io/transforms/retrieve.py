@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
@@ -24,13 +24,13 @@ from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
+    D,
     DICOMwebTransform,
     FailureMode,
     PartSpool,
     PooledDoFn,
     Problem,
     problem_of,
-    several_windows,
 )
 from dicomweb_io.transforms.metrics import count, observe
 
@@ -40,8 +40,6 @@ ReferenceInput = Resource | str | dict[str, Any]
 """What names an object: a reference, a DICOMweb URI, or a row of a search or metadata."""
 
 _METADATA_BYTES = 64 * 1024
-
-D = TypeVar("D", bound=PooledDoFn)
 
 
 class RetrievedInstances(NamedTuple):
@@ -103,17 +101,8 @@ class RetrieveTransform(DICOMwebTransform):
         self.keep_order = keep_order
 
     def _pooled(self, kind: type[D], pcollection: Any, *arguments: Any, **options: Any) -> D:
-        """A DoFn with the settings that all DoFns of this transform have."""
-        return kind(
-            self.endpoint,
-            type(self).__name__,
-            *arguments,
-            collect=self.collects,
-            hold=several_windows(pcollection),
-            ordered=self.keep_order,
-            max_bytes=self.max_bytes,
-            **options,
-        )
+        limits = {"ordered": self.keep_order, "max_bytes": self.max_bytes}
+        return super()._pooled(kind, pcollection, *arguments, **limits, **options)
 
     def _fetch(
         self,

@@ -30,19 +30,19 @@ from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import FilterIgnoredError, MalformedResponseError
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.paging import Beginning, PageRequest, Paging, next_rows, pages_by_offset, row_key
-from dicomweb_io.pool import Lease, Room, shared_client
+from dicomweb_io.pool import Lease, Room
 from dicomweb_io.queries import check_limits, make_query
 from dicomweb_io.transforms._core import (
     FAILURES,
     Converting,
     DICOMwebTransform,
     FailureMode,
+    LeasingDoFn,
     PooledDoFn,
     Problem,
     Work,
     grouped_places,
     problem_of,
-    report_lineage,
     reported,
     several_windows,
 )
@@ -386,25 +386,8 @@ def narrowed_to(query: SearchQuery) -> Resource | None:
     return Resource(query.study_instance_uid, query.series_instance_uid)
 
 
-class _ReadRows(beam.DoFn):
+class _ReadRows(LeasingDoFn):
     """Reads ranges of rows. It catches its own errors: Beam's exception handling breaks splittable DoFns."""
-
-    def __init__(self, endpoint: Endpoint, transform: str, *, collect: bool) -> None:
-        self._endpoint = endpoint
-        self._transform = transform
-        self._collect = collect
-        self._lease: Lease | None = None
-
-    def setup(self) -> None:
-        self._lease = shared_client(self._endpoint)
-
-    def teardown(self) -> None:
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
-
-    def start_bundle(self) -> None:
-        report_lineage(self._endpoint, "source")
 
     def process(
         self,

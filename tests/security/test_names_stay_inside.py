@@ -6,7 +6,6 @@ Each test writes into a folder deep inside of the test's directory and looks at 
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from pathlib import Path
 
 import apache_beam as beam
@@ -249,7 +248,7 @@ def _copied(source, folder):
     from dicomweb_io.listing import instance_of_row
     from dicomweb_io.queries import make_query
 
-    with closing(InstanceCopier(source, folder)) as copier:
+    with InstanceCopier(source, folder) as copier:
         for found in source.iter_search(make_query("instance", permissive_uid=True)):
             try:
                 reference = instance_of_row(found)

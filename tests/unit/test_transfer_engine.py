@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ def fresh(client):
 
 def test_everything_is_copied_byte_for_byte_and_reported_in_order(source, destination):
     references = references_of(source)
-    with closing(InstanceCopier(source, destination)) as copier:
+    with InstanceCopier(source, destination) as copier:
         results = copier.copy(references)
     assert [result.reference for result in results] == references
     assert {result.outcome for result in results} == {"stored"}
@@ -64,9 +63,9 @@ def test_everything_is_copied_byte_for_byte_and_reported_in_order(source, destin
 
 def test_a_second_copy_moves_nothing(source, destination):
     references = references_of(source)
-    with closing(InstanceCopier(source, destination)) as copier:
+    with InstanceCopier(source, destination) as copier:
         copier.copy(references)
-    with closing(InstanceCopier(source, fresh(destination))) as copier:
+    with InstanceCopier(source, fresh(destination)) as copier:
         again = copier.copy(references)
     assert {(result.outcome, result.size, result.verified) for result in again} == {("exists", 0, "uid")}
 
@@ -75,10 +74,10 @@ def test_only_what_is_missing_is_asked_of_the_source(source, serve, tmp_path, fo
     server = serve(tmp_path / "source")
     web = Endpoint(server.url).connect()
     references = references_of(source)
-    with closing(InstanceCopier(source, Endpoint(str(folder)).connect())) as copier:
+    with InstanceCopier(source, Endpoint(str(folder)).connect()) as copier:
         copier.copy(references[:20])
     server.records.clear()
-    with closing(InstanceCopier(web, Endpoint(str(folder)).connect())) as copier:
+    with InstanceCopier(web, Endpoint(str(folder)).connect()) as copier:
         results = copier.copy(references)
     assert [result.outcome for result in results] == ["exists"] * 20 + ["stored"] * 4
     asked = [record for record in server.records if record.method == "GET"]
@@ -90,7 +89,7 @@ def test_the_destination_is_listed_once_for_each_series_however_many_threads_ask
     server = serve(folder)
     web = Endpoint(server.url).connect()
     references = references_of(source)
-    with closing(InstanceCopier(source, web)) as copier, ThreadPoolExecutor(4) as threads:
+    with InstanceCopier(source, web) as copier, ThreadPoolExecutor(4) as threads:
         groups = [references[start::4] for start in range(4)]
         results = [result for part in threads.map(copier.copy, groups) for result in part]
     assert {result.outcome for result in results} == {"stored"}
@@ -111,7 +110,7 @@ def test_what_a_series_does_not_give_is_asked_for_one_by_one(source, serve, tmp_
     server = serve(tmp_path / "source", faults=[faults[bad]])
     web = Endpoint(server.url, retry=RetryPolicy(max_attempts=2, initial_delay=0.01)).connect()
     references = references_of(source)
-    with closing(InstanceCopier(web, destination)) as copier:
+    with InstanceCopier(web, destination) as copier:
         results = copier.copy(references)
     assert {type(result) for result in results} == {StoredInstance}, results
     assert contents_of(fresh(destination)) == contents_of(source)
@@ -125,7 +124,7 @@ def test_an_instance_that_cannot_be_had_alone_either_is_a_failure(source, serve,
         fault("status", path="/instances/[0-9.]+$", status=404, times=None),
     ]
     web = Endpoint(serve(tmp_path / "source", faults=faults).url).connect()
-    with closing(InstanceCopier(web, destination)) as copier:
+    with InstanceCopier(web, destination) as copier:
         results = copier.copy(references)
     failed = [result for result in results if isinstance(result, Failure)]
     assert len(failed) == 2
@@ -180,7 +179,7 @@ def test_large_instances_wait_in_a_private_file_that_is_removed(source, serve, d
             seen.extend(directory.iterdir())
         return False
 
-    with closing(InstanceCopier(web, destination, spool_directory=str(spool), memory_threshold=100)) as copier:
+    with InstanceCopier(web, destination, spool_directory=str(spool), memory_threshold=100) as copier:
         results = copier.copy(references, cancelled=watch)
         assert {result.outcome for result in results} == {"stored"}
         assert seen, "nothing was spooled"
@@ -200,7 +199,7 @@ def test_large_files_of_a_local_folder_are_borrowed_and_left_alone(source, desti
         seen.extend(path for directory in spool.iterdir() for path in directory.iterdir())
         return False
 
-    with closing(InstanceCopier(source, destination, spool_directory=str(spool), memory_threshold=100)) as copier:
+    with InstanceCopier(source, destination, spool_directory=str(spool), memory_threshold=100) as copier:
         results = copier.copy(references, cancelled=watch)
     assert {result.outcome for result in results} == {"stored"}
     assert seen == []
@@ -211,7 +210,7 @@ def test_large_files_of_a_local_folder_are_borrowed_and_left_alone(source, desti
 def test_what_fails_is_reported_and_the_rest_arrives(source, destination):
     references = references_of(source)
     unknown = Resource("1.2.3", "1.2.3.4", "1.2.3.4.5")
-    with closing(InstanceCopier(source, destination, transform="Test")) as copier:
+    with InstanceCopier(source, destination, transform="Test") as copier:
         results = copier.copy([references[0], unknown, references[1], references[0]])
     assert [type(result) for result in results] == [StoredInstance, Failure, StoredInstance, StoredInstance]
     failure = results[1]
@@ -225,11 +224,11 @@ def test_a_destination_that_cannot_be_reached_is_a_failure_of_each_instance(sour
 
     nowhere = Endpoint("http://127.0.0.1:9/", retry=RetryPolicy.none(), timeouts=Timeouts(deadline=5)).connect()
     references = references_of(source)[:3]
-    with closing(InstanceCopier(source, nowhere)) as copier:
+    with InstanceCopier(source, nowhere) as copier:
         results = copier.copy(references)
     assert [type(result) for result in results] == [Failure] * 3
     assert {result.retryable for result in results} == {True}
-    with closing(InstanceCopier(source, nowhere, on_existing="server")) as copier:
+    with InstanceCopier(source, nowhere, on_existing="server") as copier:
         results = copier.copy(references)
     assert [(type(result), result.reference) for result in results] == [(Failure, item) for item in references]
 
@@ -238,7 +237,7 @@ def test_verification_by_content_tells_the_level(source, serve, folder):
     server = serve(folder)
     web = Endpoint(server.url).connect()
     references = references_of(source)[:5]
-    with closing(InstanceCopier(source, web, verify="content")) as copier:
+    with InstanceCopier(source, web, verify="content") as copier:
         first = copier.copy(references)
         again = copier.copy(references)
     assert {(result.outcome, result.verified) for result in first} == {("stored", "file")}
@@ -248,7 +247,7 @@ def test_verification_by_content_tells_the_level(source, serve, folder):
     content = bytearray(stored.read_bytes())
     content[-1] ^= 0xFF
     stored.write_bytes(content)
-    with closing(InstanceCopier(source, web, verify="content")) as copier:
+    with InstanceCopier(source, web, verify="content") as copier:
         results = copier.copy(references)
     assert [type(result) for result in results] == [Failure] + [StoredInstance] * 4
     web.close()
@@ -269,14 +268,14 @@ def test_a_copy_can_be_cancelled(source, destination):
         asked.append(None)
         return len(asked) > 3
 
-    with closing(InstanceCopier(source, destination)) as copier:
+    with InstanceCopier(source, destination) as copier:
         with pytest.raises(WorkCancelled):
             copier.copy(references_of(source), cancelled=cancelled)
     assert len(asked) == 4
 
 
 def test_only_instances_are_copied(source, destination):
-    with closing(InstanceCopier(source, destination)) as copier:
+    with InstanceCopier(source, destination) as copier:
         with pytest.raises(ValueError, match="is a study"):
             copier.copy([Resource("1.2.3")])
     study = Resource(references_of(source)[0].study_instance_uid)
@@ -326,7 +325,7 @@ def test_two_copiers_into_one_folder_at_once_agree(source, folder):
 
     def copy(order):
         client = Endpoint(str(folder)).connect()
-        with closing(InstanceCopier(source, client)) as copier:
+        with InstanceCopier(source, client) as copier:
             barrier.wait(20)
             results = copier.copy(order)
         client.close()
