@@ -13,10 +13,11 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.json_decode import first_text
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import SearchLevel, SearchQuery
 from dicomweb_io.testing.faults import JSONFault, SearchFault
@@ -498,9 +499,9 @@ def _rows(site: Site, wanted: Search) -> Iterator[JSONRow]:
     )
     level = wanted.target.level
     for tag, descending in reversed(wanted.order):
-        rows = iter(sorted(rows, key=lambda row: _first_text(row, tag), reverse=descending))
+        rows = iter(sorted(rows, key=lambda row: (_number(row, tag), first_text(row, tag)), reverse=descending))
     if behaviour.order == "newest" or (behaviour.order == "updated and number" and level == "study"):
-        rows = iter(sorted(rows, key=lambda row: -site.arrivals.number(_uid(row, level))))
+        rows = iter(sorted(rows, key=lambda row: -site.arrivals.number(first_text(row, _UIDS[level]))))
     elif behaviour.order == "updated and number":
         tag = "00200011" if level == "series" else "00200013"
         rows = iter(sorted(rows, key=lambda row: _number(row, tag)))
@@ -508,7 +509,7 @@ def _rows(site: Site, wanted: Search) -> Iterator[JSONRow]:
 
 
 def _was_received(site: Site, row: JSONRow, one: Received) -> bool:
-    uid = _uid(row, one.level)
+    uid = first_text(row, _UIDS[one.level])
     if not uid:
         return True
     moment = site.arrivals.times(uid)[one.last]
@@ -530,16 +531,6 @@ def _total(site: Site, wanted: Search) -> int:
     return sum(1 for _ in _rows(site, wanted))
 
 
-def _uid(row: Mapping[str, object], level: str) -> str:
-    values = cast("dict[str, list[str]]", row.get(_UIDS[level], {})).get("Value") or [""]
-    return values[0]
-
-
-def _first_text(row: JSONRow, tag: str) -> tuple[float, str]:
-    values = row.get(tag, {}).get("Value") or [""]
-    return _number(row, tag), str(values[0])
-
-
 def _number(row: JSONRow, tag: str) -> float:
     values = row.get(tag, {}).get("Value") or [0]
     try:
@@ -550,11 +541,11 @@ def _number(row: JSONRow, tag: str) -> float:
 
 def _finish(site: Site, exchange: Exchange, level: str, row: JSONRow, hidden: set[str]) -> JSONRow:
     """The row with its RetrieveURL, without what this server leaves out."""
-    path = "studies/" + quote(_uid(row, "study"), safe="")
+    path = "studies/" + quote(first_text(row, _UIDS["study"]), safe="")
     if level != "study":
-        path += "/series/" + quote(_uid(row, "series"), safe="")
+        path += "/series/" + quote(first_text(row, _UIDS["series"]), safe="")
     if level == "instance":
-        path += "/instances/" + quote(_uid(row, "instance"), safe="")
+        path += "/instances/" + quote(first_text(row, _UIDS["instance"]), safe="")
     url = "/".join(filter(None, (exchange.base_url, site.behaviour.wado_prefix, path)))
     kept = {tag: element for tag, element in row.items() if tag not in hidden} if hidden else row
     finished = {**kept, _RETRIEVE_URL: {"vr": "UR", "Value": [url]}}
