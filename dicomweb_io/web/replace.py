@@ -31,7 +31,7 @@ from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.transport import Answer
 from dicomweb_io.listing import SeriesListing, listed_uids
 from dicomweb_io.store_items import TRANSFORM, StoreItem
-from dicomweb_io.web.service import Service, logger
+from dicomweb_io.web.service import OfService, Service, logger
 from dicomweb_io.web.urls import parameters, with_query
 
 _UIDS_PER_QUERY = 15
@@ -184,11 +184,8 @@ class ExistingInstances:
             yield instance
 
 
-class Deleter:
+class Deleter(OfService):
     """Deletes from one service."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
     def delete(self, resource: Resource, additional_params: Mapping[str, Any] | None = None) -> None:
         """Deletes a study, series or instance.
