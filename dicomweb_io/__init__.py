@@ -12,30 +12,29 @@ from dicomweb_io._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dicomweb_io.client import DICOMClient as DICOMClient
-    from dicomweb_io.dicom.uris import URI as URI
-    from dicomweb_io.dicom.uris import URISuffix as URISuffix
-    from dicomweb_io.dicom.uris import URIType as URIType
-    from dicomweb_io.elements import Bulkdata as Bulkdata
-    from dicomweb_io.elements import Exclusion as Exclusion
-    from dicomweb_io.elements import Failure as Failure
-    from dicomweb_io.elements import Frame as Frame
-    from dicomweb_io.elements import Instance as Instance
-    from dicomweb_io.elements import RenderedImage as RenderedImage
-    from dicomweb_io.elements import Resource as Resource
-    from dicomweb_io.elements import StoredInstance as StoredInstance
+    from dicomweb_io.dicom.uris import URI as URI, URISuffix as URISuffix, URIType as URIType
+    from dicomweb_io.elements import (
+        Bulkdata as Bulkdata,
+        Exclusion as Exclusion,
+        Failure as Failure,
+        Frame as Frame,
+        Instance as Instance,
+        RenderedImage as RenderedImage,
+        Resource as Resource,
+        StoredInstance as StoredInstance,
+    )
     from dicomweb_io.endpoint import Endpoint as Endpoint
     from dicomweb_io.files.client import DICOMfileClient as DICOMfileClient
-    from dicomweb_io.http.auth import AWSSigV4 as AWSSigV4
-    from dicomweb_io.http.auth import AzureCredentials as AzureCredentials
-    from dicomweb_io.http.auth import BasicCredentials as BasicCredentials
-    from dicomweb_io.http.auth import BearerToken as BearerToken
-    from dicomweb_io.http.auth import GoogleCredentials as GoogleCredentials
-    from dicomweb_io.http.auth import OAuth2ClientCredentials as OAuth2ClientCredentials
+    from dicomweb_io.http.auth import (
+        AWSSigV4 as AWSSigV4,
+        AzureCredentials as AzureCredentials,
+        BasicCredentials as BasicCredentials,
+        BearerToken as BearerToken,
+        GoogleCredentials as GoogleCredentials,
+        OAuth2ClientCredentials as OAuth2ClientCredentials,
+    )
     from dicomweb_io.http.retry import RetryPolicy as RetryPolicy
-    from dicomweb_io.http.settings import TLS as TLS
-    from dicomweb_io.http.settings import Limits as Limits
-    from dicomweb_io.http.settings import Prefixes as Prefixes
-    from dicomweb_io.http.settings import Timeouts as Timeouts
+    from dicomweb_io.http.settings import TLS as TLS, Limits as Limits, Prefixes as Prefixes, Timeouts as Timeouts
     from dicomweb_io.web.client import DICOMwebClient as DICOMwebClient
 
 _HOMES = {

@@ -148,8 +148,7 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     summary["seconds"] = round(seconds, 3)
     summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
     reasons = {name[len(_REASON) :]: number for name, number in counts.items() if name.startswith(_REASON)}
-    ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    summary["reasons"] = dict(ranked[:_MAX_REASONS])
+    summary["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
     summary["duplicates"] = [item for item in document["left_out"] if item["kind"] == "duplicate"]
     summary["ignored_files"] = [item for item in document["left_out"] if item["kind"] == "ignored"]
     return summary

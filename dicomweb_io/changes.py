@@ -511,8 +511,7 @@ def uids_of_orthanc(client: DICOMClient, identifiers: Iterable[str], level: Watc
         requests.HTTPError: If Orthanc cannot be asked.
     """
     top = "Study" if level == "study" else "Instance"
-    names = list(dict.fromkeys(identifiers))
-    known = {top: _orthanc_resources(client, names, top)}
+    known = {top: _orthanc_resources(client, list(dict.fromkeys(identifiers)), top)}
     if level == "study":
         return {name: Resource(uid) for name, (uid, _) in known[top].items()}
     for child, parent in (("Instance", "Series"), ("Series", "Study")):

@@ -595,8 +595,7 @@ class DICOMClient(ABC):
 
     def _resource(self, *uids: object, frames: Sequence[int] = ()) -> Resource:
         """A reference of the UIDs from the study down, each of which is checked."""
-        names = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
-        pairs = zip(names, uids, strict=False)
+        pairs = zip(("study_instance_uid", "series_instance_uid", "sop_instance_uid"), uids, strict=False)
         return Resource(
             **{name: check_uid(uid, name, permissive=self.permissive_uid) for name, uid in pairs}, frames=tuple(frames)
         )
@@ -627,8 +626,7 @@ class DICOMClient(ABC):
         additional_params: Mapping[str, Any] | None = None,
     ) -> Iterator[Dataset]:
         """Yields the instances of a series as pydicom datasets, one at a time."""
-        resource = self._resource(study_instance_uid, series_instance_uid)
-        return self._datasets(resource, media_types, additional_params)
+        return self._datasets(self._resource(study_instance_uid, series_instance_uid), media_types, additional_params)
 
     def retrieve_series(
         self,
@@ -644,8 +642,7 @@ class DICOMClient(ABC):
         self, study_instance_uid: str, additional_params: Mapping[str, Any] | None = None
     ) -> list[JSONDataset]:
         """Retrieves the metadata of all instances of a study (PS3.18 section 10.4.1.1.2)."""
-        resource = self._resource(study_instance_uid)
-        return list(self.iter_metadata(resource, additional_params=additional_params))
+        return list(self.iter_metadata(self._resource(study_instance_uid), additional_params=additional_params))
 
     def retrieve_series_metadata(
         self,
@@ -740,8 +737,7 @@ class DICOMClient(ABC):
         """The bulk data of an instance: all its frames."""
         metadata = list(self.iter_metadata(resource, additional_params=additional_params))
         count = first_value(metadata[0], "NumberOfFrames", 1) if metadata else 1
-        frames = tuple(range(1, max(int(count), 1) + 1))
-        numbered = replace(resource, frames=frames)
+        numbered = replace(resource, frames=tuple(range(1, max(int(count), 1) + 1)))
         found = self.iter_frames(numbered, media_types=media_types, additional_params=additional_params)
         return [_content_of(frame) for frame in found]
 

@@ -53,16 +53,9 @@ class InstanceGroup:
 
 
 class SeriesGrouping(Generic[K]):
-    """Collects instances by their series, some at a time: what is held is bounded.
+    """Collects instances by their series, some at a time: what is held is bounded."""
 
-    Args:
-        max_group: The most instances of a group.
-        max_held: When more instances than this are held, the largest group is given away.
-    """
-
-    def __init__(self, max_group: int = _MAX_GROUP, max_held: int = _MAX_HELD) -> None:
-        self._max_group = max_group
-        self._max_held = max_held
+    def __init__(self) -> None:
         self._held: dict[tuple[Resource, K], list[str]] = {}
         self._count = 0
 
@@ -77,9 +70,9 @@ class SeriesGrouping(Generic[K]):
         uids = self._held.setdefault(place, [])
         uids.append(str(instance.sop_instance_uid))
         self._count += 1
-        if len(uids) >= self._max_group:
+        if len(uids) >= _MAX_GROUP:
             yield self._give(place)
-        elif self._count > self._max_held:
+        elif self._count > _MAX_HELD:
             yield self._give(max(self._held, key=lambda held: len(self._held[held])))
 
     def flush(self) -> Iterator[tuple[K, InstanceGroup]]:
@@ -186,20 +179,25 @@ class SeriesListing:
 
     def _listed(self, series: Resource) -> set[str]:
         query = make_query("instance", series.study_instance_uid, series.series_instance_uid, permissive_uid=True)
-        found = set()
-        try:
-            for row in self._client.iter_search(query):
-                uid = Resource.of(row).sop_instance_uid
-                if uid is not None:
-                    found.add(uid)
-        except FileNotFoundError:
-            # A folder that nothing was stored in yet.
-            return set()
-        except OSError as error:
-            # PS3.18 8.3.4 wants an empty answer for a series that is not there; some servers say 404.
-            if getattr(error, "status", None) != 404:
-                raise
-        return found
+        return listed_uids(self._client, query)
+
+
+def listed_uids(client: DICOMClient, query: SearchQuery, *, limit: int | None = None) -> set[str]:
+    """The SOP Instance UIDs that a search for instances finds; none where the archive does not know the series."""
+    found = set()
+    try:
+        for row in client.iter_search(query, limit=limit):
+            uid = Resource.of(row).sop_instance_uid
+            if uid is not None:
+                found.add(uid)
+    except FileNotFoundError:
+        # A folder that nothing was stored in yet.
+        return set()
+    except OSError as error:
+        # PS3.18 8.3.4 wants an empty answer for a series that is not there; some servers say 404.
+        if getattr(error, "status", None) != 404:
+            raise
+    return found
 
 
 def expand_reference(client: DICOMClient, reference: Resource) -> Iterator[Resource]:

@@ -378,8 +378,7 @@ def write_lines(path: str, lines: Iterable[str]) -> None:
 
 def append_lines(path: str, lines: Iterable[str]) -> None:
     """Adds lines to a local file that only its owner can read, and waits until they are on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())

@@ -123,8 +123,7 @@ class StoreItem:
         failure = failure_of(error, TRANSFORM, reference=reference, source=self.source)
         server_words = error.said if isinstance(error, DICOMwebError) else ""
         if server_words:
-            message = failure.message.replace(server_words, self.redact(server_words))
-            failure = replace(failure, message=message)
+            failure = replace(failure, message=failure.message.replace(server_words, self.redact(server_words)))
         self.outcome = replace(failure, reason_code=reason_code)
 
     def discard(self) -> None:

@@ -100,12 +100,9 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
 def _add_search(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     search = methods.add_parser("search", help="search for studies, series or instances (QIDO-RS)")
     kinds = search.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
-    for kind in ("studies", "series", "instances"):
+    for above, kind in enumerate(("studies", "series", "instances")):
         parser = kinds.add_parser(kind, help=f"search for {kind}")
-        if kind != "studies":
-            parser.add_argument("--study", metavar="UID", dest="study_instance_uid")
-        if kind == "instances":
-            parser.add_argument("--series", metavar="UID", dest="series_instance_uid")
+        _add_uids(parser, above, required=False)
         add_filter_option(parser, "return")
         parser.add_argument(
             "--field", metavar="NAME", action="append", default=[], dest="fields", help="further attribute to return"
@@ -120,13 +117,9 @@ def _add_search(methods: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_retrieve(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     retrieve = methods.add_parser("retrieve", help="retrieve objects, metadata, frames, images, bulk data (WADO-RS)")
     kinds = retrieve.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
-    for kind in ("studies", "series", "instances"):
+    for depth, kind in enumerate(("studies", "series", "instances"), start=1):
         parser = kinds.add_parser(kind, help=f"retrieve {kind}")
-        parser.add_argument("--study", metavar="UID", dest="study_instance_uid", required=True)
-        if kind != "studies":
-            parser.add_argument("--series", metavar="UID", dest="series_instance_uid", required=True)
-        if kind == "instances":
-            parser.add_argument("--instance", metavar="UID", dest="sop_instance_uid", required=True)
+        _add_uids(parser, depth)
         forms = parser.add_subparsers(dest="form", metavar="FORM", required=True)
         metadata = forms.add_parser("metadata", help="the metadata in the DICOM JSON model")
         _add_format(metadata)
@@ -171,13 +164,9 @@ def _add_store(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_delete(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     delete = methods.add_parser("delete", help="delete a study, series or instance")
     kinds = delete.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
-    for kind in ("study", "series", "instance"):
+    for depth, kind in enumerate(("study", "series", "instance"), start=1):
         parser = kinds.add_parser(kind, help=f"delete one {kind}")
-        parser.add_argument("--study", metavar="UID", dest="study_instance_uid", required=True)
-        if kind != "study":
-            parser.add_argument("--series", metavar="UID", dest="series_instance_uid", required=True)
-        if kind == "instance":
-            parser.add_argument("--instance", metavar="UID", dest="sop_instance_uid", required=True)
+        _add_uids(parser, depth)
         parser.add_argument("--yes", action="store_true", required=True, help="required: there is no way back")
         parser.set_defaults(command="delete")
 
@@ -211,6 +200,13 @@ def _add_index(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("path", help="the folder")
     parser.add_argument("--list", action="store_true", help="list duplicate, ignored and unreadable files")
     parser.set_defaults(command="index")
+
+
+def _add_uids(parser: argparse.ArgumentParser, depth: int, *, required: bool = True) -> None:
+    """The UIDs of a study, of a series in it, and of an instance in that: the first so many."""
+    names = {"study": "study_instance_uid", "series": "series_instance_uid", "instance": "sop_instance_uid"}
+    for option, name in list(names.items())[:depth]:
+        parser.add_argument(f"--{option}", metavar="UID", dest=name, required=required)
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:

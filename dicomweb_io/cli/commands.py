@@ -186,8 +186,7 @@ def copy(args: argparse.Namespace) -> int:
         raise UsageError(f"--jobs must be 1 or more, not {args.jobs}")
     limits = Limits(args.jobs)
     source = endpoint_from(args, args.source).replace(limits=limits)
-    destination = endpoint_from(args, role="destination").replace(limits=limits)
-    job = job_from(args, source, destination)
+    job = job_from(args, source, endpoint_from(args, role="destination").replace(limits=limits))
     clients = connect(args, job.source), connect(args, job.destination)
     account = Account()
     try:

@@ -129,8 +129,7 @@ def progress(what: str, total: int | None = None) -> Iterator[Progress]:
         return
     from rich.console import Console
     from rich.filesize import decimal
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn
 
     class _Size(TextColumn):
         def render(self, task: Any) -> Any:

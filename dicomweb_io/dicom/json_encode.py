@@ -194,8 +194,7 @@ class _Encoder:
             self._report((), scan.problem)
         base, data = scan.segments[0] if scan.segments else (0, b"")
         default = _Context(data, base, scan.explicit_vr, _decoders(character_set(()), self._order), None)
-        context = self._inside(default, scan.elements, scan.explicit_vr)
-        encoded = self._elements(places, scan.elements, context, ())
+        encoded = self._elements(places, scan.elements, self._inside(default, scan.elements, scan.explicit_vr), ())
         tag = scan.pixel_data_tag
         if tag is not None and scan.pixel_data is not None and (wanted is None or tag in wanted) and self._bulk:
             vr, offset, length = scan.pixel_data

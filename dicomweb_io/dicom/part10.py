@@ -157,8 +157,7 @@ def encode_dataset(dataset: Dataset) -> bytes:
         DatasetError: If it lacks those UIDs, if the transfer syntax is neither given nor known, or if an element cannot
             be encoded. The message names tags, never values.
     """
-    from pydicom.dataset import Dataset as PydicomDataset
-    from pydicom.dataset import FileMetaDataset
+    from pydicom.dataset import Dataset as PydicomDataset, FileMetaDataset
     from pydicom.filewriter import dcmwrite
     from pydicom.uid import UID
 

@@ -276,8 +276,7 @@ def encode_frame(dataset: Dataset, number: int, transfer_syntax_uid: str) -> byt
     if transfer_syntax_uid == JPEG_2000_LOSSLESS and min(int(dataset.Rows), int(dataset.Columns)) < _MIN_JPEG_2000:
         raise TranscodingError(f"the JPEG 2000 encoder needs {_MIN_JPEG_2000} rows and columns at least")
     encoder = get_encoder(transfer_syntax_uid)
-    plugin = safest_plugin(encoder.available_plugins)
-    return bytes(encoder.encode(dataset, index=number - 1, encoding_plugin=plugin))
+    return bytes(encoder.encode(dataset, index=number - 1, encoding_plugin=safest_plugin(encoder.available_plugins)))
 
 
 def _htj2k(dataset: Dataset, number: int) -> bytes:
@@ -335,8 +334,7 @@ def to_colour_by_pixel(dataset: Dataset) -> None:
     if samples < 2 or "PixelData" not in dataset or int(dataset.get("PlanarConfiguration") or 0) != 1:
         return
     width = int(dataset.BitsAllocated) // 8
-    plane = int(dataset.Rows) * int(dataset.Columns) * width
-    content, size = dataset.PixelData, plane * samples
+    content, size = dataset.PixelData, int(dataset.Rows) * int(dataset.Columns) * width * samples
     count = int(dataset.get("NumberOfFrames") or 1)
     if len(content) < count * size:
         raise TranscodingError(f"the pixel data have {len(content)} bytes, {count} frames need {count * size}")

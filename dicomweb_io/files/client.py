@@ -312,10 +312,7 @@ class DICOMfileClient(DICOMClient):
         Raises:
             requests.HTTPError: 404 if there are none.
         """
-        where, values = "i.study = ?", [resource.study_instance_uid]
-        for column, value in (("series", resource.series_instance_uid), ("sop", resource.sop_instance_uid)):
-            if value is not None:
-                where, values = f"{where} AND i.{column} = ?", [*values, value]
+        where, values = _condition(resource, "i.")
         try:
             found = list(self._current().files(where, values))
             if not found and resource.sop_instance_uid is not None and self._notice(resource):
@@ -407,8 +404,7 @@ class DICOMfileClient(DICOMClient):
         for accepted_type in accepted_types:
             if accepted_type.name == DICOM:
                 raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
-        spool_policy = SpoolPolicy(max_element_bytes, spool_directory)
-        return self._frames(resource, accepted_types, spool_policy)
+        return self._frames(resource, accepted_types, SpoolPolicy(max_element_bytes, spool_directory))
 
     def _frames(self, resource: Resource, accepted_types: Any, spool_policy: SpoolPolicy) -> Iterator[Frame]:
         file = self._files(resource)[0]
@@ -447,8 +443,7 @@ class DICOMfileClient(DICOMClient):
         self, resource: Resource, path: str, byte_range: tuple[int, int | None] | None, spool_policy: SpoolPolicy
     ) -> Iterator[Bulkdata]:
         file = self._files(resource)[0]
-        access = PixelAccess(self._reader, self._current())
-        with closing(access.bulkdata(file, path, byte_range)) as parts:
+        with closing(PixelAccess(self._reader, self._current()).bulkdata(file, path, byte_range)) as parts:
             for part in parts:
                 yield spool_policy.moved(part)
 
@@ -468,8 +463,7 @@ class DICOMfileClient(DICOMClient):
         show one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128
         pixels, unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
         """
-        pixels = PixelAccess(self._reader, self._current())
-        renderer = FolderRenderer(self._reader, pixels)
+        renderer = FolderRenderer(self._reader, PixelAccess(self._reader, self._current()))
         return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
 
     # Store and delete -----------------------------------------------------------------------------------------------
@@ -510,10 +504,7 @@ class DICOMfileClient(DICOMClient):
     def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
         """Removes all files of a study, series or instance, duplicates too."""
         self._check_writable("delete from", "DELETE")
-        condition, values = "study = ?", [resource.study_instance_uid]
-        for column, value in (("series", resource.series_instance_uid), ("sop", resource.sop_instance_uid)):
-            if value is not None:
-                condition, values = f"{condition} AND {column} = ?", [*values, value]
+        condition, values = _condition(resource)
         try:
             paths = self._current().paths_of(condition, values)
             if resource.level != "instance" or not paths:
@@ -542,3 +533,14 @@ class DICOMfileClient(DICOMClient):
             raise http_error(
                 403, f"the client may not {what} the folder: it is read-only", url=self.base_url, method=method
             )
+
+
+def _condition(resource: Resource, table: str = "") -> tuple[str, list[str]]:
+    """The condition that files of a resource meet in the index, and its values."""
+    uids = {
+        "study": resource.study_instance_uid,
+        "series": resource.series_instance_uid,
+        "sop": resource.sop_instance_uid,
+    }
+    known = {column: uid for column, uid in uids.items() if uid is not None}
+    return " AND ".join(f"{table}{column} = ?" for column in known), list(known.values())

@@ -160,8 +160,7 @@ class LocalFolder(Folder):
         if isinstance(source, str):
             source = SourceFile.of(source)
         try:
-            descriptor = _create(temporary)
-            with open(descriptor, "r+b", buffering=0) as file:
+            with open(_create(temporary), "r+b", buffering=0) as file:
                 if isinstance(source, bytes):
                     view = memoryview(source)
                     while view:

@@ -70,7 +70,7 @@ def read_record(folder: Folder, stat: FileStat) -> FileRecord:
         if folder.is_local and stat.size <= _WHOLE_FILE_BYTES:
             content = folder.read(stat.path)
             if len(content) != stat.size:
-                return _changing(stat)
+                return FileRecord(stat._replace(version="!"), UNREADABLE, "it changed while it was read")
             return _record(stat, content)
         with folder.open(stat.path, stat.size) as file:
             return _record(stat, file)
@@ -78,10 +78,6 @@ def read_record(folder: Folder, stat: FileStat) -> FileRecord:
         # Permissions can be repaired without a change to the file: this version makes the next refresh read it again.
         reason = f"it cannot be read: {error.strerror or type(error).__name__}"
         return FileRecord(stat._replace(version="!"), UNREADABLE, reason)
-
-
-def _changing(stat: FileStat) -> FileRecord:
-    return FileRecord(stat._replace(version="!"), UNREADABLE, "it changed while it was read")
 
 
 def _record(stat: FileStat, source: BinaryIO | bytes) -> FileRecord:
@@ -129,8 +125,7 @@ def pack_scan(scan: HeaderScan) -> tuple[int, bytes]:
     segments = scan.segments
     if len(segments) == 1 and segments[0][0] == 0 and not scan.deflated:
         content = segments[0][1]
-        longest = max((place[2] for place in scan.elements.values()), default=0)
-        if longest <= _LONG_VALUE:
+        if max((place[2] for place in scan.elements.values()), default=0) <= _LONG_VALUE:
             # Scanning these bytes again is cheaper than storing the table of elements. The pixel data are not in them.
             tag, (vr, offset, length) = scan.pixel_data_tag or 0, scan.pixel_data or (None, 0, 0)
             return _PLAIN, _PIXELS.pack(tag, (vr or "").encode(), offset, length) + content[: scan.end]

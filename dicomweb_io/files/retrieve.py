@@ -456,8 +456,7 @@ class _Image:
         packed = self._packed or self._index.fragments(self._file.id)
         if packed is None:
             fragments = locate.walk_fragments(self._read, layout)
-            groups = locate.group_fragments(self._read, fragments, frames, self._file.syntax)
-            packed = locate.pack_groups(groups)
+            packed = locate.pack_groups(locate.group_fragments(self._read, fragments, frames, self._file.syntax))
             if len(fragments) > _FEW_FRAGMENTS:
                 self._index.store_fragments(self._file.id, packed)
         self._packed = packed
@@ -565,5 +564,4 @@ def _value(opened: BinaryIO, scan: HeaderScan, place: BulkDataPlace, start: int,
         return read_range(opened, scan, offset + start, end - start)
     # Bulk data are little endian in HTTP: big-endian words are read whole and swapped.
     first, last = start // 8 * 8, min(-(-end // 8) * 8, place.length)
-    content = swap_words(read_range(opened, scan, offset + first, last - first), place.vr)
-    return content[start - first : end - first]
+    return swap_words(read_range(opened, scan, offset + first, last - first), place.vr)[start - first : end - first]

@@ -15,30 +15,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dicomweb_io.testing.faults import Fault as Fault
-    from dicomweb_io.testing.faults import fault as fault
-    from dicomweb_io.testing.faults import faults_of_json as faults_of_json
-    from dicomweb_io.testing.orthanc import Orthanc as Orthanc
-    from dicomweb_io.testing.orthanc import OrthancUnavailable as OrthancUnavailable
+    from dicomweb_io.testing.faults import Fault as Fault, fault as fault, faults_of_json as faults_of_json
+    from dicomweb_io.testing.orthanc import Orthanc as Orthanc, OrthancUnavailable as OrthancUnavailable
     from dicomweb_io.testing.proxy import FaultyProxy as FaultyProxy
-    from dicomweb_io.testing.samples import charset_files as charset_files
-    from dicomweb_io.testing.samples import clone as clone
-    from dicomweb_io.testing.samples import copy_samples as copy_samples
-    from dicomweb_io.testing.samples import make_study as make_study
-    from dicomweb_io.testing.samples import sample_file as sample_file
-    from dicomweb_io.testing.samples import sample_files as sample_files
-    from dicomweb_io.testing.samples import synthetic_instance as synthetic_instance
-    from dicomweb_io.testing.server.auth import BasicAuthentication as BasicAuthentication
-    from dicomweb_io.testing.server.auth import BearerAuthentication as BearerAuthentication
-    from dicomweb_io.testing.server.auth import OAuth2Authentication as OAuth2Authentication
-    from dicomweb_io.testing.server.auth import SigV4Authentication as SigV4Authentication
-    from dicomweb_io.testing.server.behaviour import Behaviour as Behaviour
-    from dicomweb_io.testing.server.behaviour import Limits as Limits
+    from dicomweb_io.testing.samples import (
+        charset_files as charset_files,
+        clone as clone,
+        copy_samples as copy_samples,
+        make_study as make_study,
+        sample_file as sample_file,
+        sample_files as sample_files,
+        synthetic_instance as synthetic_instance,
+    )
+    from dicomweb_io.testing.server.auth import (
+        BasicAuthentication as BasicAuthentication,
+        BearerAuthentication as BearerAuthentication,
+        OAuth2Authentication as OAuth2Authentication,
+        SigV4Authentication as SigV4Authentication,
+    )
+    from dicomweb_io.testing.server.behaviour import Behaviour as Behaviour, Limits as Limits
     from dicomweb_io.testing.server.behaviours import BEHAVIOURS as BEHAVIOURS
     from dicomweb_io.testing.server.exchange import Record as Record
-    from dicomweb_io.testing.server.server import TLS as TLS
-    from dicomweb_io.testing.server.server import TestServer as TestServer
-    from dicomweb_io.testing.server.server import serve as serve
+    from dicomweb_io.testing.server.server import TLS as TLS, TestServer as TestServer, serve as serve
 
 _ROOMS = {
     "faults": ("Fault", "fault", "faults_of_json"),

@@ -286,11 +286,6 @@ class Orthanc:
         """Ends the server at once, as a crash would."""
         self._end(signal.SIGKILL)
 
-    def restart(self) -> None:
-        """Stops the server if it runs, and starts it with the same port and storage."""
-        self.stop()
-        self.start()
-
     def close(self) -> None:
         """Kills the server, if it runs, and removes its temporary directory."""
         self.kill()
@@ -320,8 +315,7 @@ class Orthanc:
         if self._users:
             name, password = next(iter(self._users.items()))
             request.add_header("Authorization", "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode())
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
             content = answer.read()
         try:
             return json.loads(content)

@@ -29,7 +29,6 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 _MULTI_FRAME_WORD_SC = "1.2.840.10008.5.1.4.1.1.7.3"
 _SYNTHETIC_SIDE = 512
-_FRAME_BYTES = 2 * _SYNTHETIC_SIDE * _SYNTHETIC_SIDE
 _LONGEST_NATIVE = 0xFFFFFFFE
 
 _GROUP_LENGTH = 0x00020000
@@ -318,35 +317,56 @@ def _synthetic_header(
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID
 
-    dataset = Dataset()
-    dataset.SOPClassUID = UID(_MULTI_FRAME_WORD_SC if frames > 1 else _CT_IMAGE_STORAGE)
-    dataset.SOPInstanceUID = UID(instance)
-    dataset.StudyDate, dataset.StudyTime = "20260102", "030405"
-    dataset.AccessionNumber = new_uid(study)[-12:]
-    dataset.Modality = "OT" if frames > 1 else "CT"
-    dataset.Manufacturer = "dicomweb_io"
-    dataset.ReferringPhysicianName = ""
-    dataset.StudyDescription = "Synthetic"
-    dataset.PatientName, dataset.PatientID = "Synthetic^Sample", "SYNTHETIC"
-    dataset.PatientBirthDate = dataset.PatientSex = ""
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
-    dataset.StudyID, dataset.SeriesNumber, dataset.InstanceNumber = "1", 1, number
+    values: dict[str, object] = {
+        "SOPClassUID": UID(_MULTI_FRAME_WORD_SC if frames > 1 else _CT_IMAGE_STORAGE),
+        "SOPInstanceUID": UID(instance),
+        "StudyDate": "20260102",
+        "StudyTime": "030405",
+        "AccessionNumber": new_uid(study)[-12:],
+        "Modality": "OT" if frames > 1 else "CT",
+        "Manufacturer": "dicomweb_io",
+        "ReferringPhysicianName": "",
+        "StudyDescription": "Synthetic",
+        "PatientName": "Synthetic^Sample",
+        "PatientID": "SYNTHETIC",
+        "PatientBirthDate": "",
+        "PatientSex": "",
+        "StudyInstanceUID": study,
+        "SeriesInstanceUID": series,
+        "StudyID": "1",
+        "SeriesNumber": 1,
+        "InstanceNumber": number,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": rows,
+        "Columns": columns,
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 0,
+    }
     if frames > 1:
-        dataset.ConversionType = "SYN"
-        dataset.NumberOfFrames = frames
-        dataset.FrameIncrementPointer = 0x00181063
-        dataset.FrameTime = "40"
+        values |= {
+            "ConversionType": "SYN",
+            "NumberOfFrames": frames,
+            "FrameIncrementPointer": 0x00181063,
+            "FrameTime": "40",
+        }
     else:
-        dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        dataset.KVP = "120"
-        dataset.RescaleIntercept, dataset.RescaleSlope = "-1024", "1"
-        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, number], [1, 0, 0, 0, 1, 0]
-        dataset.PixelSpacing = [1, 1]
-        dataset.SliceThickness = "1"
-        dataset.FrameOfReferenceUID = new_uid(study, "frame of reference")
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.Rows, dataset.Columns = rows, columns
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+        values |= {
+            "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+            "KVP": "120",
+            "RescaleIntercept": "-1024",
+            "RescaleSlope": "1",
+            "ImagePositionPatient": [0, 0, number],
+            "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+            "PixelSpacing": [1, 1],
+            "SliceThickness": "1",
+            "FrameOfReferenceUID": new_uid(study, "frame of reference"),
+        }
+    dataset = Dataset()
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, UID(instance)
     meta.TransferSyntaxUID = UID(_EXPLICIT_LITTLE)

@@ -33,6 +33,7 @@ from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import InstanceGroup, expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory
+from dicomweb_io.transfer import nothing_listed
 from dicomweb_io.transforms.metrics import count, count_traffic
 
 logger = logging.getLogger("dicomweb_io")
@@ -48,6 +49,7 @@ Role = Literal["source", "sink"]
 _SYSTEMS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
 T = TypeVar("T", Instance, Frame, Bulkdata)
+D = TypeVar("D", bound="PooledDoFn")
 
 
 class TransformFailed(RuntimeError):
@@ -169,13 +171,9 @@ class _Step(beam.PTransform[Any, Any]):
             output = given[tag]
             output.element_type = kind
             if checked:
-                output = output | f"Check_{tag}" >> beam.Map(_same).with_output_types(kind)
+                output = output | f"Check_{tag}" >> beam.Map(lambda element: element).with_output_types(kind)
             outputs[tag] = output
         return outputs
-
-
-def _same(element: Any) -> Any:
-    return element
 
 
 class DICOMwebTransform(FailingTransform):
@@ -202,6 +200,11 @@ class DICOMwebTransform(FailingTransform):
         self._part_of_another = True
         self._failure_mode = "collect" if outer.collects else "raise"
         return self
+
+    def _pooled(self, kind: type[D], pcollection: Any, *arguments: Any, **options: Any) -> D:
+        """A DoFn for the archive with the settings that all DoFns of this transform have."""
+        hold = several_windows(pcollection)
+        return kind(self.endpoint, type(self).__name__, *arguments, collect=self.collects, hold=hold, **options)
 
     def _report(self, parts: list[Any]) -> Any:
         if not self._part_of_another:
@@ -268,7 +271,43 @@ def grouped_places(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:
     return [(timestamp, tuple(windows)) for timestamp, windows in groups]
 
 
-class PooledDoFn(beam.DoFn):
+class LeasingDoFn(beam.DoFn):
+    """Has the process's client of an archive as long as it lives.
+
+    Args:
+        endpoint: The archive.
+        transform: The name for failures.
+        collect: Whether failures become elements.
+        max_bytes: See `dicomweb_io.pool.shared_client`.
+    """
+
+    _role: Role = "source"
+
+    def __init__(
+        self, endpoint: Endpoint, transform: str, *, collect: bool, max_bytes: int = DEFAULT_MAX_BYTES
+    ) -> None:
+        self._endpoint = endpoint
+        self._transform = transform
+        self._collect = collect
+        self._max_bytes = max_bytes
+        self._lease: Lease | None = None
+
+    def setup(self) -> None:
+        """Leases the process's client and pool."""
+        self._lease = shared_client(self._endpoint, max_bytes=self._max_bytes)
+
+    def start_bundle(self) -> None:
+        """Reports the archive as a source or sink."""
+        report_lineage(self._endpoint, self._role)
+
+    def teardown(self) -> None:
+        """Gives the client and the pool back."""
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+
+class PooledDoFn(LeasingDoFn):
     """Does the same for each element in the threads of a shared pool, and gives results back on the bundle's thread.
 
     Results keep the windows and the timestamp of their element. Equal elements that meet in a bundle are done once. An
@@ -284,8 +323,6 @@ class PooledDoFn(beam.DoFn):
         max_bytes: See `dicomweb_io.pool.shared_client`.
     """
 
-    _role: Role = "source"
-
     def __init__(
         self,
         endpoint: Endpoint,
@@ -296,13 +333,9 @@ class PooledDoFn(beam.DoFn):
         ordered: bool = False,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
-        self._endpoint = endpoint
-        self._transform = transform
-        self._collect = collect
+        super().__init__(endpoint, transform, collect=collect, max_bytes=max_bytes)
         self._hold = hold
         self._ordered = ordered
-        self._max_bytes = max_bytes
-        self._lease: Lease | None = None
         self._lane: Lane[Work, Any] | None = None
 
     def produce(self, subject: Any, client: DICOMClient, room: Room) -> Iterator[Any]:
@@ -319,14 +352,10 @@ class PooledDoFn(beam.DoFn):
     def count_result(self, result: Any) -> None:
         """Counts a result. Runs on the bundle's thread."""
 
-    def setup(self) -> None:
-        """Leases the process's client and pool."""
-        self._lease = shared_client(self._endpoint, max_bytes=self._max_bytes)
-
     def start_bundle(self) -> None:
         """Opens the lane of the bundle."""
         self.abandon()
-        self._report_lineage()
+        super().start_bundle()
         self._lane = cast(Lease, self._lease).pool.lane(ordered=self._ordered)
         self._works: dict[Any, Work] = {}
         self._held: Work | None = None
@@ -372,9 +401,7 @@ class PooledDoFn(beam.DoFn):
     def teardown(self) -> None:
         """Cancels what is left and gives the client and the pool back."""
         self.abandon()
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
+        super().teardown()
 
     def _start(self, work: Work) -> Iterator[Any]:
         lane = self._open_lane()
@@ -389,9 +416,6 @@ class PooledDoFn(beam.DoFn):
             results = lane.submit(work, lambda room: self._guarded(work.subject, room))
         for done, result in results:
             yield from self._emit(done, result)
-
-    def _report_lineage(self) -> None:
-        report_lineage(self._endpoint, self._role)
 
     def _finish(self) -> Iterator[Any]:
         """Starts what still waits to be started at the end of a bundle."""
@@ -439,36 +463,52 @@ class PooledDoFn(beam.DoFn):
             lane.close()
 
 
-class AsReferences(beam.DoFn):
-    """Makes `Resource`s of whatever names one: references, rows of searches and metadata, URIs.
+class Converting(beam.DoFn):
+    """Makes something else of each element, without asking an archive.
 
     Args:
         transform: The name for failures.
-        collect: Whether what names nothing becomes a `Failure`.
-        whole: Turn frame references into references to their instance.
+        collect: Whether an element that nothing can be made of becomes a `Failure`.
     """
 
-    def __init__(self, transform: str, *, collect: bool, whole: bool = True) -> None:
+    def __init__(self, transform: str, *, collect: bool) -> None:
         self._transform = transform
         self._collect = collect
-        self._whole = whole
 
-    def reference_of(self, element: Any) -> Resource:
+    def convert(self, element: Any) -> Any:
+        """What is made of an element. A `TypeError` or `ValueError` that it raises becomes a failure."""
+        raise NotImplementedError
+
+    def process(self, element: Any) -> Iterator[Any]:
+        """Yields what is made of the element, or the failure."""
+        try:
+            yield self.convert(element)
+        except (TypeError, ValueError) as error:
+            yield reported(problem_of(error, self._transform), self._collect)
+
+
+def reported(problem: Problem, collect: bool) -> Any:
+    """A failure as an element; it fails the bundle if failures are not collected."""
+    count("failures")
+    if not collect:
+        problem.raise_it()
+    return TaggedOutput(FAILURES, problem.failure)
+
+
+class AsReferences(Converting):
+    """Makes `Resource`s of whatever names one: references, rows of searches and metadata, URIs."""
+
+    _whole = True
+    """Whether references to frames become references to their instance."""
+
+    def reference_of(self, element: Any) -> Any:
         """The reference that an element is or names."""
         return Resource.of(element)
 
-    def process(self, element: Any) -> Iterator[Any]:
-        """Yields the reference."""
-        try:
-            reference = self.reference_of(element)
-        except (TypeError, ValueError) as error:
-            problem = problem_of(error, self._transform)
-            count("failures")
-            if not self._collect:
-                problem.raise_it()
-            yield TaggedOutput(FAILURES, problem.failure)
-            return
-        yield reference.instance if self._whole else reference
+    def convert(self, element: Any) -> Any:
+        """The reference."""
+        reference = self.reference_of(element)
+        return reference.instance if self._whole else reference
 
 
 class ExpandReferences(PooledDoFn):
@@ -481,8 +521,7 @@ class ExpandReferences(PooledDoFn):
             found = True
             yield reference
         if not found:
-            message = f"{client.base_url} lists no instances of {subject.uri}"
-            yield Problem(Failure(self._transform, message, reference=subject))
+            yield Problem(nothing_listed(client, subject, self._transform))
 
 
 class PartSpool:

@@ -41,7 +41,6 @@ from dicomweb_io.transforms._core import (
     Work,
     grouped_places,
     report_lineage,
-    several_windows,
     warn_of_secrets,
 )
 from dicomweb_io.transforms.metrics import TALLY, count
@@ -82,9 +81,6 @@ class GroupBySeries(DICOMwebTransform):
         A `GroupedInstances`.
     """
 
-    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
-        super().__init__(endpoint, failures=failures)
-
     def expand(self, pcollection: Any) -> GroupedInstances:
         """Builds the steps."""
         groups, failures = self.grouped(self, pcollection)
@@ -93,12 +89,10 @@ class GroupBySeries(DICOMwebTransform):
     @staticmethod
     def grouped(transform: DICOMwebTransform, pcollection: Any) -> tuple[Any, list[Any]]:
         """The steps, as part of a transform: the groups and the failures."""
-        name, collects = type(transform).__name__, transform.collects
-        how: dict[str, Any] = {"collect": collects, "hold": several_windows(pcollection)}
-        kinds = Resource | InstanceGroup
-        references = pcollection | "AsReferences" >> transform._step(_AsGroups(name, collect=collects), kinds)
+        dofn = _AsGroups(type(transform).__name__, collect=transform.collects)
+        references = pcollection | "AsReferences" >> transform._step(dofn, Resource | InstanceGroup)
         grouped = references["main"] | "GroupBySeries" >> transform._step(
-            _GroupBySeries(transform.endpoint, name, **how), InstanceGroup
+            transform._pooled(_GroupBySeries, pcollection), InstanceGroup
         )
         return grouped["main"], [references[FAILURES], grouped[FAILURES]]
 
@@ -106,8 +100,7 @@ class GroupBySeries(DICOMwebTransform):
 class _AsGroups(AsReferences):
     """References to whole objects; lets groups pass."""
 
-    def __init__(self, transform: str, *, collect: bool) -> None:
-        super().__init__(transform, collect=collect, whole=False)
+    _whole = False
 
     def reference_of(self, element: Any) -> Any:
         return element if isinstance(element, InstanceGroup) else super().reference_of(element).instance
@@ -201,14 +194,9 @@ class CopyInstances(DICOMwebTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        name = type(self).__name__
-        how: dict[str, Any] = {"collect": self.collects, "hold": several_windows(pcollection)}
         groups, failures = GroupBySeries.grouped(self, pcollection)
-        copied = (
-            groups
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Copy" >> self._step(_Copy(self.endpoint, self.destination, name, self.options, **how), StoredInstance)
-        )
+        copy = self._pooled(_Copy, pcollection, self.destination, self.options)
+        copied = groups | "Reshuffle" >> beam.Reshuffle() | "Copy" >> self._step(copy, StoredInstance)
         warn_of_secrets(self, self.destination)
         return StoreResult(copied["main"], self._report([*failures, copied[FAILURES]]))
 
@@ -226,7 +214,7 @@ class _Copy(PooledDoFn):
     """Copies groups: one task for each, one result for each instance."""
 
     def __init__(
-        self, source: Endpoint, destination: Endpoint, transform: str, options: dict[str, Any], **how: Any
+        self, source: Endpoint, transform: str, destination: Endpoint, options: dict[str, Any], **how: Any
     ) -> None:
         super().__init__(source, transform, **how)
         self._destination = destination
@@ -247,8 +235,8 @@ class _Copy(PooledDoFn):
             self._receiver.close()
             self._receiver = None
 
-    def _report_lineage(self) -> None:
-        super()._report_lineage()
+    def start_bundle(self) -> None:
+        super().start_bundle()
         report_lineage(self._destination, "sink")
 
     def _leases(self) -> list[Lease]:

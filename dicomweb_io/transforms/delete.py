@@ -9,15 +9,12 @@ import apache_beam as beam
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import UID_KEYWORDS, Resource, SearchQuery
-from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.pool import Room
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
     DICOMwebTransform,
-    FailureMode,
     PooledDoFn,
-    several_windows,
 )
 from dicomweb_io.transforms.metrics import count
 from dicomweb_io.transforms.retrieve import ReferenceInput
@@ -47,19 +44,12 @@ class DeleteResources(DICOMwebTransform):
 
     _element_type = Resource
 
-    def __init__(self, endpoint: EndpointLike, *, failures: FailureMode = "raise") -> None:
-        super().__init__(endpoint, failures=failures)
-
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        name, collects = type(self).__name__, self.collects
-        references = pcollection | "AsReferences" >> self._step(_ExactReferences(name, collect=collects), Resource)
-        deleted = (
-            references["main"]
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Delete"
-            >> self._step(_Delete(self.endpoint, name, collect=collects, hold=several_windows(pcollection)), Resource)
-        )
+        named = _ExactReferences(type(self).__name__, collect=self.collects)
+        references = pcollection | "AsReferences" >> self._step(named, Resource)
+        delete = self._step(self._pooled(_Delete, pcollection), Resource)
+        deleted = references["main"] | "Reshuffle" >> beam.Reshuffle() | "Delete" >> delete
         failures = self._report([references[FAILURES], deleted[FAILURES]])
         return DeleteResult(deleted["main"], failures) if self._failure_mode == "collect" else deleted["main"]
 
@@ -67,11 +57,10 @@ class DeleteResources(DICOMwebTransform):
 class _ExactReferences(AsReferences):
     """References that surely mean no more than the element says."""
 
-    def __init__(self, transform: str, *, collect: bool) -> None:
-        super().__init__(transform, collect=collect, whole=False)
+    _whole = False
 
     def reference_of(self, element: Any) -> Resource:
-        reference = super().reference_of(element)
+        reference: Resource = super().reference_of(element)
         if reference.frames:
             raise ValueError(f"frames cannot be deleted: {reference.uri} (name the instance to delete it as a whole)")
         if isinstance(element, Mapping) and "study_instance_uid" not in element:
@@ -84,9 +73,6 @@ class _ExactReferences(AsReferences):
 
 class _Delete(PooledDoFn):
     _role = "sink"
-
-    def __init__(self, endpoint: Endpoint, transform: str, **options: Any) -> None:
-        super().__init__(endpoint, transform, **options)
 
     def count_result(self, result: Resource) -> None:
         count("deleted")
@@ -113,8 +99,7 @@ def _is_listed(client: DICOMClient, subject: Resource) -> bool:
     """Whether a search still finds what could not be deleted."""
     above = dict(subject.uids)
     level, uid = above.popitem()
-    filters = ((UID_KEYWORDS[level], uid),)
-    query = SearchQuery(level, above.get("study"), above.get("series"), search_filters=filters)
+    query = SearchQuery(level, above.get("study"), above.get("series"), search_filters=((UID_KEYWORDS[level], uid),))
     try:
         return any(Resource.of(row) == subject for row in client.iter_search(query, limit=1))
     except OSError as error:

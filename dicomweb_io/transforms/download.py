@@ -28,7 +28,6 @@ from dicomweb_io.transforms._core import (
     Problem,
     Work,
     report_lineage,
-    several_windows,
     warn_of_secrets,
 )
 from dicomweb_io.transforms.metrics import count
@@ -92,15 +91,11 @@ class DownloadInstances(DICOMwebTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        name = type(self).__name__
-        how: dict[str, Any] = {"collect": self.collects, "hold": several_windows(pcollection)}
-        references = pcollection | "AsReferences" >> self._step(AsReferences(name, collect=self.collects), Resource)
-        expanded = references["main"] | "Expand" >> self._step(ExpandReferences(self.endpoint, name, **how), Resource)
-        written = (
-            expanded["main"]
-            | "Reshuffle" >> beam.Reshuffle()
-            | "Download" >> self._step(_Download(self.endpoint, self.directory, name, self.options, **how), str)
-        )
+        named = AsReferences(type(self).__name__, collect=self.collects)
+        references = pcollection | "AsReferences" >> self._step(named, Resource)
+        expanded = references["main"] | "Expand" >> self._step(self._pooled(ExpandReferences, pcollection), Resource)
+        download = self._pooled(_Download, pcollection, self.directory, self.options)
+        written = expanded["main"] | "Reshuffle" >> beam.Reshuffle() | "Download" >> self._step(download, str)
         warn_of_secrets(self, self.directory)
         failures = self._report([references[FAILURES], expanded[FAILURES], written[FAILURES]])
         return DownloadResult(written["main"], failures) if self._failure_mode == "collect" else written["main"]
@@ -116,7 +111,7 @@ class DownloadInstances(DICOMwebTransform):
 
 class _Download(PooledDoFn):
     def __init__(
-        self, endpoint: Endpoint, directory: Endpoint, transform: str, options: dict[str, Any], **how: Any
+        self, endpoint: Endpoint, transform: str, directory: Endpoint, options: dict[str, Any], **how: Any
     ) -> None:
         super().__init__(endpoint, transform, **how)
         self._directory = directory
@@ -139,8 +134,8 @@ class _Download(PooledDoFn):
             self._downloader.close()
             self._downloader = None
 
-    def _report_lineage(self) -> None:
-        super()._report_lineage()
+    def start_bundle(self) -> None:
+        super().start_bundle()
         report_lineage(self._directory, "sink")
 
     def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:

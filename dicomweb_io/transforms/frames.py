@@ -25,14 +25,19 @@ from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
     FailureMode,
-    PartSpool,
     PooledDoFn,
     Problem,
     Work,
     problem_of,
 )
 from dicomweb_io.transforms.metrics import count, observe
-from dicomweb_io.transforms.retrieve import ReferenceInput, RetrieveOptions, RetrieveTransform, complete_metadata
+from dicomweb_io.transforms.retrieve import (
+    FetchParts,
+    ReferenceInput,
+    RetrieveOptions,
+    RetrieveTransform,
+    complete_metadata,
+)
 from dicomweb_io.web.frames import check_rendering_params
 
 FrameChoice = Literal["all"] | Sequence[int] | Callable[[JSONDataset], Iterable[int]] | None
@@ -105,13 +110,15 @@ class FrameReferences(AsReferences):
         count_frames: Make references to all frames of rows that tell the number of frames, which saves asking for it.
     """
 
+    _whole = False
+
     def __init__(self, transform: str, *, collect: bool, count_frames: bool = False) -> None:
-        super().__init__(transform, collect=collect, whole=False)
+        super().__init__(transform, collect=collect)
         self._count_frames = count_frames
 
     def reference_of(self, element: Any) -> Resource:
         """The reference; of a row with Number of Frames (0028,0008) one to all its frames."""
-        reference = super().reference_of(element)
+        reference: Resource = super().reference_of(element)
         if self._count_frames and reference.level == "instance" and isinstance(element, Mapping):
             number = number_of_frames(element) if _first(element, _NUMBER_OF_FRAMES) is not None else 0
             if number > 0:
@@ -257,18 +264,8 @@ class RetrieveFrames(RetrieveTransform):
         }
 
 
-class _FetchFrames(PooledDoFn):
-    def __init__(self, endpoint: Endpoint, transform: str, how: RetrieveOptions, **options: Any) -> None:
-        super().__init__(endpoint, transform, **options)
-        self._how = how
-
-    def setup(self) -> None:
-        super().setup()
-        self._spool = PartSpool(self._transform, "the frame", self._how.max_element_bytes, self._how.spool_directory)
-
-    def teardown(self) -> None:
-        super().teardown()
-        self._spool.remove()
+class _FetchFrames(FetchParts):
+    _part = "the frame"
 
     def count_result(self, result: Frame) -> None:
         count("frames")
@@ -555,18 +552,8 @@ def _reference_in(subject: Any) -> Resource | None:
     return None if isinstance(subject, str) and reference.level == "frame" else reference
 
 
-class _FetchBulkdata(PooledDoFn):
-    def __init__(self, endpoint: Endpoint, transform: str, how: RetrieveOptions, **options: Any) -> None:
-        super().__init__(endpoint, transform, **options)
-        self._how = how
-
-    def setup(self) -> None:
-        super().setup()
-        self._spool = PartSpool(self._transform, "the value", self._how.max_element_bytes, self._how.spool_directory)
-
-    def teardown(self) -> None:
-        super().teardown()
-        self._spool.remove()
+class _FetchBulkdata(FetchParts):
+    _part = "the value"
 
     def _key(self, subject: str) -> Any:
         return subject

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
@@ -24,13 +24,13 @@ from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
+    D,
     DICOMwebTransform,
     FailureMode,
     PartSpool,
     PooledDoFn,
     Problem,
     problem_of,
-    several_windows,
 )
 from dicomweb_io.transforms.metrics import count, observe
 
@@ -40,8 +40,6 @@ ReferenceInput = Resource | str | dict[str, Any]
 """What names an object: a reference, a DICOMweb URI, or a row of a search or metadata."""
 
 _METADATA_BYTES = 64 * 1024
-
-D = TypeVar("D", bound=PooledDoFn)
 
 
 class RetrievedInstances(NamedTuple):
@@ -103,17 +101,8 @@ class RetrieveTransform(DICOMwebTransform):
         self.keep_order = keep_order
 
     def _pooled(self, kind: type[D], pcollection: Any, *arguments: Any, **options: Any) -> D:
-        """A DoFn with the settings that all DoFns of this transform have."""
-        return kind(
-            self.endpoint,
-            type(self).__name__,
-            *arguments,
-            collect=self.collects,
-            hold=several_windows(pcollection),
-            ordered=self.keep_order,
-            max_bytes=self.max_bytes,
-            **options,
-        )
+        limits = {"ordered": self.keep_order, "max_bytes": self.max_bytes}
+        return super()._pooled(kind, pcollection, *arguments, **limits, **options)
 
     def _fetch(
         self,
@@ -185,8 +174,7 @@ class RetrieveInstances(RetrieveTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        dofn = self._pooled(_FetchInstances, pcollection, self.how)
-        instances, failures = self._fetch(pcollection, dofn, Instance)
+        instances, failures = self._fetch(pcollection, self._pooled(_FetchInstances, pcollection, self.how), Instance)
         return RetrievedInstances(instances, failures) if self._failure_mode == "collect" else instances
 
     def display_data(self) -> dict[str, Any]:
@@ -198,20 +186,38 @@ class RetrieveInstances(RetrieveTransform):
         }
 
 
-class _FetchInstances(PooledDoFn):
+class FetchParts(PooledDoFn):
+    """Retrieves instances, frames or values; each waits in a file until its size is known.
+
+    Args:
+        endpoint: The archive.
+        transform: The name for failures.
+        how: What is asked for.
+        **options: See `PooledDoFn`.
+    """
+
+    _part: str
+    """What is retrieved, for failures."""
+
     def __init__(self, endpoint: Endpoint, transform: str, how: RetrieveOptions, **options: Any) -> None:
         super().__init__(endpoint, transform, **options)
         self._how = how
 
     def setup(self) -> None:
+        """Makes the place for the files."""
         super().setup()
         how = self._how
-        self._spool = PartSpool(self._transform, "the instance", how.max_element_bytes, how.spool_directory)
+        self._spool = PartSpool(self._transform, self._part, how.max_element_bytes, how.spool_directory)
 
     def teardown(self) -> None:
+        """Removes the files that are left."""
         super().teardown()
         # What was given away as a path was moved out of it before.
         self._spool.remove()
+
+
+class _FetchInstances(FetchParts):
+    _part = "the instance"
 
     def count_result(self, result: Instance) -> None:
         size = len(result.content) if result.content is not None else result.size

@@ -132,7 +132,12 @@ def cells_of(element_type: type) -> list[Cell]:
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if absent else [hint]
         kind = kinds[0]
         if kind is Resource:
-            cells += _reference_cells(item.name, absent)
+            cells += [
+                ("study_instance_uid", _optional(str) if absent else str, _Take(item.name, "study_instance_uid")),
+                ("series_instance_uid", _optional(str), _Take(item.name, "series_instance_uid")),
+                ("sop_instance_uid", _optional(str), _Take(item.name, "sop_instance_uid")),
+                ("frames", _sequence(int), _Take(item.name, "frames", many=True)),
+            ]
         elif item.name == "rows":
             cells.append(("first_row", _optional(int), _Take(item.name, index=0)))
             cells.append(("end_row", _optional(int), _Take(item.name, index=1)))
@@ -142,15 +147,6 @@ def cells_of(element_type: type) -> list[Cell]:
             plain = str if typing.get_origin(kind) is typing.Literal else kind
             cells.append((item.name, _optional(plain) if absent else plain, _Take(item.name)))
     return cells
-
-
-def _reference_cells(attribute: str, absent: bool) -> list[Cell]:
-    return [
-        ("study_instance_uid", _optional(str) if absent else str, _Take(attribute, "study_instance_uid")),
-        ("series_instance_uid", _optional(str), _Take(attribute, "series_instance_uid")),
-        ("sop_instance_uid", _optional(str), _Take(attribute, "sop_instance_uid")),
-        ("frames", _sequence(int), _Take(attribute, "frames", many=True)),
-    ]
 
 
 class _Take:

@@ -30,18 +30,20 @@ from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import FilterIgnoredError, MalformedResponseError
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.paging import Beginning, PageRequest, Paging, next_rows, pages_by_offset, row_key
-from dicomweb_io.pool import Lease, Room, shared_client
+from dicomweb_io.pool import Lease, Room
 from dicomweb_io.queries import check_limits, make_query
 from dicomweb_io.transforms._core import (
     FAILURES,
+    Converting,
     DICOMwebTransform,
     FailureMode,
+    LeasingDoFn,
     PooledDoFn,
     Problem,
     Work,
     grouped_places,
     problem_of,
-    report_lineage,
+    reported,
     several_windows,
 )
 from dicomweb_io.transforms.metrics import count, count_traffic, observe
@@ -158,8 +160,7 @@ class _Search(DICOMwebTransform):
         split = queries | "SplitByStudyDate" >> self._step(
             SplitByStudyDate(self.endpoint, name, **how), SearchQuery, **{REST: SearchQuery}
         )
-        spread = split["main"] | "Reshuffle" >> beam.Reshuffle()
-        dated = self._rows(spread, "", hold, failures)
+        dated = self._rows(split["main"] | "Reshuffle" >> beam.Reshuffle(), "", hold, failures)
         rest = self._rows(split[REST], "Rest", hold, failures)
         maybe = rest | "DropDated" >> beam.Filter(lambda row: not is_dated(row)).with_output_types(dict[str, Any])
         undated = maybe | "KeepUndated" >> self._step(KeepUndated(self.endpoint, name, **how), dict[str, Any])
@@ -286,27 +287,15 @@ def _is_row(element: Mapping[str, Any]) -> bool:
     )
 
 
-class _MakeQueries(beam.DoFn):
+class _MakeQueries(Converting):
     """Makes a query of each element."""
 
     def __init__(self, base: SearchQuery, transform: str, *, collect: bool) -> None:
+        super().__init__(transform, collect=collect)
         self._base = base
-        self._transform = transform
-        self._collect = collect
 
-    def process(self, element: Any) -> Iterator[Any]:
-        try:
-            yield query_for(element, self._base)
-        except (TypeError, ValueError) as error:
-            yield _reported(problem_of(error, self._transform), self._collect)
-
-
-def _reported(problem: Problem, collect: bool) -> Any:
-    """A failure as an element; it fails the bundle if failures are not collected."""
-    count("failures")
-    if not collect:
-        problem.raise_it()
-    return TaggedOutput(FAILURES, problem.failure)
+    def convert(self, element: Any) -> SearchQuery:
+        return query_for(element, self._base)
 
 
 @dataclass(frozen=True)
@@ -397,25 +386,8 @@ def narrowed_to(query: SearchQuery) -> Resource | None:
     return Resource(query.study_instance_uid, query.series_instance_uid)
 
 
-class _ReadRows(beam.DoFn):
+class _ReadRows(LeasingDoFn):
     """Reads ranges of rows. It catches its own errors: Beam's exception handling breaks splittable DoFns."""
-
-    def __init__(self, endpoint: Endpoint, transform: str, *, collect: bool) -> None:
-        self._endpoint = endpoint
-        self._transform = transform
-        self._collect = collect
-        self._lease: Lease | None = None
-
-    def setup(self) -> None:
-        self._lease = shared_client(self._endpoint)
-
-    def teardown(self) -> None:
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
-
-    def start_bundle(self) -> None:
-        report_lineage(self._endpoint, "source")
 
     def process(
         self,
@@ -442,7 +414,7 @@ class _ReadRows(beam.DoFn):
         if failed is not None:
             end = rows.likely_stop
             lost = (position + 1, end if end is not None and end > position + 1 else END)
-            yield _reported(self._lost(failed, element.query, lost), self._collect)
+            yield reported(self._lost(failed, element.query, lost), self._collect)
         elif rows.stop is None and rows.total is not None and rows.total != position + 1:
             count("total_mismatches")
 

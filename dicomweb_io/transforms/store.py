@@ -137,8 +137,7 @@ def as_instance(element: Any) -> Instance:
         return Instance.from_bytes(bytes(element))
     if isinstance(element, (str, os.PathLike)):
         return Instance.from_path(element)
-    metadata = getattr(element, "metadata", None)
-    if metadata is not None and hasattr(element, "open"):
+    if getattr(element, "metadata", None) is not None and hasattr(element, "open"):
         # Beam's ReadableFile: decompressed if its name says that it is compressed, from any of Beam's file systems.
         return Instance.from_bytes(element.read())
     from pydicom.dataset import Dataset
@@ -183,8 +182,7 @@ class _Store(PooledDoFn):
         try:
             instance = as_instance(work.subject)
         except (*RECOVERABLE, TypeError) as error:
-            problem = problem_of(error, self._transform, source=source_of(work.subject))
-            yield from super()._emit(work, problem)
+            yield from super()._emit(work, problem_of(error, self._transform, source=source_of(work.subject)))
             return
         # The element itself is not needed any more; a batch keeps it alive otherwise.
         work.subject = None
@@ -205,8 +203,7 @@ class _Store(PooledDoFn):
         instances = [instance for instance, _ in batch]
         works = [work for _, work in batch]
         del batch
-        lane = self._open_lane()
-        for done, results in lane.submit(works, lambda room: self._store(instances, room), holding=size):
+        for done, results in self._open_lane().submit(works, lambda room: self._store(instances, room), holding=size):
             yield from self._emit(done, results)
 
     def _store(self, instances: list[Instance], room: Room) -> Iterator[list[CopyResult]]:

@@ -49,16 +49,17 @@ from dicomweb_io.dicom import json_decode
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.pool import Lease, Room, shared_client
+from dicomweb_io.pool import Lease, Room
 from dicomweb_io.transforms._core import (
     FAILURES,
+    Converting,
     DICOMwebTransform,
     FailureMode,
+    LeasingDoFn,
     PooledDoFn,
     Problem,
     TransformFailed,
     problem_of,
-    report_lineage,
     several_windows,
 )
 from dicomweb_io.transforms.metrics import count, count_traffic
@@ -209,35 +210,26 @@ class _Schedule:
         return self.stop is not None and next_poll >= self.stop.timestamp()
 
 
-class _Watch(beam.DoFn):
+class _Watch(LeasingDoFn):
     """Polls. It catches its own errors: Beam's exception handling breaks splittable DoFns."""
 
     def __init__(
         self, endpoint: Endpoint, source: ChangeSource, transform: str, schedule: _Schedule, *, collect: bool
     ) -> None:
-        self._endpoint = endpoint
+        super().__init__(endpoint, transform, collect=collect)
         self._source = source
-        self._transform = transform
         self._schedule = schedule
-        self._collect = collect
         self._watch = uuid.uuid4().hex
-        self._lease: Lease | None = None
 
     def setup(self) -> None:
         """Leases the process's client."""
-        self._lease = shared_client(self._endpoint)
+        super().setup()
         self._leaving = threading.Event()
-
-    def start_bundle(self) -> None:
-        """Reports the archive as a source."""
-        report_lineage(self._endpoint, "source")
 
     def teardown(self) -> None:
         """Gives it back."""
         self._leaving.set()
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
+        super().teardown()
 
     def watch(self, tracker: Any, estimator: Any) -> Iterator[Any]:
         """Makes one poll when it is due, and defers the rest."""
@@ -516,32 +508,27 @@ def _keys(entry: Mapping[str, Any]) -> str:
     return ("its keys are " + ", ".join(sorted(entry))[:_SHOWN]) if entry else "it is empty"
 
 
-class _Parse(beam.DoFn):
+class _Parse(Converting):
     def __init__(self, transform: str, *, collect: bool, resolves: bool) -> None:
-        self._transform = transform
-        self._collect = collect
+        super().__init__(transform, collect=collect)
         self._resolves = resolves
 
+    def convert(self, element: Any) -> Any:
+        parsed = parse_notification(element)
+        if not isinstance(parsed, OrthancChange):
+            return parsed
+        if not self._resolves:
+            raise ValueError(
+                "a change of Orthanc names no UIDs: give ParseNotifications the endpoint, so that it can ask"
+            )
+        return TaggedOutput(_ORTHANC, parsed)
+
     def process(self, element: Any) -> Iterator[Any]:
-        try:
-            parsed = parse_notification(element)
-            if isinstance(parsed, OrthancChange) and not self._resolves:
-                raise ValueError(
-                    "a change of Orthanc names no UIDs: give ParseNotifications the endpoint, so that it can ask"
-                )
-        except (TypeError, ValueError) as error:
-            problem = problem_of(error, self._transform)
-            count("failures")
-            if not self._collect:
-                problem.raise_it()
-            yield TaggedOutput(FAILURES, problem.failure)
-            return
-        if parsed is None:
-            count("notifications_ignored")
-        elif isinstance(parsed, OrthancChange):
-            yield TaggedOutput(_ORTHANC, parsed)
-        else:
-            yield parsed
+        for parsed in super().process(element):
+            if parsed is None:
+                count("notifications_ignored")
+            else:
+                yield parsed
 
 
 class _AskOrthanc(PooledDoFn):

@@ -35,7 +35,7 @@ from dicomweb_io.errors import (
 )
 from dicomweb_io.http.transport import Attempt, StreamedAnswer
 from dicomweb_io.spool import Collected, SpoolPolicy, remove_file
-from dicomweb_io.web.service import REFUSALS, Service
+from dicomweb_io.web.service import REFUSALS, OfService
 from dicomweb_io.web.urls import parameters, with_query
 
 _STORED = (MediaType(OCTET_STREAM, "*"), MediaType("*/*", "*"))
@@ -65,11 +65,8 @@ class _AcceptedForm:
     spool_policy: SpoolPolicy
 
 
-class FrameRetriever:
+class FrameRetriever(OfService):
     """Retrieves frames of one service."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
     def iter_frames(
         self,
@@ -247,11 +244,8 @@ def _implied_syntax(media_type: str, accepted_types: Sequence[MediaType]) -> str
     return None
 
 
-class BulkdataRetriever:
+class BulkdataRetriever(OfService):
     """Retrieves bulk data, of one service and of other hosts that its metadata refers to."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
     def iter_bulkdata(
         self,
@@ -397,11 +391,8 @@ def range_header(byte_range: tuple[int, int | None]) -> str:
     return f"bytes={first}-" if last is None else f"bytes={first}-{last}"
 
 
-class RenderedRetriever:
+class RenderedRetriever(OfService):
     """Retrieves rendered resources of one service."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
     def retrieve(
         self,

@@ -148,8 +148,7 @@ class _Probe:
             self._found("limit and offset", None, "unknown: there are fewer than 2 studies")
             return
         self._found("limit", len(one) == 1, f"limit=1 gives {len(one)} rows")
-        second = self._search(SearchQuery("study"), "limit=1&offset=1")
-        first, other = self._first(one), self._first(second)
+        first, other = self._first(one), self._first(self._search(SearchQuery("study"), "limit=1&offset=1"))
         works = other is not None and first is not None and other != first
         self._facts["offset_works"] = works
         self._found("offset", works, "offset=1 gives another row" if works else "offset=1 gives the same or no row")

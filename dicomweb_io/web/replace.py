@@ -29,9 +29,9 @@ from dicomweb_io.errors import (
 )
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.transport import Answer
-from dicomweb_io.listing import SeriesListing
+from dicomweb_io.listing import SeriesListing, listed_uids
 from dicomweb_io.store_items import TRANSFORM, StoreItem
-from dicomweb_io.web.service import Service, logger
+from dicomweb_io.web.service import OfService, Service, logger
 from dicomweb_io.web.urls import parameters, with_query
 
 _UIDS_PER_QUERY = 15
@@ -78,26 +78,14 @@ class ExistingInstances:
         filters = (("SOPInstanceUID", "\\".join(uids)),)
         nested = SearchQuery("instance", series.study_instance_uid, series.series_instance_uid, search_filters=filters)
         try:
-            found = self._uids(nested, limit=len(uids)) & set(uids)
+            found = listed_uids(self._client, nested, limit=len(uids)) & set(uids)
             if len(found) == len(uids) or len(uids) == 1:
                 return found
         except FilterIgnoredError:
             found = set()
         # Some servers do not know lists of UIDs, use one of them, or ignore this filter: then the series is listed.
         whole = SearchQuery("instance", series.study_instance_uid, series.series_instance_uid)
-        return found | (self._uids(whole) & set(uids))
-
-    def _uids(self, query: SearchQuery, *, limit: int | None = None) -> set[str]:
-        found = set()
-        try:
-            for row in self._client.iter_search(query, limit=limit):
-                uid = Resource.of(row).sop_instance_uid
-                if uid is not None:
-                    found.add(uid)
-        except OSError as error:
-            if getattr(error, "status", None) != 404:
-                raise
-        return found
+        return found | (listed_uids(self._client, whole) & set(uids))
 
     def finds(self, item: StoreItem) -> bool:
         """Whether the archive has an item's UID; False if it cannot be asked."""
@@ -196,11 +184,8 @@ class ExistingInstances:
             yield instance
 
 
-class Deleter:
+class Deleter(OfService):
     """Deletes from one service."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
     def delete(self, resource: Resource, additional_params: Mapping[str, Any] | None = None) -> None:
         """Deletes a study, series or instance.

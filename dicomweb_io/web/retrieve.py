@@ -365,8 +365,7 @@ class MetadataRetriever:
         self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None
     ) -> Iterator[JSONDataset]:
         """See `DICOMClient.iter_metadata`. Relative bulk data URIs are made absolute: only here their base is known."""
-        query = parameters(additional_params)
-        return self._iterate(resource.instance, query)
+        return self._iterate(resource.instance, parameters(additional_params))
 
     def _iterate(self, resource: Resource, query: str) -> Iterator[JSONDataset]:
         if resource.level == "study" and not self._service.profile.study_metadata:

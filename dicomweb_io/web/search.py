@@ -33,18 +33,15 @@ from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.http.transport import Answer
 from dicomweb_io.paging import Paging, Remembered, read_in_turn, resource_name, row_key, rows_follow
 from dicomweb_io.queries import apportion, level_of
-from dicomweb_io.web.service import Service, logger, warnings_of
+from dicomweb_io.web.service import OfService, logger, warnings_of
 from dicomweb_io.web.urls import filter_values, needs_escapes, query_string, with_query
 
 _ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
 _ABSENT = (404, 405, 501)
 
 
-class Searcher:
+class Searcher(OfService):
     """Searches one service."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
     def search_page(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, alone: bool = True

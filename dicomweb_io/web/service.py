@@ -159,10 +159,16 @@ class Service:
         return parse_content_type(answer.headers.get("Content-Type"))
 
 
+class OfService:
+    """Does one kind of thing with a service; made anew for each operation."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+
 def warnings_of(answer: Answer | StreamedAnswer) -> tuple[str, ...]:
     """The texts of the Warning headers of an answer (RFC 7234 section 5.5)."""
     header = answer.headers.get("Warning")
     if not header:
         return ()
-    found = tuple(match[2] for match in _WARNING.finditer(header))
-    return found or (header.strip(),)
+    return tuple(match[2] for match in _WARNING.finditer(header)) or (header.strip(),)

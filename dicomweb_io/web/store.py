@@ -111,8 +111,7 @@ class Storer:
             raise TypeError(f"a sequence of instances is needed, not {type(instances).__name__}")
         if study_instance_uid is not None:
             check_uid(study_instance_uid, "study_instance_uid", permissive=self._service.permissive_uid)
-        query = parameters(additional_params)
-        url = with_query(self._service.urls.store(study_instance_uid), query)
+        url = with_query(self._service.urls.store(study_instance_uid), parameters(additional_params))
         return self._items(instances, study_instance_uid, on_existing, verify, url)
 
     def _items(

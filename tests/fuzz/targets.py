@@ -18,8 +18,7 @@ from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.media_types import parse_content_type
 from dicomweb_io.dicom.part10 import check_complete, header_of
 from dicomweb_io.dicom.uris import URI, GoogleCloudHealthcareURL, URIType, parse_resource_path
-from dicomweb_io.http.multipart import MultipartError, MultipartReader
-from dicomweb_io.http.multipart import parse_content_type as parse_header
+from dicomweb_io.http.multipart import MultipartError, MultipartReader, parse_content_type as parse_header
 
 
 class Finding(AssertionError):

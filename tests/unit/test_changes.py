@@ -11,8 +11,7 @@ from urllib.parse import parse_qs
 
 import pydicom
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.changes import Cursor, change_source, check_start, parse_moment, uids_of_orthanc
 from dicomweb_io.elements import Instance, Resource

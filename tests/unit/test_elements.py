@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydicom.data import get_testdata_file
 
 from dicomweb_io.elements import (

@@ -6,8 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from dicomweb_io.elements import SearchPage, SearchQuery
 from dicomweb_io.errors import DICOMwebError, PagingError, TooManyResultsError

@@ -140,7 +140,7 @@ def test_a_listing_that_is_written_to_meanwhile_is_made_again(source):
     class Moving:
         base_url = "test"
 
-        def iter_search(self, query):
+        def iter_search(self, query, *, limit=None):
             tries.append(query)
             if len(tries) == 1:
                 raise PagingError("a page repeats only rows that were there before")

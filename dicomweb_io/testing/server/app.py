@@ -454,8 +454,7 @@ def _below(segments: list[str] | None, prefix: str) -> list[str] | None:
 
 
 def _target(path: list[str]) -> Target | None:
-    shape = tuple("*" if number % 2 else segment for number, segment in enumerate(path))
-    found = _SEARCHES.get(shape)
+    found = _SEARCHES.get(tuple("*" if number % 2 else segment for number, segment in enumerate(path)))
     if found is None:
         return None
     study = _checked(path[1]) if len(path) > 1 else None

@@ -196,11 +196,9 @@ class SigV4Authentication(Authentication):
         timestamp = exchange.headers.get("x-amz-date", "")
         request.context["timestamp"] = timestamp
         signer = SigV4Auth(Credentials(*self._keys), self._service, self._region)
-        scope = f"{self._keys[0]}/{timestamp[:8]}/{self._region}/{self._service}/aws4_request"
-        if fields.get("Credential") != scope:
+        if fields.get("Credential") != f"{self._keys[0]}/{timestamp[:8]}/{self._region}/{self._service}/aws4_request":
             return ""
-        canonical = signer.canonical_request(request)
-        return str(signer.signature(signer.string_to_sign(request, canonical), request))
+        return str(signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request))
 
 
 def _canonical(text: str) -> str:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -412,26 +412,13 @@ def behaviour(
     return Behaviour(name, title, MappingProxyType(together), all_gaps, **values)
 
 
-def measured(value: object, source: str) -> Fact:
-    """A fact that was seen on a running server."""
-    return Fact(value, "measured", source)
+def _known(evidence: Evidence) -> Callable[[object, str], Fact]:
+    """What makes facts of a value and its source."""
+    return lambda value, source: Fact(value, evidence, source)
 
 
-def read_in_source(value: object, source: str) -> Fact:
-    """A fact that a server's code says."""
-    return Fact(value, "read in source", source)
-
-
-def documented(value: object, source: str) -> Fact:
-    """A fact that the vendor's documents say."""
-    return Fact(value, "documented", source)
-
-
-def seen(value: object, source: str) -> Fact:
-    """A fact that others reported."""
-    return Fact(value, "seen", source)
-
-
-def unverified(value: object, source: str) -> Fact:
-    """The most plausible value of something unchecked."""
-    return Fact(value, "unverified", source)
+measured = _known("measured")
+read_in_source = _known("read in source")
+documented = _known("documented")
+seen = _known("seen")
+unverified = _known("unverified")

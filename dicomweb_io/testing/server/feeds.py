@@ -122,8 +122,8 @@ def own_interface(site: Site, exchange: Exchange, path: list[str]) -> Answer | N
     if path == ["changes"] and method == "GET":
         return _changes(site, exchange)
     if path == ["tools", "lookup"] and method == "POST":
-        wanted = _body(exchange).decode("utf-8", "replace").strip()
-        return json_answer([_named(kind, name) for kind, name in _Objects(site).find(wanted)])
+        found = _Objects(site).find(_body(exchange).decode("utf-8", "replace").strip())
+        return json_answer([{"ID": name, "Path": f"/{_FOLDERS[kind]}/{name}", "Type": kind} for kind, name in found])
     if path == ["tools", "bulk-content"] and method == "POST":
         return _bulk_content(site, exchange)
     if path and path[0] in _LEVELS:
@@ -322,10 +322,6 @@ def _description(site: Site, kind: str, resource: Resource, patient_id: str, nam
         content["ParentSeries"] = identifier(patient_id, study, str(series))
         content["MainDicomTags"]["SOPInstanceUID"] = instance
     return content
-
-
-def _named(kind: str, name: str) -> dict[str, str]:
-    return {"ID": name, "Path": f"/{_FOLDERS[kind]}/{name}", "Type": kind}
 
 
 def _number(exchange: Exchange, name: str, default: int = 0, least: int = 0, maximum: int | None = None) -> int:

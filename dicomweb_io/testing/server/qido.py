@@ -13,10 +13,11 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.json_decode import first_text
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import SearchLevel, SearchQuery
 from dicomweb_io.testing.faults import JSONFault, SearchFault
@@ -235,8 +236,7 @@ def _media_type(behaviour: Behaviour, exchange: Exchange) -> str:
     Raises:
         Refusal: If none is acceptable.
     """
-    ranges = parse_accept(exchange.headers.get("accept"), exchange.parameter("accept"))
-    for one in ranges:
+    for one in parse_accept(exchange.headers.get("accept"), exchange.parameter("accept")):
         if behaviour.xml_search_multipart and one.media_type == XML:
             return JSON if one.multipart else XML
         for offered in (*behaviour.search_types, "application/json"):
@@ -502,9 +502,9 @@ def _rows(site: Site, wanted: Search) -> Iterator[JSONRow]:
     )
     level = wanted.target.level
     for tag, descending in reversed(wanted.order):
-        rows = iter(sorted(rows, key=lambda row: _first_text(row, tag), reverse=descending))
+        rows = iter(sorted(rows, key=lambda row: (_number(row, tag), first_text(row, tag)), reverse=descending))
     if behaviour.order == "newest" or (behaviour.order == "updated and number" and level == "study"):
-        rows = iter(sorted(rows, key=lambda row: -site.arrivals.number(_uid(row, level))))
+        rows = iter(sorted(rows, key=lambda row: -site.arrivals.number(first_text(row, _UIDS[level]))))
     elif behaviour.order == "updated and number":
         tag = "00200011" if level == "series" else "00200013"
         rows = iter(sorted(rows, key=lambda row: _number(row, tag)))
@@ -512,7 +512,7 @@ def _rows(site: Site, wanted: Search) -> Iterator[JSONRow]:
 
 
 def _was_received(site: Site, row: JSONRow, one: Received) -> bool:
-    uid = _uid(row, one.level)
+    uid = first_text(row, _UIDS[one.level])
     if not uid:
         return True
     moment = site.arrivals.times(uid)[one.last]
@@ -534,16 +534,6 @@ def _total(site: Site, wanted: Search) -> int:
     return sum(1 for _ in _rows(site, wanted))
 
 
-def _uid(row: Mapping[str, object], level: str) -> str:
-    values = cast("dict[str, list[str]]", row.get(_UIDS[level], {})).get("Value") or [""]
-    return values[0]
-
-
-def _first_text(row: JSONRow, tag: str) -> tuple[float, str]:
-    values = row.get(tag, {}).get("Value") or [""]
-    return _number(row, tag), str(values[0])
-
-
 def _number(row: JSONRow, tag: str) -> float:
     values = row.get(tag, {}).get("Value") or [0]
     try:
@@ -554,13 +544,12 @@ def _number(row: JSONRow, tag: str) -> float:
 
 def _finish(site: Site, exchange: Exchange, level: str, row: JSONRow, hidden: set[str]) -> JSONRow:
     """The row with its RetrieveURL, without what this server leaves out."""
-    path = "studies/" + quote(_uid(row, "study"), safe="")
+    path = "studies/" + quote(first_text(row, _UIDS["study"]), safe="")
     if level != "study":
-        path += "/series/" + quote(_uid(row, "series"), safe="")
+        path += "/series/" + quote(first_text(row, _UIDS["series"]), safe="")
     if level == "instance":
-        path += "/instances/" + quote(_uid(row, "instance"), safe="")
-    prefix = site.behaviour.wado_prefix
-    url = "/".join(filter(None, (exchange.base_url, prefix, path)))
+        path += "/instances/" + quote(first_text(row, _UIDS["instance"]), safe="")
+    url = "/".join(filter(None, (exchange.base_url, site.behaviour.wado_prefix, path)))
     kept = {tag: element for tag, element in row.items() if tag not in hidden} if hidden else row
     finished = {**kept, _RETRIEVE_URL: {"vr": "UR", "Value": [url]}}
     if site.behaviour.character_set is not None:
@@ -599,11 +588,8 @@ def _values_at(row: Mapping[str, Any], path: Sequence[str]) -> list[Any]:
 def _matches_text(values: Sequence[Any], wanted: Sequence[str], behaviour: Behaviour, fuzzy: bool) -> bool:
     """Whether a value matches one of the wanted texts in the way of this server."""
     texts = [text for value in values for text in _texts(value)]
-    return any(_matches(text, one, _is_name(values), behaviour, fuzzy) for text in texts for one in wanted)
-
-
-def _is_name(values: Sequence[Any]) -> bool:
-    return any(isinstance(value, Mapping) for value in values)
+    name = any(isinstance(value, Mapping) for value in values)
+    return any(_matches(text, one, name, behaviour, fuzzy) for text in texts for one in wanted)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -79,8 +79,7 @@ class TestServer:
         self,
         archive: DICOMClient,
         *,
-        host: str,
-        port: int,
+        address: tuple[str, int],
         behaviour: Behaviour,
         auth: Any,
         faults: Sequence[Fault],
@@ -97,14 +96,13 @@ class TestServer:
         self._site = Site(archive, behaviour, directory)
         self._app = App(self._site, self.faults, self.records, self.auth)
         self.errors = self._app.errors
-        self._host = host
+        self._host, self._port = address
         self._tls = tls
         if tls is not None and (wire or proxy):
             raise ValueError("faults below HTTP need plain http: the proxy cannot read TLS")
         self._with_proxy = proxy or bool(wire)
         self._wire = wire
         self._proxy: FaultyProxy | None = None
-        self._port = port
         self._inner_port = 0
         self._server: _Uvicorn | None = None
         self._thread: threading.Thread | None = None
@@ -389,8 +387,7 @@ def serve(
             client = archive
         server = TestServer(
             client,
-            host=host,
-            port=port,
+            address=(host, port),
             behaviour=behaviour,
             auth=auth,
             faults=list(faults),

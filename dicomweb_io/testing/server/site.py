@@ -15,6 +15,7 @@ from urllib.parse import quote
 import requests
 
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.json_decode import first_text
 from dicomweb_io.elements import Instance, JSONDataset, Resource, SearchQuery
 from dicomweb_io.testing.server.behaviour import Behaviour
 from dicomweb_io.testing.server.exchange import Exchange, Refusal, status_of
@@ -77,7 +78,7 @@ class ChangeLog:
         """Notes that an instance came, or took the place of another one."""
         with self._lock:
             found = [row for row in self._rows(reference) if Resource.of(row) == reference]
-            self._add("create", reference, _patient_id(found[0]) if found else "")
+            self._add("create", reference, first_text(found[0], "00100020") if found else "")
 
     def deleted(self, resource: Resource) -> None:
         """Notes that a study, series or instance is gone."""
@@ -101,7 +102,7 @@ class ChangeLog:
             return dict(self._present)
 
     def _compare(self) -> None:
-        now = {Resource.of(row): _patient_id(row) for row in self._rows(None)}
+        now = {Resource.of(row): first_text(row, "00100020") for row in self._rows(None)}
         for reference in [one for one in self._present if one not in now]:
             self._add("delete", reference, self._present[reference])
         for reference, patient_id in now.items():
@@ -138,10 +139,6 @@ class ChangeLog:
             if status_of(error) == 404:
                 return []
             raise
-
-
-def _patient_id(row: JSONDataset) -> str:
-    return str((row.get("00100020", {}).get("Value") or [""])[0] or "")
 
 
 class Arrivals:

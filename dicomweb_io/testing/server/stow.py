@@ -18,7 +18,7 @@ from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.media_types import parse_content_type
 from dicomweb_io.dicom.part10 import Header, check_complete, header_of
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import Failure, Instance, Resource, SearchQuery
+from dicomweb_io.elements import UID_KEYWORDS, Failure, Instance, Resource, SearchQuery
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.http.multipart import MultipartError, MultipartReader
 from dicomweb_io.spool import Collected, collect
@@ -160,8 +160,7 @@ def store(site: Site, exchange: Exchange, study: str | None, *, replace: bool = 
 
 def delete(site: Site, exchange: Exchange, resource: Resource) -> Answer:
     """Deletes a study, series or instance."""
-    behaviour = site.behaviour
-    if resource.level not in behaviour.deletes:
+    if resource.level not in site.behaviour.deletes:
         raise Refusal(405, "Deleting is not supported here.", {"Allow": "GET"})
     with site.store_lock:
         if site.is_leaving(resource) or not _exists(site, resource):
@@ -185,8 +184,7 @@ def _kind_of_body(site: Site, content_type: str) -> str:
 
 def _response_type(site: Site, exchange: Exchange) -> str:
     behaviour = site.behaviour
-    header = exchange.headers.get("accept")
-    for one in parse_accept(header, exchange.parameter("accept")):
+    for one in parse_accept(exchange.headers.get("accept"), exchange.parameter("accept")):
         if one.media_type == "*/*":
             return behaviour.store_response
         for offered in (*behaviour.store_response_types, "application/json"):
@@ -234,12 +232,7 @@ def _store_one(running: Store, collected: Collected) -> Outcome:
         return Outcome(header.sop_class_uid, header.sop_instance_uid, reason=behaviour.garbage_reason, garbage=True)
     reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
     url = running.site.url_of(exchange, reference)
-    outcome = Outcome(
-        header.sop_class_uid,
-        header.sop_instance_uid,
-        url,
-        url.partition("/series/")[0],
-    )
+    outcome = Outcome(header.sop_class_uid, header.sop_instance_uid, url, url.partition("/series/")[0])
     outcome.reason = running.refusal(number)
     if outcome.reason is not None:
         return outcome
@@ -351,13 +344,8 @@ def _equal(one: Instance, other: Instance) -> bool:
 
 
 def _exists(site: Site, resource: Resource) -> bool:
-    filters = [("StudyInstanceUID", resource.study_instance_uid)]
-    level: Any = resource.level
-    if resource.sop_instance_uid is not None:
-        filters.append(("SOPInstanceUID", resource.sop_instance_uid))
-    if resource.series_instance_uid is not None:
-        filters.append(("SeriesInstanceUID", resource.series_instance_uid))
-    query = SearchQuery(level, search_filters=tuple(filters))
+    filters = tuple((UID_KEYWORDS[level], uid) for level, uid in resource.uids.items())
+    query = SearchQuery([*resource.uids][-1], search_filters=filters)
     try:
         return bool(site.archive.search_page(query, limit=1).rows)
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from urllib.parse import unquote_plus
 import requests
 
 from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.dicom.json_decode import first_text
 from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.testing.faults import ForeignPart, JSONFault
@@ -49,6 +50,7 @@ _DICOM = "application/dicom"
 _JSON = "application/dicom+json"
 _XML = "application/dicom+xml"
 _OCTETS = "application/octet-stream"
+_STORED_SYNTAX = "00083002"
 _UIDS = frozenset({"0020000D", "0020000E", "00080018", "00080016"})
 _PIXELS = frozenset({"7FE00010", "7FE00008", "7FE00009"})
 _SEGMENT = re.compile(r"[0-9A-Fa-f]{8}|\d{1,6}")
@@ -211,8 +213,7 @@ def metadata(site: Site, exchange: Exchange, resource: Resource, *, at_object: b
         raise Refusal(404, f"There is no such {resource.level}.")
     rows = itertools.chain([first], rows)  # type: ignore[assignment] # an iterator as good as a generator
     if media_type == _XML:
-        documents = (PartOut(_XML, None, xml_document(row)) for row in rows)
-        return multipart_answer(exchange, behaviour, documents, _XML)
+        return multipart_answer(exchange, behaviour, (PartOut(_XML, None, xml_document(row)) for row in rows), _XML)
     headers = {"Content-Type": media_type}
     if exchange.struck(JSONFault):
         return Answer(200, headers, exchange.json(json_bytes(list(rows))))
@@ -237,17 +238,13 @@ def _metadata_row(site: Site, exchange: Exchange, row: JSONRow) -> JSONRow:
     reference = Resource.of(row)
     if behaviour.metadata_parameters:
         row = _chosen(exchange, row)
-    syntax = _stored_syntax(row) or EXPLICIT_LITTLE
+    syntax = first_text(row, _STORED_SYNTAX) or EXPLICIT_LITTLE
     row = _with_bulkdata(behaviour, row, f"{site.url_of(exchange, reference)}/{behaviour.bulkdata_segment}", "")
     if not behaviour.metadata_syntax:
-        row.pop("00083002", None)
+        row.pop(_STORED_SYNTAX, None)
     if not behaviour.metadata_compressed and syntax not in NATIVE:
         row.pop("7FE00010", None)
     return row
-
-
-def _stored_syntax(row: JSONRow) -> str:
-    return str((row.get("00083002", {}).get("Value") or [""])[0])
 
 
 def _chosen(exchange: Exchange, row: JSONRow) -> JSONRow:
@@ -367,7 +364,7 @@ def _description(site: Site, resource: Resource) -> tuple[int, str]:
         raise Refusal(404, "There is no such instance.")
     if "00280010" not in row:
         raise Refusal(site.behaviour.frames_without_pixels, "The instance has no pixel data.")
-    syntax = _stored_syntax(row)
+    syntax = first_text(row, _STORED_SYNTAX)
     values = row.get("00280008", {}).get("Value") or [1]
     try:
         return max(1, int(values[0])), syntax
@@ -445,7 +442,7 @@ def rendered(site: Site, exchange: Exchange, resource: Resource, *, thumbnail: b
         raise Refusal(400, "window needs three values.")
     if behaviour.undecodable_syntaxes:
         row = next(iter(site.archive.iter_metadata(resource.instance)), None)
-        if _stored_syntax(row or {}) in behaviour.undecodable_syntaxes:
+        if first_text(row or {}, _STORED_SYNTAX) in behaviour.undecodable_syntaxes:
             raise Refusal(behaviour.unrenderable, "The pixel data cannot be decoded.")
     try:
         picture = site.archive.retrieve_rendered(
@@ -563,8 +560,7 @@ def _all_parts(site: Site, exchange: Exchange, resource: Resource, only_pixels: 
 def _paths(row: dict[str, Any], above: str) -> Iterator[str]:
     for tag, element in row.items():
         if "BulkDataURI" in element:
-            known = str(element["BulkDataURI"]).partition("/bulkdata/")[2]
-            yield known or above + tag
+            yield str(element["BulkDataURI"]).partition("/bulkdata/")[2] or above + tag
         elif element.get("vr") == "SQ":
             for number, item in enumerate(element.get("Value") or (), start=1):
                 yield from _paths(item or {}, f"{above}{tag}/{number}/")

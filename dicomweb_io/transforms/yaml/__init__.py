@@ -229,8 +229,7 @@ class WriteToDICOMweb(_RowTransform):
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
         written = pcollection | "Content" >> beam.Map(storable_of_row) | "Write" >> self._inner
-        rows = written.stored | "AsRows" >> AsRows(element_type=StoredInstance)
-        return self._outputs(rows, written.failures)
+        return self._outputs(written.stored | "AsRows" >> AsRows(element_type=StoredInstance), written.failures)
 
 
 class CopyInstances(_RowTransform):
@@ -274,8 +273,7 @@ class CopyInstances(_RowTransform):
         """Builds the steps."""
         references = pcollection | "References" >> beam.Map(reference_of_row).with_output_types(Resource)
         copied = references | "Copy" >> self._inner
-        rows = copied.stored | "AsRows" >> AsRows(element_type=StoredInstance)
-        return self._outputs(rows, copied.failures)
+        return self._outputs(copied.stored | "AsRows" >> AsRows(element_type=StoredInstance), copied.failures)
 
 
 def _fields_of(row: Any) -> dict[str, Any]:

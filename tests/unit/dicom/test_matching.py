@@ -10,8 +10,7 @@ from typing import Any
 
 import pydicom
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.matching import compile_filters

@@ -17,8 +17,7 @@ from typing import Any
 
 import pydicom
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 

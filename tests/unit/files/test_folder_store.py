@@ -16,8 +16,7 @@ from typing import Any
 import pydicom
 import pytest
 import requests
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.dicom.uids import is_safe_name, is_uid
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance

@@ -9,8 +9,7 @@ import re
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dicomweb_io.http.multipart import (
     BodyPart,

@@ -6,8 +6,7 @@ import pickle
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.errors import ConnectionFailedError, DeadlineExceededError, DICOMwebError
 from dicomweb_io.http.retry import Budget, Deadline, RetryPolicy, parse_retry_after

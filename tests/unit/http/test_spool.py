@@ -7,8 +7,7 @@ import stat
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.spool import Spool, collect
 

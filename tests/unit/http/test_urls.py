@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.http.connections import with_raw_target
 from dicomweb_io.http.transport import Origin, absolute_url, redirect_target, without_user_info

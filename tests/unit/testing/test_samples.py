@@ -6,8 +6,7 @@ import io
 
 import pydicom
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dicomweb_io.testing import samples
 

@@ -14,8 +14,7 @@ from dicomweb_io.testing.samples import make_study, sample_file
 from dicomweb_io.testing.server.auth import BearerAuthentication, OAuth2Authentication
 from dicomweb_io.testing.server.behaviour import Behaviour, behaviour
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, behaviour_of
-from dicomweb_io.testing.server.server import TLS
-from dicomweb_io.testing.server.server import serve as start_server
+from dicomweb_io.testing.server.server import TLS, serve as start_server
 from tests.unit.testing.asking import make_certificates
 
 

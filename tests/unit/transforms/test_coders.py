@@ -8,8 +8,7 @@ import sys
 
 import pytest
 from apache_beam.coders import registry
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.elements import (
     Bulkdata,

@@ -9,8 +9,7 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.display import DisplayData
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint

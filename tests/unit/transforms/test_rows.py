@@ -9,8 +9,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.dicom.columns import Column, column_of, columns_of
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance

@@ -11,8 +11,7 @@ import pydicom
 import pytest
 from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.window import SlidingWindows, TimestampedValue
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.elements import Resource
 from dicomweb_io.endpoint import Endpoint

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dicomweb_io.dicom.errors import IncompleteJSONError
 from dicomweb_io.dicom.json_decode import iter_json_objects
