@@ -276,7 +276,7 @@ def read_references(path: str) -> list[Wanted]:
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
     if not numbered:
         return []
-    header = _header(numbered[0][1])
+    header = _header(*numbered[0])
     if header is not None:
         return [_of_columns(number, header, line) for number, line in numbered[1:]]
     return [_of_line(number, line) for number, line in numbered]
@@ -290,13 +290,20 @@ def _open(path: str) -> IO[str]:
     return open(path, encoding="utf-8-sig")
 
 
-def _header(line: str) -> list[str] | None:
-    names = [name.strip().lower().replace("_", "").replace(" ", "") for name in next(csv.reader([line]), [])]
+def _cells(number: int, line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise ValueError(f"line {number}: not CSV: {error}") from None
+
+
+def _header(number: int, line: str) -> list[str] | None:
+    names = [name.strip().lower().replace("_", "").replace(" ", "") for name in _cells(number, line)]
     return [_COLUMNS.get(name, "") for name in names] if any(name in _COLUMNS for name in names) else None
 
 
 def _of_columns(number: int, header: list[str], line: str) -> Wanted:
-    values = next(csv.reader([line]))
+    values = _cells(number, line)
     row = {name: value.strip() for name, value in zip(header, values, strict=False) if name and value.strip()}
     if "study_instance_uid" in row:
         row.pop("accession_number", None)
