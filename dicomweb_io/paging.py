@@ -8,13 +8,13 @@ A client drives it one page after another (`read_in_turn`), a source with pages 
   rows confirm.
 - A row whose UIDs came before is left out. The last 100,000 rows at least are remembered (16 bytes of each), those of
   one search for a client, of one range of offsets for a source. A row without UIDs is never left out.
-- A page that begins like the first one, or holds nothing new, is in doubt: the beginning is asked for again. If it has
-  changed, the archive moved (many list what is newest first), and the search goes on. If a limit of one row is ignored
+- A page that begins like the first one, or holds nothing new, is doubtful: the first page is requested again. If it has
+  changed, the archive changed (many list the newest first), and the search continues. If a limit of one row is ignored
   too, the server does not page at all, and its first answer is the whole result. Otherwise the offset is ignored or
   pages repeat: a `PagingError`.
-- Where the server gives out no more rows, or accepts no larger offset, and more may follow: a `TooManyResultsError`.
+- If more rows may follow than the server returns, or an offset is larger than it accepts: a `TooManyResultsError`.
 
-So every row of an archive that stands still comes once, or the search fails.
+So every row of an archive that does not change is returned once, or the search fails.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _MAX_STALLED = 3
 
 
 def uids_of(row: JSONDataset, level: SearchLevel) -> str | None:
-    """The UIDs that tell the rows of a search apart, from the study down; None if the row has none of its own.
+    """The UIDs that distinguish the rows of a search, from the study down; None if the row has no own UID.
 
     Some archives hold one SOP Instance UID in several series (Orthanc does), and each can be retrieved by itself.
     """
     tags = _NAMES[level]
     try:
-        # Nearly every row is like this, and there may be millions.
+        # The usual case, kept fast: there may be millions of rows.
         uids = [row[tag]["Value"][0] for tag in tags]
         if uids[-1]:
             return "/".join(uids)
@@ -100,7 +100,7 @@ def pages_by_offset(profile: ServerProfile, query: SearchQuery) -> bool | None:
 
 
 def rows_follow(profile: ServerProfile, level: SearchLevel, page: SearchPage, announced: bool) -> bool | None:
-    """What a page says of rows behind it; see `SearchPage.more`.
+    """What a page says about the rows after it; see `SearchPage.more`.
 
     Args:
         profile: The server's behaviour.
@@ -130,7 +130,7 @@ class PageRequest:
 
     Attributes:
         offset: The offset of the first row.
-        limit: The most rows.
+        limit: The maximum number of rows.
         fill: Whether the rows behind may be asked for before the answer has come. Then rows missing from a short answer
             are to be asked for at once; see `pages_of`.
     """
@@ -142,7 +142,7 @@ class PageRequest:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an answer tells the engine.
+    """What an answer says to the engine.
 
     Attributes:
         keys: The identities of its rows; see `row_key`.
@@ -162,7 +162,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What the first pages of a search proved, for whatever reads the rest.
+    """What the first pages of a search proved, for the reader of the remaining rows.
 
     Attributes:
         first: The identity of row 0.
@@ -190,7 +190,7 @@ class Remembered:
         return key in self._recent or key in self._older
 
     def repeats(self, key: bytes) -> bool:
-        """Remembers a row, and tells whether it came before. Of a row without UIDs that cannot be told."""
+        """Remembers a row, and returns whether it came before. For a row without UIDs that is unknown."""
         if key in self:
             return len(key) == _KEY_BYTES
         if len(self._recent) >= _MAX_REMEMBERED // 2:
@@ -203,14 +203,14 @@ class Paging:
     """The course of one search, or of the part of it from an offset on.
 
     `next_request` says what to send. The answers are handed in in the order of the requests: first to `doubts`, which
-    may demand a further request whose answer goes to `settle`, then to `accept`, which tells the rows to pass on.
+    may demand a further request whose answer goes to `settle`, then to `accept`, which returns the rows to pass on.
 
     Args:
         profile: The archive's behaviour.
         query: The search.
         url: Where it is made, for errors.
         start: The offset of the first row wanted.
-        limit: The most rows to pass on; not for reading ahead.
+        limit: The maximum number of rows to pass on; not for reading ahead.
         page_size: Rows to ask for at once; by default what the profile says.
         beginning: What is known from the pages before `start`.
 
@@ -271,7 +271,7 @@ class Paging:
         """The next request; None if the search has ended, or depends on an answer that is still to come.
 
         Raises:
-            TooManyResultsError: If more rows may follow than the server gives out.
+            TooManyResultsError: If more rows may follow than the server returns.
         """
         size = self._page_size
         if self._limit is not None:
@@ -289,7 +289,7 @@ class Paging:
             return None
         if capped or refused:
             what = (
-                f"the server returns the first {profile.max_rows} rows of a search only"
+                f"the server returns only the first {profile.max_rows} rows of a search"
                 if capped
                 else f"the server accepts no offset above {profile.max_offset}"
             )
@@ -331,7 +331,7 @@ class Paging:
         assert self._doubted is not None  # noqa: S101 - doubts() asked for this
         request, evidence = self._doubted
         number = len(now.keys)
-        # Rows without UIDs cannot be told from those before, so they are not read on where rows move.
+        # Rows without UIDs cannot be distinguished from earlier ones, so they are not read further where rows move.
         if now.keys and now.keys[0] != self._first and all(len(key) == _KEY_BYTES for key in evidence.keys):
             self._first = now.keys[0]
             self._moved = True
@@ -430,13 +430,13 @@ class Paging:
 
     @property
     def beginning(self) -> Beginning:
-        """What the pages so far proved, for whatever reads the rest."""
+        """What the pages so far proved, for the reader of the remaining rows."""
         return Beginning(self._first, tuple(self.answer.keys[-_MAX_CARRIED:]), self.total, self.full, self.offset_works)
 
     def _error(self, offset: int, what: str) -> PagingError:
         return PagingError(
-            f"{what} (asked for rows from {offset} on). The rows so far are not known to be all. Ask for one page with "
-            "a limit that covers everything, or use a profile whose max_limits tell the server's true maximum",
+            f"{what} (when rows from {offset} on were requested). The rows so far may be incomplete. Request one page "
+            f"with a limit that covers all rows, or use a profile whose max_limits give the server's real maximum",
             method="GET",
             url=self._url,
         )

@@ -118,7 +118,7 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if hasattr(value, "__iter__") and hasattr(value, "__len__") and not isinstance(value, (bytes, bytearray)):
         return list(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be represented in JSON")
 
 
 def _has_non_finite(value: Any) -> bool:

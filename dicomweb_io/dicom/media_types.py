@@ -124,7 +124,7 @@ class MediaType:
 
     Attributes:
         name: ``type/subtype``; either may be ``*``.
-        transfer_syntax_uid: The wanted transfer syntax, ``"*"`` for any that the server has, or None for the
+        transfer_syntax_uid: The accepted transfer syntax, ``"*"`` for any that the server has, or None for the
             standard's default.
     """
 

@@ -454,7 +454,7 @@ def swap_words(value: bytes, vr: str) -> bytes:
 
 
 def parse_decimal(text: str) -> Decimal | None:
-    """A number of VR DS or IS; None if it is none, not finite, or has an exponent beyond 400."""
+    """A number of VR DS or IS; None if it is not a number, not finite, or has an exponent beyond 400."""
     if "_" in text:
         return None
     try:

@@ -2,8 +2,8 @@
 
 urllib3's timeouts bound each read, not their sum. Here every request in progress is known to one watching thread, which
 shuts the request's socket down when its deadline comes; the read, the write or the TLS handshake that waits on it then
-ends at once. The size of an answer's headers is bounded too, and an answer that breaks off inside its headers is an
-error (http.client takes it for a complete one without body).
+ends at once. The size of an answer's headers is bounded too, and an answer that ends inside its headers is an error
+(http.client takes it for a complete one without body).
 
 `SessionSender` sends through the user's session or one of our own: URLs as they are written, without redirects and
 retries, and without the user's credentials to other origins.
@@ -38,7 +38,7 @@ from dicomweb_io.http.retry import start_anew_after_fork
 from dicomweb_io.http.settings import TLS
 
 MAX_HEADER_BYTES = 256 * 1024
-"""The most that the status line and headers of one answer may take."""
+"""The maximum size of the status line and headers of one answer."""
 
 _IDLE_SECONDS = 5.0
 _MAY_BREAK = re.compile(r"[\r\n\0]")
@@ -98,7 +98,7 @@ class Exchange:
             _watchdog.add(self)
 
     def finish(self) -> None:
-        """Nothing is to be ended any more."""
+        """The request is over."""
         _watchdog.remove(self)
         with _lock:
             self._socket = self._connection = None
@@ -327,7 +327,7 @@ _POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
 class WatchedAdapter(HTTPAdapter):
-    """The transport adapter of requests with watched connections and without retries of its own.
+    """The transport adapter of requests with watched connections and without retries.
 
     Args:
         pool_size: Idle connections kept per host.
@@ -339,7 +339,7 @@ class WatchedAdapter(HTTPAdapter):
         start_anew_after_fork(self)
 
     def start_anew(self) -> None:
-        """Forgets all connections without a word to the server: they are the parent's."""
+        """Drops all connections without closing them on the server: they belong to the parent."""
         self.init_poolmanager(*self._sizes)
         self.proxy_manager.clear()
 
@@ -416,7 +416,7 @@ class SessionSender:
         self._plain = kind.send is requests.Session.send and kind.request is requests.Session.request
 
     def start_anew(self) -> None:
-        """Makes a new lock; the adapters start anew by themselves."""
+        """Makes a new lock; the adapters restart by themselves."""
         # requests iterates over the cookies of a session while other threads may add some.
         self._cookies = threading.Lock()
 
@@ -531,7 +531,7 @@ class SessionSender:
     def _hooks(self, session: requests.Session) -> dict[str, Any] | None:
         if self._callback is None:
             return None
-        # Hooks of a request take the place of the session's, but the user wants both.
+        # Hooks of a request replace the session's, but the user wants both.
         own: Any = session.hooks.get("response") or []
         return {"response": [*([own] if callable(own) else own), self._callback]}
 
@@ -544,7 +544,7 @@ def _bundle_of_environment() -> str | None:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         path = os.environ.get(name)
         if path and not os.path.exists(path):
-            raise ValueError(f"the environment variable {name} names a file that is not there: {path!r}")
+            raise ValueError(f"the environment variable {name} names a file that does not exist: {path!r}")
         if path:
             return path
     return None

@@ -138,7 +138,7 @@ class Deadline:
         return self.at is not None and time.monotonic() >= self.at
 
     def bound(self, seconds: float | None) -> float | None:
-        """The smaller of a time span and what is left; None if neither is limited."""
+        """The smaller of a time span and the remaining time; None if neither is limited."""
         remaining = self.remaining()
         if seconds is None or remaining is None:
             return remaining if seconds is None else seconds
@@ -194,7 +194,7 @@ class Budget:
         self._on_retry = on_retry
 
     def progress(self) -> None:
-        """Forgets the failures so far, because something new was got for good."""
+        """Resets the count of failures, because new data arrived completely."""
         self._failures = self._instant = 0
 
     def decide(self, error: DICOMwebError, *, repeatable: bool = True) -> float | None:
@@ -213,7 +213,8 @@ class Budget:
         if not error.retryable or not repeatable:
             return None
         if isinstance(error, ConnectionFailedError) and error.stale and self._instant < _MAX_INSTANT:
-            # The server closed an idle connection just when it was used again: no sign of trouble, no reason to wait.
+            # The server closed an idle connection just when it was used again: not a sign of a problem, and no reason
+            # to wait.
             self._instant += 1
             self._log(error, 0.0)
             return 0.0
@@ -250,7 +251,7 @@ class Attempt:
         self.failed = False
 
     def progress(self) -> None:
-        """Tells that something new was got for good, so that the failures before it no longer count."""
+        """Notes that new data arrived completely, so that the failures before it no longer count."""
         self.budget.progress()
 
     def __enter__(self) -> Attempt:
@@ -331,7 +332,7 @@ class Stats:
         self._lock = threading.RLock()
 
     def take(self) -> dict[str, int]:
-        """What was counted since this was last asked, whoever asked; ``throttled_msecs`` in place of seconds."""
+        """What was counted since the last call, for all callers; ``throttled_msecs`` in place of seconds."""
         with self._lock:
             now = {name: getattr(self, name) for name in ("requests", "retries", "bytes_in", "bytes_out")}
             now["throttled_msecs"] = int(1000 * self.throttled_seconds)
@@ -383,7 +384,7 @@ class Slot:
         _slots_of_thread().add(self)
 
     def rest(self) -> None:
-        """Tells that nothing is read for now."""
+        """Notes that nothing is read for now."""
         self._rests_since = time.monotonic()
 
     def resume(self, deadline: Deadline) -> None:
@@ -391,7 +392,7 @@ class Slot:
         self._throttle._resume(self, deadline)
 
     def release(self) -> None:
-        """Gives it back for good, from any thread; a second call does nothing."""
+        """Releases it, from any thread; a second call does nothing."""
         self._released = True
         _slots_of_thread().discard(self)
         self._throttle._give_back(self)
@@ -435,9 +436,9 @@ class Throttle:
 
     A server that answers 429 or 503 is overloaded: from then on half as many requests are in flight at once, at least
     one, and with each as many answers as are in flight one more again (additive increase, multiplicative decrease). So
-    a server that names no time to wait gets the rest it needs.
+    a server that names no time to wait can recover.
 
-    In a forked child it starts anew: the parent's requests are the parent's.
+    It restarts in a forked child: the requests of the parent process do not count.
 
     Args:
         max_in_flight: Requests at once, each while it is sent or its answer is read.
@@ -519,7 +520,7 @@ class Throttle:
             return slot
 
     def answered(self, slot: Slot, status: int | None) -> None:
-        """Learns from an answer how much the server can take; to be called before the slot is released.
+        """Adapts the limit to an answer; to be called before the slot is released.
 
         Args:
             slot: The request's.
@@ -615,7 +616,7 @@ class Throttle:
 
 
 class _SharedThrottles:
-    """The throttles of this process by address and limits, as long as somebody uses them."""
+    """The throttles of this process by address and limits, as long as they are used."""
 
     def __init__(self) -> None:
         self._throttles: weakref.WeakValueDictionary[tuple[str, int, float | None], Throttle]
@@ -639,5 +640,5 @@ _SHARED = _SharedThrottles()
 
 
 def shared_throttle(address: str, max_in_flight: int, requests_per_second: float | None) -> Throttle:
-    """The one throttle of this process for an address and its limits, whoever asks and for whatever purpose."""
+    """The one throttle of this process for an address and its limits, for all callers and purposes."""
     return _SHARED.get(address, max_in_flight, requests_per_second)

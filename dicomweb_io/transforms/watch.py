@@ -1,10 +1,10 @@
 """What is new in an archive, as references: sources that poll it, and a transform that parses its notifications.
 
 `WatchForStudies` and `WatchForInstances` are unbounded sources. A splittable DoFn polls a change source
-(`dicomweb_io.changes`) again and again. Its restriction is the place that was reached. What a poll finds and the place
-after it are claimed together, so a repeated bundle polls again from the same place, and nothing is reported twice or
-left out. Between polls the DoFn defers to the runner. If the runner comes back too early (FnApiRunner does not wait at
-all, measured with Beam 2.77), the DoFn waits itself: no archive is polled more often than the interval by wall clock.
+(`dicomweb_io.changes`) again and again. Its restriction is the position. What a poll finds and the position after it
+are claimed together, so a repeated bundle continues from the same position, and nothing is reported twice or left out.
+Between polls the DoFn defers to the runner. If the runner comes back too early (FnApiRunner does not wait at all,
+measured with Beam 2.77), the DoFn waits itself: no archive is polled more often than the interval by wall clock.
 
 `ParseNotifications` makes references of the messages that archives send: Google Pub/Sub, Azure's change feed, Orthanc.
 """
@@ -101,7 +101,7 @@ class WatchState:
 
 
 class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
-    """Tracks a watch. The state after a poll is claimed; a split gives away all that is left."""
+    """Tracks a watch. The state after a poll is claimed; a split hands over all further polls."""
 
     def __init__(self, state: WatchState, bounded: bool = False) -> None:
         self._state = state
@@ -113,7 +113,7 @@ class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
         return self._state
 
     def try_claim(self, position: WatchState) -> bool:
-        """Moves on to the state after a poll; False if the rest was given away."""
+        """Moves on to the state after a poll; False if the further polls were handed over."""
         if self._ended:
             return False
         self._state = position
@@ -121,7 +121,7 @@ class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
         return True
 
     def check_done(self) -> None:
-        """Checks that the rest was given away, or that there is none.
+        """Checks that the further polls were handed over, or that there are none.
 
         Raises:
             ValueError: If neither is the case.
@@ -233,14 +233,14 @@ class _Watch(beam.DoFn):
         report_lineage(self._endpoint, "source")
 
     def teardown(self) -> None:
-        """Gives it back."""
+        """Releases it."""
         self._leaving.set()
         if self._lease is not None:
             self._lease.close()
             self._lease = None
 
     def watch(self, tracker: Any, estimator: Any) -> Iterator[Any]:
-        """Makes one poll when it is due, and defers the rest."""
+        """Makes one poll when it is due, and defers the further ones."""
         state: WatchState = tracker.current_restriction()
         wait = self._remaining(state)
         if wait > 0:
@@ -526,9 +526,7 @@ class _Parse(beam.DoFn):
         try:
             parsed = parse_notification(element)
             if isinstance(parsed, OrthancChange) and not self._resolves:
-                raise ValueError(
-                    "a change of Orthanc names no UIDs: give ParseNotifications the endpoint, so that it can ask"
-                )
+                raise ValueError("a change of Orthanc contains no UIDs: pass the endpoint to ParseNotifications")
         except (TypeError, ValueError) as error:
             problem = problem_of(error, self._transform)
             count("failures")
