@@ -129,7 +129,7 @@ class Changes:
 
     Attributes:
         references: What is new, in the archive's order, each once.
-        cursor: Where to go on.
+        cursor: Where to continue.
         more: Whether there is more already, so that waiting is pointless.
         failures: What the archive reported without naming an object.
     """
@@ -238,7 +238,8 @@ def change_source(
 
     Args:
         endpoint: The archive.
-        level: ``"instance"`` or ``"study"``. A study is reported once, when it is first seen; more may still come.
+        level: ``"instance"`` or ``"study"``. A study is reported once, when it is first seen; more of it may still
+            arrive.
         search_filters: What must match; see `dicomweb_io.queries.make_query`.
         method: ``"auto"`` uses what the server's profile says, otherwise ``"study_date"`` for servers and ``"list"``
             for folders (and where the filters name StudyDate). Where only the address suggests Orthanc, its log of
@@ -713,7 +714,7 @@ def _ask(transport: Transport, method: str, url: str, body: bytes | None, what: 
 
 @dataclass
 class Place:
-    """How far a watch has come.
+    """The position of a watch.
 
     Attributes:
         cursor: Where the source was read to; None at the beginning.
@@ -725,11 +726,11 @@ class Place:
 
 
 class PlaceFile:
-    """Stores the place of one watch between its runs, in a file that is written complete or not at all.
+    """Stores the position of one watch between its runs, in a file that is written atomically.
 
     Args:
         path: The file.
-        watched: What is watched, as a JSON object; only the same watch can go on from the place.
+        watched: What is watched, as a JSON object; only the same watch can continue from it.
     """
 
     def __init__(self, path: str, watched: Mapping[str, Any]) -> None:
@@ -737,7 +738,7 @@ class PlaceFile:
         self._watched = watched
 
     def read(self) -> Place:
-        """The place; the beginning if there is no file.
+        """The position; the beginning if there is no file.
 
         Raises:
             ValueError: If the file is damaged, or belongs to another watch.

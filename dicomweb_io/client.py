@@ -197,7 +197,7 @@ class DICOMClient(ABC):
 
         Raises:
             requests.HTTPError: 404 if the instance or a frame does not exist, 406 if no accepted encoding is available,
-                or if a frame does not come.
+                or if a frame is missing.
             ValueError: If the reference names no frames, or no frame has one of the media types.
         """
 

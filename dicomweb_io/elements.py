@@ -321,7 +321,7 @@ class SearchQuery:
         search_filters: Pairs of attribute (keyword, 8-digit tag, or a dotted path of them) and value, in order.
         fields: Further attributes to return, by keyword or tag, or ``("all",)``.
         fuzzymatching: Ask for fuzzy matching of person names; None sends no parameter.
-        additional_params: Further query parameters, sent as they are.
+        additional_params: Further query parameters, sent unchanged.
     """
 
     level: SearchLevel

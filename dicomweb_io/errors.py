@@ -5,14 +5,13 @@
     requests.HTTPError
     └── DICOMwebError                   a request to an archive failed
         ├── ConnectionFailedError           no answer arrived (also a requests.ConnectionError)
-        │   └── TimedOutError                   nothing came for as long as the timeout allows (also a requests.Timeout)
-        ├── DeadlineExceededError           the operation took longer than its deadline (also a requests.Timeout)
-        ├── RedirectError                   the server redirects where the client does not follow
-        ├── CredentialsError there are no valid credentials ├── ResponseIncompleteError the answer ended early, or
-        nothing proves that it is complete ├── MalformedResponseError the answer is not what was asked for │ ├──
-        FilterIgnoredError the rows of a search contradict its filters │ └── PagingError a search cannot be paged to its
-        end ├── TooManyResultsError a search finds more than the server returns ├── StoreError some instances were not
-        stored └── FileClientError a request to a folder failed, as a server would have answered it
+        │ └── TimedOutError nothing arrived within the timeout (also a requests.Timeout) ├── DeadlineExceededError the
+        operation took longer than its deadline (also a requests.Timeout) ├── RedirectError the server redirects where
+        the client does not follow ├── CredentialsError there are no valid credentials ├── ResponseIncompleteError the
+        answer ended early, or nothing proves that it is complete ├── MalformedResponseError the answer is not what was
+        asked for │ ├── FilterIgnoredError the rows of a search contradict its filters │ └── PagingError a search cannot
+        be paged to its end ├── TooManyResultsError a search finds more than the server returns ├── StoreError some
+        instances were not stored └── FileClientError a request to a folder failed, as a server would have answered it
     ValueError
     └── DICOMError                      data, or a name of data, are at fault
         ├── InvalidIdentifierError, FilterError, Part10Error, DatasetError, FrameError, TranscodingError,
@@ -182,7 +181,7 @@ class TimedOutError(ConnectionFailedError, requests.Timeout):
 
 
 class DeadlineExceededError(DICOMwebError, requests.Timeout):
-    """The operation was not complete when its deadline came, retries included. Never retried."""
+    """The operation was not complete at its deadline, retries included. Never retried."""
 
 
 class RedirectError(DICOMwebError):

@@ -3,11 +3,11 @@
 A client drives it one page after another (`read_in_turn`), a source with pages read ahead; both obey the same rules:
 
 - A limit is always sent, within the server's maximum. The offset advances by the rows received, not by those asked for.
-- A page ends the search if it is empty (one that announces more is asked for once more), if it is shorter than its
-  limit and that lies within the server's known maximum, or if it reaches an announced total that as many different
-  rows confirm.
-- A row whose UIDs came before is left out. The last 100,000 rows at least are remembered (16 bytes of each), those of
-  one search for a client, of one range of offsets for a source. A row without UIDs is never left out.
+- A page ends the search if it is empty (one that announces more is requested again), if it is shorter than its limit
+  and that lies within the server's known maximum, or if it reaches an announced total that as many different rows
+  confirm.
+- A row whose UIDs were returned before is left out. The last 100,000 rows at least are remembered (16 bytes of each),
+  those of one search for a client, of one range of offsets for a source. A row without UIDs is never left out.
 - A page that begins like the first one, or holds nothing new, is doubtful: the first page is requested again. If it has
   changed, the archive changed (many list the newest first), and the search continues. If a limit of one row is ignored
   too, the server does not page at all, and its first answer is the whole result. Otherwise the offset is ignored or
@@ -112,7 +112,7 @@ def rows_follow(profile: ServerProfile, level: SearchLevel, page: SearchPage, an
     if total:
         if page.offset + number < total:
             return True
-        # Totals can be wrong: behind a full page the next one is looked at all the same.
+        # Totals can be wrong: after a full page the next one is requested all the same.
         return None if limit is not None and number >= limit else False
     if announced:
         return True
@@ -166,7 +166,7 @@ class Beginning:
 
     Attributes:
         first: The identity of row 0.
-        last: The identities of the last rows that came.
+        last: The identities of the last rows that arrived.
         total: The number of all rows, where it was announced; a hint.
         full: Whether the last page held as many rows as were asked for.
         offset_works: Whether a page at a later offset held other rows than the first.
@@ -220,7 +220,7 @@ class Paging:
         stop: The offset at which to end; None for the end of the search. It may be changed at any time.
         total: The number of all rows, as last announced.
         passed: The rows passed on.
-        repeated: The rows left out because they came before.
+        repeated: The rows left out because they were returned before.
         answer: The last answer taken in.
         full: Whether that page held as many rows as were asked for.
         ended: Whether nothing more is to be asked for.
@@ -308,7 +308,7 @@ class Paging:
     # Answers ----------------------------------------------------------------------------------------------------------
 
     def doubts(self, request: PageRequest, evidence: Evidence) -> PageRequest | None:
-        """The request for the beginning of the search, if an answer looks like rows that came before."""
+        """The request for the beginning of the search, if an answer looks like earlier rows."""
         keys = evidence.keys
         if self.ended or not keys or request.offset == self._first_offset:
             return None
@@ -361,7 +361,7 @@ class Paging:
             The offset of each row to pass on, and its number within the answer.
 
         Raises:
-            PagingError: If the answers go on without anything new.
+            PagingError: If further answers contain nothing new.
         """
         if self._pending.popleft() != request:
             raise ValueError("answers are to be taken in in the order of the requests")
@@ -383,7 +383,7 @@ class Paging:
             self._stalled += 1
             if keys and self._stalled > _MAX_STALLED:
                 raise self._error(request.offset, "page after page repeats only rows that were there before")
-            # An empty page that announces rows all the same is asked for once more.
+            # An empty page that announces rows all the same is requested again.
             if not keys and (self._stalled > 1 or not (self._profile.short_pages or evidence.more)):
                 self.ended = True
         if not self._pending:

@@ -73,8 +73,8 @@ class WatchOptions(PipelineOptions):
             "--start",
             metavar="now|all|DATE",
             default="now",
-            help="where to begin, when there is no cursor yet: with what comes from now on (default), with everything "
-            "that is there, or with a day (YYYY-MM-DD)",
+            help="where to begin, when there is no cursor yet: with what arrives from now on (default), with all that "
+            "is there, or with a day (YYYY-MM-DD)",
         )
         parser.add_argument(
             "--max-polls", metavar="N", type=int, help="stop after this many polls (default: run until stopped)"

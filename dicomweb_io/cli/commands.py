@@ -145,7 +145,7 @@ def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for heading in ("feature", "supported", "what came back"):
+    for heading in ("feature", "supported", "answer"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         table.add_row(finding.feature, _WORDS[finding.supported], finding.detail)

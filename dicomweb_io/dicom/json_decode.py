@@ -255,7 +255,7 @@ def iter_json_objects(chunks: Iterable[bytes]) -> Iterator[bytes]:
     else:
         raise IncompleteJSONError("the text is empty")
     if text.peek(_SPACE):
-        raise DatasetError("the JSON text goes on after its end")
+        raise DatasetError("the JSON text continues after its end")
 
 
 class _Text:

@@ -1,7 +1,7 @@
 """Media types of DICOMweb: what to write into Accept, and what a Content-Type says (PS3.18 section 8.7.3).
 
 Any media type passes. The known ones have the default transfer syntax that the standard gives them; a type that is new
-tomorrow is sent as it is.
+tomorrow is sent unchanged.
 """
 
 from __future__ import annotations

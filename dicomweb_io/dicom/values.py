@@ -254,8 +254,8 @@ def name_text(value: object) -> str:
     """The text of a person name: its groups separated by ``=``, without trailing separators.
 
     Args:
-        value: A DICOM JSON object of a name; a plain string, as some servers send it, is returned as it is;
-            None gives an empty text.
+        value: A DICOM JSON object of a name; a plain string, as some servers send it, is returned unchanged; None gives
+            an empty text.
     """
     if isinstance(value, Mapping):
         return "=".join(str(value.get(group) or "") for group in GROUPS).rstrip("=")

@@ -89,7 +89,7 @@ class DICOMfileClient(DICOMClient):
     Args:
         url: A local path, ``file:///a%20b``, or an fsspec URL such as ``memory://x``, ``gs://bucket/prefix``.
         update_db: Compare the folder with the index when it is first used. Without it, an index that was complete once
-            is taken as it is until `refresh` is called.
+            is used unchanged until `refresh` is called.
         recreate_db: Delete the index first and read all files again.
         in_memory: Keep the index in memory, for this client only.
         db_dir: The same as `index`.

@@ -180,7 +180,7 @@ class LocalFolder(Folder):
                 pass  # It was moved to its final name, or never made.
 
     def sweep(self, abandoned: list[str]) -> None:
-        """Removes what writers that died left behind, and directories that become empty."""
+        """Removes what killed writers left behind, and directories that become empty."""
         for path in abandoned:
             try:
                 self.remove(path)

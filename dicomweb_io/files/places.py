@@ -116,7 +116,7 @@ class Folder:
         Args:
             path: Where; missing directories are made.
             source: The bytes, or a local file to copy: its path, or what it was when it was checked.
-            replace: Replace an existing file; otherwise leave it as it is.
+            replace: Replace an existing file; otherwise leave it unchanged.
 
         Returns:
             True if the file was put there, False if there was one and `replace` is false.

@@ -178,7 +178,7 @@ class FolderStore:
         if on_existing == "replace":
             return False
         item.fail(
-            f"the folder holds another file for {item.reference.uri}, {location}, which was left as it is "
+            f"the folder holds another file for {item.reference.uri}, {location}, which was not changed "
             "(on_existing='replace' would replace it)",
             reason_code=PROCESSING_FAILURE,
         )

@@ -1,8 +1,8 @@
 """From a request to a socket: sessions of requests over connections that a deadline can end.
 
 urllib3's timeouts bound each read, not their sum. Here every request in progress is known to one watching thread, which
-shuts the request's socket down when its deadline comes; the read, the write or the TLS handshake that waits on it then
-ends at once. The size of an answer's headers is bounded too, and an answer that ends inside its headers is an error
+shuts the request's socket down at its deadline; the read, the write or the TLS handshake that waits on it then ends at
+once. The size of an answer's headers is bounded too, and an answer that ends inside its headers is an error
 (http.client takes it for a complete one without body).
 
 `SessionSender` sends through the user's session or one of our own: URLs as they are written, without redirects and
@@ -61,7 +61,7 @@ class Exchange:
         connected: Whether a connection was made for it.
         reused: Whether it was sent over a connection that had served another request before.
         sent: Whether anything of it was sent.
-        expired: Whether the deadline came while it was on the wire.
+        expired: Whether the deadline passed while it was on the wire.
         bytes_out: What was sent, headers included.
     """
 
@@ -435,7 +435,7 @@ class SessionSender:
 
         Args:
             method: The HTTP method.
-            url: The absolute URL, sent as it is.
+            url: The absolute URL, sent unchanged.
             headers: The headers.
             body: None, bytes, or an iterable of bytes (with a length, or it is sent in chunks).
             auth: Authentication; None for the session's own. Ignored for other origins.

@@ -1,6 +1,6 @@
 """The two forms of an answer, complete (`Answer`) and streamed (`StreamedAnswer`), and what goes wrong with one.
 
-An answer is decompressed within bounds (`Decoder`), and `connection_failure` says what it means that none came.
+An answer is decompressed within bounds (`Decoder`), and `connection_failure` makes the error if none arrives.
 """
 
 from __future__ import annotations

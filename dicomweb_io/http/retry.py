@@ -108,7 +108,7 @@ def parse_retry_after(value: str | None, *, now: float | None = None) -> float |
 
 
 class Deadline:
-    """A point in time after which an operation must not go on; it starts to run when it is made.
+    """A point in time after which an operation must not continue; it starts to run when it is made.
 
     Attributes:
         seconds: How long the operation may take; None for ever.

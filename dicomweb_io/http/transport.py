@@ -175,8 +175,8 @@ class Transport:
 
         Args:
             method: The HTTP method.
-            url: An absolute URL, or a path below `base_url`. The query is sent as it is written here (percent escapes
-                get upper-case digits), so it must be escaped already.
+            url: An absolute URL, or a path below `base_url`. The query is sent unchanged (percent escapes get
+                upper-case digits), so it must be escaped already.
             headers: Further headers.
             body: Bytes or a `MultipartBody`, which can be sent again; any other iterable is sent once and never
                 retried.
@@ -586,7 +586,7 @@ def without_user_info(url: str) -> tuple[str, str | None, str | None]:
 
 
 def absolute_url(url: str, base_url: str) -> str:
-    """An absolute URL without user information and fragment that can be sent as it is.
+    """An absolute URL without user information and fragment that can be sent unchanged.
 
     Args:
         url: An absolute URL, or a path (and query) below `base_url`.

@@ -1,7 +1,7 @@
 """Retrieves (WADO-RS, PS3.18 section 10.4): `RetrieveInstances` and `RetrieveMetadata`.
 
 References are reshuffled before they are fetched, so that the work spreads; what is fetched never is: the steps that
-follow take it from the same worker. What comes for a study or series is compared with what a search lists.
+follow take it from the same worker. The answer for a study or series is compared with a search.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ class _FetchInstances(PooledDoFn):
                 yield problem_of(error, self._transform, reference=subject)
                 return
             logger.warning(
-                "%s: %d instances of %s did not come and are asked for by themselves",
+                "%s: %d instances of %s were missing from the answer and are requested one by one",
                 client.base_url,
                 len(expected),
                 subject.uri,
@@ -250,7 +250,7 @@ class _FetchInstances(PooledDoFn):
             yield from self._again(reference, client, room)
 
     def _again(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        """An instance that a search lists but that did not come with its study or series."""
+        """An instance that a search lists but that was missing from its study or series."""
         found = False
         try:
             for item in self._stream(reference, client, room):

@@ -367,7 +367,7 @@ class _Plan(PooledDoFn):
                 return
             answer = paging.answer
             total = total or (paging.total if paging.total is not None else client.count(subject))
-            # Totals can be wrong: behind a full page the next one is looked at all the same.
+            # Totals can be wrong: after a full page the next one is requested all the same.
             if answer.more is None and total is not None and paging.position >= total and not paging.full:
                 return
             # The client walks the levels of servers without this search: then every page would restart the walk.
@@ -592,7 +592,7 @@ def split_by_count(
 class SplitByStudyDate(PooledDoFn):
     """Makes queries for ranges of StudyDate, and one with the tag `REST` if they may not hold everything.
 
-    What cannot be split stays as it is: a query inside a study, for a day, or with few rows.
+    What cannot be split stays unchanged: a query inside a study, for a day, or with few rows.
     """
 
     def produce(self, subject: SearchQuery, client: DICOMClient, room: Room) -> Iterator[Any]:

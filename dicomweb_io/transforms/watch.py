@@ -89,7 +89,7 @@ class WatchState:
         cursor: Where the last poll ended; None before the first.
         polls: How many polls were made.
         due: The wall-clock time in seconds before which the archive must not be polled.
-        unfinished: Whether the last poll has more to report, so that it goes on at once.
+        unfinished: Whether the last poll has more to report, so that the next one follows at once.
         done: Whether nothing is left to do.
     """
 
@@ -167,7 +167,7 @@ class WatchProvider(RestrictionProvider):  # type: ignore[misc, unused-ignore]
         return 0 if restriction.done else 1
 
 
-class _Rhythm:
+class _Pace:
     """When each watch of this process last polled, by the monotonic clock."""
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ class _Rhythm:
             self._last[watch] = time.monotonic()
 
 
-_RHYTHM = _Rhythm()
+_PACE = _Pace()
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ class _Watch(beam.DoFn):
             tracker.try_claim(replace(state, done=True))
             return
         if not state.unfinished:
-            _RHYTHM.begin(self._watch)
+            _PACE.begin(self._watch)
         began = time.time()
         next_state = replace(state, polls=state.polls + 1, due=began + self._schedule.interval, unfinished=False)
         references: tuple[Resource, ...] = ()
@@ -303,7 +303,7 @@ class _Watch(beam.DoFn):
 
     def _remaining(self, state: WatchState) -> float:
         # The rest of an unfinished poll does not count as a poll.
-        return 0.0 if state.unfinished else _RHYTHM.remaining(self._watch, self._schedule.interval, state.due)
+        return 0.0 if state.unfinished else _PACE.remaining(self._watch, self._schedule.interval, state.due)
 
 
 _BOUNDED, _UNBOUNDED = WatchProvider(bounded=True), WatchProvider(bounded=False)

@@ -313,7 +313,7 @@ class InstanceRetriever:
         except ValueError as error:
             cut = isinstance(error, IncompleteDICOMError)
             kind = ResponseIncompleteError if cut or may_break_off else MalformedResponseError
-            text = f"the answer holds something that is no DICOM instance: {error}"
+            text = f"the answer holds something that is not a DICOM instance: {error}"
             raise answer.error(text, kind, retryable=cut) from error
         if reason is not None:
             raise answer.error(f"the instance ends early: {reason}", ResponseIncompleteError, retryable=True)

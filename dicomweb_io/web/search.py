@@ -300,7 +300,7 @@ def _json(answer: Answer) -> Any:
 
 
 def _breaks_off(content: bytes) -> bool:
-    """Whether a text that is no JSON is the beginning of some."""
+    """Whether a text that is not valid JSON is the beginning of JSON."""
     if not _BEGINNING.match(content):
         return False
     try:

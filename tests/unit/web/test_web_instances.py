@@ -219,7 +219,7 @@ def test_what_does_not_belong_is_an_error(web, files):
         ({"body": b"<html>", "content_type": "text/html"}, "login page"),
         ({"body": b"PK", "content_type": "application/zip"}, "application/zip"),
         ({"body": b"{}", "content_type": "application/json"}, "application/json"),
-        ({"body": b"nothing of the kind", "content_type": "application/dicom"}, "no DICOM instance"),
+        ({"body": b"nothing of the kind", "content_type": "application/dicom"}, "not a DICOM instance"),
     ],
 )
 def test_an_answer_that_is_no_instance_is_an_error(web, reply, words):
