@@ -139,7 +139,9 @@ class Transport:
         self.retry = retry
         self.stats = Stats()
         self._headers = _checked_headers(headers or {})
-        self._throttle = shared_throttle(self.base_url, limits.max_in_flight, limits.requests_per_second)
+        self._throttle, self._leave_throttle = shared_throttle(
+            self, self.base_url, limits.max_in_flight, limits.requests_per_second
+        )
         self._sender = SessionSender(
             session,
             tls=tls,
@@ -278,6 +280,7 @@ class Transport:
 
     def close(self) -> None:
         """Closes idle connections (not those of a session that was passed)."""
+        self._leave_throttle()
         self._sender.close()
 
     def __enter__(self) -> Transport:

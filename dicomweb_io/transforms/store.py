@@ -129,7 +129,7 @@ def as_instance(element: Any) -> Instance:
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If it is no DICOM object or lacks a UID.
+        ValueError: If it is not a DICOM object or lacks a UID.
         TypeError: If it is nothing that can be stored.
     """
     if isinstance(element, Instance):
