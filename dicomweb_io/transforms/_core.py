@@ -509,7 +509,7 @@ class PartSpool:
         return self._private.path
 
     def threshold(self, room: Room) -> int:
-        """What may arrive in memory: so much every task may hold at once without the others having to wait."""
+        """What may arrive in memory: every task may hold that much without making others wait."""
         return min(room.fair_share, self._maximum)
 
     def as_element(self, part: T, reference: Resource | None, room: Room) -> T | Problem:

@@ -56,7 +56,7 @@ class DownloadInstances(DICOMwebTransform):
         storage_options: Arguments for the fsspec filesystem of the directory.
         overwrite: Retrieve and replace files that are there.
         media_types: Accepted encodings; by default the stored one.
-        allow_transcoding: Take what the archive re-encodes if it cannot give the original.
+        allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
         spool_directory: Where larger instances wait on their way, on each worker.
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `DownloadResult`. See also
             `with_error_handler`.

@@ -151,7 +151,7 @@ class RetrieveInstances(RetrieveTransform):
     Args:
         endpoint: An `Endpoint`, a URL or a path.
         media_types: Accepted encodings in order of preference; by default the stored one.
-        allow_transcoding: Take what the archive re-encodes if it cannot give the original.
+        allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
         max_element_bytes: Instances up to this size are elements with their bytes.
         spool_directory: A directory for larger ones, shared with the readers of the elements: then the element has a
             path, and the consumer owns the file. Without it a larger instance is a failure.
