@@ -1,8 +1,8 @@
-"""The account of a transfer: what was found and what became of it, in numbers that add up, for people and programs.
+"""The account of a transfer: what was found and with which result, in numbers that add up, for people and programs.
 
 Found = transferred + already there + duplicate + ignored + failed. `counts_of` says what each thing adds; an `Account`
 sums it up in this process, a job in Beam sums it up from its output collections, and `make_summary` and `summary_lines`
-tell the result in the same words.
+report it in the same words.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from dicomweb_io.transfer import TransferJob
 
 Fate = InstanceGroup | StoredInstance | Failure | Exclusion
-"""What is counted: what was found, and what became of each part of it."""
+"""What is counted: what was found, and the result for each part of it."""
 
 PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
-"""The fates of what was found."""
+"""The results for what was found."""
 
 ROW = "Transfer"
 """The step that a row which names nothing fails in."""
@@ -47,7 +47,7 @@ _MAX_REASONS = 50
 def is_search_failure(failure: Failure) -> bool:
     """Whether a failure concerns what might have been found, rather than something that was.
 
-    It is told beside the numbers, because nobody can tell how much it hides.
+    It is reported beside the numbers, because it is unknown how many instances it concerns.
     """
     if failure.transform == READ:
         return False
@@ -55,7 +55,7 @@ def is_search_failure(failure: Failure) -> bool:
 
 
 def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
-    """What something that was found, or what became of it, adds to the counts."""
+    """What something that was found, or a result, adds to the counts."""
     if isinstance(fate, InstanceGroup):
         yield "found", len(fate.sop_instance_uids)
     elif isinstance(fate, StoredInstance):
@@ -182,7 +182,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     rate = f"{format_bytes(summary['bytes_per_second'])}/s"
     yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
     if summary["search_failures"]:
-        yield f"  {summary['search_failures']:,} parts of the search failed: there may be more than was found."
+        failed = summary["search_failures"]
+        yield f"  {failed:,} requests of the search failed, so some instances may not have been found."
     if not adds_up(summary):
         yield "  THE NUMBERS DO NOT ADD UP. Please report this; run the job again to be sure that nothing is missing."
         return
@@ -191,7 +192,7 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         yield "  Nothing was found."
     elif not summary["transferred"] and summary["already_there"]:
         rest = "everything" if whole else "all but what failed"
-        yield f"  Nothing was transferred: {rest} is at the destination already."
+        yield f"  Nothing was transferred: {rest} is already at the destination."
     elif whole:
         yield "  Everything is at the destination."
 

@@ -9,7 +9,7 @@ A source is polled again and again with the `Cursor` that it gave last, and repo
         ...                                   # changes.references
         cursor = changes.cursor
 
-Archives with a feed of changes are asked for it: Orthanc (``/changes``) and Azure's DICOM service (``/changefeed``).
+The change feed of an archive is used if it has one: Orthanc (``/changes``) and Azure's DICOM service (``/changefeed``).
 All others are searched: what lies in a window of dates is listed, and what was not listed before is new. The server's
 profile says which way is used.
 """
@@ -82,13 +82,13 @@ _STUDIES = "studies"
 
 @dataclass(frozen=True, eq=False)
 class Cursor:
-    """The place that a change source has reached. It pickles, and it has a JSON form for a file.
+    """The position of a change source. It pickles, and it has a JSON form for a file.
 
     Attributes:
-        method: The kind of source that made it. No other kind can go on from it.
+        method: The kind of source that made it. No other kind can continue from it.
         position: How far the source has read: a sequence number, or a time.
         start: The time before which nothing is wanted, if there is one.
-        seen: What was reported and may be met again, by day or time: digests of references, or sequence numbers.
+        seen: What was reported and may be found again, by day or time: digests of references, or sequence numbers.
     """
 
     method: str
@@ -129,7 +129,7 @@ class Changes:
 
     Attributes:
         references: What is new, in the archive's order, each once.
-        cursor: Where to go on.
+        cursor: Where to continue.
         more: Whether there is more already, so that waiting is pointless.
         failures: What the archive reported without naming an object.
     """
@@ -171,7 +171,7 @@ class ChangeSource(ABC):
 
 
 class _Source(ChangeSource):
-    """A source with a kind of cursor of its own.
+    """A source with a separate kind of cursor.
 
     Args:
         level: What to watch for.
@@ -197,7 +197,7 @@ class _Source(ChangeSource):
             cursor = self._first_cursor(client, start)
         if cursor.method != self.method:
             raise ValueError(
-                f"the cursor was made by the method {cursor.method!r}, so {self.method!r} cannot go on from it"
+                f"the cursor was made by the method {cursor.method!r}, so {self.method!r} cannot continue from it"
             )
         return self._poll(client, cursor, max_changes, silent)
 
@@ -238,12 +238,13 @@ def change_source(
 
     Args:
         endpoint: The archive.
-        level: ``"instance"`` or ``"study"``. A study is reported once, when it is first seen; more may still come.
+        level: ``"instance"`` or ``"study"``. A study is reported once, when it is first seen; more of it may still
+            arrive.
         search_filters: What must match; see `dicomweb_io.queries.make_query`.
         method: ``"auto"`` uses what the server's profile says, otherwise ``"study_date"`` for servers and ``"list"``
             for folders (and where the filters name StudyDate). Where only the address suggests Orthanc, its log of
             changes is tried first.
-        lookback: Seconds, or a timedelta: how long after its time something may still arrive. By default 7 days for
+        lookback: Seconds, or a timedelta: how late an instance may arrive after its time. By default 7 days for
             ``"study_date"``, a day for ``"receive_time"``, a minute for ``"azure"``; the others need none.
 
     Raises:
@@ -321,7 +322,7 @@ def parse_moment(text: str) -> datetime:
 
 
 def digest_of(text: str) -> str:
-    """A short text that stands for a longer one: 128 bits of BLAKE2b."""
+    """A short text that represents a longer one: 128 bits of BLAKE2b."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return base64.urlsafe_b64encode(digest).decode("ascii").rstrip("=")
 
@@ -423,9 +424,7 @@ class SearchChanges(_Source):
         if self._level == "study":
             return Resource(reference.study_instance_uid)
         if reference.level != "instance":
-            raise InvalidIdentifierError(
-                f"a row of a search for instances names a {reference.level} only: {reference.uri}"
-            )
+            raise InvalidIdentifierError(f"a row of an instance search has only the {reference.level}: {reference.uri}")
         return reference
 
     def _bucket(self, row: JSONDataset, now: datetime) -> str:
@@ -472,8 +471,8 @@ class OrthancFeed(_Source):
             last, done, changes = self._page(client, f"since={position}&limit={min(_ORTHANC_PAGE, max_changes)}")
             if last < position:
                 raise DICOMError(
-                    f"Orthanc's log of changes ends at {last}, before the cursor ({position}): this is another "
-                    "database than before; begin without a cursor"
+                    f"Orthanc's change log ends at {last}, before the cursor ({position}): the database is a different "
+                    f"one now; start without a cursor"
                 )
             position = last
             # Orthanc writes the times of changes in UTC.
@@ -503,7 +502,7 @@ def orthanc_root(client: DICOMClient) -> str:
 
 
 def uids_of_orthanc(client: DICOMClient, identifiers: Iterable[str], level: WatchLevel) -> dict[str, Resource]:
-    """References for Orthanc's own identifiers of studies or instances; none for what is gone.
+    """References for Orthanc's own identifiers of studies or instances; deleted resources have none.
 
     It takes three requests for 500 instances (``/tools/bulk-content``, Orthanc 1.9.4 and later).
 
@@ -655,7 +654,7 @@ def reference_of_azure(entry: Mapping[str, Any]) -> Resource:
     study, series, instance = (cast(str, entry.get(f"{name}instanceuid")) for name in ("study", "series", "sop"))
     reference = Resource(study, series, instance)
     if reference.level != "instance":
-        raise InvalidIdentifierError(f"a row of a change feed names a {reference.level} only: {reference.uri}")
+        raise InvalidIdentifierError(f"a row of the change feed identifies only a {reference.level}: {reference.uri}")
     return reference
 
 
@@ -684,7 +683,7 @@ class FeedOrSearch(ChangeSource):
         except DICOMwebError as error:
             if error.status not in NO_FEED:
                 raise
-            logger.info("%s has no feed of changes: it is searched (%s)", client.base_url, self._search.method)
+            logger.info("%s has no change feed; searches are used (%s)", client.base_url, self._search.method)
             return self._search.poll(client, None, start=start, max_changes=max_changes)
 
 
@@ -714,7 +713,7 @@ def _ask(transport: Transport, method: str, url: str, body: bytes | None, what: 
 
 @dataclass
 class Place:
-    """How far a watch has come.
+    """The position of a watch.
 
     Attributes:
         cursor: Where the source was read to; None at the beginning.
@@ -726,11 +725,11 @@ class Place:
 
 
 class PlaceFile:
-    """Stores the place of one watch between its runs, in a file that is written complete or not at all.
+    """Stores the position of one watch between its runs, in a file that is written atomically.
 
     Args:
         path: The file.
-        watched: What is watched, as a JSON object; only the same watch can go on from the place.
+        watched: What is watched, as a JSON object; only the same watch can continue from it.
     """
 
     def __init__(self, path: str, watched: Mapping[str, Any]) -> None:
@@ -738,7 +737,7 @@ class PlaceFile:
         self._watched = watched
 
     def read(self) -> Place:
-        """The place; the beginning if there is no file.
+        """The position; the beginning if there is no file.
 
         Raises:
             ValueError: If the file is damaged, or belongs to another watch.

@@ -90,7 +90,7 @@ class DICOMClient(ABC):
         Args:
             query: The search; see `dicomweb_io.queries.make_query`.
             offset: Rows to skip.
-            limit: The most rows wanted; one above the archive's maximum is lowered to it. None leaves it to the
+            limit: The maximum number of rows; one above the archive's maximum is lowered to it. None leaves it to the
                 archive, and for 0 it is not asked.
 
         Returns:
@@ -111,15 +111,15 @@ class DICOMClient(ABC):
         Args:
             query: The search; see `dicomweb_io.queries.make_query`.
             offset: Rows to skip.
-            limit: The most rows wanted; None for all.
+            limit: The maximum number of rows; None for all.
             page_size: Rows to ask for at once; by default what suits the archive.
 
         Yields:
             DICOM JSON datasets in the archive's order.
 
         Raises:
-            requests.HTTPError: If a page fails, or if it cannot be known that all rows were returned. An error is
-                raised, never taken for the end.
+            requests.HTTPError: If a page fails, or if it cannot be known that all rows were returned. An error never
+                looks like the end of the rows.
             FileNotFoundError, ValueError: As in `search_page`.
         """
 
@@ -152,9 +152,9 @@ class DICOMClient(ABC):
 
         Raises:
             requests.HTTPError: After all retries. What was yielded before is complete and correct; the exception
-                names what is missing. The status is 404 if there is nothing, 406 if no accepted encoding can be had,
+                names what is missing. The status is 404 if nothing is found, 406 if no accepted encoding is available,
                 409 if an instance changed since the archive was searched.
-            ValueError: If an argument is not valid, or an instance is too large and there is no place for it.
+            ValueError: If an argument is not valid, or an instance is too large and there is no spool directory.
         """
 
     @abstractmethod
@@ -196,8 +196,8 @@ class DICOMClient(ABC):
             spool_directory: Where the files are made; by default the system's temporary directory.
 
         Raises:
-            requests.HTTPError: 404 if the instance or a frame does not exist, 406 if no accepted encoding can be had,
-                or if a frame does not come.
+            requests.HTTPError: 404 if the instance or a frame does not exist, 406 if no accepted encoding is available,
+                or if a frame is missing.
             ValueError: If the reference names no frames, or no frame has one of the media types.
         """
 
@@ -213,13 +213,13 @@ class DICOMClient(ABC):
         """Retrieves a study, series, instance or frames in a consumer format (PS3.18 section 10.4.1.1.3).
 
         Args:
-            resource: What to render. Of a study or series one image may stand for all.
+            resource: What to render. A study or series may be rendered as one image.
             media_types: Accepted types, such as ``image/png``, in order of preference; by default the archive's choice.
             params: ``quality``, ``window``, ``viewport``, ``annotation``, ``iccprofile`` (PS3.18 table 8.3.5-1).
             thumbnail: Ask for a small image.
 
         Raises:
-            requests.HTTPError: 404 if it does not exist, 406 if it cannot be rendered so.
+            requests.HTTPError: 404 if it does not exist, 406 if it cannot be rendered in an accepted type.
             ValueError: If a parameter is not valid.
         """
 
@@ -374,7 +374,7 @@ class DICOMClient(ABC):
         return []
 
     def count(self, query: SearchQuery) -> int | None:
-        """The number of rows of a query, if the archive can tell it without returning them, else None.
+        """The number of rows of a query, if the archive reports it without returning them, else None.
 
         Raises:
             requests.HTTPError, FileNotFoundError, ValueError: As in `search_page`.
@@ -385,14 +385,14 @@ class DICOMClient(ABC):
         """Yields the files of the archive that searches do not return, and why; nothing for servers.
 
         With a query, duplicates are limited to instances that match it. Ignored and unreadable files are always
-        yielded, since it cannot be known whether they would match.
+        yielded, because it is unknown whether they match.
         """
         return iter(())
 
     # Settings and context -------------------------------------------------------------------------------------------
 
     def set_chunk_size(self, chunk_size: int) -> None:
-        """Sets the most bytes to read from a network at once.
+        """Sets how many bytes are read from a network at once, at most.
 
         Raises:
             TypeError, ValueError: If it is not a positive integer.
@@ -416,7 +416,7 @@ class DICOMClient(ABC):
         """
 
     def close(self) -> None:  # noqa: B027 - a client may hold nothing
-        """Gives back connections, files and locks."""
+        """Releases connections, files and locks."""
 
     def __enter__(self) -> Self:
         return self
@@ -442,11 +442,11 @@ class DICOMClient(ABC):
 
         Args:
             fuzzymatching: Ask for fuzzy matching of names.
-            limit: The most rows wanted.
+            limit: The maximum number of rows.
             offset: Rows to skip.
             fields: Further attributes to return, by keyword or tag, or ``["all"]``.
             search_filters: Attribute (keyword, tag or dotted path) to value.
-            get_remaining: Ask page by page until `limit` rows, or all, are there. Otherwise one request is made, and
+            get_remaining: Request pages until `limit` rows, or all, have arrived. Otherwise one request is made, and
                 the server's own maximum may cut the answer short.
             additional_params: Further query parameters.
 
@@ -578,10 +578,10 @@ class DICOMClient(ABC):
 
         Args:
             resource: The study or series that was retrieved.
-            received: What came: SOP Instance UIDs, references or instances.
+            received: What the retrieval returned: SOP Instance UIDs, references or instances.
 
         Returns:
-            References to what the archive lists and did not give; empty if all is there.
+            References to instances that the archive lists and did not return; empty if none is missing.
         """
         uids = {
             item.reference.sop_instance_uid
@@ -778,7 +778,7 @@ class DICOMClient(ABC):
             additional_params: Further query parameters.
 
         Returns:
-            As many frames as asked for, in the order asked for. `iter_frames` tells their transfer syntaxes too.
+            As many frames as asked for, in the order asked for. `iter_frames` also returns their transfer syntaxes.
         """
         return list(
             self.iter_instance_frames(

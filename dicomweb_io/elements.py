@@ -140,7 +140,7 @@ class Resource:
 
     @classmethod
     def of(cls, value: Resource | Mapping[str, Any] | URI | str) -> Resource:
-        """Makes a reference of whatever names one.
+        """Makes a reference from anything that names an object.
 
         Args:
             value: A `Resource`; a row of a search or metadata in the DICOM JSON model (the UIDs it holds decide the
@@ -208,7 +208,8 @@ class Instance:
         reference: The instance.
         transfer_syntax_uid: The transfer syntax of the bytes, from the file meta information.
         content: The bytes.
-        path: A local path or fsspec URL of a file that holds the bytes. Who receives the element owns a spooled file.
+        path: A local path or fsspec URL of a file that holds the bytes. The receiver of the element owns a spooled
+            file.
         sop_class_uid: The SOP class, where known.
     """
 
@@ -324,7 +325,7 @@ class SearchQuery:
         search_filters: Pairs of attribute (keyword, 8-digit tag, or a dotted path of them) and value, in order.
         fields: Further attributes to return, by keyword or tag, or ``("all",)``.
         fuzzymatching: Ask for fuzzy matching of person names; None sends no parameter.
-        additional_params: Further query parameters, sent as they are.
+        additional_params: Further query parameters, sent unchanged.
     """
 
     level: SearchLevel
@@ -429,7 +430,7 @@ class StoredInstance:
     Attributes:
         reference: The instance.
         outcome: ``"stored"``: sent now and confirmed; ``"exists"``: was already there, nothing was sent or nothing
-            was changed; ``"replaced"``: took the place of another object with the same UID.
+            was changed; ``"replaced"``: replaced another object with the same UID.
         size: Bytes of the Part 10 file that were moved; 0 for ``"exists"``.
         sop_class_uid: The SOP class, where known.
         retrieve_url: Where the archive says that the instance can be retrieved, without query.
@@ -449,10 +450,10 @@ class StoredInstance:
 
 @dataclass(frozen=True)
 class Failure:
-    """One thing that could not be done, with everything needed to understand it and to try again.
+    """A failed operation on one object, with everything needed to understand and repeat it.
 
-    It holds UIDs, paths and reasons, never payload bytes or patient names (a path may contain a name if the files were
-    named so; dead-letter files are therefore written for their owner only).
+    It holds UIDs, paths and reasons, never payload bytes or patient names (a path may contain a name, so failure files
+    are readable by their owner only).
 
     Attributes:
         transform: The operation that failed, such as ``"RetrieveInstances"``.
@@ -490,7 +491,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A file of a folder that is not an instance of its own, and why.
+    """A file of a folder that does not represent an instance, and why.
 
     Attributes:
         kind: ``"duplicate"``: a further file with a SOP Instance UID that another file represents; ``"ignored"``: not

@@ -31,8 +31,8 @@ class Endpoint:
     """An archive: a DICOMweb server (``https://…``) or a folder of DICOM files (a path or any fsspec URL).
 
     It is immutable and picklable, holds no connection, and is what transforms carry to their workers. ``repr`` shows
-    no secret. Secrets belong into `credentials` that refer to them (an environment variable, a file, a command, a
-    cloud identity); what is passed literally travels in the pickle.
+    no secret. Use `credentials` that name the secret (an environment variable, a file, a command, a cloud identity); a
+    literal secret is part of the pickle.
 
     Attributes:
         url: The service's root, or the folder.
@@ -66,7 +66,7 @@ class Endpoint:
     index: str | None = None
 
     def __post_init__(self) -> None:
-        # A path object is as good as its text.
+        # Path objects are accepted too.
         object.__setattr__(self, "url", os.fspath(self.url))
         if not self.url:
             raise ValueError("url is empty (expected https://…, a path, or an fsspec URL)")

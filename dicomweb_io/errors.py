@@ -5,17 +5,13 @@
     requests.HTTPError
     └── DICOMwebError                   a request to an archive failed
         ├── ConnectionFailedError           no answer arrived (also a requests.ConnectionError)
-        │   └── TimedOutError                   nothing came for as long as the timeout allows (also a requests.Timeout)
-        ├── DeadlineExceededError           the operation took longer than its deadline (also a requests.Timeout)
-        ├── RedirectError                   the server redirects where the client does not follow
-        ├── CredentialsError                no valid credentials could be had
-        ├── ResponseIncompleteError         the answer broke off, or nothing proves that it is whole
-        ├── MalformedResponseError          the answer is not what was asked for
-        │   ├── FilterIgnoredError              the rows of a search contradict its filters
-        │   └── PagingError                     a search cannot be paged to its end
-        ├── TooManyResultsError             a search finds more than the server returns
-        ├── StoreError                      some instances were not stored
-        └── FileClientError                 a request to a folder failed, as a server would have answered it
+        │ └── TimedOutError nothing arrived within the timeout (also a requests.Timeout) ├── DeadlineExceededError the
+        operation took longer than its deadline (also a requests.Timeout) ├── RedirectError the server redirects where
+        the client does not follow ├── CredentialsError there are no valid credentials ├── ResponseIncompleteError the
+        answer ended early, or nothing proves that it is complete ├── MalformedResponseError the answer is not what was
+        asked for │ ├── FilterIgnoredError the rows of a search contradict its filters │ └── PagingError a search cannot
+        be paged to its end ├── TooManyResultsError a search finds more than the server returns ├── StoreError some
+        instances were not stored └── FileClientError a request to a folder failed, as a server would have answered it
     ValueError
     └── DICOMError                      data, or a name of data, are at fault
         ├── InvalidIdentifierError, FilterError, Part10Error, DatasetError, FrameError, TranscodingError,
@@ -100,7 +96,7 @@ __all__ = [
 
 
 class DICOMwebError(requests.HTTPError):
-    """A request failed: the server answered with an error, or something of its own kind (see the subclasses).
+    """A request failed. The subclasses say how.
 
     Attributes:
         status: The HTTP status; None if no answer arrived.
@@ -109,7 +105,7 @@ class DICOMwebError(requests.HTTPError):
         attempts: How often it was tried.
         retryable: Whether trying again later may help.
         detail: What happened or what the server said, without the method and URL.
-        said: What of that is the server's own words. They are not in logs, because a server may name a patient.
+        said: The part of `detail` that the server wrote. It is left out of logs, because it may name a patient.
         retry_after: Seconds that the server asked to wait, if it did.
         response: The answer, as in requests; None if none arrived. Its body is cut after 1 MiB, its request holds
             neither credentials nor query.
@@ -142,7 +138,7 @@ class DICOMwebError(requests.HTTPError):
 
     @property
     def log_text(self) -> str:
-        """The same without the server's own words, for logs."""
+        """The message without the server's own text, for logs."""
         return self._message(self.detail.replace(self.said, "").strip("; ") if self.said else self.detail)
 
     def _message(self, detail: str) -> str:
@@ -173,7 +169,7 @@ class ConnectionFailedError(DICOMwebError, requests.ConnectionError):
 
     Attributes:
         sent: Whether anything of the request may have reached the server.
-        stale: Whether it was sent over a connection that had been idle, which the server had closed meanwhile.
+        stale: Whether the request used an idle connection that the server had already closed.
     """
 
     sent: bool = True
@@ -185,19 +181,19 @@ class TimedOutError(ConnectionFailedError, requests.Timeout):
 
 
 class DeadlineExceededError(DICOMwebError, requests.Timeout):
-    """The operation was not complete when its deadline came, retries included. Never retried."""
+    """The operation was not complete at its deadline, retries included. Never retried."""
 
 
 class RedirectError(DICOMwebError):
-    """The server redirects where the client does not follow: in circles, to plain HTTP, or with a body elsewhere."""
+    """A redirect that is not followed: a loop, one to plain HTTP, or one of a request with a body to another host."""
 
 
 class CredentialsError(DICOMwebError):
-    """No valid credentials could be had: a missing variable or file, a failing command, a refusing token endpoint."""
+    """There are no valid credentials: a missing variable or file, a failing command, a token endpoint that refuses."""
 
 
 class ResponseIncompleteError(DICOMwebError):
-    """The body of an answer broke off, or lacks what would prove that it is whole.
+    """The body of an answer ended early, or lacks the proof that it is complete.
 
     For example fewer bytes than Content-Length, an unfinished chunk, a missing closing boundary, or the wrong number
     of parts.
@@ -217,7 +213,7 @@ class PagingError(MalformedResponseError):
 
 
 class TooManyResultsError(DICOMwebError):
-    """A search finds more than the server is willing to return; it has to be narrowed."""
+    """A search finds more rows than the server returns; narrow it."""
 
 
 class StoreError(DICOMwebError):
@@ -283,8 +279,8 @@ class UnsupportedError(DICOMError):
 def safe_url(url: str) -> str:
     """The URL without user information, query and fragment, for messages and logs.
 
-    Never raises: of a text that is no URL everything from the first ``?`` or ``#`` on and up to the last ``@`` of the
-    authority is dropped.
+    Never raises. If the text is not a URL, everything up to the last ``@`` of the authority and from the first ``?`` or
+    ``#`` on is removed.
     """
     text = re.split(r"[?#]", str(url), maxsplit=1)[0]
     try:

@@ -36,7 +36,7 @@ def failure_of(
     message = str(error) or type(error).__name__
     retryable = getattr(error, "retryable", None)
     if isinstance(error, DeadlineExceededError):
-        # It is not tried again at once, because its time is up; later there may be more of it.
+        # The deadline is over, so it is not retried now; a later attempt has a new deadline.
         retryable = True
     if not isinstance(retryable, bool):
         retryable = isinstance(error, (ConnectionError, TimeoutError)) or (

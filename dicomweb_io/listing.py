@@ -1,7 +1,7 @@
 """Which instances there are: the listing of a series, the instances of a reference, and those that a user's list names.
 
-`InstanceGroup` is what moves together: instances of one series. Whoever lists a series whole says so, because what is
-wanted whole can be retrieved in one request.
+An `InstanceGroup` holds the instances of one series that are moved together. It says whether it is the whole series,
+because a whole series can be retrieved in one request.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SeriesGrouping(Generic[K]):
         self._count = 0
 
     def add(self, instance: Resource, key: K) -> Iterator[tuple[K, InstanceGroup]]:
-        """Takes an instance and yields what is given away for it.
+        """Takes an instance and yields the groups that it completes.
 
         Args:
             instance: The instance.
@@ -76,7 +76,7 @@ class SeriesGrouping(Generic[K]):
             yield self._give(max(self._held, key=lambda held: len(self._held[held])))
 
     def flush(self) -> Iterator[tuple[K, InstanceGroup]]:
-        """Yields the rest."""
+        """Yields the remaining groups."""
         while self._held:
             yield self._give(next(iter(self._held)))
 
@@ -145,7 +145,7 @@ class SeriesListing:
                 self._series.move_to_end(series)
                 return known
             busy = self._busy.setdefault(series, threading.Lock())
-        # Whoever comes second waits for the first one's answer instead of asking too.
+        # The second caller waits for the answer of the first.
         with busy:
             with self._lock:
                 known = self._series.get(series)
@@ -242,7 +242,7 @@ def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource
     implied = {UID_TAGS[parent]: {"vr": "UI", "Value": [uid]} for parent, uid in above.items()}
     found = Resource.of({**implied, **row})
     if found.level != level:
-        raise InvalidIdentifierError(f"a row of a search for {level} rows names only the {found.level} {found.uri}")
+        raise InvalidIdentifierError(f"a row of a {level} search has only the {found.level} {found.uri}")
     return found
 
 
@@ -269,7 +269,7 @@ def read_references(path: str) -> list[Wanted]:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is no text, or a line names nothing; the message has the line's number.
+        ValueError: If it is not a text, or a line names nothing; the message has the line's number.
     """
     with _open(path) as file:
         lines = [line.strip() for line in file]
@@ -326,8 +326,8 @@ def _of_line(number: int, line: str) -> Wanted:
         if "transform" in value and "message" in value:
             if not value.get("reference"):
                 raise ValueError(
-                    f"line {number}: this failure names no object "
-                    f"({value.get('source') or value.get('message')}); run the search again for it"
+                    f"line {number}: this failure does not name an object "
+                    f"({value.get('source') or value.get('message')}); repeat the search"
                 )
             value = value["reference"]
         return _checked(number, value)

@@ -1,8 +1,8 @@
 """What command lines, jobs and YAML have in common: their options, endpoints and lists made of them, files for results.
 
 A driver adds options to its parser with `add_endpoint_options` and its like, and makes an `Endpoint` of what was given
-with `endpoint_from`; a driver that has no parser calls `make_endpoint`. What is wrong is a `UsageError` in the words of
-the driver.
+with `endpoint_from`; a driver that has no parser calls `make_endpoint`. An invalid option raises a `UsageError` that
+names it as the user wrote it.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def endpoint_from(
         args: The parsed arguments.
         url: The archive; by default that of ``--url``, or ``--ROLE``.
         role: See `add_archive_options`.
-        workers_elsewhere: Whether others than this process will read the files and variables that are named.
+        workers_elsewhere: Whether other processes read the named files and variables.
 
     Raises:
         UsageError: If there is no URL, or options contradict each other.
@@ -169,7 +169,7 @@ def _credentials(
 ) -> Credentials | None:
     for name in ("user", "token", "token_env", "token_file"):
         if given.get(name) == "":
-            # Most likely what a command or variable should have given; going on without would be anonymous access.
+            # Most likely a command failed or a variable is unset; continuing would be anonymous access.
             raise UsageError(f"{spelled(name)} is empty")
     ways = [name for name in _WAYS if given.get(name)]
     if len(ways) > 1:
@@ -248,7 +248,7 @@ def add_policy_options(parser: _Parser, *, on_existing: str) -> None:
         "--verify",
         choices=("response", "uid", "content"),
         default="response",
-        help="the proof wanted for each instance: the destination's answer, a search for its UID, or its content",
+        help="the evidence required for each instance: the destination's answer, a search for its UID, or its content",
     )
 
 
@@ -268,9 +268,9 @@ def add_transfer_options(parser: _Parser) -> None:
         "--allow-transcoding",
         action="store_true",
         default=False,
-        help="take what the source re-encodes if it cannot give the original",
+        help="accept re-encoded instances if the source cannot return the original",
     )
-    parser.add_argument("--spool-directory", metavar="PATH", help="where larger instances wait on their way")
+    parser.add_argument("--spool-directory", metavar="PATH", help="folder for temporary files of large instances")
 
 
 def parse_filters(pairs: Sequence[str] | None) -> list[tuple[str, str]]:

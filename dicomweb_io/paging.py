@@ -3,18 +3,18 @@
 A client drives it one page after another (`read_in_turn`), a source with pages read ahead; both obey the same rules:
 
 - A limit is always sent, within the server's maximum. The offset advances by the rows received, not by those asked for.
-- A page ends the search if it is empty (one that announces more is asked for once more), if it is shorter than its
-  limit and that lies within the server's known maximum, or if it reaches an announced total that as many different
-  rows confirm.
-- A row whose UIDs came before is left out. The last 100,000 rows at least are remembered (16 bytes of each), those of
-  one search for a client, of one range of offsets for a source. A row without UIDs is never left out.
-- A page that begins like the first one, or holds nothing new, is in doubt: the beginning is asked for again. If it has
-  changed, the archive moved (many list what is newest first), and the search goes on. If a limit of one row is ignored
+- A page ends the search if it is empty (one that announces more is requested again), if it is shorter than its limit
+  and that lies within the server's known maximum, or if it reaches an announced total that as many different rows
+  confirm.
+- A row whose UIDs were returned before is left out. The last 100,000 rows at least are remembered (16 bytes of each),
+  those of one search for a client, of one range of offsets for a source. A row without UIDs is never left out.
+- A page that begins like the first one, or holds nothing new, is doubtful: the first page is requested again. If it has
+  changed, the archive changed (many list the newest first), and the search continues. If a limit of one row is ignored
   too, the server does not page at all, and its first answer is the whole result. Otherwise the offset is ignored or
   pages repeat: a `PagingError`.
-- Where the server gives out no more rows, or accepts no larger offset, and more may follow: a `TooManyResultsError`.
+- If more rows may follow than the server returns, or an offset is larger than it accepts: a `TooManyResultsError`.
 
-So every row of an archive that stands still comes once, or the search fails.
+So every row of an archive that does not change is returned once, or the search fails.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _MAX_STALLED = 3
 
 
 def uids_of(row: JSONDataset, level: SearchLevel) -> str | None:
-    """The UIDs that tell the rows of a search apart, from the study down; None if the row has none of its own.
+    """The UIDs that distinguish the rows of a search, from the study down; None if the row has no own UID.
 
     Some archives hold one SOP Instance UID in several series (Orthanc does), and each can be retrieved by itself.
     """
     tags = _NAMES[level]
     try:
-        # Nearly every row is like this, and there may be millions.
+        # The usual case, kept fast: there may be millions of rows.
         found = [row[tag]["Value"] for tag in tags]
-        # The first letter of a text that is no list would tell nothing apart.
+        # A text in place of a list must not count by its first letter.
         if found[-1][0] and all(isinstance(values, list) for values in found):
             return "/".join([values[0] for values in found])
     except (KeyError, IndexError, TypeError):
@@ -102,7 +102,7 @@ def pages_by_offset(profile: ServerProfile, query: SearchQuery) -> bool | None:
 
 
 def rows_follow(profile: ServerProfile, level: SearchLevel, page: SearchPage, announced: bool) -> bool | None:
-    """What a page says of rows behind it; see `SearchPage.more`.
+    """What a page says about the rows after it; see `SearchPage.more`.
 
     Args:
         profile: The server's behaviour.
@@ -114,7 +114,7 @@ def rows_follow(profile: ServerProfile, level: SearchLevel, page: SearchPage, an
     if total:
         if page.offset + number < total:
             return True
-        # Totals can be wrong: behind a full page the next one is looked at all the same.
+        # Totals can be wrong: after a full page the next one is requested all the same.
         return None if limit is not None and number >= limit else False
     if announced:
         return True
@@ -132,7 +132,7 @@ class PageRequest:
 
     Attributes:
         offset: The offset of the first row.
-        limit: The most rows.
+        limit: The maximum number of rows.
         fill: Whether the rows behind may be asked for before the answer has come. Then rows missing from a short answer
             are to be asked for at once; see `pages_of`.
     """
@@ -144,7 +144,7 @@ class PageRequest:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an answer tells the engine.
+    """What an answer says to the engine.
 
     Attributes:
         keys: The identities of its rows; see `row_key`.
@@ -164,11 +164,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What the first pages of a search proved, for whatever reads the rest.
+    """What the first pages of a search proved, for the reader of the remaining rows.
 
     Attributes:
         first: The identity of row 0.
-        last: The identities of the last rows that came.
+        last: The identities of the last rows that arrived.
         total: The number of all rows, where it was announced; a hint.
         full: Whether the last page held as many rows as were asked for.
         offset_works: Whether a page at a later offset held other rows than the first.
@@ -192,7 +192,7 @@ class Remembered:
         return key in self._recent or key in self._older
 
     def repeats(self, key: bytes) -> bool:
-        """Remembers a row, and tells whether it came before. Of a row without UIDs that cannot be told."""
+        """Remembers a row, and returns whether it came before. For a row without UIDs that is unknown."""
         if key in self:
             return len(key) == _KEY_BYTES
         if len(self._recent) >= _MAX_REMEMBERED // 2:
@@ -205,14 +205,14 @@ class Paging:
     """The course of one search, or of the part of it from an offset on.
 
     `next_request` says what to send. The answers are handed in in the order of the requests: first to `doubts`, which
-    may demand a further request whose answer goes to `settle`, then to `accept`, which tells the rows to pass on.
+    may demand a further request whose answer goes to `settle`, then to `accept`, which returns the rows to pass on.
 
     Args:
         profile: The archive's behaviour.
         query: The search.
         url: Where it is made, for errors.
         start: The offset of the first row wanted.
-        limit: The most rows to pass on; not for reading ahead.
+        limit: The maximum number of rows to pass on; not for reading ahead.
         page_size: Rows to ask for at once; by default what the profile says.
         beginning: What is known from the pages before `start`.
 
@@ -222,7 +222,7 @@ class Paging:
         stop: The offset at which to end; None for the end of the search. It may be changed at any time.
         total: The number of all rows, as last announced.
         passed: The rows passed on.
-        repeated: The rows left out because they came before.
+        repeated: The rows left out because they were returned before.
         answer: The last answer taken in.
         full: Whether that page held as many rows as were asked for.
         ended: Whether nothing more is to be asked for.
@@ -273,7 +273,7 @@ class Paging:
         """The next request; None if the search has ended, or depends on an answer that is still to come.
 
         Raises:
-            TooManyResultsError: If more rows may follow than the server gives out.
+            TooManyResultsError: If more rows may follow than the server returns.
         """
         size = self._page_size
         if self._limit is not None:
@@ -291,7 +291,7 @@ class Paging:
             return None
         if capped or refused:
             what = (
-                f"the server returns the first {profile.max_rows} rows of a search only"
+                f"the server returns only the first {profile.max_rows} rows of a search"
                 if capped
                 else f"the server accepts no offset above {profile.max_offset}"
             )
@@ -310,7 +310,7 @@ class Paging:
     # Answers ----------------------------------------------------------------------------------------------------------
 
     def doubts(self, request: PageRequest, evidence: Evidence) -> PageRequest | None:
-        """The request for the beginning of the search, if an answer looks like rows that came before."""
+        """The request for the beginning of the search, if an answer looks like earlier rows."""
         keys = evidence.keys
         if self.ended or not keys or request.offset == self._first_offset:
             return None
@@ -333,7 +333,7 @@ class Paging:
         assert self._doubted is not None  # noqa: S101 - doubts() asked for this
         request, evidence = self._doubted
         number = len(now.keys)
-        # Rows without UIDs cannot be told from those before, so they are not read on where rows move.
+        # Rows without UIDs cannot be distinguished from earlier ones, so they are not read further where rows move.
         if now.keys and now.keys[0] != self._first and all(len(key) == _KEY_BYTES for key in evidence.keys):
             self._first = now.keys[0]
             self._moved = True
@@ -363,7 +363,7 @@ class Paging:
             The offset of each row to pass on, and its number within the answer.
 
         Raises:
-            PagingError: If the answers go on without anything new.
+            PagingError: If further answers contain nothing new.
         """
         if self._pending.popleft() != request:
             raise ValueError("answers are to be taken in in the order of the requests")
@@ -385,7 +385,7 @@ class Paging:
             self._stalled += 1
             if keys and self._stalled > _MAX_STALLED:
                 raise self._error(request.offset, "page after page repeats only rows that were there before")
-            # An empty page that announces rows all the same is asked for once more.
+            # An empty page that announces rows all the same is requested again.
             if not keys and (self._stalled > 1 or not (self._profile.short_pages or evidence.more)):
                 self.ended = True
         if not self._pending:
@@ -432,13 +432,13 @@ class Paging:
 
     @property
     def beginning(self) -> Beginning:
-        """What the pages so far proved, for whatever reads the rest."""
+        """What the pages so far proved, for the reader of the remaining rows."""
         return Beginning(self._first, tuple(self.answer.keys[-_MAX_CARRIED:]), self.total, self.full, self.offset_works)
 
     def _error(self, offset: int, what: str) -> PagingError:
         return PagingError(
-            f"{what} (asked for rows from {offset} on). The rows so far are not known to be all. Ask for one page with "
-            "a limit that covers everything, or use a profile whose max_limits tell the server's true maximum",
+            f"{what} (when rows from {offset} on were requested). The rows so far may be incomplete. Request one page "
+            f"with a limit that covers all rows, or use a profile whose max_limits give the server's real maximum",
             method="GET",
             url=self._url,
         )

@@ -52,7 +52,7 @@ class BoundedPool:
     bundle's own thread. A producer reserves room for what it is about to read; the room is free again when the consumer
     has taken the result and asks for the next. So a slow consumer holds the producers back.
 
-    In a forked child it starts anew, and lanes that were open are closed.
+    In a forked child it restarts, and lanes that were open are closed.
 
     Args:
         max_in_flight: Tasks at once. A lane that has none in flight may start one more.
@@ -124,7 +124,7 @@ class BoundedPool:
         return lane
 
     def close(self) -> None:
-        """Lets running tasks end and gives back the threads. Lanes are to be closed before."""
+        """Lets running tasks end and releases the threads. Lanes are to be closed before."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, task: _Task, holding: int) -> bool:
@@ -182,7 +182,7 @@ class Room:
 
     @property
     def cancelled(self) -> bool:
-        """True if nobody wants the results any more."""
+        """True if the lane was closed."""
         return self._task.lane.closed
 
     def reserve(self, size: int) -> None:
@@ -196,7 +196,7 @@ class Room:
         pool = lane.pool
         with pool._condition:
             if size > task.held:
-                # Growing in place could leave two half-read items waiting for each other: give back first.
+                # Growing in place could leave two half-read items waiting for each other: release first.
                 task.hold(0)
                 if lane.closed:
                     raise WorkCancelled
@@ -439,11 +439,12 @@ def _release(key: Any, pool: BoundedPool, max_bytes: int) -> None:
 
 
 def shared_client(endpoint: Endpoint, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Lease:
-    """Leases this process's client and pool for an endpoint, and makes them if nobody uses them yet.
+    """Leases this process's client and pool for an endpoint, and makes them if they are not in use yet.
 
     Args:
         endpoint: The archive. Equal descriptions share, whichever object they are, and for whatever purpose.
-        max_bytes: The most bytes in memory. The smallest number that any user of the endpoint names holds for all.
+        max_bytes: The maximum number of bytes in memory. The smallest number that any user of the endpoint names holds
+            for all.
     """
     return Lease(endpoint, max_bytes)
 

@@ -1,7 +1,7 @@
 """Server profiles: how DICOMweb servers differ, as data. No code path asks which server it talks to.
 
-Each profile names the source of its facts. What is unknown has the careful value: one request more, or an error before
-anything is sent, never a lost row. ``"auto"`` chooses by the URL alone; `Endpoint.probe` asks the server.
+Each profile names the source of its facts. Unknown facts have careful values: they cost one more request, or an error
+before anything is sent, but never a row. ``"auto"`` chooses by the URL alone; `Endpoint.probe` asks the server.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ServerProfile:
 
     Attributes:
         name: The name to ask for it by.
-        url_pattern: A regular expression that its addresses match; None if it cannot be told by address.
+        url_pattern: A regular expression that its addresses match; None if the address does not show it.
         sources: Where the facts come from.
         fingerprint: An address relative to the root and a member of the JSON object found there, by which a probe
             recognizes the server; None if there is none.
@@ -37,7 +37,7 @@ class ServerProfile:
         decodes_queries: Whether it decodes percent escapes in query strings, as it must; None: ask it, once, before the
             first filter whose value needs them.
         max_offset: The largest offset it accepts; None where none is known.
-        max_rows: The most rows of one search that it gives out at all; None where there is no such cap.
+        max_rows: The most rows that it returns for one search; None if there is no such limit.
         short_pages: Whether a page may be short or empty although more rows follow.
         offset_works: Whether it is known that ``offset`` is honoured (a transform may read pages ahead); None: unknown.
         order_by: A query parameter that makes the order of rows stable, or None.
@@ -52,10 +52,10 @@ class ServerProfile:
         metadata_resource: Whether ``…/metadata`` exists; None: try, and ask the object for JSON if it is missing.
         original_accepts: Accept headers that give the stored bytes, best first.
         transcoding_accepts: Accept headers that may give re-encoded instances; sent only with ``allow_transcoding``.
-        frames_per_request: The most frames to ask for at once.
+        frames_per_request: The maximum number of frames of one request.
         max_url_length: The longest URL to send, in characters.
-        store_batch_bytes: The most bytes of instances per store request.
-        store_batch_count: The most instances per store request.
+        store_batch_bytes: The maximum number of bytes of instances per store request.
+        store_batch_count: The maximum number of instances per store request.
         max_request_bytes: The largest store request that the server accepts; None if no limit is known.
         duplicate_reasons: Failure reasons that mean "an instance with this UID is already here, whatever its content".
         conflict_reasons: Failure reasons that may mean "another object with this UID is already here".
@@ -63,11 +63,11 @@ class ServerProfile:
             then store, with the old bytes kept until the new ones are in), or None.
         delete: How objects are deleted: ``"resource"`` (DELETE of the resource, PS3.18 section 10.7), ``"orthanc"``
             (Orthanc's own REST interface beside DICOMweb), or None.
-        comparison_level: What it keeps of a stored file: every byte, the dataset's bytes, the decoded pixels, or
-            nothing that could be relied on.
+        comparison_level: How much of a stored file it preserves: every byte, the dataset's bytes, the decoded pixels,
+            or nothing reliable.
         metadata_bulkdata: Whether metadata refers to large values by BulkDataURI.
         thumbnails: Whether thumbnails exist; None: unknown.
-        changes: How it tells what is new: ``"orthanc"`` (its log of changes beside DICOMweb), ``"azure"`` (a change
+        changes: How new instances are found: ``"orthanc"`` (its change log beside DICOMweb), ``"azure"`` (a change
             feed), ``"receive_time"`` (searches by the time it received studies), or None.
     """
 
@@ -120,7 +120,7 @@ class ServerProfile:
         return f"<ServerProfile {self.name}>"
 
     def with_facts(self, **facts: Any) -> ServerProfile:
-        """A copy with other facts, for a server configured otherwise, or after measuring."""
+        """A copy with other facts, for example for a server with other settings."""
         return replace(self, **facts)
 
 
@@ -177,7 +177,7 @@ DCM4CHEE = ServerProfile(
         "dcm4chee-arc-light issues 418 and 18: older builds return short or empty pages although more rows follow",
         "dcm4chee-arc-light issue 4796: the order of rows is stable by default since 2025-09 only, so orderby is sent",
         "dcm4chee-arc-light issue 3469: a file from another source is ignored, yet reported as stored: no safe replace",
-        "attributes of the database are merged into what is served (read): pixels are what is kept",
+        "attributes of the database are merged into what is served (read): only pixels are preserved",
         "DELETE /studies/UID (read); several instances of one UID list separated by commas (read)",
         "StudyReceiveDateTime=FROM- as a parameter of searches (read)",
     ),
@@ -350,7 +350,7 @@ class Finding:
 
     Attributes:
         feature: What was asked, such as ``"search of all series"``.
-        supported: Whether the server does it; None if it could not be found out, for example in an empty archive.
+        supported: Whether the server supports it; None if unknown, for example in an empty archive.
         detail: What came back, in a few words.
     """
 

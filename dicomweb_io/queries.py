@@ -27,7 +27,7 @@ def make_query(
     Args:
         level: ``"study"``, ``"series"`` or ``"instance"``.
         study_instance_uid: Search in this study only.
-        series_instance_uid: Search in this series only. Without its study it becomes a filter of its own.
+        series_instance_uid: Search in this series only. Without its study it becomes a filter.
         fuzzymatching: Ask for fuzzy matching; None leaves it to the server.
         fields: Further attributes to return: keywords, 8-digit tags or dotted paths, or ``"all"``.
         search_filters: Attribute to value. Values are text, numbers, or lists of them (a UID list, or any of several
@@ -90,7 +90,7 @@ def _parameter(key: object, value: object) -> tuple[str, str]:
     if not isinstance(key, str):
         raise TypeError(f"the keys of additional_params must be str, but one is {type(key).__name__}")
     if key.lower() in ("limit", "offset"):
-        raise ValueError(f"{key} is an argument of its own and must not be in additional_params")
+        raise ValueError(f"{key} is a separate argument and must not be in additional_params")
     if isinstance(value, (list, tuple)):
         return key, ",".join(_text(key, item) for item in value)
     return key, _text(key, value)
@@ -205,7 +205,7 @@ COMPUTED: dict[SearchLevel, frozenset[str]] = {
     "series": frozenset((SERIES_RELATED_INSTANCES, RETRIEVE_URL)),
     "instance": frozenset((INSTANCE_AVAILABILITY, RETRIEVE_URL, AVAILABLE_TRANSFER_SYNTAX_UID)),
 }
-"""What is not in the files but follows from the folder."""
+"""Attributes that are computed from the folder."""
 
 
 def matching_level(tag: str, target: SearchLevel) -> SearchLevel:

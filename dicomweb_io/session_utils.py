@@ -32,7 +32,7 @@ def create_session_from_auth(auth: AuthBase) -> requests.Session:
         auth: Any authentication of requests, such as `requests.auth.HTTPBasicAuth`.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is not valid.
     """
     if not callable(auth):
         raise TypeError(f"auth must be a requests.auth.AuthBase, not {type(auth).__name__}")

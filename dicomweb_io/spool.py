@@ -1,7 +1,7 @@
 """Bytes of unknown size, small ones in memory and large ones in private temporary files.
 
 `Spool` and `collect` take them chunk by chunk; `SpoolPolicy` says from what size on a file is made, and
-`PrivateDirectory` holds files that nobody else owns yet.
+`PrivateDirectory` holds files that have no other owner yet.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class SpoolPolicy:
         directory: Where files are made; by default the system's temporary directory.
 
     Raises:
-        ValueError: If the size is negative, or the directory is none.
+        ValueError: If the size is negative, or the path is not a directory.
     """
 
     max_element_bytes: int | None = None
@@ -181,7 +181,7 @@ class SpoolPolicy:
 
 
 def remove_file(item: Frame | Bulkdata) -> None:
-    """Removes the file of a frame or value that nobody will get."""
+    """Removes the file of a frame or value that is not delivered."""
     if item.path is not None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(item.path)
@@ -208,14 +208,14 @@ class PrivateDirectory:
             return self._path
 
     def discard(self, part: Instance | Frame | Bulkdata) -> None:
-        """Deletes the file of a part if it is in this directory; a file that somebody else owns stays."""
+        """Deletes the file of a part if it is in this directory; a file with another owner stays."""
         path = part.path
         if path is not None and self._path is not None and os.path.dirname(os.path.abspath(path)) == self._path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
     def release(self, part: Instance | Frame | Bulkdata) -> str:
-        """Moves the file of a part out of this directory, to its parent, for somebody else to own.
+        """Moves the file of a part out of this directory, to its parent, for another owner.
 
         Returns:
             The new path; the old one if the file was not in this directory.

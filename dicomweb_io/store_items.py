@@ -48,12 +48,12 @@ def check_options(on_existing: OnExisting, verify: Verify) -> None:
 
 @dataclass
 class StoreItem:
-    """One instance on its way.
+    """One instance that is being stored.
 
     Attributes:
-        instance: The instance; None if what was given holds none.
+        instance: The instance; None if the input holds none.
         size: Bytes of its file.
-        outcome: What became of it; None while that is open.
+        outcome: Its outcome; None while that is open.
         answer: What the server said of it: an item of its response module.
         temporary: A file to remove when the outcome is out.
         existed: Whether the destination had its UID before; None if unknown.
@@ -161,7 +161,7 @@ def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
             item.instance = Instance.from_dataset(cast("Dataset", storable))
         else:
             raise TypeError(
-                "what is stored must be an Instance, bytes, a path, a pydicom Dataset or a binary file, not "
+                "only an Instance, bytes, a path, a pydicom Dataset or a binary file can be stored, not "
                 f"{type(storable).__name__}"
             )
         item.size = item.given.size
@@ -195,8 +195,8 @@ class Batch:
     """Items that go into one request, in order.
 
     Args:
-        max_bytes: The most bytes, unless a single instance is larger.
-        max_count: The most items.
+        max_bytes: The maximum number of bytes, unless a single instance is larger.
+        max_count: The maximum number of items.
     """
 
     max_bytes: int

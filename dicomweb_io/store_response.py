@@ -171,7 +171,7 @@ def response_module(
     """Makes the module from the outcomes of a store.
 
     Args:
-        outcomes: What became of each instance. One without a reference is among the other failures (PS3.18 table
+        outcomes: The outcome of each instance. One without a reference is among the other failures (PS3.18 table
             I.1-1).
         retrieve_url: The Retrieve URL of the study, if all were stored into one.
         answers: What is known of each instance beyond that: the item that a server sent, in the same order.

@@ -46,13 +46,13 @@ from dicomweb_io.spool import PrivateDirectory
 logger = logging.getLogger("dicomweb_io")
 
 CopyResult = StoredInstance | Failure
-"""What became of one instance."""
+"""The result for one instance."""
 
 MAX_BATCH_INSTANCES = 50
 """Instances in one store request: what clients send at once (`ServerProfile.store_batch_count`)."""
 
 MAX_BATCH_MEMORY = 7_000_000
-"""Bytes of a store request that wait in memory; the rest is in files. A second one is collected meanwhile."""
+"""Bytes of a store request that wait in memory; larger instances are in files. A second one is collected meanwhile."""
 
 MAX_BATCH_BYTES = 20_000_000
 """Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
@@ -68,7 +68,7 @@ _ASK_FROM = 4
 
 
 class InstanceStorer:
-    """Stores batches of instances and says of each what became of it. Safe to use from several threads.
+    """Stores batches of instances and reports the result of each. Safe to use from several threads.
 
     Args:
         destination: The archive.
@@ -125,8 +125,8 @@ class InstanceStorer:
             return {self._on_existing: list(range(len(instances)))} if instances else {}
         policies: dict[OnExisting, list[int]] = {}
         for place, instance in enumerate(instances):
-            # What is new by our listing is sent as it is: a client that looks again lists the series for each request,
-            # while other requests add to it. What slips in between is the archive's own business ("server").
+            # What our listing reports as new is sent without another look: that would list the series for each request,
+            # while other requests add to it. If an instance arrives in between, the archive decides ("server").
             policy: OnExisting = "server"
             if self._verify == "content":
                 try:
@@ -170,7 +170,7 @@ def check_policies(on_existing: str, verify: str) -> None:
 
 
 class InstanceCopier:
-    """Copies instances from one archive to another, bytes unchanged, and says of each what became of it.
+    """Copies instances from one archive to another, bytes unchanged, and reports the result of each.
 
     What the destination has already is not asked of the source. Small instances wait in memory for the store request
     that takes them, larger ones in files of a private directory, so that memory stays bounded whatever is copied.
@@ -236,10 +236,10 @@ class InstanceCopier:
     def iter_group(
         self, group: InstanceGroup, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[Resource, CopyResult]]:
-        """Copies instances of a series, and yields what became of each of them, once and as soon as it is known.
+        """Copies instances of a series, and yields the result for each of them, once and as soon as it is known.
 
         Instances that are (nearly) all of their series are retrieved in one request. What it leaves out, or has not
-        given when it breaks off, is asked for instance by instance.
+        returned when it ends early, is requested instance by instance.
 
         Args:
             group: The instances.
@@ -267,7 +267,7 @@ class InstanceCopier:
     def _stored(
         self, retrieved: Iterator[tuple[Resource, Instance | Failure]]
     ) -> Iterator[tuple[Resource, CopyResult]]:
-        """Stores in batches what comes: one is sent, by a thread of its own, while the next is read."""
+        """Stores in batches what comes: one is sent, by a separate thread, while the next is read."""
         sent: Future[list[tuple[Resource, CopyResult]]] | None = None
         batch = _Batch(self._spool)
         executor = ThreadPoolExecutor(1, thread_name_prefix="dicomweb_io-store")
@@ -306,13 +306,13 @@ class InstanceCopier:
         self.close()
 
     def _with_file(self, result: CopyResult) -> CopyResult:
-        """A failure with the file that it is about, if the source is a folder: whoever repairs it looks for that."""
+        """A failure with its file, if the source is a folder: the file is what a user has to repair."""
         if not isinstance(result, Failure) or result.source is not None or result.reference is None:
             return result
         try:
             found = self._source.locations_of(result.reference)
         except RECOVERABLE:
-            # The folder is in trouble itself, which is not what this failure tells.
+            # The folder itself cannot be read; that is another failure.
             return result
         return replace(result, source=found[0]) if found else result
 
@@ -355,9 +355,9 @@ class InstanceCopier:
                 else:
                     self._spool.discard(instance)
         except RECOVERABLE as error:
-            logger.info("%s broke off: %s", series.uri, log_text(error))
+            logger.info("the retrieve of %s ended early: %s", series.uri, log_text(error))
         if rest:
-            logger.info("%d instances did not come with %s and are asked for one by one", len(rest), series.uri)
+            logger.info("%d instances were missing from %s; they are requested one by one", len(rest), series.uri)
 
     def _one(self, reference: Resource) -> Instance | Failure:
         kept: Instance | None = None
@@ -374,7 +374,7 @@ class InstanceCopier:
                 self._spool.discard(kept)
             return failure_of(error, self.transform, reference=reference)
         if kept is None:
-            reason = "answered with another instance instead" if surplus else "answered without the instance"
+            reason = "answered with another instance" if surplus else "answered without the instance"
             return Failure(
                 self.transform,
                 f"{self._source.base_url} {reason} when asked for {reference.uri}; nothing was copied",
@@ -488,7 +488,7 @@ class TransferJob:
 
     @property
     def copies_series(self) -> bool:
-        """Whether what is wanted are whole series: nothing is said of single instances.
+        """Whether whole series are requested: no single instances are named.
 
         The files of a series in a folder may disagree about their series, so there each is compared with filters.
         """
@@ -503,7 +503,7 @@ class TransferJob:
 
     @property
     def has_exclusions(self) -> bool:
-        """Whether what is found are files, some of which may be no instances of their own."""
+        """Whether the source is a folder, where some files may not represent an instance."""
         return not self.source.is_web and self.wanted is None
 
     def query(self, level: SearchLevel = "instance", within: Wanted | None = None) -> SearchQuery:
@@ -565,7 +565,7 @@ def run_transfer(
     Args:
         job: What to do.
         max_in_flight: Series at once.
-        account: Takes every fate as it is known; another thread may read its numbers meanwhile.
+        account: Takes every result as it is known; another thread may read its numbers meanwhile.
         on_failure: Called with each failure, on this thread.
         clients: The source and the destination, which stay open; by default they are connected and closed.
 
@@ -639,7 +639,7 @@ def _distinct(references: Iterable[Resource]) -> Iterator[Resource]:
 
 
 def _found(source: DICOMClient, query: SearchQuery, failures: list[Failure]) -> Iterator[Resource]:
-    """What a search names; rows that name nothing, and a search that breaks off, are failures."""
+    """What a search names; rows that name nothing, and a search that ends early, are failures."""
     try:
         for row in source.iter_search(query):
             try:
@@ -653,7 +653,7 @@ def _found(source: DICOMClient, query: SearchQuery, failures: list[Failure]) -> 
 
 
 def _fates(source: DICOMClient, copier: InstanceCopier, task: Resource | InstanceGroup, room: Room) -> Iterator[Fate]:
-    """Copies a series or a group; yields what it consists of, and then what became of each instance."""
+    """Copies a series or a group; yields what it consists of, and then the result for each instance."""
     groups: Iterable[InstanceGroup] = [task] if isinstance(task, InstanceGroup) else list_groups(source, task)
     series = task.series if isinstance(task, InstanceGroup) else task
     found = False
@@ -676,7 +676,7 @@ def nothing_listed(client: DICOMClient, reference: Resource, transform: str) -> 
 
 
 def excluded_files(source: DICOMClient, query: SearchQuery) -> Iterator[Exclusion | Failure]:
-    """The files that a search in a folder leaves out: a failure of each that cannot be read."""
+    """The files that a search of a folder excludes; unreadable ones as failures."""
     try:
         for exclusion in source.iter_exclusions(query):
             if exclusion.kind == "unreadable":
@@ -715,13 +715,13 @@ class InstanceDownloader:
         directory: A local path, or any fsspec URL.
         storage_options: Arguments for the fsspec filesystem.
         overwrite: Retrieve and replace files that are there.
-        media_types: Wanted encodings; by default the stored one.
-        allow_transcoding: Take what the archive re-encodes if it cannot give the original.
+        media_types: Accepted encodings; by default the stored one.
+        allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
         spool_directory: Where the private directory is made; by default the system's temporary directory.
         transform: The name that failures carry.
 
     Raises:
-        ValueError: If the directory is none that can be written to.
+        ValueError: If the directory cannot be written to.
     """
 
     def __init__(
@@ -809,5 +809,5 @@ class InstanceDownloader:
         )
         if not written and not self._is_there(target, instance.reference):
             raise FileExistsError(in_the_way(path))
-        # Whoever came first wrote the same.
+        # Another writer was first; its bytes are the same.
         return Downloaded(path, instance.size if written else 0, not written)

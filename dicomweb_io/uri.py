@@ -43,7 +43,7 @@ def parse_query_parameters(
 
     Args:
         fuzzymatching: Ask for fuzzy matching of names.
-        limit: The most rows wanted.
+        limit: The maximum number of rows.
         offset: Rows to skip.
         fields: Further attributes to return.
         search_filters: Attribute (keyword, tag or dotted path) to value.

@@ -86,7 +86,7 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     if standard.runner is None:
         standard.runner = "FnApiRunner"
     if is_local(options):
-        # A local runner takes no options but Beam's own: what is left is a typing error.
+        # A local runner takes no options but Beam's own: any remaining option is a mistake.
         known = argparse.ArgumentParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
         for beam_options in PipelineOptions.__subclasses__():
             beam_options._add_argparse_args(cast(Any, known))

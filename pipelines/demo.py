@@ -24,7 +24,7 @@ from dicomweb_io.queries import make_query
 from dicomweb_io.testing.samples import copy_samples
 from dicomweb_io.testing.server.server import serve
 
-# The transfers write to the same output from processes of their own.
+# The transfers write to the same output from other processes.
 say = partial(print, flush=True)
 
 
@@ -85,7 +85,7 @@ def _transfer(source: str, destination: str, summary: Path) -> dict[str, Any]:
     numbers: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     parts = ("transferred", "already_there", "duplicate", "ignored", "failed")
     _expect(numbers["found"] == sum(numbers[part] for part in parts), f"the numbers do not add up: {numbers}")
-    _expect((finished.returncode == 0) == (numbers["failed"] == 0), "the exit code does not tell about failures")
+    _expect((finished.returncode == 0) == (numbers["failed"] == 0), "the exit code does not agree with the failures")
     return numbers
 
 

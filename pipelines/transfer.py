@@ -59,8 +59,8 @@ class TransferOutputs(NamedTuple):
     Attributes:
         groups: The instances that were found, each once, by series.
         stored: What arrived or was there already.
-        failures: What did not, and parts of the search that failed.
-        exclusions: Files that are no instance of their own.
+        failures: What did not, and failed search requests.
+        exclusions: Files that do not represent an instance.
     """
 
     groups: Any
@@ -85,7 +85,7 @@ def build(pipeline: beam.Pipeline, job: TransferJob) -> TransferOutputs:
 
 
 def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[Any]]:
-    """What is to be copied, series that are wanted whole or instances, and what failed on the way."""
+    """What is to be copied, whole series or instances, and what failed on the way."""
     if job.wanted is None:
         search = SearchForSeries if job.copies_series else SearchForInstances
         found = pipeline | "Search" >> search(job.source, job.filters, failures="collect")

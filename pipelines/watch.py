@@ -1,8 +1,9 @@
-"""Copies what comes to one archive to another, in rounds, for as long as it runs. ``python -m pipelines.watch --help``.
+"""Copies new instances of one archive to another, in rounds, for as long as it runs. ``python -m pipelines.watch
+--help``.
 
-Each round asks the source what is new and copies it in a bounded pipeline, as ``pipelines.transfer`` does. How far it
-came is written to the file ``--cursor`` after each round, complete or not at all: stop it at any time, and run the same
-command again to go on. What was copied in a round that was cut short is met again, and is skipped.
+Each round asks the source what is new and copies it in a bounded pipeline, as ``pipelines.transfer`` does. After each
+round the position is written atomically to the file ``--cursor``: stop it at any time, and run the same command again
+to continue. What was copied in an interrupted round is found again, and is skipped.
 
 What could not be copied is tried again in the next rounds. What fails five times is given up: it is written to
 ``--failures``, from where ``pipelines.transfer --input`` can take it later.
@@ -52,7 +53,7 @@ ATTEMPTS = 5
 """Rounds in which an instance is tried before it is given up."""
 
 ROUND = 10_000
-"""The most new instances of a round."""
+"""The maximum number of new instances of a round."""
 
 _SUMS = ("found", "transferred", "already_there", "failed", "bytes")
 
@@ -64,7 +65,7 @@ class WatchOptions(PipelineOptions):
     def _add_argparse_args(cls, parser: Any) -> None:
         parser = Arguments(parser)
         add_endpoint_arguments(parser)
-        parser.add_argument("--cursor", metavar="PATH", help="the file that keeps the place reached (required)")
+        parser.add_argument("--cursor", metavar="PATH", help="the file that records the position (required)")
         parser.add_argument(
             "--interval", metavar="SECONDS", type=float, default=60.0, help="seconds between polls (default: 60)"
         )
@@ -72,11 +73,11 @@ class WatchOptions(PipelineOptions):
             "--start",
             metavar="now|all|DATE",
             default="now",
-            help="where to begin, when there is no cursor yet: with what comes from now on (default), with everything "
-            "that is there, or with a day (YYYY-MM-DD)",
+            help="where to begin, when there is no cursor yet: with what arrives from now on (default), with all that "
+            "is there, or with a day (YYYY-MM-DD)",
         )
         parser.add_argument(
-            "--max-polls", metavar="N", type=int, help="end after so many polls (default: when it is stopped)"
+            "--max-polls", metavar="N", type=int, help="stop after this many polls (default: run until stopped)"
         )
         parser.add_argument(
             "--method",
@@ -85,7 +86,7 @@ class WatchOptions(PipelineOptions):
             help="how to find out what is new (default: by the source's profile)",
         )
         parser.add_argument(
-            "--lookback", metavar="SECONDS", type=float, help="how long after its time something may still arrive"
+            "--lookback", metavar="SECONDS", type=float, help="how late an instance may arrive after its time"
         )
         add_filter_option(parser)
         parser.add_argument("--failures", metavar="PATH", help="add what was given up here, one JSON object a line")
@@ -108,7 +109,7 @@ class WatchJob:
 
     @property
     def place_file(self) -> PlaceFile:
-        """Where the place is kept."""
+        """Where the position is kept."""
         return PlaceFile(self.cursor, {"source": self.transfer.source.safe_url, "filters": self.transfer.filters})
 
 
@@ -118,13 +119,13 @@ class WatchJob:
 def run_round(
     job: WatchJob, options: PipelineOptions, place: Place, changes: Changes, totals: dict[str, Any]
 ) -> list[Failure]:
-    """Copies what is new and what is to be tried again, and moves the place on.
+    """Copies what is new and what is to be tried again, and moves the position.
 
     Returns:
         What was given up.
 
     Raises:
-        RuntimeError: If a failure names no object, so that nobody can tell what it is about. The place stays.
+        RuntimeError: If a failure does not name an object, so that it cannot be repeated. The position stays.
     """
     wanted = dict.fromkeys([*place.pending, *changes.references])
     if not wanted:
@@ -212,14 +213,14 @@ def _poll_and_copy(
     totals: dict[str, Any],
     stopping: threading.Event,
 ) -> bool:
-    """One poll, with as many rounds as it takes to copy what it tells. Gives whether it was left unfinished."""
+    """One poll, with as many rounds as it takes to copy what it reports. Returns whether the round is incomplete."""
     while True:
         try:
             changes = job.source.poll(client, place.cursor, start=job.start, max_changes=ROUND)
             busy = bool(place.pending or changes.references)
             given_up = run_round(job, options, place, changes, totals)
         except (*RECOVERABLE, RuntimeError) as error:
-            # The place has not moved: the next poll finds the same again.
+            # The position has not moved: the next poll finds the same again.
             totals["failed_polls"] += 1
             totals["last_error"] = failure_of(error, "Watch").message
             print(f"watch: {totals['last_error']}", file=sys.stderr)
@@ -229,7 +230,7 @@ def _poll_and_copy(
         if given_up:
             totals["given_up"] += len(given_up)
             if job.failures is not None:
-                # Before the place moves on: rather a dead letter twice than never.
+                # Before the position moves, so that a failure may be written twice but is never lost.
                 append_lines(job.failures, map(failure_line, given_up))
         job.place_file.write(place)
         if busy or given_up:
@@ -257,10 +258,10 @@ def job_from(args: Any, options: PipelineOptions) -> WatchJob:
     if not is_local(options):
         raise UsageError(
             "it copies in rounds on this machine; for a streaming runner use the transforms WatchForInstances and "
-            "CopyInstances in a pipeline of your own"
+            "CopyInstances in your own pipeline"
         )
     if not args.cursor:
-        raise UsageError("--cursor is required: the file that keeps the place reached")
+        raise UsageError("--cursor is required: the file that records the position")
     for option in ("cursor", "failures", "summary"):
         path = getattr(args, option)
         if path and "://" in path:

@@ -26,8 +26,8 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-remote", action="store_true", help="allow an address that other computers can reach")
     behaviour = parser.add_argument_group("behaviour")
     behaviour.add_argument("--behaviour", default="generic", metavar="NAME", help="behave like this kind of server")
-    behaviour.add_argument("--behaviours", action="store_true", help="list the behaviours and end")
-    behaviour.add_argument("--describe", action="store_true", help="tell what is known of the behaviour and end")
+    behaviour.add_argument("--behaviours", action="store_true", help="list the behaviours and exit")
+    behaviour.add_argument("--describe", action="store_true", help="describe the behaviour and exit")
     behaviour.add_argument("--json", action="store_true", help="with --describe: as JSON")
     behaviour.add_argument(
         "--fault",
@@ -39,11 +39,11 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     behaviour.add_argument(
         "--faults", action="append", default=[], metavar="FILE", help="a file with a JSON list of faults; repeatable"
     )
-    access = parser.add_argument_group("who may ask (secrets come from environment variables)")
+    access = parser.add_argument_group("authentication (secrets come from environment variables)")
     access.add_argument("--user-env", metavar="NAME", dest="serve_user_env", help="holds NAME:PASSWORD (basic)")
     access.add_argument("--token-env", metavar="NAME", dest="serve_token_env", help="holds a bearer token")
     access.add_argument("--oauth2-env", metavar="NAME", help="holds CLIENT_ID:CLIENT_SECRET (client credentials)")
-    access.add_argument("--token-lifetime", type=float, metavar="SECONDS", help="after which bearer tokens expire")
+    access.add_argument("--token-lifetime", type=float, metavar="SECONDS", help="lifetime of bearer tokens")
     access.add_argument("--sigv4-env", metavar="NAME", help="holds ACCESS_KEY_ID:SECRET_ACCESS_KEY (AWS)")
     access.add_argument("--sigv4-region", default="us-east-1", metavar="REGION", help="default: %(default)s")
     access.add_argument("--sigv4-service", default="medical-imaging", metavar="NAME", help="default: %(default)s")
@@ -107,7 +107,7 @@ def _add_search(methods: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         parser.add_argument(
             "--field", metavar="NAME", action="append", default=[], dest="fields", help="further attribute to return"
         )
-        parser.add_argument("--limit", type=int, metavar="N", help="the most rows wanted; by default all")
+        parser.add_argument("--limit", type=int, metavar="N", help="at most this many rows (default: all)")
         parser.add_argument("--offset", type=int, default=0, metavar="N", help="rows to skip")
         parser.add_argument("--fuzzy", action="store_true", default=None, help="fuzzy matching of person names")
         _add_format(parser)
@@ -167,7 +167,9 @@ def _add_delete(methods: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     for depth, kind in enumerate(("study", "series", "instance"), start=1):
         parser = kinds.add_parser(kind, help=f"delete one {kind}")
         _add_uids(parser, depth)
-        parser.add_argument("--yes", action="store_true", required=True, help="required: there is no way back")
+        parser.add_argument(
+            "--yes", action="store_true", required=True, help="required, because a deletion cannot be undone"
+        )
         parser.set_defaults(command="delete")
 
 
@@ -196,7 +198,7 @@ def _add_serve(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_index(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = methods.add_parser("index", help="read a folder and tell what is in it")
+    parser = methods.add_parser("index", help="read a folder and count what is in it")
     parser.add_argument("path", help="the folder")
     parser.add_argument("--list", action="store_true", help="list duplicate, ignored and unreadable files")
     parser.set_defaults(command="index")
@@ -218,7 +220,9 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 
 def _add_save(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", action="store_true", help="write files instead of printing")
-    parser.add_argument("--output-dir", metavar="PATH", default=".", help="where to; by default this folder")
+    parser.add_argument(
+        "--output-dir", metavar="PATH", default=".", help="folder to write to (default: the current one)"
+    )
     parser.add_argument("--stdout", action="store_true", help="write the bytes to standard output")
 
 
@@ -230,5 +234,5 @@ def _add_media_type(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         dest="media_types",
-        help="wanted media type and, if it matters, its transfer syntax; repeatable, best first",
+        help="accepted media type and optionally its transfer syntax; repeatable, best first",
     )

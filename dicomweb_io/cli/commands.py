@@ -145,18 +145,18 @@ def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for heading in ("feature", "supported", "what came back"):
+    for heading in ("feature", "supported", "answer"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         table.add_row(finding.feature, _WORDS[finding.supported], finding.detail)
     sys.stdout.write(f"{url}\nprofile: {profile}\n")
-    # In a file or pipe every finding has a line of its own, for grep and its like.
+    # In a file or pipe every finding has a separate line, for grep and similar tools.
     width = None if sys.stdout.isatty() else _WIDTH
     Console(file=sys.stdout, highlight=False, width=width).print(table)
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Serves a folder as a DICOMweb server until interrupted, or tells about the behaviour that it can have."""
+    """Serves a folder as a DICOMweb server until interrupted, or describes the behaviour that it can have."""
     try:
         from dicomweb_io.testing.server.command import print_behaviours, run
     except ImportError as error:

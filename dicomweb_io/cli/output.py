@@ -107,7 +107,7 @@ def write_bytes(chunks: Iterable[bytes]) -> None:
 
 
 class Progress:
-    """A line on the terminal that tells how far a command is; silent if nobody watches."""
+    """A line on the terminal that shows how far a command is; silent unless standard error is a terminal."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -113,10 +113,10 @@ def _all(client: DICOMClient, reference: Resource, options: Mapping[str, Any]) -
     try:
         missing = client.missing_instances(reference, came)
     except DICOMwebError as error:
-        logger.warning("what came could not be compared with a search: %s", error.log_text)
+        logger.warning("the answer could not be compared with a search: %s", error.log_text)
         return
     for lost in missing:
-        logger.warning("%s was not in the answer and is asked for by itself", lost.uri)
+        logger.warning("%s was missing from the answer; it is requested separately", lost.uri)
         yield from client.iter_instances(lost, **options)
 
 

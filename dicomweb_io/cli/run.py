@@ -23,7 +23,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Help and wrong uses need none of them.
+    # Imported late: help and usage errors do not need the commands.
     from dicomweb_io.cli.commands import COMMANDS
 
     try:
@@ -34,7 +34,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"dicomweb-io: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # Whoever read our output has had enough, such as `head`. Python would complain once more at exit.
+        # The reader closed the pipe, as `head` does. Without this, Python prints another error at exit.
         sys.stderr.close()
         return 1
     except KeyboardInterrupt:
@@ -68,8 +68,8 @@ def _any_text() -> Iterator[None]:
 
 @contextmanager
 def _logging(verbosity: int) -> Iterator[None]:
-    """Logs to standard error while a command runs. Whoever calls `main` in a program keeps its own logging."""
-    # Partial answers and filters that a server may have ignored concern everybody who uses what is printed.
+    """Logs to standard error while a command runs. Programs that call `main` keep their logging."""
+    # Partial answers and filters that a server may have ignored concern all users of what is printed.
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))

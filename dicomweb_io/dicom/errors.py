@@ -8,7 +8,7 @@
     │   ├── DICOMDIRError           it is a directory of instances
     │   ├── IncompleteDICOMError    it is cut off or broken
     │   └── MissingUIDError         it lacks a UID
-    ├── DatasetError            a dataset has no form in an encoding, or the text of one is broken
+    ├── DatasetError            a dataset cannot be encoded, or the text of one is broken
     │   └── IncompleteJSONError     a JSON text ends too early
     ├── FrameError              a frame is not there, or its place is unknown
     ├── TranscodingError        pixel data cannot be decoded or encoded
@@ -50,7 +50,7 @@ class NotDICOMError(Part10Error):
 
 
 class DICOMDIRError(Part10Error):
-    """The file is a media storage directory (DICOMDIR, PS3.10 section 8.6): it lists instances and is none."""
+    """The file is a media storage directory (DICOMDIR, PS3.10 section 8.6): it is a list of instances."""
 
 
 class IncompleteDICOMError(Part10Error):

@@ -368,7 +368,7 @@ class HeaderScan:
         dataset_offset: Where the dataset starts, after the file meta information.
         end: Where the scan stopped: the start of the pixel data element, or of the first element that was not wanted,
             or the end of the dataset.
-        problem: Why the scan could not go on (the file is cut off or broken); None if all is well so far.
+        problem: Why the scan could not continue (the file is cut off or broken); None if all is well so far.
     """
 
     segments: list[tuple[int, bytes]] = field(repr=False)
@@ -419,7 +419,7 @@ def scan_header(
     Args:
         source: A seekable binary file, read from offset 0 on; or the bytes of a file.
         size: The file's size in bytes, where it is known already.
-        stop_after: A tag after which nothing is wanted; the default goes on to the pixel data or the end.
+        stop_after: A tag after which nothing is wanted; the default continues to the pixel data or the end.
         large_value: Values longer than this many bytes are not read if they reach beyond what was read so far; None
             keeps every value before the pixel data.
         first_read: Bytes to read at first.

@@ -119,7 +119,7 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if hasattr(value, "__iter__") and hasattr(value, "__len__") and not isinstance(value, (bytes, bytearray)):
         return list(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be represented in JSON")
 
 
 def _has_non_finite(value: Any) -> bool:
@@ -257,7 +257,7 @@ def iter_json_objects(chunks: Iterable[bytes]) -> Iterator[bytes]:
     else:
         raise IncompleteJSONError("the text is empty")
     if text.peek(_SPACE):
-        raise DatasetError("the JSON text goes on after its end")
+        raise DatasetError("the JSON text continues after its end")
 
 
 class _Text:

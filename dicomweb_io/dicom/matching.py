@@ -116,7 +116,7 @@ def compile_filters(
     pairs: Iterable[tuple[str, str]] = filters.items() if isinstance(filters, Mapping) else filters
     for attribute, value in pairs:
         if not isinstance(attribute, str) or not isinstance(value, str):
-            raise TypeError(f"filters are texts, but {attribute!r} has a value of type {type(value).__name__}")
+            raise TypeError(f"filter values must be text, but {attribute!r} has a value of type {type(value).__name__}")
         node = root
         path = resolve(attribute)
         for tag in path[:-1]:

@@ -1,7 +1,7 @@
 """Media types of DICOMweb: what to write into Accept, and what a Content-Type says (PS3.18 section 8.7.3).
 
 Any media type passes. The known ones have the default transfer syntax that the standard gives them; a type that is new
-tomorrow is sent as it is.
+tomorrow is sent unchanged.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class MediaType:
 
     Attributes:
         name: ``type/subtype``; either may be ``*``.
-        transfer_syntax_uid: The wanted transfer syntax, ``"*"`` for any that the server has, or None for the
+        transfer_syntax_uid: The accepted transfer syntax, ``"*"`` for any that the server has, or None for the
             standard's default.
     """
 

@@ -407,7 +407,7 @@ def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
         elif "PixelData" in plain:
             encode_all_frames(plain, wanted)
         else:
-            raise TranscodingError(f"without pixel data it has no form {wanted}")
+            raise TranscodingError(f"it has no pixel data, so it is not available in {wanted}")
         result = io.BytesIO()
         plain.save_as(result, enforce_file_format=True)
     except TranscodingError:

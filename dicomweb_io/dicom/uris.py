@@ -203,7 +203,7 @@ class URI:
         suffix: URISuffix | None = None,
         permissive: bool | None = None,
     ) -> URI:
-        """A copy with other parts; None keeps a part as it is."""
+        """A copy with other parts; None keeps a part unchanged."""
         return URI(
             self.base_url if base_url is None else base_url,
             self.study_instance_uid if study_instance_uid is None else study_instance_uid,

@@ -254,8 +254,8 @@ def name_text(value: object) -> str:
     """The text of a person name: its groups separated by ``=``, without trailing separators.
 
     Args:
-        value: A DICOM JSON object of a name; a plain string, as some servers send it, is returned as it is;
-            None gives an empty text.
+        value: A DICOM JSON object of a name; a plain string, as some servers send it, is returned unchanged; None gives
+            an empty text.
     """
     if isinstance(value, Mapping):
         return "=".join(str(value.get(group) or "") for group in GROUPS).rstrip("=")
@@ -454,7 +454,7 @@ def swap_words(value: bytes, vr: str) -> bytes:
 
 
 def parse_decimal(text: str) -> Decimal | None:
-    """A number of VR DS or IS; None if it is none, not finite, or has an exponent beyond 400."""
+    """A number of VR DS or IS; None if it is not a number, not finite, or has an exponent beyond 400."""
     if "_" in text:
         return None
     try:

@@ -1,9 +1,8 @@
 """`DICOMfileClient`: a folder of DICOM files as an archive, with the methods of a DICOMweb client.
 
-The files are the truth. What is kept beside them is an index, a cache in the user's own cache directory that can be
-thrown away at any time; nothing but instances is ever written into the folder. A search sees the folder as it was when
-the client first looked or when `DICOMfileClient.refresh` was last called, and what was stored and deleted through the
-same client.
+The files are the truth. The client keeps an index, a cache in the user's cache directory that can be deleted at any
+time; nothing but instances is ever written into the folder. A search sees the folder as it was when the client first
+looked or when `DICOMfileClient.refresh` was last called, and what was stored and deleted through the same client.
 """
 
 from __future__ import annotations
@@ -78,28 +77,28 @@ class DICOMfileClient(DICOMClient):
     """A client of a folder of DICOM files: local, or on any filesystem of fsspec. Safe to use from several threads.
 
     The folder may be laid out in any way. Files are recognised by their content. Of files with one SOP Instance UID,
-    identical ones count once, and of different ones `duplicates` says which one stands for the instance;
-    `iter_exclusions` lists the others, and what is no DICOM or cannot be served. What is stored goes to
+    identical ones count once, and of different ones `duplicates` says which one represents the instance;
+    `iter_exclusions` lists the others, and files that are not DICOM or cannot be read. What is stored goes to
     ``STUDY/SERIES/SOP.dcm``, and any number of clients on any number of computers may store into one folder at once.
 
     A folder that does not exist yet is made by the first store. To search the whole of it raises `FileNotFoundError`,
-    as its name is most likely mistyped; a search within a given study has the answer that there is nothing.
+    as its name is most likely mistyped; a search within a given study returns no rows.
 
-    It pickles as its arguments; a copy looks at the folder afresh.
+    It pickles as its arguments; the copy reads the folder again.
 
     Args:
         url: A local path, ``file:///a%20b``, or an fsspec URL such as ``memory://x``, ``gs://bucket/prefix``.
         update_db: Compare the folder with the index when it is first used. Without it, an index that was complete once
-            is taken as it is until `refresh` is called.
-        recreate_db: Throw the index away first and read all files anew.
+            is used unchanged until `refresh` is called.
+        recreate_db: Delete the index first and read all files again.
         in_memory: Keep the index in memory, for this client only.
         db_dir: The same as `index`.
         readonly: Refuse to store and to delete.
         storage_options: Arguments for the fsspec filesystem.
         index: A local directory for the index; by default ``dicomweb_io/index`` in the user's cache directory.
-        duplicates: Which of several different files with one SOP Instance UID stands for the instance: ``"first"`` by
-            path, the ``"newest"``, ``"all"`` of them (each is a row of its own), or ``"error"`` to refuse the folder.
-            Truncated files never do if there is a complete one.
+        duplicates: Which of several different files with one SOP Instance UID represents the instance: ``"first"`` by
+            path, the ``"newest"``, ``"all"`` of them (each is a separate row), or ``"error"`` to refuse the folder. A
+            truncated file never represents an instance if there is a complete one.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
 
     Raises:
@@ -127,7 +126,7 @@ class DICOMfileClient(DICOMClient):
         place = index if index is not None else db_dir
         self._folder = folder_of(url, storage_options)
         if place is not None and os.fspath(place) == ":memory:":
-            # SQLite's own word for it; a directory of that name would keep patients' names where nobody looks.
+            # SQLite's own word for it; a directory of that name would leave patients' names in an unexpected place.
             place, in_memory = None, True
         self._index_place = None if place is None else os.fspath(place)
         self._update_db = update_db
@@ -177,7 +176,7 @@ class DICOMfileClient(DICOMClient):
         return FOLDER
 
     def close(self) -> None:
-        """Closes the index. The client can be used again: it then opens the index anew."""
+        """Closes the index. The client can be used again: it then opens the index again."""
         with self._lock:
             if self._index is not None:
                 self._index.close()
@@ -186,7 +185,7 @@ class DICOMfileClient(DICOMClient):
     # The index ------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> RefreshCounts:
-        """Looks at the folder again: finds what is new, changed or gone since, whoever did it.
+        """Looks at the folder again: finds files that were added, changed or removed, by any program.
 
         Returns:
             The number of files in the folder, of files that were read, and of files that are gone.
@@ -202,7 +201,7 @@ class DICOMfileClient(DICOMClient):
 
     def _make_index(self) -> Index:
         place: Path | None = None
-        # The files of a filesystem in memory end with their process, so nobody else could use their index.
+        # The files of a filesystem in memory end with their process, so no other process could use their index.
         if not self._in_memory and not self._folder.url.startswith("memory:"):
             place = index_path(
                 self._folder.base_url, self._folder.storage_options, f"duplicates={self._duplicates}", self._index_place
@@ -292,7 +291,7 @@ class DICOMfileClient(DICOMClient):
             raise
 
     def _is_missing_destination(self, query: SearchQuery) -> bool:
-        """Whether a query asks for certain objects in a folder that nothing was stored in yet."""
+        """Whether a query names objects of a folder that does not exist yet."""
         return query.study_instance_uid is not None and not self._readonly and not self._folder.exists()
 
     def iter_exclusions(self, query: SearchQuery | None = None) -> Iterator[Exclusion]:
@@ -359,14 +358,12 @@ class DICOMfileClient(DICOMClient):
     ) -> Iterator[Instance]:
         """Yields the instances of a study, series or instance, bytes untouched unless `media_types` ask for a change.
 
-        Transfer syntaxes to be had are those of `dicomweb_io.dicom.pixels.TARGETS`, of what an installed decoder reads.
-        Where the filesystem can share blocks between files (Btrfs, XFS), a copy takes next to no time and no space.
-        `allow_transcoding` has no effect: the stored form can always be had.
+        The available transfer syntaxes are those of `dicomweb_io.dicom.pixels.TARGETS`, of what an installed decoder
+        reads. Where the filesystem can share blocks between files (Btrfs, XFS), a copy takes next to no time and no
+        space. `allow_transcoding` has no effect: the stored encoding is always available.
         """
         if resource.level == "frame":
-            raise InvalidIdentifierError(
-                "a reference to frames names no whole instance: use iter_frames, or reference.instance"
-            )
+            raise InvalidIdentifierError("this is a reference to frames: use iter_frames, or reference.instance")
         accepted_types = instance_media_types(media_types)
         return (
             self._reader.instance(
@@ -403,7 +400,7 @@ class DICOMfileClient(DICOMClient):
         accepted_types = parse_media_types(media_types)
         for accepted_type in accepted_types:
             if accepted_type.name == DICOM:
-                raise ValueError(f"frames have no form {DICOM}; retrieve the instance")
+                raise ValueError(f"frames are not available as {DICOM}; retrieve the instance")
         return self._frames(resource, accepted_types, SpoolPolicy(max_element_bytes, spool_directory))
 
     def _frames(self, resource: Resource, accepted_types: Any, spool_policy: SpoolPolicy) -> Iterator[Frame]:
@@ -455,13 +452,13 @@ class DICOMfileClient(DICOMClient):
         params: Mapping[str, Any] | None = None,
         thumbnail: bool = False,
     ) -> RenderedImage:
-        """Renders a study, series, instance or frames, in the forms and ways of PS3.18 section 8.3.5.
+        """Renders a study, series, instance or frames, as PS3.18 section 8.3.5 says.
 
         The types are ``image/jpeg`` (the default), ``image/png``, ``image/gif`` and ``image/jp2``; ``text/html`` for
-        structured reports; encapsulated documents come as what they are. Of a study or series the first image stands
-        for all. Several frames, or an instance of several frames, become one moving ``image/gif``; the other formats
-        show one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128
-        pixels, unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
+        structured reports; encapsulated documents are returned unchanged. A study or series is rendered as its first
+        image. Several frames, or an instance of several frames, become one moving ``image/gif``; the other formats show
+        one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128 pixels,
+        unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
         """
         renderer = FolderRenderer(self._reader, PixelAccess(self._reader, self._current()))
         return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
@@ -479,7 +476,7 @@ class DICOMfileClient(DICOMClient):
     ) -> Iterator[StoredInstance | Failure]:
         """Stores instances and yields the result of each, in order.
 
-        Each file is written beside its place, flushed to the disk, and then published in one step, so nobody ever sees
+        Each file is written beside its place, flushed to the disk, and then published in one step, so readers never see
         a part of it. Truncated files and files whose UIDs cannot be a path are refused. ``verify="response"`` trusts
         the operating system, ``"uid"`` reads the UID back. The status of the error is 403 if the client is read-only.
         """
@@ -531,7 +528,7 @@ class DICOMfileClient(DICOMClient):
     def _check_writable(self, what: str, method: str) -> None:
         if self._readonly:
             raise http_error(
-                403, f"the client may not {what} the folder: it is read-only", url=self.base_url, method=method
+                403, f"the client cannot {what} the folder, because it is read-only", url=self.base_url, method=method
             )
 
 

@@ -188,7 +188,7 @@ class Database:
                     # An operational error (locked, disk full) does not mean that the contents are bad.
                     if attempt == 2 or isinstance(error, sqlite3.OperationalError):
                         raise
-                    logger.info("the index %s is not usable (%s) and is made again", path, error)
+                    logger.info("the index %s is not usable (%s) and is rebuilt", path, error)
                     discard(path)
 
     def _connect_shared(self, path: Path) -> None:
@@ -222,7 +222,7 @@ class Database:
 
     @contextmanager
     def exclusive(self, *, wait: bool = True) -> Iterator[None]:
-        """Holds the right to write to the index; other processes of this host wait.
+        """Holds the write lock of the index; other processes of this host wait.
 
         Args:
             wait: Wait for others, which may be reading a million files.

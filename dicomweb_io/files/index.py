@@ -5,8 +5,8 @@ again. Of each file the database holds a record (`dicomweb_io.files.records`). F
 searches return: one for each instance, series and study. The first instance of a series, in the order of searches,
 represents the series, and the first series its study.
 
-Among complete files that share a SOP Instance UID the rule for duplicates decides which one stands for the instance; a
-truncated file never does. `iter_exclusions` lists the files that stand for no instance, and why.
+Among complete files that share a SOP Instance UID the rule for duplicates decides which one represents the instance; a
+truncated file never does. `iter_exclusions` lists the files that do not represent an instance, and why.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ConflictingDuplicatesError(DICOMError):
 
 
 class IndexedFile(NamedTuple):
-    """A file that stands for an instance."""
+    """A file that represents an instance."""
 
     id: int
     path: str
@@ -167,7 +167,7 @@ class Index:
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError as error:
-                logger.warning("the index is damaged (%s) and is built again", error)
+                logger.warning("the index is damaged (%s) and is rebuilt", error)
                 self._database.close()
                 if self._place is not None:
                     discard(self._place)
@@ -403,7 +403,7 @@ class Index:
         return encode(scan, tags=tags)
 
     def _leave_parent(self) -> bool:
-        """In a forked child: opens a database of its own, as the connections of the parent must not be used."""
+        """In a forked child: opens a separate database, as the connections of the parent must not be used."""
         if os.getpid() == self._process:
             return False
         self.lock = threading.RLock()
@@ -416,7 +416,7 @@ class Index:
             self.open()
 
     def files(self, where: str, values: Sequence[Any]) -> Iterator[IndexedFile]:
-        """The files that stand for instances, in order, some hundred at a time.
+        """The files that represent instances, in order, some hundred at a time.
 
         Args:
             where: A condition on the columns of ``instance`` as ``i``.
@@ -475,7 +475,7 @@ class Views:
     def choose(
         self, writer: sqlite3.Connection, sops: set[str], rows: dict[int, tuple[int, str]], touched: Touched
     ) -> None:
-        """Decides again which files stand for some instances.
+        """Decides again which files represent some instances.
 
         Args:
             writer: The database.
@@ -509,7 +509,7 @@ class Views:
                     touched.add((row[4], row[5]))
 
     def _chosen(self, writer: sqlite3.Connection, candidates: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
-        """The files that stand for an instance, out of all complete ones in order of their paths."""
+        """The files that represent an instance, out of all complete ones in order of their paths."""
         if len(candidates) < 2:
             return candidates
         if self._duplicates == "newest":
@@ -592,7 +592,7 @@ def _make_series(writer: sqlite3.Connection, study: str, series: str) -> None:
         return
     scan = _stored_scan(writer, first[0])
     row = encode(scan, tags=SERIES_DEFAULTS)
-    # The UID comes from the index: a row must name the series that it stands for.
+    # The UID comes from the index: a row must name the series that it represents.
     row[SERIES_INSTANCE_UID] = {"vr": "UI", "Value": [series]}
     writer.execute(
         "INSERT INTO series (study, series, number, modality, instances, file, row) VALUES (?, ?, ?, ?, ?, ?, ?) "
@@ -634,7 +634,7 @@ def _stored_scan(writer: sqlite3.Connection, number: int) -> HeaderScan:
 
 
 def _hide(writer: sqlite3.Connection, number: int, touched: Touched) -> None:
-    """A file no longer stands for an instance, if it did."""
+    """A file no longer represents an instance, if it did."""
     row = writer.execute("SELECT study, series FROM instance WHERE file = ?", (number,)).fetchone()
     if row is not None:
         touched.add((row[0], row[1]))
@@ -642,11 +642,11 @@ def _hide(writer: sqlite3.Connection, number: int, touched: Touched) -> None:
 
 
 def iter_exclusions(index: Index, matching: Collection[int] | None) -> Iterator[Exclusion]:
-    """Yields the files of an index that stand for no instance, and why; duplicates first, each kind by path.
+    """Yields the files of an index that do not represent an instance, and why; duplicates first, each kind by path.
 
     Args:
         index: The index.
-        matching: Limits duplicates to those of instances that these files stand for.
+        matching: Limits duplicates to those of instances that these files represent.
     """
     duplicated = index.select(
         "SELECT sop FROM file WHERE sop IS NOT NULL AND sop IN (SELECT sop FROM instance) "

@@ -179,7 +179,7 @@ class LocalFolder(Folder):
                 pass  # It was moved to its final name, or never made.
 
     def sweep(self, abandoned: list[str]) -> None:
-        """Removes what writers that died left behind, and directories that become empty."""
+        """Removes what killed writers left behind, and directories that become empty."""
         for path in abandoned:
             try:
                 self.remove(path)
@@ -242,7 +242,9 @@ def _publish_new(temporary: str, target: str) -> bool:
         os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except FileExistsError:
         raise OSError(
-            errno.EBUSY, "another writer is storing this instance, or one died doing so: remove this file", claim
+            errno.EBUSY,
+            "another writer is storing this instance, or was killed while it did: if none runs, remove this file",
+            claim,
         ) from None
     try:
         if os.path.lexists(target):

@@ -28,7 +28,7 @@ _COARSE_CLOCK_SECONDS = 2.0
 _TEMPORARY = re.compile(r"\.[^/]*\.[0-9a-f]{16}\.part\Z")
 
 ABANDONED_SECONDS = 24 * 3600
-"""A temporary file that nobody wrote to for this long belongs to a writer that died."""
+"""A temporary file that was not written to for this long belongs to a killed writer."""
 
 
 class FileStat(NamedTuple):
@@ -116,7 +116,7 @@ class Folder:
         Args:
             path: Where; missing directories are made.
             source: The bytes, or a local file to copy: its path, or what it was when it was checked.
-            replace: Replace an existing file; otherwise leave it as it is.
+            replace: Replace an existing file; otherwise leave it unchanged.
 
         Returns:
             True if the file was put there, False if there was one and `replace` is false.
@@ -145,7 +145,7 @@ class SourceChangedError(OSError):
     retryable = True
 
     def __init__(self, path: str) -> None:
-        super().__init__(errno.EBUSY, "it changed while it was stored, so nothing of it was stored", path)
+        super().__init__(errno.EBUSY, "it changed while it was read, so it was not stored", path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.filename,)

@@ -1,7 +1,7 @@
 """What the index of a folder stores of one file: its UIDs and its header's bytes, or why it is not an instance.
 
-`read_record` reads a file as far as that takes. `pack_scan` turns the scan of its header into bytes for the database,
-`unpack_scan` turns them back. Long values stay in the file; only their places are stored.
+`read_record` reads only as much of a file as it needs. `pack_scan` turns the scan of its header into bytes for the
+database, `unpack_scan` turns them back. Long values stay in the file; only their places are stored.
 """
 
 from __future__ import annotations

@@ -153,8 +153,8 @@ class FolderRenderer:
 
         Raises:
             ValueError: If an argument is not valid.
-            requests.HTTPError: 404 if a frame is not there, 406 if there is no such form of it, 501 if a library is
-                missing.
+            requests.HTTPError: 404 if a frame is not there, 406 if it is not available in that form, 501 if a library
+                is missing.
         """
         options = RenderingOptions.of(params or {}, thumbnail=thumbnail)
         accepted_types = parse_media_types(media_types)

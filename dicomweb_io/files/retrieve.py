@@ -1,7 +1,7 @@
 """Retrieving from a folder: instances with their bytes untouched, metadata, frames and bulk data.
 
-`FolderReader` reads files that an index names, if they still are what was indexed. `PixelAccess` reads frames and bulk
-data by range, so that a frame costs a frame, however large its file.
+`FolderReader` reads files that an index names, if they are still the indexed ones. `PixelAccess` reads frames and bulk
+data by range, so that reading a frame costs only that frame, whatever the size of the file.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ _PATH = re.compile(r"[0-9A-F]{8}(?:/[1-9][0-9]*/[0-9A-F]{8})*\Z")
 
 
 def reference_of(file: IndexedFile) -> Resource:
-    """The instance that a file stands for."""
+    """The instance that a file represents."""
     return Resource(file.study, file.series, file.sop)
 
 
 class FolderReader:
-    """Reads the files of a folder that an index names, and only if they still are what was indexed.
+    """Reads the files of a folder that an index names, and only if they are still the indexed ones.
 
     Args:
         folder: The folder.
@@ -102,13 +102,13 @@ class FolderReader:
         return content
 
     def check(self, file: IndexedFile, opened: BinaryIO) -> None:
-        """Makes sure that an open file still is what was indexed: before it is read, and when that is done.
+        """Checks that an open file is still the indexed one: before it is read, and when that is done.
 
         Raises:
             requests.HTTPError: If it is gone (404) or changed (409).
         """
         if self._folder.is_local:
-            # The open file is asked, not its name, which may soon stand for another file.
+            # The open file is asked, not its name, which may soon belong to another file.
             found = os.fstat(opened.fileno())
             stat: FileStat | None = FileStat(file.path, found.st_size, str(found.st_mtime_ns), 0.0)
         else:
@@ -219,7 +219,8 @@ class FolderReader:
         raise self._error(
             406,
             file,
-            f"is stored in {file.syntax}, and is not available in {asked}: a folder gives the stored form ('*') and "
+            f"is stored in {file.syntax}, and is not available in {asked}: a folder offers the stored encoding ('*') "
+            "and "
             f"{', '.join(TARGETS)}",
         )
 
@@ -292,7 +293,7 @@ def instance_media_types(media_types: Any) -> tuple[MediaType, ...]:
     for accepted_type in accepted_types:
         if accepted_type.name not in (DICOM, "*/*", "application/*"):
             raise ValueError(
-                f"instances have no form {accepted_type.name}: ask for {DICOM}, or for frames or rendered images"
+                f"instances are not available as {accepted_type.name}: request {DICOM}, or frames or rendered images"
             )
     return accepted_types
 
@@ -325,8 +326,8 @@ class PixelAccess:
                 raise self._reader.error(
                     406,
                     instance,
-                    f"its frames are stored as {image.stored_type} ({file.syntax}), and are available as "
-                    f"{OCTET_STREAM}, {', '.join(map(media_type_of, ENCODINGS))} too",
+                    f"its frames are stored as {image.stored_type} ({file.syntax}), and are also available as "
+                    f"{OCTET_STREAM}, {', '.join(map(media_type_of, ENCODINGS))}",
                 )
             syntax, media_type = form
             header = self._reader.header(file) if syntax != image.stored_syntax else None
@@ -371,7 +372,7 @@ class PixelAccess:
                 raise self._reader.error(404, instance, f"there is no bulk data at {path}")
             if place.length < 0:
                 if byte_range is not None:
-                    what = "encapsulated pixel data come in parts, which have no byte range"
+                    what = "byte ranges are not available for encapsulated pixel data, which are returned in parts"
                     raise self._reader.error(416, instance, what)
                 yield from self._parts(file, opened, scan, uri)
                 return

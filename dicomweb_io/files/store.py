@@ -1,6 +1,6 @@
 """Storing into a folder: one file for each instance, published in one step, safe for many writers.
 
-Instances go to ``STUDY/SERIES/SOP.dcm``, so one look-up tells whether an instance is there, and writers need not know
+Instances go to ``STUDY/SERIES/SOP.dcm``, so one look-up shows whether an instance is there, and writers need not know
 of each other. Only a folder that holds files with other names is searched by its index as well.
 """
 
@@ -125,7 +125,7 @@ class FolderStore:
             other = self._uid_at(target) if leftover else None
             if other not in (None, item.uid):
                 raise DICOMError(
-                    f"{self._folder.location_of(target)} holds another instance, {other}, and was left as it is"
+                    f"{self._folder.location_of(target)} holds another instance, {other}, and was not changed"
                 )
             if other is None and self._publish(target, item, source, replace=leftover):
                 self._prove(item, target, "stored", verify)
@@ -165,7 +165,7 @@ class FolderStore:
         """Notes the outcome for an instance that the folder has already; False if it has to be replaced."""
         location = self._folder.location_of(existing[0])
         if on_existing == "error":
-            item.fail(f"{item.reference.uri} is in the folder already, as {location}", reason_code=PROCESSING_FAILURE)
+            item.fail(f"{item.reference.uri} is already in the folder, as {location}", reason_code=PROCESSING_FAILURE)
             return True
         url = self._retrieve_url(item.reference)
         if on_existing == "skip" and verify != "content":
@@ -178,7 +178,7 @@ class FolderStore:
         if on_existing == "replace":
             return False
         item.fail(
-            f"the folder holds another file for {item.reference.uri}, {location}, which was left as it is "
+            f"the folder holds another file for {item.reference.uri}, {location}, which was not changed "
             "(on_existing='replace' would replace it)",
             reason_code=PROCESSING_FAILURE,
         )
@@ -215,8 +215,7 @@ class FolderStore:
             item.succeed(outcome, proofs[verify], size=item.size, retrieve_url=self._retrieve_url(item.reference))
             return
         item.fail(
-            f"{self._folder.location_of(target)} was written, but does not hold {item.reference.uri} when it is read "
-            "back",
+            f"{self._folder.location_of(target)} was written, but reading it back does not give {item.reference.uri}",
             reason_code=PROCESSING_FAILURE,
             retryable=True,
         )

@@ -70,7 +70,7 @@ class _Connect(Protocol):
 
 @dataclass(frozen=True)
 class TokenAccess:
-    """How token endpoints are reached: as the archive is, but each with limits of its own.
+    """How token endpoints are reached: as the archive is, but each with separate limits.
 
     Attributes:
         connect: Makes a transport to a token endpoint.
@@ -90,7 +90,7 @@ class Credentials(ABC):
 
     @abstractmethod
     def auth(self, access: TokenAccess) -> Authenticator:
-        """Makes what puts them into requests. No traffic yet.
+        """Makes the authenticator. No traffic yet.
 
         Args:
             access: How a token endpoint is reached.
@@ -184,7 +184,7 @@ class BasicCredentials(Credentials):
 
 
 class _HeaderAuthenticator(Authenticator):
-    """Sets a header that is made anew for each request, from sources that are cheap to ask."""
+    """Sets a header that is made again for each request, from sources that are cheap to ask."""
 
     def __init__(self, header: Callable[[], str]) -> None:
         self._header = header
@@ -350,11 +350,11 @@ class OAuth2ClientCredentials(Credentials):
         )
 
     def auth(self, access: TokenAccess) -> Authenticator:
-        """Makes what gets and sends tokens."""
+        """Makes the authenticator, which gets and sends tokens."""
         return TokenAuthenticator(ClientCredentialsGrant(self, access))
 
     def secret(self) -> str:
-        """The client's secret, from wherever it is."""
+        """The client's secret, read from its source."""
         return _secret_value(self.client_secret, self.client_secret_env, self.client_secret_file)
 
 
@@ -381,7 +381,7 @@ class GoogleCredentials(Credentials):
             raise ValueError("GoogleCredentials needs at most one of file, info")
 
     def auth(self, access: TokenAccess) -> Authenticator:
-        """Makes what gets and sends tokens."""
+        """Makes the authenticator, which gets and sends tokens."""
         return QuotaProjectAuthenticator(GoogleTokens(self, access), self.quota_project)
 
 
@@ -406,7 +406,7 @@ class AzureCredentials(Credentials):
 
 @dataclass(frozen=True, repr=False)
 class AWSSigV4(Credentials):
-    """AWS Signature Version 4, as AWS HealthImaging wants it (extra ``aws``).
+    """AWS Signature Version 4, as AWS HealthImaging requires it (extra ``aws``).
 
     Without keys, those of botocore's chain are used: environment, profile, container, instance role; temporary ones
     are renewed. The body's hash is signed, so a body is read once more before it is sent.
@@ -551,7 +551,7 @@ class GoogleTokens:
             self._credentials.refresh(self._request(google.auth.transport.requests.Request(session=self._session)))
         except google.auth.exceptions.GoogleAuthError as error:
             raise CredentialsError(
-                f"Google credentials: {type(error).__name__}: no token could be had", retryable=bool(error.retryable)
+                f"Google credentials: {type(error).__name__}: no token was obtained", retryable=bool(error.retryable)
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise CredentialsError(f"Google credentials: the key is not usable ({type(error).__name__})") from None
@@ -671,7 +671,7 @@ class AzureTokens:
         except ServiceRequestError:
             raise CredentialsError("Azure: the token endpoint cannot be reached", retryable=True) from None
         except ClientAuthenticationError as error:
-            raise CredentialsError(f"Azure: no identity gives a token ({type(error).__name__})") from None
+            raise CredentialsError(f"Azure: no identity provides a token ({type(error).__name__})") from None
         return Token(token.token, float(token.expires_on))
 
 
@@ -735,7 +735,7 @@ class SigV4Authenticator(Authenticator):
                     session = botocore.session.Session(profile=self._description.profile)
                     self._keys = session.get_credentials()
                 except botocore.exceptions.BotoCoreError as error:
-                    raise CredentialsError(f"AWS: no keys could be had ({type(error).__name__})") from None
+                    raise CredentialsError(f"AWS: the keys cannot be loaded ({type(error).__name__})") from None
             if self._keys is None:
                 raise CredentialsError("AWS: no keys were found (environment, profile, container or instance role)")
             # Temporary keys are renewed here.

@@ -1,9 +1,9 @@
 """From a request to a socket: sessions of requests over connections that a deadline can end.
 
 urllib3's timeouts bound each read, not their sum. Here every request in progress is known to one watching thread, which
-shuts the request's socket down when its deadline comes; the read, the write or the TLS handshake that waits on it then
-ends at once. The size of an answer's headers is bounded too, and an answer that breaks off inside its headers is an
-error (http.client takes it for a complete one without body).
+shuts the request's socket down at its deadline; the read, the write or the TLS handshake that waits on it then ends at
+once. The size of an answer's headers is bounded too, and an answer that ends inside its headers is an error
+(http.client takes it for a complete one without body).
 
 `SessionSender` sends through the user's session or one of our own: URLs as they are written, without redirects and
 retries, and without the user's credentials to other origins.
@@ -39,7 +39,7 @@ from dicomweb_io.http.retry import start_anew_after_fork
 from dicomweb_io.http.settings import TLS
 
 MAX_HEADER_BYTES = 256 * 1024
-"""The most that the status line and headers of one answer may take."""
+"""The maximum size of the status line and headers of one answer."""
 
 _IDLE_SECONDS = 5.0
 _MAY_BREAK = re.compile(r"[\r\n\0]")
@@ -62,7 +62,7 @@ class Exchange:
         connected: Whether a connection was made for it.
         reused: Whether it was sent over a connection that had served another request before.
         sent: Whether anything of it was sent.
-        expired: Whether the deadline came while it was on the wire.
+        expired: Whether the deadline passed while it was on the wire.
         bytes_out: What was sent, headers included.
     """
 
@@ -99,7 +99,7 @@ class Exchange:
             _watchdog.add(self)
 
     def finish(self) -> None:
-        """Nothing is to be ended any more."""
+        """The request is over."""
         _watchdog.remove(self)
         with _lock:
             self._socket = self._connection = None
@@ -328,7 +328,7 @@ _POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
 class WatchedAdapter(HTTPAdapter):
-    """The transport adapter of requests with watched connections and without retries of its own.
+    """The transport adapter of requests with watched connections and without retries.
 
     Args:
         pool_size: Idle connections kept per host.
@@ -340,7 +340,7 @@ class WatchedAdapter(HTTPAdapter):
         start_anew_after_fork(self)
 
     def start_anew(self) -> None:
-        """Forgets all connections without a word to the server: they are the parent's."""
+        """Drops all connections without closing them on the server: they belong to the parent."""
         self.init_poolmanager(*self._sizes)
         self.proxy_manager.clear()
 
@@ -417,7 +417,7 @@ class SessionSender:
         self._plain = kind.send is requests.Session.send and kind.request is requests.Session.request
 
     def start_anew(self) -> None:
-        """Makes a new lock; the adapters start anew by themselves."""
+        """Makes a new lock; the adapters restart by themselves."""
         # requests iterates over the cookies of a session while other threads may add some.
         self._cookies = threading.Lock()
 
@@ -436,7 +436,7 @@ class SessionSender:
 
         Args:
             method: The HTTP method.
-            url: The absolute URL, sent as it is.
+            url: The absolute URL, sent unchanged.
             headers: The headers.
             body: None, bytes, or an iterable of bytes (with a length, or it is sent in chunks).
             auth: Authentication; None for the session's own. Ignored for other origins.
@@ -532,7 +532,7 @@ class SessionSender:
     def _hooks(self, session: requests.Session) -> dict[str, Any] | None:
         if self._callback is None:
             return None
-        # Hooks of a request take the place of the session's, but the user wants both.
+        # Hooks of a request replace the session's, but the user wants both.
         own: Any = session.hooks.get("response") or []
         return {"response": [*([own] if callable(own) else own), self._callback]}
 
@@ -545,7 +545,7 @@ def _bundle_of_environment() -> str | None:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         path = os.environ.get(name)
         if path and not os.path.exists(path):
-            raise ValueError(f"the environment variable {name} names a file that is not there: {path!r}")
+            raise ValueError(f"the environment variable {name} names a file that does not exist: {path!r}")
         if path:
             return path
     return None

@@ -40,7 +40,7 @@ class MultipartError(ValueError):
     """A multipart message is malformed or incomplete.
 
     Attributes:
-        truncated: Whether the message broke off, so that asking again may help.
+        truncated: Whether the message ended early, so that a repeated request may help.
         complete_parts: How many parts were complete before.
     """
 
@@ -89,7 +89,7 @@ class Part:
 
     @property
     def content_type(self) -> str:
-        """The part's Content-Type header as it is; empty if there is none."""
+        """The part's Content-Type header, unchanged; empty if there is none."""
         return self.headers.get("Content-Type") or ""
 
     def iter_bytes(self) -> Iterator[Bytes]:
@@ -127,7 +127,7 @@ class MultipartReader:
     Args:
         chunks: The message, in chunks of any size.
         content_type: The message's Content-Type header, with the boundary.
-        max_header_bytes: The most that one part's headers may take.
+        max_header_bytes: The maximum size of one part's headers.
 
     Attributes:
         complete_parts: How many parts were seen up to their end.
@@ -210,7 +210,7 @@ class MultipartReader:
         return self._fail(f"{what} (part {self.complete_parts + 1} of the multipart message)")
 
     def _fail(self, message: str, *, truncated: bool = False) -> MultipartError:
-        # Whoever asks again gets the same error: nothing that follows can be trusted.
+        # Every further call raises the same error, because nothing after it is reliable.
         self._failure = MultipartError(message, truncated=truncated, complete_parts=self.complete_parts)
         return self._failure
 
@@ -246,7 +246,7 @@ class MultipartReader:
                 return "more", end
             if buffer[end + 1] == 0x0A:
                 return kind, end + 2
-            # A bare CR after the closing delimiter cannot be anything but its sloppy end.
+            # A bare CR after the closing delimiter is taken as the end of its line.
             return (kind, end + 1) if kind == "close" else ("data", end)
         return "data", end
 
@@ -325,7 +325,7 @@ class MultipartReader:
             name, colon, value = line.rstrip("\r").partition(":")
             name = name.strip()
             if not colon or not HEADER_NAME.match(name):
-                raise self._malformed("a line of the headers is no header")
+                raise self._malformed("a line of the part's headers is not a header")
             value = value.strip()
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         return headers
@@ -386,7 +386,7 @@ class MultipartReader:
     def _check_current(self, part: Part | None) -> None:
         if self._current is not part or not self._in_content:
             raise MultipartError(
-                "the content of a part cannot be read on after the next part was begun",
+                "the content of a part cannot be read after the next part was requested",
                 complete_parts=self.complete_parts,
             )
 

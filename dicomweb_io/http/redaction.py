@@ -16,7 +16,7 @@ from dicomweb_io.errors import safe_url
 _SHOWN_HEADERS = frozenset({"accept", "accept-encoding", "content-type", "content-length", "range", "user-agent"})
 _MESSAGE_KEYS = ("Message", "Details", "message", "errorMessage", "error_description", "detail", "title", "error")
 _MAX_MESSAGE = 300
-# What the HTTP library sends by itself; anything else in a request may be somebody's key.
+# Headers that the HTTP library sends by itself. Any other header may hold a secret.
 _KNOWN_HEADERS = _SHOWN_HEADERS | {"host", "connection", "transfer-encoding", "x-amz-date", "x-amz-content-sha256"}
 _SHORTEST_SECRET = 4
 
@@ -59,7 +59,7 @@ def public_response(response: requests.Response, content: bytes) -> requests.Res
 
 
 def without_secrets(content: bytes, headers: Mapping[str, str]) -> bytes:
-    """A body without what the request's headers held in confidence, should the server repeat it.
+    """The body with secrets of the request's headers masked, in case the server repeats them.
 
     Args:
         content: The body of an error answer.

@@ -1,6 +1,6 @@
 """The two forms of an answer, complete (`Answer`) and streamed (`StreamedAnswer`), and what goes wrong with one.
 
-An answer is decompressed within bounds (`Decoder`), and `connection_failure` says what it means that none came.
+An answer is decompressed within bounds (`Decoder`), and `connection_failure` makes the error if none arrives.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dicomweb_io.http.retry import Deadline, Slot
 logger = logging.getLogger("dicomweb_io")
 
 MAX_ANSWER_BYTES = 1 << 30
-"""The most that a complete answer may take in memory where no other limit is given."""
+"""The maximum size of a complete answer in memory where no other limit is given."""
 
 _ERROR_BODY = 1 << 20
 _DRAIN = 1 << 16
@@ -156,7 +156,7 @@ class StreamedAnswer:
         """The body as it arrives, decompressed.
 
         Args:
-            size: The most bytes of one chunk.
+            size: The maximum size of a chunk in bytes.
 
         Yields:
             Chunks, none empty; what has arrived is not held back until `size` is reached.
@@ -203,7 +203,7 @@ class StreamedAnswer:
                 ValueError,
                 AttributeError,
             ) as error:
-                # http.client answers a socket that is shut down under its hands with the last two.
+                # http.client raises the last two if a socket is shut down while it reads.
                 raise self._failure(error) from None
             self._slot.rest()
             if not data:
@@ -237,7 +237,7 @@ class StreamedAnswer:
                 retryable=True,
             )
         return self.error(
-            f"the answer broke off after {self.bytes_in} bytes ({describe(chain)})",
+            f"the answer ended early, after {self.bytes_in} bytes ({describe(chain)})",
             ResponseIncompleteError,
             retryable=True,
         )
@@ -246,7 +246,7 @@ class StreamedAnswer:
         """The whole body.
 
         Args:
-            max_bytes: The most it may take; None for `MAX_ANSWER_BYTES`.
+            max_bytes: The maximum size; None for `MAX_ANSWER_BYTES`.
 
         Raises:
             MalformedResponseError: If it is larger.
@@ -273,8 +273,8 @@ class StreamedAnswer:
                 if size >= _ERROR_BODY or time.monotonic() >= until:
                     break
         except DICOMwebError as error:
-            # The status is what counts; that its explanation broke off is no second error.
-            logger.debug("the explanation broke off: %s", error.log_text)
+            # The status decides; an incomplete body of an error is not a second error.
+            logger.debug("the body of the error ended early: %s", error.log_text)
         return without_secrets(b"".join(chunks), self._response.request.headers)
 
     def multipart(self, *, max_header_bytes: int = 65536) -> MultipartReader:
@@ -423,7 +423,8 @@ def connection_failure(
     if verification is not None:
         reason = cast(str, getattr(verification, "verify_message", "")) or "verification failed"
         failure = ConnectionFailedError(
-            f"{proxy}the TLS certificate is not trusted ({reason}); if it is right, give its CA bundle as verify=PATH",
+            f"{proxy}the TLS certificate is not trusted ({reason}); if the certificate is valid, pass its CA bundle: "
+            f"verify=PATH",
             **where,
         )
     elif has(ssl.SSLError, requests.exceptions.SSLError) and not has(ConnectionError, ssl.SSLEOFError, TimeoutError):
@@ -457,7 +458,7 @@ class DecodingError(ValueError):
     """Compressed content is broken or suspicious.
 
     Attributes:
-        truncated: Whether it broke off.
+        truncated: Whether it ended early.
         bomb: Whether it grows without measure.
     """
 
@@ -472,7 +473,7 @@ class Decoder:
 
     Content that grows more than 250-fold beyond 64 MiB is rejected: DICOM JSON stays far below, all-zero pixels would
     not, and those are asked for without compression. (urllib3 2.8 bounds what it decompresses at once too, but takes a
-    gzip body that breaks off for a complete one.)
+    gzip body that ends early for a complete one.)
 
     Args:
         encoding: The Content-Encoding header.
@@ -538,13 +539,13 @@ class Decoder:
             data = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
 
     def finish(self) -> Iterator[bytes]:
-        """Gives what is left.
+        """Returns the remaining bytes.
 
         Raises:
             DecodingError: If the compressed content has no end.
         """
         if self._head:
-            raise DecodingError("the compressed answer breaks off", truncated=True)
+            raise DecodingError("the compressed answer ends early", truncated=True)
         if not self._started:
             return
         if not self._inflater.eof:
@@ -552,4 +553,4 @@ class Decoder:
             if rest:
                 yield rest
             if not self._inflater.eof:
-                raise DecodingError("the compressed answer breaks off", truncated=True)
+                raise DecodingError("the compressed answer ends early", truncated=True)

@@ -110,7 +110,7 @@ def parse_retry_after(value: str | None, *, now: float | None = None) -> float |
 
 
 class Deadline:
-    """A point in time after which an operation must not go on; it starts to run when it is made.
+    """A point in time after which an operation must not continue; it starts to run when it is made.
 
     Attributes:
         seconds: How long the operation may take; None for ever.
@@ -140,7 +140,7 @@ class Deadline:
         return self.at is not None and time.monotonic() >= self.at
 
     def bound(self, seconds: float | None) -> float | None:
-        """The smaller of a time span and what is left; None if neither is limited."""
+        """The smaller of a time span and the remaining time; None if neither is limited."""
         remaining = self.remaining()
         if seconds is None or remaining is None:
             return remaining if seconds is None else seconds
@@ -196,7 +196,7 @@ class Budget:
         self._on_retry = on_retry
 
     def progress(self) -> None:
-        """Forgets the failures so far, because something new was got for good."""
+        """Resets the count of failures, because new data arrived completely."""
         self._failures = self._instant = 0
 
     def decide(self, error: DICOMwebError, *, repeatable: bool = True) -> float | None:
@@ -215,7 +215,8 @@ class Budget:
         if not error.retryable or not repeatable:
             return None
         if isinstance(error, ConnectionFailedError) and error.stale and self._instant < _MAX_INSTANT:
-            # The server closed an idle connection just when it was used again: no sign of trouble, no reason to wait.
+            # The server closed an idle connection just when it was used again: not a sign of a problem, and no reason
+            # to wait.
             self._instant += 1
             self._log(error, 0.0)
             return 0.0
@@ -252,7 +253,7 @@ class Attempt:
         self.failed = False
 
     def progress(self) -> None:
-        """Tells that something new was got for good, so that the failures before it no longer count."""
+        """Notes that new data arrived completely, so that the failures before it no longer count."""
         self.budget.progress()
 
     def __enter__(self) -> Attempt:
@@ -333,7 +334,7 @@ class Stats:
         self._lock = threading.RLock()
 
     def take(self) -> dict[str, int]:
-        """What was counted since this was last asked, whoever asked; ``throttled_msecs`` in place of seconds."""
+        """What was counted since the last call, for all callers; ``throttled_msecs`` in place of seconds."""
         with self._lock:
             now = {name: getattr(self, name) for name in ("requests", "retries", "bytes_in", "bytes_out")}
             now["throttled_msecs"] = int(1000 * self.throttled_seconds)
@@ -385,7 +386,7 @@ class Slot:
         _slots_of_thread().add(self)
 
     def rest(self) -> None:
-        """Tells that nothing is read for now."""
+        """Notes that nothing is read for now."""
         self._rests_since = time.monotonic()
 
     def resume(self, deadline: Deadline) -> None:
@@ -393,7 +394,7 @@ class Slot:
         self._throttle._resume(self, deadline)
 
     def release(self) -> None:
-        """Gives it back for good, from any thread; a second call does nothing."""
+        """Releases it, from any thread; a second call does nothing."""
         self._released = True
         _slots_of_thread().discard(self)
         self._throttle._give_back(self)
@@ -437,9 +438,9 @@ class Throttle:
 
     A server that answers 429 or 503 is overloaded: from then on half as many requests are in flight at once, at least
     one, and with each as many answers as are in flight one more again (additive increase, multiplicative decrease). So
-    a server that names no time to wait gets the rest it needs.
+    a server that names no time to wait can recover.
 
-    In a forked child it starts anew: the parent's requests are the parent's.
+    It restarts in a forked child: the requests of the parent process do not count.
 
     Args:
         max_in_flight: Requests at once, each while it is sent or its answer is read.
@@ -521,7 +522,7 @@ class Throttle:
             return slot
 
     def answered(self, slot: Slot, status: int | None) -> None:
-        """Learns from an answer how much the server can take; to be called before the slot is released.
+        """Adapts the limit to an answer; to be called before the slot is released.
 
         Args:
             slot: The request's.
@@ -617,10 +618,10 @@ class Throttle:
 
 
 class Registry(Generic[R]):
-    """Objects that several users share: by key, made for the first user and closed behind the last one.
+    """Objects that several users share: by key, made for the first user and closed after the last one.
 
     Args:
-        close: What is done with an object that nobody uses any more.
+        close: What is done with an object that is no longer in use.
     """
 
     def __init__(self, close: Callable[[R], object] = lambda thing: None) -> None:
@@ -630,7 +631,7 @@ class Registry(Generic[R]):
         start_anew_after_fork(self)
 
     def start_anew(self) -> None:
-        """Makes a new lock; the objects start anew by themselves."""
+        """Makes a new lock; the objects restart by themselves."""
         # Reentrant: the garbage collector may drop a user, and so release it, on the thread that is just acquiring.
         self._lock = threading.RLock()
 

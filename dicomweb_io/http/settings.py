@@ -1,4 +1,4 @@
-"""How an archive is reached over HTTP: addresses, time, numbers and certificates, as small values that travel."""
+"""Settings of HTTP connections: path prefixes, timeouts, limits and TLS, as small picklable values."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much at once, for one process.
+    """Limits for one process.
 
     Attributes:
         max_in_flight: Requests at once.
@@ -102,7 +102,7 @@ class TLS:
         cert: A client certificate: the path of a PEM file, or a pair of certificate and key paths.
 
     Raises:
-        TypeError, ValueError: If one is none of these. To requests, None, 0 and empty texts all mean that nothing is
+        TypeError, ValueError: If one is not valid. To requests, None, 0 and empty texts all mean that nothing is
             verified.
     """
 

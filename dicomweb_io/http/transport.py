@@ -1,8 +1,8 @@
-"""`Transport`: the one way by which clients talk HTTP, with timeouts, a deadline, retries, credentials and a throttle.
+"""`Transport`: all HTTP of the clients goes through it, with timeouts, a deadline, retries, credentials and a throttle.
 
 What it adds to requests: a deadline over everything that an operation does, which holds against bodies and headers that
-drip; retries that see truncated bodies; query strings that are sent as they are written; redirects that never carry
-credentials to another origin; bounded headers, bodies and decompression; a shared limit of requests in flight.
+drip; retries that see truncated bodies; query strings that are sent unchanged; redirects that never carry credentials
+to another origin; bounded headers, bodies and decompression; a shared limit of requests in flight.
 
     with Transport("https://pacs.example.org/dicom-web", credentials=BearerToken(env="TOKEN")) as transport:
         rows = transport.request("GET", transport.base_url + "/studies?limit=10").content
@@ -65,9 +65,9 @@ _MAX_RETRY_AFTER = 3600.0
 # What may go to another host: nothing that identifies the user or the archive.
 _NEUTRAL_HEADERS = frozenset({"accept", "accept-encoding", "accept-language", "content-type", "range"})
 _ADVICE = {
-    401: "the server wants other credentials than it got",
+    401: "the server does not accept these credentials",
     403: "the credentials do not allow this",
-    407: "the proxy wants credentials",
+    407: "the proxy requires credentials",
     413: "the request is too large for the server",
     414: "the URL is too long for the server",
 }
@@ -95,7 +95,7 @@ class Transport:
         session: A session of requests to use, with its adapters, hooks, cookies, proxies and authentication; it is not
             changed. By default one is made. Its authentication is used for the origin of `base_url` only, and where it
             is a plain one, connections come from a pool of this transport.
-        credentials: How to authenticate; takes the place of the session's `auth`.
+        credentials: How to authenticate; replaces the session's `auth`.
         headers: Sent with every request to the origin.
         tls: Certificates.
         proxies: Proxy URL by scheme; by default those of the environment. A .netrc file is never used.
@@ -178,15 +178,15 @@ class Transport:
 
         Args:
             method: The HTTP method.
-            url: An absolute URL, or a path below `base_url`. The query is sent as it is written here (percent escapes
-                get upper-case digits), so it must be escaped already.
+            url: An absolute URL, or a path below `base_url`. The query is sent unchanged (percent escapes get
+                upper-case digits), so it must be escaped already.
             headers: Further headers.
             body: Bytes or a `MultipartBody`, which can be sent again; any other iterable is sent once and never
                 retried.
             idempotent: Whether the request may be sent again after it may have reached the server. By default GET,
                 HEAD, OPTIONS, PUT, DELETE and whatever has a replayable body.
             accept_statuses: Statuses from 400 on that are answers rather than errors.
-            max_bytes: The most the answer may take; None for 1 GiB.
+            max_bytes: The maximum size of the answer; None for 1 GiB.
             deadline: Seconds for the operation, or a running deadline; None for the transport's own.
             attempt: An attempt of `attempts` whose budget and deadline this request shares.
 
@@ -260,7 +260,7 @@ class Transport:
             answer.close()
 
     def attempts(self, deadline: Deadline | float | None = None) -> Iterator[Attempt]:
-        """For a caller who repeats a whole operation because an answer may break off half-way.
+        """For a caller who repeats a whole operation because an answer may end early.
 
             for attempt in transport.attempts():
                 with attempt, transport.stream("GET", url, attempt=attempt) as answer:
@@ -395,7 +395,7 @@ class Transport:
             return method, target
         if answer.status == 303:
             return "GET", target
-        # What is stored or deleted must not quietly become a GET (301, 302), nor go to a host nobody named.
+        # A store or deletion must not quietly become a GET (301, 302), nor go to a host that the user did not name.
         if answer.status in (301, 302) or not call.replayable or Origin.of(target) != Origin.of(url):
             raise answer.error(
                 f"a redirect of {method} to {where} is not followed; if that is the archive, use it as its URL",
@@ -438,7 +438,7 @@ class Transport:
             raise
         started = time.monotonic()
         connect = deadline.bound(self.timeouts.connect)
-        # A little more than what is left, so that the deadline has surely passed when the read gives up.
+        # A little more than the remaining time, so that the deadline has surely passed when the read gives up.
         remaining = deadline.remaining()
         read = self.timeouts.read if remaining is None else min(self.timeouts.read, remaining + 0.05)
         exchange = Exchange(deadline.at, read, own=own)
@@ -593,7 +593,7 @@ def without_user_info(url: str) -> tuple[str, str | None, str | None]:
 
 
 def absolute_url(url: str, base_url: str) -> str:
-    """An absolute URL without user information and fragment that can be sent as it is.
+    """An absolute URL without user information and fragment that can be sent unchanged.
 
     Args:
         url: An absolute URL, or a path (and query) below `base_url`.
@@ -605,7 +605,7 @@ def absolute_url(url: str, base_url: str) -> str:
     if not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*:", url):
         url = f"{base_url}/{url.lstrip('/')}" if not url.startswith("?") else base_url + url
     url = without_user_info(url)[0].partition("#")[0]
-    # ^ and | are no valid characters of a URL either, but servers take them, and some take nothing else.
+    # ^ and | are not valid characters of a URL either, but servers take them, and some take nothing else.
     wrong = re.search(r"[^\x21-\x7e]|[\\\"<>`{}]", url)
     if wrong:
         raise InvalidIdentifierError(

@@ -1,8 +1,8 @@
 """Faults on demand: which requests they strike, how often, and what each does to a request or its answer.
 
 A fault is given to `serve` (``faults=[fault("status", status=503, times=2)]``) or added to a running server. Each is a
-class of its own whose `apply` does the harm; its docstring says what happens, and its fields are its options. The
-classes come in families, by what they are applied to:
+class whose `apply` applies it; its docstring says what happens, and its fields are its options. The classes come in
+families, by what they are applied to:
 
 =============== ======================================================================= ===============================
 `AnswerFault`   the answer that is sent in place of the right one                       before anything is done

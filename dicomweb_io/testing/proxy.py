@@ -72,7 +72,7 @@ class Head:
         """The status of an answer.
 
         Raises:
-            ValueError: If it is no answer.
+            ValueError: If it is not an answer.
         """
         return int(self.first.split(" ")[1])
 

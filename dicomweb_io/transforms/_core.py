@@ -53,7 +53,7 @@ D = TypeVar("D", bound="PooledDoFn")
 
 
 class TransformFailed(RuntimeError):
-    """Fails the pipeline, because something could not be done and nobody asked for failures as elements.
+    """Fails the pipeline, because something could not be done and the transform does not collect failures.
 
     Attributes:
         failure: What, why, and whether trying again could help.
@@ -65,7 +65,7 @@ class TransformFailed(RuntimeError):
         super().__init__(
             f"{failure.transform} failed"
             + (f" for {subject}" if subject else "")
-            + f": {failure.message} (use .with_error_handler(…) or failures='collect' to go on without it)"
+            + f": {failure.message} (use .with_error_handler(…) or failures='collect' to continue without it)"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -242,7 +242,7 @@ class Work:
     Attributes:
         subject: The element.
         places: Where the results are to go.
-        begun: True as soon as a result was given away; then no place can be added.
+        begun: True as soon as a result was emitted; then no place can be added.
     """
 
     subject: Any
@@ -310,9 +310,9 @@ class LeasingDoFn(beam.DoFn):
 class PooledDoFn(LeasingDoFn):
     """Does the same for each element in the threads of a shared pool, and gives results back on the bundle's thread.
 
-    Results keep the windows and the timestamp of their element. Equal elements that meet in a bundle are done once. An
-    element that lies in several windows arrives once for each; it is then held back until another one comes, so that
-    it is done once too.
+    Results keep the windows and the timestamp of their element. Equal elements of one bundle are processed once. An
+    element that lies in several windows arrives once for each; it is then held back until another one comes, so that it
+    is done once too.
 
     Args:
         endpoint: The archive.
@@ -363,7 +363,7 @@ class PooledDoFn(LeasingDoFn):
     def process(
         self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
     ) -> Iterator[Any]:
-        """Starts the work for an element and gives back what is ready."""
+        """Starts the work for an element and returns what is ready."""
         place = (timestamp, window)
         try:
             if self._hold:
@@ -382,7 +382,7 @@ class PooledDoFn(LeasingDoFn):
             raise
 
     def finish_bundle(self) -> Iterator[Any]:
-        """Waits for the rest."""
+        """Waits for the remaining results."""
         lane = self._lane
         if lane is None:
             return
@@ -399,7 +399,7 @@ class PooledDoFn(LeasingDoFn):
             self.abandon()
 
     def teardown(self) -> None:
-        """Cancels what is left and gives the client and the pool back."""
+        """Cancels the remaining work and releases the client and the pool."""
         self.abandon()
         super().teardown()
 
@@ -548,11 +548,11 @@ class PartSpool:
         return self._private.path
 
     def threshold(self, room: Room) -> int:
-        """What may arrive in memory: so much every task may hold at once without the others having to wait."""
+        """What may arrive in memory: every task may hold that much without making others wait."""
         return min(room.fair_share, self._maximum)
 
     def as_element(self, part: T, reference: Resource | None, room: Room) -> T | Problem:
-        """The element to give away, with room reserved for it; a problem if it is too large."""
+        """The element to emit, with room reserved for it; a problem if it is too large."""
         if part.content is not None:
             room.reserve(len(part.content))
             return part
@@ -577,7 +577,7 @@ class PartSpool:
         return Problem(Failure(self._transform, message + "spool_directory", reference=reference, url=url))
 
     def remove(self) -> None:
-        """Removes what is left. It can be used again."""
+        """Removes the remaining files. It can be used again."""
         self._private.remove()
 
 

@@ -2,11 +2,10 @@
 
 What moves together are instances of one series, an `InstanceGroup`: a study or series is listed and becomes groups
 that are whole series, single instances are grouped as they come. Groups are reshuffled, so that the work spreads, and
-each is copied by the transfer engine (`dicomweb_io.transfer`): one retrieve for what is wanted whole, store requests of
-many.
+each is copied by the transfer engine (`dicomweb_io.transfer`): one retrieve for a whole series, store requests of many.
 
 Around that a job has `GroupBySeries` and `ListExclusions`, which say what there is to copy, and
-`WriteAccount` and `WriteFailures`, which tell from output collections what became of it.
+`WriteAccount` and `WriteFailures`, which report the result, counted from output collections.
 """
 
 from __future__ import annotations
@@ -157,8 +156,8 @@ class CopyInstances(DICOMwebTransform):
         source: The archive to copy from: an `Endpoint`, a URL or a path.
         destination: The archive to copy to.
         on_existing: ``"skip"`` leaves an instance whose UID the destination has; ``"server"`` sends it and leaves the
-            decision to the destination; ``"replace"`` puts it in the other's place; ``"error"`` makes a failure of it.
-        verify: The proof wanted: ``"response"``, ``"uid"`` or ``"content"``; see
+            decision to the destination; ``"replace"`` replaces the existing instance; ``"error"`` makes it a failure.
+        verify: The evidence required: ``"response"``, ``"uid"`` or ``"content"``; see
             `dicomweb_io.transfer.InstanceStorer`.
         media_types: Accepted encodings; by default the stored one.
         allow_transcoding: Take what the source re-encodes if it cannot give the original.
@@ -289,11 +288,11 @@ class _ListExclusions(beam.DoFn):
             lease.close()
 
 
-# What became of it ----------------------------------------------------------------------------------------------------
+# The account ----------------------------------------------------------------------------------------------------------
 
 
 class WriteAccount(beam.PTransform[Any, Any]):
-    """Counts what was found and what became of it, and writes the account as JSON, for `make_summary`.
+    """Counts what was found and the results, and writes the account as JSON, for `make_summary`.
 
     The input is a mapping: collections whose elements are counted by name, ``exclusions`` among them.
 

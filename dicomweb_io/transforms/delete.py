@@ -29,7 +29,7 @@ class DeleteResult(NamedTuple):
 
 @beam.typehints.with_input_types(ReferenceInput)
 class DeleteResources(DICOMwebTransform):
-    """Deletes what references name, as far as the archive allows it, and gives back the references.
+    """Deletes what references name, as far as the archive allows it, and emits the references.
 
     A reference to a study or series deletes it as a whole. What is not there any more counts as deleted, because a
     bundle may be repeated; what the archive does not know and a search still finds is a failure. To protect from

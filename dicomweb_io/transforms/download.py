@@ -54,8 +54,8 @@ class DownloadInstances(DICOMwebTransform):
         directory: Where the files go: a path, or any fsspec URL. All workers must reach it.
         storage_options: Arguments for the fsspec filesystem of the directory.
         overwrite: Retrieve and replace files that are there.
-        media_types: Wanted encodings; by default the stored one.
-        allow_transcoding: Take what the archive re-encodes if it cannot give the original.
+        media_types: Accepted encodings; by default the stored one.
+        allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
         spool_directory: Where larger instances wait on their way, on each worker.
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `DownloadResult`. See also
             `with_error_handler`.
@@ -149,6 +149,6 @@ class _Download(PooledDoFn):
 
     def _emit(self, work: Work, result: Any) -> Iterator[Any]:
         for output in super()._emit(work, result):
-            # Consumers get the path; the rest was counted.
+            # Consumers get the path; the other fields were counted.
             value = getattr(output, "value", None)
             yield output.with_value(value.path) if isinstance(value, Downloaded) else output

@@ -46,7 +46,7 @@ FrameChoice = Literal["all"] | Sequence[int] | Callable[[JSONDataset], Iterable[
 _NUMBER_OF_FRAMES, _ROWS = "00280008", "00280010"
 
 FRAMES_AT_ONCE = 64
-"""The most frames of one piece of work. Archives are asked for fewer at once if their profile says so."""
+"""The maximum number of frames of one piece of work. Archives are asked for fewer at once if their profile says so."""
 
 _FRAME_GUESS = 512 * 1024
 _RENDERED_GUESS = 256 * 1024
@@ -57,7 +57,7 @@ def check_choice(frames: FrameChoice) -> FrameChoice:
     """Checks a choice of frames; lists become tuples.
 
     Raises:
-        ValueError: If it is none, or a number is not a positive integer.
+        ValueError: If it is not valid, or a number is not a positive integer.
     """
     if frames is None or callable(frames):
         return frames
@@ -107,7 +107,8 @@ class FrameReferences(AsReferences):
     Args:
         transform: The name for failures.
         collect: Whether what names nothing becomes a `Failure`.
-        count_frames: Make references to all frames of rows that tell the number of frames, which saves asking for it.
+        count_frames: Make references to all frames of rows that contain the number of frames, which saves asking for
+            it.
     """
 
     _whole = False
@@ -133,7 +134,7 @@ class ChooseFrames(PooledDoFn):
         endpoint: The archive.
         transform: The name for failures.
         frames: The choice; None leaves instances as they are. What an element names itself is not chosen again.
-        piece: The most frames of one reference.
+        piece: The maximum number of frames of one reference.
         **options: See `PooledDoFn`.
     """
 
@@ -206,9 +207,9 @@ class RetrieveFrames(RetrieveTransform):
         frames: ``"all"``; frame numbers, counted from 1; or a function that is given the metadata of an instance (a
             dict in the DICOM JSON model) and returns frame numbers. Only numbers need no request for metadata; rows
             that hold Number of Frames (0028,0008) need none for ``"all"`` either.
-        media_types: Wanted encodings in order of preference; by default the stored one.
+        media_types: Accepted encodings in order of preference; by default the stored one.
         max_element_bytes: Frames up to this size are elements with their bytes.
-        spool_directory: A directory, shared by whoever reads the elements, for larger ones: then the element has a
+        spool_directory: A directory for larger ones, shared with the readers of the elements: then the element has a
             path, and the consumer owns the file. Without it a larger frame is a failure.
         max_bytes: The bytes that may be read or wait at once in a process.
         keep_order: Give results in the order of the references of a bundle.
@@ -289,7 +290,7 @@ class _FetchFrames(FetchParts):
         except RECOVERABLE as error:
             problem = problem_of(error, self._transform, reference=replace(subject, frames=tuple(left)))
             if len(left) < 2 or problem.failure.retryable or isinstance(error, DeadlineExceededError):
-                # What concerns all of them is better told once.
+                # A failure that concerns all of them is better reported once.
                 yield problem
                 return
         else:
@@ -332,7 +333,7 @@ class RetrieveRendered(RetrieveTransform):
         endpoint: An `Endpoint`, a URL or a path.
         frames: None renders instances as the archive does (of several frames often the first, or a film); else as in
             `RetrieveFrames`, one image for each frame.
-        media_types: Wanted types in order of preference; by default what the archive prefers.
+        media_types: Accepted types in order of preference; by default what the archive prefers.
         params: Rendering parameters: ``quality``, ``window``, ``viewport``, ``annotation``, ``iccprofile`` …
         thumbnail: Ask for thumbnails.
         max_bytes: The bytes that may be read or wait at once in a process.
@@ -441,9 +442,9 @@ class RetrieveBulkdata(RetrieveTransform):
     Args:
         endpoint: An `Endpoint`, a URL or a path.
         attributes: Only the bulk data of these attributes (keywords or tags, at any depth) of metadata.
-        media_types: Wanted types in order of preference.
+        media_types: Accepted types in order of preference.
         max_element_bytes: Values up to this size are elements with their bytes.
-        spool_directory: A directory, shared by whoever reads the elements, for larger ones: then the element has a
+        spool_directory: A directory for larger ones, shared with the readers of the elements: then the element has a
             path, and the consumer owns the file. Without it a larger value is a failure.
         max_bytes: The bytes that may be read or wait at once in a process.
         keep_order: Give results in the order of the elements of a bundle.

@@ -81,7 +81,7 @@ class ReadFromDICOMweb(_Read):
     Args:
         endpoint: An `Endpoint`, a URL or a path.
         search_filters: See `SearchForInstances`, as for the next four.
-        limit: The most instances.
+        limit: The maximum number of instances.
         fuzzymatching: Ask for fuzzy matching of names.
         page_size: Rows of the search to ask for at once.
         split_by: ``"StudyDate"`` makes several searches of a large one.

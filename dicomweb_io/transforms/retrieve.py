@@ -1,7 +1,7 @@
 """Retrieves (WADO-RS, PS3.18 section 10.4): `RetrieveInstances` and `RetrieveMetadata`.
 
 References are reshuffled before they are fetched, so that the work spreads; what is fetched never is: the steps that
-follow take it from the same worker. What comes for a study or series is compared with what a search lists.
+follow take it from the same worker. The answer for a study or series is compared with a search.
 """
 
 from __future__ import annotations
@@ -128,21 +128,21 @@ class RetrieveTransform(DICOMwebTransform):
 class RetrieveInstances(RetrieveTransform):
     """Retrieves instances as unparsed Part 10 bytes: `Instance` elements.
 
-    The input is any reference: `Resource`s, rows of searches or metadata, DICOMweb URIs. Of a frame reference the
-    whole instance is retrieved. What comes for a study or series is compared with what a search lists; what is missing
-    is asked for once more by itself, and is a failure if it does not come.
+    The input is any reference: `Resource`s, rows of searches or metadata, DICOMweb URIs. For a frame reference the
+    whole instance is retrieved. The answer for a study or series is compared with a search; a missing instance is
+    requested again by itself, and is a failure if it does not arrive.
 
     In each worker process the limits of the endpoint hold for all bundles and steps together: ``Limits.max_in_flight``
-    requests at once, and `max_bytes` that are read or wait to be taken by the next step, so that a slow consumer holds
-    the retrieves back. Each step of a bundle may run one task and hold one item beyond them, which keeps any chain of
+    requests at once, and `max_bytes` that are read or wait for the next step, so that a slow consumer holds the
+    retrieves back. Each step of a bundle may run one task and hold one item beyond them, which keeps any chain of
     transforms going; memory is bounded by `max_bytes` and one item for each step of each bundle.
 
     Args:
         endpoint: An `Endpoint`, a URL or a path.
-        media_types: Wanted encodings in order of preference; by default the stored one.
-        allow_transcoding: Take what the archive re-encodes if it cannot give the original.
+        media_types: Accepted encodings in order of preference; by default the stored one.
+        allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
         max_element_bytes: Instances up to this size are elements with their bytes.
-        spool_directory: A directory, shared by whoever reads the elements, for larger ones: then the element has a
+        spool_directory: A directory for larger ones, shared with the readers of the elements: then the element has a
             path, and the consumer owns the file. Without it a larger instance is a failure.
         max_bytes: The bytes that may be read or wait at once in a process. One larger instance passes alone. The
             smallest number that any transform names for the endpoint holds for all.
@@ -212,7 +212,7 @@ class FetchParts(PooledDoFn):
     def teardown(self) -> None:
         """Removes the files that are left."""
         super().teardown()
-        # What was given away as a path was moved out of it before.
+        # The files of emitted elements were moved out of it before.
         self._spool.remove()
 
 
@@ -241,13 +241,13 @@ class _FetchInstances(FetchParts):
                 expected.pop(reference, None)
                 yield item
         except RECOVERABLE as error:
-            # One failure that the archive will repeat for each instance is better told once.
+            # A failure that the archive would repeat for each instance is better reported once.
             hopeless = isinstance(error, DeadlineExceededError) or not failure_of(error, self._transform).retryable
             if not expected or hopeless:
                 yield problem_of(error, self._transform, reference=subject)
                 return
             logger.warning(
-                "%s: %d instances of %s did not come and are asked for by themselves",
+                "%s: %d instances of %s were missing from the answer and are requested one by one",
                 client.base_url,
                 len(expected),
                 subject.uri,
@@ -256,7 +256,7 @@ class _FetchInstances(FetchParts):
             yield from self._again(reference, client, room)
 
     def _again(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        """An instance that a search lists but that did not come with its study or series."""
+        """An instance that a search lists but that was missing from its study or series."""
         found = False
         try:
             for item in self._stream(reference, client, room):

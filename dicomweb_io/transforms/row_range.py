@@ -4,7 +4,7 @@ Beam's own offset tracker needs to know the end: given an open range it splits i
 end may be unknown. A range whose end is unknown is split only where it is about to go on (a checkpoint), or, if the
 archive announced a total, below that total; the last part stays open, so that rows beyond a wrong total are found too.
 
-What is asked for, and what an answer proves, says `dicomweb_io.paging`.
+`dicomweb_io.paging` says what is requested and what an answer proves.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class RowTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
             raise ValueError(f"rows from {last + 1} to {'the end' if rows.stop is None else rows.stop} are unclaimed")
 
     def try_split(self, fraction_of_remainder: float) -> tuple[RowRange, RowRange] | None:
-        """Gives away the later part of what is left; None if that is not possible."""
+        """Splits off the second part of the remaining range; None if that is not possible."""
         rows = self._rows
         if self._checkpointed:
             return None
@@ -254,7 +254,7 @@ class ReadAhead:
         query: The search.
         pool: Where pages are read.
         paging: The engine, at the start of the range.
-        stop: Tells, whenever asked, the offset behind the last row wanted; None if it is the end of the search.
+        stop: Returns the offset after the last requested row; None if it is the end of the search.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class ReadAhead:
         arrived: deque[PackedPage] = deque()
         try:
             while True:
-                # While there is something to be given, nobody waits for a place in the pool.
+                # While rows are ready, they are yielded before waiting for the pool.
                 while pending < ahead and not (arrived and self._pool.in_flight >= maximum):
                     self._paging.stop = self._stop()
                     request = self._paging.next_request()

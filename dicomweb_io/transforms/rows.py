@@ -30,19 +30,19 @@ ROW_ELEMENTS: tuple[type, ...] = (
     elements.Failure,
     elements.Exclusion,
 )
-"""The classes that `AsRows` can make rows of without being told the columns."""
+"""The classes that `AsRows` can make rows of without `columns`."""
 
 
 class AsRows(beam.PTransform[Any, Any]):
-    """Makes rows with a schema of elements, or of rows of searches and metadata.
+    """Makes rows with a schema from elements, or from rows of searches and metadata.
 
-    Of an element every field becomes a column; the fields of a reference stand beside the others
-    (``study_instance_uid``, ``series_instance_uid``, ``sop_instance_uid``, ``frames``). A `Failure`'s ``rows`` become
-    ``first_row`` and ``end_row``.
+    Every field of an element becomes a column; the fields of a reference follow the others (``study_instance_uid``,
+    ``series_instance_uid``, ``sop_instance_uid``, ``frames``). A `Failure`'s ``rows`` become ``first_row`` and
+    ``end_row``.
 
-    Of a dataset in the DICOM JSON model the `columns` are taken: dates as `datetime.date`, numbers as numbers, person
-    names as text (``Alphabetic=Ideographic=Phonetic``), times as text, attributes that may have several values as
-    lists. What is absent is None or an empty list. Values that are not of their column's type are left out and
+    For datasets in the DICOM JSON model, `columns` names the columns: dates as `datetime.date`, numbers as numbers,
+    person names as text (``Alphabetic=Ideographic=Phonetic``), times as text, attributes that may have several values
+    as lists. What is absent is None or an empty list. Values that are not of their column's type are left out and
     counted (metric ``unreadable_values``).
 
     Args:

@@ -1,9 +1,9 @@
 """Searches (QIDO-RS, PS3.18 section 10.6) as sources and as steps.
 
 A `Plan` step asks for the first page of each query, in the process's bounded pool, and learns the total if the archive
-tells it. What is left becomes ranges of row offsets for a splittable DoFn, which reads pages ahead and claims each row
-just before it gives it away. With ``split_by="StudyDate"`` one large search is made as several smaller ones, without
-losing studies that have no date.
+reports it. The remaining rows become ranges of row offsets for a splittable DoFn, which reads pages ahead and claims
+each row just before it emits it. With ``split_by="StudyDate"`` one large search is made as several smaller ones,
+without losing studies that have no date.
 """
 
 from __future__ import annotations
@@ -191,15 +191,15 @@ class SearchForStudies(_Search):
     reference or a row (its UIDs narrow the search), a mapping of attribute to value (more filters), a `SearchQuery`
     or a URI.
 
-    Every row of an archive that does not change meanwhile comes once. A part of a search that fails after all retries
-    fails the pipeline, or becomes a `Failure` that names the rows it lost.
+    Every row of an archive that does not change meanwhile is returned once. A part of a search that fails after all
+    retries fails the pipeline, or becomes a `Failure` that names the rows it lost.
 
     Args:
         endpoint: An `Endpoint`, a URL or a path.
         search_filters: Attribute (keyword, 8-digit tag or dotted path) to value. They are checked at once: an unknown
             keyword is an error, because servers ignore it and return everything.
         fields: Further attributes to return, or ``["all"]``.
-        limit: The most rows of each search.
+        limit: The maximum number of rows of each search.
         fuzzymatching: Ask for fuzzy matching of names.
         additional_params: Further query parameters.
         page_size: Rows to ask for at once; by default what the server's profile says.
@@ -207,8 +207,8 @@ class SearchForStudies(_Search):
             sequences), which are asked for too. See `AsRows`.
         distinct: Remove repeated rows also across the parts and elements of the search, by UID (a GroupByKey).
         split_by: ``"StudyDate"`` makes several searches of one whose rows are more than 10,000, or more than the
-            archive gives out at once: by ranges of dates with about as many rows each, which workers read at the same
-            time. That works best on archives that tell totals. Studies without a date are in no range: if the totals
+            archive returns at once: by ranges of dates with about as many rows each, which workers read at the same
+            time. That works best on archives that report totals. Studies without a date are in no range: if the totals
             do not prove that there are none, the whole search is made once more, and of its rows those are kept that no
             range matches. Searches inside a study and those with a limit are not split.
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `SearchResult`. See also
@@ -251,7 +251,7 @@ def query_for(element: Any, base: SearchQuery) -> SearchQuery:
     """
     if isinstance(element, SearchQuery):
         if element.level != base.level:
-            raise ValueError(f"a search for {base.level} rows got a query for {element.level} rows")
+            raise ValueError(f"a {base.level} search received a {element.level} query")
         return replace(
             element,
             search_filters=(*element.search_filters, *base.search_filters),
@@ -307,7 +307,7 @@ class PlannedSearch:
         rows: The range.
         page: The rows of the range, if they are here.
         page_size: How many rows to ask for at once: what the archive's first answer held.
-        beginning: What the pages before the range proved. None: the client's own iterator is to be used.
+        beginning: What the pages before the range proved. None: only the client's iterator can page the search.
     """
 
     query: SearchQuery
@@ -356,10 +356,10 @@ class _Plan(PooledDoFn):
                 return
             answer = paging.answer
             total = total or (paging.total if paging.total is not None else client.count(subject))
-            # Totals can be wrong: behind a full page the next one is looked at all the same.
+            # Totals can be wrong: after a full page the next one is requested all the same.
             if answer.more is None and total is not None and paging.position >= total and not paging.full:
                 return
-            # The client walks the levels of servers without this search: then every page would start the walk afresh.
+            # The client walks the levels of servers without this search: then every page would restart the walk.
             by_offset = by_offset or answer.more is not True or answer.total is not None
             # With a limit nothing is split: most of it would be read in vain.
             rest = RowRange(paging.position, limit, total, whole=limit is not None or not by_offset)
@@ -408,7 +408,7 @@ class _ReadRows(LeasingDoFn):
         finally:
             count("rows", claimed)
             count_traffic(cast(Lease, self._lease))
-        # Nothing more will come of this range: say so, or the runner would wait for the rest.
+        # The range is finished: claim the end, or the runner waits for the remaining rows.
         tracker.try_claim(END)
         rows = tracker.current_restriction()
         if failed is not None:
@@ -440,7 +440,7 @@ class _ReadRows(LeasingDoFn):
     def _lost(self, error: BaseException, query: SearchQuery, rows: tuple[int, int]) -> Problem:
         problem = problem_of(error, self._transform, reference=narrowed_to(query), rows=rows)
         what = f"rows {rows[0]} to " + (str(rows[1]) if rows[1] < END else "the end")
-        message = f"the {query.level} search lost {what}: {problem.failure.message}"
+        message = f"the {query.level} search failed for {what}: {problem.failure.message}"
         return Problem(replace(problem.failure, message=message), problem.error)
 
 
@@ -513,7 +513,7 @@ ALL_DATES = Span(_FIRST, _LAST)
 
 
 def span_of(text: str) -> Span | None:
-    """The days of a filter that is a range; None if it is none."""
+    """The days of a filter that is a range; None if it is not a range."""
     low, dash, high = text.partition("-")
     if not dash or not (low or high):
         return None
@@ -531,13 +531,13 @@ def span_of(text: str) -> Span | None:
 def split_by_count(
     span: Span, total: int, count: Callable[[Span], int], maximum: int, today: date, *, url: str = ""
 ) -> Iterator[tuple[Span, int]]:
-    """Cuts days into spans with at most so many rows, as far as days allow it.
+    """Cuts days into spans with at most so many rows, as well as whole days allow.
 
     Args:
         span: The days.
         total: The rows of the whole search.
-        count: Tells the rows of a span.
-        maximum: The most rows of a span.
+        count: Counts the rows of a span.
+        maximum: The maximum number of rows of a span.
         today: The current day: most dates lie in the decades before it.
         url: The archive, for errors.
 
@@ -564,7 +564,7 @@ def split_by_count(
 class SplitByStudyDate(PooledDoFn):
     """Makes queries for ranges of StudyDate, and one with the tag `REST` if they may not hold everything.
 
-    What cannot be split stays as it is: a query inside a study, for a day, or with few rows.
+    What cannot be split stays unchanged: a query inside a study, for a day, or with few rows.
     """
 
     def produce(self, subject: SearchQuery, client: DICOMClient, room: Room) -> Iterator[Any]:
@@ -591,7 +591,7 @@ class SplitByStudyDate(PooledDoFn):
         def count(part: Span) -> int:
             number = total_of(client, within(subject, part))
             if number is None:
-                what = "the archive told a total for one search, and none for a range of StudyDate"
+                what = "the archive reported a total for one search, but none for a range of StudyDate"
                 raise MalformedResponseError(what, method="GET", url=client.base_url)
             return number
 
@@ -622,13 +622,13 @@ class _Rest:
 
 
 def within(query: SearchQuery, span: Span) -> SearchQuery:
-    """A query with the days of a span in place of its own."""
+    """A query with the days of a span instead of its days."""
     others = tuple(item for item in query.search_filters if resolve(item[0]) != _STUDY_DATE)
     return replace(query, search_filters=(*others, ("StudyDate", span.text)))
 
 
 def total_of(client: DICOMClient, query: SearchQuery) -> int | None:
-    """The number of rows of a search without reading them; None if the archive does not tell it."""
+    """The number of rows of a search without reading them; None if the archive does not report it."""
     number = client.count(query)
     if number is not None:
         return number
@@ -639,7 +639,7 @@ def total_of(client: DICOMClient, query: SearchQuery) -> int | None:
 
 
 def rows_at_once(client: DICOMClient) -> int:
-    """The most rows that one search should have: what is worth a split, or less than the archive gives out at most."""
+    """The rows that one search should have at most: what is worth a split, or less than the archive's maximum."""
     # Archives count no further than their limit: as many rows may be all or not.
     limits = [limit - 1 for limit in (client.profile.max_rows, client.profile.max_offset) if limit]
     return max(1, min([LEAST_ROWS, *limits]))
@@ -662,7 +662,7 @@ class KeepUndated(PooledDoFn):
         self._matched: dict[str, bool] = {}
 
     def reference_of(self, subject: JSONDataset) -> Resource | None:
-        """The row's own."""
+        """The reference of the row."""
         return Resource.of(subject)
 
     def produce(self, subject: JSONDataset, client: DICOMClient, room: Room) -> Iterator[Any]:

@@ -37,7 +37,7 @@ from dicomweb_io.transforms._core import (
 from dicomweb_io.transforms.metrics import count
 
 Destination = EndpointLike | Callable[[Any], EndpointLike]
-"""Where instances go: one archive, or a function that tells the archive of each element."""
+"""Where instances go: one archive, or a function that returns the archive of an element."""
 
 MAX_DESTINATIONS = 8
 
@@ -58,7 +58,8 @@ class StoreInstances(FailingTransform):
     """Stores instances: `Instance` elements, Part 10 bytes, paths, pydicom datasets, or Beam's ``ReadableFile``.
 
     Bytes and files are stored unchanged; a dataset is encoded by pydicom. Each element has one result: a
-    `StoredInstance`, or a `Failure`. Success is what the archive's answer says of the instance, never a status code.
+    `StoredInstance`, or a `Failure`. Success is decided by what the archive's answer says about the instance, never by
+    a status code.
 
     Instances are collected inside a bundle and sent several at a time. Where the outcome does not depend on when a
     bundle is repeated (every policy but ``"error"``), a repeated bundle does no harm.
@@ -68,11 +69,11 @@ class StoreInstances(FailingTransform):
             different elements go to different archives. The function must be cheap: elements in several windows ask it
             for each.
         on_existing: ``"server"`` leaves duplicates to the archive; ``"skip"`` leaves an instance whose UID it has;
-            ``"replace"`` puts the instance in the other's place; ``"error"`` makes a failure of it.
-        verify: The proof wanted: ``"response"``, ``"uid"`` or ``"content"``; see
+            ``"replace"`` replaces the existing instance; ``"error"`` makes it a failure.
+        verify: The evidence required: ``"response"``, ``"uid"`` or ``"content"``; see
             `dicomweb_io.transfer.InstanceStorer`.
-        max_destinations: With a function: the most archives that a worker thread is connected to at once. What waits
-            for the one used longest ago is sent before another takes its place.
+        max_destinations: With a function: the maximum number of archives that a worker thread is connected to at once.
+            What waits for the one used longest ago is sent before it is replaced.
         failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
 
     Returns:
@@ -128,7 +129,7 @@ def as_instance(element: Any) -> Instance:
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If it is no DICOM object or lacks a UID.
+        ValueError: If it is not a DICOM object or lacks a UID.
         TypeError: If it is nothing that can be stored.
     """
     if isinstance(element, Instance):
@@ -323,6 +324,6 @@ class _StoreEach(beam.DoFn):
 
 
 def count_stored(result: StoredInstance) -> None:
-    """Counts what became of an instance."""
+    """Counts the result for an instance."""
     count(result.outcome)
     count("stored_bytes", result.size)

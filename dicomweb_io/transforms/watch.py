@@ -1,10 +1,10 @@
 """What is new in an archive, as references: sources that poll it, and a transform that parses its notifications.
 
 `WatchForStudies` and `WatchForInstances` are unbounded sources. A splittable DoFn polls a change source
-(`dicomweb_io.changes`) again and again. Its restriction is the place that was reached. What a poll finds and the place
-after it are claimed together, so a repeated bundle polls again from the same place, and nothing is reported twice or
-left out. Between polls the DoFn defers to the runner. If the runner comes back too early (FnApiRunner does not wait at
-all, measured with Beam 2.77), the DoFn waits itself: no archive is polled more often than the interval by wall clock.
+(`dicomweb_io.changes`) again and again. Its restriction is the position. What a poll finds and the position after it
+are claimed together, so a repeated bundle continues from the same position, and nothing is reported twice or left out.
+Between polls the DoFn defers to the runner. If the runner comes back too early (FnApiRunner does not wait at all,
+measured with Beam 2.77), the DoFn waits itself: no archive is polled more often than the interval by wall clock.
 
 `ParseNotifications` makes references of the messages that archives send: Google Pub/Sub, Azure's change feed, Orthanc.
 """
@@ -90,7 +90,7 @@ class WatchState:
         cursor: Where the last poll ended; None before the first.
         polls: How many polls were made.
         due: The wall-clock time in seconds before which the archive must not be polled.
-        unfinished: Whether the last poll has more to report, so that it goes on at once.
+        unfinished: Whether the last poll has more to report, so that the next one follows at once.
         done: Whether nothing is left to do.
     """
 
@@ -102,7 +102,7 @@ class WatchState:
 
 
 class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
-    """Tracks a watch. The state after a poll is claimed; a split gives away all that is left."""
+    """Tracks a watch. The state after a poll is claimed; a split hands over all further polls."""
 
     def __init__(self, state: WatchState, bounded: bool = False) -> None:
         self._state = state
@@ -114,7 +114,7 @@ class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
         return self._state
 
     def try_claim(self, position: WatchState) -> bool:
-        """Moves on to the state after a poll; False if the rest was given away."""
+        """Moves on to the state after a poll; False if the further polls were handed over."""
         if self._ended:
             return False
         self._state = position
@@ -122,7 +122,7 @@ class WatchTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
         return True
 
     def check_done(self) -> None:
-        """Checks that the rest was given away, or that there is none.
+        """Checks that the further polls were handed over, or that there are none.
 
         Raises:
             ValueError: If neither is the case.
@@ -168,7 +168,7 @@ class WatchProvider(RestrictionProvider):  # type: ignore[misc, unused-ignore]
         return 0 if restriction.done else 1
 
 
-class _Rhythm:
+class _Pace:
     """When each watch of this process last polled, by the monotonic clock."""
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class _Rhythm:
             self._last[watch] = time.monotonic()
 
 
-_RHYTHM = _Rhythm()
+_PACE = _Pace()
 
 
 @dataclass(frozen=True)
@@ -227,12 +227,12 @@ class _Watch(LeasingDoFn):
         self._leaving = threading.Event()
 
     def teardown(self) -> None:
-        """Gives it back."""
+        """Releases it."""
         self._leaving.set()
         super().teardown()
 
     def watch(self, tracker: Any, estimator: Any) -> Iterator[Any]:
-        """Makes one poll when it is due, and defers the rest."""
+        """Makes one poll when it is due, and defers the further ones."""
         state: WatchState = tracker.current_restriction()
         wait = self._remaining(state)
         if wait > 0:
@@ -245,7 +245,7 @@ class _Watch(LeasingDoFn):
             tracker.try_claim(replace(state, done=True))
             return
         if not state.unfinished:
-            _RHYTHM.begin(self._watch)
+            _PACE.begin(self._watch)
         began = time.time()
         next_state = replace(state, polls=state.polls + 1, due=began + self._schedule.interval, unfinished=False)
         references: tuple[Resource, ...] = ()
@@ -295,7 +295,7 @@ class _Watch(LeasingDoFn):
 
     def _remaining(self, state: WatchState) -> float:
         # The rest of an unfinished poll does not count as a poll.
-        return 0.0 if state.unfinished else _RHYTHM.remaining(self._watch, self._schedule.interval, state.due)
+        return 0.0 if state.unfinished else _PACE.remaining(self._watch, self._schedule.interval, state.due)
 
 
 _BOUNDED, _UNBOUNDED = WatchProvider(bounded=True), WatchProvider(bounded=False)

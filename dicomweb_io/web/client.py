@@ -69,8 +69,8 @@ class DICOMwebClient(DICOMClient):
         proxies: Proxy URL by scheme.
         headers: Sent with every request to the service's own origin.
         callback: Called with each `requests.Response`, as a hook of requests: it sees 206 and Warning headers.
-        chunk_size: The most bytes to read from the network at once.
-        permissive_uid: Accept UIDs that are none by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`).
+        chunk_size: The maximum number of bytes to read from the network at once.
+        permissive_uid: Accept UIDs that are not valid by PS3.5 (see `dicomweb_io.dicom.uids.is_uid`).
         timeout: Seconds to wait for a connection and for each read: one number or a pair.
         credentials: How to authenticate: credentials of this package, or any `requests.auth.AuthBase`.
         profile: The server's behaviour: ``"auto"`` (by URL), a name, or a `ServerProfile`.
@@ -211,7 +211,7 @@ class DICOMwebClient(DICOMClient):
     # Settings ---------------------------------------------------------------------------------------------------------
 
     def set_chunk_size(self, chunk_size: int) -> None:
-        """Sets the most bytes to read from the network at once."""
+        """Sets how many bytes are read from the network at once, at most."""
         self._service.chunk_size = check_chunk_size(chunk_size)
 
     def set_http_retry_params(

@@ -107,7 +107,7 @@ class FrameRetriever(OfService):
             yield replace(resource, frames=tuple(numbers))
 
     def _batch(self, batch: Resource, accepted_type: _AcceptedForm) -> Iterator[Frame]:
-        """Frames of one request; after one that breaks off only the rest is asked for."""
+        """Frames of one request; after one that ends early only the missing frames are requested."""
         got = 0
         one_at_a_time = False
         for attempt in self._service.transport.attempts():
@@ -223,7 +223,7 @@ class FrameRetriever(OfService):
 
 def _check_not_instances(accepted_types: Sequence[MediaType], what: str) -> None:
     if any(accepted_type.name == DICOM for accepted_type in accepted_types):
-        raise ValueError(f"{what} have no form {DICOM}; retrieve the instance")
+        raise ValueError(f"{what} are not available as {DICOM}; retrieve the instance")
 
 
 def _implied_syntax(media_type: str, accepted_types: Sequence[MediaType]) -> str | None:
@@ -260,7 +260,7 @@ class BulkdataRetriever(OfService):
 
         Args:
             url: A bulk data URI: absolute, rooted, or relative to the service's retrieve root.
-            media_types: Wanted types in order of preference.
+            media_types: Accepted types in order of preference.
             byte_range: First and last byte (inclusive, counted from 0); the last may be None for the end. A server that
                 ignores the range sends everything, of which the range is returned.
             additional_params: Further query parameters.
@@ -406,14 +406,14 @@ class RenderedRetriever(OfService):
 
         Args:
             resource: What to render.
-            media_types: Wanted types in order of preference. They carry no transfer syntax.
+            media_types: Accepted types in order of preference. They carry no transfer syntax.
             params: ``quality`` (1 to 100), ``window`` (centre, width[, shape]), ``viewport`` (2 or 6 numbers),
                 ``annotation``, ``iccprofile``, and what else the server knows. Lists are joined by commas.
             thumbnail: Ask for the thumbnail.
 
         Raises:
             ValueError: If an argument is not valid.
-            requests.HTTPError: If the server refuses, or answers with something that is no rendered form.
+            requests.HTTPError: If the server refuses, or answers with something that is not a rendered form.
         """
         accepted_types = parse_media_types(media_types)
         for accepted_type in accepted_types:
@@ -438,7 +438,7 @@ class RenderedRetriever(OfService):
                     raise answer.error(f"expected a rendered image, got {media_type}", MalformedResponseError)
                 framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
                 if not framed and _breaks_off(content, media_type):
-                    raise answer.error("the image breaks off", ResponseIncompleteError, retryable=True)
+                    raise answer.error("the image ends early", ResponseIncompleteError, retryable=True)
                 return RenderedImage(resource, media_type or OCTET_STREAM, content)
         raise AssertionError("attempts() ends with a result or an error")
 

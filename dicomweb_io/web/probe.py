@@ -1,4 +1,4 @@
-"""Asking a server what it is and what it can: for `Endpoint.probe` and the command line's ``doctor``.
+"""Finds out what a server is and what it supports, for `Endpoint.probe` and the command line's ``doctor``.
 
 Only reads are made, of one study, series and instance at most; nothing is stored or deleted.
 """
@@ -77,7 +77,7 @@ class _Probe:
         return self._get(with_query(self._service.urls.search(query), parameters))
 
     def _search(self, query: SearchQuery, parameters: str, *, required: bool = False) -> list[JSONDataset]:
-        """The rows of a search; none if it is rejected and not required. If its answer breaks off, it is repeated."""
+        """The rows of a search; none if it is rejected and not required. If its answer ends early, it is repeated."""
         transport = self._service.transport
         url = with_query(self._service.urls.search(query), parameters)
         refusals = () if required else _ABSENT
@@ -110,12 +110,12 @@ class _Probe:
             if given.fingerprint is not None and self._service.profile_is_guess:
                 confirmed = self._has_fingerprint(given)
             if confirmed is not False:
-                by = "by its answers" if confirmed else "by its address or by choice"
-                self._found("kind of server", True, f"{given.name}, {by}")
+                by = "recognized by its answers" if confirmed else "by its address or as chosen"
+                self._found("kind of server", True, f"{given.name} ({by})")
                 return given, confirmed is True
         for profile in PROFILES.values():
             if profile.fingerprint is not None and profile.name != given.name and self._has_fingerprint(profile):
-                self._found("kind of server", True, f"{profile.name}, by its answers")
+                self._found("kind of server", True, f"{profile.name} (recognized by its answers)")
                 return profile, True
         unlike = "" if confirmed is None else f" (its address looks like {given.name}, its answers do not)"
         self._found("kind of server", None, f"not recognized: the generic profile{unlike}")
@@ -182,7 +182,7 @@ class _Probe:
 
     def _retrieval(self, instance: Resource | None) -> None:
         if instance is None or instance.level != "instance":
-            self._found("retrieval", None, "there is no instance to try it with")
+            self._found("retrieval", None, "there is no instance to test")
             return
         urls = self._service.urls
         metadata = self._get(urls.retrieve(instance, "/metadata"))

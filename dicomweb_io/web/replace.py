@@ -199,7 +199,7 @@ class Deleter(OfService):
         profile = self._service.profile
         if profile.delete is None:
             raise UnsupportedError(
-                f"servers with the profile {profile.name!r} do not delete by DICOMweb; use the server's own interface"
+                f"servers with the profile {profile.name!r} have no DICOMweb deletion; use the server's own interface"
             )
         # A guess by address may be wrong: a server without Orthanc's own interface is asked by DICOMweb.
         if profile.delete == "orthanc" and self._delete_in_orthanc(resource):
@@ -274,7 +274,7 @@ class Deleter(OfService):
 
 
 class Replacer:
-    """Replaces instances of one service, until one can be neither replaced nor put back; one operation only."""
+    """Replaces instances of one service, until one can be neither replaced nor restored. It serves one operation."""
 
     def __init__(self, existing: ExistingInstances, deleter: Deleter) -> None:
         self._existing = existing
@@ -282,7 +282,7 @@ class Replacer:
         self._lost: Failure | None = None
 
     def replace(self, item: StoreItem, send: Send) -> None:
-        """Takes the place of the archive's instance with an item's UID, and notes the outcome.
+        """Replaces the archive's instance that has an item's UID, and records the outcome.
 
         The old bytes are held until the archive has the new ones, and stored again if it refuses those. If that fails
         too, they stay in a file that the failure names, and nothing more is deleted.
@@ -293,7 +293,7 @@ class Replacer:
         """
         if self._lost is not None:
             item.fail(
-                "not replaced, and the old one was not touched: another one could be neither replaced nor put back, so "
+                "not replaced, and the old one is unchanged: an earlier one could be neither replaced nor restored, so "
                 f"nothing more is deleted ({self._lost.message})",
                 retryable=self._lost.retryable,
             )
@@ -320,12 +320,12 @@ class Replacer:
         try:
             self._deleter.delete(item.reference)
         except RECOVERABLE as error:
-            # The answer may be all that was lost.
+            # Perhaps only the answer was lost.
             try:
                 there = item.uid in self._existing.present([item])
             except RECOVERABLE:
                 item.fail(
-                    f"not replaced, and perhaps the old one is still there; {self._saved(old)}: {error}",
+                    f"not replaced; the old one may still be there; {self._saved(old)}: {error}",
                     status=getattr(error, "status", None),
                 )
                 return False
@@ -350,7 +350,7 @@ class Replacer:
         restored = isinstance(back.outcome, StoredInstance) and self._existing.finds(back)
         if restored and self._existing.proof != "uid" and not self._existing.is_ours(back):
             # A server that keeps what it has says "stored" too, though it is the new one that has arrived after all.
-            text = f"it is not certain which one the archive has now; {self._saved(old)}: {reason}"
+            text = f"it is unknown which one the archive has now; {self._saved(old)}: {reason}"
         elif restored:
             text = f"not replaced, the old one is back in place: {reason}"
         else:

@@ -65,7 +65,7 @@ _METADATA_RESOURCE = "metadata_resource"
 class _AcceptedForm:
     """What a caller of `iter_instances` asked for; `syntaxes` is empty if any transfer syntax will do.
 
-    `several` tells that there is a choice of forms: one that the server fails to make may be followed by another.
+    `several` says that there is a choice of forms: one that the server fails to make may be followed by another.
     """
 
     accepts: tuple[str, ...]
@@ -95,7 +95,7 @@ class InstanceRetriever:
     ) -> Iterator[Instance]:
         """See `DICOMClient.iter_instances`. Arguments are checked at once, requests begin with the iteration."""
         if resource.level == "frame":
-            raise InvalidIdentifierError("frames are no instances: use iter_frames, or the reference's instance")
+            raise InvalidIdentifierError("frames are not instances: use iter_frames, or the reference's instance")
         if not isinstance(max_element_bytes, int) or max_element_bytes < 0:
             raise ValueError(f"max_element_bytes must be an integer of 0 or more, not {max_element_bytes!r}")
         if spool_directory is not None:
@@ -141,7 +141,7 @@ class InstanceRetriever:
             if done or resource.level == "instance" or whole or error.status not in _ABSENT:
                 _note(error, resource, done, None)
                 raise
-            # The object may be unknown, or the server may have no such retrieval: its listing tells.
+            # The object may be unknown, or the server may have no such retrieval: its listing decides.
             try:
                 references = self._listed(resource)
             except DICOMwebError:
@@ -161,7 +161,7 @@ class InstanceRetriever:
         ]
 
     def _whole(self, resource: Resource, accepted_type: _AcceptedForm, done: set[Resource]) -> Iterator[Instance]:
-        """The instances of one answer; after an answer that breaks off, only what is missing is asked for."""
+        """The instances of one answer; after an answer that ends early, only what is missing is requested."""
         remaining: list[Resource] | None = None
         deadline: Deadline | None = None
         for attempt in self._service.transport.attempts():
@@ -186,7 +186,7 @@ class InstanceRetriever:
         if not listed:
             raise error
         missing = [reference for reference in listed if reference not in done]
-        logger.info("%s broke off after %d instances; %d are asked for again", error.url, len(done), len(missing))
+        logger.info("%s ended early, after %d instances; %d are requested again", error.url, len(done), len(missing))
         return missing
 
     def _one_by_one(
@@ -213,7 +213,7 @@ class InstanceRetriever:
         self, resource: Resource, accepted_type: _AcceptedForm, attempt: Attempt, done: set[Resource]
     ) -> Iterator[Instance]:
         url = with_query(self._service.urls.retrieve(resource), accepted_type.query)
-        # Compressing images costs more time than it saves, and hides where an answer breaks off.
+        # Compressing images costs more time than it saves, and hides where an answer ends early.
         plain = {"Accept-Encoding": "identity"}
         # Orthanc 1.10.1 fails with 500 for a list of two media types.
         failures = (500, 501) if accepted_type.several else ()
@@ -308,15 +308,15 @@ class InstanceRetriever:
     def _header(self, file: BinaryIO, size: int, answer: StreamedAnswer, *, may_break_off: bool) -> Any:
         try:
             header = header_of(file, size=size)
-            # A part may be whole and yet hold half a file, if the server broke off in the middle of its own reading.
+            # A part may be whole and yet hold half a file, if the server stopped in the middle of reading it.
             reason = check_complete(file, size=size)
         except ValueError as error:
             cut = isinstance(error, IncompleteDICOMError)
             kind = ResponseIncompleteError if cut or may_break_off else MalformedResponseError
-            text = f"the answer holds something that is no DICOM instance: {error}"
+            text = f"the answer holds something that is not a DICOM instance: {error}"
             raise answer.error(text, kind, retryable=cut) from error
         if reason is not None:
-            raise answer.error(f"the instance breaks off: {reason}", ResponseIncompleteError, retryable=True)
+            raise answer.error(f"the instance ends early: {reason}", ResponseIncompleteError, retryable=True)
         return header
 
 
@@ -463,7 +463,7 @@ class MetadataRetriever:
         except ValueError as error:
             raise answer.error(f"a dataset of the answer cannot be read: {error}", MalformedResponseError) from error
         if not isinstance(row, dict):
-            raise answer.error("the answer holds something that is no dataset", MalformedResponseError)
+            raise answer.error("the answer holds something that is not a dataset", MalformedResponseError)
         if b"BulkDataURI" in text:
             _make_absolute(row, answer.url)
         return row

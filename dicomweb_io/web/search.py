@@ -1,8 +1,8 @@
 """Searching (QIDO-RS, PS3.18 section 10.6): one page, and all rows of a query, whatever the server's behaviour.
 
 Pages follow each other as `dicomweb_io.paging` says. Searches that a server lacks are made of those it has: studies,
-then their series, then their instances. By rule servers ignore filters that they do not know and return everything: an
-answer that plainly does so is an error.
+then their series, then their instances. The standard lets servers ignore unknown filters and return everything; an
+answer that evidently does so is an error.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Searcher(OfService):
         Args:
             query: The search.
             offset: The offset of the first row.
-            limit: The most rows.
+            limit: The maximum number of rows.
             alone: Whether the page is all that is asked for: then levels are walked where the server lacks the search,
-                and warnings that more rows follow are news.
+                and warnings that more rows follow are logged.
         """
         if alone and limit == 0:
             return SearchPage([], offset, 0)
@@ -67,7 +67,7 @@ class Searcher(OfService):
         try:
             url = self._address(query, offset, sent)
             for attempt in self._service.transport.attempts():
-                # An answer that breaks off is asked for again.
+                # An answer that ends early is requested again.
                 with attempt:
                     answer = self._service.get_all(url, _ACCEPTS, level=level, attempt=attempt)
                     rows = rows_of(answer)
@@ -162,7 +162,7 @@ class Searcher(OfService):
         )
         if paging.total_is_wrong:
             logger.warning(
-                "%s: %d rows were announced and %d came; did the archive change during the search?",
+                "%s: %d rows were announced and %d arrived; did the archive change during the search?",
                 url,
                 (paging.total or 0) - offset,
                 paging.passed,
@@ -179,7 +179,7 @@ class Searcher(OfService):
     def _lacks_resource(self, query: SearchQuery, error: DICOMwebError) -> bool:
         """Whether a refusal means that the resource does not exist while its parents can be searched."""
         name = resource_name(query)
-        # That a profile says the server has the resource is no proof: it may have been chosen by the address alone.
+        # That a profile says the server has the resource is not a proof: it may have been chosen by the address alone.
         if name is None or error.status not in _ABSENT:
             return False
         try:
@@ -187,7 +187,7 @@ class Searcher(OfService):
         except DICOMwebError as parent_error:
             raise error from parent_error
         self._service.missing_resources.add(name)
-        logger.info("the server has no %s search; its parents are walked", name)
+        logger.info("the server has no %s search; the levels above are searched one by one", name)
         return True
 
     def _walked_page(self, query: SearchQuery, offset: int, limit: int | None) -> SearchPage:
@@ -224,8 +224,8 @@ class Searcher(OfService):
             ignored = contradiction(query, row)
             if ignored is not None:
                 raise answer.error(
-                    f"the server ignored the filter on {ignored}: a row of the answer contradicts it. Its other rows "
-                    f"cannot be trusted to match; search without this filter, or by an attribute that the server "
+                    f"the server ignored the filter on {ignored}: a row of the answer contradicts it, so the other "
+                    f"rows may not match either. Search without this filter, or by an attribute that the server "
                     f"supports",
                     FilterIgnoredError,
                 )
@@ -286,7 +286,7 @@ def _json(answer: Answer) -> Any:
     except ValueError as error:
         if _breaks_off(answer.content):
             raise answer.error(
-                f"expected JSON, got a text that breaks off after {len(answer.content)} bytes",
+                f"expected JSON, got a text that ends after {len(answer.content)} bytes",
                 ResponseIncompleteError,
                 retryable=True,
             ) from error
@@ -297,7 +297,7 @@ def _json(answer: Answer) -> Any:
 
 
 def _breaks_off(content: bytes) -> bool:
-    """Whether a text that is no JSON is the beginning of some."""
+    """Whether a text that is not valid JSON is the beginning of JSON."""
     if not _BEGINNING.match(content):
         return False
     try:
@@ -313,7 +313,7 @@ def _breaks_off(content: bytes) -> bool:
 def _kind(content: bytes) -> str:
     if content[:1] == b"<":
         html = content[:200].lower().startswith((b"<!doctype html", b"<html"))
-        return "an HTML page (a login page?)" if html else "XML that is no Native DICOM Model"
+        return "an HTML page (a login page?)" if html else "XML that is not a Native DICOM Model"
     return f"{len(content)} bytes of something else"
 
 
@@ -350,8 +350,8 @@ def _split_uid_lists(query: SearchQuery) -> Iterator[SearchQuery]:
 
 # Filters that were ignored ------------------------------------------------------------------------------------------
 
-# Only what is no matter of interpretation is judged: identifiers (UI), dates (DA) and codes (CS) that a row holds.
-# Letter case, wildcards and several values are read in favour of the server.
+# Only what needs no interpretation is judged: identifiers (UI), dates (DA) and codes (CS) that a row holds. Case,
+# wildcards and multiple values are judged leniently.
 _JUDGED = frozenset({"UI", "DA", "CS"})
 
 
@@ -364,7 +364,7 @@ def contradiction(query: SearchQuery, row: JSONDataset) -> str | None:
     """
     for key, text in query.search_filters:
         tags = resolve(key)
-        # The character set is never matched (PS3.4 section C.2.2.2); sequences are the server's own reading.
+        # The character set is never matched (PS3.4 section C.2.2.2); how servers match sequences differs.
         if len(tags) != 1 or tags[0] == "00080005" or vr_of(tags[0]) not in _JUDGED:
             continue
         wanted = [value.strip() for value in filter_values(key, text)]
@@ -387,7 +387,7 @@ def unanswered(query: SearchQuery, rows: Sequence[JSONDataset]) -> list[str]:
 
     Args:
         query: The search.
-        rows: The rows of one answer; from none nothing follows.
+        rows: The rows of one answer; no rows prove nothing.
     """
     found = []
     for key, text in query.search_filters:
@@ -426,7 +426,7 @@ def _wildcard(pattern: str) -> re.Pattern[str]:
 
 Search = Callable[[SearchQuery], Iterator[JSONDataset]]
 
-# What a row says of itself only, not of its children.
+# Attributes of the row itself, not of its children.
 _OWN = frozenset({"00080005", "00080054", "00080056", "00081190", "00080201"})
 
 

@@ -1,8 +1,8 @@
 """Storing instances (STOW-RS, PS3.18 section 10.5): in bounded batches, with the proof or the failure of each.
 
 An instance is stored only if the answer names its SOP Instance UID among the referenced ones, whatever the status and
-content type; if the answer says nothing of it, only a look-up by UID can prove it. A batch that is refused as a whole
-is split until the refused instance is alone. Request bodies have a known length, can be sent again, and are never
+content type; an instance that the answer does not mention is looked up by UID. A batch that is refused as a whole is
+split until the refused instance is alone. Request bodies have a known length, can be sent again, and are never
 compressed (Orthanc 1.10.1 answers a compressed one with 200 and stores nothing).
 """
 
@@ -30,9 +30,9 @@ from dicomweb_io.web.service import Service, logger
 from dicomweb_io.web.urls import parameters, with_query
 
 _WITH_RESPONSE = (400, 409, 413, 415, 422)
-"""Error statuses whose answers may say what became of each instance."""
+"""Error statuses whose answers may state the outcome of each instance."""
 _HOPELESS = (401, 403, 404, 405, 501)
-"""Statuses that every further instance would meet too."""
+"""Statuses that all further instances would get as well."""
 
 
 class Storer:
@@ -100,12 +100,12 @@ class Storer:
         if on_existing == "replace" and profile.replace is None:
             raise ValueError(
                 f"instances cannot be replaced safely on servers with the profile {profile.name!r}; use another "
-                "on_existing, or a profile that says how"
+                "on_existing, or a profile whose `replace` is set"
             )
         if verify == "content" and profile.comparison_level == "none":
             raise ValueError(
-                f"servers with the profile {profile.name!r} do not keep the content of what they store, so it cannot "
-                f"be verified; use verify='uid'"
+                f"servers with the profile {profile.name!r} do not preserve the content of instances, so it cannot be "
+                f"verified; use verify='uid'"
             )
         if isinstance(instances, (str, bytes)) or not isinstance(instances, Iterable):
             raise TypeError(f"a sequence of instances is needed, not {type(instances).__name__}")
@@ -199,7 +199,7 @@ class Storer:
         if not unknown:
             return
         if answer.status < 400:
-            self._prove(unknown, "the server's answer does not name it", answer)
+            self._prove(unknown, "the server's answer does not mention it", answer)
             return
         others_are_named = len(unknown) < len(items)
         if answer.attempts > 1:
@@ -248,7 +248,7 @@ class Storer:
         )
 
     def _note(self, item: StoreItem, response: StoreResponse, answer: Answer) -> bool:
-        """Notes what an answer says of an item; False if it says nothing."""
+        """Records the outcome of an item; False if the answer does not mention it."""
         item.study_url = response.retrieve_url
         confirmed = response.stored.get(item.uid)
         failed = response.failed.get(item.uid)
@@ -271,7 +271,7 @@ class Storer:
             return True
         text = f"the server did not store it: {describe_reason(code, failed, item.redact)}"
         if code in profile.conflict_reasons and self._existing.finds(item):
-            text += "; it has another object with this UID (on_existing='skip' leaves it, 'replace' takes its place)"
+            text += "; it has another object with this UID (on_existing='skip' keeps it, 'replace' replaces it)"
         item.fail(
             text,
             url=answer.url,
@@ -292,7 +292,7 @@ class Storer:
         item.succeed(outcome, proof, size=item.size, **facts)
 
     def _after_error(self, items: Sequence[StoreItem], error: DICOMwebError) -> None:
-        """After a request without a usable answer: what a look-up by UID finds is stored, the rest has failed."""
+        """After a request without a usable answer: what a look-up by UID finds is stored, all others have failed."""
         if error.status in _HOPELESS:
             raise error
         present: set[str] = set()

@@ -176,8 +176,8 @@ def _raw(key: str, part: str) -> str:
     wrong = _NOT_SENDABLE_RAW.search(part)
     if wrong is not None:
         raise UnsupportedError(
-            f"this server does not decode percent escapes, so {wrong.group()!r} in the filter on {key} cannot be sent "
-            f"to it; write a wildcard (? or *) in its place and check the rows"
+            f"this server does not decode percent escapes, so {wrong.group()!r} in the filter on {key} cannot be sent; "
+            f"use a wildcard (? or *) in its place and check the rows"
         )
     return part
 

@@ -109,7 +109,7 @@ def test_real_files_go_from_a_folder_to_a_server_and_to_a_folder(serve, job, sam
     code, nothing, printed = job(server.url, tmp_path / "copy")
     assert code == 0
     assert nothing["transferred"] == 0
-    assert "Nothing was transferred: everything is at the destination already." in printed
+    assert "Nothing was transferred: everything is already at the destination." in printed
 
 
 def test_the_command_and_the_job_agree(sample_folder, serve, job, capsys, tmp_path):
@@ -277,7 +277,7 @@ def test_a_search_that_fails_is_said_and_never_success(serve, job, small, folder
     code, numbers, printed = job(source.url, folder)
     assert code == 1
     assert numbers["search_failures"] == 1
-    assert "there may be more than was found" in printed
+    assert "some instances may not have been found" in printed
 
 
 def test_a_series_that_cannot_be_listed_is_said_and_the_others_arrive(serve, job, small, folder, tmp_path):
@@ -286,7 +286,7 @@ def test_a_series_that_cannot_be_listed_is_said_and_the_others_arrive(serve, job
     code, numbers, printed = job(source.url, folder, "--failures", str(failures))
     assert code == 1
     assert (numbers["found"], numbers["transferred"], numbers["search_failures"]) == (20, 20, 1)
-    assert "there may be more than was found" in printed
+    assert "some instances may not have been found" in printed
     code, numbers, printed = job(source.url, folder, "--input", str(failures))
     assert code == 0, printed
     assert (numbers["found"], numbers["transferred"]) == (20, 20)

@@ -140,7 +140,7 @@ def test_evidence(writer, empty_backend, images):
     assert result.verified == "uid"
     check = empty_backend.spec.content_check
     if check == "refused":
-        with pytest.raises(ValueError, match="do not keep the content"):
+        with pytest.raises(ValueError, match="do not preserve the content"):
             writer.iter_store_instances([images[2]], verify="content")
         return
     (result,) = writer.iter_store_instances([images[2]], verify="content")

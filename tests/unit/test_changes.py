@@ -228,7 +228,7 @@ def test_orthanc_in_small_answers_with_filters_and_deletions(orthanc):
 def test_another_orthanc_at_the_address_is_noticed(orthanc):
     follower = Follower(orthanc.url)
     follower.cursor = Cursor("orthanc", str(10**9))
-    with pytest.raises(ValueError, match="another database"):
+    with pytest.raises(ValueError, match="a different one now"):
         follower.poll()
 
 

@@ -23,11 +23,11 @@ class Authentication:
         return None
 
     def other(self, exchange: Exchange) -> Answer | None:
-        """Answers requests to resources of its own, such as a token endpoint; None for all others."""
+        """Answers requests to its own resources, such as a token endpoint; None for all others."""
         return None
 
     def expire(self) -> None:
-        """Makes everything that was given out so far invalid."""
+        """Makes everything that was issued so far invalid."""
 
 
 class BasicAuthentication(Authentication):
@@ -118,7 +118,7 @@ class OAuth2Authentication(BearerAuthentication):
         path: The path of the token endpoint.
 
     Attributes:
-        issued: How many tokens were given out.
+        issued: How many tokens were issued.
     """
 
     def __init__(

@@ -455,7 +455,7 @@ AZURE = behaviour(
         "feed": documented("azure", f"{_AZURE} and change feed"),
     },
     gaps=(
-        "extended query tags: make a behaviour of your own with more `searchable` keywords",
+        "extended query tags: define a behaviour with more `searchable` keywords",
         "store results 424 and 503, reasons 45071 (pending) and 45063, ETags of metadata and objects",
         "the feed tells of an update nowhere, as nothing updates attributes",
     ),

@@ -121,7 +121,7 @@ class Exchange:
 
 @dataclass
 class Record:
-    """One request and what became of it.
+    """One request and its answer.
 
     Attributes:
         method: The method.
@@ -174,7 +174,7 @@ class Records(Sequence[Record]):
         """Waits until no request runs any more: a client has its answer a moment before its record is complete.
 
         Args:
-            timeout: The most seconds to wait.
+            timeout: The maximum time to wait, in seconds.
 
         Returns:
             The records themselves.

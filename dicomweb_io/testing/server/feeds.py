@@ -1,9 +1,9 @@
-"""Interfaces beside DICOMweb that tell what came and went: Azure's change feed, Orthanc's own REST interface.
+"""Interfaces beside DICOMweb that report changes: Azure's change feed, Orthanc's own REST interface.
 
 Azure (documented): ``/changefeed`` and ``/changefeed/latest``.
 
-Orthanc (measured on 1.10.1): its log of changes names objects by identifiers of its own, which are hashes of the UIDs,
-and so do the other resources that clients use beside it: ``/changes``, ``/tools/lookup``, ``/tools/bulk-content``,
+Orthanc (measured on 1.10.1): its change log names objects by its own identifiers, which are hashes of the UIDs, and so
+do the other resources that clients use beside it: ``/changes``, ``/tools/lookup``, ``/tools/bulk-content``,
 ``/system``, ``/patients/{id}``, ``/studies/{id}``, ``/series/{id}``, ``/instances/{id}`` (GET and DELETE) with
 ``/patient``, ``/study`` and ``/series`` above them, and of instances ``/file``, ``/simplified-tags`` and
 ``/attachments/dicom/md5``.
@@ -190,7 +190,7 @@ def _entries(events: list[Event]) -> tuple[list[dict[str, Any]], int]:
         names = _names(event.reference, event.patient_id)
         if event.action == "create":
             if names[0][1] in known:
-                # Here it took the place of another one: Orthanc deletes and stores then.
+                # Here it replaced another one: Orthanc deletes and stores then.
                 entries.pop(known.pop(names[0][1]), None)
                 for _, name, _ in names:
                     counts[name] -= 1

@@ -163,7 +163,7 @@ class TestServer:
         return tuple(self._site.image_sets)
 
     def close(self) -> None:
-        """Ends it for good."""
+        """Ends it."""
         self.stop()
         for archive in self._site.image_sets.values():
             archive.close()

@@ -1,4 +1,4 @@
-"""What all requests of a server share: its archive, and what came to it and left it since the server began."""
+"""What all requests of a server share: its archive, and the changes to it since the server started."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Event:
 class ChangeLog:
     """The log of an archive. Thread-safe.
 
-    What was there before the server is told as if it had come when the log was first looked at; what others put into
+    What was there before the server is reported as if it had arrived when the log was first read; what others put into
     the archive, when `look_again` finds it.
 
     Args:
@@ -75,7 +75,7 @@ class ChangeLog:
                 self._compare()
 
     def stored(self, reference: Resource) -> None:
-        """Notes that an instance came, or took the place of another one."""
+        """Records that an instance arrived, or replaced another one."""
         with self._lock:
             found = [row for row in self._rows(reference) if Resource.of(row) == reference]
             self._add("create", reference, first_text(found[0], "00100020") if found else "")

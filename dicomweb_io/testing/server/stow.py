@@ -67,7 +67,7 @@ _WELL_FORMED = {
 
 @dataclass
 class Outcome:
-    """What became of one part: stored if there is no reason against it."""
+    """The outcome of one part: stored if there is no reason against it."""
 
     sop_class_uid: str | None = None
     sop_instance_uid: str | None = None
@@ -91,7 +91,7 @@ class Store:
         exchange: The request.
         study: The study of the URL; instances of others are refused.
         replace: Whether instances that exist are replaced.
-        outcomes: What became of the parts so far.
+        outcomes: The outcomes of the parts so far.
         refusal: Gives the reason to refuse the instance of a number in the request, or None.
         refusal_status: The status of a store in which such an instance was refused; None for the usual one.
         swallowed: Whether the request is read and forgotten, and answered as if it had held nothing.
@@ -365,7 +365,7 @@ def _opened(collected: Collected) -> Any:
 
 
 def _status(running: Store) -> int:
-    """The status of a store, by what became of its instances."""
+    """The status of a store, by the outcomes of its instances."""
     behaviour = running.site.behaviour
     bad = [outcome for outcome in running.outcomes if outcome.reason is not None]
     if not bad:

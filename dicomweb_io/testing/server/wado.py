@@ -80,7 +80,7 @@ def retrieve(site: Site, exchange: Exchange, resource: Resource) -> Answer:
         parts, missing = _available(site, parts)
         if missing:
             status = 206
-            exchange.warnings.append(f"{missing} instances are not available in the wanted transfer syntax")
+            exchange.warnings.append(f"{missing} instances are not available in the requested transfer syntax")
     first = _next(parts)
     if first is None:
         raise Refusal(404, f"There is no such {resource.level}.")
@@ -105,7 +105,7 @@ def retrieve(site: Site, exchange: Exchange, resource: Resource) -> Answer:
 
 def _made(part: PartOut | Refusal) -> PartOut:
     if isinstance(part, Refusal):
-        # The status is out already; all that is left is to break off.
+        # The status is out already; the answer can only end early.
         raise part
     return part
 
@@ -169,7 +169,7 @@ def _parts(site: Site, exchange: Exchange, resource: Resource, form: _Form) -> I
 
 
 def _encoded(behaviour: Behaviour, instance: Instance, part: PartOut, form: _Form) -> PartOut | Refusal:
-    """The part in the first of the wanted transfer syntaxes that can be made of it."""
+    """The part in the first of the requested transfer syntaxes that can be made from it."""
     stored = instance.transfer_syntax_uid
     refusal: Refusal | None = None
     for wanted in form.syntaxes:
@@ -187,7 +187,7 @@ def _encoded(behaviour: Behaviour, instance: Instance, part: PartOut, form: _For
             content = transcoded(part.read(), stored, wanted)
         except CannotTranscode:
             refusal = refusal or Refusal(
-                behaviour.undecodable, f"{wanted} cannot be made of the stored transfer syntax {stored}."
+                behaviour.undecodable, f"{wanted} cannot be made from the stored transfer syntax {stored}."
             )
             continue
         part.discard()

@@ -68,7 +68,7 @@ class _RowTransform(beam.PTransform[Any, Any]):
         self._inner = transform(*arguments, failures=failures, **options)
 
     def _outputs(self, rows: Any, failures: Any) -> Any:
-        """The rows alone, or beside the failures under the name that was asked for."""
+        """The rows, and the failures under the name that was asked for, if any."""
         if self._failed is None:
             return rows
         return {"good": rows, self._failed: failures | "FailuresAsRows" >> AsRows(element_type=Failure)}

@@ -261,4 +261,4 @@ def test_what_an_answer_lacks_is_found_by_a_search(
         arguments = ["--url", server.url, "retrieve", "studies", "--study", study, "full", "--save"]
         assert main([*arguments, "--output-dir", str(saved)]) == (0 if times else 1)
     assert len(list(saved.glob("*.dcm"))) == (3 if times else 2)
-    assert "was not in the answer" in capsys.readouterr().err
+    assert "was missing from the answer" in capsys.readouterr().err

@@ -42,7 +42,7 @@ SAMPLES = (
 )  # fmt: skip
 REFUSALS = re.compile(
     "is installed|cannot hold|is not valid for|Invalid 'bits_s|needs 32 rows|doesn't match the expected|"
-    "has no form|pyjpegls: Encoding error"
+    "it has no pixel data|pyjpegls: Encoding error"
 )
 
 

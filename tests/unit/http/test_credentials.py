@@ -85,7 +85,7 @@ def test_basic(serve, connect, monkeypatch, tmp_path) -> None:
         BasicCredentials("jürgen", password_file=str(file)),
     ):
         assert connect(server.url, credentials=credentials).request("GET", "/").status == 200
-    with pytest.raises(DICOMwebError, match="wants other credentials") as caught:
+    with pytest.raises(DICOMwebError, match="does not accept these credentials") as caught:
         connect(server.url, credentials=BasicCredentials("jürgen", "wrong")).request("GET", "/")
     assert caught.value.status == 401
     assert "wrong" not in repr(caught.value)

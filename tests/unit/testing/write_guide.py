@@ -19,7 +19,7 @@ _EVIDENCE = get_args(Evidence)
 
 def behaviour_table() -> Iterator[str]:
     """What there is, with the number of facts by evidence."""
-    yield "| behaviour | stands for | " + " | ".join(_EVIDENCE) + " |"
+    yield "| behaviour | server | " + " | ".join(_EVIDENCE) + " |"
     yield "|---|---" * 1 + "|---" * len(_EVIDENCE) + "|"
     for one in (*BEHAVIOURS.values(), *VARIANTS.values()):
         counts = Counter(str(fact.evidence) for fact in one.facts.values())

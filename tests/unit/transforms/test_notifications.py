@@ -138,7 +138,9 @@ def test_failures_are_collected_and_windows_kept():
             )
         )
         assert_that(seen, equal_to([(INSTANCE.uri, 65, 60)] * 2), label="references")
-        told = parsed.failures | beam.Map(lambda item: (item.transform, "give ParseNotifications" in item.message))
+        told = parsed.failures | beam.Map(
+            lambda item: (item.transform, "pass the endpoint to ParseNotifications" in item.message)
+        )
         expected = [("ParseNotifications", False), ("ParseNotifications", True)]
         assert_that(told, equal_to(expected), label="failures")
 

@@ -96,7 +96,7 @@ def test_every_kind_of_element_narrows_the_search(archive, references):
     assert query_for(one, base).search_filters[-1] == ("SOPInstanceUID", one.sop_instance_uid)
     assert query_for(one, make_query("study")).search_filters == (("StudyInstanceUID", one.study_instance_uid),)
     assert query_for(one, make_query("series")).search_filters == (("SeriesInstanceUID", one.series_instance_uid),)
-    with pytest.raises(ValueError, match="got a query for study rows"):
+    with pytest.raises(ValueError, match="received a study query"):
         query_for(SearchQuery("study"), base)
 
 

@@ -28,7 +28,7 @@ from dicomweb_io.transforms.watch import (
     WatchForStudies,
     WatchState,
     WatchTracker,
-    _Rhythm,
+    _Pace,
 )
 
 ONCE = RetryPolicy.none()
@@ -215,16 +215,16 @@ def test_states_pickle():
     assert (copy.polls, copy.due, copy.cursor.seen) == (3, 5.0, {"": frozenset({"a"})})
 
 
-def test_the_rhythm_outlives_a_clock_that_is_set():
-    rhythm = _Rhythm()
-    assert rhythm.remaining("a", 10.0, 0.0) <= 0
-    assert 9 < rhythm.remaining("a", 10.0, time.time() + 10) <= 10
+def test_the_pace_outlives_a_clock_that_is_set():
+    pace = _Pace()
+    assert pace.remaining("a", 10.0, 0.0) <= 0
+    assert 9 < pace.remaining("a", 10.0, time.time() + 10) <= 10
     # The clock was set back by an hour since the poll before.
-    assert rhythm.remaining("a", 10.0, time.time() + 3600) == 10.0
-    rhythm.begin("a")
+    assert pace.remaining("a", 10.0, time.time() + 3600) == 10.0
+    pace.begin("a")
     # It was set forward: this process knows better.
-    assert 9 < rhythm.remaining("a", 10.0, time.time() - 3600) <= 10
-    assert rhythm.remaining("b", 10.0, 0.0) <= 0
+    assert 9 < pace.remaining("a", 10.0, time.time() - 3600) <= 10
+    assert pace.remaining("b", 10.0, 0.0) <= 0
     assert MAX_WAIT > 0
 
 

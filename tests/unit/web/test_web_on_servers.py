@@ -193,7 +193,7 @@ def test_content_is_verified_at_the_archives_level(archive, given):
     some = list(given.values())[:4]
     comparison_level = archive.profile.comparison_level
     if comparison_level == "none":
-        with pytest.raises(ValueError, match="do not keep the content"):
+        with pytest.raises(ValueError, match="do not preserve the content"):
             archive.iter_store_instances(some, verify="content")
         return
     results = list(archive.iter_store_instances(some, on_existing="skip", verify="content"))

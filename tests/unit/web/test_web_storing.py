@@ -202,7 +202,7 @@ def test_a_part_in_no_sequence_failed_unless_a_look_up_finds_it(web, files):
     _, client = web.connect(lambda request: web.json({}) if request.method == "POST" else web.Reply(204))
     (failure,) = store(client, files[:1])
     assert isinstance(failure, Failure)
-    assert "does not name it" in failure.message
+    assert "does not mention it" in failure.message
     assert failure.retryable
 
 
@@ -253,7 +253,7 @@ def test_what_is_no_instance_fails_alone_and_in_order(web, files, tmp_path):
     assert outcomes(results) == ["stored", "failed", "failed", "failed", "stored"]
     assert results[1].source == str(no_file)
     assert results[3].source == str(text)
-    with pytest.raises(TypeError, match="must be an Instance"):
+    with pytest.raises(TypeError, match="only an Instance"):
         store(client, [5])
     with pytest.raises(TypeError, match="sequence"):
         store(client, files[0])
@@ -440,7 +440,7 @@ def test_what_is_replaced_must_be_found_before_the_old_bytes_are_dropped(web, fi
     assert str(kept) in first.message
     assert kept.read_bytes() == old[0]
     # Nothing more is deleted then.
-    assert "was not touched" in second.message
+    assert "the old one is unchanged" in second.message
     assert archive.kept == {UIDS[1]: old[1]}
 
 
@@ -534,7 +534,7 @@ def test_options_that_cannot_be_kept_are_refused_before_anything_is_sent(web, fi
         ("generic", {"on_existing": "replace"}, "replaced safely"),
         ("dcm4chee", {"on_existing": "replace"}, "replaced safely"),
         ("healthimaging", {"on_existing": "replace"}, "replaced safely"),
-        ("dicomcloud", {"verify": "content"}, "do not keep the content"),
+        ("dicomcloud", {"verify": "content"}, "do not preserve the content"),
         ("generic", {"on_existing": "ask"}, "on_existing"),
         ("generic", {"verify": "hope"}, "verify"),
     ]:
