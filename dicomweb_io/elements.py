@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from dicomweb_io.dicom.errors import InvalidIdentifierError
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.dicom.uris import URI, URIType
+from dicomweb_io.errors import InvalidIdentifierError, safe_url
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -180,17 +180,21 @@ class Resource:
 
 
 def _open(path: str) -> BinaryIO:
-    if "://" not in path:
-        return open(path, "rb")
-    import fsspec
+    try:
+        if "://" not in path:
+            return open(path, "rb")
+        import fsspec
 
-    return cast(BinaryIO, fsspec.open(path, "rb").open())
+        return cast(BinaryIO, fsspec.open(path, "rb").open())
+    except ValueError as error:
+        # A null character, or a protocol that fsspec does not know.
+        raise InvalidIdentifierError(f"{safe_url(path)!r} cannot be opened: {error}") from None
 
 
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:
     element = row.get(tag)
     values = element.get("Value") if isinstance(element, Mapping) else None
-    value = values[0] if values else None
+    value = values[0] if values and isinstance(values, (list, tuple)) else None
     return value if isinstance(value, str) and value else None
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any, Generic, TypeVar, cast
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import UID_TAGS, Resource, SearchLevel, SearchQuery
-from dicomweb_io.errors import PagingError
+from dicomweb_io.errors import InvalidIdentifierError, PagingError
 from dicomweb_io.queries import make_query
 
 _MAX_CACHED_UIDS = 200_000
@@ -222,7 +222,7 @@ def instance_of_row(row: Mapping[str, Any], within: Resource | None = None) -> R
     """The instance that a row of an instance search names; UIDs that the row lacks are those of the search.
 
     Raises:
-        ValueError: If the row has no SOP Instance UID or no series.
+        InvalidIdentifierError: If the row has no SOP Instance UID or no series.
     """
     return resource_of_row(row, "instance", within)
 
@@ -236,13 +236,13 @@ def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource
         within: Where; UIDs that the row lacks are taken from it.
 
     Raises:
-        ValueError: If the row lacks a UID: it never names its whole parent.
+        InvalidIdentifierError: If the row lacks a UID: it never names its whole parent.
     """
     above = {} if within is None else within.series.uids
     implied = {UID_TAGS[parent]: {"vr": "UI", "Value": [uid]} for parent, uid in above.items()}
     found = Resource.of({**implied, **row})
     if found.level != level:
-        raise ValueError(f"a row of a search for {level} rows names only the {found.level} {found.uri}")
+        raise InvalidIdentifierError(f"a row of a search for {level} rows names only the {found.level} {found.uri}")
     return found
 
 
@@ -276,7 +276,7 @@ def read_references(path: str) -> list[Wanted]:
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
     if not numbered:
         return []
-    header = _header(numbered[0][1])
+    header = _header(*numbered[0])
     if header is not None:
         return [_of_columns(number, header, line) for number, line in numbered[1:]]
     return [_of_line(number, line) for number, line in numbered]
@@ -290,13 +290,20 @@ def _open(path: str) -> IO[str]:
     return open(path, encoding="utf-8-sig")
 
 
-def _header(line: str) -> list[str] | None:
-    names = [name.strip().lower().replace("_", "").replace(" ", "") for name in next(csv.reader([line]), [])]
+def _cells(number: int, line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise ValueError(f"line {number}: not CSV: {error}") from None
+
+
+def _header(number: int, line: str) -> list[str] | None:
+    names = [name.strip().lower().replace("_", "").replace(" ", "") for name in _cells(number, line)]
     return [_COLUMNS.get(name, "") for name in names] if any(name in _COLUMNS for name in names) else None
 
 
 def _of_columns(number: int, header: list[str], line: str) -> Wanted:
-    values = next(csv.reader([line]))
+    values = _cells(number, line)
     row = {name: value.strip() for name, value in zip(header, values, strict=False) if name and value.strip()}
     if "study_instance_uid" in row:
         row.pop("accession_number", None)

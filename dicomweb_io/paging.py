@@ -50,16 +50,18 @@ def uids_of(row: JSONDataset, level: SearchLevel) -> str | None:
     tags = _NAMES[level]
     try:
         # Nearly every row is like this, and there may be millions.
-        uids = [row[tag]["Value"][0] for tag in tags]
-        if uids[-1]:
-            return "/".join(uids)
+        found = [row[tag]["Value"] for tag in tags]
+        # The first letter of a text that is no list would tell nothing apart.
+        if found[-1][0] and all(isinstance(values, list) for values in found):
+            return "/".join([values[0] for values in found])
     except (KeyError, IndexError, TypeError):
         pass
     uids = []
     for tag in tags:
         element = row.get(tag)
         values = element.get("Value") if isinstance(element, dict) else None
-        uids.append(values[0] if values and isinstance(values[0], str) else "")
+        first = values[0] if values and isinstance(values, list) else None
+        uids.append(first if isinstance(first, str) else "")
     return "/".join(uids) if uids[-1] else None
 
 

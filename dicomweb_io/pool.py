@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.retry import lend_slots, start_anew_after_fork
+from dicomweb_io.http.retry import Registry, lend_slots, start_anew_after_fork
 
 DEFAULT_MAX_BYTES = 256 * 1024 * 1024
 
@@ -392,40 +392,8 @@ class Lane(Generic[K, R]):
                 self.pool._ended(task)
 
 
-class _Registry(Generic[R]):
-    """Objects by key, made when first wanted and closed when the last user has gone."""
-
-    def __init__(self) -> None:
-        self._entries: dict[Any, list[Any]] = {}
-        self.start_anew()
-        start_anew_after_fork(self)
-
-    def start_anew(self) -> None:
-        """Makes a new lock; the objects start anew by themselves."""
-        # Reentrant: the garbage collector may drop a lease, and so release it, on the thread that is just acquiring.
-        self._lock = threading.RLock()
-
-    def acquire(self, key: Any, make: Callable[[], R]) -> R:
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                entry = self._entries[key] = [make(), 0]
-            entry[1] += 1
-            value: R = entry[0]
-            return value
-
-    def release(self, key: Any) -> None:
-        with self._lock:
-            entry = self._entries[key]
-            entry[1] -= 1
-            if entry[1]:
-                return
-            del self._entries[key]
-        entry[0].close()
-
-
-_CLIENTS: _Registry[DICOMClient] = _Registry()
-_POOLS: _Registry[BoundedPool] = _Registry()
+_CLIENTS: Registry[DICOMClient] = Registry(lambda client: client.close())
+_POOLS: Registry[BoundedPool] = Registry(lambda pool: pool.close())
 
 
 class Lease:

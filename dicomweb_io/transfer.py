@@ -276,7 +276,14 @@ class InstanceCopier:
                 if not isinstance(item, Instance):
                     yield reference, item
                     continue
-                if not batch.has_room_for(item):
+                try:
+                    fits = batch.has_room_for(item)
+                except OSError as error:
+                    # A file of a folder may have gone since it was found.
+                    self._spool.discard(item)
+                    yield reference, failure_of(error, self.transform, reference=reference)
+                    continue
+                if not fits:
                     yield from _awaited(sent)
                     sent, batch = executor.submit(self._store, batch), _Batch(self._spool)
                 batch.add(item)

@@ -71,7 +71,8 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
             value = json.loads(text.lstrip("\ufeff") if isinstance(text, str) else bytes(text))
         except UnicodeDecodeError as error:
             raise DatasetError(f"the text is neither UTF-8 nor UTF-16 nor UTF-32 JSON (byte {error.start})") from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
+            # Also an integer of more digits than Python converts.
             raise DatasetError(f"the text is not JSON: {error}") from None
         except RecursionError:
             raise DatasetError("the JSON is nested too deeply") from None
@@ -218,8 +219,9 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
 
     try:
         loaded: Dataset = PydicomDataset.from_json(dict(dataset), bulk_data_handler or no_data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"it does not follow the DICOM JSON model ({type(error).__name__})") from error
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        # The texts of pydicom's errors can hold values.
+        raise DatasetError(f"it does not follow the DICOM JSON model ({type(error).__name__})") from None
     return loaded
 
 

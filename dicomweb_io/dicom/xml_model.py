@@ -31,8 +31,8 @@ def parse_native_model(content: bytes) -> dict[str, Any]:
     """
     try:
         root = fromstring(content, forbid_dtd=True)
-    except (ParseError, ValueError) as error:
-        # The texts of these errors name positions and entities, never values.
+    except (ParseError, ValueError, LookupError) as error:
+        # The texts of these errors name positions, entities and encodings, never values.
         raise DatasetError(f"not well-formed XML without entities: {error}") from None
     if _name(root) != "NativeDicomModel":
         raise DatasetError(f"the root of the XML is {_name(root)!r:.60}, not NativeDicomModel")
@@ -64,7 +64,7 @@ def _attribute(attribute: Element, depth: int) -> dict[str, Any]:
     for position, child in enumerate(attribute, 1):
         name = _name(child)
         number = child.get("number") or ""
-        index = int(number) if number.isascii() and number.isdigit() else position
+        index = int(number) if number.isascii() and number.isdigit() and len(number) < 10 else position
         if name == "Value":
             values[index] = _value(vr, child.text or "")
         elif name == "Item":

@@ -34,6 +34,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from dicomweb_io._version import __version__
+from dicomweb_io.errors import CredentialsError
 from dicomweb_io.http.retry import start_anew_after_fork
 from dicomweb_io.http.settings import TLS
 
@@ -554,7 +555,11 @@ def check_headers(prepared: requests.PreparedRequest) -> None:
     """Rejects headers that would break the request, without showing their values as http.client would."""
     for name, value in prepared.headers.items():
         if isinstance(value, str) and (_MAY_BREAK.search(value) or not all(ord(item) < 256 for item in value)):
-            raise ValueError(f"the header {name!r} cannot be sent: a line break or a character outside Latin-1")
+            # What a user gives is checked before; this comes from a file, a command or another kind of credentials.
+            raise CredentialsError(
+                f"the header {name!r} cannot be sent: a line break or a character outside Latin-1",
+                url=prepared.url or "",
+            )
 
 
 class _QueryFilter(logging.Filter):

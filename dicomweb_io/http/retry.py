@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Protocol, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from dicomweb_io.errors import ConnectionFailedError, DeadlineExceededError, DICOMwebError
 
 logger = logging.getLogger("dicomweb_io")
+
+R = TypeVar("R")
 
 _MAX_DURATIONS = 4096
 _MAX_INSTANT = 16
@@ -614,30 +616,62 @@ class Throttle:
         return (1 - self._tokens) / self._rate
 
 
-class _SharedThrottles:
-    """The throttles of this process by address and limits, as long as somebody uses them."""
+class Registry(Generic[R]):
+    """Objects that several users share: by key, made for the first user and closed behind the last one.
 
-    def __init__(self) -> None:
-        self._throttles: weakref.WeakValueDictionary[tuple[str, int, float | None], Throttle]
-        self._throttles = weakref.WeakValueDictionary()
+    Args:
+        close: What is done with an object that nobody uses any more.
+    """
+
+    def __init__(self, close: Callable[[R], object] = lambda thing: None) -> None:
+        self._close = close
+        self._entries: dict[Any, list[Any]] = {}
         self.start_anew()
         start_anew_after_fork(self)
 
     def start_anew(self) -> None:
+        """Makes a new lock; the objects start anew by themselves."""
+        # Reentrant: the garbage collector may drop a user, and so release it, on the thread that is just acquiring.
         self._lock = threading.RLock()
 
-    def get(self, address: str, max_in_flight: int, requests_per_second: float | None) -> Throttle:
-        key = (address, max_in_flight, requests_per_second)
+    def acquire(self, key: Any, make: Callable[[], R]) -> R:
+        """The object of a key, for one more user."""
         with self._lock:
-            throttle = self._throttles.get(key)
-            if throttle is None:
-                throttle = self._throttles[key] = Throttle(max_in_flight, requests_per_second)
-            return throttle
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._entries[key] = [make(), 0]
+            entry[1] += 1
+            value: R = entry[0]
+            return value
+
+    def release(self, key: Any) -> None:
+        """Counts one user less."""
+        with self._lock:
+            entry = self._entries[key]
+            entry[1] -= 1
+            if entry[1]:
+                return
+            del self._entries[key]
+        self._close(entry[0])
 
 
-_SHARED = _SharedThrottles()
+_THROTTLES: Registry[Throttle] = Registry()
 
 
-def shared_throttle(address: str, max_in_flight: int, requests_per_second: float | None) -> Throttle:
-    """The one throttle of this process for an address and its limits, whoever asks and for whatever purpose."""
-    return _SHARED.get(address, max_in_flight, requests_per_second)
+def shared_throttle(
+    user: object, address: str, max_in_flight: int, requests_per_second: float | None
+) -> tuple[Throttle, Callable[[], object]]:
+    """The one throttle of this process for an address and its limits, whatever the purpose.
+
+    Args:
+        user: Who uses it, as long as this object lives or until it gives the throttle back.
+        address: What is asked.
+        max_in_flight: See `Throttle`.
+        requests_per_second: See `Throttle`.
+
+    Returns:
+        The throttle, and what gives it back. Behind the last user it is forgotten, Retry-After and all.
+    """
+    key = (address, max_in_flight, requests_per_second)
+    throttle = _THROTTLES.acquire(key, lambda: Throttle(max_in_flight, requests_per_second))
+    return throttle, weakref.finalize(user, _THROTTLES.release, key)

@@ -32,6 +32,7 @@ from dicomweb_io.errors import (
     ConnectionFailedError,
     CredentialsError,
     DICOMwebError,
+    InvalidIdentifierError,
     MalformedResponseError,
     RedirectError,
     ResponseIncompleteError,
@@ -139,7 +140,9 @@ class Transport:
         self.retry = retry
         self.stats = Stats()
         self._headers = _checked_headers(headers or {})
-        self._throttle = shared_throttle(self.base_url, limits.max_in_flight, limits.requests_per_second)
+        self._throttle, self._leave_throttle = shared_throttle(
+            self, self.base_url, limits.max_in_flight, limits.requests_per_second
+        )
         self._sender = SessionSender(
             session,
             tls=tls,
@@ -278,6 +281,7 @@ class Transport:
 
     def close(self) -> None:
         """Closes idle connections (not those of a session that was passed)."""
+        self._leave_throttle()
         self._sender.close()
 
     def __enter__(self) -> Transport:
@@ -513,6 +517,9 @@ class Transport:
             if isinstance(failure, ConnectionFailedError):
                 failure.stale = exchange.reused and not any(isinstance(item, TimeoutError) for item in causes(error))
             return failure
+        if isinstance(error, urllib3.exceptions.LocationValueError):
+            # Servers name hosts too, in redirects and in the addresses of bulk data.
+            return DICOMwebError("the URL has no valid host", method=method, url=url, attempts=budget.tries)
         if isinstance(error, requests.exceptions.ContentDecodingError):
             return MalformedResponseError("the answer cannot be decompressed", method=method, url=url)
         if type(error).__module__.startswith("google.auth"):
@@ -551,19 +558,19 @@ class Origin(NamedTuple):
         """The origin of an absolute HTTP URL.
 
         Raises:
-            ValueError: If it has no host, another scheme, or an impossible port.
+            InvalidIdentifierError: If it has no host, another scheme, or an impossible port.
         """
         shown = safe_url(url)
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
-            raise ValueError(f"URL with an invalid host or port: {shown!r}") from None
+            raise InvalidIdentifierError(f"URL with an invalid host or port: {shown!r}") from None
         scheme = parts.scheme.lower()
         if scheme not in _DEFAULT_PORTS:
-            raise ValueError(f"URL with an unsupported scheme (only http and https): {shown!r}")
+            raise InvalidIdentifierError(f"URL with an unsupported scheme (only http and https): {shown!r}")
         if not host:
-            raise ValueError(f"URL without a host: {shown!r} (expected https://host[:port]/path)")
+            raise InvalidIdentifierError(f"URL without a host: {shown!r} (expected https://host[:port]/path)")
         return cls(scheme, host.rstrip("."), port if port is not None else _DEFAULT_PORTS[scheme])
 
 
@@ -593,7 +600,7 @@ def absolute_url(url: str, base_url: str) -> str:
         base_url: The service's root without trailing slash.
 
     Raises:
-        ValueError: If it has characters that must be escaped, or no usable origin.
+        InvalidIdentifierError: If it has characters that must be escaped, or no usable origin.
     """
     if not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*:", url):
         url = f"{base_url}/{url.lstrip('/')}" if not url.startswith("?") else base_url + url
@@ -601,7 +608,9 @@ def absolute_url(url: str, base_url: str) -> str:
     # ^ and | are no valid characters of a URL either, but servers take them, and some take nothing else.
     wrong = re.search(r"[^\x21-\x7e]|[\\\"<>`{}]", url)
     if wrong:
-        raise ValueError(f"the character {wrong.group()!r} in a URL must be percent-escaped: {safe_url(url)!r}")
+        raise InvalidIdentifierError(
+            f"the character {wrong.group()!r} in a URL must be percent-escaped: {safe_url(url)!r}"
+        )
     Origin.of(url)
     return url
 

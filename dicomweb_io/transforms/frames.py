@@ -17,7 +17,7 @@ from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaType
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.elements import Bulkdata, Failure, Frame, JSONDataset, RenderedImage, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.errors import DeadlineExceededError, safe_url
+from dicomweb_io.errors import DatasetError, DeadlineExceededError, safe_url
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.listing import expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
@@ -81,17 +81,24 @@ def _check_number(number: Any) -> None:
 
 
 def number_of_frames(row: Mapping[str, Any]) -> int:
-    """The number of frames of an instance by its metadata (PS3.3 section C.7.6.6); 0 if it has no image."""
+    """The number of frames of an instance by its metadata (PS3.3 section C.7.6.6); 0 if it has no image.
+
+    Raises:
+        DatasetError: If what the metadata say is no number.
+    """
     value = _first(row, _NUMBER_OF_FRAMES)
     if value is None:
         return 0 if _first(row, _ROWS) is None else 1
-    return int(value)
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise DatasetError(f"NumberOfFrames (00280008) is not a number: {value!r:.40}") from None
 
 
 def _first(row: Mapping[str, Any], tag: str) -> Any:
     element = row.get(tag)
     values = element.get("Value") if isinstance(element, Mapping) else None
-    return values[0] if values else None
+    return values[0] if values and isinstance(values, (list, tuple)) else None
 
 
 class FrameReferences(AsReferences):
@@ -113,9 +120,9 @@ class FrameReferences(AsReferences):
         """The reference; of a row with Number of Frames (0028,0008) one to all its frames."""
         reference: Resource = super().reference_of(element)
         if self._count_frames and reference.level == "instance" and isinstance(element, Mapping):
-            number = _first(element, _NUMBER_OF_FRAMES)
-            if number is not None and int(number) > 0:
-                return replace(reference, frames=tuple(range(1, int(number) + 1)))
+            number = number_of_frames(element) if _first(element, _NUMBER_OF_FRAMES) is not None else 0
+            if number > 0:
+                return replace(reference, frames=tuple(range(1, number + 1)))
         return reference
 
 
@@ -146,8 +153,12 @@ class ChooseFrames(PooledDoFn):
             for row in complete_metadata(client, subject, room, transform=self._transform):
                 if isinstance(row, Problem):
                     yield row
-                else:
+                    continue
+                try:
                     yield from self._chosen(row, choice)
+                except (*RECOVERABLE, TypeError, ValueError) as error:
+                    # The function is the user's, and so is what it raises.
+                    yield problem_of(error, self._transform, reference=Resource.of(row).instance)
         else:
             for instance in expand_reference(client, subject):
                 yield from self._pieces(instance, choice)
@@ -496,8 +507,9 @@ def bulkdata_uris(dataset: Mapping[str, Any], tags: frozenset[str] | None = None
         uri = element.get("BulkDataURI")
         if isinstance(uri, str) and uri and (tags is None or tag.upper() in tags):
             yield uri
-        for item in element.get("Value") or ():
-            if isinstance(item, Mapping) and element.get("vr") == "SQ":
+        items = element.get("Value") if element.get("vr") == "SQ" else None
+        for item in items if isinstance(items, (list, tuple)) else ():
+            if isinstance(item, Mapping):
                 yield from bulkdata_uris(item, tags)
 
 

@@ -483,8 +483,11 @@ def _make_absolute(dataset: JSONDataset, base: str) -> None:
             continue
         uri = element.get("BulkDataURI")
         if isinstance(uri, str) and uri and "://" not in uri and not uri.startswith("urn:"):
-            element["BulkDataURI"] = urljoin(base, uri)
-        if element.get("vr") == "SQ":
-            for item in element.get("Value") or ():
+            # What cannot be joined is told when it is asked for; the rest of the metadata is good.
+            with suppress(ValueError):
+                element["BulkDataURI"] = urljoin(base, uri)
+        items = element.get("Value") if element.get("vr") == "SQ" else None
+        if isinstance(items, list):
+            for item in items:
                 if isinstance(item, dict):
                     _make_absolute(item, base)

@@ -323,7 +323,8 @@ def _is_tag(key: object) -> bool:
 
 def _total(answer: Answer) -> int | None:
     text = (answer.headers.get("X-Total-Count") or "").strip()
-    return int(text) if text.isascii() and text.isdigit() else None
+    # No archive has more rows; Python refuses to convert thousands of digits.
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def _within(query: SearchQuery, row: JSONDataset) -> JSONDataset:
@@ -371,7 +372,8 @@ def contradiction(query: SearchQuery, row: JSONDataset) -> str | None:
             continue
         element = row.get(tags[0])
         values = element.get("Value") if isinstance(element, dict) else None
-        present = [value.strip() for value in values or () if isinstance(value, str) and value.strip()]
+        texts = values if isinstance(values, list) else ()
+        present = [value.strip() for value in texts if isinstance(value, str) and value.strip()]
         if present and not any(_matches(vr_of(tags[0]), value, pattern) for value in present for pattern in wanted):
             return _name(tags[0])
     return None

@@ -82,14 +82,16 @@ class ServiceURLs:
                 retrieve root (``studies/…``, ``../…``).
 
         Raises:
-            ValueError: If it is not an http or https URL.
+            InvalidIdentifierError: If it is not an http or https URL.
         """
         if not isinstance(url, str):
             raise TypeError(f"the URL of bulk data must be a str, not {type(url).__name__}")
         if not url or any(character.isspace() or ord(character) < 32 for character in url):
             raise InvalidIdentifierError("the URL of bulk data is empty or contains white space or a control character")
-        given, absolute = urlsplit(url), urljoin(self._below(self.prefixes.wado, ""), url)
-        parts = urlsplit(absolute)
+        try:
+            given, parts = urlsplit(url), urlsplit(urljoin(self._below(self.prefixes.wado, ""), url))
+        except ValueError:
+            raise InvalidIdentifierError(f"the URL of bulk data has no valid host: {safe_url(url)!r:.200}") from None
         if parts.scheme.lower() not in ("http", "https") or (given.scheme and not given.hostname):
             raise InvalidIdentifierError(
                 f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}"

@@ -299,11 +299,13 @@ rule(reported("MalformedResponseError", status=200), "RetrieveFrames / duplicate
 rule(believed("nothing tells how long a frame must be"), "RetrieveFrames / halved part*")
 rule(believed("nothing tells how long bulk data must be"), "RetrieveBulkdata / halved part*")
 rule(believed("bulk data may have several parts, equal ones too"), "RetrieveBulkdata / duplicate part")
-rule(reported("PagingError"), "SearchForStudies / moving rows", "SearchForSeries / moving rows")
+rule(reported("PagingError"), "SearchForStudies / moving rows")
+# One answer that is whole, however often it comes.
+rule(RECOVERED, *(f"SearchForSeries / {name}" for name in ("offset ignored", "moving rows", "duplicate rows")))
 for _code in (400, 406, 415):
     rule(reported(status=_code), f"RetrieveRendered / status {_code}", f"DeleteResources / status {_code}")
 rule(reported("PagingError"), "WatchForStudies / moving rows", "WatchForStudies / duplicate rows")
-rule(reported("PagingError"), "SearchForStudies / duplicate rows", "SearchForSeries / duplicate rows")
+rule(reported("PagingError"), "SearchForStudies / duplicate rows")
 rule(
     believed("an empty page is the end of a search"),
     "SearchForSeries / shrinking page",
@@ -312,9 +314,8 @@ rule(
     believed("to many servers 404 means that there is no such series: then everything is sent"),
     "CopyInstances (listing) / status 404*",
 )
-rule(reported("PagingError"), "CopyInstances (listing) / moving rows")
-# A listing that broke off because rows came twice is made again.
-rule(RECOVERED, "CopyInstances (listing) / duplicate rows")
+# A listing that broke off because rows moved or came twice is made again.
+rule(RECOVERED, "CopyInstances (listing) / moving rows", "CopyInstances (listing) / duplicate rows")
 rule(reported("RedirectError", status=307), "DeleteResources / redirect elsewhere")
 rule(reported("RedirectError", status=302), "DeleteResources / redirect found", "DeleteResources / redirect loop")
 

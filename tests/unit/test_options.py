@@ -112,6 +112,12 @@ def test_a_list_that_cannot_be_read_is_a_wrong_use(tmp_path):
         wanted_from(str(tmp_path / "list"))
 
 
+def test_a_line_that_is_no_csv_is_a_wrong_use(tmp_path):
+    (tmp_path / "list").write_text("StudyInstanceUID\n1.2.3\n" + "9" * 200_000 + "\n")
+    with pytest.raises(UsageError, match="line 3: not CSV: field larger than"):
+        wanted_from(str(tmp_path / "list"))
+
+
 @pytest.mark.parametrize("where", ["local", "memory"])
 def test_a_file_appears_complete_or_not_at_all(tmp_path, where):
     import fsspec

@@ -12,9 +12,9 @@ from collections import deque
 import pytest
 
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.http.retry import Deadline, Throttle
+from dicomweb_io.http.retry import Deadline, Registry, Throttle, shared_throttle
 from dicomweb_io.http.settings import Limits
-from dicomweb_io.pool import DEFAULT_MAX_BYTES, BoundedPool, WorkCancelled, _Registry, shared_client
+from dicomweb_io.pool import DEFAULT_MAX_BYTES, BoundedPool, WorkCancelled, shared_client
 
 WAIT = 20
 NEVER = Deadline(None)
@@ -397,6 +397,23 @@ def test_equal_endpoints_share_client_and_pool_and_close_them_when_unused(tmp_pa
     third.close()
 
 
+def test_a_server_that_nobody_uses_any_more_is_forgotten():
+    """Its connections are closed, and with them what its throttle has learned."""
+    endpoint = Endpoint("http://127.0.0.1:9/dicom-web")
+    first, second = shared_client(endpoint), shared_client(endpoint)
+    throttle, leave = shared_throttle(first, endpoint.url, 8, None)
+    leave()
+    assert first.client._transport._throttle is second.client._transport._throttle is throttle
+    first.close()
+    again, leave = shared_throttle(first, endpoint.url, 8, None)
+    assert again is throttle
+    leave()
+    second.close()
+    again, leave = shared_throttle(first, endpoint.url, 8, None)
+    assert again is not throttle
+    leave()
+
+
 def test_a_dropped_lease_gives_back_too(tmp_path):
     client = shared_client(Endpoint(str(tmp_path))).client
     gc.collect()
@@ -408,17 +425,13 @@ def test_a_dropped_lease_gives_back_too(tmp_path):
 def test_a_lease_that_is_dropped_while_another_is_made_does_not_block():
     """The garbage collector may run, and release, on the thread that is just acquiring."""
 
-    class Thing:
-        def close(self):
-            return
-
-    registry = _Registry()
-    registry.acquire("dropped", Thing)
+    registry = Registry()
+    registry.acquire("dropped", object)
     done = threading.Event()
 
     def make():
         registry.release("dropped")
-        return Thing()
+        return object()
 
     def acquire():
         registry.acquire("new", make)

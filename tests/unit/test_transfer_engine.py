@@ -274,6 +274,29 @@ def test_a_copy_can_be_cancelled(source, destination):
     assert len(asked) == 4
 
 
+def test_a_file_that_goes_while_it_is_copied_is_a_failure_of_its_instance(source, destination, tmp_path):
+    references = references_of(source)
+    paths = {path.name: path for path in (tmp_path / "source").rglob("*.dcm")}
+    asked = []
+
+    def remove():
+        asked.append(None)
+        if len(asked) == 12 + 3:
+            # The third one that comes was found and is not stored yet.
+            for path in paths.values():
+                if Resource.of(row_of(path)) == references[2]:
+                    path.unlink()
+        return False
+
+    def row_of(path):
+        return Instance.from_path(path).reference
+
+    with InstanceCopier(source, destination, memory_threshold=100) as copier:
+        results = copier.copy(references, cancelled=remove)
+    assert [item.reference for item in results if isinstance(item, Failure)] == [references[2]]
+    assert [item.outcome for item in results if isinstance(item, StoredInstance)] == ["stored"] * 23
+
+
 def test_only_instances_are_copied(source, destination):
     with InstanceCopier(source, destination) as copier:
         with pytest.raises(ValueError, match="is a study"):

@@ -166,10 +166,10 @@ class Behaviour:
     person_names: Literal["standard", "substring"] = meant(
         "standard", 'How PatientName and its like match: ``"standard"`` or ``"substring"``.'
     )
-    fuzzy: Literal["literal", "warning", "prefix"] = meant(
+    fuzzy: Literal["literal", "warning", "prefix", "soundex"] = meant(
         "warning",
-        'What ``fuzzymatching=true`` does: ``"literal"`` matching, ``"warning"`` (the same, and Warning 299 says '
-        'so), or ``"prefix"`` (of any part of a name).',
+        'What ``fuzzymatching=true`` does: ``"literal"`` matching, ``"warning"`` (the same, and Warning 299 says so), '
+        '``"prefix"`` (of any part of a name), or ``"soundex"`` (each part by its sound).',
     )
     includefield: Literal["honoured", "ignored", "everything"] = meant(
         "honoured",

@@ -181,7 +181,7 @@ DCM4CHEE = behaviour(
         ),
         "kept": read_in_source("pixels", f"{_ARC}: attributes of the database are merged into what is served"),
         "max_body": unverified(None, _ARC),
-        "fuzzy": unverified("prefix", f"{_ARC}: it compares the sound of names (Soundex)"),
+        "fuzzy": read_in_source("soundex", _ARC),
         "search_types": read_in_source((_JSON, _XML), f"{_ARC}; also CSV"),
         "receive_times": read_in_source(True, _ARC),
         "partial": read_in_source(True, f"{_ARC}: some 206 with Warning 299"),
@@ -195,7 +195,7 @@ DCM4CHEE = behaviour(
         "attribute sets that includefield may name by a name of their own are configured, and unknown attributes here",
         "the source of a duplicate decides there whether it overwrites; here all come from another source",
         "403 for a role that may not use the AE title, 410 for inaccessible objects, UPS-RS",
-        "names by their sound, searches as CSV, /studies/size, objects as ZIP, ETags, rejection of objects",
+        "searches as CSV, /studies/size, objects as ZIP, ETags, rejection of objects",
     ),
 )
 

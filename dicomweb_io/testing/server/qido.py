@@ -49,6 +49,9 @@ _SERIES_KEYS = frozenset(
     | {"00080070", "00081090", "00180010", "00201209", "00400275"}
 )
 _INSTANCE_KEYS = frozenset({"00080016", "00080018", "00200013", "00280010", "00280011", "00280100", "00280008"})
+_SOUNDEX = {
+    letter: code for code, letters in enumerate(("bfpv", "cgjkqsxz", "dt", "l", "mn", "r"), 1) for letter in letters
+}
 _TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT", "PN"})
 _UIDS = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
 _RETRIEVE_URL = "00081190"
@@ -290,7 +293,7 @@ def _read_search(
     Raises:
         Refusal: If this server refuses one of them.
     """
-    fuzzy = exchange.parameter("fuzzymatching") == "true" and behaviour.fuzzy == "prefix"
+    fuzzy = exchange.parameter("fuzzymatching") == "true" and behaviour.fuzzy in ("prefix", "soundex")
     filters: list[Filter] = []
     received: list[Received] = []
     for raw_name, raw_value in exchange.query:
@@ -599,6 +602,9 @@ def _texts(value: Any) -> Iterator[str]:
 def _matches(text: str, wanted: str, name: bool, behaviour: Behaviour, fuzzy: bool) -> bool:
     if name or behaviour.ignore_case:
         text, wanted = text.casefold(), wanted.casefold()
+    if name and fuzzy and behaviour.fuzzy == "soundex":
+        sounds = {soundex(part) for part in re.split(r"[\s^=]+", text) if part}
+        return all(soundex(one) in sounds for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
     if name and fuzzy:
         parts = [part for part in re.split(r"[\s^=]+", text) if part]
         return all(any(part.startswith(one) for part in parts) for one in re.split(r"[\s^]+", wanted.strip("*")) if one)
@@ -609,3 +615,22 @@ def _matches(text: str, wanted: str, name: bool, behaviour: Behaviour, fuzzy: bo
         return text == wanted
     pattern = "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in wanted)
     return re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+def soundex(word: str) -> str:
+    """The American Soundex of a word: its first letter and three digits for how the rest sounds.
+
+    Letters other than those of English are left out.
+    """
+    letters = [letter for letter in word.casefold() if "a" <= letter <= "z"]
+    if not letters:
+        return word.casefold()
+    digits = ""
+    before = _SOUNDEX.get(letters[0])
+    for letter in letters[1:]:
+        code = _SOUNDEX.get(letter)
+        if code is not None and code != before:
+            digits += str(code)
+        if letter not in "hw":
+            before = code
+    return (letters[0] + digits + "000")[:4]

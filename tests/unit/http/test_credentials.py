@@ -122,7 +122,7 @@ def test_missing_sources_are_clear_errors(serve, connect, tmp_path, monkeypatch)
             connect(server.url, credentials=credentials).request("GET", "/")
         assert server.url in str(caught.value)
     assert server.requests == []
-    with pytest.raises(ValueError, match="header 'Authorization' cannot be sent"):
+    with pytest.raises(CredentialsError, match="header 'Authorization' cannot be sent"):
         connect(server.url, credentials=BearerToken("to\nken")).request("GET", "/")
 
 

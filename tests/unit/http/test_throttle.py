@@ -155,21 +155,29 @@ def test_reading_on_ends_with_the_deadline() -> None:
     holder[0].release()
 
 
+class User:
+    """Something that uses a throttle."""
+
+
 def test_one_throttle_for_an_address_and_its_limits() -> None:
-    first = shared_throttle("http://a/b", 2, None)
-    assert shared_throttle("http://a/b", 2, None) is first
-    assert shared_throttle("http://a/b", 3, None) is not first
-    assert shared_throttle("http://a/c", 2, None) is not first
+    users = [User() for _ in range(4)]
+    first, leave = shared_throttle(users[0], "http://a/b", 2, None)
+    assert shared_throttle(users[1], "http://a/b", 2, None)[0] is first
+    assert shared_throttle(users[2], "http://a/b", 3, None)[0] is not first
+    assert shared_throttle(users[3], "http://a/c", 2, None)[0] is not first
     first.back_off(1000)
-    del first
+    leave()
+    with pytest.raises(DeadlineExceededError):
+        shared_throttle(User(), "http://a/b", 2, None)[0].acquire(Deadline(1))
+    users.clear()
     gc.collect()
-    assert waited(shared_throttle("http://a/b", 2, None)) == 0, "it outlived its users"
+    assert waited(shared_throttle(User(), "http://a/b", 2, None)[0]) == 0, "it outlived its users"
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_starts_anew() -> None:
-    throttle = shared_throttle("http://a/b", 1, None)
+    throttle, _ = shared_throttle(test_a_forked_child_starts_anew, "http://a/b", 1, None)
     slot = throttle.acquire(NEVER)
     locked, leave = threading.Event(), threading.Event()
 
@@ -184,7 +192,7 @@ def test_a_forked_child_starts_anew() -> None:
     if child == 0:
         # Whatever fails here must not run the rest of the tests twice.
         try:
-            own = shared_throttle("http://a/b", 1, None).acquire(Deadline(WAIT))
+            own = shared_throttle(User(), "http://a/b", 1, None)[0].acquire(Deadline(WAIT))
             own.release()
             os._exit(0 if throttle.in_flight == 0 else 1)
         finally:

@@ -19,6 +19,7 @@ from dicomweb_io.testing.samples import clone, make_study, sample_file
 from dicomweb_io.testing.server.behaviour import Behaviour, Evidence, Limits, meanings
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, GENERIC, VARIANTS, behaviour_of
 from dicomweb_io.testing.server.command import as_data, describe
+from dicomweb_io.testing.server.qido import soundex
 from tests.unit.testing.asking import INSTANCE, PLAIN, STUDY, body_of, store, uids
 
 CT = sample_file("CT_small.dcm").read_bytes()
@@ -77,6 +78,30 @@ def test_variants_can_be_served(serve, archive):
 
 
 # Searches -------------------------------------------------------------------------------------------------------------
+
+
+def test_dcm4chee_finds_names_by_their_sound(serve, tmp_path):
+    server = serve(tmp_path, behaviour="dcm4chee")
+    content = changed("sound", PatientName="Smith^John")
+    assert store(server, content).status_code == 200
+    for name, found in (("Smyth", 1), ("Smith^Jon", 1), ("Schmidt", 1), ("Jones", 0), ("*", 1)):
+        assert len(uids(search(server, f"PatientName={name}&fuzzymatching=true"))) == found, name
+    assert uids(search(server, "PatientName=Smyth")) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [
+        ("Robert", "r163"),
+        ("Rupert", "r163"),
+        ("Ashcraft", "a261"),
+        ("Tymczak", "t522"),
+        ("Pfister", "p236"),
+        ("Lee", "l000"),
+    ],
+)
+def test_soundex(word, code):
+    assert soundex(word) == code
 
 
 def test_dcm4chee_in_its_own_words(serve, archive):
