@@ -461,10 +461,12 @@ class DICOMClient(ABC):
             search_filters=search_filters,
             additional_params=additional_params,
         )
-        if get_remaining:
-            return list(self.iter_search(query, offset=offset or 0, limit=limit))
-        # Some archives ignore limits.
-        return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
+        return (
+            list(self.iter_search(query, offset=offset or 0, limit=limit))
+            if get_remaining
+            # Some archives ignore limits.
+            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
+        )
 
     def search_for_series(
         self,
@@ -488,10 +490,12 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        if get_remaining:
-            return list(self.iter_search(query, offset=offset or 0, limit=limit))
-        # Some archives ignore limits.
-        return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
+        return (
+            list(self.iter_search(query, offset=offset or 0, limit=limit))
+            if get_remaining
+            # Some archives ignore limits.
+            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
+        )
 
     def search_for_instances(
         self,
@@ -517,10 +521,12 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        if get_remaining:
-            return list(self.iter_search(query, offset=offset or 0, limit=limit))
-        # Some archives ignore limits.
-        return self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
+        return (
+            list(self.iter_search(query, offset=offset or 0, limit=limit))
+            if get_remaining
+            # Some archives ignore limits.
+            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
+        )
 
     def iter_search_for_studies(
         self, *, limit: int | None = None, offset: int = 0, page_size: int | None = None, **arguments: Any

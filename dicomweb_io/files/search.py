@@ -248,8 +248,7 @@ class Searcher:
                 yield self._completed(plan, row, {"study": rows[number][2]})
 
     def _series_rows(self, plan: _Plan, numbers: Sequence[int]) -> Iterator[JSONDataset]:
-        sql = "SELECT id, study, series, file, instances, row FROM series WHERE id IN (%s)"
-        rows = self._by_number(sql, numbers)
+        rows = self._by_number("SELECT id, study, series, file, instances, row FROM series WHERE id IN (%s)", numbers)
         studies = self._studies_of({row[1] for row in rows.values()})
         for number in numbers:
             series = rows.get(number)
@@ -359,8 +358,7 @@ class Searcher:
         if plan.everything:
             scan = self._index.scan_of(sources[target])
             if scan is not None:
-                tags = fields_of_all([f"{tag:08X}" for tag in scan.elements], target)
-                row = {**encode(scan, tags=tags), **row}
+                row = {**encode(scan, tags=fields_of_all([f"{tag:08X}" for tag in scan.elements], target)), **row}
         for level, wanted in plan.returned.items():
             missing = {tag: paths for tag, paths in wanted.items() if tag not in row}
             if not missing:

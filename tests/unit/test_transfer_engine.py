@@ -328,7 +328,7 @@ def test_a_listing_forgets_the_oldest_series_when_it_grows_too_large(source):
     class Counting:
         base_url = "test"
 
-        def iter_search(self, query):
+        def iter_search(self, query, *, limit=None):
             asked.append(query.series_instance_uid)
             return source.iter_search(query)
 
