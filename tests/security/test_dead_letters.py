@@ -94,8 +94,11 @@ def test_failing_retrieves(origin, job, tmp_path, kind, caplog):
     """Whatever comes instead of the instance, nothing of it is told."""
 
     def answer(request):
-        if request.path.endswith("/instances"):
-            return rows() if "offset=" in request.target else rows(named_row())
+        if request.path.endswith(("/series", "/instances")):
+            found = named_row()
+            if request.path.endswith("/series"):
+                del found["00080018"]
+            return rows() if "offset=" in request.target else rows(found)
         return ANSWERS[kind]()
 
     caplog.set_level("DEBUG")
