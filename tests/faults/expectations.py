@@ -171,7 +171,6 @@ rule(
         for name in ("retrieve study", "retrieve series", "stream study to files")
     ),
 )
-rule(reported("PagingError"), "missing instances / duplicate rows", "missing instances / moving rows")
 for _code in (400, 406, 415):
     rule(reported(status=_code), f"probe / status {_code}")
 rule(
@@ -240,7 +239,6 @@ rule(
     believed("to many servers 404 means that there is no such series: then everything is sent"),
     "store: the listing before / status 404*",
 )
-rule(reported("PagingError"), "store: the listing before / moving rows", "store: the listing before / duplicate rows")
 # Whether an instance was deleted can be looked up.
 rule(
     RECOVERED,
@@ -315,7 +313,14 @@ rule(
     "CopyInstances (listing) / status 404*",
 )
 # A listing that broke off because rows moved or came twice is made again.
-rule(RECOVERED, "CopyInstances (listing) / moving rows", "CopyInstances (listing) / duplicate rows")
+rule(
+    RECOVERED,
+    *(
+        f"{name} / {rows} rows"
+        for name in ("CopyInstances (listing)", "missing instances", "store: the listing before")
+        for rows in ("moving", "duplicate")
+    ),
+)
 rule(reported("RedirectError", status=307), "DeleteResources / redirect elsewhere")
 rule(reported("RedirectError", status=302), "DeleteResources / redirect found", "DeleteResources / redirect loop")
 
