@@ -228,6 +228,7 @@ class FaultyProxy:
         self._host = host
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
+        self._reserved: socket.socket | None = None
         self._links: set[Link] = set()
         self._threads: set[threading.Thread] = set()
         self._stopped = threading.Event()
@@ -267,7 +268,10 @@ class FaultyProxy:
     def down(self, seconds: float) -> None:
         """Resets all connections and refuses new ones for a time, as if the server had died and come back."""
         self._go_deaf()
+        # A socket that is bound and does not listen refuses connections, and keeps the port from everybody else.
+        reserved = self._bound(self.port)
         with self._lock:
+            self._reserved = reserved
             self._downs += 1
             number = self._downs
         self._spawn(self._come_back, seconds, number)
@@ -290,16 +294,21 @@ class FaultyProxy:
 
     # Listening --------------------------------------------------------------------------------------------------------
 
-    def _listen(self, port: int) -> None:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
+    def _bound(self, port: int) -> socket.socket:
+        found = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self._host, port))
-            listener.listen(256)
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((self._host, port))
         except OSError:
-            listener.close()
+            found.close()
             raise
+        return found
+
+    def _listen(self, port: int) -> None:
+        with self._lock:
+            reserved, self._reserved = self._reserved, None
+        listener = reserved if reserved is not None else self._bound(port)
+        listener.listen(256)
         with self._lock:
             self._listener = listener
         self.port = listener.getsockname()[1]
@@ -308,7 +317,10 @@ class FaultyProxy:
     def _go_deaf(self) -> None:
         with self._lock:
             listener, self._listener = self._listener, None
+            reserved, self._reserved = self._reserved, None
             links = list(self._links)
+        if reserved is not None:
+            reserved.close()
         if listener is not None:
             with contextlib.suppress(OSError):  # not connected: that is what wakes the accepting thread
                 listener.shutdown(socket.SHUT_RDWR)

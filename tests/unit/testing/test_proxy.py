@@ -257,6 +257,17 @@ def test_a_dead_server_refuses_connections_and_comes_back(proxied):
         assert session.get(url(proxy, "/length"), timeout=10).content == BODY
 
 
+def test_the_port_of_a_dead_server_stays_its_own(proxied):
+    proxy = proxied()
+    proxy.down(3600.0)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", proxy.port))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=10)
+    proxy.up()
+    assert requests.get(url(proxy, "/length"), timeout=10).content == BODY
+
+
 def test_a_dead_server_can_be_brought_back_before_its_time(proxied):
     proxy = proxied(fault("down", seconds=3600.0))
     assert exchange(proxy)[0] == b""
