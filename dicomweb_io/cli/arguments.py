@@ -68,9 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_store(methods)
     _add_delete(methods)
     _add_copy(methods)
-    _add_doctor(methods)
-    _add_serve(methods)
-    _add_index(methods)
+    _add_other_commands(methods)
     return parser
 
 
@@ -185,19 +183,13 @@ def _add_copy(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.set_defaults(command="copy")
 
 
-def _add_doctor(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_other_commands(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = methods.add_parser("doctor", help="ask an archive what it supports; changes nothing")
     parser.add_argument("--json", action="store_true", help="a JSON object instead of a table")
     parser.set_defaults(command="doctor")
-
-
-def _add_serve(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = methods.add_parser("serve", help="serve a folder as a DICOMweb server, for tests")
     add_serve_arguments(parser)
     parser.set_defaults(command="serve")
-
-
-def _add_index(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = methods.add_parser("index", help="read a folder and count what is in it")
     parser.add_argument("path", help="the folder")
     parser.add_argument("--list", action="store_true", help="list duplicate, ignored and unreadable files")

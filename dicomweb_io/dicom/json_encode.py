@@ -532,15 +532,6 @@ def _integer(text: str) -> int | float:
     return int(number) if number == number.to_integral_value() else float(number)
 
 
-def _integer_strings(value: bytes) -> Values:
-    text = value.decode("latin-1").strip(" \0")
-    if not text:
-        return None
-    if "\\" not in text:
-        return [_integer(text)]
-    return [_integer(item) if item else None for item in (part.strip() for part in text.split("\\"))]
-
-
 def _decimal_string(text: str) -> float:
     number = float(text)
     if "_" in text or not math.isfinite(number):
@@ -548,13 +539,18 @@ def _decimal_string(text: str) -> float:
     return number
 
 
-def _decimal_strings(value: bytes) -> Values:
-    text = value.decode("latin-1").strip(" \0")
-    if not text:
-        return None
-    if "\\" not in text:
-        return [_decimal_string(text)]
-    return [_decimal_string(item) if item else None for item in (part.strip() for part in text.split("\\"))]
+def _number_strings(number: Callable[[str], int | float]) -> Callable[[bytes], Values]:
+    """What decodes the numbers of a value; those between two backslashes may be missing."""
+
+    def decode(value: bytes) -> Values:
+        text = value.decode("latin-1").strip(" \0")
+        if not text:
+            return None
+        if "\\" not in text:
+            return [number(text)]
+        return [number(item) if item else None for item in (part.strip() for part in text.split("\\"))]
+
+    return decode
 
 
 def _texts(charset: CharacterSet, value: bytes) -> Values:
@@ -617,8 +613,8 @@ def _decoders(charset: CharacterSet, order: str) -> dict[str, Decoder]:
     return {
         **dict.fromkeys(("AS", "CS", "DA", "DT", "TM"), _code_text),
         **dict.fromkeys(("AE", "UI"), _trimmed_text),
-        "DS": _decimal_strings,
-        "IS": _integer_strings,
+        "DS": _number_strings(_decimal_string),
+        "IS": _number_strings(_integer),
         "UR": _url,
         "AT": partial(_attribute_tags, order),
         **{vr: partial(decode, charset) for vr, decode in texts.items()},
