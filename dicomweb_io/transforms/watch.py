@@ -518,9 +518,7 @@ class _Parse(Converting):
         if not isinstance(parsed, OrthancChange):
             return parsed
         if not self._resolves:
-            raise ValueError(
-                "a change of Orthanc names no UIDs: give ParseNotifications the endpoint, so that it can ask"
-            )
+            raise ValueError("a change of Orthanc contains no UIDs: pass the endpoint to ParseNotifications")
         return TaggedOutput(_ORTHANC, parsed)
 
     def process(self, element: Any) -> Iterator[Any]:
