@@ -49,9 +49,9 @@ def is_search_failure(failure: Failure) -> bool:
 
     It is reported beside the numbers, because it is unknown how many instances it concerns.
     """
-    if failure.transform == READ:
-        return False
-    return failure.transform in _BEFORE or failure.reference is None or failure.reference.level in ("study", "series")
+    return failure.transform != READ and (
+        failure.transform in _BEFORE or failure.reference is None or failure.reference.level in ("study", "series")
+    )
 
 
 def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:

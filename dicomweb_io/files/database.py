@@ -15,7 +15,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,9 +263,21 @@ def discard(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
+# Python 3.13 warns of a connection that stays open when its client is dropped instead of closed.
+class _Connection(sqlite3.Connection):
+    def __del__(self) -> None:
+        with suppress(sqlite3.ProgrammingError):  # it was never opened
+            self.close()
+
+
 def _connect(target: str, cache_kib: int = 16_000) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        target, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+        target,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+        factory=_Connection,
     )
     # In the write-ahead log NORMAL loses nothing when a process dies, and is not damaged when the power goes.
     for pragma in ("synchronous = NORMAL", "temp_store = MEMORY", f"cache_size = -{cache_kib}"):

@@ -269,9 +269,8 @@ class FaultyProxy:
         """Resets all connections and refuses new ones for a time, as if the server had died and come back."""
         self._go_deaf()
         # A socket that is bound and does not listen refuses connections, and keeps the port from everybody else.
-        reserved = self._bound(self.port)
         with self._lock:
-            self._reserved = reserved
+            self._reserved = self._bound(self.port)
             self._downs += 1
             number = self._downs
         self._spawn(self._come_back, seconds, number)
