@@ -1,23 +1,34 @@
-"""Every exception of this package, as one tree.
+"""The exceptions of this package, as one tree.
 
 ::
 
     requests.HTTPError
     └── DICOMwebError                   a request to an archive failed
         ├── ConnectionFailedError           no answer arrived (also a requests.ConnectionError)
-        │ └── TimedOutError nothing arrived within the timeout (also a requests.Timeout) ├── DeadlineExceededError the
-        operation took longer than its deadline (also a requests.Timeout) ├── RedirectError the server redirects where
-        the client does not follow ├── CredentialsError there are no valid credentials ├── ResponseIncompleteError the
-        answer ended early, or nothing proves that it is complete ├── MalformedResponseError the answer is not what was
-        asked for │ ├── FilterIgnoredError the rows of a search contradict its filters │ └── PagingError a search cannot
-        be paged to its end ├── TooManyResultsError a search finds more than the server returns ├── StoreError some
-        instances were not stored └── FileClientError a request to a folder failed, as a server would have answered it
+        │   └── TimedOutError                   nothing arrived within the timeout (also a requests.Timeout)
+        ├── DeadlineExceededError           the operation took longer than its deadline (also a requests.Timeout)
+        ├── RedirectError                   the server redirects where the client does not follow
+        ├── CredentialsError                there are no valid credentials
+        ├── ResponseIncompleteError         the answer ended early, or nothing proves that it is complete
+        ├── MalformedResponseError          the answer is not what was asked for
+        │   ├── FilterIgnoredError              the rows of a search contradict its filters
+        │   └── PagingError                     a search cannot be paged to its end
+        ├── TooManyResultsError             a search finds more than the server returns
+        ├── StoreError                      some instances were not stored
+        └── FileClientError                 a request to a folder failed, as a server would have answered it
     ValueError
     └── DICOMError                      data, or a name of data, are at fault
         ├── InvalidIdentifierError, FilterError, Part10Error, DatasetError, FrameError, TranscodingError,
         │   RenderingError …                see `dicomweb_io.dicom.errors`
         ├── ElementTooLargeError            something is too large for memory, and there is no spool directory
         └── UnsupportedError                the archive has no such operation
+
+Exceptions of one room are defined in that room: `BodySourceError` of `dicomweb_io.http.multipart` and
+`ConflictingDuplicatesError` of `dicomweb_io.files.index` are `DICOMError` too, `SourceChangedError` of
+`dicomweb_io.files.places` is an `OSError`. `MultipartError` and `DecodingError` do not leave `dicomweb_io.http`: they
+become a `ResponseIncompleteError` or a `MalformedResponseError`. `UsageError` of `dicomweb_io.options` is a wrong use
+of a command or job, `TransformFailed` of the transforms ends a pipeline, and `WorkCancelled` of `dicomweb_io.pool` ends
+a task.
 
 What `dicomweb_io.failures.RECOVERABLE` names becomes a `Failure` where a transform or a job collects failures: both
 branches, and what operating systems raise (`OSError`). Any other exception, such as a `TypeError` or a plain
