@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -40,6 +39,7 @@ from dicomweb_io.files.render import FolderRenderer
 from dicomweb_io.files.retrieve import FolderReader, PixelAccess, instance_media_types
 from dicomweb_io.files.search import Searcher
 from dicomweb_io.files.store import FolderStore, has_other_layout, layout_path
+from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.profiles import ServerProfile
 from dicomweb_io.queries import check_limits
 from dicomweb_io.spool import SpoolPolicy
@@ -138,7 +138,7 @@ class DICOMfileClient(DICOMClient):
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = ProcessLock()
         self._index: Index | None = None
         self._searcher: Searcher | None = None
         self._reader = FolderReader(self._folder)
