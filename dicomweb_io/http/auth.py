@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import timezone
 from functools import partial
+from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import quote, quote_plus, unquote, urlencode
 
@@ -702,8 +703,7 @@ class SigV4Authenticator(Authenticator):
 
     def __init__(self, description: AWSSigV4) -> None:
         try:
-            import botocore.auth
-            import botocore.awsrequest
+            import_module("botocore.auth")
         except ImportError:
             raise ImportError("AWSSigV4 needs the package botocore: pip install dicomweb_io[aws]") from None
         self._description = description
