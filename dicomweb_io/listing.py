@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import UID_TAGS, Resource, SearchLevel, SearchQuery
 from dicomweb_io.errors import InvalidIdentifierError, PagingError
+from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.queries import make_query
 
 _MAX_CACHED_UIDS = 200_000
@@ -117,9 +117,9 @@ class SeriesListing:
     def __init__(self, client: DICOMClient, max_uids: int = _MAX_CACHED_UIDS) -> None:
         self._client = client
         self._maximum = max_uids
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._series: OrderedDict[Resource, set[str]] = OrderedDict()
-        self._busy: dict[Resource, threading.Lock] = {}
+        self._busy: dict[Resource, ProcessLock] = {}
         self._count = 0
 
     def holds(self, instance: Resource) -> bool:
@@ -144,7 +144,7 @@ class SeriesListing:
             if known is not None:
                 self._series.move_to_end(series)
                 return known
-            busy = self._busy.setdefault(series, threading.Lock())
+            busy = self._busy.setdefault(series, ProcessLock())
         # The second caller waits for the answer of the first.
         with busy:
             with self._lock:
