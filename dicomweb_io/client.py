@@ -18,6 +18,7 @@ from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
     COLLECTIONS,
+    UID_TAGS,
     Bulkdata,
     Exclusion,
     Failure,
@@ -30,7 +31,7 @@ from dicomweb_io.elements import (
     SearchQuery,
     StoredInstance,
 )
-from dicomweb_io.errors import MalformedResponseError, StoreError, http_error
+from dicomweb_io.errors import MalformedResponseError, SearchIncompleteError, StoreError, http_error
 from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.profiles import GENERIC, Finding, ProbeReport, ServerProfile
 from dicomweb_io.queries import check_limits, make_query
@@ -87,7 +88,9 @@ class DICOMClient(ABC):
         """The address of the archive, without user information and trailing slash."""
 
     @abstractmethod
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+    def search_page(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+    ) -> SearchPage:
         """Makes one search request (PS3.18 section 10.6, QIDO-RS).
 
         Args:
@@ -95,6 +98,7 @@ class DICOMClient(ABC):
             offset: Rows to skip.
             limit: The maximum number of rows; one above the archive's maximum is lowered to it. None leaves it to the
                 archive, and for 0 it is not asked.
+            surplus: Whether further rows, of an archive that ignores the limit, are returned too.
 
         Returns:
             Its rows, with what the archive says about the rest.
@@ -121,6 +125,7 @@ class DICOMClient(ABC):
             DICOM JSON datasets in the archive's order.
 
         Raises:
+            SearchIncompleteError: After all rows that came, if the archive announced more, or if some cannot be read.
             requests.HTTPError: If a page fails, or if it cannot be known that all rows were returned. An error never
                 looks like the end of the rows.
             FileNotFoundError, ValueError: As in `search_page`.
@@ -452,6 +457,24 @@ class DICOMClient(ABC):
 
     # Search, PS3.18 section 10.6 (QIDO-RS) --------------------------------------------------------------------------
 
+    def _listed(self, query: SearchQuery, offset: int, limit: int | None, get_remaining: bool) -> list[JSONDataset]:
+        rows: list[JSONDataset] = []
+        try:
+            if get_remaining:
+                # Not `list(…)`: the rows before an error are kept.
+                for row in self.iter_search(query, offset=offset, limit=limit):
+                    rows.append(row)  # noqa: PERF402
+                return rows
+            page = self.search_page(query, offset=offset, limit=limit, surplus=False)
+            rows += page.rows[:limit]
+            if page.unreadable:
+                what = f"{page.unreadable} of the rows cannot be read: they are no datasets; {len(rows)} rows came"
+                raise SearchIncompleteError(what, method="GET", url=self.base_url)
+        except SearchIncompleteError as error:
+            error.rows = rows
+            raise
+        return rows
+
     def search_for_studies(
         self,
         fuzzymatching: bool | None = None,
@@ -476,6 +499,9 @@ class DICOMClient(ABC):
 
         Returns:
             DICOM JSON datasets in the archive's order.
+
+        Raises:
+            SearchIncompleteError: If not all rows came, or some cannot be read; the error has those that came.
         """
         check_limits(limit, offset)
         query = make_query(
@@ -485,12 +511,7 @@ class DICOMClient(ABC):
             search_filters=search_filters,
             additional_params=additional_params,
         )
-        return (
-            list(self.iter_search(query, offset=offset or 0, limit=limit))
-            if get_remaining
-            # Some archives ignore limits.
-            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
-        )
+        return self._listed(query, offset or 0, limit, get_remaining)
 
     def search_for_series(
         self,
@@ -514,12 +535,7 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        return (
-            list(self.iter_search(query, offset=offset or 0, limit=limit))
-            if get_remaining
-            # Some archives ignore limits.
-            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
-        )
+        return self._listed(query, offset or 0, limit, get_remaining)
 
     def search_for_instances(
         self,
@@ -545,12 +561,7 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        return (
-            list(self.iter_search(query, offset=offset or 0, limit=limit))
-            if get_remaining
-            # Some archives ignore limits.
-            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
-        )
+        return self._listed(query, offset or 0, limit, get_remaining)
 
     def iter_search_for_studies(
         self, *, limit: int | None = None, offset: int | None = None, page_size: int | None = None, **arguments: Any
@@ -594,14 +605,25 @@ class DICOMClient(ABC):
     # Completeness -----------------------------------------------------------------------------------------------------
 
     def expected_instances(self, resource: Resource) -> Iterator[Resource]:
-        """Yields references to the instances that a search lists for a study or series, each once."""
+        """Yields references to the instances that a search lists for a study or series, each once.
+
+        Raises:
+            SearchIncompleteError: After them, if not all rows came, or some do not name an instance.
+        """
         query = SearchQuery("instance", resource.study_instance_uid, resource.series_instance_uid)
         seen: set[Resource] = set()
+        nameless = 0
+        implied = {UID_TAGS[level]: {"vr": "UI", "Value": [uid]} for level, uid in resource.series.uids.items()}
         for row in self.iter_search(query):
-            reference = Resource.of(row)
-            if reference.level == "instance" and reference not in seen and resource.contains(reference):
+            reference = Resource.of({**implied, **row})
+            if reference.level != "instance":
+                nameless += 1
+            elif reference not in seen and resource.contains(reference):
                 seen.add(reference)
                 yield reference
+        if nameless:
+            what = f"{nameless} rows of the search for instances of {resource.uri} do not name an instance"
+            raise SearchIncompleteError(what, method="GET", url=self.base_url)
 
     def missing_instances(self, resource: Resource, received: Iterable[str | Resource | Instance]) -> list[Resource]:
         """Compares what a retrieval gave with what a search lists.

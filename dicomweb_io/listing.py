@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import IO, Any, Generic, TypeVar, cast
 
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.json_decode import first_text
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import UID_TAGS, Resource, SearchLevel, SearchQuery
-from dicomweb_io.errors import InvalidIdentifierError, PagingError
+from dicomweb_io.errors import InvalidIdentifierError, PagingError, SearchIncompleteError
 from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.queries import make_query
 
@@ -100,10 +101,17 @@ def group_by_series(instances: Iterable[Resource]) -> Iterator[InstanceGroup]:
 def list_groups(client: DICOMClient, reference: Resource) -> Iterator[InstanceGroup]:
     """Yields the series of a study or series with all their instances, as the archive lists them."""
     series: dict[Resource, list[str]] = {}
-    for instance in expand_reference(client, reference):
-        series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
+    incomplete: SearchIncompleteError | None = None
+    try:
+        for instance in expand_reference(client, reference):
+            series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
+    except SearchIncompleteError as error:
+        # What came is moved before the failure is reported.
+        incomplete = error
     for one, uids in series.items():
         yield InstanceGroup(one, tuple(uids), len(uids))
+    if incomplete is not None:
+        raise incomplete
 
 
 class SeriesListing:
@@ -173,7 +181,7 @@ class SeriesListing:
 
     def _ask(self, series: Resource) -> set[str]:
         for _ in range(_LISTING_ATTEMPTS - 1):
-            with contextlib.suppress(PagingError):
+            with contextlib.suppress(PagingError, SearchIncompleteError):
                 return self._listed(series)
         return self._listed(series)
 
@@ -183,13 +191,20 @@ class SeriesListing:
 
 
 def listed_uids(client: DICOMClient, query: SearchQuery, *, limit: int | None = None) -> set[str]:
-    """The SOP Instance UIDs that a search for instances finds; none where the archive does not know the series."""
+    """The SOP Instance UIDs that a search for instances finds; none where the archive does not know the series.
+
+    Raises:
+        SearchIncompleteError: If not all rows came, or some name no instance.
+    """
     found = set()
+    nameless = 0
     try:
         for row in client.iter_search(query, limit=limit):
-            uid = Resource.of(row).sop_instance_uid
-            if uid is not None:
+            uid = first_text(row, UID_TAGS["instance"])
+            if uid:
                 found.add(uid)
+            else:
+                nameless += 1
     except FileNotFoundError:
         # A folder that nothing was stored in yet.
         return set()
@@ -197,6 +212,9 @@ def listed_uids(client: DICOMClient, query: SearchQuery, *, limit: int | None = 
         # PS3.18 8.3.4 wants an empty answer for a series that is not there; some servers say 404.
         if getattr(error, "status", None) != 404:
             raise
+    if nameless:
+        what = f"{nameless} rows of a search for instances do not name an instance"
+        raise SearchIncompleteError(what, method="GET", url=client.base_url)
     return found
 
 

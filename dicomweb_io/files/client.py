@@ -254,7 +254,9 @@ class DICOMfileClient(DICOMClient):
 
     # Search ---------------------------------------------------------------------------------------------------------
 
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+    def search_page(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+    ) -> SearchPage:
         """The rows of a query from `offset` on, at most `limit`, with the exact total.
 
         Elements that rows of one answer have in common, such as the patient's, are the same objects in each: copy a row
