@@ -770,10 +770,10 @@ class InstanceDownloader:
         if stat is None:
             return False
         with self._folder.open(target, stat.size) as file:
-            found = header_of(file).sop_instance_uid
-        if found != reference.sop_instance_uid:
+            found = Resource.of_header(header_of(file))
+        if found != reference:
             raise FileExistsError(
-                f"{self._folder.location_of(target)} holds another instance ({found}); nothing was written"
+                f"{self._folder.location_of(target)} holds another instance ({found.uri}); nothing was written"
             )
         return True
 
