@@ -33,8 +33,21 @@ ROW = "Transfer"
 """The step that a row which names nothing fails in."""
 
 READ = "ReadFile"
+UNREADABLE_LINE = "ReadLine"
+UNMATCHED_LINE = "MatchLine"
+SEVERAL_PATIENTS = "CheckPatients"
+_LINES = {UNMATCHED_LINE: "lines_unmatched", UNREADABLE_LINE: "lines_unreadable", SEVERAL_PATIENTS: "lines_withheld"}
 EXCLUSIONS = "ListExclusions"
-SEARCHES: dict[str, str] = {"series": "SearchForSeries", "instance": "SearchForInstances"}
+SEARCHES: dict[str, str] = {
+    "study": "SearchForStudies",
+    "series": "SearchForSeries",
+    "instance": "SearchForInstances",
+}
+_LINE_WORDS = {
+    "lines_unmatched": "match nothing",
+    "lines_unreadable": "cannot be read",
+    "lines_withheld": "name several patients",
+}
 _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
 _REASON = "reason: "
 _NAMES = re.compile(r"\d+(?:\.\d+){2,}")
@@ -49,7 +62,7 @@ def is_search_failure(failure: Failure) -> bool:
 
     It is reported beside the numbers, because it is unknown how many instances it concerns.
     """
-    return failure.transform != READ and (
+    return failure.transform not in (READ, *_LINES) and (
         failure.transform in _BEFORE or failure.reference is None or failure.reference.level in ("study", "series")
     )
 
@@ -67,7 +80,9 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
         if fate.kind == "duplicate" and fate.reason.startswith("conflicting"):
             yield "conflicting", 1
     else:
-        if is_search_failure(fate):
+        if fate.transform in _LINES:
+            yield _LINES[fate.transform], 1
+        elif is_search_failure(fate):
             yield "search_failures", 1
         else:
             yield "failed", 1
@@ -78,7 +93,7 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
 
 def reason_of(failure: Failure) -> str:
     """A failure's reason without what belongs to the single case, so that equal reasons can be counted."""
-    text = failure.message
+    text = failure.message.partition(":")[0] if failure.transform in _LINES else failure.message
     for name in (failure.source, failure.url):
         if name:
             text = text.replace(name, "…")
@@ -138,12 +153,13 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``search_failures``,
-        ``conflicting`` (duplicates that differ from the file that was chosen), ``bytes``, ``seconds``,
-        ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``duplicates`` and ``ignored_files`` (the
-        first thousand).
+        ``conflicting`` (duplicates that differ from the file that was chosen), ``lines`` of a list, and of them
+        ``lines_unmatched``, ``lines_unreadable`` and ``lines_withheld`` (they name several patients), ``bytes``,
+        ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``duplicates`` and
+        ``ignored_files`` (the first thousand).
     """
     counts: Mapping[str, int] = document["counts"]
-    names = ("found", *PARTS, "search_failures", "conflicting", "bytes")
+    names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "bytes")
     summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     summary["seconds"] = round(seconds, 3)
     summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
@@ -161,7 +177,11 @@ def adds_up(summary: Mapping[str, Any]) -> bool:
 
 def exit_code(summary: Mapping[str, Any]) -> int:
     """0 if everything that was asked for was done and is accounted for, else 1."""
-    return 0 if adds_up(summary) and not summary["failed"] and not summary["search_failures"] else 1
+    return 0 if adds_up(summary) and _is_whole(summary) else 1
+
+
+def _is_whole(summary: Mapping[str, Any]) -> bool:
+    return not any(summary[name] for name in ("failed", "search_failures", *_LINES.values()))
 
 
 def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]:
@@ -184,10 +204,17 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     if summary["search_failures"]:
         failed = summary["search_failures"]
         yield f"  {failed:,} requests of the search failed, so some instances may not have been found."
+    if summary["lines"]:
+        what = [f"{summary[name]:,} {words}" for name, words in _LINE_WORDS.items() if summary[name]]
+        yield (
+            f"  Of {summary['lines']:,} lines of the list, {', '.join(what)}."
+            if what
+            else (f"  All {summary['lines']:,} lines of the list name something.")
+        )
     if not adds_up(summary):
         yield "  THE NUMBERS DO NOT ADD UP. Please report this; run the job again to be sure that nothing is missing."
         return
-    whole = not summary["failed"] and not summary["search_failures"]
+    whole = _is_whole(summary)
     if not summary["found"]:
         yield "  Nothing was found."
     elif not summary["transferred"] and summary["already_there"]:
