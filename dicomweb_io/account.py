@@ -77,7 +77,7 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
     elif isinstance(fate, Exclusion):
         yield "found", 1
         yield fate.kind, 1
-        if fate.kind == "duplicate" and fate.reason.startswith("conflicting"):
+        if fate.conflicts:
             yield "conflicting", 1
     else:
         if fate.transform in _LINES:
@@ -98,6 +98,17 @@ def reason_of(failure: Failure) -> str:
         if name:
             text = text.replace(name, "…")
     return " ".join(_NAMES.sub("UID", text).split())[:300]
+
+
+def conflicts_of(exclusion: Exclusion) -> Iterator[Failure]:
+    """How a file is reported whose content is not at the destination, because another file of its instance is.
+
+    It is counted as a duplicate, so this is no further result.
+    """
+    if exclusion.conflicts:
+        what = exclusion.reference.uri if exclusion.reference is not None else "one instance"
+        message = f"{exclusion.reason}: two files are {what}, and {exclusion.chosen} was chosen"
+        yield Failure(EXCLUSIONS, message, source=exclusion.path)
 
 
 def failure_line(failure: Failure) -> str:
@@ -138,7 +149,13 @@ def first_by_path(exclusions: Iterable[Exclusion]) -> list[Exclusion]:
 def account_document(counts: Mapping[str, int], left_out: Iterable[Exclusion]) -> dict[str, Any]:
     """Counts, and the first files that were left out, as a JSON object."""
     listed = [
-        {"kind": item.kind, "path": item.path, "reason": item.reason, "chosen": item.chosen}
+        {
+            "kind": item.kind,
+            "path": item.path,
+            "reason": item.reason,
+            "chosen": item.chosen,
+            "conflicts": item.conflicts,
+        }
         for item in first_by_path(left_out)
     ]
     return {"counts": dict(counts), "left_out": listed}
@@ -153,7 +170,7 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``search_failures``,
-        ``conflicting`` (duplicates that differ from the file that was chosen), ``lines`` of a list, and of them
+        ``conflicting`` (duplicates whose content is not in the file that was chosen), ``lines`` of a list, and of them
         ``lines_unmatched``, ``lines_unreadable`` and ``lines_withheld`` (they name several patients), ``bytes``,
         ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``duplicates`` and
         ``ignored_files`` (the first thousand).
@@ -176,12 +193,15 @@ def adds_up(summary: Mapping[str, Any]) -> bool:
 
 
 def exit_code(summary: Mapping[str, Any]) -> int:
-    """0 if everything that was asked for was done and is accounted for, else 1."""
+    """0 if everything that was asked for was done and is accounted for, else 1.
+
+    Conflicting files are not done: an image that was asked for is not at the destination.
+    """
     return 0 if adds_up(summary) and _is_whole(summary) else 1
 
 
 def _is_whole(summary: Mapping[str, Any]) -> bool:
-    return not any(summary[name] for name in ("failed", "search_failures", *_LINES.values()))
+    return not any(summary[name] for name in ("failed", "search_failures", "conflicting", *_LINES.values()))
 
 
 def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]:
@@ -195,6 +215,9 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         f"  ({summary['conflicting']:,} differ from the file that was chosen)" if summary["conflicting"] else ""
     )
     yield f"  duplicate      {summary['duplicate']:>10,}{conflicting}"
+    conflicts = [item for item in summary["duplicates"] if item["conflicts"]]
+    for item in conflicts[:10]:
+        yield f"    {item['path']} is not at the destination: {item['chosen']} is the same instance ({item['reason']})"
     yield f"  ignored        {summary['ignored']:>10,}"
     yield f"  failed         {summary['failed']:>10,}"
     for reason, number in list(summary["reasons"].items())[:10]:

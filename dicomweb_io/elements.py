@@ -494,6 +494,10 @@ class Failure:
         return result
 
 
+BEGINS_ALIKE = "and the chosen file begins with the same bytes"
+"""What is said of a duplicate that is cut off: nothing of it is lost."""
+
+
 @dataclass(frozen=True)
 class Exclusion:
     """A file of a folder that does not represent an instance, and why.
@@ -512,3 +516,8 @@ class Exclusion:
     reason: str
     reference: Resource | None = None
     chosen: str | None = None
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether it is a duplicate whose content is not in the file that represents the instance."""
+        return self.kind == "duplicate" and self.reason.startswith("conflicting") and BEGINS_ALIKE not in self.reason

@@ -30,6 +30,7 @@ from dicomweb_io.account import (
     UNREADABLE_LINE,
     Account,
     Fate,
+    conflicts_of,
     failure_line,
     make_summary,
 )
@@ -621,10 +622,11 @@ def run_transfer(
         copier = stack.enter_context(InstanceCopier(*clients, **job.copy_options()))
         for fate in _all_fates(clients[0], job, copier, max_in_flight):
             account.add(fate)
-            if isinstance(fate, Failure):
-                on_failure(fate)
+            named = [fate] if isinstance(fate, Failure) else conflicts_of(fate) if isinstance(fate, Exclusion) else ()
+            for failure in named:
+                on_failure(failure)
                 if failures is not None:
-                    failures.write(failure_line(fate) + "\n")
+                    failures.write(failure_line(failure) + "\n")
     account.counts["lines"] = len(job.lines)
     summary = make_summary(account.document(), time.monotonic() - started)
     if job.summary is not None:

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from dicomweb_io.account import ROW, exit_code, make_summary, shown_progress, summary_lines
-from dicomweb_io.elements import SearchQuery
+from dicomweb_io.account import ROW, conflicts_of, exit_code, make_summary, shown_progress, summary_lines
+from dicomweb_io.elements import Failure, SearchQuery
 from dicomweb_io.listing import ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json, write_lines
 from dicomweb_io.transfer import TransferJob, job_from
@@ -102,7 +102,9 @@ def report(outputs: TransferOutputs, account: str, failures: str | None) -> None
     """Adds the job's last steps, which write the account and the failures."""
     _ = outputs._asdict() | "Account" >> WriteAccount(account)
     if failures is not None:
-        _ = outputs.failures | "WriteFailures" >> WriteFailures(failures)
+        conflicts = outputs.exclusions | "Conflicts" >> beam.FlatMap(conflicts_of).with_output_types(Failure)
+        named = (outputs.failures, conflicts) | "Named" >> beam.Flatten()
+        _ = named | "WriteFailures" >> WriteFailures(failures)
 
 
 def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | None = None) -> dict[str, Any]:

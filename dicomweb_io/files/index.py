@@ -30,10 +30,10 @@ from dicomweb_io.dicom.header_scan import HeaderScan
 from dicomweb_io.dicom.json_decode import dumps, first_value
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import SERIES_INSTANCE_UID, STUDY_INSTANCE_UID, Exclusion, Resource
+from dicomweb_io.elements import BEGINS_ALIKE, SERIES_INSTANCE_UID, STUDY_INSTANCE_UID, Exclusion, Resource
 from dicomweb_io.errors import DICOMError
 from dicomweb_io.files.database import Database, discard, is_local_disk
-from dicomweb_io.files.places import FileStat, Folder, Problem, is_settled
+from dicomweb_io.files.places import FileStat, Folder, Problem, is_settled, read_exactly
 from dicomweb_io.files.records import (
     IGNORED,
     INSTANCE,
@@ -696,9 +696,10 @@ def _duplicates(index: Index, name: tuple[Any, ...], matching: Collection[int] |
 
 def _comparison(index: Index, row: tuple[Any, ...], chosen: list[tuple[Any, ...]]) -> tuple[tuple[Any, ...], str]:
     """The chosen file to compare a duplicate with, and how the two differ."""
-    if row[3] != INSTANCE:
-        return chosen[0], f"conflicting: {row[4]}"
     try:
+        if row[3] != INSTANCE:
+            begins = f", {BEGINS_ALIKE}" if _begins_with(index, chosen[0], row) else ""
+            return chosen[0], f"conflicting: {row[4]}{begins}"
         for other in chosen:
             if other[2] == row[2] and index.digest(other[0]) == index.digest(row[0]):
                 return other, "identical"
@@ -707,6 +708,18 @@ def _comparison(index: Index, row: tuple[Any, ...], chosen: list[tuple[Any, ...]
     if row[2] != chosen[0][2]:
         return chosen[0], f"conflicting: {row[2]} bytes, the chosen file has {chosen[0][2]}"
     return chosen[0], "conflicting: other bytes than the chosen file"
+
+
+def _begins_with(index: Index, whole: tuple[Any, ...], part: tuple[Any, ...]) -> bool:
+    """Whether a file begins with all bytes of another."""
+    if part[2] > whole[2] or part[2] < 0:
+        return False
+    paths = (path_text(whole[1]), path_text(part[1]))
+    with index.folder.open(paths[0], whole[2]) as one, index.folder.open(paths[1], part[2]) as other:
+        while chunk := other.read(1 << 20):
+            if read_exactly(one, len(chunk)) != chunk:
+                return False
+    return True
 
 
 def _reference(study: str | None, series: str | None, sop: str | None) -> Resource | None:

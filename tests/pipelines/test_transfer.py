@@ -81,7 +81,7 @@ def test_real_files_go_from_a_folder_to_a_server_and_to_a_folder(serve, job, sam
     assert f"{there['found']} files" in printed
     assert failures.stat().st_mode & 0o777 == 0o600
     records = [json.loads(line) for line in failures.read_text().splitlines()]
-    assert len(records) == there["failed"] == sum(there["reasons"].values())
+    assert there["failed"] == sum(there["reasons"].values()) == len(records) - there["conflicting"]
     assert all(record["message"] and (record.get("source") or record.get("reference")) for record in records)
     assert len(there["duplicates"]) == there["duplicate"]
     for duplicate in there["duplicates"]:
@@ -450,6 +450,45 @@ def test_a_failures_file_is_complete_or_absent(tmp_path):
     assert os.listdir(tmp_path) == ["report"]
 
 
+# Conflicts ----------------------------------------------------------------------------------------------------------
+
+
+def run_by(driver, job, capsys, source, destination, *arguments):
+    """The same by the job or the command: exit code, summary, and what was said."""
+    if driver == "job":
+        return job(source, destination, *arguments)
+    code = command_line(["copy", str(source), str(destination), *arguments])
+    printed = capsys.readouterr()
+    return code, json.loads(printed.out), printed.err
+
+
+@pytest.mark.parametrize("driver", ["job", "command"])
+def test_a_conflicting_file_is_named_and_never_success(driver, job, capsys, folder, tmp_path):
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    chosen = dicom_bytes(PatientID="P", EncapsulatedDocument=b"x" * 50)
+    (archive / "a.dcm").write_bytes(chosen)
+    (archive / "b.dcm").write_bytes(chosen)
+    (archive / "c.dcm").write_bytes(chosen[:-20])
+    # Nothing is lost of identical files, nor of one that is cut off.
+    code, numbers, _ = run_by(driver, job, capsys, archive, folder)
+    assert (code, numbers["duplicate"], numbers["conflicting"]) == (0, 2, 0)
+    # One SOP Instance UID in two series is no conflict.
+    (archive / "d.dcm").write_bytes(dicom_bytes(series="1.2.1.2"))
+    code, numbers, _ = run_by(driver, job, capsys, archive, folder)
+    assert (code, numbers["transferred"], numbers["conflicting"]) == (0, 1, 0)
+    other = archive / "e.dcm"
+    other.write_bytes(dicom_bytes(PatientID="Q", EncapsulatedDocument=b"x" * 50))
+    failures = tmp_path / "failures"
+    for _ in range(2):
+        code, numbers, said = run_by(driver, job, capsys, archive, folder, "--failures", str(failures))
+        assert (code, numbers["duplicate"], numbers["conflicting"], numbers["failed"]) == (1, 3, 1, 0)
+        assert str(other) in said
+        (line,) = failures.read_text().splitlines()
+        assert json.loads(line)["source"] == str(other)
+        assert "Everything is at the destination" not in said
+
+
 # Lists --------------------------------------------------------------------------------------------------------------
 
 
@@ -512,13 +551,8 @@ def test_each_line_of_a_list_is_accounted_for(
     wanted.write_text(lines + "\n")
     source = listed if source == "folder" else serve(listed).url
     given = (*options, "--input", str(wanted), "--failures", str(failures))
-    if driver == "job":
-        code, numbers, printed = job(source, folder, *given)
-        if account:
-            assert "Everything is at the destination" not in printed
-    else:
-        code = command_line(["copy", str(source), str(folder), *given])
-        numbers = json.loads(capsys.readouterr().out)
+    code, numbers, said = run_by(driver, job, capsys, source, folder, *given)
+    assert not (account and "everything is" in said.lower())
     parts = {name: number for name, number in numbers.items() if name.startswith("lines_") and number}
     assert (code, parts) == (1 if account else 0, account)
     assert {item.study_instance_uid for item in all_references(folder)} == set(studies)
