@@ -635,13 +635,12 @@ class DICOMClient(ABC):
         Returns:
             References to instances that the archive lists and did not return; empty if none is missing.
         """
-        uids = {
-            item.reference.sop_instance_uid
-            if isinstance(item, Instance)
-            else (item.sop_instance_uid if isinstance(item, Resource) else item)
-            for item in received
-        }
-        return [reference for reference in self.expected_instances(resource) if reference.sop_instance_uid not in uids]
+        came = {item.reference if isinstance(item, Instance) else item for item in received}
+        return [
+            reference
+            for reference in self.expected_instances(resource)
+            if reference not in came and reference.sop_instance_uid not in came
+        ]
 
     # Retrieve, PS3.18 section 10.4 (WADO-RS) --------------------------------------------------------------------------
 
