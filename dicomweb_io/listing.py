@@ -332,7 +332,7 @@ def _of_line(number: int, line: str) -> Wanted:
             value = value["reference"]
         return _checked(number, value)
     # An accession number may consist of digits too, but hardly of several components.
-    if line.count(".") > 1 and is_uid(line, permissive=True):
+    if line.count(".") > 1 and is_uid(line, permissive=True) and not set(line) & set(" \t%?#"):
         return Resource(line)
     if "studies/" in line:
         return _checked(number, line)
