@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
+
 import pytest
 
 from dicomweb_io.elements import Resource, SearchQuery
@@ -11,6 +14,7 @@ from dicomweb_io.errors import (
     MalformedResponseError,
     PagingError,
     ResponseIncompleteError,
+    SearchIncompleteError,
     TooManyResultsError,
 )
 from dicomweb_io.profiles import PROFILES, ServerProfile
@@ -226,10 +230,107 @@ def test_a_warning_about_fuzzy_matching_announces_no_rows(web):
     assert client.search_page(STUDIES, limit=10).more is False
 
 
-def test_a_total_that_does_not_come_true_is_reported(web, caplog):
-    _, client = web.connect(lambda request: web.page(request, studies(web, [1, 2]), headers={"X-Total-Count": "9"}))
-    assert found(client) == [1, 2]
-    assert "9 rows were announced and 2 arrived" in caplog.text
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Total-Count": "50"},
+        {"Warning": '299 pacs "There are 30 additional results that can be requested"'},
+        {"Warning": '299 pacs: "The number of results exceeded the maximum supported by the server."'},
+        {"Link": '<https://pacs.example/studies?offset=40>; rel="next"'},
+        {"Link": "<https://pacs.example/studies?offset=40>; Rel=next"},
+    ],
+)
+@pytest.mark.parametrize("on_all", [True, False])
+def test_an_empty_page_is_no_end_against_what_the_server_announces(web, headers, on_all):
+    rows = [web.row(f"1.{number}") for number in range(50)]
+
+    def answer(request):
+        offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters["limit"])
+        page = [] if offset == 20 else rows[offset : offset + min(limit, 10)]
+        return web.json(page, headers=headers if page or on_all else {})
+
+    server, client = web.connect(answer)
+    seen = []
+    with pytest.raises(SearchIncompleteError, match="20 rows came") as caught:
+        seen.extend(client.iter_search(STUDIES, page_size=10))
+    assert seen == rows[:20]
+    assert caught.value.url == client.base_url + "/studies"
+    assert [request.parameters.get("offset", "0") for request in server.requests[2:4]] == ["20", "20"]
+    with pytest.raises(SearchIncompleteError) as caught:
+        client.search_for_studies(get_remaining=True, limit=40)
+    assert caught.value.rows == rows[:20]
+    assert len(list(client.iter_search(STUDIES, page_size=10, limit=20))) == 20
+
+
+def test_a_total_that_agrees_at_the_end_means_a_change(web):
+    def answer(request):
+        offset = int(request.parameters.get("offset", 0))
+        headers = {"X-Total-Count": "9" if len(server.requests) < 3 else "2"}
+        return web.json([web.row("1.1"), web.row("1.2")] if not offset else [], headers=headers)
+
+    server, client = web.connect(answer)
+    assert len(list(client.iter_search(STUDIES))) == 2
+    for profile, complete in (("generic", False), ("dcm4chee", True)):
+        _, client = web.connect(
+            lambda request: web.json(
+                [web.row("1.1")] if "offset" not in request.parameters else [], headers={"X-Total-Count": "9"}
+            ),
+            profile=profile,
+        )
+        with nullcontext() if complete else pytest.raises(SearchIncompleteError, match="9 rows in all"):
+            assert len(list(client.iter_search(STUDIES))) == 1
+
+
+def test_a_total_that_is_too_low_hides_no_row(web, caplog):
+    inner = archive(web, 30, maximum=10)
+
+    def answer(request):
+        reply = inner(request)
+        return reply if reply.status == 204 else web.Reply(200, reply.body, reply.content_type, {"X-Total-Count": "10"})
+
+    _, client = web.connect(answer)
+    with caplog.at_level(logging.WARNING, logger="dicomweb_io"):
+        assert len(list(client.iter_search(STUDIES))) == 30
+    assert "10 rows were announced and 30 arrived" in caplog.text
+
+
+@pytest.mark.parametrize("other", [None, 5, "text, {", ["[", 1], True])
+def test_a_row_that_is_none_is_an_unreadable_row_and_no_lost_page(web, other):
+    rows = [web.row("1.1"), other, web.row("1.2")]
+    _, client = web.connect(lambda request: web.json(rows if "offset" not in request.parameters else []))
+    seen = []
+    with pytest.raises(SearchIncompleteError, match="1 of the rows cannot be read"):
+        seen.extend(client.iter_search(STUDIES))
+    assert uids(seen) == ["1.1", "1.2"]
+    for get_remaining in (True, False):
+        with pytest.raises(SearchIncompleteError) as caught:
+            client.search_for_studies(get_remaining=get_remaining)
+        assert uids(caught.value.rows) == ["1.1", "1.2"]
+    page = client.search_page(STUDIES)
+    assert (len(page.rows), page.unreadable) == (2, 1)
+
+
+@pytest.mark.parametrize("uid", ["1.1\0", " 1.1 ", "1.1 \0"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_tags_in_lower_case_and_padded_uids_are_read(web, uid, listed):
+    below = [{"0040a043": {"vr": "SQ", "Value": [{"0008010d": {"vr": "UI", "Value": ["1.5"]}}]}}]
+    row = {"0020000d": {"vr": "UI", "Value": [uid] if listed else uid}, "0040a730": {"vr": "SQ", "Value": below}}
+    _, client = web.connect(lambda request: web.json([row] if "offset" not in request.parameters else []))
+    (found,) = client.iter_search(STUDIES)
+    assert found["0020000D"] == {"vr": "UI", "Value": ["1.1"]}
+    assert "0008010D" in found["0040A730"]["Value"][0]["0040A043"]["Value"][0]
+    assert Resource.of(row) == Resource("1.1")
+
+
+def test_rows_that_name_no_instance_are_not_nothing(web):
+    named = [
+        {"0020000d": {"vr": "UI", "Value": ["1.2"]}, "0020000e": {"Value": ["1.3"]}, "00080018": {"Value": ["1.4"]}}
+    ]
+    nameless = [{"00080018": {"vr": "UI", "Value": ["1.5"]}}]
+    for rows, words in ((named, None), (nameless, "do not name"), ([*named, None], "cannot be read")):
+        _, client = web.connect(lambda request, rows=rows: web.json(rows if "offset" not in request.parameters else []))
+        with nullcontext() if words is None else pytest.raises(SearchIncompleteError, match=words):
+            assert client.missing_instances(Resource("1.2"), []) == [Resource("1.2", "1.3", "1.4")]
 
 
 def test_the_query_goes_out_in_order_with_raw_commas_between_values_only(web):
