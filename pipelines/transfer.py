@@ -16,9 +16,7 @@ On this machine alone, ``dicomweb-io copy`` does the same without Beam.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,6 +28,7 @@ from dicomweb_io.account import ROW, conflicts_of, exit_code, make_summary, show
 from dicomweb_io.elements import Failure, SearchQuery
 from dicomweb_io.listing import ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
+from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob, job_from
 from dicomweb_io.transforms import CopyInstances, DistinctReferences, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms.copy import (
@@ -119,8 +118,7 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         The summary; see `dicomweb_io.account.make_summary`.
     """
     started = time.monotonic()
-    scratch = tempfile.mkdtemp(prefix="dicomweb_io-transfer-")
-    try:
+    with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
         account = os.path.join(scratch, "account.json") if is_local(options) else _remote_account(options)
         pipeline = beam.Pipeline(options=options)
         report(build(pipeline, job), account, job.failures)
@@ -130,8 +128,6 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         document = read_json(account)
         document["counts"]["lines"] = len(job.lines)
         summary = make_summary(document, time.monotonic() - started)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     write_summary(job.summary, summary)
     return summary
 

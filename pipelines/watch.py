@@ -19,10 +19,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +42,7 @@ from dicomweb_io.options import (
     check_writable,
     filters_from,
 )
+from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob
 from pipelines import transfer
 from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, is_local, parse
@@ -130,16 +129,13 @@ def run_round(
     if not wanted:
         place.cursor = changes.cursor
         return list(changes.failures)
-    scratch = tempfile.mkdtemp(prefix="dicomweb_io-watch-")
-    try:
+    with PrivateDirectory(prefix="dicomweb_io-watch-") as scratch:
         path = os.path.join(scratch, "failures.jsonl")
         # What is new was found with the filters.
         once = replace(job.transfer, wanted=tuple(wanted), filters={}, failures=path)
         summary = transfer.run(once, options, show_progress=False)
         with open(path, encoding="utf-8") as file:
             failures = [json.loads(line) for line in file]
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     if not adds_up(summary) or summary["search_failures"]:
         reasons = "; ".join(summary["reasons"])
         raise RuntimeError(
