@@ -238,10 +238,10 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         failed = summary["search_failures"]
         yield f"  {failed:,} requests of the search failed, so some instances may not have been found."
     if summary["lines"]:
-        what = [f"{summary[name]:,} {words}" for name, words in _LINE_WORDS.items() if summary[name]]
+        open_lines = [f"{summary[name]:,} {words}" for name, words in _LINE_WORDS.items() if summary[name]]
         yield (
-            f"  Of {summary['lines']:,} lines of the list, {', '.join(what)}."
-            if what
+            f"  Of {summary['lines']:,} lines of the list, {', '.join(open_lines)}."
+            if open_lines
             else (f"  All {summary['lines']:,} lines of the list name something.")
         )
     if summary["unwritten"]:

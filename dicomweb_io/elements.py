@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -197,10 +197,12 @@ def _open(path: str) -> BinaryIO:
 
 
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:
-    element = row.get(tag)
-    values = element.get("Value") if isinstance(element, Mapping) else None
-    value = values[0] if values and isinstance(values, (list, tuple)) else None
-    return value if isinstance(value, str) and value else None
+    element = row.get(tag) or row.get(tag.lower())
+    value = element.get("Value") if isinstance(element, Mapping) else None
+    if value and isinstance(value, (list, tuple)):
+        value = value[0]
+    # Servers pad as files do, and write a text in place of a list.
+    return (value.strip(" \0") or None) if isinstance(value, str) else None
 
 
 @dataclass(frozen=True)
@@ -364,14 +366,21 @@ class SearchPage:
         more: True if the archive says that rows follow, False if it is known that none do, None if it cannot be known
             from this page.
         warnings: Texts of the answer's Warning headers.
+        unreadable: The number of further rows, which are no datasets.
     """
 
-    rows: list[JSONDataset]
+    rows: Sequence[JSONDataset]
     offset: int
     limit: int | None = None
     total: int | None = None
     more: bool | None = None
     warnings: tuple[str, ...] = ()
+    unreadable: int = 0
+
+    @property
+    def number(self) -> int:
+        """The number of rows, also of those that cannot be read."""
+        return len(self.rows) + self.unreadable
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import re
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, Resource, SearchLevel, SearchQuery
-from dicomweb_io.errors import InvalidIdentifierError, PagingError
+from dicomweb_io.errors import InvalidIdentifierError, PagingError, SearchIncompleteError
+from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.queries import make_query
 
 _MAX_CACHED_UIDS = 200_000
@@ -108,10 +108,17 @@ def group_by_series(instances: Iterable[Resource]) -> Iterator[InstanceGroup]:
 def list_groups(client: DICOMClient, reference: Resource) -> Iterator[InstanceGroup]:
     """Yields the series of a study or series with all their instances, as the archive lists them."""
     series: dict[Resource, list[str]] = {}
-    for instance in expand_reference(client, reference):
-        series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
+    incomplete: SearchIncompleteError | None = None
+    try:
+        for instance in expand_reference(client, reference):
+            series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
+    except SearchIncompleteError as error:
+        # What came is moved before the failure is reported.
+        incomplete = error
     for one, uids in series.items():
         yield InstanceGroup(one, tuple(uids), len(uids))
+    if incomplete is not None:
+        raise incomplete
 
 
 class SeriesListing:
@@ -125,9 +132,9 @@ class SeriesListing:
     def __init__(self, client: DICOMClient, max_uids: int = _MAX_CACHED_UIDS) -> None:
         self._client = client
         self._maximum = max_uids
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._series: OrderedDict[Resource, set[str]] = OrderedDict()
-        self._busy: dict[Resource, threading.Lock] = {}
+        self._busy: dict[Resource, ProcessLock] = {}
         self._count = 0
 
     def holds(self, instance: Resource) -> bool:
@@ -152,7 +159,7 @@ class SeriesListing:
             if known is not None:
                 self._series.move_to_end(series)
                 return known
-            busy = self._busy.setdefault(series, threading.Lock())
+            busy = self._busy.setdefault(series, ProcessLock())
         # The second caller waits for the answer of the first.
         with busy:
             with self._lock:
@@ -181,7 +188,7 @@ class SeriesListing:
 
     def _ask(self, series: Resource) -> set[str]:
         for _ in range(_LISTING_ATTEMPTS - 1):
-            with contextlib.suppress(PagingError):
+            with contextlib.suppress(PagingError, SearchIncompleteError):
                 return self._listed(series)
         return self._listed(series)
 
@@ -191,13 +198,20 @@ class SeriesListing:
 
 
 def listed_uids(client: DICOMClient, query: SearchQuery, *, limit: int | None = None) -> set[str]:
-    """The SOP Instance UIDs that a search for instances finds; none where the archive does not know the series."""
+    """The SOP Instance UIDs that a search for instances finds; none where the archive does not know the series.
+
+    Raises:
+        SearchIncompleteError: If not all rows came, or some name no instance.
+    """
     found = set()
+    nameless = 0
     try:
         for row in client.iter_search(query, limit=limit):
-            uid = Resource.of(row).sop_instance_uid
-            if uid is not None:
+            uid = first_text(row, UID_TAGS["instance"])
+            if uid:
                 found.add(uid)
+            else:
+                nameless += 1
     except FileNotFoundError:
         # A folder that nothing was stored in yet.
         return set()
@@ -205,6 +219,9 @@ def listed_uids(client: DICOMClient, query: SearchQuery, *, limit: int | None = 
         # PS3.18 8.3.4 wants an empty answer for a series that is not there; some servers say 404.
         if getattr(error, "status", None) != 404:
             raise
+    if nameless:
+        what = f"{nameless} rows of a search for instances do not name an instance"
+        raise SearchIncompleteError(what, method="GET", url=client.base_url)
     return found
 
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 from dicomweb_io.dicom.uids import is_safe_name
 from dicomweb_io.elements import Bulkdata, Frame, Instance
+from dicomweb_io.http.retry import start_anew_after_fork
 
 fcntl: Any
 try:
@@ -71,6 +72,7 @@ class Spool:
         self._chunks: list[Chunk] = []
         self._file: BinaryIO | None = None
         self._path: str | None = None
+        self._process = os.getpid()
         self.size = 0
 
     def write(self, chunk: Chunk) -> None:
@@ -116,11 +118,10 @@ class Spool:
         self._file = self._path = None
         if file is not None:
             file.close()
-        if path is not None:
-            try:
+        # A forked child that drops its copy leaves the parent its file.
+        if path is not None and os.getpid() == self._process:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            except FileNotFoundError:
-                return
 
     def __enter__(self) -> Spool:
         return self
@@ -207,7 +208,7 @@ class PrivateDirectory:
     that a later process makes in the same place removes those whose lock is free on this host; those of other hosts,
     whose locks cannot be relied on, when nothing in them has changed for a day.
 
-    As a context manager it gives its path.
+    As a context manager it gives its path. A forked child makes one of its own.
 
     Args:
         parent: Where it is made; by default the system's temporary directory.
@@ -217,6 +218,15 @@ class PrivateDirectory:
     def __init__(self, parent: str | None = None, prefix: str = "dicomweb_io-") -> None:
         self._parent = parent
         self._prefix = prefix
+        self._owned = -1
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Begins without a directory."""
+        if self._owned >= 0:
+            # The lock stays with the parent.
+            os.close(self._owned)
         self._lock = threading.Lock()
         self._path: str | None = None
         self._owned = -1

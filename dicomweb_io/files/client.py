@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes, OnExisting, Storable, Verify
-from dicomweb_io.dicom.media_types import DICOM, parse_media_types
+from dicomweb_io.dicom.media_types import accepted_for
 from dicomweb_io.dicom.uids import check_uid, is_safe_name
 from dicomweb_io.elements import (
     Bulkdata,
@@ -37,9 +36,10 @@ from dicomweb_io.files.database import index_path
 from dicomweb_io.files.index import DUPLICATE_RULES, Duplicates, Index, IndexedFile, RefreshCounts, iter_exclusions
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.render import FolderRenderer
-from dicomweb_io.files.retrieve import FolderReader, PixelAccess, instance_media_types
+from dicomweb_io.files.retrieve import FolderReader, PixelAccess
 from dicomweb_io.files.search import Searcher
 from dicomweb_io.files.store import FolderStore, has_other_layout, layout_path
+from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.profiles import ServerProfile
 from dicomweb_io.queries import check_limits
 from dicomweb_io.spool import SpoolPolicy
@@ -139,7 +139,7 @@ class DICOMfileClient(DICOMClient):
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = ProcessLock()
         self._index: Index | None = None
         self._searcher: Searcher | None = None
         self._reader = FolderReader(self._folder)
@@ -255,7 +255,9 @@ class DICOMfileClient(DICOMClient):
 
     # Search ---------------------------------------------------------------------------------------------------------
 
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+    def search_page(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+    ) -> SearchPage:
         """The rows of a query from `offset` on, at most `limit`, with the exact total.
 
         Elements that rows of one answer have in common, such as the patient's, are the same objects in each: copy a row
@@ -273,12 +275,13 @@ class DICOMfileClient(DICOMClient):
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
         """Yields every row of a query once."""
-        check_limits(limit, offset)
+        check_limits(limit, offset, page_size)
         try:
             searcher = self._opened_searcher()
         except FileNotFoundError:
             if self._is_missing_destination(query):
-                return iter(())
+                none: list[JSONDataset] = []
+                return (row for row in none)
             raise
         return searcher.iterate(query, offset, limit, page_size)
 
@@ -365,7 +368,7 @@ class DICOMfileClient(DICOMClient):
         """
         if resource.level == "frame":
             raise InvalidIdentifierError("this is a reference to frames: use iter_frames, or reference.instance")
-        accepted_types = instance_media_types(media_types)
+        accepted_types = accepted_for("instances", media_types)
         return (
             self._reader.instance(
                 file, accepted_types, max_element_bytes, spool_directory, borrow and self._folder.is_local
@@ -398,10 +401,7 @@ class DICOMfileClient(DICOMClient):
         """
         if resource.level != "frame":
             raise InvalidIdentifierError(f"a reference to frames is needed, not to a {resource.level}")
-        accepted_types = parse_media_types(media_types)
-        for accepted_type in accepted_types:
-            if accepted_type.name == DICOM:
-                raise ValueError(f"frames are not available as {DICOM}; retrieve the instance")
+        accepted_types = accepted_for("frames", media_types)
         return self._frames(resource, accepted_types, SpoolPolicy(max_element_bytes, spool_directory))
 
     def _frames(self, resource: Resource, accepted_types: Any, spool_policy: SpoolPolicy) -> Iterator[Frame]:
@@ -434,6 +434,7 @@ class DICOMfileClient(DICOMClient):
                 f"not a bulk data URI of this folder: {url!r} (expected {self.base_url}/studies/…/series/…/instances/…/"
                 "bulkdata/…)"
             )
+        accepted_for("bulkdata", media_types)
         spool_policy = SpoolPolicy(max_element_bytes, spool_directory)
         return self._bulkdata(Resource(match[1], match[2], match[3]), match[4], byte_range, spool_policy)
 
@@ -461,6 +462,7 @@ class DICOMfileClient(DICOMClient):
         one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128 pixels,
         unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
         """
+        accepted_for("rendered", media_types)
         renderer = FolderRenderer(self._reader, PixelAccess(self._reader, self._current()))
         return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
 

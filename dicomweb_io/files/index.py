@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -48,6 +47,7 @@ from dicomweb_io.files.records import (
     read_record,
     unpack_scan,
 )
+from dicomweb_io.http.retry import start_anew_after_fork
 from dicomweb_io.queries import MODALITY, SERIES_DEFAULTS, STUDY_DEFAULTS
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,8 @@ class Index:
     ) -> None:
         self.folder = folder
         self.lock = threading.RLock()
+        self._forked = False
+        start_anew_after_fork(self)
         self.generation = 0
         self._place = place
         self._in_memory = in_memory
@@ -128,12 +130,17 @@ class Index:
         if rebuild and place is not None:
             discard(place)
         self._database = Database(place, in_memory=in_memory)
-        self._process = os.getpid()
+
+    def start_anew(self) -> None:
+        """In a forked child: leaves the database to the parent, and takes a copy of it when it is used."""
+        self.lock = threading.RLock()
+        self._forked = True
 
     def close(self) -> None:
         """Closes the database."""
         with self.lock:
-            self._database.close()
+            if not self._forked:
+                self._database.close()
 
     def open(self, update: bool = True) -> None:
         """Takes the first snapshot, with what is in the folder now.
@@ -406,12 +413,15 @@ class Index:
         return encode(scan, tags=tags)
 
     def _leave_parent(self) -> bool:
-        """In a forked child: opens a separate database, as the connections of the parent must not be used."""
-        if os.getpid() == self._process:
+        """In a forked child: takes a copy of the database, as the connections of the parent must not be used."""
+        if not self._forked:
             return False
-        self.lock = threading.RLock()
-        self._database = Database(self._place, in_memory=self._in_memory)
-        self._process = os.getpid()
+        with self.lock:
+            if self._forked:
+                self._fragments.clear()
+                self._database = self._database.copy_in_child(self._in_memory)
+                self._place = None
+                self._forked = False
         return True
 
     def _own_snapshot(self) -> None:
