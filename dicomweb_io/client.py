@@ -53,6 +53,7 @@ Storable = Union[Instance, bytes, str, "os.PathLike[str]", "Dataset", BinaryIO]
 
 OnExisting = Literal["server", "skip", "replace", "error"]
 Verify = Literal["response", "uid", "content"]
+FilterMismatch = Literal["error", "warn"]
 
 DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 
@@ -1009,3 +1010,16 @@ def check_chunk_size(chunk_size: object) -> int:
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, not {chunk_size}")
     return chunk_size
+
+
+def check_filter_mismatch(choice: object) -> FilterMismatch:
+    """Returns `choice` if it says what becomes of a search whose rows contradict its filters.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if choice == "error":
+        return "error"
+    if choice == "warn":
+        return "warn"
+    raise ValueError(f"filter_mismatch must be 'error' or 'warn', not {choice!r}")

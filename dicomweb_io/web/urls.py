@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from dicomweb_io.dicom.attributes import WILDCARD_VRS, resolve, vr_of
+from dicomweb_io.dicom.matching import filter_values
 from dicomweb_io.elements import COLLECTIONS, Resource, SearchQuery
 from dicomweb_io.errors import InvalidIdentifierError, UnsupportedError, safe_url
 from dicomweb_io.http.settings import Prefixes, split_service_url
@@ -16,8 +17,6 @@ from dicomweb_io.http.settings import Prefixes, split_service_url
 _SAFE_IN_VALUE = "*?-._~:/"
 _SAFE_IN_PARAMETER = "*-._~:,()/^"
 _NOT_SENDABLE_RAW = re.compile(r"[^\x21-\x7e]|[\"#%&+,<>\\^`{|}]")
-# Values of these cannot hold a comma.
-_COMMA_SEPARATED = frozenset({"AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "TM", "UI", "UL", "US"})
 
 
 class ServiceURLs:
@@ -106,20 +105,6 @@ def _segment(uid: str) -> str:
 def _path(resource: Resource) -> str:
     path = "/".join(f"{COLLECTIONS[level]}/{_segment(uid)}" for level, uid in resource.uids.items())
     return f"{path}/frames/{','.join(map(str, resource.frames))}" if resource.frames else path
-
-
-def filter_values(key: str, value: str) -> list[str]:
-    """The single values of a filter, one of which has to match.
-
-    Args:
-        key: The attribute.
-        value: Its text in a `SearchQuery`: values of a list are joined by backslashes; in types whose values cannot
-            hold a comma (UIDs, codes, dates, numbers) a comma separates too.
-    """
-    values = value.split("\\")
-    if vr_of(resolve(key)[-1]) in _COMMA_SEPARATED:
-        values = [part for item in values for part in item.split(",")]
-    return values
 
 
 def needs_escapes(query: SearchQuery) -> bool:
