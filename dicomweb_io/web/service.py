@@ -71,6 +71,7 @@ class Service:
         attempt: Attempt,
         headers: Mapping[str, str] | None = None,
         also_refusals: Sequence[int] = (),
+        level: int = logging.WARNING,
     ) -> Iterator[StreamedAnswer]:
         """Asks with the first of several Accept headers that the server does not refuse.
 
@@ -80,6 +81,7 @@ class Service:
             attempt: The attempt this request belongs to.
             headers: Further headers.
             also_refusals: Further statuses after which another header may help.
+            level: How loudly warnings of the server are logged.
 
         Raises:
             DICOMwebError: The first refusal, if all headers are refused; any other failure at once.
@@ -99,7 +101,7 @@ class Service:
                     refusal = refusal or error
                     continue
                 self._accepted[tuple(accepts)] = accept
-                self.report_warnings(answer)
+                self.report_warnings(answer, level=level)
                 yield answer
                 return
         assert refusal is not None  # noqa: S101 - there is one header at least

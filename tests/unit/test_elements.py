@@ -74,6 +74,7 @@ def test_what_is_no_reference_is_refused(arguments: tuple[object, ...]) -> None:
         {"0020000D": ["1.2"], "0020000E": [], "00080018": ["1.4"]},
         {"0020000D": ["1.2"], "0020000E": ["1.3"], "00080018": []},
         {"0020000D": ["1.2"], "0020000E": []},
+        {"0020000d": ["1.2"], "0020000e": []},
         {"0020000E": ["1.3"]},
         {"study_instance_uid": "1.2", "series_instance_uid": ""},
         {"study_instance_uid": "1.2", "series_instance_uid": "1.3", "sop_instance_uid": ""},
