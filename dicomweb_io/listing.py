@@ -261,13 +261,15 @@ def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource
         within: Where; UIDs that the row lacks are taken from it.
 
     Raises:
-        InvalidIdentifierError: If the row lacks a UID: it never names its whole parent.
+        InvalidIdentifierError: If the row lacks a UID (it never names its whole parent), or lies elsewhere.
     """
     above = {} if within is None else within.series.uids
     implied = {UID_TAGS[parent]: {"vr": "UI", "Value": [uid]} for parent, uid in above.items()}
     found = Resource.of({**implied, **row})
     if found.level != level:
         raise InvalidIdentifierError(f"a row of a {level} search has only the {found.level} {found.uri}")
+    if within is not None and not within.series.contains(found):
+        raise InvalidIdentifierError(f"a row of a search in {within.series.uri} names {found.uri}")
     return found
 
 
