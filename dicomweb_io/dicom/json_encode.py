@@ -33,6 +33,7 @@ from dicomweb_io.dicom.header_scan import (
     as_source,
     looks_explicit,
     measure_undefined,
+    other_head,
     scan_header,
     scan_trailing,
 )
@@ -318,9 +319,9 @@ class _Encoder:
                     vr = LONG_VRS[code]
                     length = self._head(data, index + 4)[2]
                     start = index + 12
-                elif code.isalpha() and code.isupper():
-                    vr = code.decode("latin-1")
-                    length = self._short(data, index + 6)[0]
+                else:
+                    item = data[:stop]
+                    vr, start, length = other_head(BytesSource(item), item, 0, index, self._order)
             if length == UNDEFINED:
                 vr, length = measure_undefined(_NOTHING, data, 0, start, vr, explicit, self._order)
                 index = start + length + (0 if vr == "SQ" else 8)

@@ -81,6 +81,7 @@ class IndexedFile(NamedTuple):
     sop: str
     sop_class: str | None
     syntax: str
+    warnings: str | None = None
 
 
 class RefreshCounts(NamedTuple):
@@ -427,7 +428,10 @@ class Index:
             values,
         )
         for part in batches(numbers, MAX_VARIABLES):
-            sql = "SELECT id, path, size, version, study, series, sop, sop_class, syntax FROM file WHERE id IN (%s)"
+            sql = (
+                "SELECT id, path, size, version, study, series, sop, sop_class, syntax, reason FROM file "
+                "WHERE id IN (%s)"
+            )
             files = {row[0]: IndexedFile(row[0], path_text(row[1]), *row[2:]) for row in self.select_in(sql, part)}
             yield from (files[number] for number in part if number in files)
 

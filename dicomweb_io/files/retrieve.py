@@ -21,7 +21,7 @@ from dicomweb_io.dicom.errors import FrameError, TranscodingError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
 from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, MediaType, parse_media_types
-from dicomweb_io.dicom.part10 import read_range
+from dicomweb_io.dicom.part10 import read_range, readable
 from dicomweb_io.dicom.pixels import (
     ENCODINGS,
     TARGETS,
@@ -129,7 +129,7 @@ class FolderReader:
         import pydicom
 
         with self.open(file) as opened:
-            return pydicom.dcmread(opened, stop_before_pixels=True, force=True)
+            return pydicom.dcmread(readable(opened), stop_before_pixels=True, force=True)
 
     def uri_of(self, reference: Resource) -> str:
         """The URI of a resource of the folder."""
@@ -172,15 +172,19 @@ class FolderReader:
             with _created(path) as target:
                 target.write(content)
             return Instance(reference, wanted, path=path, sop_class_uid=file.sop_class)
+        facts: dict[str, Any] = {"sop_class_uid": file.sop_class}
+        if file.warnings:
+            facts["warnings"] = tuple(file.warnings.split("; "))
+            logger.warning("%s moves unchanged: %s", reference.uri, file.warnings)
         if file.size <= max_element_bytes:
-            return Instance(reference, file.syntax, self.read(file), sop_class_uid=file.sop_class)
+            return Instance(reference, file.syntax, self.read(file), **facts)
         if borrow:
             self.open(file).close()
             path = self._folder.location_of(file.path)
         else:
             path = _spool_path(reference, file.size, max_element_bytes, spool_directory)
             self._copy(file, path)
-        return Instance(reference, file.syntax, path=path, sop_class_uid=file.sop_class)
+        return Instance(reference, file.syntax, path=path, **facts)
 
     def _copy(self, file: IndexedFile, path: str) -> None:
         """Copies a file into the spool. A link would not do: the owner of the copy may write to it."""
