@@ -237,7 +237,8 @@ class FolderReader:
     def metadata(self, file: IndexedFile) -> JSONDataset:
         """The metadata of one instance, binary values above 1 KiB and pixel data as BulkDataURI.
 
-        An element that cannot be decoded is left out, and a warning in the log names it.
+        An element that cannot be decoded is left out, and a warning in the log names it, as it names one whose text has
+        bytes outside of the character sets.
         """
         reference = reference_of(file)
         base = f"{self.uri_of(reference)}/bulkdata"
@@ -247,7 +248,7 @@ class FolderReader:
 
         def report(path: tuple[str | int, ...], reason: str) -> None:
             place = "/".join(map(str, path))
-            logger.warning("the metadata of %s lack the element %s: %s", reference.uri, place, reason)
+            logger.warning("the metadata of %s are incomplete at the element %s: %s", reference.uri, place, reason)
 
         with self.open(file) as opened:
             dataset: JSONDataset = encode(opened, bulk_data=uri, on_problem=report)
