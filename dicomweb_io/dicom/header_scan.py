@@ -350,7 +350,10 @@ def measure_undefined(
             elif number != 0xE00D:
                 raise ElementError(f"there is an unexpected delimiter at byte {base + index - 8}")
         elif context == 0:
-            raise ElementError(f"there is no item at byte {base + index}")
+            message = f"there is no item at byte {base + index}"
+            if group or number or length or len(contexts) > 1 or not _only_zeros(reader, base + index):
+                raise ElementError(message)
+            raise MissingDelimiterError(message, head.pack(0xFFFE, 0xE0DD, 0))
         else:
             if context == 2:
                 index += 8
@@ -373,6 +376,15 @@ def measure_undefined(
     if vr is None or vr in ("UN", "SQ"):
         return "SQ", total
     return vr, total - 8
+
+
+def _only_zeros(reader: Source, offset: int) -> bool:
+    """Whether only zeros follow, which are padding."""
+    while piece := reader.read(offset, FIRST_READ):
+        if piece.strip(b"\0"):
+            return False
+        offset += len(piece)
+    return True
 
 
 def looks_explicit(data: bytes, index: int) -> bool:

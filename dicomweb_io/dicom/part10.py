@@ -43,6 +43,7 @@ _IMAGE = frozenset((0x00280010, 0x00280011, 0x00280100))  # Rows, Columns, Bits 
 _PIXEL_DATA_PROVIDER_URL = 0x00287FE0
 _LAST_PIXEL_TAG = 0x7FE00010
 _FRAGMENT_PER_FRAME = frozenset(("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"))  # RLE, PS3.5 A.4.2; Deflated, A.4.13
+_VIDEO = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4 and HEVC: a stream, whose fragments are no frames
 _MAX_FRAGMENTS = 1 << 20
 _END_OF_CODESTREAM = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000
 
@@ -179,7 +180,12 @@ def judge(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan |
         return Verdict(proves_end=proves_end, warnings=tuple(warnings))
     if not end.missing:
         return Verdict(end.problem)
-    whole = scan.deflated or (scan.pixel_data is not None and _has_all_frames(source, scan))
+    whole = scan.deflated
+    if scan.pixel_data is not None:
+        fragments, frames = _fragments(source, scan), _number_of_frames(scan)
+        if len(fragments) - 1 < frames and not scan.transfer_syntax_uid.startswith(_VIDEO):
+            return Verdict(f"{end.problem}; {max(len(fragments) - 1, 0)} fragments cannot hold {frames} frames")
+        whole = _has_all_frames(source, scan, fragments, frames)
     return Verdict(None, None if whole else end.problem, scan.deflated, (*warnings, WITHOUT_DELIMITER), end.missing)
 
 
@@ -192,13 +198,15 @@ def check_complete(file: BinaryIO | bytes, *, size: int | None = None, scan: Hea
     return verdict.problem or verdict.open_end
 
 
-def _has_all_frames(source: Source, scan: HeaderScan) -> bool:
-    """Whether encapsulated pixel data without their delimiter hold all frames to their ends."""
-    fragments = _fragments(source, scan)
-    if scan.pixel_data is None or len(fragments) < 2:
-        return False
+def _number_of_frames(scan: HeaderScan) -> int:
     number = scan.text(0x00280008) or "1"
-    frames = int(number) if number.isascii() and number.isdigit() else 0
+    return int(number) if len(number) <= 12 and number.isascii() and number.isdigit() else 0
+
+
+def _has_all_frames(source: Source, scan: HeaderScan, fragments: list[tuple[int, int]], frames: int) -> bool:
+    """Whether encapsulated pixel data without their delimiter hold all frames to their ends."""
+    if len(fragments) < 2:
+        return False
     table, *fragments = fragments
     first = fragments[0][0] - 8
     lengths = {offset - 8 - first: length for offset, length in fragments}

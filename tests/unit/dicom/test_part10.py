@@ -490,7 +490,8 @@ OFFSETS = struct.pack("<2I", 0, 16 + 18)
         (RLE_2_FRAMES[:-8], True),
         (JPEG_FRAMES[:-8], True),
         (encapsulated([JPEG, JPEG], frames=2), True),
-        (encapsulated([JPEG, JPEG], frames=3), False),
+        (encapsulated([JPEG, JPEG], frames=2) + bytes(20), True),
+        (encapsulated([JPEG], frames=250, syntax="1.2.840.10008.1.2.4.102"), False),
         (encapsulated([JPEG], frames=1), True),
         (encapsulated([OPEN], frames=1), False),
         (encapsulated([OPEN, JPEG, OPEN, JPEG], frames=2, table=OFFSETS), True),
@@ -507,8 +508,14 @@ def test_a_missing_delimiter_is_odd_where_all_frames_are_there(content: bytes, p
     assert pydicom.dcmread(readable(io.BytesIO(content)), force=True).PixelData
     assert (verdict.open_end is None) == proven
     assert (check_complete(io.BytesIO(content)) is None) == proven
+    content = content.rstrip(b"\0")
     assert judge(content[:-1]).problem  # a fragment that is cut off
     assert judge(content[:-1]).warnings == ()
+
+
+def test_fewer_fragments_than_frames_are_a_count_that_is_not_met() -> None:
+    assert "2 fragments cannot hold 3 frames" in str(judge(encapsulated([JPEG, JPEG], frames=3)).problem)
+    assert "0 fragments cannot hold 1 frames" in str(judge(encapsulated([], frames=1)).problem)
 
 
 def test_an_extended_offset_table_proves_the_frames() -> None:
@@ -517,7 +524,7 @@ def test_an_extended_offset_table_proves_the_frames() -> None:
     lengths = element(0x7FE00002, b"OV", struct.pack("<2Q", 8, 7), wide=True)
     pixels = scan_header(content).end
     assert judge(content[:pixels] + tables + lengths + content[pixels:]).open_end is None
-    assert judge(content[:pixels] + tables + lengths + content[pixels:-16]).open_end is not None
+    assert judge(content[:pixels] + tables + lengths + content[pixels:-16]).problem
 
 
 def test_a_sequence_without_its_delimiter_may_be_cut_off() -> None:
