@@ -236,6 +236,27 @@ _add(
     always=True,
 )
 
+_add(
+    "cut before the pixels",
+    "all parts end just before their pixel data, once",
+    "cut_before_pixels",
+    needs=("multipart", "object"),
+)
+_add(
+    "cut before the pixels always",
+    "all parts end just before their pixel data, every time",
+    "cut_before_pixels",
+    needs=("multipart", "object"),
+    always=True,
+)
+_add(
+    "delimiter missing, length proven",
+    "all parts are encapsulated images without the last delimiter, every time",
+    "missing_delimiter",
+    needs=("multipart", "object"),
+    always=True,
+)
+
 # Stores ---------------------------------------------------------------------------------------------------------------
 
 for _reason, _what in (
