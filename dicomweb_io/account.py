@@ -183,7 +183,7 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
     if summary["search_failures"]:
         failed = summary["search_failures"]
-        yield f"  {failed:,} requests of the search failed, so some instances may not have been found."
+        yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
     if not adds_up(summary):
         yield "  THE NUMBERS DO NOT ADD UP. Please report this; run the job again to be sure that nothing is missing."
         return
