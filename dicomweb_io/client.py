@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, SupportsIndex, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, SupportsIndex, TypeVar, Union
 from urllib.parse import urlsplit
 
 import fsspec
@@ -54,6 +54,9 @@ Storable = Union[Instance, bytes, str, "os.PathLike[str]", "Dataset", BinaryIO]
 
 OnExisting = Literal["server", "skip", "replace", "error"]
 Verify = Literal["response", "uid", "content"]
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 
@@ -323,20 +326,41 @@ class DICOMClient(ABC):
         """Path segment before search resources; None if there is none."""
         return self.prefixes.qido
 
+    @qido_url_prefix.setter
+    def qido_url_prefix(self, prefix: str | None) -> None:
+        self._set_prefix("qido", prefix)
+
     @property
     def wado_url_prefix(self) -> str | None:
         """Path segment before retrieve resources; None if there is none."""
         return self.prefixes.wado
+
+    @wado_url_prefix.setter
+    def wado_url_prefix(self, prefix: str | None) -> None:
+        self._set_prefix("wado", prefix)
 
     @property
     def stow_url_prefix(self) -> str | None:
         """Path segment before store resources; None if there is none."""
         return self.prefixes.stow
 
+    @stow_url_prefix.setter
+    def stow_url_prefix(self, prefix: str | None) -> None:
+        self._set_prefix("stow", prefix)
+
     @property
     def delete_url_prefix(self) -> str | None:
         """Path segment before delete resources; None if there is none."""
         return self.prefixes.delete
+
+    @delete_url_prefix.setter
+    def delete_url_prefix(self, prefix: str | None) -> None:
+        self._set_prefix("delete", prefix)
+
+    def _set_prefix(self, name: str, prefix: str | None) -> None:
+        """Sets one of the path segments, for requests that begin later."""
+        if prefix is not None:
+            raise ValueError(f"{self.base_url} has no path segments before its resources, so {prefix!r} cannot be set")
 
     @property
     def profile(self) -> ServerProfile:
@@ -540,26 +564,26 @@ class DICOMClient(ABC):
         return self._listed(query, offset or 0, limit, get_remaining)
 
     def iter_search_for_studies(
-        self, *, limit: int | None = None, offset: int = 0, page_size: int | None = None, **arguments: Any
+        self, *, limit: int | None = None, offset: int | None = None, page_size: int | None = None, **arguments: Any
     ) -> Iterator[JSONDataset]:
         """Yields studies lazily, page by page, `limit` at most. Further arguments as in `search_for_studies`."""
-        check_limits(limit, offset)
+        check_limits(limit, offset, page_size)
         query = make_query("study", permissive_uid=self.permissive_uid, **arguments)
-        return self.iter_search(query, offset=offset, limit=limit, page_size=page_size)
+        return self.iter_search(query, offset=offset or 0, limit=limit, page_size=page_size)
 
     def iter_search_for_series(
         self,
         study_instance_uid: str | None = None,
         *,
         limit: int | None = None,
-        offset: int = 0,
+        offset: int | None = None,
         page_size: int | None = None,
         **arguments: Any,
     ) -> Iterator[JSONDataset]:
         """Yields series lazily, page by page, `limit` at most. Further arguments as in `search_for_series`."""
-        check_limits(limit, offset)
+        check_limits(limit, offset, page_size)
         query = make_query("series", study_instance_uid, permissive_uid=self.permissive_uid, **arguments)
-        return self.iter_search(query, offset=offset, limit=limit, page_size=page_size)
+        return self.iter_search(query, offset=offset or 0, limit=limit, page_size=page_size)
 
     def iter_search_for_instances(
         self,
@@ -567,16 +591,16 @@ class DICOMClient(ABC):
         series_instance_uid: str | None = None,
         *,
         limit: int | None = None,
-        offset: int = 0,
+        offset: int | None = None,
         page_size: int | None = None,
         **arguments: Any,
     ) -> Iterator[JSONDataset]:
         """Yields instances lazily, page by page, `limit` at most. Further arguments as in `search_for_instances`."""
-        check_limits(limit, offset)
+        check_limits(limit, offset, page_size)
         query = make_query(
             "instance", study_instance_uid, series_instance_uid, permissive_uid=self.permissive_uid, **arguments
         )
-        return self.iter_search(query, offset=offset, limit=limit, page_size=page_size)
+        return self.iter_search(query, offset=offset or 0, limit=limit, page_size=page_size)
 
     # Completeness -----------------------------------------------------------------------------------------------------
 
@@ -611,13 +635,12 @@ class DICOMClient(ABC):
         Returns:
             References to instances that the archive lists and did not return; empty if none is missing.
         """
-        uids = {
-            item.reference.sop_instance_uid
-            if isinstance(item, Instance)
-            else (item.sop_instance_uid if isinstance(item, Resource) else item)
-            for item in received
-        }
-        return [reference for reference in self.expected_instances(resource) if reference.sop_instance_uid not in uids]
+        came = {item.reference if isinstance(item, Instance) else item for item in received}
+        return [
+            reference
+            for reference in self.expected_instances(resource)
+            if reference not in came and reference.sop_instance_uid not in came
+        ]
 
     # Retrieve, PS3.18 section 10.4 (WADO-RS) --------------------------------------------------------------------------
 
@@ -783,7 +806,7 @@ class DICOMClient(ABC):
         frames = self.iter_frames(
             resource, media_types=media_types or (OCTET_STREAM,), additional_params=additional_params
         )
-        return map(_content_of, frames)
+        return _each(_content_of, frames)
 
     def retrieve_instance_frames(
         self,
@@ -901,7 +924,7 @@ class DICOMClient(ABC):
         parts = self.iter_bulkdata_parts(
             url, media_types=media_types, byte_range=byte_range, additional_params=additional_params
         )
-        return map(_content_of, parts)
+        return _each(_content_of, parts)
 
     def retrieve_bulkdata(
         self,
@@ -927,10 +950,10 @@ class DICOMClient(ABC):
         self, resource: Resource, media_types: MediaTypes | None, additional_params: Mapping[str, Any] | None
     ) -> Iterator[Dataset]:
         # A dataset is held in memory anyway, so a spool file would gain nothing.
-        for instance in self.iter_instances(
+        instances = self.iter_instances(
             resource, media_types=media_types, max_element_bytes=sys.maxsize, additional_params=additional_params
-        ):
-            yield instance.dataset()
+        )
+        return _each(Instance.dataset, instances)
 
     # Store and delete, PS3.18 sections 10.5 (STOW-RS) and 10.7 ------------------------------------------------------
 
@@ -1002,6 +1025,16 @@ class DICOMClient(ABC):
         """Deletes an instance. Errors as in `delete_study`."""
         resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         self.delete_resource(resource, additional_params=additional_params)
+
+
+def _each(function: Callable[[S], T], items: Iterator[S]) -> Iterator[T]:
+    """Like `map`, but a generator, and closing it closes what it takes from."""
+    try:
+        for item in items:
+            yield function(item)
+    finally:
+        if isinstance(items, Generator):
+            items.close()
 
 
 def _frame_number(value: object) -> int:

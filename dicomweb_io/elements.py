@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from dicomweb_io.dicom.part10 import header_of
+from dicomweb_io.dicom.part10 import Header, header_of
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
@@ -137,6 +137,11 @@ class Resource:
     def to_dict(self) -> dict[str, Any]:
         """The reference as a JSON object with the attributes that are set."""
         return {key: list(value) if key == "frames" else value for key, value in asdict(self).items() if value}
+
+    @classmethod
+    def of_header(cls, header: Header) -> Resource:
+        """The instance of a file's header."""
+        return cls(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
 
     @classmethod
     def of(cls, value: Resource | Mapping[str, Any] | URI | str) -> Resource:
@@ -277,7 +282,7 @@ class Instance:
         """
         header = header_of(io.BytesIO(content))
         return cls(
-            Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid),
+            Resource.of_header(header),
             header.transfer_syntax_uid,
             content=content,
             sop_class_uid=header.sop_class_uid,
@@ -295,7 +300,7 @@ class Instance:
         with _open(name) as file:
             header = header_of(file)
         return cls(
-            Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid),
+            Resource.of_header(header),
             header.transfer_syntax_uid,
             path=name,
             sop_class_uid=header.sop_class_uid,
@@ -498,12 +503,16 @@ class Failure:
         return result
 
 
+BEGINS_ALIKE = "and the chosen file begins with the same bytes"
+"""What is said of a duplicate that is cut off: nothing of it is lost."""
+
+
 @dataclass(frozen=True)
 class Exclusion:
     """A file of a folder that does not represent an instance, and why.
 
     Attributes:
-        kind: ``"duplicate"``: a further file with a SOP Instance UID that another file represents; ``"ignored"``: not
+        kind: ``"duplicate"``: a further file of an instance that another file represents; ``"ignored"``: not
             DICOM, or a DICOMDIR; ``"unreadable"``: DICOM that cannot be served (truncated, no UIDs, cannot be read).
         path: The file.
         reason: Why, in words; for duplicates ``"identical"`` or ``"conflicting"`` comes first.
@@ -516,3 +525,8 @@ class Exclusion:
     reason: str
     reference: Resource | None = None
     chosen: str | None = None
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether it is a duplicate whose content is not in the file that represents the instance."""
+        return self.kind == "duplicate" and self.reason.startswith("conflicting") and BEGINS_ALIKE not in self.reason

@@ -23,7 +23,7 @@ from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
-from dicomweb_io.listing import Wanted, read_references
+from dicomweb_io.listing import ListLine, read_references
 
 PASSWORD_VARIABLE = "DICOMWEB_PASSWORD"  # noqa: S105 - a variable's name
 
@@ -258,8 +258,26 @@ def add_transfer_options(parser: _Parser) -> None:
     parser.add_argument(
         "--input",
         metavar="PATH",
-        help="copy only what this list names: UIDs, accession numbers or references, as CSV or JSON lines, or the "
-        "--failures file of an earlier run",
+        help="copy only what this list names: UIDs, accession numbers, patient IDs or references, as CSV or JSON "
+        "lines, or the --failures file of an earlier run",
+    )
+    parser.add_argument(
+        "--allow-patterns",
+        action="store_true",
+        default=False,
+        help="accession numbers and patient IDs of the list may hold the wildcards * and ?",
+    )
+    parser.add_argument(
+        "--allow-several-patients",
+        action="store_true",
+        default=False,
+        help="copy what a line of the list names even if it belongs to several patients",
+    )
+    parser.add_argument(
+        "--allow-other-patient",
+        action="store_true",
+        default=False,
+        help="copy studies that the destination has under another PatientID too",
     )
     parser.add_argument("--failures", metavar="PATH", help="write what failed here, one JSON object a line")
     parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
@@ -302,14 +320,14 @@ def filters_from(pairs: Sequence[str] | None) -> dict[str, str]:
     return filters
 
 
-def wanted_from(path: str) -> tuple[Wanted, ...]:
-    """What a list names; see `dicomweb_io.listing.read_references`.
+def wanted_from(path: str, *, allow_patterns: bool = False) -> tuple[ListLine, ...]:
+    """The lines of a list; see `dicomweb_io.listing.read_references`.
 
     Raises:
-        UsageError: If it cannot be read, or a line names nothing.
+        UsageError: If it cannot be read, or has an unknown header.
     """
     try:
-        return tuple(read_references(path))
+        return tuple(read_references(path, allow_patterns=allow_patterns))
     except (OSError, ValueError) as error:
         raise UsageError(f"--input {path}: {error}") from error
 

@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from dicomweb_io.dicom.uids import is_safe_name
 from dicomweb_io.elements import Bulkdata, Frame, Instance
+from dicomweb_io.http.retry import start_anew_after_fork
 
 Chunk = bytes | bytearray | memoryview
 
@@ -58,6 +59,7 @@ class Spool:
         self._chunks: list[Chunk] = []
         self._file: BinaryIO | None = None
         self._path: str | None = None
+        self._process = os.getpid()
         self.size = 0
 
     def write(self, chunk: Chunk) -> None:
@@ -103,11 +105,10 @@ class Spool:
         self._file = self._path = None
         if file is not None:
             file.close()
-        if path is not None:
-            try:
+        # A forked child that drops its copy leaves the parent its file.
+        if path is not None and os.getpid() == self._process:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            except FileNotFoundError:
-                return
 
     def __enter__(self) -> Spool:
         return self
@@ -190,12 +191,19 @@ def remove_file(item: Frame | Bulkdata) -> None:
 class PrivateDirectory:
     """A directory for spool files, made when first needed (for its owner only) and removed with all its files.
 
+    A forked child makes one of its own.
+
     Args:
         parent: Where it is made; by default the system's temporary directory.
     """
 
     def __init__(self, parent: str | None = None) -> None:
         self._parent = parent
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Begins without a directory."""
         self._lock = threading.Lock()
         self._path: str | None = None
 

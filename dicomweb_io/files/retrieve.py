@@ -14,13 +14,13 @@ import re
 import secrets
 import shutil
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from dicomweb_io.dicom import frames as locate
 from dicomweb_io.dicom.errors import FrameError, TranscodingError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
-from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, MediaType, parse_media_types
+from dicomweb_io.dicom.media_types import OCTET_STREAM, MediaType
 from dicomweb_io.dicom.part10 import read_range
 from dicomweb_io.dicom.pixels import (
     ENCODINGS,
@@ -281,21 +281,6 @@ def _copy_in_kernel(source: int, target: int, size: int) -> None:
         if not count:
             return
         done += count
-
-
-def instance_media_types(media_types: Any) -> tuple[MediaType, ...]:
-    """The media types accepted for whole instances.
-
-    Raises:
-        ValueError: If one is for something else than DICOM files.
-    """
-    accepted_types = parse_media_types(media_types)
-    for accepted_type in accepted_types:
-        if accepted_type.name not in (DICOM, "*/*", "application/*"):
-            raise ValueError(
-                f"instances are not available as {accepted_type.name}: request {DICOM}, or frames or rendered images"
-            )
-    return accepted_types
 
 
 class PixelAccess:

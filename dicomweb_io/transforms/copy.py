@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
@@ -25,10 +26,17 @@ from dicomweb_io.account import MAX_LISTED, account_document, counts_of, failure
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.elements import Exclusion, Failure, Resource, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.listing import InstanceGroup, SeriesGrouping, list_groups
+from dicomweb_io.listing import InstanceGroup, ListLine, SeriesGrouping, list_groups
 from dicomweb_io.options import write_lines
 from dicomweb_io.pool import Lease, Room, shared_client
-from dicomweb_io.transfer import InstanceCopier, check_policies, excluded_files, nothing_listed
+from dicomweb_io.transfer import (
+    InstanceCopier,
+    TransferJob,
+    check_policies,
+    excluded_files,
+    match_line,
+    nothing_listed,
+)
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
@@ -256,6 +264,34 @@ class _Copy(PooledDoFn):
 
 
 # What there is to copy ------------------------------------------------------------------------------------------------
+
+
+@beam.typehints.with_input_types(ListLine)
+class MatchLines(DICOMwebTransform):
+    """The instances that the lines of a list name, and as failures the lines that name none.
+
+    Args:
+        job: The transfer that the list belongs to.
+    """
+
+    def __init__(self, job: TransferJob) -> None:
+        super().__init__(job.source, failures="collect")
+        self._job = replace(job, wanted=None)
+
+    def expand(self, lines: Any) -> tuple[Any, Any]:
+        """Builds the step."""
+        matched = lines | "Match" >> self._step(self._pooled(_MatchLines, lines, self._job), Resource)
+        return matched["main"], matched[FAILURES]
+
+
+class _MatchLines(PooledDoFn):
+    def __init__(self, source: Endpoint, transform: str, job: TransferJob, **how: Any) -> None:
+        super().__init__(source, transform, **how)
+        self._job = job
+
+    def produce(self, subject: ListLine, client: DICOMClient, room: Room) -> Iterator[Any]:
+        for item in match_line(client, self._job, subject):
+            yield Problem(item) if isinstance(item, Failure) else item
 
 
 @beam.typehints.with_input_types(SearchQuery)

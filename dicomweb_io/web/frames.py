@@ -16,14 +16,13 @@ from typing import Any
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom.media_types import (
     DEFAULT_TRANSFER_SYNTAXES,
-    DICOM,
     OCTET_STREAM,
     ContentType,
     MediaType,
     accept_header,
     accept_spellings,
+    accepted_for,
     parse_content_type,
-    parse_media_types,
 )
 from dicomweb_io.elements import Bulkdata, Frame, RenderedImage, Resource
 from dicomweb_io.errors import (
@@ -79,8 +78,7 @@ class FrameRetriever(OfService):
         """See `DICOMClient.iter_frames`."""
         if resource.level != "frame":
             raise InvalidIdentifierError(f"a reference to frames is needed, not to a {resource.level}")
-        accepted_types = parse_media_types(media_types) or _STORED
-        _check_not_instances(accepted_types, "frames")
+        accepted_types = accepted_for("frames", media_types) or _STORED
         return self._iterate(resource, _AcceptedForm(accepted_types, parameters(additional_params), spool_policy))
 
     def _iterate(self, resource: Resource, accepted_type: _AcceptedForm) -> Iterator[Frame]:
@@ -221,11 +219,6 @@ class FrameRetriever(OfService):
         )
 
 
-def _check_not_instances(accepted_types: Sequence[MediaType], what: str) -> None:
-    if any(accepted_type.name == DICOM for accepted_type in accepted_types):
-        raise ValueError(f"{what} are not available as {DICOM}; retrieve the instance")
-
-
 def _implied_syntax(media_type: str, accepted_types: Sequence[MediaType]) -> str | None:
     """The transfer syntax of a part that names none, if what was asked for leaves one possibility only."""
     matching = [
@@ -268,8 +261,7 @@ class BulkdataRetriever(OfService):
         """
         absolute = self._service.urls.bulkdata(url)
         headers = {} if byte_range is None else {"Range": range_header(byte_range), "Accept-Encoding": "identity"}
-        accepted_types = parse_media_types(media_types)
-        _check_not_instances(accepted_types, "bulk data")
+        accepted_types = accepted_for("bulkdata", media_types)
         accepts = accept_spellings(accepted_types) if accepted_types else _BULKDATA_ACCEPTS
         return self._iterate(
             with_query(absolute, parameters(additional_params)), accepts, headers, byte_range, spool_policy
@@ -280,7 +272,7 @@ class BulkdataRetriever(OfService):
     ) -> list[bytes]:
         """The bulk data of an instance, asked for at the instance's own resource."""
         url = with_query(self._service.urls.retrieve(resource), parameters(additional_params))
-        accepts = accept_spellings(parse_media_types(media_types))
+        accepts = accept_spellings(accepted_for("bulkdata", media_types))
         return [item.content or b"" for item in self._iterate(url, accepts, {}, None, _IN_MEMORY)]
 
     def _iterate(
@@ -408,20 +400,18 @@ class RenderedRetriever(OfService):
             resource: What to render.
             media_types: Accepted types in order of preference. They carry no transfer syntax.
             params: ``quality`` (1 to 100), ``window`` (centre, width[, shape]), ``viewport`` (2 or 6 numbers),
-                ``annotation``, ``iccprofile``, and what else the server knows. Lists are joined by commas.
+                ``annotation``, ``iccprofile``, and what else the server knows.
             thumbnail: Ask for the thumbnail.
 
         Raises:
-            ValueError: If an argument is not valid.
+            TypeError, ValueError: If an argument is not valid.
             requests.HTTPError: If the server refuses, or answers with something that is not a rendered form.
         """
-        accepted_types = parse_media_types(media_types)
-        for accepted_type in accepted_types:
-            if accepted_type.transfer_syntax_uid is not None:
-                raise ValueError(
-                    f"rendered resources have no transfer syntax, but one was asked for with {accepted_type.name}"
-                )
+        accepted_types = accepted_for("rendered", media_types)
         checked = check_rendering_params(params, thumbnail=thumbnail)
+        for name in ("window", "viewport"):
+            if checked.get(name) is not None:
+                checked[name] = ",".join(map(str, checked[name]))
         accepts = ["*/*"]
         if accepted_types:
             together = accept_header(accepted_types, multipart=False)

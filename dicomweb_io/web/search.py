@@ -115,8 +115,6 @@ class Searcher(OfService):
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
         """Every row of a query once; see `DICOMClient.iter_search`."""
-        if page_size is not None and (not isinstance(page_size, int) or isinstance(page_size, bool) or page_size < 1):
-            raise ValueError(f"page_size must be a positive integer or None, not {page_size!r}")
         return self._iterate(query, offset, limit, page_size)
 
     def count(self, query: SearchQuery) -> int | None:

@@ -156,7 +156,7 @@ def query_string(
     pairs += [f"includefield={quote(name, safe='.')}" for name in query.fields]
     if query.fuzzymatching is not None:
         pairs.append(f"fuzzymatching={'true' if query.fuzzymatching else 'false'}")
-    pairs += [_parameter(name, value) for name, value in query.additional_params]
+    pairs += [parameters(query.additional_params)] if query.additional_params else []
     if limit is not None:
         pairs.append(f"limit={limit}")
     if offset:
@@ -183,22 +183,19 @@ def _raw(key: str, part: str) -> str:
 
 
 def parameters(params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None) -> str:
-    """The query string of further parameters; values of a list or tuple are joined by raw commas."""
-    items = params.items() if isinstance(params, Mapping) else (params or ())
-    return "&".join(_parameter(str(name), value) for name, value in items)
-
-
-def _parameter(name: str, value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"{quote(name, safe='.')}=" + ",".join(quote(_text(name, item), safe="*-._~:()/^") for item in value)
-    return f"{quote(name, safe='.')}={quote(_text(name, value), safe=_SAFE_IN_PARAMETER)}"
+    """The query string of further parameters. A list or tuple repeats its name, None is left out, as in requests."""
+    pairs = [
+        f"{quote(str(name), safe='.')}={quote(_text(str(name), item), safe=_SAFE_IN_PARAMETER)}"
+        for name, value in (params.items() if isinstance(params, Mapping) else (params or ()))
+        for item in (value if isinstance(value, (list, tuple)) else (value,))
+        if item is not None
+    ]
+    return "&".join(pairs)
 
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if value is None:
-        return ""
     if isinstance(value, (str, int, float)):
         return str(value)
     raise TypeError(f"the parameter {name} must be text, a number or a list of them, not {type(value).__name__}")

@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.elements import Resource
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.database import index_path, is_local_disk
 from dicomweb_io.files.index import ConflictingDuplicatesError, Index
@@ -417,3 +419,29 @@ def test_long_values_stay_in_the_file(make_bytes: Callable[..., bytes]) -> None:
     assert kept.elements == scan.elements
     assert kept.text(0x00100020) == "p"
     assert kept.value(0x00104000) is None
+
+
+@pytest.mark.parametrize("rule", ["first", "newest", "all", "error"])
+def test_one_sop_instance_uid_in_two_series_is_two_instances(rule: Any, folder: Path, place: Path, put: Put) -> None:
+    names = {("1.2.1", "1.2.1.1", "9"), ("1.2.1", "1.2.1.2", "9"), ("1.2.2", "1.2.2.1", "9")}
+    for number, uids in enumerate(sorted(names)):
+        put(f"{number}.dcm", *uids, InstanceNumber=number)
+    client = DICOMfileClient(folder, index=place, duplicates=rule)
+
+    def found() -> set[tuple[str, ...]]:
+        return {tuple(Resource.of(row).uids.values()) for row in client.search_for_instances()}
+
+    assert found() == names
+    assert list(client.iter_exclusions()) == []
+    for uids in names:
+        (instance,) = client.iter_instances(Resource(*uids))
+        assert instance.reference == Resource(*uids)
+    # A file that is cut off belongs to the instance of all its three UIDs.
+    cut = put("cut.dcm", "1.2.1", "1.2.1.3", "9", EncapsulatedDocument=b"x" * 50)
+    cut.write_bytes(cut.read_bytes()[:-20])
+    client.refresh()
+    assert [item.kind for item in client.iter_exclusions()] == ["unreadable"]
+    (folder / "1.dcm").unlink()
+    client.refresh()
+    assert found() == names - {("1.2.1", "1.2.1.2", "9")}
+    client.close()

@@ -186,6 +186,17 @@ def test_a_folder_with_another_layout_is_asked_too(folder: Path, put: Put, make_
     assert list(client.iter_exclusions()) == []
 
 
+@pytest.mark.parametrize("on_existing", ["server", "skip", "replace", "error"])
+def test_the_uid_in_another_series_is_another_instance(
+    on_existing: Any, folder: Path, put: Put, make_bytes: MakeBytes
+) -> None:
+    other = put("any/name.dcm", "1.2.1", "1.2.1.9", "1.2.1.1.1").read_bytes()
+    client = DICOMfileClient(folder)
+    outcome = one(client, make_bytes(), on_existing=on_existing)
+    assert (outcome.outcome, (folder / "any/name.dcm").read_bytes()) == ("stored", other)
+    assert len(client.search_for_instances()) == 2
+
+
 def test_own_writes_are_searched_at_once_and_those_of_others_after_refresh(folder: Path, make_bytes: MakeBytes) -> None:
     client, other = DICOMfileClient(folder), DICOMfileClient(folder)
     assert client.search_for_instances() == other.search_for_instances() == []
