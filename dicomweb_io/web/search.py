@@ -376,6 +376,9 @@ class LargeRows(Sequence[JSONDataset]):
         self._ends = array("Q", [0])
         self._file = SpooledTemporaryFile(_MAX_ROWS_IN_MEMORY)  # noqa: SIM115 - it lives as long as its rows
 
+    def __del__(self) -> None:
+        self._file.close()
+
     def append(self, text: bytes) -> None:
         """Adds a row."""
         self._file.seek(self._ends[-1])
