@@ -6,22 +6,28 @@ import copy
 import errno
 import io
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pydicom
 import pytest
 import requests
+from apache_beam.testing.util import assert_that, equal_to
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
 from dicomweb_io.dicom.json_decode import first_text, first_value, load_json_dataset
 from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.remote import RangeFile
 from dicomweb_io.testing.samples import clone, sample_file
+from dicomweb_io.transforms import RetrieveFrames
 from tests.unit.files.making import (
     REFERENCE,
     Put,
@@ -33,6 +39,8 @@ from tests.unit.files.making import (
     saved,
     set_compressed,
 )
+
+DECODED = ("application/dicom", "1.2.840.10008.1.2.1")
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +308,14 @@ def test_frames_of_all_samples_agree_with_pydicom(clones: DICOMfileClient) -> No
         reference = Resource.of(row)
         dataset = next(clones.iter_instances(reference)).dataset()
         count = int(first_value(row, "NumberOfFrames", 1))
+        if (
+            not str(dataset.get_item("NumberOfFrames").value if "NumberOfFrames" in dataset else 1)
+            .strip("b' ")
+            .isdigit()
+        ):
+            with pytest.raises(requests.HTTPError, match="NumberOfFrames"):
+                list(clones.iter_frames(frames_of(reference, 1)))
+            continue
         frames = list(clones.iter_frames(frames_of(reference, *range(1, count + 1))))
         assert [frame.reference.frames for frame in frames] == [(number,) for number in range(1, count + 1)]
         contents = [frame.content or b"" for frame in frames]
@@ -418,3 +434,132 @@ def test_bits_that_do_not_start_on_a_byte(folder: Path, put: Put) -> None:
     client = DICOMfileClient(folder)
     for number, frame in enumerate(client.iter_frames(frames_of(REFERENCE, 1, 2, 3, 4, 5))):
         assert frame.content == np.packbits(planes[number].reshape(-1), bitorder="little").tobytes()
+
+
+def patched(path: Path, old: bytes, new: bytes) -> None:
+    """Writes other bytes into a file."""
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    assert len(new) == len(old)
+    path.write_bytes(content.replace(old, new))
+
+
+SHIFTED = {
+    "zeros": lambda offsets: [0 for _ in offsets],
+    "one frame on": lambda offsets: [*offsets[1:], offsets[-1] + offsets[1]],
+    "one frame on from the second": lambda offsets: [0, *offsets[2:], offsets[-1] + offsets[1]],
+    "without the items": lambda offsets: [offset // 512 * 504 for offset in offsets],
+    "from elsewhere": lambda offsets: [offset + 1 for offset in offsets],
+    "backwards": lambda offsets: offsets[::-1],
+    "beyond the end": lambda offsets: [*offsets[:-1], 1 << 31],
+}
+
+
+@pytest.mark.parametrize("shift", SHIFTED.values(), ids=SHIFTED)
+@pytest.mark.parametrize("how", ["basic", "extended", "basic2"])
+@pytest.mark.parametrize("count", [3, 40])
+def test_a_wrong_offset_table_gives_the_right_frames_or_none(
+    shift: Callable[[list[int]], list[int]], how: str, count: int, folder: Path
+) -> None:
+    size = 1008 if how == "basic2" else 504
+    frames = [bytes([number]) * size for number in range(1, count + 1)]
+    path = folder / "m.dcm"
+    multi_frame(make_bytes, frames, how, path)
+    code = "Q" if how == "extended" else "I"
+    offsets = [(1024 if how == "basic2" else 512) * number for number in range(count)]
+    table, wrong = (struct.pack(f"<{count}{code}", *numbers) for numbers in (offsets, shift(offsets)))
+    patched(path, table, wrong)
+    client = DICOMfileClient(folder)
+    if how == "basic2":
+        with pytest.raises(requests.HTTPError, match=f"{2 * count} fragments cannot be divided into {count} frames"):
+            list(client.iter_frames(frames_of(REFERENCE, 2)))
+    else:
+        for number in (1, 2, count - 1, count):
+            (frame,) = client.iter_frames(frames_of(REFERENCE, number))
+            assert frame.content == frames[number - 1]
+    # The file is as good as before.
+    (instance,) = client.iter_instances(REFERENCE)
+    assert instance.content == path.read_bytes()
+
+
+@pytest.mark.parametrize("image", ["native", "basic"])
+@pytest.mark.parametrize(
+    ("number", "lawful"),
+    [
+        ("-3", False), ("many", False), ("2.5", False), ("1e30", False), ("nan", False), ("[]", False),
+        ("9999999", True), ("1000000", True), ("0", True), ("", True),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_of_frames_is_no_frame(number: str, lawful: bool, image: str, folder: Path) -> None:
+    path = folder / "m.dcm"
+    multi_frame(make_bytes, [bytes([number]) * 256 for number in range(3)], image, path)
+    dataset = pydicom.dcmread(path)
+    dataset.NumberOfFrames = 1234567
+    if image == "native":
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        dataset.PixelData = bytes(768)
+        dataset["PixelData"].is_undefined_length = False
+    dataset.save_as(path, enforce_file_format=True)
+    patched(path, b"1234567 ", number.encode().ljust(8))
+    client = DICOMfileClient(folder)
+    reference = frames_of(REFERENCE, *([2] if number in ("0", "") else [4, 1]))
+    with pytest.raises(requests.HTTPError) as caught:
+        list(client.iter_frames(reference))
+    assert caught.value.response is not None
+    assert caught.value.response.status_code == 404
+    assert lawful or "NumberOfFrames" in str(caught.value)
+    if image == "basic":
+        return
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        found = p | beam.Create([REFERENCE]) | RetrieveFrames(str(folder), failures="collect")
+        lost = found.failures | beam.combiners.Count.Globally()
+        assert_that(lost, equal_to([0 if number in ("0", "") else 1]))
+
+
+VIDEOS = [f"1.2.840.10008.1.2.4.{end}" for end in ("100", "101.1", "102", "103", "104.1", "105", "106", "107", "108")]
+
+
+@pytest.mark.parametrize("syntax", VIDEOS)
+def test_a_video_is_one_stream(syntax: str, folder: Path, serve: Callable[..., Any]) -> None:
+    pieces = [os.urandom(1000), os.urandom(2), os.urandom(300)]
+    stream = b"".join(pieces)
+    multi_frame(make_bytes, pieces, "basic", folder / "m.dcm")
+    dataset = pydicom.dcmread(folder / "m.dcm")
+    dataset.file_meta.TransferSyntaxUID, dataset.NumberOfFrames = syntax, 250
+    dataset.save_as(folder / "m.dcm", enforce_file_format=True)
+    kind = "video/mpeg" if syntax.partition(".1.2.4.")[2].startswith(("100", "101")) else "video/mp4"
+    for client in (DICOMfileClient(folder), Endpoint(serve(folder).url).connect()):
+        with client:
+            (row,) = client.iter_metadata(REFERENCE)
+            uri = row["7FE00010"]["BulkDataURI"]
+            (part,) = client.iter_bulkdata_parts(uri)
+            assert part.content == stream
+            for first, last in ((0, 0), (990, 1010), (1001, None), (0, 5000)):
+                (piece,) = client.iter_bulkdata_parts(uri, byte_range=(first, last))
+                assert piece.content == stream[first : None if last is None else last + 1]
+            with pytest.raises(requests.HTTPError):
+                list(client.iter_bulkdata_parts(uri, byte_range=(1302, None)))
+            for media_types in (None, ("application/octet-stream",), ("video/mp4",)):
+                with pytest.raises(requests.HTTPError, match="video") as caught:
+                    list(client.iter_frames(frames_of(REFERENCE, 1), media_types=media_types))
+                assert caught.value.response is not None
+                assert caught.value.response.status_code == 406
+            if isinstance(client, DICOMfileClient):
+                assert part.media_type == kind
+            with pytest.raises(requests.HTTPError):
+                client.retrieve_rendered(REFERENCE)
+            (instance,) = client.iter_instances(REFERENCE)
+            assert instance.content == (folder / "m.dcm").read_bytes()
+
+
+def test_a_wrong_offset_table_does_not_decode_another_frame(tmp_path: Path, samples: list[Path]) -> None:
+    path = next(path for path in samples if path.name == "SC_rgb_rle_2frame.dcm")
+    expected = pydicom.dcmread(path).pixel_array
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = encapsulate(list(generate_frames(dataset.PixelData, number_of_frames=2)))
+    dataset.save_as(tmp_path / "m.dcm")
+    second = struct.unpack("<2I", dataset.PixelData[8:16])[1]
+    patched(tmp_path / "m.dcm", dataset.PixelData[:16], dataset.PixelData[:8] + struct.pack("<2I", second, second))
+    client = DICOMfileClient(tmp_path)
+    (instance,) = client.iter_instances(Resource.of(client.search_for_instances()[0]), media_types=[DECODED])
+    assert np.array_equal(instance.dataset().pixel_array, expected)
