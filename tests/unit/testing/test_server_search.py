@@ -303,6 +303,12 @@ def test_faults_of_paging(serve, archive):
     assert uids(page("moving_rows", count=1), INSTANCE)[1:] == right[:3]
     assert uids(page("shrink_pages", count=1), INSTANCE) == right[:3]
     assert page("lying_total", difference=5).headers["X-Total-Count"] == "17"
+    assert (page("empty_page").content, page("empty_page").headers["X-Total-Count"]) == (b"", "12")
+    assert page("empty_page", offset=4).content == b""
+    assert uids(page("empty_page", offset=6), INSTANCE) == right[:2]
+    assert uids(page("empty_page", offset=3), INSTANCE) == right
+    assert [number for number, row in enumerate(page("null_row", row=2).json()) if row is None] == [1]
+    assert "0020000d" in page("lower_case_tags").json()[0]
     assert get(serve(archive, faults=[fault("lying_total", difference=-3)]), "/instances/count").json() == {"count": 10}
 
 
