@@ -422,6 +422,7 @@ GZIPPED = gzip.compress(b"x" * 1000)
         (b"plain", "gzip", MalformedResponseError),
         (b"x", "br", MalformedResponseError),
     ],
+    ids=["cut", "one byte", "wrong sum", "plain", "not asked for"],
 )
 def test_broken_compression(serve, connect, data, encoding, kind) -> None:
     server = serve(lambda got: got.answer(200, data, Content_Encoding=encoding))
