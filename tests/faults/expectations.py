@@ -179,7 +179,15 @@ for _code in (400, 406, 415):
     rule(reported(status=_code), f"probe / status {_code}")
 rule(
     believed("it is a finding: the report says that the server does not do it"),
-    *(f"probe / {name}" for name in ("limit ignored", "offset ignored", "moving rows", "shrinking page")),
+    *(
+        f"probe / {name}"
+        for name in ("limit ignored", "offset ignored", "moving rows", "shrinking page", "gap", "gap once", "null row")
+    ),
+)
+# All rows are in the first page: what is empty is behind them.
+rule(
+    RECOVERED,
+    *(f"{name} / gap" for name in ("missing instances", "store: the listing before", "ReadFromDICOMweb (search)")),
 )
 rule(RECOVERED, "probe / filters ignored")
 
