@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from dicomweb_io.dicom.attributes import lookup_keyword, lookup_tag
-from dicomweb_io.dicom.json_decode import first_value
+from dicomweb_io.dicom.frames import number_of_frames
 from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
@@ -66,6 +66,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
+_FRAMES_AT_ONCE = 1000
 
 
 class DICOMClient(ABC):
@@ -798,10 +799,14 @@ class DICOMClient(ABC):
     ) -> list[bytes]:
         """The bulk data of an instance: all its frames."""
         metadata = list(self.iter_metadata(resource, additional_params=additional_params))
-        count = first_value(metadata[0], "NumberOfFrames", 1) if metadata else 1
-        numbered = replace(resource, frames=tuple(range(1, max(int(count), 1) + 1)))
-        found = self.iter_frames(numbered, media_types=media_types, additional_params=additional_params)
-        return [_content_of(frame) for frame in found]
+        last = max(number_of_frames(metadata[0]), 1) if metadata else 1
+        found: list[bytes] = []
+        # What metadata say is no reason to fill the memory with numbers: the first frame that is missing ends it.
+        for start in range(1, last + 1, _FRAMES_AT_ONCE):
+            numbered = replace(resource, frames=tuple(range(start, min(start + _FRAMES_AT_ONCE, last + 1))))
+            frames = self.iter_frames(numbered, media_types=media_types, additional_params=additional_params)
+            found += map(_content_of, frames)
+        return found
 
     def iter_instance_frames(
         self,

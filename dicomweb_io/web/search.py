@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -376,7 +375,9 @@ class LargeRows(Sequence[JSONDataset]):
         self._shape = shape
         self._ends = array("Q", [0])
         self._file = SpooledTemporaryFile(_MAX_ROWS_IN_MEMORY)  # noqa: SIM115 - it lives as long as its rows
-        weakref.finalize(self, self._file.close)
+
+    def __del__(self) -> None:
+        self._file.close()
 
     def append(self, text: bytes) -> None:
         """Adds a row."""
