@@ -188,3 +188,48 @@ def test_prefixes_can_be_set(asked, tmp_path: Path) -> None:
         folder.qido_url_prefix = None
         with pytest.raises(ValueError, match="no path segments"):
             folder.qido_url_prefix = "qido"
+
+
+# What a search of a folder returns, and what its own URLs are good for ----------------------------------------------
+
+
+def test_required_attributes_are_there_and_empty_where_unknown(tmp_path: Path) -> None:
+    from tests.unit.files.conftest import dicom_bytes
+
+    (tmp_path / "a.dcm").write_bytes(dicom_bytes())
+    with DICOMfileClient(tmp_path) as client:
+        (study,), (series,), (instance,) = (
+            client.search_for_studies(),
+            client.search_for_series(),
+            client.search_for_instances(),
+        )
+        within = client.search_for_instances("1.2.1", "1.2.1.1")[0]
+    required = {
+        "00080020": "DA", "00080030": "TM", "00080050": "SH", "00080061": "CS", "00080090": "PN", "00100010": "PN",
+        "00100020": "LO", "00100030": "DA", "00100040": "CS", "0020000D": "UI", "00200010": "SH", "00201206": "IS",
+        "00201208": "IS",
+    }  # fmt: skip
+    levels = {"00080060": "CS", "0020000E": "UI", "00200011": "IS", "00201209": "IS"}
+    own = {"00080016": "UI", "00080018": "UI", "00200013": "IS"}
+    for row, wanted in (
+        (study, required),
+        (series, {**required, **levels}),
+        (instance, {**required, **levels, **own}),
+        (within, own),
+    ):
+        assert {tag: row[tag]["vr"] for tag in wanted} == wanted
+        assert list(row) == sorted(row)
+    assert study["00080090"] == {"vr": "PN"}
+    assert series["00200011"] == {"vr": "IS"}
+
+
+def test_the_retrieve_url_of_a_folder_is_a_reference(sample_folder: Path) -> None:
+    with DICOMfileClient(sample_folder) as client:
+        for row in client.search_for_instances(limit=5):
+            url = row["00081190"]["Value"][0]
+            assert url.startswith("file://")
+            assert Resource.of(url) == Resource.of(row)
+    assert Resource.of("memory://x/studies/y/studies/a%20b") == Resource("a b")
+    for wrong in ("file:///a/b", "memory://studies", "file:///x/studies/"):
+        with pytest.raises(ValueError, match=r"URI|path"):
+            Resource.of(wrong)
