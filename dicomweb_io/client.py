@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 import fsspec
 
 from dicomweb_io.dicom.attributes import lookup_keyword, lookup_tag
-from dicomweb_io.dicom.json_decode import first_value
+from dicomweb_io.dicom.frames import number_of_frames
 from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
     COLLECTIONS,
+    UID_TAGS,
     Bulkdata,
     Exclusion,
     Failure,
@@ -30,7 +31,7 @@ from dicomweb_io.elements import (
     SearchQuery,
     StoredInstance,
 )
-from dicomweb_io.errors import MalformedResponseError, StoreError, http_error
+from dicomweb_io.errors import MalformedResponseError, SearchIncompleteError, StoreError, http_error
 from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.profiles import GENERIC, Finding, ProbeReport, ServerProfile
 from dicomweb_io.queries import check_limits, make_query
@@ -58,6 +59,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
+_FRAMES_AT_ONCE = 1000
 
 
 class DICOMClient(ABC):
@@ -87,7 +89,9 @@ class DICOMClient(ABC):
         """The address of the archive, without user information and trailing slash."""
 
     @abstractmethod
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+    def search_page(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+    ) -> SearchPage:
         """Makes one search request (PS3.18 section 10.6, QIDO-RS).
 
         Args:
@@ -95,6 +99,7 @@ class DICOMClient(ABC):
             offset: Rows to skip.
             limit: The maximum number of rows; one above the archive's maximum is lowered to it. None leaves it to the
                 archive, and for 0 it is not asked.
+            surplus: Whether further rows, of an archive that ignores the limit, are returned too.
 
         Returns:
             Its rows, with what the archive says about the rest.
@@ -121,6 +126,7 @@ class DICOMClient(ABC):
             DICOM JSON datasets in the archive's order.
 
         Raises:
+            SearchIncompleteError: After all rows that came, if the archive announced more, or if some cannot be read.
             requests.HTTPError: If a page fails, or if it cannot be known that all rows were returned. An error never
                 looks like the end of the rows.
             FileNotFoundError, ValueError: As in `search_page`.
@@ -452,6 +458,24 @@ class DICOMClient(ABC):
 
     # Search, PS3.18 section 10.6 (QIDO-RS) --------------------------------------------------------------------------
 
+    def _listed(self, query: SearchQuery, offset: int, limit: int | None, get_remaining: bool) -> list[JSONDataset]:
+        rows: list[JSONDataset] = []
+        try:
+            if get_remaining:
+                # Not `list(…)`: the rows before an error are kept.
+                for row in self.iter_search(query, offset=offset, limit=limit):
+                    rows.append(row)  # noqa: PERF402
+                return rows
+            page = self.search_page(query, offset=offset, limit=limit, surplus=False)
+            rows += page.rows[:limit]
+            if page.unreadable:
+                what = f"{page.unreadable} of the rows cannot be read: they are no datasets; {len(rows)} rows came"
+                raise SearchIncompleteError(what, method="GET", url=self.base_url)
+        except SearchIncompleteError as error:
+            error.rows = rows
+            raise
+        return rows
+
     def search_for_studies(
         self,
         fuzzymatching: bool | None = None,
@@ -476,6 +500,9 @@ class DICOMClient(ABC):
 
         Returns:
             DICOM JSON datasets in the archive's order.
+
+        Raises:
+            SearchIncompleteError: If not all rows came, or some cannot be read; the error has those that came.
         """
         check_limits(limit, offset)
         query = make_query(
@@ -485,12 +512,7 @@ class DICOMClient(ABC):
             search_filters=search_filters,
             additional_params=additional_params,
         )
-        return (
-            list(self.iter_search(query, offset=offset or 0, limit=limit))
-            if get_remaining
-            # Some archives ignore limits.
-            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
-        )
+        return self._listed(query, offset or 0, limit, get_remaining)
 
     def search_for_series(
         self,
@@ -514,12 +536,7 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        return (
-            list(self.iter_search(query, offset=offset or 0, limit=limit))
-            if get_remaining
-            # Some archives ignore limits.
-            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
-        )
+        return self._listed(query, offset or 0, limit, get_remaining)
 
     def search_for_instances(
         self,
@@ -545,12 +562,7 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        return (
-            list(self.iter_search(query, offset=offset or 0, limit=limit))
-            if get_remaining
-            # Some archives ignore limits.
-            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
-        )
+        return self._listed(query, offset or 0, limit, get_remaining)
 
     def iter_search_for_studies(
         self, *, limit: int | None = None, offset: int | None = None, page_size: int | None = None, **arguments: Any
@@ -594,14 +606,25 @@ class DICOMClient(ABC):
     # Completeness -----------------------------------------------------------------------------------------------------
 
     def expected_instances(self, resource: Resource) -> Iterator[Resource]:
-        """Yields references to the instances that a search lists for a study or series, each once."""
+        """Yields references to the instances that a search lists for a study or series, each once.
+
+        Raises:
+            SearchIncompleteError: After them, if not all rows came, or some do not name an instance.
+        """
         query = SearchQuery("instance", resource.study_instance_uid, resource.series_instance_uid)
         seen: set[Resource] = set()
+        nameless = 0
+        implied = {UID_TAGS[level]: {"vr": "UI", "Value": [uid]} for level, uid in resource.series.uids.items()}
         for row in self.iter_search(query):
-            reference = Resource.of(row)
-            if reference.level == "instance" and reference not in seen and resource.contains(reference):
+            reference = Resource.of({**implied, **row})
+            if reference.level != "instance":
+                nameless += 1
+            elif reference not in seen and resource.contains(reference):
                 seen.add(reference)
                 yield reference
+        if nameless:
+            what = f"{nameless} rows of the search for instances of {resource.uri} do not name an instance"
+            raise SearchIncompleteError(what, method="GET", url=self.base_url)
 
     def missing_instances(self, resource: Resource, received: Iterable[str | Resource | Instance]) -> list[Resource]:
         """Compares what a retrieval gave with what a search lists.
@@ -613,13 +636,12 @@ class DICOMClient(ABC):
         Returns:
             References to instances that the archive lists and did not return; empty if none is missing.
         """
-        uids = {
-            item.reference.sop_instance_uid
-            if isinstance(item, Instance)
-            else (item.sop_instance_uid if isinstance(item, Resource) else item)
-            for item in received
-        }
-        return [reference for reference in self.expected_instances(resource) if reference.sop_instance_uid not in uids]
+        came = {item.reference if isinstance(item, Instance) else item for item in received}
+        return [
+            reference
+            for reference in self.expected_instances(resource)
+            if reference not in came and reference.sop_instance_uid not in came
+        ]
 
     # Retrieve, PS3.18 section 10.4 (WADO-RS) --------------------------------------------------------------------------
 
@@ -766,10 +788,14 @@ class DICOMClient(ABC):
     ) -> list[bytes]:
         """The bulk data of an instance: all its frames."""
         metadata = list(self.iter_metadata(resource, additional_params=additional_params))
-        count = first_value(metadata[0], "NumberOfFrames", 1) if metadata else 1
-        numbered = replace(resource, frames=tuple(range(1, max(int(count), 1) + 1)))
-        found = self.iter_frames(numbered, media_types=media_types, additional_params=additional_params)
-        return [_content_of(frame) for frame in found]
+        last = max(number_of_frames(metadata[0]), 1) if metadata else 1
+        found: list[bytes] = []
+        # What metadata say is no reason to fill the memory with numbers: the first frame that is missing ends it.
+        for start in range(1, last + 1, _FRAMES_AT_ONCE):
+            numbered = replace(resource, frames=tuple(range(start, min(start + _FRAMES_AT_ONCE, last + 1))))
+            frames = self.iter_frames(numbered, media_types=media_types, additional_params=additional_params)
+            found += map(_content_of, frames)
+        return found
 
     def iter_instance_frames(
         self,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from dicomweb_io.dicom.part10 import header_of
+from dicomweb_io.dicom.part10 import Header, header_of
 from dicomweb_io.dicom.uids import check_uid, path_segment
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
@@ -141,6 +141,11 @@ class Resource:
         return {key: list(value) if key == "frames" else value for key, value in asdict(self).items() if value}
 
     @classmethod
+    def of_header(cls, header: Header) -> Resource:
+        """The instance of a file's header."""
+        return cls(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+
+    @classmethod
     def of(cls, value: Resource | Mapping[str, Any] | URI | str) -> Resource:
         """Makes a reference from anything that names an object.
 
@@ -204,10 +209,12 @@ def _open(path: str) -> BinaryIO:
 
 
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:
-    element = row.get(tag)
-    values = element.get("Value") if isinstance(element, Mapping) else None
-    value = values[0] if values and isinstance(values, (list, tuple)) else None
-    return value if isinstance(value, str) and value else None
+    element = row.get(tag) or row.get(tag.lower())
+    value = element.get("Value") if isinstance(element, Mapping) else None
+    if value and isinstance(value, (list, tuple)):
+        value = value[0]
+    # Servers pad as files do, and write a text in place of a list.
+    return (value.strip(" \0") or None) if isinstance(value, str) else None
 
 
 @dataclass(frozen=True)
@@ -287,7 +294,7 @@ class Instance:
         """
         header = header_of(io.BytesIO(content))
         return cls(
-            Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid),
+            Resource.of_header(header),
             header.transfer_syntax_uid,
             content=content,
             sop_class_uid=header.sop_class_uid,
@@ -305,7 +312,7 @@ class Instance:
         with _open(name) as file:
             header = header_of(file)
         return cls(
-            Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid),
+            Resource.of_header(header),
             header.transfer_syntax_uid,
             path=name,
             sop_class_uid=header.sop_class_uid,
@@ -371,14 +378,21 @@ class SearchPage:
         more: True if the archive says that rows follow, False if it is known that none do, None if it cannot be known
             from this page.
         warnings: Texts of the answer's Warning headers.
+        unreadable: The number of further rows, which are no datasets.
     """
 
-    rows: list[JSONDataset]
+    rows: Sequence[JSONDataset]
     offset: int
     limit: int | None = None
     total: int | None = None
     more: bool | None = None
     warnings: tuple[str, ...] = ()
+    unreadable: int = 0
+
+    @property
+    def number(self) -> int:
+        """The number of rows, also of those that cannot be read."""
+        return len(self.rows) + self.unreadable
 
 
 @dataclass(frozen=True)
@@ -501,12 +515,16 @@ class Failure:
         return result
 
 
+BEGINS_ALIKE = "and the chosen file begins with the same bytes"
+"""What is said of a duplicate that is cut off: nothing of it is lost."""
+
+
 @dataclass(frozen=True)
 class Exclusion:
     """A file of a folder that does not represent an instance, and why.
 
     Attributes:
-        kind: ``"duplicate"``: a further file with a SOP Instance UID that another file represents; ``"ignored"``: not
+        kind: ``"duplicate"``: a further file of an instance that another file represents; ``"ignored"``: not
             DICOM, or a DICOMDIR; ``"unreadable"``: DICOM that cannot be served (truncated, no UIDs, cannot be read).
         path: The file.
         reason: Why, in words; for duplicates ``"identical"`` or ``"conflicting"`` comes first.
@@ -519,3 +537,8 @@ class Exclusion:
     reason: str
     reference: Resource | None = None
     chosen: str | None = None
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether it is a duplicate whose content is not in the file that represents the instance."""
+        return self.kind == "duplicate" and self.reason.startswith("conflicting") and BEGINS_ALIKE not in self.reason

@@ -76,10 +76,11 @@ FOLDER = ServerProfile(
 class DICOMfileClient(DICOMClient):
     """A client of a folder of DICOM files: local, or on any filesystem of fsspec. Safe to use from several threads.
 
-    The folder may be laid out in any way. Files are recognised by their content. Of files with one SOP Instance UID,
-    identical ones count once, and of different ones `duplicates` says which one represents the instance;
-    `iter_exclusions` lists the others, and files that are not DICOM or cannot be read. What is stored goes to
-    ``STUDY/SERIES/SOP.dcm``, and any number of clients on any number of computers may store into one folder at once.
+    The folder may be laid out in any way. Files are recognised by their content. Study, series and SOP Instance UID
+    together name an instance: one SOP Instance UID in two series is two instances. Of files of one instance, identical
+    ones count once, and of different ones `duplicates` says which one represents it; `iter_exclusions` lists the
+    others, and files that are not DICOM or cannot be read. What is stored goes to ``STUDY/SERIES/SOP.dcm``, and any
+    number of clients on any number of computers may store into one folder at once.
 
     A folder that does not exist yet is made by the first store. To search the whole of it raises `FileNotFoundError`,
     as its name is most likely mistyped; a search within a given study returns no rows.
@@ -96,8 +97,8 @@ class DICOMfileClient(DICOMClient):
         readonly: Refuse to store and to delete.
         storage_options: Arguments for the fsspec filesystem.
         index: A local directory for the index; by default ``dicomweb_io/index`` in the user's cache directory.
-        duplicates: Which of several different files with one SOP Instance UID represents the instance: ``"first"`` by
-            path, the ``"newest"``, ``"all"`` of them (each is a separate row), or ``"error"`` to refuse the folder. A
+        duplicates: Which of several different files of one instance represents it: ``"first"`` by path, the
+            ``"newest"``, ``"all"`` of them (each is a separate row), or ``"error"`` to refuse the folder. A
             truncated file never represents an instance if there is a complete one.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
 
@@ -254,7 +255,9 @@ class DICOMfileClient(DICOMClient):
 
     # Search ---------------------------------------------------------------------------------------------------------
 
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+    def search_page(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+    ) -> SearchPage:
         """The rows of a query from `offset` on, at most `limit`, with the exact total.
 
         Elements that rows of one answer have in common, such as the patient's, are the same objects in each: copy a row
@@ -298,7 +301,7 @@ class DICOMfileClient(DICOMClient):
     def iter_exclusions(self, query: SearchQuery | None = None) -> Iterator[Exclusion]:
         """Yields the files that searches do not return, and why.
 
-        Files with one SOP Instance UID are compared byte by byte (by hash) when they are yielded.
+        Files of one instance are compared byte by byte (by hash) when they are yielded.
         """
         return iter_exclusions(
             self._current(), None if query is None else self._opened_searcher().matching_files(query)
@@ -486,7 +489,7 @@ class DICOMfileClient(DICOMClient):
         return store.store(instances, study_instance_uid, on_existing, verify)
 
     def _elsewhere(self, reference: Resource) -> list[str]:
-        """The paths at which the index knows files with a SOP Instance UID, in a folder with another layout."""
+        """The paths at which the index knows files of an instance, in a folder with another layout."""
         with self._lock:
             if self._other_layout is None:
                 self._other_layout = has_other_layout(self._folder)
@@ -495,7 +498,8 @@ class DICOMfileClient(DICOMClient):
             if self._index is None:
                 self._current()
             index = self._index
-        return [] if index is None else index.paths_of("sop = ? AND kind = 0", (reference.sop_instance_uid,))
+        condition, values = _condition(reference)
+        return [] if index is None else index.paths_of(f"{condition} AND kind = 0", values)
 
     def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
         """Removes all files of a study, series or instance, duplicates too."""

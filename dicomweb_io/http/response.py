@@ -322,7 +322,10 @@ class StreamedAnswer:
 
     def complete(self, max_bytes: int | None) -> Answer:
         """Reads the body and makes a complete answer of it."""
-        content = self.read(max_bytes)
+        return self.with_content(self.read(max_bytes))
+
+    def with_content(self, content: bytes) -> Answer:
+        """A complete answer with the body that was read."""
         said = ""
         if self.status >= 400:
             request = self._response.request

@@ -238,10 +238,12 @@ class DICOMwebClient(DICOMClient):
 
     # Search -----------------------------------------------------------------------------------------------------------
 
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+    def search_page(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+    ) -> SearchPage:
         """Makes one search request. Without a limit none is sent."""
         check_limits(limit, offset)
-        return Searcher(self._service).search_page(query, offset=offset, limit=limit)
+        return Searcher(self._service).search_page(query, offset=offset, limit=limit, most=None if surplus else limit)
 
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None

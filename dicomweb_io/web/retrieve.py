@@ -417,6 +417,7 @@ class MetadataRetriever:
                         continue
                     seen.add(uids)
                     attempt.progress()
+                    self._service.learn_metadata(row)
                     yield row
 
     def _one_answer(self, resource: Resource, url: str, attempt: Attempt) -> Iterator[JSONDataset]:
