@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
@@ -93,11 +95,20 @@ def test_byte_ranges(web, byte_range, header, expected):
         (Reply.multipart([VALUE, VALUE], kind="application/octet-stream"), (1, 2), "several parts"),
         (Reply(200, VALUE), (256, None), "after the last"),
         (Reply(206, VALUE, headers={"Content-Range": "bytes 0-255/256"}), (5, None), "asked for bytes from 5"),
+        (Reply(206, VALUE[:10]), (0, 9), "no Content-Range"),
+        (Reply(206, VALUE[:10], headers={"Content-Range": "bytes */256"}), (0, 9), "not one"),
+        (Reply(206, VALUE[:9], headers={"Content-Range": "bytes 0-9/256"}), (0, 9), "announces 10 bytes, and 9 came"),
+        (Reply(206, VALUE, headers={"Content-Range": "bytes 0-255/256"}), (0, 9), "asked for bytes up to 9"),
+        (
+            replace(Reply.multipart([VALUE[:10]], kind="application/octet-stream"), status=206),
+            (0, 9),
+            "no Content-Range",
+        ),
     ],
 )
 def test_ranges_that_cannot_be_had(web, reply, byte_range, words):
     server, client = web.connect(lambda request: reply)
-    with pytest.raises(MalformedResponseError, match=words):
+    with pytest.raises((MalformedResponseError, ResponseIncompleteError), match=words):
         client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range)
 
 
