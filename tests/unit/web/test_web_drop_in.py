@@ -196,9 +196,9 @@ def test_prefixes_can_be_set(asked, tmp_path: Path) -> None:
 
 
 def test_required_attributes_are_there_and_empty_where_unknown(tmp_path: Path) -> None:
-    from tests.unit.files.making import dicom_bytes
+    from tests.unit.files.making import make_bytes
 
-    (tmp_path / "a.dcm").write_bytes(dicom_bytes())
+    (tmp_path / "a.dcm").write_bytes(make_bytes())
     with DICOMfileClient(tmp_path) as client:
         (study,), (series,), (instance,) = (
             client.search_for_studies(),
