@@ -47,6 +47,8 @@ class Endpoint:
         retry: When and how often to try again.
         storage_options: Arguments for the fsspec filesystem of a folder.
         index: A local directory for the index of a folder; by default the user's cache directory.
+        internal_url: The root as the server itself writes it in the addresses of bulk data, where it stands behind a
+            proxy and does not know its own address. Without a path it stands for the host alone.
 
     Raises:
         TypeError, ValueError: If an argument is not valid, or belongs to the other kind of archive.
@@ -64,6 +66,7 @@ class Endpoint:
     retry: RetryPolicy = RetryPolicy()
     storage_options: Mapping[str, Any] | None = None
     index: str | None = None
+    internal_url: str | None = None
 
     def __post_init__(self) -> None:
         # Path objects are accepted too.
@@ -72,8 +75,11 @@ class Endpoint:
             raise ValueError("url is empty (expected https://…, a path, or an fsspec URL)")
         if self.is_web:
             split_service_url(self.url)
+            if self.internal_url is not None:
+                split_service_url(self.internal_url)
         else:
-            given = [name for name in ("prefixes", "credentials") if getattr(self, name) not in (None, Prefixes())]
+            kinds = ("prefixes", "credentials", "internal_url")
+            given = [name for name in kinds if getattr(self, name) not in (None, Prefixes())]
             if given:
                 raise ValueError(f"{', '.join(given)}: only for servers, but {self.safe_url} is a folder")
         for name, kind in _GROUPS.items():
