@@ -54,6 +54,11 @@ _ARCHIVE: dict[str, dict[str, Any]] = {
     "profile": {"metavar": "NAME", "default": "auto", "help": "the server's profile; by default chosen by its URL"},
     "timeout": {**_NUMBER, "help": "for connecting and for each read"},
     "deadline": {**_NUMBER, "help": "for each operation, retries included"},
+    "filter_mismatch": {
+        "choices": ("error", "warn"),
+        "default": "error",
+        "help": "what becomes of a search whose rows contradict its filters (default: error)",
+    },
 }
 _AUTHENTICATION: dict[str, dict[str, Any]] = {
     "user": {"metavar": "NAME", "help": "user name for basic authentication"},
@@ -154,6 +159,7 @@ def make_endpoint(
             tls=TLS(given.get("ca") or not given.get("insecure_no_verify"), given.get("cert")),
             timeouts=_timeouts(given),
             internal_url=given.get("internal_url"),
+            filter_mismatch=given.get("filter_mismatch") or "error",
             limits=Limits(**{name: given[name] for name in ("max_in_flight",) if given.get(name) is not None}),
         )
     except (TypeError, ValueError) as error:
