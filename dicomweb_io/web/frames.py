@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,8 @@ from dicomweb_io.errors import (
 )
 from dicomweb_io.http.transport import Attempt, StreamedAnswer
 from dicomweb_io.spool import Collected, SpoolPolicy, remove_file
+from dicomweb_io.web.retrieve import MetadataRetriever
+from dicomweb_io.web.search import Searcher
 from dicomweb_io.web.service import REFUSALS, OfService
 from dicomweb_io.web.urls import parameters, with_query
 
@@ -91,6 +94,21 @@ class FrameRetriever(OfService):
         return self._iterate(resource, _AcceptedForm(accepted_types, parameters(additional_params), spool_policy))
 
     def _iterate(self, resource: Resource, accepted_type: _AcceptedForm) -> Iterator[Frame]:
+        instance = resource.instance
+        with closing(self._all(resource, accepted_type)) as frames:
+            try:
+                if len(resource.frames) > 1 and self._service.frame_sizes(instance) is None:
+                    yield from _agreeing(frames)
+                yield from frames
+            except MalformedResponseError:
+                known = self._service.frame_sizes(instance)
+                if known is not None and not known[0]:
+                    # Two frames differ. Now it is worth a request to know which of them is wrong.
+                    with suppress(DICOMwebError):
+                        list(MetadataRetriever(self._service, Searcher(self._service)).iter_metadata(instance))
+                raise
+
+    def _all(self, resource: Resource, accepted_type: _AcceptedForm) -> Generator[Frame, None, None]:
         for batch in self._batches(resource):
             yield from self._batch(batch, accepted_type)
 
@@ -249,6 +267,8 @@ class FrameRetriever(OfService):
             # A pad byte makes a difference of one, as does the place of the first of several single bits.
             self._service.learn_frame_sizes(instance, range(size - 1, size + 2), f"frame {number} has {size}")
         elif size not in known[0]:
+            if isinstance(known[0], range):
+                self._service.learn_frame_sizes(instance, (), f"{known[1]}, and another one {size}")
             raise answer.error(f"frame {number} has {size} bytes, but {known[1]}", MalformedResponseError)
 
     def _frame(
@@ -262,6 +282,20 @@ class FrameRetriever(OfService):
             content=kept.content,
             path=kept.path,
         )
+
+
+def _agreeing(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The first frame, once the second was found to be as long, if they are native; and the second."""
+    for frame in frames:
+        try:
+            second = next(frames, None) if frame.media_type == OCTET_STREAM else None
+        except BaseException:
+            remove_file(frame)
+            raise
+        yield frame
+        if second is not None:
+            yield second
+        return
 
 
 def _begin(item: Frame | Bulkdata) -> tuple[bytes, int]:
