@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from dicomweb_io.dicom.part10 import Header, header_of
-from dicomweb_io.dicom.uids import check_uid
+from dicomweb_io.dicom.uids import check_uid, path_segment
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
 
@@ -72,13 +72,15 @@ class Resource:
     frames: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_uid(self.study_instance_uid, "study_instance_uid", permissive=True)
-        if self.series_instance_uid is not None:
-            check_uid(self.series_instance_uid, "series_instance_uid", permissive=True)
-        if self.sop_instance_uid is not None:
-            check_uid(self.sop_instance_uid, "sop_instance_uid", permissive=True)
-            if self.series_instance_uid is None:
-                raise InvalidIdentifierError("sop_instance_uid needs series_instance_uid")
+        for name in ("study_instance_uid", "series_instance_uid", "sop_instance_uid"):
+            given = getattr(self, name)
+            if given is None and name != "study_instance_uid":
+                continue
+            uid = check_uid(given, name, permissive=True)
+            if uid != given:
+                object.__setattr__(self, name, uid)
+        if self.sop_instance_uid is not None and self.series_instance_uid is None:
+            raise InvalidIdentifierError("sop_instance_uid needs series_instance_uid")
         if not isinstance(self.frames, tuple):
             object.__setattr__(self, "frames", tuple(self.frames))
         if self.frames and self.sop_instance_uid is None:
@@ -109,7 +111,7 @@ class Resource:
     @property
     def uri(self) -> str:
         """The path below a service's root (PS3.18 section 10.1), for example ``studies/1.2/series/1.3``."""
-        path = "/".join(f"{COLLECTIONS[level]}/{uid}" for level, uid in self.uids.items())
+        path = "/".join(f"{COLLECTIONS[level]}/{path_segment(uid)}" for level, uid in self.uids.items())
         return f"{path}/frames/{','.join(map(str, self.frames))}" if self.frames else path
 
     @property

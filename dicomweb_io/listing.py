@@ -468,7 +468,7 @@ def _of_line(line: str) -> Wanted:
     if len(cells) != 1:
         raise ValueError("it has several cells, and the list has no header")
     # An accession number may consist of digits too, but hardly of several components.
-    if cells[0].count(".") > 1 and is_uid(cells[0], permissive=True) and not _PATTERN.search(cells[0]):
+    if cells[0].count(".") > 1 and is_uid(cells[0], permissive=True) and not set(cells[0]) & set(" \t%?#*"):
         return Resource(cells[0])
     return _of_keys({"AccessionNumber": cells[0]} if cells[0] else {})
 

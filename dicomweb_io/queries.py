@@ -40,9 +40,9 @@ def make_query(
         ValueError: If a keyword is unknown, or a UID is not one.
     """
     if study_instance_uid is not None:
-        check_uid(study_instance_uid, "study_instance_uid", permissive=permissive_uid)
+        study_instance_uid = check_uid(study_instance_uid, "study_instance_uid", permissive=permissive_uid)
     if series_instance_uid is not None:
-        check_uid(series_instance_uid, "series_instance_uid", permissive=permissive_uid)
+        series_instance_uid = check_uid(series_instance_uid, "series_instance_uid", permissive=permissive_uid)
     if fuzzymatching is not None and not isinstance(fuzzymatching, bool):
         raise TypeError(f"fuzzymatching must be a bool, not {type(fuzzymatching).__name__}")
     if isinstance(fields, str):

@@ -224,6 +224,8 @@ def test_lines_are_added_to_a_private_file(tmp_path):
 def test_a_report_is_checked_before_the_work_starts(tmp_path):
     check_writable(str(tmp_path / "report"), "--summary")
     check_writable("gs://bucket/report", "--summary", elsewhere=True)
+    with pytest.raises(UsageError, match="this is a folder"):
+        check_writable(str(tmp_path), "--summary")
     with pytest.raises(UsageError, match="there is no folder"):
         check_writable(str(tmp_path / "no" / "report"), "--summary")
     with pytest.raises(UsageError, match="cannot write to this machine"):
