@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -57,6 +58,7 @@ class Service:
         self.missing_resources: set[str] = set()
         self.unanswered_filters: set[str] = set()
         self.decodes_queries: bool | None = None
+        self.frames_at_once = sys.maxsize
         # How many bytes the native frames of an instance have, by its metadata or its first frame: for some instances.
         self._frame_sizes: dict[Resource, tuple[Collection[int], str]] = {}
 

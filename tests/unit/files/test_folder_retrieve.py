@@ -540,6 +540,8 @@ def test_a_video_is_one_stream(syntax: str, folder: Path, serve: Callable[..., A
                 client.retrieve_rendered(REFERENCE)
             (instance,) = client.iter_instances(REFERENCE)
             assert instance.content == (folder / "m.dcm").read_bytes()
+            if isinstance(client, DICOMfileClient):
+                assert client.retrieve_instance(*REFERENCE.uids.values(), media_types=(kind,)) == [stream]
 
 
 def test_a_wrong_offset_table_does_not_decode_another_frame(tmp_path: Path, samples: list[Path]) -> None:

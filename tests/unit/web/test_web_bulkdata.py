@@ -93,6 +93,11 @@ def test_byte_ranges(web, byte_range, header, expected):
         (Reply.multipart([VALUE, VALUE], kind="application/octet-stream"), (1, 2), "several parts"),
         (Reply(200, VALUE), (256, None), "after the last"),
         (Reply(206, VALUE, headers={"Content-Range": "bytes 0-255/256"}), (5, None), "asked for bytes from 5"),
+        (Reply(206, VALUE), (5, None), "does not say which bytes"),
+        (Reply(206, VALUE[:10]), (0, 9), "does not say which bytes"),
+        (Reply(206, VALUE, headers={"Content-Range": "bytes */256"}), (0, None), "does not say which bytes"),
+        (Reply(206, VALUE, headers={"Content-Range": "bytes 0-255/256"}), (0, 9), "up to 9, got them up to 255"),
+        (Reply(206, VALUE[:5], headers={"Content-Range": "bytes 0-9/256"}), (0, 9), "has 10 bytes, but 5 came"),
     ],
 )
 def test_ranges_that_cannot_be_had(web, reply, byte_range, words):
@@ -170,3 +175,11 @@ def test_an_answer_of_another_kind_is_no_bulk_data(web, kind):
         server, client = web.connect(lambda request, reply=reply: reply)
         with pytest.raises(MalformedResponseError, match="expected bulk data"):
             client.retrieve_bulkdata(f"{server.url}/bulk")
+
+
+def test_a_range_may_come_as_one_of_several_ranges(web):
+    headers = {"Content-Type": "application/octet-stream", "Content-Range": "bytes 5-9/256"}
+    reply = web.multipart([(headers, VALUE[5:10])])
+    reply.status, reply.content_type = 206, "multipart/byteranges; boundary=BOUND"
+    server, client = web.connect(lambda request: reply)
+    assert client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(5, 9)) == [VALUE[5:10]]

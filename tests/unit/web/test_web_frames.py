@@ -395,3 +395,19 @@ def test_bulk_data_of_an_instance_with_an_impossible_number_of_frames(web, numbe
     _, client = web.connect(answer)
     with pytest.raises((DICOMwebError, DatasetError)):
         client.retrieve_instance(*UIDS, media_types=("image/jp2",))
+
+
+@pytest.mark.parametrize("status", [400, 413, 414, 431])
+@pytest.mark.parametrize("most", [1, 7, 150, 400])
+def test_lists_that_are_too_long_for_the_server_are_halved(web, status, most):
+    def answer(request):
+        if len(asked(request)) > most:
+            return web.Reply(status)
+        return web.multipart([b"frame %4d" % number for number in asked(request)], kind="application/octet-stream")
+
+    server, client = web.connect(answer)
+    numbers = list(range(1, 801))
+    assert client.retrieve_instance_frames(*UIDS, numbers) == [b"frame %4d" % number for number in numbers]
+    refused = [asked(request) for request in server.requests if len(asked(request)) > most]
+    assert len({len(one) for one in refused}) == len({(len(one), one[0]) for one in refused}) <= 9
+    assert len(server.requests) - len(refused) < 3 * -(-800 // most)
