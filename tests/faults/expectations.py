@@ -191,6 +191,7 @@ for _what in ("retrieve study", "retrieve series", "stream study*"):
 for _what in ("frames", "one frame"):
     rule(reported("MalformedResponseError", status=200), f"{_what} / duplicate part")
 rule(reported("MalformedResponseError", status=200), "frames / halved part*")
+rule(RECOVERED, "frames / status 413")  # A shorter list may be small enough.
 rule(believed("nothing tells how long a frame must be"), "one frame / halved part*")
 rule(believed("bulk data may have several parts, equal ones too"), "bulk data / duplicate part")
 rule(
