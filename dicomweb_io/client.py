@@ -798,8 +798,11 @@ class DICOMClient(ABC):
     def _instance_bulkdata(
         self, resource: Resource, media_types: MediaTypes, additional_params: Mapping[str, Any] | None
     ) -> list[bytes]:
-        """The bulk data of an instance: all its frames."""
+        """The bulk data of an instance: all its frames, or the stream of a video."""
         metadata = list(self.iter_metadata(resource, additional_params=additional_params))
+        pixels = metadata[0].get("7FE00010", {}) if metadata else {}
+        if "BulkDataURI" in pixels and all(kind.name.startswith("video/") for kind in parse_media_types(media_types)):
+            return list(self.iter_bulkdata(pixels["BulkDataURI"], media_types))
         last = max(number_of_frames(metadata[0]), 1) if metadata else 1
         found: list[bytes] = []
         # What metadata say is no reason to fill the memory with numbers: the first frame that is missing ends it.

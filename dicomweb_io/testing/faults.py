@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import encode_dataset
-from dicomweb_io.testing.samples import clone
+from dicomweb_io.testing.samples import clone, sample_file
 
 if TYPE_CHECKING:
     from dicomweb_io.testing.proxy import Link
@@ -716,6 +716,25 @@ class ForeignPart(OnePartFault, action="foreign_part"):
             return
         yield replace(part, content=clone(part.read(), "foreign"), path=None, remove=False)
         part.discard()
+
+
+class DICOMPart(OnePartFault, action="dicom_part"):
+    """Part number `part` is a DICOM file, `application/dicom`, whatever was asked for."""
+
+    def instead(self, part: PartOut) -> Iterator[PartOut]:
+        """Some other instance."""
+        part.discard()
+        content = sample_file("test-SR.dcm").read_bytes()
+        yield replace(part, content_type="application/dicom", content=content, path=None, remove=False)
+
+
+class EmptyPart(OnePartFault, action="empty_part"):
+    """Part number `part` has a header and no content."""
+
+    def instead(self, part: PartOut) -> Iterator[PartOut]:
+        """The header alone."""
+        part.discard()
+        yield replace(part, content=b"", path=None, remove=False)
 
 
 class CutPart(OnePartFault, action="cut_part"):

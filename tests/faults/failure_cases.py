@@ -253,6 +253,15 @@ _add("missing part", "the first part is left out, once", "drop_part", needs=("mu
 _add("missing part always", "the first part is left out, every time", "drop_part", needs=("multipart",), always=True)
 _add("duplicate part", "the first part comes twice", "duplicate_part", needs=("multipart",), always=True)
 _add("foreign part", "the first part is another instance", "foreign_part", needs=("multipart", "object"), always=True)
+_add(
+    "DICOM part",
+    "the first part is a DICOM file, whatever was asked for",
+    "dicom_part",
+    needs=("multipart",),
+    always=True,
+)
+_add("empty part", "the first part is empty, once", "empty_part", needs=("multipart",))
+_add("empty part always", "the first part is empty, every time", "empty_part", needs=("multipart",), always=True)
 _add("halved part", "the first part lacks its second half, once", "cut_part", needs=("multipart",))
 _add(
     "halved part always",

@@ -149,9 +149,9 @@ def test_a_search_of_a_folder_that_is_not_there_can_be_closed(tmp_path: Path) ->
 @pytest.mark.parametrize("lazy", ["iter_instance_frames", "iter_study", "iter_bulkdata"])
 def test_closing_ends_the_request(web, lazy: str) -> None:
     kind = "application/dicom" if lazy == "iter_study" else "application/octet-stream"
-    files = [b"x" * 40_000] * 40
-    if lazy == "iter_study":
-        files = [web.dicom(f"1.4.{number}", study="1.2", series="1.3", filler=40_000) for number in range(40)]
+    files = [web.dicom(f"1.4.{number}", study="1.2", series="1.3", filler=40_000) for number in range(40)]
+    if lazy == "iter_instance_frames":
+        files = [bytes(40_000)] * 40
     _, client = web.connect(lambda request: Reply.multipart(files, kind=kind))
     arguments: dict[str, tuple[Any, ...]] = {
         "iter_instance_frames": (*ONE, list(range(1, 41))),
