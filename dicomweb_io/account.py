@@ -243,7 +243,7 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
     if summary["search_failures"]:
         failed = summary["search_failures"]
-        yield f"  {failed:,} requests of the search failed, so some instances may not have been found."
+        yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
     if summary["lines"]:
         open_lines = [f"{summary[name]:,} {words}" for name, words in _LINE_WORDS.items() if summary[name]]
         yield (

@@ -151,18 +151,20 @@ class Resource:
 
         Args:
             value: A `Resource`; a row of a search or metadata in the DICOM JSON model (the UIDs it holds decide the
-                level); a mapping with the attribute names of this class (as `to_dict` gives); a `URI` or the text of
-                a DICOMweb URI, absolute or from ``studies/`` on.
+                level, and an empty one is an error: a row never names the whole that it is a part of); a mapping with
+                the attribute names of this class (as `to_dict` gives); a `URI` or the text of a DICOMweb URI, absolute
+                or from ``studies/`` on.
 
         Raises:
-            TypeError, ValueError: If the value names no study.
+            TypeError, ValueError: If the value names no study, or lacks a UID above or of what it names.
         """
         if isinstance(value, Resource):
             return value
         if isinstance(value, Mapping):
             if "study_instance_uid" in value:
                 known = {"study_instance_uid", "series_instance_uid", "sop_instance_uid", "frames"}
-                fields = {key: item for key, item in value.items() if key in known and item}
+                # An empty text is a UID that is missing; None is a level that is not meant.
+                fields = {key: item for key, item in value.items() if key in known and item not in (None, ())}
                 if "frames" in fields:
                     fields["frames"] = tuple(fields["frames"])
                 return cls(**fields)
@@ -172,8 +174,13 @@ class Resource:
                     "a reference needs a StudyInstanceUID (0020000D); the row has only the tags "
                     + ", ".join(sorted(map(str, value))[:20])
                 )
-            series = _uid_of(value, SERIES_INSTANCE_UID)
-            return cls(study, series, _uid_of(value, SOP_INSTANCE_UID) if series is not None else None)
+            series, instance = _uid_of(value, SERIES_INSTANCE_UID), _uid_of(value, SOP_INSTANCE_UID)
+            # A row never names more than what it is a row of: an instance without its series is not its study.
+            if series is None and (_has(value, SERIES_INSTANCE_UID) or _has(value, SOP_INSTANCE_UID)):
+                raise InvalidIdentifierError(f"the row of study {study} lacks its SeriesInstanceUID (0020000E)")
+            if instance is None and _has(value, SOP_INSTANCE_UID):
+                raise InvalidIdentifierError(f"the row of series {series} lacks its SOPInstanceUID (00080018)")
+            return cls(study, series, instance)
         uri = value if isinstance(value, URI) else None
         if uri is None:
             if not isinstance(value, str):
@@ -196,6 +203,10 @@ def _open(path: str) -> BinaryIO:
     except ValueError as error:
         # A null character, or a protocol that fsspec does not know.
         raise InvalidIdentifierError(f"{safe_url(path)!r} cannot be opened: {error}") from None
+
+
+def _has(row: Mapping[str, Any], tag: str) -> bool:
+    return tag in row or tag.lower() in row
 
 
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:

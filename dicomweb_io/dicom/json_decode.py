@@ -37,12 +37,12 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 _SPACE_AND_COMMAS = re.compile(rb"[ \t\r\n,]*")
 _BOM = b"\xef\xbb\xbf"
 
-_TEXT_VRS = frozenset(
-    ["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
-)
 _LOWER_TAG = re.compile(r"(?=.*[a-f])[0-9A-Fa-f]{8}")
 _NAMES = ("0020000D", "0020000E", "00080018")
 
+_TEXT_VRS = frozenset(
+    ["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
+)
 _MAX_LEVELS = 200
 _FEW_LEVELS = 12
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -154,7 +154,7 @@ def _without_non_finite(value: Any) -> Any:
 
 
 def without_padding(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with tags in upper case, and with the UIDs of its study, series and instance as lists without padding.
+    """The row with tags in upper case, and with UIDs as lists without padding.
 
     Servers send tags in lower case, UIDs with the blank or null character that fills them in files, and single values
     in place of lists.
@@ -162,14 +162,13 @@ def without_padding(row: dict[str, Any]) -> dict[str, Any]:
     text = "".join(row)
     if text != text.upper():
         row = _upper(row)
-    for tag in _NAMES:
-        element = row.get(tag)
-        if not isinstance(element, dict):
-            continue
-        value = element.get("Value")
-        first = value[0] if isinstance(value, list) and value else value
-        if isinstance(first, str) and (value is first or first != first.strip(" \0")):
-            row[tag] = {**element, "Value": [first.strip(" \0")]}
+    for tag, element in row.items():
+        if isinstance(element, dict) and (element.get("vr") == "UI" or tag in _NAMES):
+            given = element.get("Value")
+            uids = given if isinstance(given, list) else [given] if isinstance(given, str) else []
+            bare = [uid.strip(" \0") if isinstance(uid, str) else uid for uid in uids]
+            if bare and bare != given:
+                row[tag] = {**element, "Value": bare}
     return row
 
 

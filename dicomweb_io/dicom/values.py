@@ -151,6 +151,11 @@ def parse_date_time(text: str) -> Interval | None:
     return Interval(first * _DAY + time.first, last * _DAY + time.last, offset)
 
 
+def day_of(instant: int) -> str:
+    """The date, as ``YYYYMMDD``, of an instant of a DT."""
+    return date.fromordinal(instant // _DAY).strftime("%Y%m%d").zfill(8)
+
+
 def parse_offset(text: str) -> int | None:
     """The minutes of an offset from UTC such as ``+0130``; None if it is not one (-1200 to +1400)."""
     match = _OFFSET.match(text.strip(" \0"))
@@ -302,7 +307,7 @@ def name_predicate(pattern: str) -> Callable[[Any], bool]:
         pattern: The name, of which at least one group is not empty.
     """
     wanted = [canonical_group(part) for part in pattern.split("=")]
-    tests = [_group_predicate(part) for part in wanted]
+    tests = [name_group_test(part) for part in wanted]
     if len(tests) == 1:
         test = tests[0]
         return lambda value: any(test(canonical_group(part)) for part in name_text(value).split("=") if part)
@@ -316,7 +321,8 @@ def name_predicate(pattern: str) -> Callable[[Any], bool]:
     return matches
 
 
-def _group_predicate(group: str) -> Callable[[str], bool]:
+def name_group_test(group: str) -> Callable[[str], bool]:
+    """Makes a test of groups of names against one group, in which ``*`` and ``?`` are wildcards."""
     if "*" not in group and "?" not in group:
         return group.__eq__
     matcher = wildcard_test(group)

@@ -30,6 +30,7 @@ import json
 import random
 import re
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -37,7 +38,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from email.utils import formatdate
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import encode_dataset
@@ -483,6 +484,36 @@ class WrongVRs(RowFault, action="wrong_vrs"):
             yield {**row, **{tag: value for tag, value in self.spoilt.items() if tag in row or tag == "00100020"}}
 
 
+@dataclass(frozen=True)
+class NullRow(RowFault, action="null_row"):
+    """Row number `row` of the answer is null."""
+
+    row: int = 1
+
+    def apply(self, rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
+        """The rows with null in the place of one."""
+        for number, row in enumerate(rows, start=1):
+            yield cast("JSONRow", None) if number == self.row else row
+
+
+class LowerCaseTags(RowFault, action="lower_case_tags"):
+    """Tags in lower case, and UIDs with the null character that fills them in files."""
+
+    def apply(self, rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
+        """The rows spelt so."""
+        return map(self._spelt, rows)
+
+    def _spelt(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._spelt(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        changed = {key.lower() if len(key) == 8 else key: self._spelt(item) for key, item in value.items()}
+        if changed.get("vr") == "UI" and "Value" in changed:
+            changed["Value"] = [uid + "\0" * (len(uid) % 2) for uid in changed["Value"]]
+        return changed
+
+
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
@@ -542,6 +573,22 @@ class LyingTotal(SearchFault, action="lying_total"):
         """Announces another total."""
         search.total_announced = True
         search.total_error += self.difference
+
+
+@dataclass(frozen=True)
+class EmptyPage(SearchFault, action="empty_page"):
+    """The page is empty (or the one from row `offset` on), though X-Total-Count tells of rows behind it."""
+
+    offset: int | None = None
+
+    def apply(self, search: Search) -> None:
+        """Leaves all rows out, or ends the page before that row."""
+        search.total_announced = True
+        if self.offset in (None, search.start):
+            search.withheld = sys.maxsize
+        elif self.offset is not None and search.start < self.offset:
+            before = self.offset - search.start
+            search.limit = before if search.limit is None else min(before, search.limit)
 
 
 @dataclass(frozen=True)

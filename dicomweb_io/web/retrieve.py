@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.errors import IncompleteDICOMError, IncompleteJSONError
-from dicomweb_io.dicom.json_decode import iter_json_objects
+from dicomweb_io.dicom.json_decode import iter_json_objects, without_padding
 from dicomweb_io.dicom.media_types import (
     DICOM,
     DICOM_JSON,
@@ -538,6 +538,7 @@ class MetadataRetriever:
             raise answer.error(f"a dataset of the answer cannot be read: {error}", MalformedResponseError) from error
         if not isinstance(row, dict):
             raise answer.error("the answer holds something that is not a dataset", MalformedResponseError)
+        row = without_padding(row)
         if b"BulkDataURI" in text:
             _make_absolute(row, answer.url)
         return row

@@ -10,6 +10,7 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 
+from dicomweb_io.account import exit_code
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
@@ -414,3 +415,34 @@ def test_two_copiers_into_one_folder_at_once_agree(source, folder):
     originals = {path.read_bytes() for path in Path(source.base_url.removeprefix("file://")).rglob("*.dcm")}
     assert {path.read_bytes() for path in files} == originals
     assert not [path for path in Path(folder).rglob("*") if path.is_file() and path.suffix not in (".dcm", ".segment")]
+
+
+@pytest.mark.parametrize(
+    ("how", "transferred", "complete"),
+    [
+        ([fault("empty_page", times=None, offset=20)], 20, False),
+        ([fault("empty_page", first=2, offset=200)], 210, True),
+        ([fault("lying_total", times=None, difference=7)], 210, False),
+        ([fault("lying_total", times=None, difference=-15)], 210, True),
+        ([fault("lying_total", times=None, difference=-205)], 210, True),
+        ([fault("null_row", times=None, row=5)], 208, False),
+        ([fault("lower_case_tags", times=None)], 210, True),
+        ([fault("ignore_limit", times=None)], 210, True),
+        ([fault("ignore_limit", times=None), fault("ignore_offset", times=None)], 210, True),
+        (
+            [fault("ignore_limit", times=None), fault("ignore_offset", times=None), fault("lying_total", difference=0)],
+            210,
+            True,
+        ),
+    ],
+    ids=lambda value: "+".join(one.action for one in value) if isinstance(value, list) else None,
+)
+def test_many_instances_of_servers_that_say_odd_things(serve, tmp_path, folder, how, transferred, complete):
+    make_study(tmp_path / "many", instances=210, size=200)
+    faults = [fault(one.action, path="/instances$", first=one.first, times=one.times, **one.options) for one in how]
+    server = serve(tmp_path / "many", faults=faults)
+    source = Endpoint(server.url, profile="generic")
+    summary = run_transfer(TransferJob(source, Endpoint(str(folder))))
+    assert summary["transferred"] == transferred
+    assert (summary["search_failures"] == 0) is complete
+    assert exit_code(summary) == (0 if complete else 1)
