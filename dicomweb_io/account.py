@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.elements import Exclusion, Failure, StoredInstance
 from dicomweb_io.listing import InstanceGroup
+from dicomweb_io.options import report_lines
 
 if TYPE_CHECKING:
     from dicomweb_io.transfer import TransferJob
@@ -33,6 +34,7 @@ ROW = "Transfer"
 """The step that a row which names nothing fails in."""
 
 READ = "ReadFile"
+REPORT = "WriteReport"
 UNREADABLE_LINE = "ReadLine"
 UNMATCHED_LINE = "MatchLine"
 SEVERAL_PATIENTS = "CheckPatients"
@@ -50,6 +52,7 @@ _LINE_WORDS = {
 }
 _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
 _REASON = "reason: "
+_WARNING = "warning: "
 _NAMES = re.compile(r"\d+(?:\.\d+){2,}")
 MAX_LISTED = 1000
 """The files left out that a summary lists."""
@@ -62,7 +65,7 @@ def is_search_failure(failure: Failure) -> bool:
 
     It is reported beside the numbers, because it is unknown how many instances it concerns.
     """
-    return failure.transform not in (READ, *_LINES) and (
+    return failure.transform not in (READ, REPORT, *_LINES) and (
         failure.transform in _BEFORE or failure.reference is None or failure.reference.level in ("study", "series")
     )
 
@@ -74,13 +77,17 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
     elif isinstance(fate, StoredInstance):
         yield ("already_there" if fate.outcome == "exists" else "transferred"), 1
         yield "bytes", fate.size
+        for warning in fate.warnings:
+            yield f"{_WARNING}{warning}", 1
     elif isinstance(fate, Exclusion):
         yield "found", 1
         yield fate.kind, 1
         if fate.conflicts:
             yield "conflicting", 1
     else:
-        if fate.transform in _LINES:
+        if fate.transform == REPORT:
+            yield "unwritten", 1
+        elif fate.transform in _LINES:
             yield _LINES[fate.transform], 1
         elif is_search_failure(fate):
             yield "search_failures", 1
@@ -171,20 +178,28 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``search_failures``,
         ``conflicting`` (duplicates whose content is not in the file that was chosen), ``lines`` of a list, and of them
-        ``lines_unmatched``, ``lines_unreadable`` and ``lines_withheld`` (they name several patients), ``bytes``,
-        ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``duplicates`` and
-        ``ignored_files`` (the first thousand).
+        ``lines_unmatched``, ``lines_unreadable`` and ``lines_withheld`` (they name several patients),
+        ``unwritten`` (reports that could not be written), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons``
+        (of failures, most frequent first), ``warnings`` (what is odd about instances that were transferred, with their
+        numbers), ``duplicates`` and ``ignored_files`` (the first thousand).
     """
     counts: Mapping[str, int] = document["counts"]
-    names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "bytes")
+    names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "unwritten", "bytes")
     summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     summary["seconds"] = round(seconds, 3)
     summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
-    reasons = {name[len(_REASON) :]: number for name, number in counts.items() if name.startswith(_REASON)}
-    summary["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
+    for name, prefix in (("reasons", _REASON), ("warnings", _WARNING)):
+        texts = {text[len(prefix) :]: number for text, number in counts.items() if text.startswith(prefix)}
+        summary[name] = dict(sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
     summary["duplicates"] = [item for item in document["left_out"] if item["kind"] == "duplicate"]
     summary["ignored_files"] = [item for item in document["left_out"] if item["kind"] == "ignored"]
     return summary
+
+
+def write_summary(path: str | None, summary: dict[str, Any]) -> None:
+    """Writes a summary as JSON; if that fails, the summary says so and goes to standard error."""
+    if path is not None and report_lines(path, "--summary", [json.dumps(summary, indent=2)]) is not None:
+        summary["unwritten"] += 1
 
 
 def adds_up(summary: Mapping[str, Any]) -> bool:
@@ -197,7 +212,7 @@ def exit_code(summary: Mapping[str, Any]) -> int:
 
     Conflicting files are not done: an image that was asked for is not at the destination.
     """
-    return 0 if adds_up(summary) and _is_whole(summary) else 1
+    return 0 if adds_up(summary) and _is_whole(summary) and not summary["unwritten"] else 1
 
 
 def _is_whole(summary: Mapping[str, Any]) -> bool:
@@ -210,6 +225,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     yield f"From {job.source.safe_url} to {job.destination.safe_url}"
     yield f"  found          {summary['found']:>10,} {what}"
     yield f"  transferred    {summary['transferred']:>10,}"
+    for warning, number in summary["warnings"].items():
+        yield f"    {number:,} x warning: {warning}"
     yield f"  already there  {summary['already_there']:>10,}"
     conflicting = (
         f"  ({summary['conflicting']:,} differ from the file that was chosen)" if summary["conflicting"] else ""
@@ -234,6 +251,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
             if open_lines
             else (f"  All {summary['lines']:,} lines of the list name something.")
         )
+    if summary["unwritten"]:
+        yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."
     if not adds_up(summary):
         yield "  THE NUMBERS DO NOT ADD UP. Please report this; run the job again to be sure that nothing is missing."
         return

@@ -269,13 +269,15 @@ def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource
         within: Where; UIDs that the row lacks are taken from it.
 
     Raises:
-        InvalidIdentifierError: If the row lacks a UID: it never names its whole parent.
+        InvalidIdentifierError: If the row lacks a UID (it never names its whole parent), or lies elsewhere.
     """
     above = {} if within is None else within.series.uids
     implied = {UID_TAGS[parent]: {"vr": "UI", "Value": [uid]} for parent, uid in above.items()}
     found = Resource.of({**implied, **row})
     if found.level != level:
         raise InvalidIdentifierError(f"a row of a {level} search has only the {found.level} {found.uri}")
+    if within is not None and not within.series.contains(found):
+        raise InvalidIdentifierError(f"a row of a search in {within.series.uri} names {found.uri}")
     return found
 
 
@@ -339,6 +341,8 @@ _COLUMNS = {
 _BY_NAME = {name.lower(): column for name, column in _COLUMNS.items()}
 _STUDY_KEYS = ("AccessionNumber", "PatientID")
 _DELIMITERS = "\t;,"
+_NOT_LISTED = set(" %?#")
+"""Characters of other identifiers, which in a list are more likely a mistake."""
 _PATTERN = re.compile(r"[*?\\]")
 _EXCEL_TEXT = re.compile(r'="(.*)"\Z')
 
@@ -448,7 +452,7 @@ def _of_keys(row: Mapping[str, str]) -> Wanted:
     """What is named by attributes and their values, none of them empty. UIDs go before other attributes."""
     uids = {level: row[keyword] for level, keyword in UID_KEYWORDS.items() if keyword in row}
     for level, uid in uids.items():
-        if not is_uid(uid, permissive=True) or _PATTERN.search(uid):
+        if not is_uid(uid, permissive=True) or _PATTERN.search(uid) or set(uid) & _NOT_LISTED:
             raise ValueError(f"{UID_KEYWORDS[level]} {uid!r} is not a UID")
     if "study" in uids and ("series" in uids or "instance" not in uids):
         return Resource(uids["study"], uids.get("series"), uids.get("instance"))
@@ -476,7 +480,7 @@ def _of_line(line: str) -> Wanted:
     if len(cells) != 1:
         raise ValueError("it has several cells, and the list has no header")
     # An accession number may consist of digits too, but hardly of several components.
-    if cells[0].count(".") > 1 and is_uid(cells[0], permissive=True) and not _PATTERN.search(cells[0]):
+    if cells[0].count(".") > 1 and is_uid(cells[0], permissive=True) and not set(cells[0]) & {*_NOT_LISTED, "*"}:
         return Resource(cells[0])
     return _of_keys({"AccessionNumber": cells[0]} if cells[0] else {})
 

@@ -10,7 +10,6 @@ it in Beam. Both keep their account by `dicomweb_io.account`, so that their numb
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 from dicomweb_io.account import (
     EXCLUSIONS,
     READ,
+    REPORT,
     ROW,
     SEARCHES,
     SEVERAL_PATIENTS,
@@ -33,6 +33,7 @@ from dicomweb_io.account import (
     conflicts_of,
     failure_line,
     make_summary,
+    write_summary,
 )
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.dicom.part10 import header_of
@@ -63,7 +64,7 @@ from dicomweb_io.listing import (
     resource_of_row,
     several_patients,
 )
-from dicomweb_io.options import UsageError, atomic_file, check_writable, filters_from, wanted_from, write_lines
+from dicomweb_io.options import Report, UsageError, check_writable, filters_from, wanted_from
 from dicomweb_io.pool import BoundedPool, Lane, Room, WorkCancelled
 from dicomweb_io.queries import level_of, make_query
 from dicomweb_io.spool import PrivateDirectory
@@ -618,19 +619,19 @@ def run_transfer(
             clients = job.source.connect(), job.destination.connect()
             for client in clients:
                 stack.callback(client.close)
-        failures = stack.enter_context(atomic_file(job.failures)) if job.failures is not None else None
+        failures = stack.enter_context(Report(job.failures, "--failures"))
         copier = stack.enter_context(InstanceCopier(*clients, **job.copy_options()))
         for fate in _all_fates(clients[0], job, copier, max_in_flight):
             account.add(fate)
             named = [fate] if isinstance(fate, Failure) else conflicts_of(fate) if isinstance(fate, Exclusion) else ()
             for failure in named:
                 on_failure(failure)
-                if failures is not None:
-                    failures.write(failure_line(failure) + "\n")
+                failures.write(failure_line(failure))
+    if failures.problem is not None:
+        account.add(Failure(REPORT, failures.problem))
     account.counts["lines"] = len(job.lines)
     summary = make_summary(account.document(), time.monotonic() - started)
-    if job.summary is not None:
-        write_lines(job.summary, [json.dumps(summary, indent=2)])
+    write_summary(job.summary, summary)
     return summary
 
 

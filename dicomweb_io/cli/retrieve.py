@@ -28,6 +28,7 @@ from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.listing import resource_of_row
 from dicomweb_io.options import UsageError, connect, endpoint_from
+from dicomweb_io.spool import PrivateDirectory
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -82,7 +83,7 @@ def _full(client: DICOMClient, reference: Resource, args: argparse.Namespace) ->
     # The spool folder stands beside the target, so that saving a large file is a rename, not a copy.
     directory = args.output_dir if args.save else tempfile.gettempdir()
     os.makedirs(directory, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".retrieve-") as spool, progress("instances") as shown:
+    with PrivateDirectory(directory, ".retrieve-") as spool, progress("instances") as shown:
         options = {"media_types": _media_types(args), "max_element_bytes": _IN_MEMORY, "spool_directory": spool}
         names = FileNames(args.output_dir, "dcm")
         for instance in _all(client, reference, options):

@@ -24,6 +24,7 @@ A new fault is a class here with an `action`; `fault`, JSON, the command and the
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import random
@@ -39,6 +40,9 @@ from email.utils import formatdate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
+from dicomweb_io.dicom.attributes import resolve, vr_of
+from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.testing.samples import clone
 
 if TYPE_CHECKING:
@@ -511,6 +515,22 @@ class LowerCaseTags(RowFault, action="lower_case_tags"):
         return changed
 
 
+@dataclass(frozen=True)
+class ForeignRow(RowFault, action="foreign_row"):
+    """The first row is of another object: `attribute` has `value`, as if the filter on it were ignored."""
+
+    attribute: str = "PatientID"
+    value: str = "SOMEBODY-ELSE"
+
+    def apply(self, rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
+        """Changes the first row."""
+        tag = resolve(self.attribute)[0]
+        vr = vr_of(tag)
+        value = {"Alphabetic": self.value} if vr == "PN" else self.value
+        for number, row in enumerate(rows):
+            yield row if number else {**row, tag: {"vr": vr, "Value": [value]}}
+
+
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
@@ -536,6 +556,14 @@ class IgnoreFilters(SearchFault, action="ignore_filters"):
     def apply(self, search: Search) -> None:
         """Forgets the filters."""
         search.filters.clear()
+
+
+class IgnorePath(SearchFault, action="ignore_path"):
+    """The study and series in the path are ignored: rows of all of them are returned."""
+
+    def apply(self, search: Search) -> None:
+        """Searches the whole archive."""
+        search.target = replace(search.target, study=None, series=None)
 
 
 class IgnoreLimit(SearchFault, action="ignore_limit"):
@@ -696,6 +724,53 @@ class CutPart(OnePartFault, action="cut_part"):
     def instead(self, part: PartOut) -> Iterator[PartOut]:
         """The first half under the header of the whole."""
         yield replace(part, sent=part.size // 2)
+
+
+class InstanceFault(PartFault):
+    """A fault of every instance of a multipart answer; parts of other media types are sent as they are."""
+
+    def apply(self, message: Multipart) -> None:
+        """Replaces the content of the parts with what `instead` makes of it."""
+        message.parts = map(self._replaced, message.parts)
+
+    def _replaced(self, part: PartOut) -> PartOut:
+        if part.content_type.partition(";")[0] != "application/dicom":
+            return part
+        content = self.instead(part.read())
+        part.discard()
+        return replace(part, content=content, path=None, remove=False)
+
+    def instead(self, content: bytes) -> bytes:
+        """What is sent for an instance."""
+        raise NotImplementedError
+
+
+class CutBeforePixels(InstanceFault, action="cut_before_pixels"):
+    """Every instance ends just before its pixel data, in a part that ends in order."""
+
+    def instead(self, content: bytes) -> bytes:
+        """The instance without its pixel data."""
+        scan = scan_header(content)
+        return content if scan.pixel_data is None or scan.deflated else content[: scan.end]
+
+
+class MissingDelimiter(InstanceFault, action="missing_delimiter"):
+    """Every image is encapsulated, a fragment for each frame, without the delimiter behind the last one."""
+
+    def instead(self, content: bytes) -> bytes:
+        """The image in fragments said to be RLE, which they are not."""
+        import pydicom
+        from pydicom.encaps import encapsulate
+
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        pixels = dataset.get("PixelData")
+        if not pixels or dataset.file_meta.TransferSyntaxUID.is_compressed:
+            return content
+        frames = int(dataset.get("NumberOfFrames", 1))
+        size = len(pixels) // frames
+        dataset.PixelData = encapsulate([pixels[number * size : (number + 1) * size] for number in range(frames)])
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+        return encode_dataset(dataset)[:-8]
 
 
 # Stores ---------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transfer import TransferJob
 from dicomweb_io.transforms.metrics import TALLY
 from pipelines.transfer import TransferOptions, main, run
+from tests.answering import Reply
 from tests.unit.files.conftest import dicom_bytes
 
 PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
@@ -448,6 +450,59 @@ def test_a_failures_file_is_complete_or_absent(tmp_path):
     assert path.read_text() == "new\n"
     assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["report"]
+
+
+# Reports ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("driver", "option"),
+    # The account that the job itself has to write is as large as its summary.
+    [("dicomweb_io", "--failures"), ("dicomweb_io", "--summary"), ("pipelines.transfer", "--failures")],
+)
+def test_what_a_full_disk_cannot_take_is_printed(driver, option, serve, small, folder, tmp_path):
+    """A limit on the size of files stands for the disk; the archives are servers, so that only reports are written."""
+    source = serve(small, faults=[fault("status", path="/(series|instances)/[0-9.]+$", status=404, times=100)]).url
+    names = ("copy", source) if driver == "dicomweb_io" else ("--source", source, "--destination")
+    report = tmp_path / "report"
+    size = 4000 if option == "--failures" else 200
+    program = (
+        f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}));"
+        f"sys.argv = {['', *names, serve(folder).url, option, str(report)]!r};"
+        f"runpy.run_module({driver!r}, run_name='__main__')"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 1, answer.stderr
+    assert f"{option} {report} cannot be written: File too large; its lines follow" in answer.stderr
+    if option == "--failures":
+        lines = [json.loads(line) for line in answer.stderr.splitlines() if line.startswith('{"transform"')]
+        assert len({json.dumps(line["reference"]) for line in lines}) == len(lines) == 40
+    else:
+        assert '"duplicates": []' in answer.stderr
+    assert "40" in answer.stdout
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("driver", ["job", "command"])
+def test_a_folder_of_reports_that_goes_away_takes_nothing_with_it(driver, answering, folder, tmp_path, capsys):
+    reports = tmp_path / "reports"
+    reports.mkdir()
+
+    def refuse(request):
+        shutil.rmtree(reports, ignore_errors=True)
+        return Reply(404)
+
+    options = ("--failures", str(reports / "failures"), "--summary", str(reports / "summary"))
+    source = answering(refuse).url
+    if driver == "job":
+        code = main(["--source", source, "--destination", str(folder), *options])
+    else:
+        code = command_line(["copy", source, str(folder), *options])
+    printed = capsys.readouterr()
+    assert code == 1
+    assert '{"transform": "SearchForSeries"' in printed.err
+    assert '"search_failures": 1' in printed.err
+    assert "found" in printed.out
 
 
 # Conflicts ----------------------------------------------------------------------------------------------------------

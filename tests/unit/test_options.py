@@ -32,6 +32,7 @@ def test_options_make_an_endpoint():
         "user": "me",
         "password_env": "PASSWORD",
         "qido_prefix": "qido",
+        "internal_url": "http://inner/rs",
         "profile": "orthanc",
         "timeout": 3,
         "deadline": 9,
@@ -42,6 +43,7 @@ def test_options_make_an_endpoint():
     endpoint = make_endpoint("https://pacs.example/rs", given)
     assert endpoint.credentials == BasicCredentials("me", password_env="PASSWORD")
     assert (endpoint.prefixes, endpoint.profile) == (Prefixes(qido="qido"), "orthanc")
+    assert endpoint.internal_url == "http://inner/rs"
     assert (endpoint.timeouts, endpoint.limits) == (Timeouts(3, 3, 9), Limits(2))
     assert endpoint.tls == TLS("ca.pem", "cert.pem")
     plain = make_endpoint("https://pacs.example/rs", {})
@@ -224,6 +226,8 @@ def test_lines_are_added_to_a_private_file(tmp_path):
 def test_a_report_is_checked_before_the_work_starts(tmp_path):
     check_writable(str(tmp_path / "report"), "--summary")
     check_writable("gs://bucket/report", "--summary", elsewhere=True)
+    with pytest.raises(UsageError, match="this is a folder"):
+        check_writable(str(tmp_path), "--summary")
     with pytest.raises(UsageError, match="there is no folder"):
         check_writable(str(tmp_path / "no" / "report"), "--summary")
     with pytest.raises(UsageError, match="cannot write to this machine"):

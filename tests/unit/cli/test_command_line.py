@@ -189,6 +189,18 @@ def test_index_and_delete(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(capsys.readouterr().out)["instances"] == 0
 
 
+def test_a_bad_value_does_not_end_what_is_printed_for_people(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(folder, faults=[fault("wrong_vrs", times=None)]) as server:
+        where = ("--url", server.url, "retrieve", "instances", "--study", STUDY, "--series", SERIES)
+        assert run(*where, "--instance", INSTANCE, "metadata", "--dicomize") == 0
+    shown = capsys.readouterr().out
+    assert "not a number" in shown
+    assert INSTANCE in shown
+    assert f"{INSTANCE}: the element 00200011 does not follow" in caplog.text
+
+
 def test_a_closed_pipe_is_no_traceback(folder: Path) -> None:
     code = f"{sys.executable} -m dicomweb_io --url {folder} search instances | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
