@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from dicomweb_io.dicom.part10 import Header, header_of, readable
-from dicomweb_io.dicom.uids import check_uid, path_segment
+from dicomweb_io.dicom.uids import check_uid, is_uid, path_segment
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
 
@@ -222,10 +222,12 @@ def _has(row: Mapping[str, Any], tag: str) -> bool:
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:
     element = row.get(tag) or row.get(tag.lower())
     value = element.get("Value") if isinstance(element, Mapping) else None
-    if value and isinstance(value, (list, tuple)):
-        value = value[0]
-    # Servers pad as files do, and write a text in place of a list.
-    return (value.strip(" \0") or None) if isinstance(value, str) else None
+    first = value[0] if value and isinstance(value, (list, tuple)) else value
+    if not isinstance(first, str):
+        return None
+    # Servers pad as files do, and write one UID in place of a list.
+    uid = first.strip(" \0")
+    return uid if uid and (first is not value or is_uid(uid)) else None
 
 
 @dataclass(frozen=True)
