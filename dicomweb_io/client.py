@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from dicomweb_io.dicom.attributes import lookup_keyword, lookup_tag
-from dicomweb_io.dicom.json_decode import first_value
+from dicomweb_io.dicom.frames import number_of_frames
 from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
@@ -31,7 +31,13 @@ from dicomweb_io.elements import (
     SearchQuery,
     StoredInstance,
 )
-from dicomweb_io.errors import MalformedResponseError, SearchIncompleteError, StoreError, http_error
+from dicomweb_io.errors import (
+    InvalidIdentifierError,
+    MalformedResponseError,
+    SearchIncompleteError,
+    StoreError,
+    http_error,
+)
 from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.profiles import GENERIC, Finding, ProbeReport, ServerProfile
 from dicomweb_io.queries import check_limits, make_query
@@ -54,11 +60,13 @@ Storable = Union[Instance, bytes, str, "os.PathLike[str]", "Dataset", BinaryIO]
 
 OnExisting = Literal["server", "skip", "replace", "error"]
 Verify = Literal["response", "uid", "content"]
+FilterMismatch = Literal["error", "warn"]
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
+_FRAMES_AT_ONCE = 1000
 
 
 class DICOMClient(ABC):
@@ -156,7 +164,8 @@ class DICOMClient(ABC):
                 instead of a copy. The caller must neither change nor delete it; it lies outside of `spool_directory`.
 
         Yields:
-            `Instance`, each once, in the archive's order.
+            `Instance`, each once, in the archive's order; those that a server sends without pixel data come last, after
+            a second request. `Instance.warnings` says what is odd about one.
 
         Raises:
             requests.HTTPError: After all retries. What was yielded before is complete and correct; the exception
@@ -615,7 +624,11 @@ class DICOMClient(ABC):
         nameless = 0
         implied = {UID_TAGS[level]: {"vr": "UI", "Value": [uid]} for level, uid in resource.series.uids.items()}
         for row in self.iter_search(query):
-            reference = Resource.of({**implied, **row})
+            try:
+                reference = Resource.of({**implied, **row})
+            except InvalidIdentifierError:
+                nameless += 1
+                continue
             if reference.level != "instance":
                 nameless += 1
             elif reference not in seen and resource.contains(reference):
@@ -787,10 +800,14 @@ class DICOMClient(ABC):
     ) -> list[bytes]:
         """The bulk data of an instance: all its frames."""
         metadata = list(self.iter_metadata(resource, additional_params=additional_params))
-        count = first_value(metadata[0], "NumberOfFrames", 1) if metadata else 1
-        numbered = replace(resource, frames=tuple(range(1, max(int(count), 1) + 1)))
-        found = self.iter_frames(numbered, media_types=media_types, additional_params=additional_params)
-        return [_content_of(frame) for frame in found]
+        last = max(number_of_frames(metadata[0]), 1) if metadata else 1
+        found: list[bytes] = []
+        # What metadata say is no reason to fill the memory with numbers: the first frame that is missing ends it.
+        for start in range(1, last + 1, _FRAMES_AT_ONCE):
+            numbered = replace(resource, frames=tuple(range(start, min(start + _FRAMES_AT_ONCE, last + 1))))
+            frames = self.iter_frames(numbered, media_types=media_types, additional_params=additional_params)
+            found += map(_content_of, frames)
+        return found
 
     def iter_instance_frames(
         self,
@@ -1064,3 +1081,16 @@ def check_chunk_size(chunk_size: object) -> int:
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, not {chunk_size}")
     return chunk_size
+
+
+def check_filter_mismatch(choice: object) -> FilterMismatch:
+    """Returns `choice` if it says what becomes of a search whose rows contradict its filters.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if choice == "error":
+        return "error"
+    if choice == "warn":
+        return "warn"
+    raise ValueError(f"filter_mismatch must be 'error' or 'warn', not {choice!r}")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
-from dicomweb_io.dicom.uids import is_safe_name
+from dicomweb_io.dicom.uids import file_name, is_safe_name
 from dicomweb_io.elements import Bulkdata, Frame, Instance
 from dicomweb_io.http.retry import start_anew_after_fork
 
@@ -267,7 +267,7 @@ class PrivateDirectory:
         if isinstance(part, Instance):
             # The UID is for people who look for the file; not every identifier can be part of a file's name.
             uid = str(part.reference.sop_instance_uid)
-            name = f"{uid}-{name}" if is_safe_name(uid) else name
+            name = f"{file_name(uid)}-{name}" if is_safe_name(uid) else name
         target = os.path.join(os.path.dirname(directory), name)
         os.replace(path, target)
         return target

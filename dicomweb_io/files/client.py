@@ -336,8 +336,7 @@ class DICOMfileClient(DICOMClient):
 
     def _notice(self, resource: Resource) -> bool:
         """Looks for an instance where another client would have stored it after this one took its snapshot."""
-        uids = (resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid)
-        if not all(is_safe_name(str(uid)) for uid in uids):
+        if not all(map(is_safe_name, resource.uids.values())):
             return False
         path = layout_path(resource)
         if self._folder.stat(path) is None:

@@ -191,7 +191,8 @@ class FolderRenderer:
             return resource.frames
         try:
             count = max(1, int(header.get("NumberOfFrames") or 1))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
+            # Its frames cannot be read then, and the error says so.
             count = 1
         if media_type == "image/gif" and count > 1 and resource.sop_instance_uid is not None:
             if count > _MAX_FRAMES:

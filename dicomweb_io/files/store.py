@@ -6,6 +6,7 @@ of each other. Only a folder that holds files with other names is searched by it
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,10 +14,10 @@ from dataclasses import replace
 from typing import BinaryIO, Literal
 
 from dicomweb_io.client import OnExisting, Storable, Verify
-from dicomweb_io.dicom.errors import DICOMError, IncompleteDICOMError, InvalidIdentifierError
+from dicomweb_io.dicom.errors import DICOMError, IncompleteDICOMError
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.part10 import check_complete, header_from_scan
-from dicomweb_io.dicom.uids import is_safe_name
+from dicomweb_io.dicom.part10 import WITHOUT_DELIMITER, check_complete, header_from_scan, judge
+from dicomweb_io.dicom.uids import file_name, is_file_name
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.files.places import Folder, Problem, SourceChangedError, SourceFile, read_exactly
@@ -36,19 +37,13 @@ def layout_path(reference: Resource) -> str:
     Raises:
         InvalidIdentifierError: If a UID cannot be a name in a path.
     """
-    uids = (reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid))
-    for uid in uids:
-        if not is_safe_name(uid):
-            raise InvalidIdentifierError(
-                f"{uid!r} cannot be part of a file's path, so the instance cannot be stored in a folder"
-            )
-    return f"{uids[0]}/{uids[1]}/{uids[2]}.dcm"
+    return "/".join(map(file_name, reference.instance.uids.values())) + ".dcm"
 
 
 def is_layout_path(path: str) -> bool:
     """Whether a path is one that `layout_path` could have given."""
     match = _LAYOUT.match(path)
-    return match is not None and all(map(is_safe_name, match.groups()))
+    return match is not None and all(map(is_file_name, match.groups()))
 
 
 def has_other_layout(folder: Folder) -> bool:
@@ -193,7 +188,7 @@ class FolderStore:
                 with instance.open() as file:
                     read, temporary = collect(iter(lambda: file.read(_CHUNK), b""), max_bytes=_MEMORY_BYTES)
                 # It came in pieces, and it was another read that was checked before: these bytes count.
-                copy = Instance(instance.reference, instance.transfer_syntax_uid, read, temporary)
+                copy = dataclasses.replace(instance, content=read, path=temporary)
                 if copy.size != item.size:
                     raise SourceChangedError(str(instance.path))
                 _check(copy, item.size)
@@ -271,6 +266,8 @@ def _check(instance: Instance, size: int) -> None:
         reference = Resource.of_header(header_from_scan(scan))
         if reference != instance.reference:
             raise DICOMError(f"the bytes hold {reference.uri}, not {instance.reference.uri}")
-        problem = check_complete(file, size=size, scan=scan)
+        verdict = judge(file, size=size, scan=scan)
+    # The archive that it comes from has proven that it is whole.
+    problem = verdict.problem or (None if WITHOUT_DELIMITER in instance.warnings else verdict.open_end)
     if problem is not None:
         raise IncompleteDICOMError(f"{instance.reference.uri} is truncated or damaged and was not stored: {problem}")

@@ -8,6 +8,8 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from dicomweb_io.dicom.attributes import WILDCARD_VRS, resolve, vr_of
+from dicomweb_io.dicom.matching import filter_values
+from dicomweb_io.dicom.uids import path_segment
 from dicomweb_io.elements import COLLECTIONS, Resource, SearchQuery
 from dicomweb_io.errors import InvalidIdentifierError, UnsupportedError, safe_url
 from dicomweb_io.http.settings import Prefixes, split_service_url
@@ -16,8 +18,6 @@ from dicomweb_io.http.settings import Prefixes, split_service_url
 _SAFE_IN_VALUE = "*?-._~:/"
 _SAFE_IN_PARAMETER = "*-._~:,()/^"
 _NOT_SENDABLE_RAW = re.compile(r"[^\x21-\x7e]|[\"#%&+,<>\\^`{|}]")
-# Values of these cannot hold a comma.
-_COMMA_SEPARATED = frozenset({"AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "TM", "UI", "UL", "US"})
 
 
 class ServiceURLs:
@@ -55,24 +55,24 @@ class ServiceURLs:
         """The search resource of a query, without its query string (PS3.18 table 10.6.1-1)."""
         path = ""
         if query.study_instance_uid is not None:
-            path += f"studies/{_segment(query.study_instance_uid)}/"
+            path += f"studies/{path_segment(query.study_instance_uid)}/"
         if query.series_instance_uid is not None:
-            path += f"series/{_segment(query.series_instance_uid)}/"
+            path += f"series/{path_segment(query.series_instance_uid)}/"
         path += COLLECTIONS[query.level]
         return self._below(self.prefixes.qido, path + "/count" if count else path)
 
     def retrieve(self, resource: Resource, suffix: str = "") -> str:
         """A retrieve resource, with a suffix such as ``"/metadata"`` (PS3.18 section 10.4.1.1)."""
-        return self._below(self.prefixes.wado, _path(resource) + suffix)
+        return self._below(self.prefixes.wado, resource.uri + suffix)
 
     def store(self, study_instance_uid: str | None = None) -> str:
         """The store resource (PS3.18 table 10.5.1-1)."""
-        path = "studies" if study_instance_uid is None else f"studies/{_segment(study_instance_uid)}"
+        path = "studies" if study_instance_uid is None else f"studies/{path_segment(study_instance_uid)}"
         return self._below(self.prefixes.stow, path)
 
     def delete(self, resource: Resource) -> str:
         """The resource to delete (PS3.18 section 10.7)."""
-        return self._below(self.prefixes.delete, _path(resource))
+        return self._below(self.prefixes.delete, resource.uri)
 
     def bulkdata(self, url: str) -> str:
         """The absolute address of bulk data.
@@ -97,29 +97,6 @@ class ServiceURLs:
                 f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}"
             )
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
-
-
-def _segment(uid: str) -> str:
-    return quote(uid, safe="-._~:")
-
-
-def _path(resource: Resource) -> str:
-    path = "/".join(f"{COLLECTIONS[level]}/{_segment(uid)}" for level, uid in resource.uids.items())
-    return f"{path}/frames/{','.join(map(str, resource.frames))}" if resource.frames else path
-
-
-def filter_values(key: str, value: str) -> list[str]:
-    """The single values of a filter, one of which has to match.
-
-    Args:
-        key: The attribute.
-        value: Its text in a `SearchQuery`: values of a list are joined by backslashes; in types whose values cannot
-            hold a comma (UIDs, codes, dates, numbers) a comma separates too.
-    """
-    values = value.split("\\")
-    if vr_of(resolve(key)[-1]) in _COMMA_SEPARATED:
-        values = [part for item in values for part in item.split(",")]
-    return values
 
 
 def needs_escapes(query: SearchQuery) -> bool:

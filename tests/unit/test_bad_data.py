@@ -18,7 +18,14 @@ from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.listing import instance_of_row
 from dicomweb_io.paging import row_key
 from dicomweb_io.transfer import TransferJob, run_transfer
-from dicomweb_io.transforms import CopyInstances, RetrieveBulkdata, RetrieveFrames, RetrieveInstances, StoreInstances
+from dicomweb_io.transforms import (
+    CopyInstances,
+    RetrieveBulkdata,
+    RetrieveFrames,
+    RetrieveInstances,
+    RetrieveRendered,
+    StoreInstances,
+)
 from dicomweb_io.transforms.frames import bulkdata_uris, number_of_frames
 from dicomweb_io.web.search import contradiction
 from tests.answering import Reply
@@ -76,7 +83,7 @@ def test_a_listing_with_a_row_that_names_no_instance_is_a_failure(archive, folde
         assert_that(got.failures | "2" >> beam.Map(lambda x: x.reference), equal_to([series]), label="retrieved")
 
 
-@pytest.mark.parametrize("number", ["many", [], {"a": 1}, float("inf")])
+@pytest.mark.parametrize("number", ["many", [], {"a": 1}, float("inf"), 1e30, -3, 2.5, "9" * 400, True])
 def test_a_number_of_frames_that_is_none_is_a_failure_of_its_instance(archive, number):
     metadata = row(STUDY, SERIES, INSTANCE, **{"00280008": {"vr": "IS", "Value": [number]}})
     endpoint = archive([row(STUDY, SERIES, INSTANCE)], metadata)
@@ -86,6 +93,33 @@ def test_a_number_of_frames_that_is_none_is_a_failure_of_its_instance(archive, n
         got = p | beam.Create([Resource(STUDY)]) | RetrieveFrames(endpoint, failures="collect")
         told = got.failures | beam.Map(lambda x: x.reference)
         assert_that(told, equal_to([Resource(STUDY, SERIES, INSTANCE)]))
+
+
+@pytest.mark.parametrize("number", [10**9, 1001, "2147483647"])
+@pytest.mark.parametrize("transform", [RetrieveFrames, RetrieveRendered])
+def test_a_number_of_frames_beyond_all_bounds_is_a_failure_of_its_instance(archive, number, transform):
+    metadata = row(STUDY, SERIES, INSTANCE, **{"00280008": {"vr": "IS", "Value": [number]}})
+    endpoint = archive([metadata], metadata)
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        for name, element in (("row", metadata), ("study", Resource(STUDY))):
+            got = (
+                p | name >> beam.Create([element]) | f"{name} frames" >> transform(endpoint, "all", failures="collect")
+            )
+            told = got.failures | f"{name} told" >> beam.Map(
+                lambda x: (x.reference, f"no frame {int(number)}" in x.message)
+            )
+            assert_that(told, equal_to([(Resource(STUDY, SERIES, INSTANCE), True)]), label=name)
+
+
+@pytest.mark.parametrize("tag", ["00083002", "00020010"])
+@pytest.mark.parametrize("choice", ["all", lambda row: [1]])
+def test_frames_of_a_video_are_a_failure_of_its_instance(archive, tag, choice):
+    syntax = {"vr": "UI", "Value": ["1.2.840.10008.1.2.4.102.1"]}
+    metadata = row(STUDY, SERIES, INSTANCE, **{tag: syntax, "00280008": {"vr": "IS", "Value": [250]}})
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        got = p | beam.Create([metadata]) | RetrieveFrames(archive([metadata], metadata), choice, failures="collect")
+        told = got.failures | beam.Map(lambda x: (x.reference, "is a video" in x.message))
+        assert_that(told, equal_to([(Resource(STUDY, SERIES, INSTANCE), True)]))
 
 
 def test_what_a_choice_of_frames_raises_is_a_failure_of_its_instance(archive):
@@ -157,20 +191,67 @@ def test_values_that_are_no_lists_name_nothing(value):
     assert contradiction(query, {"0020000D": wrong}) is None
 
 
+GOOD = {"00080018": {"vr": "UI", "Value": ["1.2.3"]}, "00280010": {"vr": "US", "Value": [512]}}
+
+
+@pytest.mark.filterwarnings("ignore:.*alue")
 @pytest.mark.parametrize(
-    "dataset",
+    ("bad", "kept"),
     [
-        {"keyword": {"vr": "LO", "Value": ["Doe"]}},
-        {"00280008": {"vr": "IS", "Value": ["Doe"]}},
-        {"00280008": {"vr": "FD", "Value": ["Doe"]}},
-        {"00100010": {"vr": "PN", "Value": [5]}},
-        {"00100010": 5},
+        ({"keyword": {"vr": "LO", "Value": ["Doe"]}}, None),
+        ({"00280008": {"vr": "IS", "Value": ["Doe"]}}, "Doe"),
+        ({"00280008": {"vr": "IS", "Value": ["1.5"]}}, "1.5"),
+        ({"00280008": {"vr": "IS", "Value": ["1.5x"]}}, "1.5x"),
+        ({"00180088": {"vr": "DS", "Value": ["abc", "1.0"]}}, ["abc", "1.0"]),
+        ({"00180088": {"vr": "DS", "Value": "abc"}}, "abc"),
+        ({"00100020": {"Value": ["1"]}}, "1"),
+        ({"00280008": {"vr": "FD", "Value": [{"a": "Doe"}], "InlineBinary": "Doe"}}, None),
+        ({"00100010": {"vr": "PN", "Value": [5]}}, "5"),
+        ({"00100010": 5}, None),
+        ({"00100010": None}, None),
+        ({"00280009": {"vr": "AT", "Value": ["Doe"]}}, None),
+        ({"00420011": {"vr": "OB", "InlineBinary": "@"}}, None),
+        ({"00420011": {"vr": "OB", "BulkDataURI": 5}}, None),
+        ({"00081140": {"vr": "SQ", "Value": ["Doe"]}}, None),
     ],
 )
-def test_datasets_that_pydicom_cannot_make_are_errors_without_values(dataset):
-    with pytest.raises(DatasetError) as caught:
-        load_json_dataset(dataset)
-    assert "Doe" not in str(caught.value)
+def test_a_bad_value_costs_only_itself(bad, kept, caplog):
+    dataset = load_json_dataset({**GOOD, **bad})
+    assert (dataset.SOPInstanceUID, dataset.Rows) == ("1.2.3", 512)
+    others = [element for element in dataset if element.tag not in (0x00080018, 0x00280010)]
+    if kept is None:
+        assert others == []
+    else:
+        (other,) = others
+        assert (other.value if other.VM == 1 else list(other.value)) == kept
+    assert "0028,0010" in str(dataset)
+    if bad != {"00100020": {"Value": ["1"]}}:
+        (message,) = [record.getMessage() for record in caplog.records if record.name == "dicomweb_io"]
+        assert message.startswith(f"1.2.3: the element {next(iter(bad))} does not follow the DICOM JSON model")
+        assert "Doe" not in message
+        assert "abc" not in message
+
+
+def test_a_bad_value_in_an_item_costs_only_itself(caplog):
+    item = {"00280008": {"vr": "IS", "Value": ["x"]}, "00420011": {"vr": "OB", "InlineBinary": "@"}}
+    items = [item | GOOD, None, {"00081140": {"vr": "SQ", "Value": [item]}}]
+    dataset = load_json_dataset({"00081140": {"vr": "SQ", "Value": items}})
+    first, empty, last = dataset.ReferencedImageSequence
+    assert (first.Rows, first.NumberOfFrames, len(empty)) == (512, "x", 0)
+    assert last.ReferencedImageSequence[0].NumberOfFrames == "x"
+    assert "a dataset: the element 00081140/3/00081140/1/00420011 does not" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, OSError, ZeroDivisionError])
+def test_what_a_handler_of_bulk_data_raises_is_raised(kind):
+    def handler(tag, vr, uri):
+        raise kind("of the handler")
+
+    item = {"7FE00010": {"vr": "OW", "BulkDataURI": "http://localhost/bulk"}}
+    for dataset in (item, {"00081140": {"vr": "SQ", "Value": [item]}}):
+        with pytest.raises(kind, match="of the handler"):
+            load_json_dataset(dataset, handler)
+    assert load_json_dataset(item, lambda uri: uri.encode()).PixelData == b"http://localhost/bulk"
 
 
 def test_texts_that_cannot_be_read_are_errors_of_data():

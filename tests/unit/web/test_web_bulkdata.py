@@ -162,3 +162,11 @@ def test_less_than_was_asked_for_is_an_error(web):
             client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range)
     with pytest.raises(ResponseIncompleteError, match="partial"):
         client.retrieve_bulkdata(f"{server.url}/bulk")
+
+
+@pytest.mark.parametrize("kind", ["application/dicom", "application/dicom+json", "application/dicom+xml", "text/html"])
+def test_an_answer_of_another_kind_is_no_bulk_data(web, kind):
+    for reply in (web.Reply(200, VALUE, kind), web.multipart([({"Content-Type": kind}, VALUE)])):
+        server, client = web.connect(lambda request, reply=reply: reply)
+        with pytest.raises(MalformedResponseError, match="expected bulk data"):
+            client.retrieve_bulkdata(f"{server.url}/bulk")

@@ -65,7 +65,17 @@ def test_a_body_that_breaks_off_is_asked_for_again(web):
     assert client.retrieve_instance_rendered(*UIDS) == PNG
 
 
-@pytest.mark.parametrize("reply", [{"status": 204}, {"body": b"{}", "content_type": "application/json"}])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"status": 204},
+        {"body": b"{}", "content_type": "application/json"},
+        {"body": b"file", "content_type": "application/dicom"},
+        {"body": bytes(128) + b"DICM\x02\x00\x00\x00", "content_type": "image/png"},
+        {"body": b"<!doctype html><html>", "content_type": "image/jpeg"},
+        {"body": b"", "content_type": "image/png"},
+    ],
+)
 def test_what_is_no_image_is_an_error(web, reply):
     _, client = web.connect(lambda request: web.Reply(**reply))
     with pytest.raises(MalformedResponseError):
