@@ -27,7 +27,7 @@ from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transfer import InstanceCopier, InstanceStorer, TransferJob, run_transfer
 from tests.answering import Reply
-from tests.unit.files.conftest import dicom_bytes
+from tests.unit.files.making import make_bytes
 
 
 @pytest.fixture
@@ -481,7 +481,7 @@ def row_of(reference):
 
 def put(folder, reference, patient="P"):
     (folder / f"{'-'.join(reference.uids.values())}.dcm").write_bytes(
-        dicom_bytes(*reference.uids.values(), PatientID=patient)
+        make_bytes(*reference.uids.values(), PatientID=patient)
     )
 
 
