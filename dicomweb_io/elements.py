@@ -153,7 +153,7 @@ class Resource:
             value: A `Resource`; a row of a search or metadata in the DICOM JSON model (the UIDs it holds decide the
                 level, and an empty one is an error: a row never names the whole that it is a part of); a mapping with
                 the attribute names of this class (as `to_dict` gives); a `URI` or the text of a DICOMweb URI, absolute
-                or from ``studies/`` on.
+                (of a folder too) or from ``studies/`` on.
 
         Raises:
             TypeError, ValueError: If the value names no study, or lacks a UID above or of what it names.
@@ -186,11 +186,21 @@ class Resource:
             if not isinstance(value, str):
                 kind = type(value).__name__
                 raise TypeError(f"a reference is a Resource, a DICOM JSON row or a URI, but this is {kind}")
-            text = value if "://" in value else "http://localhost/" + value.lstrip("/")
-            uri = URI.from_string(text, permissive=True)
+            uri = URI.from_string(_web_uri(value), permissive=True)
         if uri.type is URIType.SERVICE or uri.study_instance_uid is None:
             raise InvalidIdentifierError("the URI names a service, not a study, series, instance or frame")
         return cls(uri.study_instance_uid, uri.series_instance_uid, uri.sop_instance_uid, tuple(uri.frames or ()))
+
+
+def _web_uri(text: str) -> str:
+    scheme, absolute, _ = text.partition("://")
+    if not absolute:
+        return "http://localhost/" + text.lstrip("/")
+    if scheme.lower() in ("http", "https"):
+        return text
+    # The Retrieve URL of a folder.
+    _, found, rest = text.rpartition("/studies/")
+    return f"http://localhost/studies/{rest}" if found else text
 
 
 def _open(path: str) -> BinaryIO:

@@ -47,6 +47,8 @@ class Endpoint:
         retry: When and how often to try again.
         storage_options: Arguments for the fsspec filesystem of a folder.
         index: A local directory for the index of a folder; by default the user's cache directory.
+        internal_url: The root as the server itself writes it in the addresses of bulk data, where it stands behind a
+            proxy and does not know its own address. Without a path it stands for the host alone.
         filter_mismatch: What becomes of a search whose rows contradict its filters: ``"error"`` fails it, ``"warn"``
             logs it and returns the rows. A folder matches exactly.
 
@@ -66,6 +68,7 @@ class Endpoint:
     retry: RetryPolicy = RetryPolicy()
     storage_options: Mapping[str, Any] | None = None
     index: str | None = None
+    internal_url: str | None = None
     filter_mismatch: FilterMismatch = "error"
 
     def __post_init__(self) -> None:
@@ -78,8 +81,11 @@ class Endpoint:
             raise ValueError("url is empty (expected https://…, a path, or an fsspec URL)")
         if self.is_web:
             split_service_url(self.url)
+            if self.internal_url is not None:
+                split_service_url(self.internal_url)
         else:
-            given = [name for name in ("prefixes", "credentials") if getattr(self, name) not in (None, Prefixes())]
+            kinds = ("prefixes", "credentials", "internal_url")
+            given = [name for name in kinds if getattr(self, name) not in (None, Prefixes())]
             if given:
                 raise ValueError(f"{', '.join(given)}: only for servers, but {self.safe_url} is a folder")
         check_filter_mismatch(self.filter_mismatch)

@@ -520,6 +520,8 @@ _COLUMNS = {
 _BY_NAME = {name.lower(): column for name, column in _COLUMNS.items()}
 _STUDY_KEYS = ("AccessionNumber", "PatientID")
 _DELIMITERS = "\t;,"
+_NOT_LISTED = set(" %?#")
+"""Characters of other identifiers, which in a list are more likely a mistake."""
 _PATTERN = re.compile(r"[*?\\]")
 _EXCEL_TEXT = re.compile(r'="(.*)"\Z')
 
@@ -629,7 +631,7 @@ def _of_keys(row: Mapping[str, str]) -> Wanted:
     """What is named by attributes and their values, none of them empty. UIDs go before other attributes."""
     uids = {level: row[keyword] for level, keyword in UID_KEYWORDS.items() if keyword in row}
     for level, uid in uids.items():
-        if not is_uid(uid, permissive=True) or _PATTERN.search(uid):
+        if not is_uid(uid, permissive=True) or _PATTERN.search(uid) or set(uid) & _NOT_LISTED:
             raise ValueError(f"{UID_KEYWORDS[level]} {uid!r} is not a UID")
     if "study" in uids and ("series" in uids or "instance" not in uids):
         return Resource(uids["study"], uids.get("series"), uids.get("instance"))
@@ -657,7 +659,7 @@ def _of_line(line: str) -> Wanted:
     if len(cells) != 1:
         raise ValueError("it has several cells, and the list has no header")
     # An accession number may consist of digits too, but hardly of several components.
-    if cells[0].count(".") > 1 and is_uid(cells[0], permissive=True) and not set(cells[0]) & set(" \t%?#*"):
+    if cells[0].count(".") > 1 and is_uid(cells[0], permissive=True) and not set(cells[0]) & {*_NOT_LISTED, "*"}:
         return Resource(cells[0])
     return _of_keys({"AccessionNumber": cells[0]} if cells[0] else {})
 

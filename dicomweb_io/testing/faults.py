@@ -40,6 +40,7 @@ from email.utils import formatdate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
+from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.testing.samples import clone
@@ -514,6 +515,22 @@ class LowerCaseTags(RowFault, action="lower_case_tags"):
         return changed
 
 
+@dataclass(frozen=True)
+class ForeignRow(RowFault, action="foreign_row"):
+    """The first row is of another object: `attribute` has `value`, as if the filter on it were ignored."""
+
+    attribute: str = "PatientID"
+    value: str = "SOMEBODY-ELSE"
+
+    def apply(self, rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
+        """Changes the first row."""
+        tag = resolve(self.attribute)[0]
+        vr = vr_of(tag)
+        value = {"Alphabetic": self.value} if vr == "PN" else self.value
+        for number, row in enumerate(rows):
+            yield row if number else {**row, tag: {"vr": vr, "Value": [value]}}
+
+
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
@@ -539,6 +556,14 @@ class IgnoreFilters(SearchFault, action="ignore_filters"):
     def apply(self, search: Search) -> None:
         """Forgets the filters."""
         search.filters.clear()
+
+
+class IgnorePath(SearchFault, action="ignore_path"):
+    """The study and series in the path are ignored: rows of all of them are returned."""
+
+    def apply(self, search: Search) -> None:
+        """Searches the whole archive."""
+        search.target = replace(search.target, study=None, series=None)
 
 
 class IgnoreLimit(SearchFault, action="ignore_limit"):

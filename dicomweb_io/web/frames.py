@@ -390,8 +390,7 @@ class BulkdataRetriever(OfService):
             if answer.status == 206 and byte_range is None:
                 raise answer.error("the answer is partial (206), but the whole was asked for", ResponseIncompleteError)
             if byte_range is None or answer.status == 206:
-                _check_range(answer, byte_range)
-                yield from self._parts(answer, content_type, url, spool_policy)
+                yield from self._parts(answer, content_type, url, spool_policy, byte_range)
                 return
             # The server ignored Range (as it may, RFC 9110 section 14.2).
             items = self._parts(answer, content_type, url, _IN_MEMORY)
@@ -409,11 +408,19 @@ class BulkdataRetriever(OfService):
             yield spool_policy.moved(Bulkdata(only.uri, only.media_type, wanted))
 
     def _parts(
-        self, answer: StreamedAnswer, content_type: ContentType, url: str, spool_policy: SpoolPolicy
+        self,
+        answer: StreamedAnswer,
+        content_type: ContentType,
+        url: str,
+        spool_policy: SpoolPolicy,
+        byte_range: tuple[int, int | None] | None = None,
     ) -> Iterator[Bulkdata]:
+        whole_range = answer.headers.get("Content-Range")
         if not content_type.is_multipart:
             self._check(answer, content_type)
+            size = None if byte_range is None else _ranged_size(answer, whole_range, byte_range)
             kept = spool_policy.keep(answer, answer.iter_chunks)
+            _check_size(answer, kept, size)
             yield Bulkdata(safe_url(url), content_type.media_type or OCTET_STREAM, kept.content, kept.path)
             return
         empty = True
@@ -422,7 +429,10 @@ class BulkdataRetriever(OfService):
             own = parse_content_type(part.content_type)
             self._check(answer, own)
             media_type = own.media_type or content_type.root.media_type
+            part_range = part.headers.get("Content-Range") or whole_range
+            size = None if byte_range is None else _ranged_size(answer, part_range, byte_range)
             kept = spool_policy.keep(part, part.iter_bytes)
+            _check_size(answer, kept, size)
             yield Bulkdata(safe_url(url), media_type or OCTET_STREAM, kept.content, kept.path)
         if empty:
             raise answer.error("the answer holds no part", ResponseIncompleteError, retryable=True)
@@ -436,10 +446,15 @@ class BulkdataRetriever(OfService):
             raise answer.error(f"expected bulk data, got {name}{hint}", MalformedResponseError)
 
 
-def _check_range(answer: StreamedAnswer, byte_range: tuple[int, int | None] | None) -> None:
-    match = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("Content-Range") or "")
-    if byte_range is None or match is None:
-        return
+def _ranged_size(answer: StreamedAnswer, content_range: str | None, byte_range: tuple[int, int | None]) -> int:
+    """How many bytes a partial answer has to a range that was asked for, by its Content-Range."""
+    match = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range or "")
+    if match is None:
+        what = "has no Content-Range" if content_range is None else "has a Content-Range that is not one"
+        raise answer.error(
+            f"the answer is partial (206) and {what}: which bytes it holds is unknown; retrieve them as a whole",
+            MalformedResponseError,
+        )
     first, last = byte_range
     if int(match[1]) != first:
         raise answer.error(f"asked for bytes from {first} on, got them from {match[1]} on", MalformedResponseError)
@@ -448,6 +463,18 @@ def _check_range(answer: StreamedAnswer, byte_range: tuple[int, int | None] | No
         ends.append(int(match[3]) - 1)
     if ends and int(match[2]) < min(ends):
         raise answer.error(f"asked for bytes up to {min(ends)}, got them up to {match[2]}", ResponseIncompleteError)
+    if last is not None and int(match[2]) > last:
+        raise answer.error(f"asked for bytes up to {last}, got them up to {match[2]}", MalformedResponseError)
+    return int(match[2]) - first + 1
+
+
+def _check_size(answer: StreamedAnswer, kept: Collected, size: int | None) -> None:
+    found = len(kept.content or b"") if kept.path is None else os.path.getsize(kept.path)
+    if size is None or found == size:
+        return
+    if kept.path is not None:
+        os.unlink(kept.path)
+    raise answer.error(f"the Content-Range announces {size} bytes, and {found} came", ResponseIncompleteError)
 
 
 def range_header(byte_range: tuple[int, int | None]) -> str:

@@ -306,8 +306,6 @@ class Searcher(OfService):
             raise answer.error(f"expected JSON, but {error}", ResponseIncompleteError, retryable=True) from error
         except ValueError as error:
             raise answer.error(f"expected JSON, but {error}", MalformedResponseError) from error
-        if unreadable and not rows:
-            raise answer.error("expected a list of DICOM JSON datasets", MalformedResponseError)
         return rows, unreadable
 
     def _check_filters(self, query: SearchQuery, answer: Answer | StreamedAnswer, rows: Sequence[JSONDataset]) -> None:
@@ -436,7 +434,7 @@ def rows_of(answer: Answer) -> tuple[list[JSONDataset], int]:
     if isinstance(document, dict) and document and all(_is_tag(key) for key in document):
         document = [document]
     rows = [row for row in document if isinstance(row, dict)] if isinstance(document, list) else []
-    if not isinstance(document, list) or (document and not rows):
+    if not isinstance(document, list) or (not rows and any(row is not None for row in document)):
         raise answer.error(
             f"expected a list of DICOM JSON datasets, got {type(document).__name__}", MalformedResponseError
         )

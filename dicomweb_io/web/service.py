@@ -181,7 +181,9 @@ class Service:
 
     def parts(self, answer: StreamedAnswer) -> MultipartReader:
         """The parts of an answer as they arrive."""
-        return MultipartReader(answer.iter_chunks(self.chunk_size), answer.headers.get("Content-Type") or "")
+        framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
+        content_type = answer.headers.get("Content-Type") or ""
+        return MultipartReader(answer.iter_chunks(self.chunk_size), content_type, whole=framed)
 
     def not_listed(self, resource: Resource) -> DICOMwebError:
         """The error for what does not exist, where it can only be listed: as if it could be asked for as a whole."""

@@ -77,9 +77,12 @@ DEFAULTS: dict[str, Expected] = {
     "truncated JSON always": reported("ResponseIncompleteError", status=200, retryable=True),
     "deep JSON": reported("MalformedResponseError", status=200),
     "offset ignored": reported("PagingError"),
-    "filters ignored": reported("FilterIgnoredError", status=200),
     "gap": reported("SearchIncompleteError"),
     "null row": reported("SearchIncompleteError"),
+    **{
+        f"{what} ignored": reported("FilterIgnoredError", status=200)
+        for what in ("filters", "path", "PatientID", "StudyDate", "PatientName")
+    },
     "no closing boundary always": reported("ResponseIncompleteError", status=200, retryable=True),
     "wrong boundary always": reported("ResponseIncompleteError", status=200, retryable=True),
     "missing part always": reported("ResponseIncompleteError", status=200, retryable=True),
@@ -179,9 +182,28 @@ for _code in (400, 406, 415):
     rule(reported(status=_code), f"probe / status {_code}")
 rule(
     believed("it is a finding: the report says that the server does not do it"),
-    *(f"probe / {name}" for name in ("limit ignored", "offset ignored", "moving rows", "shrinking page")),
+    *(
+        f"probe / {name}"
+        for name in ("limit ignored", "offset ignored", "moving rows", "shrinking page", "gap", "gap once", "null row")
+    ),
 )
-rule(RECOVERED, "probe / filters ignored")
+# All rows are in the first page: what is empty is behind them.
+rule(
+    RECOVERED,
+    *(f"{name} / gap" for name in ("missing instances", "store: the listing before", "ReadFromDICOMweb (search)")),
+)
+# The whole archive is searched, so that all of its rows are right.
+rule(
+    RECOVERED,
+    *(
+        f"{name} / {what} ignored"
+        for what in ("filters", "path")
+        for name in ("probe", "page *", "SearchForStudies", "ReadFromDICOMweb (search)", "WatchFor*")
+    ),
+    *(f"search for {what} / path ignored" for what in ("studies", "series", "instances")),
+    # The destination has instances of the series listed, and no others.
+    *(f"store: the listing before / {what} ignored" for what in ("filters", "path")),
+)
 
 # Retrieving: a listing proves that nothing is missing after an answer that has no proper end.
 for _what in ("retrieve study", "retrieve series", "stream study*"):
@@ -237,7 +259,10 @@ _OLD = believed("the answer is believed, as asked for; verify='content' tells")
 rule(_OLD, "store: server, response / old bytes kept", "store: server, uid / old bytes kept")
 
 # What storing asks besides.
-rule(RECOVERED, "store: the search after / filters ignored", "store: the search after / status 404")
+rule(
+    RECOVERED,
+    *(f"store: the search after / {what}" for what in ("filters ignored", "path ignored", "status 404")),
+)
 rule(reported(retryable=True), "store: the search after / status 404 always")
 rule(
     believed("to many servers 404 means that there is no such series: then everything is sent"),

@@ -32,6 +32,7 @@ def test_options_make_an_endpoint():
         "user": "me",
         "password_env": "PASSWORD",
         "qido_prefix": "qido",
+        "internal_url": "http://inner/rs",
         "profile": "orthanc",
         "timeout": 3,
         "deadline": 9,
@@ -42,6 +43,7 @@ def test_options_make_an_endpoint():
     endpoint = make_endpoint("https://pacs.example/rs", given)
     assert endpoint.credentials == BasicCredentials("me", password_env="PASSWORD")
     assert (endpoint.prefixes, endpoint.profile) == (Prefixes(qido="qido"), "orthanc")
+    assert endpoint.internal_url == "http://inner/rs"
     assert (endpoint.timeouts, endpoint.limits) == (Timeouts(3, 3, 9), Limits(2))
     assert endpoint.tls == TLS("ca.pem", "cert.pem")
     plain = make_endpoint("https://pacs.example/rs", {})
