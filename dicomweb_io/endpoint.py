@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from dicomweb_io.client import DICOMClient, FilterMismatch, check_filter_mismatch
@@ -72,8 +72,11 @@ class Endpoint:
     filter_mismatch: FilterMismatch = "error"
 
     def __post_init__(self) -> None:
-        # Path objects are accepted too.
-        object.__setattr__(self, "url", os.fspath(self.url))
+        # Path objects are accepted too. Two colons in one begin no chain of filesystems, as they may in a text.
+        text = os.fspath(self.url)
+        object.__setattr__(
+            self, "url", text if isinstance(self.url, str) or "::" not in text else os.path.abspath(text)
+        )
         if not self.url:
             raise ValueError("url is empty (expected https://…, a path, or an fsspec URL)")
         if self.is_web:
@@ -100,7 +103,7 @@ class Endpoint:
         if isinstance(value, Endpoint):
             return value
         if isinstance(value, (str, os.PathLike)):
-            return cls(os.fspath(value))
+            return cls(cast(str, value))
         raise TypeError(f"an endpoint is an Endpoint, a URL or a path, but this is {type(value).__name__}")
 
     @property

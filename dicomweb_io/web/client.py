@@ -252,11 +252,21 @@ class DICOMwebClient(DICOMClient):
     # Search -----------------------------------------------------------------------------------------------------------
 
     def search_page(
-        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+        self,
+        query: SearchQuery,
+        *,
+        offset: int = 0,
+        limit: int | None = None,
+        surplus: bool = True,
+        walk: bool = True,
     ) -> SearchPage:
-        """Makes one search request. Without a limit none is sent."""
+        """Makes one search request. Without a limit none is sent.
+
+        `walk`: where the server lacks the search, its levels are walked, which takes many requests.
+        """
         check_limits(limit, offset)
-        return Searcher(self._service).search_page(query, offset=offset, limit=limit, most=None if surplus else limit)
+        most = None if surplus else limit
+        return Searcher(self._service).search_page(query, offset=offset, limit=limit, most=most, alone=walk)
 
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
