@@ -10,8 +10,10 @@ import contextlib
 import csv
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import IO, Any, Generic, TypeVar, cast
 
@@ -19,11 +21,14 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import UID_TAGS, Resource, SearchLevel, SearchQuery
 from dicomweb_io.errors import InvalidIdentifierError, PagingError
+from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.http.retry import BAD_NEWS_LASTS
 from dicomweb_io.queries import make_query
 
 _MAX_CACHED_UIDS = 200_000
 _MAX_GROUP = 1000
 _MAX_HELD = 20_000
+_MAX_FAILED = 10_000
 
 # An archive that is being written to shifts its rows from page to page; a listing that noticed is made again.
 _LISTING_ATTEMPTS = 3
@@ -109,6 +114,9 @@ def list_groups(client: DICOMClient, reference: Resource) -> Iterator[InstanceGr
 class SeriesListing:
     """Which instances an archive holds, asked once for each series. Safe to use from several threads.
 
+    A series that could not be listed is not asked for again for a minute: the answer would be the same for each of its
+    instances.
+
     Args:
         client: The archive.
         max_uids: When more UIDs than this are remembered, the series that were used longest ago are forgotten.
@@ -120,6 +128,7 @@ class SeriesListing:
         self._lock = threading.Lock()
         self._series: OrderedDict[Resource, set[str]] = OrderedDict()
         self._busy: dict[Resource, threading.Lock] = {}
+        self._failed: dict[Resource, tuple[float, BaseException]] = {}
         self._count = 0
 
     def holds(self, instance: Resource) -> bool:
@@ -149,8 +158,19 @@ class SeriesListing:
         with busy:
             with self._lock:
                 known = self._series.get(series)
+                at, failure = self._failed.get(series, (0.0, None))
+            if failure is not None and time.monotonic() - at < BAD_NEWS_LASTS:
+                # A copy, because the traceback of one that is raised repeatedly grows.
+                raise copy(failure)
             if known is None:
-                known = self._ask(series)
+                try:
+                    known = self._ask(series)
+                except RECOVERABLE as error:
+                    with self._lock:
+                        if len(self._failed) >= _MAX_FAILED:
+                            self._failed.clear()
+                        self._failed[series] = time.monotonic(), copy(error)
+                    raise
                 self._remember(series, known)
             return known
 

@@ -59,6 +59,9 @@ class ServerProfile:
         max_request_bytes: The largest store request that the server accepts; None if no limit is known.
         duplicate_reasons: Failure reasons that mean "an instance with this UID is already here, whatever its content".
         conflict_reasons: Failure reasons that may mean "another object with this UID is already here".
+        store_again: What sending an instance again does, if the first request may have been processed: nothing
+            (``"harmless"``), what has to be looked at first, so that only what is missing is sent (``"look"``), or
+            damage, so that it is never done (``"never"``).
         replace: How an instance can be replaced safely: ``"upsert"`` (PUT to the store resource), ``"delete"`` (delete,
             then store, with the old bytes kept until the new ones are in), or None.
         delete: How objects are deleted: ``"resource"`` (DELETE of the resource, PS3.18 section 10.7), ``"orthanc"``
@@ -101,6 +104,7 @@ class ServerProfile:
     max_request_bytes: int | None = None
     duplicate_reasons: tuple[int, ...] = ()
     conflict_reasons: tuple[int, ...] = ()
+    store_again: Literal["harmless", "look", "never"] = "look"
     replace: Literal["upsert", "delete"] | None = None
     delete: Literal["resource", "orthanc"] | None = "resource"
     comparison_level: ComparisonLevel = "none"
@@ -162,6 +166,7 @@ ORTHANC = ServerProfile(
     metadata_resource=True,
     original_accepts=(_PARTS, _PARTS_QUOTED),
     transcoding_accepts=(_PARTS_ANY_SYNTAX_LEFT_OFF,),
+    store_again="harmless",
     replace="delete",
     delete="orthanc",
     comparison_level="file",
@@ -249,6 +254,7 @@ GOOGLE = ServerProfile(
     retrieve_series=True,
     metadata_resource=True,
     conflict_reasons=(272,),
+    store_again="harmless",
     replace="upsert",
     comparison_level="dataset",
     thumbnails=False,
@@ -277,6 +283,7 @@ AZURE = ServerProfile(
     original_accepts=(_PARTS, _SINGLE, "*/*"),
     max_request_bytes=4_000_000_000,
     duplicate_reasons=(45070,),
+    store_again="harmless",
     replace="upsert",
     comparison_level="dataset",
     metadata_bulkdata=False,
@@ -308,6 +315,7 @@ HEALTHIMAGING = ServerProfile(
     study_metadata=False,
     metadata_resource=True,
     max_request_bytes=1_000_000_000,
+    store_again="never",
     delete=None,
     comparison_level="pixels",
 )

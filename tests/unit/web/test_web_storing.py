@@ -297,7 +297,9 @@ def test_a_retried_request_has_its_whole_body(web, files):
 
     server, client = web.connect(answer, retry=RetryPolicy(max_attempts=5, initial_delay=0.0))
     assert outcomes(store(client, files)) == ["stored"] * 8
-    assert len({request.body for request in server.requests}) == 1
+    posts = [request for request in server.requests if request.method == "POST"]
+    assert len(posts) == 2
+    assert len({b"".join(request.body.split(request.body[2:34])) for request in posts}) == 1
     assert archive.kept == dict(zip(UIDS, files, strict=False))
 
 
@@ -565,7 +567,7 @@ def test_duplicates_that_the_server_refuses(web, files):
     assert "another object with this UID" in result.message
     _, client = web.connect(refusing(45071), profile="azure")
     (result,) = store(client, files[:1])
-    assert result.retryable
+    assert (result.outcome, result.verified) == ("exists", "uid")
 
 
 # Verification -------------------------------------------------------------------------------------------------------
@@ -734,7 +736,7 @@ def test_a_refusal_after_a_busy_server_is_no_success_where_contents_cannot_be_co
         posted.append(request)
         return web.Reply(503) if len(posted) == 1 else web.json(web.module([], [(UIDS[0], 272)]), status=409)
 
-    _, client = web.connect(answer, profile="dicomcloud")
+    _, client = web.connect(answer, profile=PROFILES["dicomcloud"].with_facts(store_again="harmless"))
     (result,) = store(client, files[:1])
     assert isinstance(result, Failure)
     assert result.reason_code == 272
@@ -753,7 +755,7 @@ def test_a_bare_conflict_after_a_lost_answer_is_no_failure(web, files):
         archive(request)
         return web.Reply(502)
 
-    _, client = web.connect(answer)
+    _, client = web.connect(answer, profile="orthanc")
     results = store(client, files)
     assert outcomes(results) == ["stored"] * 8
     assert {result.verified for result in results} == {"file"}
