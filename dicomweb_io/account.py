@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.elements import Exclusion, Failure, StoredInstance
 from dicomweb_io.listing import InstanceGroup
+from dicomweb_io.options import report_lines
 
 if TYPE_CHECKING:
     from dicomweb_io.transfer import TransferJob
@@ -33,8 +34,22 @@ ROW = "Transfer"
 """The step that a row which names nothing fails in."""
 
 READ = "ReadFile"
+REPORT = "WriteReport"
+UNREADABLE_LINE = "ReadLine"
+UNMATCHED_LINE = "MatchLine"
+SEVERAL_PATIENTS = "CheckPatients"
+_LINES = {UNMATCHED_LINE: "lines_unmatched", UNREADABLE_LINE: "lines_unreadable", SEVERAL_PATIENTS: "lines_withheld"}
 EXCLUSIONS = "ListExclusions"
-SEARCHES: dict[str, str] = {"series": "SearchForSeries", "instance": "SearchForInstances"}
+SEARCHES: dict[str, str] = {
+    "study": "SearchForStudies",
+    "series": "SearchForSeries",
+    "instance": "SearchForInstances",
+}
+_LINE_WORDS = {
+    "lines_unmatched": "match nothing",
+    "lines_unreadable": "cannot be read",
+    "lines_withheld": "name several patients",
+}
 _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
 _REASON = "reason: "
 _NAMES = re.compile(r"\d+(?:\.\d+){2,}")
@@ -49,7 +64,7 @@ def is_search_failure(failure: Failure) -> bool:
 
     It is reported beside the numbers, because it is unknown how many instances it concerns.
     """
-    return failure.transform != READ and (
+    return failure.transform not in (READ, REPORT, *_LINES) and (
         failure.transform in _BEFORE or failure.reference is None or failure.reference.level in ("study", "series")
     )
 
@@ -64,10 +79,14 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
     elif isinstance(fate, Exclusion):
         yield "found", 1
         yield fate.kind, 1
-        if fate.kind == "duplicate" and fate.reason.startswith("conflicting"):
+        if fate.conflicts:
             yield "conflicting", 1
     else:
-        if is_search_failure(fate):
+        if fate.transform == REPORT:
+            yield "unwritten", 1
+        elif fate.transform in _LINES:
+            yield _LINES[fate.transform], 1
+        elif is_search_failure(fate):
             yield "search_failures", 1
         else:
             yield ("failed" if fate.attempts else "not_tried"), 1
@@ -78,11 +97,22 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
 
 def reason_of(failure: Failure) -> str:
     """A failure's reason without what belongs to the single case, so that equal reasons can be counted."""
-    text = failure.message
+    text = failure.message.partition(":")[0] if failure.transform in _LINES else failure.message
     for name in (failure.source, failure.url):
         if name:
             text = text.replace(name, "…")
     return " ".join(_NAMES.sub("UID", text).split())[:300]
+
+
+def conflicts_of(exclusion: Exclusion) -> Iterator[Failure]:
+    """How a file is reported whose content is not at the destination, because another file of its instance is.
+
+    It is counted as a duplicate, so this is no further result.
+    """
+    if exclusion.conflicts:
+        what = exclusion.reference.uri if exclusion.reference is not None else "one instance"
+        message = f"{exclusion.reason}: two files are {what}, and {exclusion.chosen} was chosen"
+        yield Failure(EXCLUSIONS, message, source=exclusion.path)
 
 
 def failure_line(failure: Failure) -> str:
@@ -123,7 +153,13 @@ def first_by_path(exclusions: Iterable[Exclusion]) -> list[Exclusion]:
 def account_document(counts: Mapping[str, int], left_out: Iterable[Exclusion]) -> dict[str, Any]:
     """Counts, and the first files that were left out, as a JSON object."""
     listed = [
-        {"kind": item.kind, "path": item.path, "reason": item.reason, "chosen": item.chosen}
+        {
+            "kind": item.kind,
+            "path": item.path,
+            "reason": item.reason,
+            "chosen": item.chosen,
+            "conflicts": item.conflicts,
+        }
         for item in first_by_path(left_out)
     ]
     return {"counts": dict(counts), "left_out": listed}
@@ -137,13 +173,15 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         seconds: How long it took.
 
     Returns:
-        ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried``
-        (an archive could not be asked any more), ``search_failures``, ``conflicting`` (duplicates that differ from the
-        file that was chosen), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent
-        first), ``duplicates`` and ``ignored_files`` (the first thousand).
+        ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
+        could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
+        that was chosen), ``lines`` of a list, and of them ``lines_unmatched``, ``lines_unreadable`` and
+        ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not be written), ``bytes``,
+        ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``duplicates`` and
+        ``ignored_files`` (the first thousand).
     """
     counts: Mapping[str, int] = document["counts"]
-    names = ("found", *PARTS, "search_failures", "conflicting", "bytes")
+    names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "unwritten", "bytes")
     summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     summary["seconds"] = round(seconds, 3)
     summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
@@ -154,18 +192,29 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     return summary
 
 
+def write_summary(path: str | None, summary: dict[str, Any]) -> None:
+    """Writes a summary as JSON; if that fails, the summary says so and goes to standard error."""
+    if path is not None and report_lines(path, "--summary", [json.dumps(summary, indent=2)]) is not None:
+        summary["unwritten"] += 1
+
+
 def adds_up(summary: Mapping[str, Any]) -> bool:
     """Whether everything that was found has exactly one fate."""
     return bool(summary["found"] == sum(summary[name] for name in PARTS))
 
 
 def exit_code(summary: Mapping[str, Any]) -> int:
-    """0 if everything that was asked for was done and is accounted for, else 1."""
-    return 0 if adds_up(summary) and not _is_incomplete(summary) else 1
+    """0 if everything that was asked for was done and is accounted for, else 1.
+
+    Conflicting files are not done: an image that was asked for is not at the destination.
+    """
+    return 0 if adds_up(summary) and _is_whole(summary) and not summary["unwritten"] else 1
 
 
-def _is_incomplete(summary: Mapping[str, Any]) -> bool:
-    return any(summary[name] for name in ("failed", "not_tried", "search_failures"))
+def _is_whole(summary: Mapping[str, Any]) -> bool:
+    return not any(
+        summary[name] for name in ("failed", "not_tried", "search_failures", "conflicting", *_LINES.values())
+    )
 
 
 def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]:
@@ -179,6 +228,9 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         f"  ({summary['conflicting']:,} differ from the file that was chosen)" if summary["conflicting"] else ""
     )
     yield f"  duplicate      {summary['duplicate']:>10,}{conflicting}"
+    conflicts = [item for item in summary["duplicates"] if item["conflicts"]]
+    for item in conflicts[:10]:
+        yield f"    {item['path']} is not at the destination: {item['chosen']} is the same instance ({item['reason']})"
     yield f"  ignored        {summary['ignored']:>10,}"
     yield f"  failed         {summary['failed']:>10,}"
     yield f"  not tried      {summary['not_tried']:>10,}"
@@ -189,10 +241,19 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     if summary["search_failures"]:
         failed = summary["search_failures"]
         yield f"  {failed:,} requests of the search failed, so some instances may not have been found."
+    if summary["lines"]:
+        open_lines = [f"{summary[name]:,} {words}" for name, words in _LINE_WORDS.items() if summary[name]]
+        yield (
+            f"  Of {summary['lines']:,} lines of the list, {', '.join(open_lines)}."
+            if open_lines
+            else (f"  All {summary['lines']:,} lines of the list name something.")
+        )
+    if summary["unwritten"]:
+        yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."
     if not adds_up(summary):
         yield "  THE NUMBERS DO NOT ADD UP. Please report this; run the job again to be sure that nothing is missing."
         return
-    whole = not _is_incomplete(summary)
+    whole = _is_whole(summary)
     if not summary["found"]:
         yield "  Nothing was found."
     elif not summary["transferred"] and summary["already_there"]:

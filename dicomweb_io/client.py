@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, SupportsIndex, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, SupportsIndex, TypeVar, Union
 from urllib.parse import urlsplit
 
 import fsspec
 
 from dicomweb_io.dicom.attributes import lookup_keyword, lookup_tag
-from dicomweb_io.dicom.json_decode import first_value
+from dicomweb_io.dicom.frames import number_of_frames
 from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, parse_media_types
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import (
     COLLECTIONS,
+    UID_TAGS,
     Bulkdata,
     Exclusion,
     Failure,
@@ -30,7 +31,7 @@ from dicomweb_io.elements import (
     SearchQuery,
     StoredInstance,
 )
-from dicomweb_io.errors import MalformedResponseError, StoreError, http_error
+from dicomweb_io.errors import MalformedResponseError, SearchIncompleteError, StoreError, http_error
 from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.profiles import GENERIC, Finding, ProbeReport, ServerProfile
 from dicomweb_io.queries import check_limits, make_query
@@ -54,7 +55,11 @@ Storable = Union[Instance, bytes, str, "os.PathLike[str]", "Dataset", BinaryIO]
 OnExisting = Literal["server", "skip", "replace", "error"]
 Verify = Literal["response", "uid", "content"]
 
+S = TypeVar("S")
+T = TypeVar("T")
+
 DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
+_FRAMES_AT_ONCE = 1000
 
 
 class DICOMClient(ABC):
@@ -84,7 +89,9 @@ class DICOMClient(ABC):
         """The address of the archive, without user information and trailing slash."""
 
     @abstractmethod
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+    def search_page(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+    ) -> SearchPage:
         """Makes one search request (PS3.18 section 10.6, QIDO-RS).
 
         Args:
@@ -92,6 +99,7 @@ class DICOMClient(ABC):
             offset: Rows to skip.
             limit: The maximum number of rows; one above the archive's maximum is lowered to it. None leaves it to the
                 archive, and for 0 it is not asked.
+            surplus: Whether further rows, of an archive that ignores the limit, are returned too.
 
         Returns:
             Its rows, with what the archive says about the rest.
@@ -118,6 +126,7 @@ class DICOMClient(ABC):
             DICOM JSON datasets in the archive's order.
 
         Raises:
+            SearchIncompleteError: After all rows that came, if the archive announced more, or if some cannot be read.
             requests.HTTPError: If a page fails, or if it cannot be known that all rows were returned. An error never
                 looks like the end of the rows.
             FileNotFoundError, ValueError: As in `search_page`.
@@ -318,20 +327,41 @@ class DICOMClient(ABC):
         """Path segment before search resources; None if there is none."""
         return self.prefixes.qido
 
+    @qido_url_prefix.setter
+    def qido_url_prefix(self, prefix: str | None) -> None:
+        self._set_prefix("qido", prefix)
+
     @property
     def wado_url_prefix(self) -> str | None:
         """Path segment before retrieve resources; None if there is none."""
         return self.prefixes.wado
+
+    @wado_url_prefix.setter
+    def wado_url_prefix(self, prefix: str | None) -> None:
+        self._set_prefix("wado", prefix)
 
     @property
     def stow_url_prefix(self) -> str | None:
         """Path segment before store resources; None if there is none."""
         return self.prefixes.stow
 
+    @stow_url_prefix.setter
+    def stow_url_prefix(self, prefix: str | None) -> None:
+        self._set_prefix("stow", prefix)
+
     @property
     def delete_url_prefix(self) -> str | None:
         """Path segment before delete resources; None if there is none."""
         return self.prefixes.delete
+
+    @delete_url_prefix.setter
+    def delete_url_prefix(self, prefix: str | None) -> None:
+        self._set_prefix("delete", prefix)
+
+    def _set_prefix(self, name: str, prefix: str | None) -> None:
+        """Sets one of the path segments, for requests that begin later."""
+        if prefix is not None:
+            raise ValueError(f"{self.base_url} has no path segments before its resources, so {prefix!r} cannot be set")
 
     @property
     def profile(self) -> ServerProfile:
@@ -441,6 +471,24 @@ class DICOMClient(ABC):
 
     # Search, PS3.18 section 10.6 (QIDO-RS) --------------------------------------------------------------------------
 
+    def _listed(self, query: SearchQuery, offset: int, limit: int | None, get_remaining: bool) -> list[JSONDataset]:
+        rows: list[JSONDataset] = []
+        try:
+            if get_remaining:
+                # Not `list(…)`: the rows before an error are kept.
+                for row in self.iter_search(query, offset=offset, limit=limit):
+                    rows.append(row)  # noqa: PERF402
+                return rows
+            page = self.search_page(query, offset=offset, limit=limit, surplus=False)
+            rows += page.rows[:limit]
+            if page.unreadable:
+                what = f"{page.unreadable} of the rows cannot be read: they are no datasets; {len(rows)} rows came"
+                raise SearchIncompleteError(what, method="GET", url=self.base_url)
+        except SearchIncompleteError as error:
+            error.rows = rows
+            raise
+        return rows
+
     def search_for_studies(
         self,
         fuzzymatching: bool | None = None,
@@ -465,6 +513,9 @@ class DICOMClient(ABC):
 
         Returns:
             DICOM JSON datasets in the archive's order.
+
+        Raises:
+            SearchIncompleteError: If not all rows came, or some cannot be read; the error has those that came.
         """
         check_limits(limit, offset)
         query = make_query(
@@ -474,12 +525,7 @@ class DICOMClient(ABC):
             search_filters=search_filters,
             additional_params=additional_params,
         )
-        return (
-            list(self.iter_search(query, offset=offset or 0, limit=limit))
-            if get_remaining
-            # Some archives ignore limits.
-            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
-        )
+        return self._listed(query, offset or 0, limit, get_remaining)
 
     def search_for_series(
         self,
@@ -503,12 +549,7 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        return (
-            list(self.iter_search(query, offset=offset or 0, limit=limit))
-            if get_remaining
-            # Some archives ignore limits.
-            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
-        )
+        return self._listed(query, offset or 0, limit, get_remaining)
 
     def search_for_instances(
         self,
@@ -534,34 +575,29 @@ class DICOMClient(ABC):
             additional_params=additional_params,
             permissive_uid=self.permissive_uid,
         )
-        return (
-            list(self.iter_search(query, offset=offset or 0, limit=limit))
-            if get_remaining
-            # Some archives ignore limits.
-            else self.search_page(query, offset=offset or 0, limit=limit).rows[:limit]
-        )
+        return self._listed(query, offset or 0, limit, get_remaining)
 
     def iter_search_for_studies(
-        self, *, limit: int | None = None, offset: int = 0, page_size: int | None = None, **arguments: Any
+        self, *, limit: int | None = None, offset: int | None = None, page_size: int | None = None, **arguments: Any
     ) -> Iterator[JSONDataset]:
         """Yields studies lazily, page by page, `limit` at most. Further arguments as in `search_for_studies`."""
-        check_limits(limit, offset)
+        check_limits(limit, offset, page_size)
         query = make_query("study", permissive_uid=self.permissive_uid, **arguments)
-        return self.iter_search(query, offset=offset, limit=limit, page_size=page_size)
+        return self.iter_search(query, offset=offset or 0, limit=limit, page_size=page_size)
 
     def iter_search_for_series(
         self,
         study_instance_uid: str | None = None,
         *,
         limit: int | None = None,
-        offset: int = 0,
+        offset: int | None = None,
         page_size: int | None = None,
         **arguments: Any,
     ) -> Iterator[JSONDataset]:
         """Yields series lazily, page by page, `limit` at most. Further arguments as in `search_for_series`."""
-        check_limits(limit, offset)
+        check_limits(limit, offset, page_size)
         query = make_query("series", study_instance_uid, permissive_uid=self.permissive_uid, **arguments)
-        return self.iter_search(query, offset=offset, limit=limit, page_size=page_size)
+        return self.iter_search(query, offset=offset or 0, limit=limit, page_size=page_size)
 
     def iter_search_for_instances(
         self,
@@ -569,28 +605,39 @@ class DICOMClient(ABC):
         series_instance_uid: str | None = None,
         *,
         limit: int | None = None,
-        offset: int = 0,
+        offset: int | None = None,
         page_size: int | None = None,
         **arguments: Any,
     ) -> Iterator[JSONDataset]:
         """Yields instances lazily, page by page, `limit` at most. Further arguments as in `search_for_instances`."""
-        check_limits(limit, offset)
+        check_limits(limit, offset, page_size)
         query = make_query(
             "instance", study_instance_uid, series_instance_uid, permissive_uid=self.permissive_uid, **arguments
         )
-        return self.iter_search(query, offset=offset, limit=limit, page_size=page_size)
+        return self.iter_search(query, offset=offset or 0, limit=limit, page_size=page_size)
 
     # Completeness -----------------------------------------------------------------------------------------------------
 
     def expected_instances(self, resource: Resource) -> Iterator[Resource]:
-        """Yields references to the instances that a search lists for a study or series, each once."""
+        """Yields references to the instances that a search lists for a study or series, each once.
+
+        Raises:
+            SearchIncompleteError: After them, if not all rows came, or some do not name an instance.
+        """
         query = SearchQuery("instance", resource.study_instance_uid, resource.series_instance_uid)
         seen: set[Resource] = set()
+        nameless = 0
+        implied = {UID_TAGS[level]: {"vr": "UI", "Value": [uid]} for level, uid in resource.series.uids.items()}
         for row in self.iter_search(query):
-            reference = Resource.of(row)
-            if reference.level == "instance" and reference not in seen and resource.contains(reference):
+            reference = Resource.of({**implied, **row})
+            if reference.level != "instance":
+                nameless += 1
+            elif reference not in seen and resource.contains(reference):
                 seen.add(reference)
                 yield reference
+        if nameless:
+            what = f"{nameless} rows of the search for instances of {resource.uri} do not name an instance"
+            raise SearchIncompleteError(what, method="GET", url=self.base_url)
 
     def missing_instances(self, resource: Resource, received: Iterable[str | Resource | Instance]) -> list[Resource]:
         """Compares what a retrieval gave with what a search lists.
@@ -602,13 +649,12 @@ class DICOMClient(ABC):
         Returns:
             References to instances that the archive lists and did not return; empty if none is missing.
         """
-        uids = {
-            item.reference.sop_instance_uid
-            if isinstance(item, Instance)
-            else (item.sop_instance_uid if isinstance(item, Resource) else item)
-            for item in received
-        }
-        return [reference for reference in self.expected_instances(resource) if reference.sop_instance_uid not in uids]
+        came = {item.reference if isinstance(item, Instance) else item for item in received}
+        return [
+            reference
+            for reference in self.expected_instances(resource)
+            if reference not in came and reference.sop_instance_uid not in came
+        ]
 
     # Retrieve, PS3.18 section 10.4 (WADO-RS) --------------------------------------------------------------------------
 
@@ -755,10 +801,14 @@ class DICOMClient(ABC):
     ) -> list[bytes]:
         """The bulk data of an instance: all its frames."""
         metadata = list(self.iter_metadata(resource, additional_params=additional_params))
-        count = first_value(metadata[0], "NumberOfFrames", 1) if metadata else 1
-        numbered = replace(resource, frames=tuple(range(1, max(int(count), 1) + 1)))
-        found = self.iter_frames(numbered, media_types=media_types, additional_params=additional_params)
-        return [_content_of(frame) for frame in found]
+        last = max(number_of_frames(metadata[0]), 1) if metadata else 1
+        found: list[bytes] = []
+        # What metadata say is no reason to fill the memory with numbers: the first frame that is missing ends it.
+        for start in range(1, last + 1, _FRAMES_AT_ONCE):
+            numbered = replace(resource, frames=tuple(range(start, min(start + _FRAMES_AT_ONCE, last + 1))))
+            frames = self.iter_frames(numbered, media_types=media_types, additional_params=additional_params)
+            found += map(_content_of, frames)
+        return found
 
     def iter_instance_frames(
         self,
@@ -774,7 +824,7 @@ class DICOMClient(ABC):
         frames = self.iter_frames(
             resource, media_types=media_types or (OCTET_STREAM,), additional_params=additional_params
         )
-        return map(_content_of, frames)
+        return _each(_content_of, frames)
 
     def retrieve_instance_frames(
         self,
@@ -892,7 +942,7 @@ class DICOMClient(ABC):
         parts = self.iter_bulkdata_parts(
             url, media_types=media_types, byte_range=byte_range, additional_params=additional_params
         )
-        return map(_content_of, parts)
+        return _each(_content_of, parts)
 
     def retrieve_bulkdata(
         self,
@@ -918,10 +968,10 @@ class DICOMClient(ABC):
         self, resource: Resource, media_types: MediaTypes | None, additional_params: Mapping[str, Any] | None
     ) -> Iterator[Dataset]:
         # A dataset is held in memory anyway, so a spool file would gain nothing.
-        for instance in self.iter_instances(
+        instances = self.iter_instances(
             resource, media_types=media_types, max_element_bytes=sys.maxsize, additional_params=additional_params
-        ):
-            yield instance.dataset()
+        )
+        return _each(Instance.dataset, instances)
 
     # Store and delete, PS3.18 sections 10.5 (STOW-RS) and 10.7 ------------------------------------------------------
 
@@ -993,6 +1043,16 @@ class DICOMClient(ABC):
         """Deletes an instance. Errors as in `delete_study`."""
         resource = self._resource(study_instance_uid, series_instance_uid, sop_instance_uid)
         self.delete_resource(resource, additional_params=additional_params)
+
+
+def _each(function: Callable[[S], T], items: Iterator[S]) -> Iterator[T]:
+    """Like `map`, but a generator, and closing it closes what it takes from."""
+    try:
+        for item in items:
+            yield function(item)
+    finally:
+        if isinstance(items, Generator):
+            items.close()
 
 
 def _frame_number(value: object) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from dicomweb_io.dicom.part10 import header_of
-from dicomweb_io.dicom.uids import check_uid
+from dicomweb_io.dicom.part10 import Header, header_of
+from dicomweb_io.dicom.uids import check_uid, path_segment
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
 
@@ -72,13 +72,15 @@ class Resource:
     frames: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_uid(self.study_instance_uid, "study_instance_uid", permissive=True)
-        if self.series_instance_uid is not None:
-            check_uid(self.series_instance_uid, "series_instance_uid", permissive=True)
-        if self.sop_instance_uid is not None:
-            check_uid(self.sop_instance_uid, "sop_instance_uid", permissive=True)
-            if self.series_instance_uid is None:
-                raise InvalidIdentifierError("sop_instance_uid needs series_instance_uid")
+        for name in ("study_instance_uid", "series_instance_uid", "sop_instance_uid"):
+            given = getattr(self, name)
+            if given is None and name != "study_instance_uid":
+                continue
+            uid = check_uid(given, name, permissive=True)
+            if uid != given:
+                object.__setattr__(self, name, uid)
+        if self.sop_instance_uid is not None and self.series_instance_uid is None:
+            raise InvalidIdentifierError("sop_instance_uid needs series_instance_uid")
         if not isinstance(self.frames, tuple):
             object.__setattr__(self, "frames", tuple(self.frames))
         if self.frames and self.sop_instance_uid is None:
@@ -109,7 +111,7 @@ class Resource:
     @property
     def uri(self) -> str:
         """The path below a service's root (PS3.18 section 10.1), for example ``studies/1.2/series/1.3``."""
-        path = "/".join(f"{COLLECTIONS[level]}/{uid}" for level, uid in self.uids.items())
+        path = "/".join(f"{COLLECTIONS[level]}/{path_segment(uid)}" for level, uid in self.uids.items())
         return f"{path}/frames/{','.join(map(str, self.frames))}" if self.frames else path
 
     @property
@@ -137,6 +139,11 @@ class Resource:
     def to_dict(self) -> dict[str, Any]:
         """The reference as a JSON object with the attributes that are set."""
         return {key: list(value) if key == "frames" else value for key, value in asdict(self).items() if value}
+
+    @classmethod
+    def of_header(cls, header: Header) -> Resource:
+        """The instance of a file's header."""
+        return cls(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
 
     @classmethod
     def of(cls, value: Resource | Mapping[str, Any] | URI | str) -> Resource:
@@ -192,10 +199,12 @@ def _open(path: str) -> BinaryIO:
 
 
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:
-    element = row.get(tag)
-    values = element.get("Value") if isinstance(element, Mapping) else None
-    value = values[0] if values and isinstance(values, (list, tuple)) else None
-    return value if isinstance(value, str) and value else None
+    element = row.get(tag) or row.get(tag.lower())
+    value = element.get("Value") if isinstance(element, Mapping) else None
+    if value and isinstance(value, (list, tuple)):
+        value = value[0]
+    # Servers pad as files do, and write a text in place of a list.
+    return (value.strip(" \0") or None) if isinstance(value, str) else None
 
 
 @dataclass(frozen=True)
@@ -275,7 +284,7 @@ class Instance:
         """
         header = header_of(io.BytesIO(content))
         return cls(
-            Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid),
+            Resource.of_header(header),
             header.transfer_syntax_uid,
             content=content,
             sop_class_uid=header.sop_class_uid,
@@ -293,7 +302,7 @@ class Instance:
         with _open(name) as file:
             header = header_of(file)
         return cls(
-            Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid),
+            Resource.of_header(header),
             header.transfer_syntax_uid,
             path=name,
             sop_class_uid=header.sop_class_uid,
@@ -359,14 +368,21 @@ class SearchPage:
         more: True if the archive says that rows follow, False if it is known that none do, None if it cannot be known
             from this page.
         warnings: Texts of the answer's Warning headers.
+        unreadable: The number of further rows, which are no datasets.
     """
 
-    rows: list[JSONDataset]
+    rows: Sequence[JSONDataset]
     offset: int
     limit: int | None = None
     total: int | None = None
     more: bool | None = None
     warnings: tuple[str, ...] = ()
+    unreadable: int = 0
+
+    @property
+    def number(self) -> int:
+        """The number of rows, also of those that cannot be read."""
+        return len(self.rows) + self.unreadable
 
 
 @dataclass(frozen=True)
@@ -489,12 +505,16 @@ class Failure:
         return result
 
 
+BEGINS_ALIKE = "and the chosen file begins with the same bytes"
+"""What is said of a duplicate that is cut off: nothing of it is lost."""
+
+
 @dataclass(frozen=True)
 class Exclusion:
     """A file of a folder that does not represent an instance, and why.
 
     Attributes:
-        kind: ``"duplicate"``: a further file with a SOP Instance UID that another file represents; ``"ignored"``: not
+        kind: ``"duplicate"``: a further file of an instance that another file represents; ``"ignored"``: not
             DICOM, or a DICOMDIR; ``"unreadable"``: DICOM that cannot be served (truncated, no UIDs, cannot be read).
         path: The file.
         reason: Why, in words; for duplicates ``"identical"`` or ``"conflicting"`` comes first.
@@ -507,3 +527,8 @@ class Exclusion:
     reason: str
     reference: Resource | None = None
     chosen: str | None = None
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether it is a duplicate whose content is not in the file that represents the instance."""
+        return self.kind == "duplicate" and self.reason.startswith("conflicting") and BEGINS_ALIKE not in self.reason

@@ -12,7 +12,8 @@
         ├── ResponseIncompleteError         the answer ended early, or nothing proves that it is complete
         ├── MalformedResponseError          the answer is not what was asked for
         │   ├── FilterIgnoredError              the rows of a search contradict its filters
-        │   └── PagingError                     a search cannot be paged to its end
+        │   ├── PagingError                     a search cannot be paged to its end
+        │   └── SearchIncompleteError           a search ends before all announced rows, or with rows that are none
         ├── TooManyResultsError             a search finds more than the server returns
         ├── StoreError                      some instances were not stored
         └── FileClientError                 a request to a folder failed, as a server would have answered it
@@ -95,6 +96,7 @@ __all__ = [
     "RenderingError",
     "RenderingUnavailableError",
     "ResponseIncompleteError",
+    "SearchIncompleteError",
     "StoreError",
     "TimedOutError",
     "TooManyResultsError",
@@ -221,6 +223,18 @@ class FilterIgnoredError(MalformedResponseError):
 
 class PagingError(MalformedResponseError):
     """A search cannot be paged to its end: ``offset`` is ignored, pages repeat, or a cap of the server is reached."""
+
+
+class SearchIncompleteError(MalformedResponseError):
+    """A search ended, and not all of its rows came: fewer than were announced, or some that cannot be read.
+
+    It is raised after all rows that came.
+
+    Attributes:
+        rows: The rows that came, where a list of them was to be returned.
+    """
+
+    rows: Sequence[Mapping[str, Any]] = ()
 
 
 class TooManyResultsError(DICOMwebError):

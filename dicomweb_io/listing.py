@@ -6,23 +6,26 @@ because a whole series can be retrieved in one request.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
+import io
 import json
-import threading
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import IO, Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import UID_TAGS, Resource, SearchLevel, SearchQuery
-from dicomweb_io.errors import InvalidIdentifierError, PagingError
+from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, Resource, SearchLevel, SearchQuery
+from dicomweb_io.errors import InvalidIdentifierError, PagingError, SearchIncompleteError
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.http.retry import BAD_NEWS_LASTS
+from dicomweb_io.http.retry import BAD_NEWS_LASTS, ProcessLock
 from dicomweb_io.queries import make_query
 
 _MAX_CACHED_UIDS = 200_000
@@ -32,6 +35,10 @@ _MAX_FAILED = 10_000
 
 # An archive that is being written to shifts its rows from page to page; a listing that noticed is made again.
 _LISTING_ATTEMPTS = 3
+
+_PATIENT_ID, _PATIENT_NAME, _ISSUER_OF_PATIENT_ID = "00100020", "00100010", "00100021"
+_ISSUER_OF_ACCESSION = "00080051"
+_ISSUER_NAMES = ("00400031", "00400032")  # LocalNamespaceEntityID, UniversalEntityID
 
 K = TypeVar("K", bound=Hashable)
 
@@ -105,10 +112,17 @@ def group_by_series(instances: Iterable[Resource]) -> Iterator[InstanceGroup]:
 def list_groups(client: DICOMClient, reference: Resource) -> Iterator[InstanceGroup]:
     """Yields the series of a study or series with all their instances, as the archive lists them."""
     series: dict[Resource, list[str]] = {}
-    for instance in expand_reference(client, reference):
-        series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
+    incomplete: SearchIncompleteError | None = None
+    try:
+        for instance in expand_reference(client, reference):
+            series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
+    except SearchIncompleteError as error:
+        # What came is moved before the failure is reported.
+        incomplete = error
     for one, uids in series.items():
         yield InstanceGroup(one, tuple(uids), len(uids))
+    if incomplete is not None:
+        raise incomplete
 
 
 class SeriesListing:
@@ -125,9 +139,9 @@ class SeriesListing:
     def __init__(self, client: DICOMClient, max_uids: int = _MAX_CACHED_UIDS) -> None:
         self._client = client
         self._maximum = max_uids
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._series: OrderedDict[Resource, set[str]] = OrderedDict()
-        self._busy: dict[Resource, threading.Lock] = {}
+        self._busy: dict[Resource, ProcessLock] = {}
         self._failed: dict[Resource, tuple[float, BaseException]] = {}
         self._count = 0
 
@@ -153,7 +167,7 @@ class SeriesListing:
             if known is not None:
                 self._series.move_to_end(series)
                 return known
-            busy = self._busy.setdefault(series, threading.Lock())
+            busy = self._busy.setdefault(series, ProcessLock())
         # The second caller waits for the answer of the first.
         with busy:
             with self._lock:
@@ -193,7 +207,7 @@ class SeriesListing:
 
     def _ask(self, series: Resource) -> set[str]:
         for _ in range(_LISTING_ATTEMPTS - 1):
-            with contextlib.suppress(PagingError):
+            with contextlib.suppress(PagingError, SearchIncompleteError):
                 return self._listed(series)
         return self._listed(series)
 
@@ -203,13 +217,20 @@ class SeriesListing:
 
 
 def listed_uids(client: DICOMClient, query: SearchQuery, *, limit: int | None = None) -> set[str]:
-    """The SOP Instance UIDs that a search for instances finds; none where the archive does not know the series."""
+    """The SOP Instance UIDs that a search for instances finds; none where the archive does not know the series.
+
+    Raises:
+        SearchIncompleteError: If not all rows came, or some name no instance.
+    """
     found = set()
+    nameless = 0
     try:
         for row in client.iter_search(query, limit=limit):
-            uid = Resource.of(row).sop_instance_uid
-            if uid is not None:
+            uid = first_text(row, UID_TAGS["instance"])
+            if uid:
                 found.add(uid)
+            else:
+                nameless += 1
     except FileNotFoundError:
         # A folder that nothing was stored in yet.
         return set()
@@ -217,6 +238,9 @@ def listed_uids(client: DICOMClient, query: SearchQuery, *, limit: int | None = 
         # PS3.18 8.3.4 wants an empty answer for a series that is not there; some servers say 404.
         if getattr(error, "status", None) != 404:
             raise
+    if nameless:
+        what = f"{nameless} rows of a search for instances do not name an instance"
+        raise SearchIncompleteError(what, method="GET", url=client.base_url)
     return found
 
 
@@ -266,101 +290,226 @@ def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource
     return found
 
 
+def several_patients(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why studies that one line of a list names may belong to several patients; None if they are of one.
+
+    Args:
+        rows: Rows of a search for studies. An issuer that is absent from some of them differs from none.
+    """
+    patients = {(first_text(row, _PATIENT_ID) or first_text(row, _PATIENT_NAME)).strip() for row in rows}
+    issuers = [{_issuer(row, tag) for row in rows} - {""} for tag in (_ISSUER_OF_PATIENT_ID, _ISSUER_OF_ACCESSION)]
+    what = [f"{len(patients)} patients"] if len(patients) > 1 else []
+    what += [f"{len(names)} issuers" for names in issuers if len(names) > 1]
+    if not what:
+        return None
+    uids = [first_text(row, UID_TAGS["study"]) for row in rows]
+    return (
+        f"nothing was copied, because the line names studies of {' and '.join(what)}: {', '.join(uids[:5])} (name an "
+        "issuer in a further column, IssuerOfPatientID or IssuerOfAccessionNumber, list the StudyInstanceUIDs that are "
+        "meant, or say --allow-several-patients)"
+    )
+
+
+def _issuer(row: Mapping[str, Any], tag: str) -> str:
+    value = first_value(row, tag)
+    if isinstance(value, Mapping):
+        return next(filter(None, (first_text(value, part).strip() for part in _ISSUER_NAMES)), "")
+    return str(value or "").strip()
+
+
+# Lists ----------------------------------------------------------------------------------------------------------------
+
 Wanted = Resource | SearchQuery
-"""What a line of a list asks for: an object, or every instance that a query finds."""
+"""What a line of a list asks for: an object, or every study (or instance, by its UIDs) that a query finds."""
+
+
+@dataclass(frozen=True)
+class ListLine:
+    """A line of a list.
+
+    Attributes:
+        place: The list and the number of the line, for messages.
+        wanted: What it asks for; None if it cannot be read.
+        problem: Why it cannot be read.
+    """
+
+    place: str
+    wanted: Wanted | None
+    problem: str = ""
+
 
 _COLUMNS = {
-    "studyinstanceuid": "study_instance_uid",
-    "seriesinstanceuid": "series_instance_uid",
-    "sopinstanceuid": "sop_instance_uid",
-    "accessionnumber": "accession_number",
+    "StudyInstanceUID": "StudyInstanceUID",
+    "SeriesInstanceUID": "SeriesInstanceUID",
+    "SOPInstanceUID": "SOPInstanceUID",
+    "AccessionNumber": "AccessionNumber",
+    "IssuerOfAccessionNumber": "IssuerOfAccessionNumberSequence.LocalNamespaceEntityID",
+    "PatientID": "PatientID",
+    "IssuerOfPatientID": "IssuerOfPatientID",
 }
+_BY_NAME = {name.lower(): column for name, column in _COLUMNS.items()}
+_STUDY_KEYS = ("AccessionNumber", "PatientID")
+_DELIMITERS = "\t;,"
+_PATTERN = re.compile(r"[*?\\]")
+_EXCEL_TEXT = re.compile(r'="(.*)"\Z')
 
 
-def read_references(path: str) -> list[Wanted]:
-    """Reads a list of what is wanted.
+def read_references(path: str, *, allow_patterns: bool = False) -> list[ListLine]:
+    """Reads a list of what is wanted. Blank lines and lines that begin with ``#`` are left out.
 
     Each line is one of: a JSON object with UIDs (``study_instance_uid`` …, or DICOM JSON), an entry of an earlier
-    ``--failures`` file, a DICOMweb URI, a study's UID, an accession number, or a line of a CSV file whose header names
-    ``StudyInstanceUID``, ``SeriesInstanceUID``, ``SOPInstanceUID`` or ``AccessionNumber``.
+    ``--failures`` file, a DICOMweb URI, a study's UID, an accession number, or a line of a CSV file (commas, semicolons
+    or tabs) whose header names some of ``StudyInstanceUID``, ``SeriesInstanceUID``, ``SOPInstanceUID``,
+    ``AccessionNumber``, ``IssuerOfAccessionNumber``, ``PatientID`` and ``IssuerOfPatientID``.
 
     Args:
         path: A local path or an fsspec URL.
+        allow_patterns: Whether an accession number or patient's identifier may hold wildcards, ``*`` and ``?``, or
+            several values.
+
+    Returns:
+        Every line, those that cannot be read too.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is not a text, or a line names nothing; the message has the line's number.
+        ValueError: If it is not a text, or its header is unknown.
     """
-    with _open(path) as file:
-        lines = [line.strip() for line in file]
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
+    texts = [(number, line.strip()) for number, line in enumerate(io.StringIO(_text(path), newline=None), 1)]
+    numbered = [(number, line) for number, line in texts if line and not line.startswith("#")]
+    delimiter = ""
+    if numbered and re.fullmatch(r"sep=[;,\t]?", numbered[0][1]):
+        # Excel writes this line, and strips the tab with other blanks.
+        delimiter = numbered.pop(0)[1][4:] or "\t"
     if not numbered:
         return []
-    header = _header(*numbered[0])
-    if header is not None:
-        return [_of_columns(number, header, line) for number, line in numbered[1:]]
-    return [_of_line(number, line) for number, line in numbered]
+    header, delimiter = _header(*numbered[0], delimiter)
+    lines = []
+    for number, text in numbered if header is None else numbered[1:]:
+        place = f"{path}, line {number}"
+        try:
+            wanted = _of_line(text) if header is None else _of_cells(header, _cells(text, delimiter))
+            lines.append(ListLine(place, _without_patterns(wanted, allowed=allow_patterns)))
+        except (TypeError, ValueError) as error:
+            lines.append(ListLine(place, None, str(error)))
+    return lines
 
 
-def _open(path: str) -> IO[str]:
+def _text(path: str) -> str:
     if "://" in path:
         import fsspec
 
-        return cast("IO[str]", fsspec.open(path, "r", encoding="utf-8-sig").open())
-    return open(path, encoding="utf-8-sig")
+        with fsspec.open(path, "rb") as file:
+            content = file.read()
+    else:
+        with open(path, "rb") as file:
+            content = file.read()
+    # Excel's "Unicode text" is UTF-16.
+    return str(content, "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
 
 
-def _cells(number: int, line: str) -> list[str]:
+def _cells(line: str, delimiter: str) -> list[str]:
     try:
-        return next(csv.reader([line]), [])
+        cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
-        raise ValueError(f"line {number}: not CSV: {error}") from None
+        raise ValueError(f"not CSV: {error}") from None
+    return [_EXCEL_TEXT.sub(r"\1", cell.strip()).strip() for cell in cells]
 
 
-def _header(number: int, line: str) -> list[str] | None:
-    names = [name.strip().lower().replace("_", "").replace(" ", "") for name in _cells(number, line)]
-    return [_COLUMNS.get(name, "") for name in names] if any(name in _COLUMNS for name in names) else None
+def _is_reference(line: str) -> bool:
+    return line.startswith("{") or "studies/" in line
 
 
-def _of_columns(number: int, header: list[str], line: str) -> Wanted:
-    values = _cells(number, line)
-    row = {name: value.strip() for name, value in zip(header, values, strict=False) if name and value.strip()}
-    if "study_instance_uid" in row:
-        row.pop("accession_number", None)
-        return _checked(number, row)
-    if "accession_number" in row:
-        return SearchQuery("instance", search_filters=(("AccessionNumber", row["accession_number"]),))
-    if "sop_instance_uid" in row:
-        return SearchQuery("instance", search_filters=(("SOPInstanceUID", row["sop_instance_uid"]),))
-    if "series_instance_uid" in row:
-        return SearchQuery("instance", search_filters=(("SeriesInstanceUID", row["series_instance_uid"]),))
-    raise ValueError(f"line {number}: it names no study, series, instance or accession number")
+def _header(number: int, line: str, delimiter: str) -> tuple[list[str] | None, str]:
+    """The attributes of the columns, if the list is CSV, and what separates them.
 
-
-def _of_line(number: int, line: str) -> Wanted:
-    if line.startswith("{"):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"line {number}: not JSON: {error}") from error
-        if "transform" in value and "message" in value:
-            if not value.get("reference"):
-                raise ValueError(
-                    f"line {number}: this failure does not name an object "
-                    f"({value.get('source') or value.get('message')}); repeat the search"
-                )
-            value = value["reference"]
-        return _checked(number, value)
-    # An accession number may consist of digits too, but hardly of several components.
-    if line.count(".") > 1 and is_uid(line, permissive=True):
-        return Resource(line)
-    if "studies/" in line:
-        return _checked(number, line)
-    return SearchQuery("instance", search_filters=(("AccessionNumber", line),))
-
-
-def _checked(number: int, value: Any) -> Resource:
+    Raises:
+        ValueError: If a column is unknown.
+    """
+    if _is_reference(line):
+        return None, ","
     try:
-        return Resource.of(value).instance
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"line {number}: {error}") from error
+        delimiter = delimiter or max(_DELIMITERS, key=lambda mark: (len(_cells(line, mark)), mark == ","))
+        names = _cells(line, delimiter)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+    while names and not names[-1]:
+        names.pop()
+    columns = [_BY_NAME.get(re.sub(r"[_\W]", "", name).lower(), "") for name in names]
+    # A single column may lack its header. An accession number or a UID has a digit.
+    if len(names) == 1 and not columns[0] and re.search(r"[\d*?]", names[0]):
+        return None, delimiter
+    unknown = [name for name, column in zip(names, columns, strict=True) if not column]
+    if (
+        unknown
+        or len(set(columns)) < len(columns)
+        or not set(columns) - {column for column in columns if "Issuer" in column}
+    ):
+        what = f"unknown columns {', '.join(map(repr, unknown[:5]))}" if unknown else "columns that name no object once"
+        raise ValueError(f"line {number}: the header has {what} (known: {', '.join(_COLUMNS)})")
+    return columns, delimiter
+
+
+def _of_cells(header: list[str], cells: list[str]) -> Wanted:
+    if any(cells[len(header) :]):
+        raise ValueError(f"it has {len(cells)} cells, the header has {len(header)}")
+    return _of_keys({column: cell for column, cell in zip(header, cells, strict=False) if cell})
+
+
+def _of_keys(row: Mapping[str, str]) -> Wanted:
+    """What is named by attributes and their values, none of them empty. UIDs go before other attributes."""
+    uids = {level: row[keyword] for level, keyword in UID_KEYWORDS.items() if keyword in row}
+    for level, uid in uids.items():
+        if not is_uid(uid, permissive=True) or _PATTERN.search(uid):
+            raise ValueError(f"{UID_KEYWORDS[level]} {uid!r} is not a UID")
+    if "study" in uids and ("series" in uids or "instance" not in uids):
+        return Resource(uids["study"], uids.get("series"), uids.get("instance"))
+    if uids:
+        filters = [(UID_KEYWORDS[level], uid) for level, uid in uids.items() if level != "study"]
+        return SearchQuery("instance", uids.get("study"), search_filters=tuple(filters))
+    if not any(key in row for key in _STUDY_KEYS):
+        raise ValueError("it names no study, series, instance, accession number or patient")
+    return SearchQuery("study", search_filters=tuple(row.items()))
+
+
+def _without_patterns(wanted: Wanted, *, allowed: bool) -> Wanted:
+    for key, value in wanted.search_filters if isinstance(wanted, SearchQuery) and not allowed else ():
+        if _PATTERN.search(value):
+            raise ValueError(f"its {key} is a pattern or a list of values: say --allow-patterns, if it is meant so")
+    return wanted
+
+
+def _of_line(line: str) -> Wanted:
+    if line.startswith("{"):
+        return _of_json(line)
+    if _is_reference(line):
+        return Resource.of(line).instance
+    cells = _cells(line, ",")
+    if len(cells) != 1:
+        raise ValueError("it has several cells, and the list has no header")
+    # An accession number may consist of digits too, but hardly of several components.
+    if cells[0].count(".") > 1 and is_uid(cells[0], permissive=True) and not set(cells[0]) & set(" \t%?#*"):
+        return Resource(cells[0])
+    return _of_keys({"AccessionNumber": cells[0]} if cells[0] else {})
+
+
+def _of_json(line: str) -> Wanted:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if "transform" in value and "message" in value:
+        if not value.get("reference"):
+            raise ValueError("this failure does not name an object; repeat the search")
+        value = value["reference"]
+    if any(key in _COLUMNS for key in value):
+        keys = {_COLUMNS.get(str(key), ""): item for key, item in value.items()}
+        if "" in keys or not all(isinstance(item, str) for item in keys.values()):
+            raise ValueError(f"it has unknown keys, or values that are no text (known: {', '.join(_COLUMNS)})")
+        return _of_keys({key: item.strip() for key, item in keys.items() if item.strip()})
+    found = Resource.of(value).instance
+    named = [level for level, tag in UID_TAGS.items() if tag in value]
+    if named and named[-1] != found.level:
+        raise ValueError(f"it names an {named[-1]}, but lacks the UID of its series")
+    if any(map(_PATTERN.search, found.uids.values())):
+        raise ValueError("it holds a pattern where a UID should be")
+    return found

@@ -15,15 +15,17 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from types import TracebackType
 from typing import IO, Any, Literal, Protocol
 
 from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import safe_url
 from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
-from dicomweb_io.listing import Wanted, read_references
+from dicomweb_io.listing import ListLine, read_references
 
 PASSWORD_VARIABLE = "DICOMWEB_PASSWORD"  # noqa: S105 - a variable's name
 
@@ -264,8 +266,26 @@ def add_transfer_options(parser: _Parser) -> None:
     parser.add_argument(
         "--input",
         metavar="PATH",
-        help="copy only what this list names: UIDs, accession numbers or references, as CSV or JSON lines, or the "
-        "--failures file of an earlier run",
+        help="copy only what this list names: UIDs, accession numbers, patient IDs or references, as CSV or JSON "
+        "lines, or the --failures file of an earlier run",
+    )
+    parser.add_argument(
+        "--allow-patterns",
+        action="store_true",
+        default=False,
+        help="accession numbers and patient IDs of the list may hold the wildcards * and ?",
+    )
+    parser.add_argument(
+        "--allow-several-patients",
+        action="store_true",
+        default=False,
+        help="copy what a line of the list names even if it belongs to several patients",
+    )
+    parser.add_argument(
+        "--allow-other-patient",
+        action="store_true",
+        default=False,
+        help="copy studies that the destination has under another PatientID too",
     )
     parser.add_argument("--failures", metavar="PATH", help="write what failed here, one JSON object a line")
     parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
@@ -308,14 +328,14 @@ def filters_from(pairs: Sequence[str] | None) -> dict[str, str]:
     return filters
 
 
-def wanted_from(path: str) -> tuple[Wanted, ...]:
-    """What a list names; see `dicomweb_io.listing.read_references`.
+def wanted_from(path: str, *, allow_patterns: bool = False) -> tuple[ListLine, ...]:
+    """The lines of a list; see `dicomweb_io.listing.read_references`.
 
     Raises:
-        UsageError: If it cannot be read, or a line names nothing.
+        UsageError: If it cannot be read, or has an unknown header.
     """
     try:
-        return tuple(read_references(path))
+        return tuple(read_references(path, allow_patterns=allow_patterns))
     except (OSError, ValueError) as error:
         raise UsageError(f"--input {path}: {error}") from error
 
@@ -332,7 +352,7 @@ def check_writable(path: str, option: str, *, elsewhere: bool = False) -> None:
         elsewhere: Whether workers on other machines are to write it.
 
     Raises:
-        UsageError: If the folder does not exist, or workers elsewhere cannot write there.
+        UsageError: If the folder does not exist, it or workers elsewhere cannot write there, or it is the path itself.
     """
     if "://" in path:
         return
@@ -341,6 +361,10 @@ def check_writable(path: str, option: str, *, elsewhere: bool = False) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UsageError(f"{option} {path}: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise UsageError(f"{option} {path}: this is a folder; name a file in it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: the folder {folder} cannot be written to")
 
 
 @contextmanager
@@ -380,6 +404,89 @@ def write_lines(path: str, lines: Iterable[str]) -> None:
     """Writes a text file; see `atomic_file`. Each text becomes a line."""
     with atomic_file(path) as file:
         file.writelines(line + "\n" for line in lines)
+
+
+class Report:
+    """A report of many lines: a file that appears complete or not at all; see `atomic_file`.
+
+    When it cannot be written, for example on a full disk, all its lines go to standard error: they are the only account
+    of what happened.
+
+    Args:
+        path: A local path or an fsspec URL; None for a report that nobody wants.
+        name: What the user calls it.
+
+    Attributes:
+        problem: Why it cannot be written; None while it can.
+    """
+
+    def __init__(self, path: str | None, name: str) -> None:
+        self._path = path
+        self._name = name
+        self._stack = ExitStack()
+        self._file: IO[str] | None = None
+        self._written: IO[bytes] | None = None
+        self.problem: str | None = None
+
+    def __enter__(self) -> Report:
+        if self._path is not None:
+            try:
+                self._file = self._stack.enter_context(atomic_file(self._path))
+                # It can still be read when it has lost its name.
+                self._written = os.fdopen(os.dup(self._file.fileno()), "rb")
+            except OSError as error:
+                self._give_up(error)
+        return self
+
+    def write(self, line: str) -> None:
+        """Adds a line."""
+        if self._file is not None:
+            try:
+                self._file.write(line + "\n")
+                self._file.flush()
+                return
+            except OSError as error:
+                self._give_up(error)
+        if self._path is not None:
+            print(line, file=sys.stderr)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                self._stack.__exit__(kind, error, traceback)
+        except Exception as failed:
+            # Libraries of object stores raise exceptions of their own.
+            if failed is error:
+                raise
+            self._give_up(failed)
+        finally:
+            if self._written is not None:
+                self._written.close()
+
+    def _give_up(self, error: Exception) -> None:
+        file, self._file = self._file, None
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        self.problem = f"{self._name} {safe_url(str(self._path))} cannot be written: {reason}"
+        print(f"{self.problem}; its lines follow", file=sys.stderr)
+        if self._written is not None:
+            self._written.seek(0)
+            # What follows the last line end is the beginning of the line that is printed next.
+            complete = self._written.read().decode("utf-8", "replace").rpartition("\n")
+            sys.stderr.write(complete[0] + complete[1])
+        if file is not None:
+            with suppress(Exception):
+                self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+def report_lines(path: str, name: str, lines: Iterable[str]) -> str | None:
+    """Writes a whole `Report`, and returns its problem."""
+    with Report(path, name) as report:
+        for line in lines:
+            report.write(line)
+    return report.problem
 
 
 def append_lines(path: str, lines: Iterable[str]) -> None:

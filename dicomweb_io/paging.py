@@ -3,9 +3,11 @@
 A client drives it one page after another (`read_in_turn`), a source with pages read ahead; both obey the same rules:
 
 - A limit is always sent, within the server's maximum. The offset advances by the rows received, not by those asked for.
-- A page ends the search if it is empty (one that announces more is requested again), if it is shorter than its limit
-  and that lies within the server's known maximum, or if it reaches an announced total that as many different rows
-  confirm.
+- A page ends the search if it is empty, or if it is shorter than its limit and that lies within the server's known
+  maximum. An announced total alone does not end it: rows behind a total that is too low are found.
+- An end before the announced total, or where a `Link` or `Warning` says that rows follow, is requested once more. If it
+  stays, the announcement is requested again too: if it agrees now, the archive changed meanwhile. If nothing agrees, or
+  if rows could not be read, the search ends, after all rows that came, with a `SearchIncompleteError`.
 - A row whose UIDs were returned before is left out. The last 100,000 rows at least are remembered (16 bytes of each),
   those of one search for a client, of one range of offsets for a source. A row without UIDs is never left out.
 - A page that begins like the first one, or holds nothing new, is doubtful: the first page is requested again. If it has
@@ -14,7 +16,7 @@ A client drives it one page after another (`read_in_turn`), a source with pages 
   pages repeat: a `PagingError`.
 - If more rows may follow than the server returns, or an offset is larger than it accepts: a `TooManyResultsError`.
 
-So every row of an archive that does not change is returned once, or the search fails.
+So every row of an archive that does not change is returned once, or the search ends with an error.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dataclasses import dataclass, replace
 
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.elements import LEVELS, UID_TAGS, JSONDataset, SearchLevel, SearchPage, SearchQuery
-from dicomweb_io.errors import PagingError, TooManyResultsError
+from dicomweb_io.errors import PagingError, SearchIncompleteError, TooManyResultsError
 from dicomweb_io.profiles import ServerProfile
 
 # The tags of the UIDs that name an object of each level.
@@ -110,16 +112,12 @@ def rows_follow(profile: ServerProfile, level: SearchLevel, page: SearchPage, an
         page: The page.
         announced: Whether its headers say that rows follow.
     """
-    number, limit, total = len(page.rows), page.limit, page.total
-    if total:
-        if page.offset + number < total:
-            return True
-        # Totals can be wrong: after a full page the next one is requested all the same.
-        return None if limit is not None and number >= limit else False
-    if announced:
+    number, limit, total = page.number, page.limit, page.total
+    if page.offset + number < (total or 0) or (announced and not total):
         return True
+    # Totals can be too low: that one is reached proves something only where pages end for other reasons.
     if profile.short_pages:
-        return None
+        return False if total and not profile.total_is_upper_bound and (limit is None or number < limit) else None
     if not number:
         return False
     maximum = profile.max_limit(level)
@@ -150,16 +148,23 @@ class Evidence:
         keys: The identities of its rows; see `row_key`.
         total: The number of all rows, where it was announced.
         more: Whether rows follow, where that is known.
+        unreadable: The number of further rows, which are no datasets.
     """
 
     keys: Sequence[bytes]
     total: int | None = None
     more: bool | None = None
+    unreadable: int = 0
 
     @classmethod
     def of(cls, page: SearchPage, level: SearchLevel) -> Evidence:
         """The evidence of a page."""
-        return cls([row_key(row, level) for row in page.rows], page.total, page.more)
+        return cls([row_key(row, level) for row in page.rows], page.total, page.more, page.unreadable)
+
+    @property
+    def number(self) -> int:
+        """The number of rows, also of those that cannot be read."""
+        return len(self.keys) + self.unreadable
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,9 @@ class Paging:
         stop: The offset at which to end; None for the end of the search. It may be changed at any time.
         total: The number of all rows, as last announced.
         passed: The rows passed on.
+        received: The offset behind the rows received, duplicates included.
         repeated: The rows left out because they were returned before.
+        unreadable: The rows left out because they are no datasets.
         answer: The last answer taken in.
         full: Whether that page held as many rows as were asked for.
         ended: Whether nothing more is to be asked for.
@@ -262,7 +269,12 @@ class Paging:
         self.stop: int | None = None
         self.total = known.total
         self.passed = 0
+        self.received = start
         self.repeated = 0
+        self.unreadable = 0
+        # Answers on their way that follow a gap: what they hold is requested again.
+        self._void = 0
+        self._announced = False
         self.ended = limit == 0
         self.unpaged = False
         self.offset_works = known.offset_works or profile.offset_works is True
@@ -312,12 +324,13 @@ class Paging:
     def doubts(self, request: PageRequest, evidence: Evidence) -> PageRequest | None:
         """The request for the beginning of the search, if an answer looks like earlier rows."""
         keys = evidence.keys
-        if self.ended or not keys or request.offset == self._first_offset:
+        if self.ended or self._void or not keys or request.offset == self._first_offset:
             return None
         nothing_new = all(key in self._seen for key in keys)
         # Pages overlap where a server counts rows that it does not return, and at the end of an archive that moved.
-        overlaps = not self._stalled and (self._profile.short_pages or len(keys) < request.limit)
-        begins_again = keys[0] == self._first and not self._profile.short_pages
+        hides = self._profile.short_pages and all(len(key) == _KEY_BYTES for key in keys)
+        overlaps = not self._stalled and (hides or evidence.number < request.limit)
+        begins_again = keys[0] == self._first and not hides
         if self._moved or not (begins_again or (nothing_new and not overlaps)):
             return None
         self._doubted = request, evidence
@@ -332,16 +345,15 @@ class Paging:
         """
         assert self._doubted is not None  # noqa: S101 - doubts() asked for this
         request, evidence = self._doubted
-        number = len(now.keys)
+        number = now.number
         # Rows without UIDs cannot be distinguished from earlier ones, so they are not read further where rows move.
         if now.keys and now.keys[0] != self._first and all(len(key) == _KEY_BYTES for key in evidence.keys):
             self._first = now.keys[0]
             self._moved = True
             return
-        same = check.limit != number <= self._passed_to and list(now.keys) == list(evidence.keys)
+        same = check.limit != number <= self.received and list(now.keys) == list(evidence.keys)
         announced = max(now.total or 0, evidence.total or 0, self.total or 0)
-        more = now.more or evidence.more or self._profile.short_pages
-        if check.offset == 0 and same and announced <= number and not more:
+        if check.offset == 0 and same and announced <= number and not (now.more or evidence.more):
             self.unpaged = self.ended = True
             return
         begins_again = evidence.keys[0] == self._first
@@ -357,7 +369,8 @@ class Paging:
 
         Args:
             request: The oldest request that was not answered yet.
-            evidence: Its answer; that of a request to `fill` with all rows asked for, unless the search ends with it.
+            evidence: Its answer. If it holds more or fewer rows than asked for, later answers on their way are left
+                out, and what they hold is requested again.
 
         Returns:
             The offset of each row to pass on, and its number within the answer.
@@ -367,73 +380,128 @@ class Paging:
         """
         if self._pending.popleft() != request:
             raise ValueError("answers are to be taken in in the order of the requests")
-        if self.ended:
+        if self.ended or self._void:
+            self._void = max(0, self._void - 1)
             return []
-        keys = evidence.keys
+        keys, number, hides = evidence.keys, evidence.number, self._profile.short_pages
         if evidence.total is not None:
             self.total = evidence.total
         if self._first is None and keys:
             self._first = keys[0]
-        crowded = len(keys) > request.limit
-        found, cut = self._new_rows(request, keys, crowded)
-        self.full = len(keys) >= request.limit
+        crowded = number > request.limit
+        found = self._new_rows(request, keys, crowded)
+        self.full = number >= request.limit
         self.answer = evidence
-        if found:
+        self.unreadable += evidence.unreadable
+        # A server that hides rows is asked for pages that overlap, so there only different rows count.
+        passed = self._start + self.passed + self.unreadable
+        self.received = passed if hides else max(self.received, request.offset + number)
+        if number or evidence.more:
+            self._announced = evidence.more is True
+        if found or evidence.unreadable:
             self._stalled, self._moved = 0, False
             self.offset_works = self.offset_works or request.offset > self._first_offset
         else:
             self._stalled += 1
             if keys and self._stalled > _MAX_STALLED:
                 raise self._error(request.offset, "page after page repeats only rows that were there before")
-            # An empty page that announces rows all the same is requested again.
-            if not keys and (self._stalled > 1 or not (self._profile.short_pages or evidence.more)):
+            patience = 2 if hides and self._is_short else 1
+            if not keys and (
+                self._stalled > patience or not (hides or evidence.more or self._is_short or self._announced)
+            ):
                 self.ended = True
-        if not self._pending:
-            # Of more rows than asked for only the new ones count: the page may begin with rows of the one before.
-            advance = len(found) if crowded else len(keys)
-            if not found:
-                advance = request.limit if self._profile.short_pages else len(keys)
-            self.position = request.offset + advance
         if self.passed == self._limit:
             self.ended = True
-        elif evidence.more is False and not cut:
+        elif number and evidence.more is False and not self._is_short:
             # A total is believed only where as many different rows have come: rows may move between pages.
-            self.ended = self.ended or not keys or evidence.total is None or self._passed_to >= evidence.total
+            self.ended = evidence.total is None or passed >= evidence.total
+        if self._pending and number != request.limit and not self.ended:
+            self._void = len(self._pending)
+        if len(self._pending) == self._void:
+            # Of more rows than asked for only the new ones count: the page may begin with rows of the one before.
+            begins = request.offset == self._first_offset
+            advance = len(found) if crowded and not begins else number
+            if not found and not evidence.unreadable:
+                advance = request.limit if hides and (self._stalled > 1 or not self._is_short) else number
+            self.position = request.offset + advance
         return found
 
-    def _new_rows(
-        self, request: PageRequest, keys: Sequence[bytes], crowded: bool
-    ) -> tuple[list[tuple[int, int]], bool]:
-        """The rows that did not come before, and whether some are left for the requests that are on their way."""
+    def _new_rows(self, request: PageRequest, keys: Sequence[bytes], crowded: bool) -> list[tuple[int, int]]:
+        """The rows that did not come before."""
         found: list[tuple[int, int]] = []
         for index, key in enumerate(keys):
             if self.passed == self._limit:
                 break
-            if self._pending and len(found) == request.limit:
-                return found, True
             if self._seen.repeats(key):
                 self.repeated += 1
                 continue
             found.append((request.offset + (len(found) if crowded else index), index))
             self.passed += 1
-        return found, False
+        return found
 
     # What is known ----------------------------------------------------------------------------------------------------
 
     @property
-    def _passed_to(self) -> int:
-        return self._start + self.passed
+    def _is_short(self) -> bool:
+        """Whether fewer rows were received than were announced, of those that are wanted."""
+        if self.total is None or self._profile.total_is_upper_bound:
+            return False
+        wanted = [self.total] if self._limit is None else [self.total, self._start + self._limit]
+        return self.received < min(wanted if self.stop is None else [*wanted, self.stop])
 
     @property
     def total_is_wrong(self) -> bool:
         """Whether the search ended with another number of rows than was announced."""
         whole = self._limit is None and self.stop is None
-        return self.ended and whole and self.total is not None and self.total != self._passed_to
+        return self.ended and whole and self.total is not None and self.total != self.received
+
+    def last_check(self) -> PageRequest | None:
+        """The request that shows whether an end before what was announced is true; None for any other end."""
+        if not self.ended or self.unpaged or self.passed == self._limit:
+            return None
+        if self._is_short:
+            return PageRequest(self._first_offset, 1)
+        if self.total is None and self._announced and not self._profile.total_is_upper_bound:
+            # The last row again: servers that announce a next page behind each full one do not do so for this one.
+            return PageRequest(max(self._first_offset, self.received - 1), 2)
+        return None
+
+    def conclude(self, check: PageRequest, now: Evidence) -> None:
+        """Judges an end by what the archive announces now.
+
+        Raises:
+            SearchIncompleteError: If it still announces more rows than came.
+        """
+        announced = "more rows"
+        if self._is_short:
+            announced = f"{self.total} rows in all"
+            self.total = now.total if now.total is not None else self.total
+            if not self._is_short:
+                return
+        elif now.number < check.limit and not now.more:
+            return
+        raise self._incomplete(f"the server announces {announced}, but returns none from {self.received} on")
+
+    def check_readable(self) -> None:
+        """Fails if there were rows that could not be read.
+
+        Raises:
+            SearchIncompleteError: In that case.
+        """
+        if self.unreadable:
+            raise self._incomplete(f"{self.unreadable} of the rows cannot be read: they are no datasets")
 
     @property
     def beginning(self) -> Beginning:
         """What the pages so far proved, for the reader of the remaining rows."""
         return Beginning(self._first, tuple(self.answer.keys[-_MAX_CARRIED:]), self.total, self.full, self.offset_works)
+
+    def _incomplete(self, what: str) -> SearchIncompleteError:
+        return SearchIncompleteError(
+            f"{what}; {self.passed} rows came. The search is incomplete. Repeat it later, or narrow it",
+            method="GET",
+            url=self._url,
+        )
 
     def _error(self, offset: int, what: str) -> PagingError:
         return PagingError(
@@ -446,22 +514,31 @@ class Paging:
 
 def pages_of(request: PageRequest, ask: Callable[[PageRequest], SearchPage]) -> Iterator[SearchPage]:
     """Yields the answer to a request, and of one to fill further ones until no row is missing or the search ends."""
-    received, emptied = 0, False
+    received = 0
+    first: JSONDataset | None = None
     while True:
         page = ask(PageRequest(request.offset + received, request.limit - received))
-        received += len(page.rows)
-        if not page.rows and request.fill:
-            if page.more and not emptied:
-                emptied = True
-                continue
+        if page.rows and page.rows[0] == first:
+            # It begins again, whatever that means: `Paging.doubts` judges it when it is asked for by itself.
+            return
+        first = page.rows[0] if page.rows and first is None else first
+        received += page.number
+        if not page.number and request.fill and not page.more:
             page = replace(page, more=False)
         yield page
-        if not request.fill or received >= request.limit or page.more is False:
+        if not request.fill or not page.number or received >= request.limit or page.more is False:
             return
 
 
-def next_rows(paging: Paging, ask: Callable[[PageRequest], SearchPage]) -> list[JSONDataset] | None:
-    """Sends the next request by `ask`, and returns the rows to pass on; None if nothing more is to be asked for."""
+def next_rows(
+    paging: Paging, ask: Callable[[PageRequest], SearchPage]
+) -> tuple[Sequence[JSONDataset], list[tuple[int, int]]] | None:
+    """Sends the next request by `ask`.
+
+    Returns:
+        The rows of the answer, and the offset and number of each one to pass on. None if nothing more is to be asked
+        for; then `confirm_end` says whether all rows came.
+    """
     request = paging.next_request()
     if request is None:
         return None
@@ -470,10 +547,25 @@ def next_rows(paging: Paging, ask: Callable[[PageRequest], SearchPage]) -> list[
     check = paging.doubts(request, evidence)
     if check is not None:
         paging.settle(check, Evidence.of(ask(check), paging.level))
-    return [page.rows[index] for _, index in paging.accept(request, evidence)]
+    return page.rows, paging.accept(request, evidence)
+
+
+def confirm_end(paging: Paging, ask: Callable[[PageRequest], SearchPage]) -> None:
+    """Fails if the end of a search contradicts what was announced, or if rows could not be read.
+
+    Raises:
+        SearchIncompleteError: In these cases.
+    """
+    check = paging.last_check()
+    if check is not None:
+        paging.conclude(check, Evidence.of(ask(check), paging.level))
+    paging.check_readable()
 
 
 def read_in_turn(paging: Paging, ask: Callable[[PageRequest], SearchPage]) -> Iterator[JSONDataset]:
     """Yields the rows of a search, whose requests `ask` sends one after another."""
-    while (rows := next_rows(paging, ask)) is not None:
-        yield from rows
+    while (answer := next_rows(paging, ask)) is not None:
+        rows, found = answer
+        for _, index in found:
+            yield rows[index]
+    confirm_end(paging, ask)

@@ -39,6 +39,8 @@ class ServerProfile:
         max_offset: The largest offset it accepts; None where none is known.
         max_rows: The most rows that it returns for one search; None if there is no such limit.
         short_pages: Whether a page may be short or empty although more rows follow.
+        total_is_upper_bound: Whether announced totals count rows that are not returned. Elsewhere a search with fewer
+            rows than announced is incomplete.
         offset_works: Whether it is known that ``offset`` is honoured (a transform may read pages ahead); None: unknown.
         order_by: A query parameter that makes the order of rows stable, or None.
         uid_lists: Whether a filter may list several UIDs, separated by commas.
@@ -84,6 +86,7 @@ class ServerProfile:
     max_offset: int | None = None
     max_rows: int | None = None
     short_pages: bool = False
+    total_is_upper_bound: bool = False
     offset_works: bool | None = None
     order_by: tuple[str, str] | None = None
     uid_lists: bool = True
@@ -179,7 +182,8 @@ DCM4CHEE = ServerProfile(
     sources=(
         "dcm4chee-arc-light 674a8642 (read): limit 1 to 99,999, default cap 1,000 (dcmQidoMaxNumberOfResults), offset "
         "up to 99,999, count resources, orderby, Warning 299 above the cap, 413 when a query finds too much",
-        "dcm4chee-arc-light issues 418 and 18: older builds return short or empty pages although more rows follow",
+        "dcm4chee-arc-light issues 418 and 18: older builds return short or empty pages although more rows follow, "
+        "because they leave out rejected studies after they were counted",
         "dcm4chee-arc-light issue 4796: the order of rows is stable by default since 2025-09 only, so orderby is sent",
         "dcm4chee-arc-light issue 3469: a file from another source is ignored, yet reported as stored: no safe replace",
         "attributes of the database are merged into what is served (read): only pixels are preserved",
@@ -190,6 +194,7 @@ DCM4CHEE = ServerProfile(
     max_limits=(1000, 1000, 1000),
     max_offset=99_999,
     short_pages=True,
+    total_is_upper_bound=True,
     offset_works=True,
     order_by=("orderby", "{uid}"),
     flat_series=True,

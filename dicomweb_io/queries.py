@@ -32,7 +32,7 @@ def make_query(
         fields: Further attributes to return: keywords, 8-digit tags or dotted paths, or ``"all"``.
         search_filters: Attribute to value. Values are text, numbers, or lists of them (a UID list, or any of several
             values where the server supports it). An empty value is universal matching.
-        additional_params: Further query parameters.
+        additional_params: Further query parameters. A list repeats its name, None is left out.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
 
     Raises:
@@ -40,9 +40,9 @@ def make_query(
         ValueError: If a keyword is unknown, or a UID is not one.
     """
     if study_instance_uid is not None:
-        check_uid(study_instance_uid, "study_instance_uid", permissive=permissive_uid)
+        study_instance_uid = check_uid(study_instance_uid, "study_instance_uid", permissive=permissive_uid)
     if series_instance_uid is not None:
-        check_uid(series_instance_uid, "series_instance_uid", permissive=permissive_uid)
+        series_instance_uid = check_uid(series_instance_uid, "series_instance_uid", permissive=permissive_uid)
     if fuzzymatching is not None and not isinstance(fuzzymatching, bool):
         raise TypeError(f"fuzzymatching must be a bool, not {type(fuzzymatching).__name__}")
     if isinstance(fields, str):
@@ -59,17 +59,19 @@ def make_query(
         # There is no search resource of a series without its study (PS3.18 table 10.6.1-1).
         filters = (("SeriesInstanceUID", series_instance_uid), *filters)
         series_instance_uid = None
-    params = tuple(_parameter(key, value) for key, value in (additional_params or {}).items())
+    params = tuple(pair for key, value in (additional_params or {}).items() for pair in _parameter(key, value))
     return SearchQuery(level, study_instance_uid, series_instance_uid, filters, names, fuzzymatching, params)
 
 
-def check_limits(limit: int | None, offset: int | None) -> None:
-    """Checks the limit and offset of a search.
+def check_limits(limit: int | None, offset: int | None, page_size: int | None = None) -> None:
+    """Checks the limit and offset of a search, and the rows that it asks for at once.
 
     Raises:
         TypeError: If one is not an integer.
-        ValueError: If one is negative.
+        ValueError: If one is negative, or the page size is not a positive integer.
     """
+    if page_size is not None and (not isinstance(page_size, int) or isinstance(page_size, bool) or page_size < 1):
+        raise ValueError(f"page_size must be a positive integer or None, not {page_size!r}")
     for name, value in (("limit", limit), ("offset", offset)):
         if value is None:
             continue
@@ -86,14 +88,13 @@ def _filter_key(key: object) -> str:
     return key
 
 
-def _parameter(key: object, value: object) -> tuple[str, str]:
+def _parameter(key: object, value: object) -> list[tuple[str, str]]:
     if not isinstance(key, str):
         raise TypeError(f"the keys of additional_params must be str, but one is {type(key).__name__}")
     if key.lower() in ("limit", "offset"):
         raise ValueError(f"{key} is a separate argument and must not be in additional_params")
-    if isinstance(value, (list, tuple)):
-        return key, ",".join(_text(key, item) for item in value)
-    return key, _text(key, value)
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return [(key, _text(key, item)) for item in values if item is not None]
 
 
 def _filter_text(key: str, value: object) -> str:

@@ -7,17 +7,31 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
-from dicomweb_io.dicom.uids import is_safe_name
+from dicomweb_io.dicom.uids import file_name, is_safe_name
 from dicomweb_io.elements import Bulkdata, Frame, Instance
+from dicomweb_io.http.retry import start_anew_after_fork
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # Windows
+
+logger = logging.getLogger(__name__)
 
 Chunk = bytes | bytearray | memoryview
 
@@ -58,6 +72,7 @@ class Spool:
         self._chunks: list[Chunk] = []
         self._file: BinaryIO | None = None
         self._path: str | None = None
+        self._process = os.getpid()
         self.size = 0
 
     def write(self, chunk: Chunk) -> None:
@@ -103,11 +118,10 @@ class Spool:
         self._file = self._path = None
         if file is not None:
             file.close()
-        if path is not None:
-            try:
+        # A forked child that drops its copy leaves the parent its file.
+        if path is not None and os.getpid() == self._process:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            except FileNotFoundError:
-                return
 
     def __enter__(self) -> Spool:
         return self
@@ -190,22 +204,48 @@ def remove_file(item: Frame | Bulkdata) -> None:
 class PrivateDirectory:
     """A directory for spool files, made when first needed (for its owner only) and removed with all its files.
 
+    A process that is killed leaves its directory behind. Its owner holds a lock while it lives, so the first directory
+    that a later process makes in the same place removes those whose lock is free on this host; those of other hosts,
+    whose locks cannot be relied on, when nothing in them has changed for a day.
+
+    As a context manager it gives its path. A forked child makes one of its own.
+
     Args:
         parent: Where it is made; by default the system's temporary directory.
+        prefix: What its name begins with.
     """
 
-    def __init__(self, parent: str | None = None) -> None:
+    def __init__(self, parent: str | None = None, prefix: str = "dicomweb_io-") -> None:
         self._parent = parent
+        self._prefix = prefix
+        self._owned = -1
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Begins without a directory."""
+        if self._owned >= 0:
+            # The lock stays with the parent.
+            os.close(self._owned)
         self._lock = threading.Lock()
         self._path: str | None = None
+        self._owned = -1
 
     @property
     def path(self) -> str:
         """The directory."""
         with self._lock:
             if self._path is None:
-                self._path = os.path.abspath(tempfile.mkdtemp(prefix="dicomweb_io-", dir=self._parent))
+                parent = os.path.abspath(self._parent or tempfile.gettempdir())
+                _sweep_once(parent, self._prefix)
+                self._path, self._owned = _make_owned(parent, self._prefix)
             return self._path
+
+    def __enter__(self) -> str:
+        return self.path
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
 
     def discard(self, part: Instance | Frame | Bulkdata) -> None:
         """Deletes the file of a part if it is in this directory; a file with another owner stays."""
@@ -227,7 +267,7 @@ class PrivateDirectory:
         if isinstance(part, Instance):
             # The UID is for people who look for the file; not every identifier can be part of a file's name.
             uid = str(part.reference.sop_instance_uid)
-            name = f"{uid}-{name}" if is_safe_name(uid) else name
+            name = f"{file_name(uid)}-{name}" if is_safe_name(uid) else name
         target = os.path.join(os.path.dirname(directory), name)
         os.replace(path, target)
         return target
@@ -236,5 +276,74 @@ class PrivateDirectory:
         """Deletes the directory and everything in it. It is made again if it is needed again."""
         with self._lock:
             path, self._path = self._path, None
+            owned, self._owned = self._owned, -1
         if path is not None:
             shutil.rmtree(path, ignore_errors=True)
+        if owned >= 0:
+            os.close(owned)
+
+
+_ABANDONED_SECONDS = 24 * 3600
+_swept: set[tuple[int, str, str]] = set()
+
+
+def _host() -> str:
+    """What tells the hosts of a shared disk apart: locks of processes under one kernel can be relied on."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            name = file.read()
+    except OSError:
+        name = socket.gethostname().encode()
+    return hashlib.sha256(name).hexdigest()[:16]
+
+
+def _make_owned(parent: str, prefix: str) -> tuple[str, int]:
+    """Makes a directory and locks it for as long as this process lives, or until the file descriptor is closed.
+
+    Only a locked directory has a name by which others may take it for an abandoned one.
+    """
+    path = tempfile.mkdtemp(prefix=prefix, dir=parent)
+    if fcntl is None:
+        return path, -1
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        named = os.path.join(parent, f"{prefix}{_host()}-{path[-8:]}")
+        os.rename(path, named)
+    except OSError:
+        # The filesystem has no locks for directories.
+        os.close(descriptor)
+        return path, -1
+    return named, descriptor
+
+
+def _sweep_once(parent: str, prefix: str) -> None:
+    key = (os.getpid(), parent, prefix)
+    if key in _swept or fcntl is None:
+        return
+    _swept.add(key)
+    owned = re.compile(rf"{re.escape(prefix)}(?:[a-z]+-)?([0-9a-f]{{16}})-[a-z0-9_]{{8}}")
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            match = owned.fullmatch(entry.name)
+            if match is not None:
+                with contextlib.suppress(OSError):
+                    _sweep(entry.path, match[1])
+
+
+def _sweep(path: str, host: str) -> None:
+    """Removes a directory of this user whose owner is gone."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            return
+        if host != _host():
+            with os.scandir(path) as entries:
+                changed = max(os.stat(name).st_mtime for name in (path, *(entry.path for entry in entries)))
+            if time.time() - changed < _ABANDONED_SECONDS:
+                return
+        logger.info("%s belongs to a process that was killed, and is removed", path)
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(descriptor)

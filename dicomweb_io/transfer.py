@@ -13,7 +13,6 @@ so, without a request.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,10 +22,35 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from dicomweb_io.account import EXCLUSIONS, READ, ROW, SEARCHES, Account, Fate, failure_line, make_summary
+from dicomweb_io.account import (
+    EXCLUSIONS,
+    READ,
+    REPORT,
+    ROW,
+    SEARCHES,
+    SEVERAL_PATIENTS,
+    UNMATCHED_LINE,
+    UNREADABLE_LINE,
+    Account,
+    Fate,
+    conflicts_of,
+    failure_line,
+    make_summary,
+    write_summary,
+)
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.dicom.part10 import header_of
-from dicomweb_io.elements import Exclusion, Failure, Instance, Resource, SearchLevel, SearchQuery, StoredInstance
+from dicomweb_io.elements import (
+    UID_KEYWORDS,
+    Exclusion,
+    Failure,
+    Instance,
+    JSONDataset,
+    Resource,
+    SearchLevel,
+    SearchQuery,
+    StoredInstance,
+)
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import ConnectionFailedError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
@@ -35,13 +59,15 @@ from dicomweb_io.files.store import in_the_way, layout_path
 from dicomweb_io.http.retry import lend_slots
 from dicomweb_io.listing import (
     InstanceGroup,
+    ListLine,
     SeriesListing,
     Wanted,
     group_by_series,
     list_groups,
     resource_of_row,
+    several_patients,
 )
-from dicomweb_io.options import UsageError, atomic_file, check_writable, filters_from, wanted_from, write_lines
+from dicomweb_io.options import Report, UsageError, check_writable, filters_from, wanted_from
 from dicomweb_io.pool import BoundedPool, Lane, Room, WorkCancelled
 from dicomweb_io.queries import level_of, make_query
 from dicomweb_io.spool import PrivateDirectory
@@ -477,13 +503,15 @@ class TransferJob:
         source: Where to copy from.
         destination: Where to copy to.
         filters: Attribute to value: only what matches is copied.
-        wanted: What a list names; None for everything that the source holds.
+        wanted: What a list names, or its lines; None for everything that the source holds.
         failures: Where failures are written, one JSON object a line.
         summary: Where the summary is written, as JSON.
         on_existing: See `InstanceStorer`.
         verify: See `InstanceStorer`.
         allow_transcoding: See `InstanceCopier`.
         spool_directory: See `InstanceCopier`.
+        allow_several_patients: Whether a line of a list may name what belongs to several patients.
+        allow_other_patient: See `InstanceCopier`.
 
     Raises:
         TypeError, ValueError: If a filter or policy is not valid.
@@ -492,13 +520,15 @@ class TransferJob:
     source: Endpoint
     destination: Endpoint
     filters: Mapping[str, str] = field(default_factory=dict)
-    wanted: tuple[Wanted, ...] | None = None
+    wanted: tuple[Wanted | ListLine, ...] | None = None
     failures: str | None = None
     summary: str | None = None
     on_existing: OnExisting = "skip"
     verify: Verify = "response"
     allow_transcoding: bool = False
     spool_directory: str | None = None
+    allow_several_patients: bool = False
+    allow_other_patient: bool = False
 
     def __post_init__(self) -> None:
         check_policies(self.on_existing, self.verify)
@@ -523,6 +553,14 @@ class TransferJob:
     def has_exclusions(self) -> bool:
         """Whether the source is a folder, where some files may not represent an instance."""
         return not self.source.is_web and self.wanted is None
+
+    @property
+    def lines(self) -> list[ListLine]:
+        """The lines of the list; none without a list."""
+        return [
+            item if isinstance(item, ListLine) else ListLine(f"element {number}", item)
+            for number, item in enumerate(self.wanted or (), 1)
+        ]
 
     def query(self, level: SearchLevel = "instance", within: Wanted | None = None) -> SearchQuery:
         """The search at the source for what matches, of all or of what a line of a list names."""
@@ -558,13 +596,15 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint, *, workers_else
             source,
             destination,
             filters_from(args.filters),
-            wanted_from(args.input) if args.input else None,
+            wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None,
             args.failures,
             args.summary,
             args.on_existing,
             args.verify,
             args.allow_transcoding,
             args.spool_directory,
+            args.allow_several_patients,
+            args.allow_other_patient,
         )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
@@ -599,17 +639,19 @@ def run_transfer(
                 stack.callback(client.close)
         for client, endpoint in zip(clients, (job.source, job.destination), strict=True):
             client.survive_outages(endpoint.timeouts.outage)
-        failures = stack.enter_context(atomic_file(job.failures)) if job.failures is not None else None
+        failures = stack.enter_context(Report(job.failures, "--failures"))
         copier = stack.enter_context(InstanceCopier(*clients, **job.copy_options()))
         for fate in _all_fates(clients[0], job, copier, max_in_flight):
             account.add(fate)
-            if isinstance(fate, Failure):
-                on_failure(fate)
-                if failures is not None:
-                    failures.write(failure_line(fate) + "\n")
+            named = [fate] if isinstance(fate, Failure) else conflicts_of(fate) if isinstance(fate, Exclusion) else ()
+            for failure in named:
+                on_failure(failure)
+                failures.write(failure_line(failure))
+    if failures.problem is not None:
+        account.add(Failure(REPORT, failures.problem))
+    account.counts["lines"] = len(job.lines)
     summary = make_summary(account.document(), time.monotonic() - started)
-    if job.summary is not None:
-        write_lines(job.summary, [json.dumps(summary, indent=2)])
+    write_summary(job.summary, summary)
     return summary
 
 
@@ -643,11 +685,73 @@ def _tasks(source: DICOMClient, job: TransferJob) -> Iterator[Resource | Instanc
 
 
 def _wanted(source: DICOMClient, job: TransferJob, failures: list[Failure]) -> Iterator[Resource]:
-    for item in job.wanted if job.wanted is not None else [None]:
-        if isinstance(item, Resource) and item.level == "instance":
-            yield item
-        else:
-            yield from _found(source, job.query("instance", item), failures)
+    if job.wanted is None:
+        yield from _found(source, job.query("instance"), failures)
+    for line in job.lines:
+        for item in match_line(source, job, line):
+            if isinstance(item, Failure):
+                failures.append(item)
+            else:
+                yield item
+
+
+def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterator[Resource | Failure]:
+    """The instances that a line of a list names; or the failure that says why it names none."""
+    wanted, failures = line.wanted, list[Failure]()
+    if wanted is None:
+        yield Failure(UNREADABLE_LINE, f"the line cannot be read: {line.problem}", source=line.place)
+        return
+    if isinstance(wanted, Resource) and wanted.level == "instance" and not job.filters:
+        yield wanted
+        return
+    if isinstance(wanted, SearchQuery) and wanted.level == "study":
+        rows = _studies(source, wanted, failures)
+        problem = None if job.allow_several_patients else several_patients(rows)
+        if problem is not None:
+            yield Failure(SEVERAL_PATIENTS, problem, source=line.place)
+            return
+        queries = [job.query("instance", study) for study in dict.fromkeys(_resources(rows, "study", failures))]
+    elif isinstance(wanted, Resource) and wanted.level == "instance":
+        series = job.query("instance", wanted.series)
+        only = (UID_KEYWORDS["instance"], str(wanted.sop_instance_uid))
+        queries = [replace(series, search_filters=(only, *series.search_filters))]
+    else:
+        queries = [job.query("instance", wanted)]
+    matched = False
+    for query in queries:
+        for instance in _found(source, query, failures):
+            matched = True
+            yield instance
+    for failure in failures:
+        yield replace(failure, source=line.place)
+    if not matched and not failures:
+        reference = wanted if isinstance(wanted, Resource) else None
+        yield Failure(
+            UNMATCHED_LINE, f"nothing at the source matches: {_words(wanted)}", reference=reference, source=line.place
+        )
+
+
+def _studies(source: DICOMClient, query: SearchQuery, failures: list[Failure]) -> list[JSONDataset]:
+    """The studies that a line of a list names, with their issuers if there are several."""
+    try:
+        rows = list(source.iter_search(query))
+        issuers = ("IssuerOfPatientID", "IssuerOfAccessionNumberSequence")
+        if len(rows) > 1 and not query.fields:
+            try:
+                return list(source.iter_search(replace(query, fields=issuers)))
+            except RECOVERABLE as error:
+                logger.info("the issuers of %d studies are unknown: %s", len(rows), log_text(error))
+        return rows
+    except RECOVERABLE as error:
+        failures.append(failure_of(error, SEARCHES["study"]))
+        return []
+
+
+def _words(wanted: Wanted) -> str:
+    """What a line asks for, in words; a patient's identifier is not repeated."""
+    if isinstance(wanted, Resource):
+        return wanted.uri
+    return ", ".join(key if "Patient" in key else f"{key} {value}" for key, value in wanted.search_filters)
 
 
 def _distinct(references: Iterable[Resource]) -> Iterator[Resource]:
@@ -661,15 +765,19 @@ def _distinct(references: Iterable[Resource]) -> Iterator[Resource]:
 def _found(source: DICOMClient, query: SearchQuery, failures: list[Failure]) -> Iterator[Resource]:
     """What a search names; rows that name nothing, and a search that ends early, are failures."""
     try:
-        for row in source.iter_search(query):
-            try:
-                found = resource_of_row(row, query.level)
-            except (TypeError, ValueError) as error:
-                failures.append(failure_of(error, ROW))
-                continue
-            yield found
+        yield from _resources(source.iter_search(query), query.level, failures)
     except RECOVERABLE as error:
         failures.append(failure_of(error, SEARCHES[query.level]))
+
+
+def _resources(rows: Iterable[JSONDataset], level: SearchLevel, failures: list[Failure]) -> Iterator[Resource]:
+    for row in rows:
+        try:
+            found = resource_of_row(row, level)
+        except (TypeError, ValueError) as error:
+            failures.append(failure_of(error, ROW))
+            continue
+        yield found
 
 
 def _fates(source: DICOMClient, copier: InstanceCopier, task: Resource | InstanceGroup, room: Room) -> Iterator[Fate]:
@@ -797,10 +905,10 @@ class InstanceDownloader:
         if stat is None:
             return False
         with self._folder.open(target, stat.size) as file:
-            found = header_of(file).sop_instance_uid
-        if found != reference.sop_instance_uid:
+            found = Resource.of_header(header_of(file))
+        if found != reference:
             raise FileExistsError(
-                f"{self._folder.location_of(target)} holds another instance ({found}); nothing was written"
+                f"{self._folder.location_of(target)} holds another instance ({found.uri}); nothing was written"
             )
         return True
 

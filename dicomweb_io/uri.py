@@ -25,10 +25,7 @@ def build_query_string(params: Mapping[str, Any] | None) -> str:
     Args:
         params: Parameters in order. A list gives the parameter once for each value.
     """
-    pairs: list[tuple[str, Any]] = []
-    for name, value in (params or {}).items():
-        pairs.extend((name, item) for item in (value if isinstance(value, (list, tuple)) else (value,)))
-    text = parameters(pairs)
+    text = parameters(params)
     return f"?{text}" if text else ""
 
 

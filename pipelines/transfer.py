@@ -17,11 +17,8 @@ On this machine alone, ``dicomweb-io copy`` does the same without Beam.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -29,14 +26,17 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from dicomweb_io.account import ROW, exit_code, make_summary, shown_progress, summary_lines
-from dicomweb_io.elements import Resource, SearchQuery
-from dicomweb_io.options import UsageError, add_transfer_options, read_json, write_lines
+from dicomweb_io.account import ROW, conflicts_of, exit_code, make_summary, shown_progress, summary_lines, write_summary
+from dicomweb_io.elements import Failure, SearchQuery
+from dicomweb_io.listing import ListLine
+from dicomweb_io.options import UsageError, add_transfer_options, read_json
+from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob, job_from
 from dicomweb_io.transforms import CopyInstances, DistinctReferences, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms.copy import (
     GroupBySeries,
     ListExclusions,
+    MatchLines,
     WriteAccount,
     WriteFailures,
     tallied,
@@ -93,23 +93,19 @@ def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[An
         found = pipeline | "Search" >> search(job.source, job.filters, failures="collect")
         references, lost = found.rows | "References" >> ReferencesOfRows(job.level, ROW, failures="collect")
         return references, [found.failures, lost]
-    instances = [item for item in job.wanted if isinstance(item, Resource) and item.level == "instance"]
-    queries = [job.query("instance", item) for item in job.wanted if item not in set(instances)]
-    named = pipeline | "Instances" >> beam.Create(instances).with_output_types(Resource)
-    found = (
-        pipeline
-        | "Queries" >> beam.Create(queries).with_output_types(SearchQuery)
-        | "SearchQueries" >> SearchForInstances(job.source, failures="collect")
-    )
-    listed, lost = found.rows | "References" >> ReferencesOfRows("instance", ROW, failures="collect")
-    return (named, listed) | "Wanted" >> beam.Flatten(), [found.failures, lost]
+    lines = pipeline | "Lines" >> beam.Create(job.lines).with_output_types(ListLine)
+    references, unmatched = lines | "MatchLines" >> MatchLines(job)
+    return references, [unmatched]
 
 
 def report(outputs: TransferOutputs, account: str, failures: str | None) -> None:
     """Adds the job's last steps, which write the account and the failures."""
-    _ = outputs._asdict() | "Account" >> WriteAccount(account)
+    counted = outputs._asdict()
     if failures is not None:
-        _ = outputs.failures | "WriteFailures" >> WriteFailures(failures)
+        conflicts = outputs.exclusions | "Conflicts" >> beam.FlatMap(conflicts_of).with_output_types(Failure)
+        named = (outputs.failures, conflicts) | "Named" >> beam.Flatten()
+        counted["unwritten"] = named | "WriteFailures" >> WriteFailures(failures)
+    _ = counted | "Account" >> WriteAccount(account)
 
 
 def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | None = None) -> dict[str, Any]:
@@ -124,19 +120,17 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         The summary; see `dicomweb_io.account.make_summary`.
     """
     started = time.monotonic()
-    scratch = tempfile.mkdtemp(prefix="dicomweb_io-transfer-")
-    try:
+    with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
         account = os.path.join(scratch, "account.json") if is_local(options) else _remote_account(options)
         pipeline = beam.Pipeline(options=options)
         report(build(pipeline, job), account, job.failures)
         before = tallied()
         with shown_progress(lambda: {name: number - before[name] for name, number in tallied().items()}, show_progress):
             pipeline.run().wait_until_finish()
-        summary = make_summary(read_json(account), time.monotonic() - started)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    if job.summary is not None:
-        write_lines(job.summary, [json.dumps(summary, indent=2)])
+        document = read_json(account)
+        document["counts"]["lines"] = len(job.lines)
+        summary = make_summary(document, time.monotonic() - started)
+    write_summary(job.summary, summary)
     return summary
 
 
@@ -156,6 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"transfer: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"transfer: there is no summary: {error}", file=sys.stderr)
+        return 1
     for line in summary_lines(summary, job):
         print(line)
     return exit_code(summary)

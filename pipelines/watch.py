@@ -19,10 +19,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +30,7 @@ from typing import Any, cast, get_args
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from dicomweb_io.account import adds_up, failure_line, format_bytes
+from dicomweb_io.account import adds_up, failure_line, format_bytes, write_summary
 from dicomweb_io.changes import ChangeMethod, Changes, ChangeSource, Place, PlaceFile, Start, change_source
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.failures import RECOVERABLE, failure_of
@@ -43,8 +41,8 @@ from dicomweb_io.options import (
     append_lines,
     check_writable,
     filters_from,
-    write_lines,
 )
+from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob
 from pipelines import transfer
 from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, is_local, parse
@@ -131,15 +129,13 @@ def run_round(
     if not wanted:
         place.cursor = changes.cursor
         return list(changes.failures)
-    scratch = tempfile.mkdtemp(prefix="dicomweb_io-watch-")
-    try:
+    with PrivateDirectory(prefix="dicomweb_io-watch-") as scratch:
         path = os.path.join(scratch, "failures.jsonl")
-        once = replace(job.transfer, wanted=tuple(wanted), failures=path)
+        # What is new was found with the filters.
+        once = replace(job.transfer, wanted=tuple(wanted), filters={}, failures=path)
         summary = transfer.run(once, options, show_progress=False)
         with open(path, encoding="utf-8") as file:
             failures = [json.loads(line) for line in file]
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     if not adds_up(summary) or summary["search_failures"]:
         reasons = "; ".join(summary["reasons"])
         raise RuntimeError(
@@ -179,14 +175,14 @@ def run(job: WatchJob, options: PipelineOptions, stopping: threading.Event | Non
     Returns:
         The summary: ``polls``, ``failed_polls``, ``rounds`` (with something to copy), ``found`` (with each try of
         what was tried again), ``transferred``, ``already_there``, ``failed``, ``not_tried``, ``bytes``, ``given_up``,
-        ``pending``, and ``last_error`` (of the last poll, or None).
+        ``unwritten`` (reports that could not be written), ``pending``, and ``last_error`` (of the last poll, or None).
     """
     stopping = stopping or threading.Event()
     try:
         place = job.place_file.read()
     except ValueError as error:
         raise UsageError(f"--cursor {job.cursor}: {error}") from error
-    totals: dict[str, Any] = dict.fromkeys(("polls", "failed_polls", "rounds", *_SUMS, "given_up"), 0)
+    totals: dict[str, Any] = dict.fromkeys(("polls", "failed_polls", "rounds", *_SUMS, "given_up", "unwritten"), 0)
     totals["last_error"] = None
     client = job.transfer.source.connect()
     try:
@@ -195,8 +191,7 @@ def run(job: WatchJob, options: PipelineOptions, stopping: threading.Event | Non
             totals["polls"] += 1
             more = _poll_and_copy(job, options, client, place, totals, stopping)
             totals["pending"] = len(place.pending)
-            if job.summary is not None:
-                write_lines(job.summary, [json.dumps(totals, indent=2)])
+            write_summary(job.summary, totals)
             if stopping.is_set() or (job.max_polls is not None and totals["polls"] >= job.max_polls and not more):
                 break
             stopping.wait(max(0.0, began + job.interval - time.monotonic()))
@@ -232,7 +227,12 @@ def _poll_and_copy(
             totals["given_up"] += len(given_up)
             if job.failures is not None:
                 # Before the position moves, so that a failure may be written twice but is never lost.
-                append_lines(job.failures, map(failure_line, given_up))
+                try:
+                    append_lines(job.failures, map(failure_line, given_up))
+                except OSError as error:
+                    totals["unwritten"] += 1
+                    print(f"watch: --failures {job.failures} cannot be written: {error.strerror}", file=sys.stderr)
+                    print(*map(failure_line, given_up), sep="\n", file=sys.stderr)
         job.place_file.write(place)
         if busy or given_up:
             print(_line(totals, len(place.pending)), flush=True)
@@ -332,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"watch: {error}", file=sys.stderr)
         return 2
     print(f"Ended after {_line(totals, totals['pending'])}")
-    return 1 if totals["given_up"] or totals["pending"] or totals["last_error"] is not None else 0
+    incomplete = totals["given_up"] or totals["pending"] or totals["unwritten"] or totals["last_error"] is not None
+    return 1 if incomplete else 0
 
 
 if __name__ == "__main__":

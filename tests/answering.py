@@ -140,6 +140,16 @@ class Request:
 Handler = Callable[[Request], Reply | None]
 
 
+def in_turn(*answers: Reply | Handler) -> Handler:
+    """Gives one answer after the other, and then the last one again and again."""
+
+    def handle(request: Request) -> Reply | None:
+        answer = answers[min(request.number, len(answers)) - 1]
+        return answer if isinstance(answer, Reply) else answer(request)
+
+    return handle
+
+
 class AnsweringServer:
     """A running server.
 

@@ -121,6 +121,11 @@ def _row_of(world: World) -> dict[str, Any]:
     return row | {"0020000E": {"vr": "UI", "Value": [world.series.series_instance_uid]}}
 
 
+def _watch(kind: Any, count: int) -> Case:
+    options = {"start": "all", "max_polls": 1, "method": "list"}
+    return Case(lambda w, **o: kind(w.source, **options, **o), None, "references", count, Resource)
+
+
 CASES: dict[str, Case] = {
     "SearchForStudies": Case(
         lambda w, **o: SearchForStudies(w.source, **o), lambda w: [{"Modality": "CT"}], "rows", 1, dict
@@ -147,14 +152,7 @@ CASES: dict[str, Case] = {
     "StoreInstances": Case(
         lambda w, **o: StoreInstances(w.target, **o), lambda w: w.instances[:1], "stored", 1, object, bad=b"not DICOM"
     ),
-    "WriteToDICOMweb": Case(
-        _write_each,
-        lambda w: [str(w.paths[0])],
-        "stored",
-        1,
-        object,
-        bad="/there/is/no.dcm",
-    ),
+    "WriteToDICOMweb": Case(_write_each, lambda w: [str(w.paths[0])], "stored", 1, object, bad="/there/is/no.dcm"),
     "DeleteResources": Case(
         lambda w, **o: DeleteResources(w.target, **o), _series, "deleted", 1, Resource, prepare=World.fill_target
     ),
@@ -166,29 +164,13 @@ CASES: dict[str, Case] = {
         Instance,
     ),
     "ReadAllFromDICOMweb": Case(
-        lambda w, **o: ReadAllFromDICOMweb(w.source, **o),
-        lambda w: [_row_of(w)],
-        "instances",
-        INSTANCES,
-        Instance,
+        lambda w, **o: ReadAllFromDICOMweb(w.source, **o), lambda w: [_row_of(w)], "instances", INSTANCES, Instance
     ),
     "ParseNotifications": Case(
         lambda w, **o: ParseNotifications(**o), lambda w: [_url(w.references[0])], "references", 1, Resource
     ),
-    "WatchForStudies": Case(
-        lambda w, **o: WatchForStudies(w.source, start="all", max_polls=1, method="list", **o),
-        None,
-        "references",
-        1,
-        Resource,
-    ),
-    "WatchForInstances": Case(
-        lambda w, **o: WatchForInstances(w.source, start="all", max_polls=1, method="list", **o),
-        None,
-        "references",
-        INSTANCES,
-        Resource,
-    ),
+    "WatchForStudies": _watch(WatchForStudies, 1),
+    "WatchForInstances": _watch(WatchForInstances, INSTANCES),
     "DistinctReferences": Case(
         lambda w: DistinctReferences(), _series, "", 1, Resource, bad=None, fails=False, keeps_times=False
     ),

@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from dicomweb_io.dicom.json_decode import dumps, load_json_dataset
+from dicomweb_io.dicom.json_decode import dumps, load_json_dataset, loads
+from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import JSONDataset
+from dicomweb_io.elements import JSONDataset, Resource
 from dicomweb_io.options import atomic_file
 
 _EXTENSIONS = {
@@ -87,6 +88,43 @@ def safe_name(stem: str, suffix: str) -> str:
     if not is_uid(uid) or (underscore and not (number.isascii() and number.isdigit())):
         raise ValueError(f"cannot make a file name of the identifier {stem[:64]!r}: it is not a UID")
     return f"{stem}.{suffix}"
+
+
+class FileNames:
+    """Names of the files of instances: the SOP Instance UID, or all three UIDs where another instance has that name.
+
+    Args:
+        directory: Where the files are, those of earlier runs too.
+        suffix: ``"dcm"``, ``"json"`` or ``"txt"``.
+    """
+
+    def __init__(self, directory: str, suffix: str) -> None:
+        self._directory = directory
+        self._suffix = suffix
+        self._given: dict[str, Resource] = {}
+
+    def of(self, instance: Resource) -> str:
+        """The name for an instance.
+
+        Raises:
+            ValueError: As in `safe_name`.
+        """
+        short = safe_name(str(instance.sop_instance_uid), self._suffix)
+        if self._given.setdefault(short, self._saved(short) or instance) == instance:
+            return short
+        uids = list(instance.uids.values())
+        for uid in uids:
+            safe_name(uid, self._suffix)
+        return f"{'_'.join(uids)}.{self._suffix}"
+
+    def _saved(self, name: str) -> Resource | None:
+        """The instance of a file that is there; None if there is none, or it cannot be told."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            with open(os.path.join(self._directory, name), "rb") as file:
+                if self._suffix == "dcm":
+                    return Resource.of_header(header_of(file))
+                return Resource.of(loads(file.read())) if self._suffix == "json" else None
+        return None
 
 
 def save_bytes(directory: str, name: str, chunks: Iterable[bytes]) -> str:

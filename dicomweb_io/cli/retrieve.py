@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dicomweb_io.cli.output import (
+    FileNames,
     extension,
     json_text,
     print_datasets,
@@ -22,10 +23,12 @@ from dicomweb_io.cli.output import (
     write_bytes,
 )
 from dicomweb_io.client import DICOMClient, MediaTypes
-from dicomweb_io.dicom.json_decode import first_value, load_json_dataset
+from dicomweb_io.dicom.json_decode import load_json_dataset
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.listing import resource_of_row
 from dicomweb_io.options import UsageError, connect, endpoint_from
+from dicomweb_io.spool import PrivateDirectory
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -67,10 +70,11 @@ def _metadata(client: DICOMClient, reference: Resource, args: argparse.Namespace
     if not args.save:
         print_datasets(rows, args)
         return
+    names = FileNames(args.output_dir, "txt" if args.dicomize else "json")
     with progress("metadata") as shown:
         for row in rows:
             text = str(load_json_dataset(row)) if args.dicomize else json_text(row, indent=args.prettify)
-            name = safe_name(str(first_value(row, "SOPInstanceUID") or ""), "txt" if args.dicomize else "json")
+            name = names.of(resource_of_row(row, "instance", reference))
             save_bytes(args.output_dir, name, [text.encode("utf-8", "backslashreplace")])
             shown.advance()
 
@@ -79,13 +83,13 @@ def _full(client: DICOMClient, reference: Resource, args: argparse.Namespace) ->
     # The spool folder stands beside the target, so that saving a large file is a rename, not a copy.
     directory = args.output_dir if args.save else tempfile.gettempdir()
     os.makedirs(directory, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".retrieve-") as spool, progress("instances") as shown:
+    with PrivateDirectory(directory, ".retrieve-") as spool, progress("instances") as shown:
         options = {"media_types": _media_types(args), "max_element_bytes": _IN_MEMORY, "spool_directory": spool}
+        names = FileNames(args.output_dir, "dcm")
         for instance in _all(client, reference, options):
             size = instance.size
-            uid = instance.reference.sop_instance_uid or ""
             if args.save:
-                name = safe_name(uid, "dcm")
+                name = names.of(instance.reference)
                 if instance.path is not None:
                     os.replace(instance.path, os.path.join(args.output_dir, name))
                 else:

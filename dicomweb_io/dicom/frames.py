@@ -1,19 +1,22 @@
 """Where the frames of an image are inside its pixel data, so that one frame can be read by range (PS3.5 annex A.4).
 
 Everything here is arithmetic over a function that reads a range of the file; nothing is decoded and no whole value is
-loaded. Native pixel data are located from the image's dimensions; encapsulated ones by the extended offset table, the
-basic offset table, or one walk over the fragments, whose result is small and worth storing.
+loaded. Native pixel data are located from the image's dimensions. In encapsulated ones an offset table says which
+fragments make a frame, if it agrees with them; else one walk over the fragments does, whose result is small and worth
+storing.
 """
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-from dicomweb_io.dicom.errors import FrameError
+from dicomweb_io.dicom.errors import DatasetError, FrameError
 from dicomweb_io.dicom.header_scan import UNDEFINED
-from dicomweb_io.dicom.uids import RLE_LOSSLESS
 
 ReadRange = Callable[[int, int], bytes]
 """Reads the bytes from one offset up to another; a short answer means the end of the file."""
@@ -21,11 +24,15 @@ ReadRange = Callable[[int, int], bytes]
 _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 
-# The starts of a JPEG or JPEG-LS image (SOI and the next marker), of a JPEG 2000 codestream (SOC, SIZ), of a JP2 box
-# and of a JPEG XL codestream: where a multi-fragment frame begins if there is no offset table.
-_FRAME_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ", b"\xff\x0a")
+# The starts of a JPEG or JPEG-LS image (SOI and the next marker), of a JPEG 2000 or HTJ2K codestream (SOC, SIZ), of a
+# JP2 box, of a JPEG XL codestream and of its container.
+_IMAGE_MARKS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ", b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
+_RLE_HEADER = 64
 
 _WALK_WINDOW = 1 << 16
+_MAX_FRAMES = (1 << 31) - 1
+_ROWS = "00280010"
+NUMBER_OF_FRAMES = "00280008"
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class PixelDescription:
         columns: Columns of a frame.
         samples_per_pixel: Samples per pixel, 1 or 3.
         bits_allocated: 1, 8, 16, 32 or 64.
-        number_of_frames: Frames, 1 where the attribute is absent or unusable.
+        number_of_frames: Frames, 1 where the attribute is absent.
         photometric_interpretation: For native 4:2:2 and 4:2:0 data, which hold fewer samples than pixels.
     """
 
@@ -71,6 +78,72 @@ class PixelDescription:
             if self.photometric_interpretation == "YBR_PARTIAL_420":
                 return bits * 3 // 2
         return bits * self.samples_per_pixel
+
+    @property
+    def frame_sizes(self) -> frozenset[int]:
+        """The bytes of one native frame, without padding: as stored, and with a sample for each pixel in whole bytes.
+
+        Raises:
+            FrameError: If a dimension is missing or not positive.
+        """
+        stored = -(-self.frame_bits // 8)
+        return frozenset((stored, self.rows * self.columns * self.samples_per_pixel * -(-self.bits_allocated // 8)))
+
+
+def number_of_frames(dataset: Mapping[str, Any]) -> int:
+    """The number of frames of an instance by its metadata (PS3.3 section C.7.6.6); 0 if it has no image.
+
+    An empty number and 0 count as absent: such images have one frame.
+
+    Args:
+        dataset: Metadata in the DICOM JSON model.
+
+    Raises:
+        DatasetError: If what the metadata say cannot be a number of frames.
+    """
+    value = first(dataset, NUMBER_OF_FRAMES)
+    number: float | None = None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,12}|", value.strip()):
+        number = int(value.strip() or 0)
+    elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0):
+        number = value or 0
+    if number is None or not 0 <= number <= _MAX_FRAMES:
+        raise DatasetError(f"NumberOfFrames (0028,0008) is not a number of frames: {value!r:.40}")
+    return int(number) or int(first(dataset, _ROWS) is not None)
+
+
+def first(dataset: Mapping[str, Any], tag: str) -> Any:
+    """The first value of an attribute of a dataset in the DICOM JSON model, None if it has none."""
+    element = dataset.get(tag)
+    values = element.get("Value") if isinstance(element, Mapping) else None
+    return values[0] if values and isinstance(values, (list, tuple)) else None
+
+
+def pixel_description(dataset: Mapping[str, Any], pixel_tag: str = "") -> PixelDescription:
+    """What metadata say about the pixel data.
+
+    Args:
+        dataset: Metadata in the DICOM JSON model.
+        pixel_tag: The attribute of the pixel data; integers, unless it is the one of floats or doubles.
+
+    Raises:
+        DatasetError: If the number of frames is none.
+    """
+
+    def number(tag: str, default: int) -> int:
+        try:
+            return int(first(dataset, tag))
+        except (TypeError, ValueError, OverflowError):
+            return default
+
+    return PixelDescription(
+        rows=number(_ROWS, 0),
+        columns=number("00280011", 0),
+        samples_per_pixel=number("00280002", 1),
+        bits_allocated={"7FE00008": 32, "7FE00009": 64}.get(pixel_tag) or number("00280100", 0),
+        number_of_frames=max(1, number_of_frames(dataset)),
+        photometric_interpretation=str(first(dataset, "00280004") or ""),
+    )
 
 
 @dataclass(frozen=True)
@@ -166,7 +239,7 @@ def check_frame_number(number_of_frames: int, number: int) -> None:
 
 @dataclass(frozen=True)
 class OffsetTable:
-    """An offset table element in the file, of which single entries can be read.
+    """An offset table element in the file.
 
     Attributes:
         offset: Offset in the file of its first entry.
@@ -180,20 +253,19 @@ class OffsetTable:
     width: int
     lengths_offset: int | None = None
 
-    def entry(self, read: ReadRange, index: int) -> int:
-        """One entry."""
-        return self._number(read, self.offset, index)
+    def offsets(self, read: ReadRange) -> tuple[int, ...]:
+        """Where each frame begins, from the first item on."""
+        return self._numbers(read, self.offset)
 
-    def length(self, read: ReadRange, index: int) -> int | None:
-        """The length of a frame, None for a basic table."""
-        return None if self.lengths_offset is None else self._number(read, self.lengths_offset, index)
+    def lengths(self, read: ReadRange) -> tuple[int, ...] | None:
+        """The length of each frame, None for a basic table."""
+        return None if self.lengths_offset is None else self._numbers(read, self.lengths_offset)
 
-    def _number(self, read: ReadRange, base: int, index: int) -> int:
-        start = base + index * self.width
-        content = read(start, start + self.width)
-        if len(content) != self.width:
+    def _numbers(self, read: ReadRange, start: int) -> tuple[int, ...]:
+        content = read(start, start + self.entries * self.width)
+        if len(content) != self.entries * self.width:
             raise FrameError("the offset table is cut off by the end of the file")
-        return int.from_bytes(content, "little")
+        return struct.unpack(f"<{self.entries}{'I' if self.width == 4 else 'Q'}", content)
 
 
 @dataclass(frozen=True)
@@ -229,84 +301,56 @@ def encapsulated_layout(read: ReadRange, value_offset: int, end: int) -> Encapsu
     items = value_offset + 8 + length
     if items > end:
         raise FrameError("the basic offset table is cut off by the end of the file")
-    basic = OffsetTable(value_offset + 8, length // 4, 4) if length >= 4 else None
+    basic = OffsetTable(value_offset + 8, length // 4, 4) if length else None
     return EncapsulatedLayout(items, end, basic)
 
 
-def frame_by_table(
-    read: ReadRange, layout: EncapsulatedLayout, table: OffsetTable, number_of_frames: int, number: int
-) -> bytes | None:
-    """Reads one encapsulated frame that an offset table locates; its fragments are joined.
+class Fragment(NamedTuple):
+    """A fragment of encapsulated pixel data.
+
+    Attributes:
+        offset: Offset in the file of its content.
+        length: Bytes of its content.
+        mark: What its first bytes are, if an image of a compressed format begins with them.
+    """
+
+    offset: int
+    length: int
+    mark: bytes = b""
+
+
+def image_mark(content: bytes) -> bytes:
+    """The bytes that an image of a compressed format begins with; empty if there are none.
 
     Args:
-        read: Reads a range of the file.
-        layout: From `encapsulated_layout`.
-        table: The extended table, or `layout.basic`.
-        number_of_frames: Frames of the image.
-        number: The frame, counted from 1.
-
-    Returns:
-        The frame, or None if the table is evidently wrong (too few entries, an entry that points at no item): then
-        `walk_fragments` has to find it.
+        content: The beginning of a frame or fragment, 64 bytes or more.
     """
-    check_frame_number(number_of_frames, number)
-    if table.entries < number_of_frames:
-        return None
-    start = layout.items_offset + table.entry(read, number - 1)
-    head = read(start, start + 8)
-    if len(head) < 8 or head[:4] != _ITEM or start >= layout.end:
-        return None
-    first = int.from_bytes(head[4:], "little")
-    wanted = table.length(read, number - 1)
-    if wanted is not None:
-        # PS3.3 C.7.6.3.1.8: a frame of the extended table is one fragment; the length leaves out its padding.
-        return _exactly(read, start + 8, start + 8 + wanted) if wanted <= first else None
-    if number < number_of_frames:
-        stop = layout.items_offset + table.entry(read, number)
-        if stop <= start or stop > layout.end:
-            return None
-    else:
-        stop = layout.end
-    fragments = []
-    position = start
-    while position < stop:
-        head = read(position, position + 8)
-        if len(head) < 8 or head[:4] == _SEQUENCE_END:
-            break
-        if head[:4] != _ITEM:
-            return None
-        length = int.from_bytes(head[4:], "little")
-        if position + 8 + length > stop:
-            return None
-        fragments.append(_exactly(read, position + 8, position + 8 + length))
-        position += 8 + length
-    return b"".join(fragments)
+    for mark in _IMAGE_MARKS:
+        if content.startswith(mark):
+            return mark
+    # PS3.5 section G.5: the number of segments, and the offset of the first, which is right behind the header.
+    segments, offset = struct.unpack_from("<2I", content) if len(content) >= _RLE_HEADER else (0, 0)
+    return b"RLE" if 1 <= segments <= 15 and offset == _RLE_HEADER else b""
 
 
-def _exactly(read: ReadRange, start: int, end: int) -> bytes:
-    content = read(start, end)
-    if len(content) != end - start:
-        raise FrameError(f"the file ends inside a fragment: {len(content)} of {end - start} bytes at offset {start}")
-    return content
-
-
-def walk_fragments(read: ReadRange, layout: EncapsulatedLayout) -> list[tuple[int, int]]:
+def walk_fragments(read: ReadRange, layout: EncapsulatedLayout) -> list[Fragment]:
     """Finds all fragments by walking over their headers.
 
     Returns:
-        Offset and length in the file of each fragment's content, in order.
+        The fragments, in order.
 
     Raises:
         FrameError: If something else than an item follows, or the file ends inside a fragment.
     """
-    fragments: list[tuple[int, int]] = []
+    fragments: list[Fragment] = []
     position = layout.items_offset
     window, window_start = b"", 0
     while position + 8 <= layout.end:
         inside = position - window_start
-        if inside < 0 or inside + 8 > len(window):
+        if inside < 0 or inside + 8 + _RLE_HEADER > len(window):
             # Small fragments are walked within one read; large ones are stepped over, one short read each.
-            size = _WALK_WINDOW if fragments and fragments[-1][1] < _WALK_WINDOW // 4 else 8
+            small = fragments and fragments[-1].length < _WALK_WINDOW // 4
+            size = _WALK_WINDOW if small else 8 + _RLE_HEADER
             window, window_start, inside = read(position, min(position + size, layout.end)), position, 0
         head = window[inside : inside + 8]
         if head[:4] == _SEQUENCE_END:
@@ -316,43 +360,199 @@ def walk_fragments(read: ReadRange, layout: EncapsulatedLayout) -> list[tuple[in
         length = int.from_bytes(head[4:], "little")
         if length == UNDEFINED or position + 8 + length > layout.end:
             raise FrameError(f"the fragment at offset {position} is cut off by the end of the file")
-        fragments.append((position + 8, length))
+        content = window[inside + 8 : inside + 8 + min(length, _RLE_HEADER)]
+        fragments.append(Fragment(position + 8, length, image_mark(content)))
         position += 8 + length
     return fragments
 
 
-def group_fragments(
-    read: ReadRange, fragments: Sequence[tuple[int, int]], number_of_frames: int, transfer_syntax_uid: str
-) -> list[list[tuple[int, int]]]:
+def group_by_table(
+    read: ReadRange, layout: EncapsulatedLayout, table: OffsetTable, fragments: Sequence[Fragment], frames: int
+) -> list[list[Fragment]] | None:
+    """Says which fragments make which frame by an offset table, if it agrees with all fragments.
+
+    Args:
+        read: Reads a range of the file.
+        layout: From `encapsulated_layout`.
+        table: The extended table, or `layout.basic`.
+        fragments: From `walk_fragments`.
+        frames: The number of frames of the image.
+
+    Returns:
+        The fragments of each frame (of an extended table without padding), or None if the table is wrong: another
+        number of entries than frames, an entry that begins no fragment, entries out of order, a length that is not the
+        frame's with or without its pad byte, or a frame that does not begin as the first one does.
+    """
+    if table.entries != frames or not fragments:
+        return None
+    places = {fragment.offset - 8 - layout.items_offset: index for index, fragment in enumerate(fragments)}
+    starts = [places.get(offset, -1) for offset in table.offsets(read)]
+    if starts[0] != 0 or any(before >= after for before, after in pairwise(starts)):
+        return None
+    groups = [list(fragments[start:stop]) for start, stop in pairwise([*starts, len(fragments)])]
+    # Where each fragment is a frame, table and number agree, and a frame that begins otherwise is only damaged.
+    if len(fragments) != frames and not _alike(groups):
+        return None
+    for group, length in zip(groups, table.lengths(read) or (), strict=False):
+        spare = sum(fragment.length for fragment in group) - length
+        if not 0 <= spare <= min(1, group[-1].length):
+            return None
+        group[-1] = group[-1]._replace(length=group[-1].length - spare)
+    return groups
+
+
+def _alike(groups: Sequence[Sequence[Fragment]]) -> bool:
+    """Whether all frames begin with the mark of the first one, if it has one. (Empty ones are told when read.)"""
+    mark = groups[0][0].mark
+    return not mark or all(group[0].mark == mark or not group[0].length for group in groups)
+
+
+def frame_by_table(
+    read: ReadRange, layout: EncapsulatedLayout, table: OffsetTable, number_of_frames: int, number: int
+) -> bytes | None:
+    """Reads one encapsulated frame without a walk over all fragments, which may be very many.
+
+    The whole table is checked, but of the fragments only the first, the last and the frame's: `group_by_table` also
+    finds out that other entries begin no fragment.
+
+    Args:
+        read: Reads a range of the file.
+        layout: From `encapsulated_layout`.
+        table: The extended table, or `layout.basic`.
+        number_of_frames: Frames of the image.
+        number: The frame, counted from 1.
+
+    Returns:
+        The frame, or None if the table is wrong, or the frame has several fragments: then `walk_fragments` finds it.
+    """
+    if table.entries != number_of_frames:
+        return None
+    offsets = table.offsets(read)
+    lengths = table.lengths(read)
+    if offsets[0] != 0 or any(before >= after for before, after in pairwise(offsets)):
+        return None
+    if lengths is not None and not all(
+        0 <= after - before - 8 - length <= 1
+        for (before, after), length in zip(pairwise(offsets), lengths, strict=False)
+    ):
+        return None
+    found: dict[int, tuple[int, int]] = {}
+    for wanted in {1, number_of_frames, number}:
+        start = layout.items_offset + offsets[wanted - 1]
+        head = read(start, start + 8)
+        end = start + 8 + int.from_bytes(head[4:], "little")
+        if head[:4] != _ITEM or end > layout.end:
+            return None
+        if wanted < number_of_frames:
+            if end != layout.items_offset + offsets[wanted]:
+                return None
+        elif end + 8 <= layout.end and read(end, end + 4) != _SEQUENCE_END:
+            return None
+        found[wanted] = start + 8, end
+    start, end = found[number]
+    if lengths is not None:
+        spare = end - start - lengths[number - 1]
+        if not 0 <= spare <= 1:
+            return None
+        end -= spare
+    content = read(start, end)
+    return content if len(content) == end - start else None
+
+
+def group_fragments(fragments: Sequence[Fragment], number_of_frames: int) -> list[list[Fragment]]:
     """Says which fragments make which frame where no offset table does.
 
-    One frame: all fragments. As many fragments as frames: one each (always so for RLE, PS3.5 A.4.2). More: a frame
-    begins at a fragment that starts an image of the compressed format.
+    One frame: all fragments. As many fragments as frames: one each. More: a frame begins at a fragment that begins an
+    image of the compressed format.
 
     Raises:
         FrameError: If the fragments do not add up to the declared frames.
     """
     if number_of_frames == 1 and fragments:
         return [list(fragments)]
-    if len(fragments) == number_of_frames:
-        return [[fragment] for fragment in fragments]
-    if len(fragments) > number_of_frames and transfer_syntax_uid != RLE_LOSSLESS:
-        frames: list[list[tuple[int, int]]] = []
-        for offset, length in fragments:
-            if not frames or read(offset, offset + min(length, 8)).startswith(_FRAME_STARTS):
-                frames.append([])
-            frames[-1].append((offset, length))
-        if len(frames) == number_of_frames:
-            return frames
+    each = [[fragment] for fragment in fragments]
+    if len(fragments) == number_of_frames and _alike(each):
+        return each
+    frames: list[list[Fragment]] = []
+    for fragment in fragments:
+        if not frames or (fragment.mark and fragment.mark == fragments[0].mark):
+            frames.append([])
+        frames[-1].append(fragment)
+    if len(frames) == number_of_frames:
+        return frames
     raise FrameError(
-        f"{len(fragments)} fragments cannot be divided into {number_of_frames} frames: there is no offset table, "
-        "and the fragments' first bytes do not mark the frames"
+        f"{len(fragments)} fragments cannot be divided into {number_of_frames} frames: no offset table agrees with "
+        "them, and their first bytes do not mark the frames"
     )
 
 
-def pack_groups(groups: Sequence[Sequence[tuple[int, int]]]) -> bytes:
-    """The result of `group_fragments` as bytes, to be stored: frame number, offset and length of each fragment."""
-    rows = [(index, *fragment) for index, frame in enumerate(groups) for fragment in frame]
+def split_frames(value: bytes, number_of_frames: int, offsets: bytes = b"", lengths: bytes = b"") -> list[bytes]:
+    """The frames of an encapsulated value in memory, each with its fragments joined.
+
+    Args:
+        value: The value, from the item of the basic offset table on.
+        number_of_frames: The frames of the image.
+        offsets: The extended offset table.
+        lengths: The lengths that belong to it.
+
+    Raises:
+        FrameError: If nothing says which fragments make which frame, or a frame is empty.
+    """
+    size = len(value)
+    tables = offsets + lengths
+
+    def read(start: int, end: int) -> bytes:
+        return value[start:end] if start < size else tables[start - size : end - size]
+
+    layout = encapsulated_layout(read, 0, size)
+    fragments = walk_fragments(read, layout)
+    extended = extended_table(size, len(offsets), size + len(offsets), len(lengths))
+    groups = group_frames(read, layout, extended, fragments, number_of_frames)
+    frames = [b"".join(value[start : start + length] for start, length, _ in group) for group in groups]
+    for number, frame in enumerate(frames, 1):
+        check_not_empty(frame, number)
+    return frames
+
+
+def extended_table(offset: int, size: int, lengths_offset: int, lengths_size: int) -> OffsetTable | None:
+    """The extended offset table of two elements of the file; None unless both are there and equally long."""
+    if size < 8 or size % 8 or lengths_size != size:
+        return None
+    return OffsetTable(offset, size // 8, 8, lengths_offset)
+
+
+def group_frames(
+    read: ReadRange,
+    layout: EncapsulatedLayout,
+    extended: OffsetTable | None,
+    fragments: Sequence[Fragment],
+    number_of_frames: int,
+) -> list[list[Fragment]]:
+    """Says which fragments make which frame: by the first table that agrees with them, else by themselves.
+
+    Raises:
+        FrameError: If the fragments do not add up to the declared frames.
+    """
+    for table in (extended, layout.basic):
+        groups = table and group_by_table(read, layout, table, fragments, number_of_frames)
+        if groups:
+            return groups
+    return group_fragments(fragments, number_of_frames)
+
+
+def check_not_empty(content: bytes, number: int) -> None:
+    """Checks that a frame has content.
+
+    Raises:
+        FrameError: If it has none.
+    """
+    if not content:
+        raise FrameError(f"frame {number} is empty")
+
+
+def pack_groups(groups: Sequence[Sequence[Fragment]]) -> bytes:
+    """The result of `group_frames` as bytes, to be stored: frame number, offset and length of each fragment."""
+    rows = [(index, fragment.offset, fragment.length) for index, frame in enumerate(groups) for fragment in frame]
     return b"".join(struct.pack("<IQI", *row) for row in rows)
 
 

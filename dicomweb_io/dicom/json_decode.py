@@ -26,9 +26,14 @@ BulkDataHandler = Callable[[str, str, str], Any]
 
 # A whole string, a brace, or the beginning of a string whose end has not arrived.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}]|"', re.DOTALL)
+_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]]|"', re.DOTALL)
+_SCALAR = re.compile(rb"[\w.+-]*")
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _SPACE_AND_COMMAS = re.compile(rb"[ \t\r\n,]*")
 _BOM = b"\xef\xbb\xbf"
+
+_LOWER_TAG = re.compile(r"(?=.*[a-f])[0-9A-Fa-f]{8}")
+_NAMES = ("0020000D", "0020000E", "00080018")
 
 _MAX_LEVELS = 200
 _FEW_LEVELS = 12
@@ -140,6 +145,35 @@ def _without_non_finite(value: Any) -> Any:
     return value
 
 
+def without_padding(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with tags in upper case, and with the UIDs of its study, series and instance as lists without padding.
+
+    Servers send tags in lower case, UIDs with the blank or null character that fills them in files, and single values
+    in place of lists.
+    """
+    text = "".join(row)
+    if text != text.upper():
+        row = _upper(row)
+    for tag in _NAMES:
+        element = row.get(tag)
+        if not isinstance(element, dict):
+            continue
+        value = element.get("Value")
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, str) and (value is first or first != first.strip(" \0")):
+            row[tag] = {**element, "Value": [first.strip(" \0")]}
+    return row
+
+
+def _upper(value: Any) -> Any:
+    """A dataset with its tags in upper case, in sequences too."""
+    if isinstance(value, list):
+        return [_upper(item) for item in value]
+    if isinstance(value, dict):
+        return {key.upper() if _LOWER_TAG.fullmatch(key) else key: _upper(item) for key, item in value.items()}
+    return value
+
+
 def values(row: Mapping[str, Any], attribute: str | int) -> list[Any]:
     """The values of an attribute of a dataset in the DICOM JSON model.
 
@@ -225,7 +259,9 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
     return loaded
 
 
-def iter_json_objects(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def iter_json_objects(
+    chunks: Iterable[bytes], *, max_bytes: int | None = None, keep_others: bool = False
+) -> Iterator[bytes]:
     """Yields the text of each object of a JSON array as it arrives, or the one object that the text consists of.
 
     So a study's metadata is never in memory as a whole. Only the outer structure is checked; errors inside an object
@@ -233,20 +269,26 @@ def iter_json_objects(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
     Args:
         chunks: The text in UTF-8, cut anywhere.
+        max_bytes: The maximum size of an object.
+        keep_others: Whether an item of the array that is not an object is yielded too, as ``null``.
 
     Raises:
         IncompleteJSONError: If the array or an object is not closed.
-        DatasetError: If the text is neither an array of objects nor an object.
+        DatasetError: If the text is neither an array of objects nor an object, or an object is too large.
     """
-    text = _Text(chunks)
+    text = _Text(chunks, max_bytes)
     text.skip_bom()
     first = text.peek(_SPACE)
     if first == b"{":
         yield text.take_object()
     elif first == b"[":
         text.position += 1
-        while (character := text.peek(_SPACE_AND_COMMAS)) == b"{":
-            yield text.take_object()
+        while (character := text.peek(_SPACE_AND_COMMAS)) == b"{" or (keep_others and character not in b"]"):
+            if character == b"{":
+                yield text.take_object()
+            else:
+                text.skip_other(character)
+                yield b"null"
         if not character:
             raise IncompleteJSONError("the JSON text ends before its array is closed")
         if character != b"]":
@@ -263,8 +305,9 @@ def iter_json_objects(chunks: Iterable[bytes]) -> Iterator[bytes]:
 class _Text:
     """The text that has arrived and is not yet consumed, from `position` on."""
 
-    def __init__(self, chunks: Iterable[bytes]) -> None:
+    def __init__(self, chunks: Iterable[bytes], max_bytes: int | None = None) -> None:
         self._source = iter(chunks)
+        self._max_bytes = max_bytes
         self._buffer = bytearray()
         self.position = 0
 
@@ -293,30 +336,44 @@ class _Text:
             if not self._more():
                 return b""
 
+    def skip_other(self, character: bytes) -> None:
+        """Passes over a value that begins here and is no object."""
+        if character in b'["':
+            self._take(_BRACKET, b"[", b"]")
+        elif _SCALAR.fullmatch(character):
+            self.peek(_SCALAR)
+        else:
+            raise DatasetError("the text is not JSON")
+
     def take_object(self) -> bytes:
         """The text of the object that begins here."""
+        return self._take(_TOKEN, b"{", b"}")
+
+    def _take(self, token: re.Pattern[bytes], opening: bytes, closing: bytes) -> bytes:
         depth, scan = 0, self.position
         while True:
             unfinished = None
-            for token in _TOKEN.finditer(self._buffer, scan):
-                kind = token[0]
-                if kind == b"{":
+            for match in token.finditer(self._buffer, scan):
+                kind = match[0]
+                if kind == opening:
                     depth += 1
-                elif kind == b"}":
+                elif kind == closing:
                     depth -= 1
-                    if not depth:
-                        item = bytes(self._buffer[self.position : token.end()])
-                        self.position = token.end()
-                        return item
                 elif kind == b'"':
-                    unfinished = token.start()
+                    unfinished = match.start()
                     break
-                scan = token.end()
+                if not depth:
+                    item = bytes(self._buffer[self.position : match.end()])
+                    self.position = match.end()
+                    return item
+                scan = match.end()
             if unfinished is not None:
                 scan = unfinished
             del self._buffer[: self.position]
             scan -= self.position
             self.position = 0
+            if self._max_bytes is not None and len(self._buffer) > self._max_bytes:
+                raise DatasetError(f"an item of the JSON array is larger than {self._max_bytes} bytes")
             # A long string arrives in many chunks. Looking for its end after each would take quadratic time.
             wanted = scan + 2 * (len(self._buffer) - scan) if unfinished is not None else 0
             if not self._more():

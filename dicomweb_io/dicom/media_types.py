@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from dicomweb_io.dicom.errors import InvalidIdentifierError
 from dicomweb_io.dicom.uids import (
@@ -48,6 +48,24 @@ CURRENT_NAMES: Mapping[str, str] = MappingProxyType(
     {"image/x-jpls": "image/jls", "image/x-jls": "image/jls", "image/x-dicom-rle": "image/dicom-rle"}
 )
 """Names that earlier editions or other libraries use, to the name of the current edition."""
+
+Form = Literal["instances", "frames", "bulkdata", "rendered"]
+
+_FORMS: dict[str, re.Pattern[str]] = {
+    "instances": re.compile(r"(?:\*|application)/\*\Z|application/dicom\Z"),
+    # Tables 8.7.3-3 to 8.7.3-6, and what they may hold tomorrow; the others are rendered forms (table 8.7.4-1).
+    "frames": re.compile(r"(?:\*|application)/\*\Z|application/octet-stream\Z|image/(?!png\Z|gif\Z)|video/"),
+    "bulkdata": re.compile(r"(?!application/dicom(?:\+|\Z)|multipart/)"),
+    "rendered": re.compile(
+        r"(?!application/(?:dicom(?:\+|\Z)|octet-stream\Z)|multipart/|image/(?:dicom-rle|jls|jphc|jpx)\Z)"
+    ),
+}
+_WANTED = {
+    "instances": f"request {DICOM}, or frames, bulk data or a rendered form",
+    "frames": f"request {OCTET_STREAM} or the type of an encoding, or the instance, or a rendered form",
+    "bulkdata": f"request {OCTET_STREAM} or the type of an encoding, or the instance",
+    "rendered": "request a type such as image/jpeg, or frames",
+}
 
 _TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # noqa: S105 - the token rule of RFC 9110, not a secret
 _MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}\Z")
@@ -191,6 +209,27 @@ def parse_media_types(media_types: Sequence[Any] | None) -> tuple[MediaType, ...
             )
         accepted_types.extend(MediaType(_checked_name(name), _checked_syntax(syntax, name)) for syntax in syntaxes)
     return tuple(dict.fromkeys(accepted_types))
+
+
+def accepted_for(form: Form, media_types: Sequence[Any] | None) -> tuple[MediaType, ...]:
+    """Parses the media types that a caller accepts for one form of a resource (see `parse_media_types`).
+
+    Args:
+        form: ``"instances"``, ``"frames"``, ``"bulkdata"`` or ``"rendered"``.
+        media_types: In order of preference.
+
+    Raises:
+        TypeError: If a rendered form is asked for with a transfer syntax.
+        ValueError: If the form never has one of the types.
+    """
+    accepted_types = parse_media_types(media_types)
+    for accepted_type in accepted_types:
+        name = accepted_type.name
+        if form == "rendered" and accepted_type.transfer_syntax_uid is not None:
+            raise TypeError(f"rendered resources have no transfer syntax, but one was asked for with {name}")
+        if not _FORMS[form].match(name):
+            raise ValueError(f"{form} are not available as {name}: {_WANTED[form]}")
+    return accepted_types
 
 
 def _checked_name(name: str) -> str:

@@ -16,8 +16,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dicomweb_io.dicom.errors import TranscodingError
-from dicomweb_io.dicom.frames import native_to_little_endian
+from dicomweb_io.dicom.errors import FrameError, TranscodingError
+from dicomweb_io.dicom.frames import native_to_little_endian, split_frames
 from dicomweb_io.dicom.media_types import OCTET_STREAM
 from dicomweb_io.dicom.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
@@ -77,6 +77,15 @@ def media_type_of(transfer_syntax_uid: str) -> str:
     return _BY_SYNTAX.get(transfer_syntax_uid, OCTET_STREAM)
 
 
+def is_video(transfer_syntax_uid: str) -> bool:
+    """Whether pixel data in a transfer syntax are one stream, which has no single frames.
+
+    Args:
+        transfer_syntax_uid: A transfer syntax.
+    """
+    return media_type_of(transfer_syntax_uid).startswith("video/")
+
+
 def missing_library(transfer_syntax_uid: str) -> str | None:
     """What has to be installed before frames can be encoded in a transfer syntax; None if nothing is missing.
 
@@ -134,25 +143,38 @@ def expand_12_bits(dataset: Dataset) -> bool:
         raise TranscodingError("JPEG images of 12 bits can be decoded only if they are gray and unsigned")
     try:
         import imagecodecs
-        from pydicom.encaps import generate_frames
         from pydicom.uid import UID
     except ImportError:
         raise TranscodingError(
             "no decoder for JPEG images of 12 bits is installed: pip install dicomweb_io[htj2k]"
         ) from None
-    count = int(dataset.get("NumberOfFrames") or 1)
     pieces = []
-    for frame in generate_frames(dataset.PixelData, number_of_frames=count):
+    for frame in _frames_of(dataset):
         pixels = imagecodecs.jpeg8_decode(frame)
         if pixels.shape != (rows, columns):
             raise TranscodingError(f"the JPEG image has the shape {pixels.shape}, the header says {(rows, columns)}")
         pieces.append(pixels.astype("<u2").tobytes())
-    if len(pieces) != count:
-        raise TranscodingError(f"there are {len(pieces)} JPEG images for {count} frames")
     _set_pixel_data(dataset, b"".join(pieces), "OW")
     dataset.BitsAllocated = 16
     dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT_VR_LITTLE_ENDIAN)
     return True
+
+
+def _frames_of(dataset: Dataset) -> list[bytes]:
+    """The encapsulated frames of an image. pydicom believes any offset table.
+
+    Raises:
+        TranscodingError: If nothing says which fragments make which frame.
+    """
+    try:
+        return split_frames(
+            dataset.PixelData,
+            int(dataset.get("NumberOfFrames") or 1),
+            dataset.get("ExtendedOffsetTable") or b"",
+            dataset.get("ExtendedOffsetTableLengths") or b"",
+        )
+    except FrameError as error:
+        raise TranscodingError(str(error)) from None
 
 
 def with_one_frame(header: Dataset, content: bytes, transfer_syntax_uid: str) -> Dataset:
@@ -424,10 +446,14 @@ def _decompress(dataset: Dataset) -> None:
     pydicom's own `decompress` leaves extended offset tables behind, and cannot correct the sign of JPEG 2000 images
     that Pillow decoded.
     """
+    from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
 
     if expand_12_bits(dataset):
         return
+    if "PixelData" in dataset:
+        frames = _frames_of(dataset)
+        _set_pixel_data(dataset, encapsulate(frames, has_bot=False), "OB", encapsulated=True)
     syntax = dataset.file_meta.TransferSyntaxUID
     pixels, found = get_decoder(syntax).as_array(dataset, decoding_plugin=decoding_plugin(syntax))
     _set_pixel_data(dataset, pixels.tobytes(), "OB" if pixels.itemsize == 1 else "OW")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from dicomweb_io.dicom.errors import InvalidIdentifierError
-from dicomweb_io.dicom.uids import check_uid
+from dicomweb_io.dicom.uids import check_uid, path_segment
 
 
 class URIType(Enum):
@@ -122,7 +122,7 @@ class URI:
             if value is not None and needed is not None and getattr(self, needed) is None:
                 raise InvalidIdentifierError(f"{name} needs {needed}")
             if value is not None and name != "frames":
-                check_uid(value, name, permissive=self.permissive)
+                object.__setattr__(self, name, check_uid(value, name, permissive=self.permissive))
             needed = name
         if self.suffix is not None:
             if not isinstance(self.suffix, URISuffix):
@@ -139,15 +139,13 @@ class URI:
 
     @property
     def parent(self) -> URI:
-        """The next larger resource: the service of a study, the study of a series, and so on, without suffix.
+        """The next larger resource: the service of a study, the study of a series, the instance of frames.
 
-        Raises:
-            InvalidIdentifierError: For a service.
+        A resource with a suffix has the one without it as its parent, and a service is its own.
         """
-        if self.type is URIType.SERVICE:
-            raise InvalidIdentifierError("a service has no parent")
         levels = list(URIType)
-        return self._cut_at(levels[levels.index(self.type) - 1])
+        above = 0 if self.suffix is not None else 1
+        return self._cut_at(levels[max(0, levels.index(self.type) - above)])
 
     def base_uri(self) -> URI:
         """The service."""
@@ -234,22 +232,30 @@ class URI:
                 "the URI has a query or fragment, and the URI of a DICOMweb resource has neither"
             )
         base, found, rest = dicomweb_uri.rpartition("/studies/")
-        if uri_type is URIType.SERVICE or not found:
+        resource: ResourcePath | None = None
+        if found:
+            try:
+                resource = parse_resource_path("studies/" + rest, permissive=permissive)
+            except InvalidIdentifierError:
+                # The root of a service may hold the word too.
+                if uri_type is not URIType.SERVICE:
+                    raise
+        if resource is None:
             result = cls(dicomweb_uri, permissive=permissive)
         else:
-            result = cls(base, *parse_resource_path("studies/" + rest, permissive=permissive), permissive=permissive)
+            result = cls(base, *resource, permissive=permissive)
         if uri_type is not None and result.type is not uri_type:
             raise InvalidIdentifierError(f"the URI names a {result.type.value}, not a {uri_type.value}")
         return result
 
     def __str__(self) -> str:
-        parts = {
+        uids = {
             "studies": self.study_instance_uid,
             "series": self.series_instance_uid,
             "instances": self.sop_instance_uid,
-            "frames": ",".join(map(str, self.frames or ())),
         }
-        text = self.base_url + "".join(f"/{name}/{value}" for name, value in parts.items() if value)
+        text = self.base_url + "".join(f"/{name}/{path_segment(uid)}" for name, uid in uids.items() if uid)
+        text += f"/frames/{','.join(map(str, self.frames))}" if self.frames else ""
         return text if self.suffix is None else f"{text}/{self.suffix.value}"
 
     def __repr__(self) -> str:

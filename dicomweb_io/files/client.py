@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes, OnExisting, Storable, Verify
-from dicomweb_io.dicom.media_types import DICOM, parse_media_types
+from dicomweb_io.dicom.media_types import accepted_for
 from dicomweb_io.dicom.uids import check_uid, is_safe_name
 from dicomweb_io.elements import (
     Bulkdata,
@@ -37,9 +36,10 @@ from dicomweb_io.files.database import index_path
 from dicomweb_io.files.index import DUPLICATE_RULES, Duplicates, Index, IndexedFile, RefreshCounts, iter_exclusions
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.render import FolderRenderer
-from dicomweb_io.files.retrieve import FolderReader, PixelAccess, instance_media_types
+from dicomweb_io.files.retrieve import FolderReader, PixelAccess
 from dicomweb_io.files.search import Searcher
 from dicomweb_io.files.store import FolderStore, has_other_layout, layout_path
+from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.profiles import ServerProfile
 from dicomweb_io.queries import check_limits
 from dicomweb_io.spool import SpoolPolicy
@@ -76,10 +76,11 @@ FOLDER = ServerProfile(
 class DICOMfileClient(DICOMClient):
     """A client of a folder of DICOM files: local, or on any filesystem of fsspec. Safe to use from several threads.
 
-    The folder may be laid out in any way. Files are recognised by their content. Of files with one SOP Instance UID,
-    identical ones count once, and of different ones `duplicates` says which one represents the instance;
-    `iter_exclusions` lists the others, and files that are not DICOM or cannot be read. What is stored goes to
-    ``STUDY/SERIES/SOP.dcm``, and any number of clients on any number of computers may store into one folder at once.
+    The folder may be laid out in any way. Files are recognised by their content. Study, series and SOP Instance UID
+    together name an instance: one SOP Instance UID in two series is two instances. Of files of one instance, identical
+    ones count once, and of different ones `duplicates` says which one represents it; `iter_exclusions` lists the
+    others, and files that are not DICOM or cannot be read. What is stored goes to ``STUDY/SERIES/SOP.dcm``, and any
+    number of clients on any number of computers may store into one folder at once.
 
     A folder that does not exist yet is made by the first store. To search the whole of it raises `FileNotFoundError`,
     as its name is most likely mistyped; a search within a given study returns no rows.
@@ -96,8 +97,8 @@ class DICOMfileClient(DICOMClient):
         readonly: Refuse to store and to delete.
         storage_options: Arguments for the fsspec filesystem.
         index: A local directory for the index; by default ``dicomweb_io/index`` in the user's cache directory.
-        duplicates: Which of several different files with one SOP Instance UID represents the instance: ``"first"`` by
-            path, the ``"newest"``, ``"all"`` of them (each is a separate row), or ``"error"`` to refuse the folder. A
+        duplicates: Which of several different files of one instance represents it: ``"first"`` by path, the
+            ``"newest"``, ``"all"`` of them (each is a separate row), or ``"error"`` to refuse the folder. A
             truncated file never represents an instance if there is a complete one.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
 
@@ -138,7 +139,7 @@ class DICOMfileClient(DICOMClient):
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = ProcessLock()
         self._index: Index | None = None
         self._searcher: Searcher | None = None
         self._reader = FolderReader(self._folder)
@@ -254,7 +255,9 @@ class DICOMfileClient(DICOMClient):
 
     # Search ---------------------------------------------------------------------------------------------------------
 
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+    def search_page(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+    ) -> SearchPage:
         """The rows of a query from `offset` on, at most `limit`, with the exact total.
 
         Elements that rows of one answer have in common, such as the patient's, are the same objects in each: copy a row
@@ -272,12 +275,13 @@ class DICOMfileClient(DICOMClient):
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
         """Yields every row of a query once."""
-        check_limits(limit, offset)
+        check_limits(limit, offset, page_size)
         try:
             searcher = self._opened_searcher()
         except FileNotFoundError:
             if self._is_missing_destination(query):
-                return iter(())
+                none: list[JSONDataset] = []
+                return (row for row in none)
             raise
         return searcher.iterate(query, offset, limit, page_size)
 
@@ -297,7 +301,7 @@ class DICOMfileClient(DICOMClient):
     def iter_exclusions(self, query: SearchQuery | None = None) -> Iterator[Exclusion]:
         """Yields the files that searches do not return, and why.
 
-        Files with one SOP Instance UID are compared byte by byte (by hash) when they are yielded.
+        Files of one instance are compared byte by byte (by hash) when they are yielded.
         """
         return iter_exclusions(
             self._current(), None if query is None else self._opened_searcher().matching_files(query)
@@ -331,8 +335,7 @@ class DICOMfileClient(DICOMClient):
 
     def _notice(self, resource: Resource) -> bool:
         """Looks for an instance where another client would have stored it after this one took its snapshot."""
-        uids = (resource.study_instance_uid, resource.series_instance_uid, resource.sop_instance_uid)
-        if not all(is_safe_name(str(uid)) for uid in uids):
+        if not all(map(is_safe_name, resource.uids.values())):
             return False
         path = layout_path(resource)
         if self._folder.stat(path) is None:
@@ -364,7 +367,7 @@ class DICOMfileClient(DICOMClient):
         """
         if resource.level == "frame":
             raise InvalidIdentifierError("this is a reference to frames: use iter_frames, or reference.instance")
-        accepted_types = instance_media_types(media_types)
+        accepted_types = accepted_for("instances", media_types)
         return (
             self._reader.instance(
                 file, accepted_types, max_element_bytes, spool_directory, borrow and self._folder.is_local
@@ -397,10 +400,7 @@ class DICOMfileClient(DICOMClient):
         """
         if resource.level != "frame":
             raise InvalidIdentifierError(f"a reference to frames is needed, not to a {resource.level}")
-        accepted_types = parse_media_types(media_types)
-        for accepted_type in accepted_types:
-            if accepted_type.name == DICOM:
-                raise ValueError(f"frames are not available as {DICOM}; retrieve the instance")
+        accepted_types = accepted_for("frames", media_types)
         return self._frames(resource, accepted_types, SpoolPolicy(max_element_bytes, spool_directory))
 
     def _frames(self, resource: Resource, accepted_types: Any, spool_policy: SpoolPolicy) -> Iterator[Frame]:
@@ -433,6 +433,7 @@ class DICOMfileClient(DICOMClient):
                 f"not a bulk data URI of this folder: {url!r} (expected {self.base_url}/studies/…/series/…/instances/…/"
                 "bulkdata/…)"
             )
+        accepted_for("bulkdata", media_types)
         spool_policy = SpoolPolicy(max_element_bytes, spool_directory)
         return self._bulkdata(Resource(match[1], match[2], match[3]), match[4], byte_range, spool_policy)
 
@@ -460,6 +461,7 @@ class DICOMfileClient(DICOMClient):
         one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128 pixels,
         unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
         """
+        accepted_for("rendered", media_types)
         renderer = FolderRenderer(self._reader, PixelAccess(self._reader, self._current()))
         return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
 
@@ -487,7 +489,7 @@ class DICOMfileClient(DICOMClient):
         return store.store(instances, study_instance_uid, on_existing, verify)
 
     def _elsewhere(self, reference: Resource) -> list[str]:
-        """The paths at which the index knows files with a SOP Instance UID, in a folder with another layout."""
+        """The paths at which the index knows files of an instance, in a folder with another layout."""
         with self._lock:
             if self._other_layout is None:
                 self._other_layout = has_other_layout(self._folder)
@@ -496,7 +498,8 @@ class DICOMfileClient(DICOMClient):
             if self._index is None:
                 self._current()
             index = self._index
-        return [] if index is None else index.paths_of("sop = ? AND kind = 0", (reference.sop_instance_uid,))
+        condition, values = _condition(reference)
+        return [] if index is None else index.paths_of(f"{condition} AND kind = 0", values)
 
     def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
         """Removes all files of a study, series or instance, duplicates too."""

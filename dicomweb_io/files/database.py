@@ -8,6 +8,7 @@ filesystem or without a writable directory, the index is a private temporary fil
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -19,9 +20,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dicomweb_io.http.retry import start_anew_after_fork
+
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _APPLICATION_ID = 0x44574946
 _BUSY_SECONDS = 60.0
 # UIDs come in no order: while an index of 100,000 files is built, the tables of its keys have to stay in memory.
@@ -175,6 +178,29 @@ class Database:
         """Whether other processes use the same database."""
         return self.path is not None
 
+    def copy_in_child(self, in_memory: bool) -> Database:
+        """A private copy for a forked child.
+
+        The child cannot open the shared file: SQLite would take the parent's locks on it for its own. So it reads the
+        file once, while nobody writes. (A private database is not copied, and its files are read again.)
+        """
+        copy = Database(None, in_memory=in_memory)
+        if self.path is None or not self.path.exists():
+            return copy
+        try:
+            with _locked(self.path):
+                source = _connect(str(self.path))
+                try:
+                    source.backup(copy.writer)
+                finally:
+                    source.close()
+        except (OSError, sqlite3.Error) as error:
+            logger.warning(
+                "the index %s cannot be copied for a forked process (%s): it reads all files", self.path, error
+            )
+            copy._open_private(in_memory)
+        return copy
+
     def _open_shared(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not is_local_disk(path.parent):
@@ -263,8 +289,14 @@ def discard(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-# Python 3.13 warns of a connection that stays open when its client is dropped instead of closed.
 class _Connection(sqlite3.Connection):
+    """A connection that a forked child never touches, not even to close it: SQLite forbids that."""
+
+    def start_anew(self) -> None:
+        # Closed when it is collected, it could write to the parent's files, or wait for a lock of the parent's threads.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
+    # Python 3.13 warns of a connection that stays open when its client is dropped instead of closed.
     def __del__(self) -> None:
         with suppress(sqlite3.ProgrammingError):  # it was never opened
             self.close()
@@ -279,6 +311,7 @@ def _connect(target: str, cache_kib: int = 16_000) -> sqlite3.Connection:
         cached_statements=256,
         factory=_Connection,
     )
+    start_anew_after_fork(connection)
     # In the write-ahead log NORMAL loses nothing when a process dies, and is not damaged when the power goes.
     for pragma in ("synchronous = NORMAL", "temp_store = MEMORY", f"cache_size = -{cache_kib}"):
         connection.execute(f"PRAGMA {pragma}")
@@ -296,6 +329,7 @@ def _create_schema(connection: sqlite3.Connection) -> None:
 def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Holds the lock file beside an index. The system releases it when a process dies."""
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    _lock_files.add(descriptor)
     try:
         _lock(descriptor, wait)
         try:
@@ -303,7 +337,21 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         finally:
             _unlock(descriptor)
     finally:
+        _lock_files.discard(descriptor)
         os.close(descriptor)
+
+
+_lock_files: set[int] = set()
+
+
+def _leave_lock_files() -> None:
+    """In a forked child: leaves the locks to the parent. An open file would keep them beyond the parent's end."""
+    while _lock_files:
+        os.close(_lock_files.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_lock_files)
 
 
 if sys.platform == "win32":

@@ -5,8 +5,9 @@ again. Of each file the database holds a record (`dicomweb_io.files.records`). F
 searches return: one for each instance, series and study. The first instance of a series, in the order of searches,
 represents the series, and the first series its study.
 
-Among complete files that share a SOP Instance UID the rule for duplicates decides which one represents the instance; a
-truncated file never does. `iter_exclusions` lists the files that do not represent an instance, and why.
+Study, series and SOP Instance UID together name an instance. Among complete files that share all three the rule for
+duplicates decides which one represents the instance; a truncated file never does. `iter_exclusions` lists the files
+that do not represent an instance, and why.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -29,10 +29,10 @@ from dicomweb_io.dicom.header_scan import HeaderScan
 from dicomweb_io.dicom.json_decode import dumps, first_value
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import SERIES_INSTANCE_UID, STUDY_INSTANCE_UID, Exclusion, Resource
+from dicomweb_io.elements import BEGINS_ALIKE, SERIES_INSTANCE_UID, STUDY_INSTANCE_UID, Exclusion, Resource
 from dicomweb_io.errors import DICOMError
 from dicomweb_io.files.database import Database, discard, is_local_disk
-from dicomweb_io.files.places import FileStat, Folder, Problem, is_settled
+from dicomweb_io.files.places import FileStat, Folder, Problem, is_settled, read_exactly
 from dicomweb_io.files.records import (
     IGNORED,
     INSTANCE,
@@ -47,6 +47,7 @@ from dicomweb_io.files.records import (
     read_record,
     unpack_scan,
 )
+from dicomweb_io.http.retry import start_anew_after_fork
 from dicomweb_io.queries import MODALITY, SERIES_DEFAULTS, STUDY_DEFAULTS
 
 logger = logging.getLogger(__name__)
@@ -62,11 +63,13 @@ _REMOTE_READERS = 16
 Touched = set[tuple[str, str]]
 """Pairs of study and series whose rows have to be made again."""
 
+_Name = tuple[str, str, str]
+
 T = TypeVar("T")
 
 
 class ConflictingDuplicatesError(DICOMError):
-    """Files with the same SOP Instance UID differ, and the rule is ``duplicates="error"``."""
+    """Files of one instance differ, and the rule is ``duplicates="error"``."""
 
 
 class IndexedFile(NamedTuple):
@@ -98,7 +101,7 @@ class Index:
         folder: The files.
         place: The database file; None for a private index.
         in_memory: Keep a private index in memory.
-        duplicates: The rule for files with the same SOP Instance UID.
+        duplicates: The rule for files of one instance.
         rebuild: Throw away what is there.
         tidy: Remove from the folder the temporary files of writers that died.
     """
@@ -115,6 +118,8 @@ class Index:
     ) -> None:
         self.folder = folder
         self.lock = threading.RLock()
+        self._forked = False
+        start_anew_after_fork(self)
         self.generation = 0
         self._place = place
         self._in_memory = in_memory
@@ -125,12 +130,17 @@ class Index:
         if rebuild and place is not None:
             discard(place)
         self._database = Database(place, in_memory=in_memory)
-        self._process = os.getpid()
+
+    def start_anew(self) -> None:
+        """In a forked child: leaves the database to the parent, and takes a copy of it when it is used."""
+        self.lock = threading.RLock()
+        self._forked = True
 
     def close(self) -> None:
         """Closes the database."""
         with self.lock:
-            self._database.close()
+            if not self._forked:
+                self._database.close()
 
     def open(self, update: bool = True) -> None:
         """Takes the first snapshot, with what is in the folder now.
@@ -403,12 +413,15 @@ class Index:
         return encode(scan, tags=tags)
 
     def _leave_parent(self) -> bool:
-        """In a forked child: opens a separate database, as the connections of the parent must not be used."""
-        if os.getpid() == self._process:
+        """In a forked child: takes a copy of the database, as the connections of the parent must not be used."""
+        if not self._forked:
             return False
-        self.lock = threading.RLock()
-        self._database = Database(self._place, in_memory=self._in_memory)
-        self._process = os.getpid()
+        with self.lock:
+            if self._forked:
+                self._fragments.clear()
+                self._database = self._database.copy_in_child(self._in_memory)
+                self._place = None
+                self._forked = False
         return True
 
     def _own_snapshot(self) -> None:
@@ -465,7 +478,7 @@ class Views:
 
     Args:
         folder: The files, for comparing their contents.
-        duplicates: The rule for files with the same SOP Instance UID.
+        duplicates: The rule for files of one instance.
     """
 
     def __init__(self, folder: Folder, duplicates: Duplicates) -> None:
@@ -479,34 +492,33 @@ class Views:
 
         Args:
             writer: The database.
-            sops: Their SOP Instance UIDs.
+            sops: Their SOP Instance UIDs, each in any number of series.
             rows: Sort number and row of files that were just read, from `instance_row`.
             touched: The series that change are added to it.
         """
         for part in batches(sorted(sops), MAX_VARIABLES):
             marks = ",".join("?" * len(part))
-            candidates: dict[str, list[tuple[Any, ...]]] = {}
+            candidates: dict[_Name, list[tuple[Any, ...]]] = {}
             for row in writer.execute(
-                f"SELECT sop, id, size, modified, study, series FROM file WHERE sop IN ({marks}) AND kind = {INSTANCE} "  # noqa: S608
+                f"SELECT study, series, sop, id, size, modified FROM file WHERE sop IN ({marks}) AND kind = {INSTANCE} "  # noqa: S608
                 "ORDER BY path",
                 part,
             ):
-                candidates.setdefault(row[0], []).append(row)
-            shown: dict[str, set[int]] = {}
-            for sop, number in writer.execute(f"SELECT sop, file FROM instance WHERE sop IN ({marks})", part):  # noqa: S608
-                shown.setdefault(sop, set()).add(number)
-            for sop in part:
-                chosen = {row[1]: row for row in self._chosen(writer, candidates.get(sop, []))}
-                for number in shown.get(sop, set()) - chosen.keys():
+                candidates.setdefault(row[:3], []).append(row[3:])
+            shown: dict[_Name, set[int]] = {}
+            for row in writer.execute(f"SELECT study, series, sop, file FROM instance WHERE sop IN ({marks})", part):  # noqa: S608
+                shown.setdefault(row[:3], set()).add(row[3])
+            for name in sorted(candidates.keys() | shown.keys()):
+                chosen = {row[0] for row in self._chosen(writer, candidates.get(name, []))}
+                for number in shown.get(name, set()) - chosen:
                     _hide(writer, number, touched)
-                for number, row in chosen.items():
-                    if number in shown.get(sop, ()):
-                        continue
+                study, series, sop = name
+                for number in sorted(chosen - shown.get(name, set())):
                     order, text = rows.get(number) or instance_row(_stored_scan(writer, number))
                     writer.execute(
-                        "INSERT INTO instance VALUES (?, ?, ?, ?, ?, ?)", (number, row[4], row[5], order, sop, text)
+                        "INSERT INTO instance VALUES (?, ?, ?, ?, ?, ?)", (number, study, series, order, sop, text)
                     )
-                    touched.add((row[4], row[5]))
+                    touched.add((study, series))
 
     def _chosen(self, writer: sqlite3.Connection, candidates: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
         """The files that represent an instance, out of all complete ones in order of their paths."""
@@ -514,34 +526,36 @@ class Views:
             return candidates
         if self._duplicates == "newest":
             # Of several equally new ones, the first.
-            return [max(candidates, key=lambda row: row[3])]
+            return [max(candidates, key=lambda row: row[2])]
         if self._duplicates == "all":
             different: dict[tuple[int, bytes | None], tuple[Any, ...]] = {}
-            sizes = [row[2] for row in candidates]
+            sizes = [row[1] for row in candidates]
             for row in candidates:
-                alone = sizes.count(row[2]) == 1
-                different.setdefault((row[2], None if alone else self.digest(writer, row[1])), row)
+                alone = sizes.count(row[1]) == 1
+                different.setdefault((row[1], None if alone else self.digest(writer, row[0])), row)
             return list(different.values())
         return candidates[:1]
 
     def check_conflicts(self, writer: sqlite3.Connection) -> None:
-        """Checks that no two different files have the same SOP Instance UID.
+        """Checks that no two different files are of one instance.
 
         Raises:
             ConflictingDuplicatesError: If there are any.
         """
         shared = writer.execute(
-            f"SELECT sop FROM file WHERE kind = {INSTANCE} GROUP BY sop HAVING COUNT(*) > 1 ORDER BY sop"  # noqa: S608
+            f"SELECT study, series, sop FROM file WHERE kind = {INSTANCE} GROUP BY study, series, sop "  # noqa: S608
+            "HAVING COUNT(*) > 1 ORDER BY sop, study, series"
         ).fetchall()
-        for (sop,) in shared:
+        for study, series, sop in shared:
             rows = writer.execute(
-                f"SELECT id, path, size FROM file WHERE sop = ? AND kind = {INSTANCE} ORDER BY path",  # noqa: S608
-                (sop,),
+                f"SELECT id, path, size FROM file WHERE sop = ? AND study = ? AND series = ? AND kind = {INSTANCE} "  # noqa: S608
+                "ORDER BY path",
+                (sop, study, series),
             ).fetchall()
             for other in rows[1:]:
                 if other[2] != rows[0][2] or self.digest(writer, other[0]) != self.digest(writer, rows[0][0]):
                     raise ConflictingDuplicatesError(
-                        f"two different files have the SOP Instance UID {sop}: {path_text(rows[0][1])} and "
+                        f"two different files are {Resource(study, series, sop).uri}: {path_text(rows[0][1])} and "
                         f"{path_text(other[1])} (remove one, or choose another rule than duplicates='error')"
                     )
 
@@ -649,14 +663,15 @@ def iter_exclusions(index: Index, matching: Collection[int] | None) -> Iterator[
         matching: Limits duplicates to those of instances that these files represent.
     """
     duplicated = index.select(
-        "SELECT sop FROM file WHERE sop IS NOT NULL AND sop IN (SELECT sop FROM instance) "
-        "GROUP BY sop HAVING COUNT(*) > 1 ORDER BY MIN(path)"
+        "SELECT study, series, sop FROM file WHERE (study, series, sop) IN (SELECT study, series, sop FROM instance) "
+        "GROUP BY study, series, sop HAVING COUNT(*) > 1 ORDER BY MIN(path)"
     )
-    for (sop,) in duplicated:
-        yield from _duplicates(index, sop, matching)
+    for name in duplicated:
+        yield from _duplicates(index, name, matching)
     rows = index.select(
-        f"SELECT path, kind, reason, study, series, sop FROM file WHERE kind <> {INSTANCE} AND NOT "  # noqa: S608 - constants
-        f"(sop IS NOT NULL AND sop IN (SELECT sop FROM instance)) ORDER BY kind <> {IGNORED}, path"
+        f"SELECT path, kind, reason, study, series, sop FROM file f WHERE kind <> {INSTANCE} AND NOT EXISTS "  # noqa: S608 - constants
+        "(SELECT 1 FROM instance i WHERE i.sop = f.sop AND i.study = f.study AND i.series = f.series) "
+        f"ORDER BY kind <> {IGNORED}, path"
     )
     for path, kind, reason, study, series, sop in rows:
         yield Exclusion(
@@ -667,11 +682,11 @@ def iter_exclusions(index: Index, matching: Collection[int] | None) -> Iterator[
         )
 
 
-def _duplicates(index: Index, sop: str, matching: Collection[int] | None) -> Iterator[Exclusion]:
+def _duplicates(index: Index, name: tuple[Any, ...], matching: Collection[int] | None) -> Iterator[Exclusion]:
     files = index.select(
         "SELECT f.id, f.path, f.size, f.kind, f.reason, f.study, f.series, f.sop, i.file FROM file f "
-        "LEFT JOIN instance i ON i.file = f.id WHERE f.sop = ? ORDER BY f.path",
-        (sop,),
+        "LEFT JOIN instance i ON i.file = f.id WHERE f.study = ? AND f.series = ? AND f.sop = ? ORDER BY f.path",
+        name,
     )
     chosen = [row for row in files if row[8] is not None]
     if matching is not None and not any(row[0] in matching for row in chosen):
@@ -691,9 +706,10 @@ def _duplicates(index: Index, sop: str, matching: Collection[int] | None) -> Ite
 
 def _comparison(index: Index, row: tuple[Any, ...], chosen: list[tuple[Any, ...]]) -> tuple[tuple[Any, ...], str]:
     """The chosen file to compare a duplicate with, and how the two differ."""
-    if row[3] != INSTANCE:
-        return chosen[0], f"conflicting: {row[4]}"
     try:
+        if row[3] != INSTANCE:
+            begins = f", {BEGINS_ALIKE}" if _begins_with(index, chosen[0], row) else ""
+            return chosen[0], f"conflicting: {row[4]}{begins}"
         for other in chosen:
             if other[2] == row[2] and index.digest(other[0]) == index.digest(row[0]):
                 return other, "identical"
@@ -702,6 +718,18 @@ def _comparison(index: Index, row: tuple[Any, ...], chosen: list[tuple[Any, ...]
     if row[2] != chosen[0][2]:
         return chosen[0], f"conflicting: {row[2]} bytes, the chosen file has {chosen[0][2]}"
     return chosen[0], "conflicting: other bytes than the chosen file"
+
+
+def _begins_with(index: Index, whole: tuple[Any, ...], part: tuple[Any, ...]) -> bool:
+    """Whether a file begins with all bytes of another."""
+    if part[2] > whole[2] or part[2] < 0:
+        return False
+    paths = (path_text(whole[1]), path_text(part[1]))
+    with index.folder.open(paths[0], whole[2]) as one, index.folder.open(paths[1], part[2]) as other:
+        while chunk := other.read(1 << 20):
+            if read_exactly(one, len(chunk)) != chunk:
+                return False
+    return True
 
 
 def _reference(study: str | None, series: str | None, sop: str | None) -> Resource | None:

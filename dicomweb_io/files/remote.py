@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from dicomweb_io.files.places import FileStat, Folder, Problem, SourceFile, is_temporary
+from dicomweb_io.spool import PrivateDirectory
 
 # Up to this size a file is uploaded by one PUT, which can be exclusive; above it in parts.
 _EXCLUSIVE_PUT_BYTES = 64 * 1024 * 1024
@@ -113,7 +113,7 @@ class RemoteFolder(Folder):
             return self._put_bytes(filesystem, name, file_source.read(), replace)
         # An upload in parts shows the object when its last part arrives: too late to notice that the file changed. So a
         # private copy is uploaded.
-        with tempfile.TemporaryDirectory(prefix="dicomweb_io-") as directory:
+        with PrivateDirectory() as directory:
             copy = os.path.join(directory, "copy.dcm")
             with open(copy, "w+b") as file:
                 file_source.copy_to(file)

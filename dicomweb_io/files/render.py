@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom.errors import RenderingError, RenderingUnavailableError
-from dicomweb_io.dicom.media_types import MediaType, parse_media_types
+from dicomweb_io.dicom.media_types import MediaType, accepted_for
 from dicomweb_io.dicom.pixels import with_one_frame
 from dicomweb_io.dicom.rendering import IMAGE_TYPES, RenderingOptions, render_images
 from dicomweb_io.elements import RenderedImage, Resource
@@ -152,15 +152,15 @@ class FolderRenderer:
             thumbnail: Whether a small image is wanted.
 
         Raises:
-            ValueError: If an argument is not valid.
+            TypeError, ValueError: If an argument is not valid.
             requests.HTTPError: 404 if a frame is not there, 406 if it is not available in that form, 501 if a library
                 is missing.
         """
         options = RenderingOptions.of(params or {}, thumbnail=thumbnail)
-        accepted_types = parse_media_types(media_types)
+        accepted_types = accepted_for("rendered", media_types)
         accept = (params or {}).get("accept")
         if isinstance(accept, str):
-            accepted_types += parse_media_types([accept])
+            accepted_types += accepted_for("rendered", [accept])
         chosen = files[0]
         header = self._reader.header(chosen)
         if resource.sop_instance_uid is None:
@@ -191,7 +191,8 @@ class FolderRenderer:
             return resource.frames
         try:
             count = max(1, int(header.get("NumberOfFrames") or 1))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
+            # Its frames cannot be read then, and the error says so.
             count = 1
         if media_type == "image/gif" and count > 1 and resource.sop_instance_uid is not None:
             if count > _MAX_FRAMES:

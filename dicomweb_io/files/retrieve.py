@@ -14,18 +14,20 @@ import re
 import secrets
 import shutil
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from functools import cached_property
+from typing import TYPE_CHECKING, BinaryIO
 
 from dicomweb_io.dicom import frames as locate
-from dicomweb_io.dicom.errors import FrameError, TranscodingError
+from dicomweb_io.dicom.errors import DatasetError, FrameError, TranscodingError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
-from dicomweb_io.dicom.media_types import DICOM, OCTET_STREAM, MediaType, parse_media_types
+from dicomweb_io.dicom.media_types import OCTET_STREAM, MediaType
 from dicomweb_io.dicom.part10 import read_range
 from dicomweb_io.dicom.pixels import (
     ENCODINGS,
     TARGETS,
     decode_frame,
+    is_video,
     media_type_of,
     missing_library,
     recode_frame,
@@ -47,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 # Between filesystems, from special ones, or on old kernels. Then bytes are read and written.
 _NOT_COPYABLE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
-_PIXEL_DATA, _FLOAT_PIXEL_DATA, _DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
 _EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 _DESCRIPTION = ("00280002", "00280004", "00280008", "00280010", "00280011", "00280100")
 # Walking over so few is cheaper than storing where they are.
@@ -283,21 +284,6 @@ def _copy_in_kernel(source: int, target: int, size: int) -> None:
         done += count
 
 
-def instance_media_types(media_types: Any) -> tuple[MediaType, ...]:
-    """The media types accepted for whole instances.
-
-    Raises:
-        ValueError: If one is for something else than DICOM files.
-    """
-    accepted_types = parse_media_types(media_types)
-    for accepted_type in accepted_types:
-        if accepted_type.name not in (DICOM, "*/*", "application/*"):
-            raise ValueError(
-                f"instances are not available as {accepted_type.name}: request {DICOM}, or frames or rendered images"
-            )
-    return accepted_types
-
-
 class PixelAccess:
     """Reads frames and bulk data.
 
@@ -320,7 +306,13 @@ class PixelAccess:
         """
         instance = reference_of(file)
         with self._reader.open(file) as opened:
-            image = _Image(file, opened, self._scan(file, opened), self._index)
+            image = self._image(file, opened, self._scan(file, opened))
+            if is_video(file.syntax):
+                raise self._reader.error(
+                    406,
+                    instance,
+                    f"it is a video ({file.syntax}), one stream without single frames; its bulk data are the stream",
+                )
             form = _form(accepted_types, image)
             if form is None:
                 raise self._reader.error(
@@ -356,7 +348,7 @@ class PixelAccess:
     def bulkdata(
         self, file: IndexedFile, path: str, byte_range: tuple[int, int | None] | None
     ) -> Generator[Bulkdata, None, None]:
-        """The value at a path of tags and item numbers; encapsulated pixel data as one part for each frame.
+        """The value at a path of tags and item numbers; encapsulated pixel data as a part for each frame, video as one.
 
         Raises:
             requests.HTTPError: 404 if there is no such value, 416 if the range lies outside of it.
@@ -370,25 +362,33 @@ class PixelAccess:
             place = _place(scan, opened, path)
             if place is None:
                 raise self._reader.error(404, instance, f"there is no bulk data at {path}")
-            if place.length < 0:
+            image = self._image(file, opened, scan) if place.length < 0 else None
+            if image is not None and not is_video(file.syntax):
                 if byte_range is not None:
                     what = "byte ranges are not available for encapsulated pixel data, which are returned in parts"
                     raise self._reader.error(416, instance, what)
-                yield from self._parts(file, opened, scan, uri)
+                yield from self._parts(file, opened, image, uri)
                 return
-            start, end = _range(byte_range, place.length)
-            if start >= end and place.length:
-                raise self._reader.error(
-                    416, instance, f"bytes {byte_range} lie outside of the {place.length} bytes at {path}"
-                )
-            content = _value(opened, scan, place, start, end)
+            try:
+                length = place.length if image is None else image.stream_length
+                start, end = _range(byte_range, length)
+                if start >= end and length:
+                    raise self._reader.error(
+                        416, instance, f"bytes {byte_range} lie outside of the {length} bytes at {path}"
+                    )
+                content = _value(opened, scan, place, start, end) if image is None else image.stream(start, end)
+            except FrameError as error:
+                raise self._reader.error(404, instance, str(error)) from None
             self._reader.check_local(file, opened)
-            yield Bulkdata(uri, OCTET_STREAM, content)
+            yield Bulkdata(uri, OCTET_STREAM if image is None else image.stored_type, content)
 
-    def _parts(
-        self, file: IndexedFile, opened: BinaryIO, scan: HeaderScan, uri: str
-    ) -> Generator[Bulkdata, None, None]:
-        image = _Image(file, opened, scan, self._index)
+    def _image(self, file: IndexedFile, opened: BinaryIO, scan: HeaderScan) -> _Image:
+        try:
+            return _Image(file, opened, scan, self._index)
+        except (DatasetError, FrameError) as error:
+            raise self._reader.error(404, reference_of(file), str(error)) from None
+
+    def _parts(self, file: IndexedFile, opened: BinaryIO, image: _Image, uri: str) -> Generator[Bulkdata, None, None]:
         for number in range(1, image.description.number_of_frames + 1):
             try:
                 content = image.frame(number)
@@ -399,7 +399,18 @@ class PixelAccess:
 
 
 class _Image:
-    """The frames of one open file."""
+    """The frames of one open file, or the one stream of a video.
+
+    Args:
+        file: What the index says of it.
+        opened: The file.
+        scan: Its header.
+        index: Stores where fragments are.
+
+    Raises:
+        FrameError: If there are no pixel data.
+        DatasetError: If the header names no number of frames.
+    """
 
     def __init__(self, file: IndexedFile, opened: BinaryIO, scan: HeaderScan, index: Index) -> None:
         self._file = file
@@ -408,14 +419,23 @@ class _Image:
         self._index = index
         self._packed: bytes | None = None
         if scan.pixel_data is None or scan.pixel_data_tag is None:
-            raise http_error(
-                404, f"{reference_of(file).uri} has no pixel data, so no frames", url=reference_of(file).uri
-            )
-        self.description = _description(encode(scan, tags=_DESCRIPTION), scan.pixel_data_tag)
+            raise FrameError("it has no pixel data, so no frames")
+        unreadable: list[str] = []
+        header = encode(scan, tags=_DESCRIPTION, on_problem=lambda path, _: unreadable.append(str(path[0])))
+        self.description = locate.pixel_description(header, f"{scan.pixel_data_tag:08X}")
         self.encapsulated = scan.pixel_data[2] < 0
         # Native pixel data go out as little-endian octets whatever they were stored as (PS3.18 section 8.7.3.3.2).
         self.stored_syntax = file.syntax if self.encapsulated else EXPLICIT_VR_LITTLE_ENDIAN
         self.stored_type = media_type_of(file.syntax) if self.encapsulated else OCTET_STREAM
+        if locate.NUMBER_OF_FRAMES in unreadable and not self._is_one_frame():
+            raise DatasetError("NumberOfFrames (0028,0008) is not a number")
+
+    def _is_one_frame(self) -> bool:
+        """Whether the pixel data are one frame, whatever the header says."""
+        if self.encapsulated:
+            return len(self._fragments) == 1
+        assert self._scan.pixel_data is not None  # noqa: S101 - for the type checker; the constructor checked
+        return 0 <= self._scan.pixel_data[2] - -(-self.description.frame_bits // 8) <= 1
 
     def frame(self, number: int) -> bytes:
         """One frame as stored."""
@@ -445,50 +465,56 @@ class _Image:
             return locate.align_bits(content, place.shift, place.bits)
         return content
 
-    def _encapsulated(self, number: int) -> bytes:
+    @cached_property
+    def _layout(self) -> locate.EncapsulatedLayout:
         assert self._scan.pixel_data is not None  # noqa: S101 - for the type checker; the constructor checked
+        return locate.encapsulated_layout(self._read, self._scan.pixel_data[1], self._file.size)
+
+    @cached_property
+    def _fragments(self) -> list[locate.Fragment]:
+        return locate.walk_fragments(self._read, self._layout)
+
+    @property
+    def stream_length(self) -> int:
+        """The bytes of all fragments."""
+        return sum(fragment.length for fragment in self._fragments)
+
+    def stream(self, start: int, end: int) -> bytes:
+        """A range of the joined fragments."""
+        pieces = []
+        for fragment in self._fragments:
+            if start < fragment.length and end > 0:
+                pieces.append(self._read(fragment.offset + max(start, 0), fragment.offset + min(end, fragment.length)))
+            start, end = start - fragment.length, end - fragment.length
+        return b"".join(pieces)
+
+    def _encapsulated(self, number: int) -> bytes:
         frames = self.description.number_of_frames
-        layout = locate.encapsulated_layout(self._read, self._scan.pixel_data[1], self._file.size)
-        for table in (self._extended_table(), layout.basic):
-            if table is not None:
-                content = locate.frame_by_table(self._read, layout, table, frames, number)
-                if content is not None:
-                    return content
         packed = self._packed or self._index.fragments(self._file.id)
+        extended = self._extended_table()
+        if packed is None and frames > _FEW_FRAGMENTS:
+            for table in (extended, self._layout.basic):
+                content = table and locate.frame_by_table(self._read, self._layout, table, frames, number)
+                if content:
+                    return content
         if packed is None:
-            fragments = locate.walk_fragments(self._read, layout)
-            packed = locate.pack_groups(locate.group_fragments(self._read, fragments, frames, self._file.syntax))
-            if len(fragments) > _FEW_FRAGMENTS:
+            groups = locate.group_frames(self._read, self._layout, extended, self._fragments, frames)
+            packed = locate.pack_groups(groups)
+            if len(self._fragments) > _FEW_FRAGMENTS:
                 self._index.store_fragments(self._file.id, packed)
         self._packed = packed
-        return b"".join(self._read(offset, offset + length) for offset, length in locate.packed_frame(packed, number))
+        content = b"".join(
+            self._read(offset, offset + length) for offset, length in locate.packed_frame(packed, number)
+        )
+        locate.check_not_empty(content, number)
+        return content
 
     def _extended_table(self) -> locate.OffsetTable | None:
         offsets = self._scan.elements.get(_EXTENDED_OFFSETS)
         lengths = self._scan.elements.get(_EXTENDED_LENGTHS)
-        if offsets is None or lengths is None or offsets[2] < 8 or lengths[2] != offsets[2]:
+        if offsets is None or lengths is None:
             return None
-        return locate.OffsetTable(offsets[1], offsets[2] // 8, 8, lengths[1])
-
-
-def _description(dataset: JSONDataset, pixel_tag: int) -> locate.PixelDescription:
-    def number(tag: str, default: int) -> int:
-        values = dataset.get(tag, {}).get("Value") or [None]
-        try:
-            return int(values[0])
-        except (TypeError, ValueError):
-            return default
-
-    bits = {_FLOAT_PIXEL_DATA: 32, _DOUBLE_PIXEL_DATA: 64}.get(pixel_tag) or number("00280100", 0)
-    photometric = (dataset.get("00280004", {}).get("Value") or [""])[0]
-    return locate.PixelDescription(
-        rows=number("00280010", 0),
-        columns=number("00280011", 0),
-        samples_per_pixel=number("00280002", 1),
-        bits_allocated=bits,
-        number_of_frames=max(1, number("00280008", 1)),
-        photometric_interpretation=str(photometric),
-    )
+        return locate.extended_table(offsets[1], offsets[2], lengths[1], lengths[2])
 
 
 def _form(accepted_types: Sequence[MediaType], image: _Image) -> tuple[str, str] | None:

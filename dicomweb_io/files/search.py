@@ -402,6 +402,8 @@ def _sorted(row: JSONDataset) -> JSONDataset:
 def _plan(query: SearchQuery) -> _Plan:
     fields = list(query.fields)
     pairs = list(query.search_filters)
+    # Of a name that is repeated, any value may match.
+    further: dict[str, str] = {}
     options = {"fuzzymatching": bool(query.fuzzymatching), "emptyvaluematching": False}
     for key, value in query.additional_params:
         if key == "includefield":
@@ -409,7 +411,8 @@ def _plan(query: SearchQuery) -> _Plan:
         elif key in (*options, "multiplevaluematching"):
             options[key] = _truth(key, value)  # Lists are matched in any case.
         elif _is_attribute(key):
-            pairs.append((key, value))
+            further[key] = f"{further[key]}\\{value}" if key in further else value
+    pairs += further.items()
     empty = options["emptyvaluematching"]
     uids: dict[str, frozenset[str]] = {}
     for column, uid in (("study", query.study_instance_uid), ("series", query.series_instance_uid)):

@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import BinaryIO, Literal
 
 from dicomweb_io.client import OnExisting, Storable, Verify
-from dicomweb_io.dicom.errors import DICOMError, IncompleteDICOMError, InvalidIdentifierError
+from dicomweb_io.dicom.errors import DICOMError, IncompleteDICOMError
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import check_complete, header_from_scan
-from dicomweb_io.dicom.uids import is_safe_name
+from dicomweb_io.dicom.uids import file_name, is_file_name
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.files.places import Folder, Problem, SourceChangedError, SourceFile, read_exactly
@@ -36,19 +36,13 @@ def layout_path(reference: Resource) -> str:
     Raises:
         InvalidIdentifierError: If a UID cannot be a name in a path.
     """
-    uids = (reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid))
-    for uid in uids:
-        if not is_safe_name(uid):
-            raise InvalidIdentifierError(
-                f"{uid!r} cannot be part of a file's path, so the instance cannot be stored in a folder"
-            )
-    return f"{uids[0]}/{uids[1]}/{uids[2]}.dcm"
+    return "/".join(map(file_name, reference.instance.uids.values())) + ".dcm"
 
 
 def is_layout_path(path: str) -> bool:
     """Whether a path is one that `layout_path` could have given."""
     match = _LAYOUT.match(path)
-    return match is not None and all(map(is_safe_name, match.groups()))
+    return match is not None and all(map(is_file_name, match.groups()))
 
 
 def has_other_layout(folder: Folder) -> bool:
@@ -77,7 +71,7 @@ class FolderStore:
 
     Args:
         folder: The folder.
-        known_paths: Gives the paths of files with a SOP Instance UID that lie elsewhere than the layout says.
+        known_paths: Gives the paths of files of an instance that lie elsewhere than the layout says.
         on_change: Called with every path that was written or removed.
     """
 
@@ -122,10 +116,10 @@ class FolderStore:
         if not existing:
             # A file without a usable instance at this very place is left over from a broken copy.
             leftover = self._folder.stat(target) is not None
-            other = self._uid_at(target) if leftover else None
-            if other not in (None, item.uid):
+            other = self._instance_at(target) if leftover else None
+            if other not in (None, item.reference):
                 raise DICOMError(
-                    f"{self._folder.location_of(target)} holds another instance, {other}, and was not changed"
+                    f"{self._folder.location_of(target)} holds another instance, {other.uri}, and was not changed"
                 )
             if other is None and self._publish(target, item, source, replace=leftover):
                 self._prove(item, target, "stored", verify)
@@ -147,17 +141,17 @@ class FolderStore:
         return [path for path in paths if self._holds(path, reference)]
 
     def _holds(self, path: str, reference: Resource) -> bool:
-        """Whether a complete file with this SOP Instance UID is at a path now."""
-        return self._uid_at(path) == reference.sop_instance_uid
+        """Whether a complete file of this instance is at a path now."""
+        return self._instance_at(path) == reference
 
-    def _uid_at(self, path: str) -> str | None:
-        """The SOP Instance UID of the complete file at a path, None if there is none."""
+    def _instance_at(self, path: str) -> Resource | None:
+        """The instance that the complete file at a path holds, None if there is none."""
         stat = self._folder.stat(path)
         if stat is None:
             return None
         try:
             with self._folder.open(path, stat.size) as file:
-                return _complete_uid(file, stat.size)
+                return _complete_instance(file, stat.size)
         except FileNotFoundError:
             return None
 
@@ -236,12 +230,12 @@ class FolderStore:
         return f"{self._folder.base_url}/{reference.uri}"
 
 
-def _complete_uid(file: BinaryIO, size: int) -> str | None:
-    """The SOP Instance UID of a complete file; None if the file is not one."""
+def _complete_instance(file: BinaryIO, size: int) -> Resource | None:
+    """The instance that a complete file holds; None if the file is not one."""
     try:
         scan = scan_header(file, size=size, large_value=1024, first_read=16384)
-        uid = header_from_scan(scan).sop_instance_uid
-        return uid if check_complete(file, size=size, scan=scan) is None else None
+        instance = Resource.of_header(header_from_scan(scan))
+        return instance if check_complete(file, size=size, scan=scan) is None else None
     except (ValueError, LookupError, ArithmeticError, RecursionError):
         return None
 
@@ -268,8 +262,7 @@ def _check(instance: Instance, size: int) -> None:
     """
     with instance.open() as file:
         scan = scan_header(file, size=size, large_value=1024, first_read=16384)
-        header = header_from_scan(scan)
-        reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+        reference = Resource.of_header(header_from_scan(scan))
         if reference != instance.reference:
             raise DICOMError(f"the bytes hold {reference.uri}, not {instance.reference.uri}")
         problem = check_complete(file, size=size, scan=scan)

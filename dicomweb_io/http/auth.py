@@ -20,6 +20,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import timezone
+from functools import partial
+from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import quote, quote_plus, unquote, urlencode
 
@@ -534,6 +536,11 @@ class GoogleTokens:
             self._session.mount(scheme, WatchedAdapter(1))
         self._verify = access.verify
         self._timeout = (access.timeouts.connect, access.timeouts.read)
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Begins without credentials: google-auth's may have locks of their own."""
         self._credentials: Any = None
 
     def __call__(self) -> Token:
@@ -654,9 +661,15 @@ class AzureTokens:
                 "AzureCredentials need the package azure-identity: pip install dicomweb_io[azure]"
             ) from None
         options = {"managed_identity_client_id": description.client_id} if description.client_id else {}
-        self._credential: Any = DefaultAzureCredential(**options)
+        self._make: Callable[[], Any] = partial(DefaultAzureCredential, **options)
         self._scope = description.scope
         self._options = {"tenant_id": description.tenant_id} if description.tenant_id else {}
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Makes a new credential: azure-identity's has locks and connections of its own."""
+        self._credential: Any = self._make()
 
     def __call__(self) -> Token:
         """Gets a token; azure-identity keeps one until shortly before it expires.
@@ -690,23 +703,17 @@ class SigV4Authenticator(Authenticator):
 
     def __init__(self, description: AWSSigV4) -> None:
         try:
-            import botocore.auth
-            import botocore.awsrequest
-            import botocore.credentials
+            import_module("botocore.auth")
         except ImportError:
             raise ImportError("AWSSigV4 needs the package botocore: pip install dicomweb_io[aws]") from None
         self._description = description
         self.start_anew()
         start_anew_after_fork(self)
-        self._keys: Any = None
-        if description.access_key_id is not None:
-            self._keys = botocore.credentials.Credentials(
-                description.access_key_id, description.secret_access_key, description.session_token
-            )
 
     def start_anew(self) -> None:
-        """Makes a new lock; keys are as good in a forked child."""
+        """Begins without keys: botocore's have locks and connections of their own."""
         self._lock = threading.Lock()
+        self._keys: Any = None
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Signs a request in place."""
@@ -726,13 +733,19 @@ class SigV4Authenticator(Authenticator):
         return request
 
     def _frozen(self) -> Any:
-        with self._lock:
-            if self._keys is None:
-                import botocore.exceptions
-                import botocore.session
+        import botocore.credentials
+        import botocore.exceptions
+        import botocore.session
 
+        with self._lock:
+            description = self._description
+            if self._keys is None and description.access_key_id is not None:
+                self._keys = botocore.credentials.Credentials(
+                    description.access_key_id, description.secret_access_key, description.session_token
+                )
+            elif self._keys is None:
                 try:
-                    session = botocore.session.Session(profile=self._description.profile)
+                    session = botocore.session.Session(profile=description.profile)
                     self._keys = session.get_credentials()
                 except botocore.exceptions.BotoCoreError as error:
                     raise CredentialsError(f"AWS: the keys cannot be loaded ({type(error).__name__})") from None

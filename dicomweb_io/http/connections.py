@@ -18,7 +18,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from http.cookiejar import DefaultCookiePolicy
@@ -42,6 +42,7 @@ MAX_HEADER_BYTES = 256 * 1024
 """The maximum size of the status line and headers of one answer."""
 
 _IDLE_SECONDS = 5.0
+_LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _MAY_BREAK = re.compile(r"[\r\n\0]")
 # requests has no types for these.
 _dispatch_hook: Any = hooks.dispatch_hook
@@ -340,9 +341,8 @@ class WatchedAdapter(HTTPAdapter):
         start_anew_after_fork(self)
 
     def start_anew(self) -> None:
-        """Drops all connections without closing them on the server: they belong to the parent."""
-        self.init_poolmanager(*self._sizes)
-        self.proxy_manager.clear()
+        """Leaves the connections to the parent."""
+        _leave_connections(self)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Makes the pools."""
@@ -366,6 +366,33 @@ class WatchedAdapter(HTTPAdapter):
         super().close()
 
 
+def _leave_connections(adapter: Any) -> None:
+    """In a forked child: makes an adapter of requests forget its connections, which are the parent's.
+
+    They are not closed for the server. Locks are made anew, as other threads may have held them at the fork.
+    """
+    for manager in (getattr(adapter, "poolmanager", None), *getattr(adapter, "proxy_manager", {}).values()):
+        if manager is None:
+            continue
+        for pool in tuple(manager.pools._container.values()):
+            queue = pool.pool
+            for connection in queue.queue if queue is not None else ():
+                if connection is not None and connection.sock is not None:
+                    connection.sock.close()
+            if queue is not None:
+                # urllib3 empties it again, under its lock, when the pool is collected.
+                queue.__init__(queue.maxsize)
+        manager.pools = type(manager.pools)(manager.pools._maxsize)
+
+
+def _sessions_within(thing: object, depth: int = 2) -> Iterator[requests.Session]:
+    """A session, and those with which it or its credentials get tokens (google.auth, for example, has one)."""
+    if isinstance(thing, requests.Session):
+        yield thing
+    for value in tuple(getattr(thing, "__dict__", {}).values()) if depth else ():
+        yield from _sessions_within(value, depth - 1)
+
+
 class NoAuth(AuthBase):
     """Keeps requests from looking for credentials in a .netrc file."""
 
@@ -383,6 +410,7 @@ class SessionSender:
         proxies: See `Transport`.
         pool_size: Idle connections kept per host.
         callback: A response hook.
+        auth: Authentication of the user's own, which may hold sessions too.
     """
 
     def __init__(
@@ -393,6 +421,7 @@ class SessionSender:
         proxies: Mapping[str, str] | None,
         pool_size: int,
         callback: Callable[..., Any] | None,
+        auth: object = None,
     ) -> None:
         tls.check_files()
         self._adapter = WatchedAdapter(pool_size)
@@ -410,16 +439,24 @@ class SessionSender:
         self._proxies = dict(proxies or {})
         self._found_proxies: dict[str, dict[str, str]] = {}
         self._callback = callback
-        self.start_anew()
+        self._auth = auth
+        # requests iterates over the cookies of a session while other threads may add some.
+        self._cookies = threading.Lock()
         start_anew_after_fork(self)
         kind = type(self._session)
         # A session class that sends in its own way (google.auth's, oauthlib's, caches) is asked to do so.
         self._plain = kind.send is requests.Session.send and kind.request is requests.Session.request
 
     def start_anew(self) -> None:
-        """Makes a new lock; the adapters restart by themselves."""
-        # requests iterates over the cookies of a session while other threads may add some.
+        """Leaves the connections of all sessions to the parent, those of the user's too, and makes new locks."""
         self._cookies = threading.Lock()
+        for session in (self._foreign, *_sessions_within(self._session), *_sessions_within(self._auth)):
+            for name, value in tuple(vars(session).items()):
+                if type(value) in _LOCKS:
+                    setattr(session, name, _LOCKS[type(value)]())
+            session.cookies._cookies_lock = threading.RLock()  # type: ignore[attr-defined]
+            for adapter in session.adapters.values():
+                _leave_connections(adapter)
 
     def prepare(
         self,

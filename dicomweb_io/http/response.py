@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
 import socket
 import ssl
 import time
@@ -137,6 +138,7 @@ class StreamedAnswer:
         self._deadline = deadline
         self._slot = slot
         self._on_close = on_close
+        self._process = os.getpid()
         self._begun = False
         self._exhausted = False
         self._closed = False
@@ -192,6 +194,10 @@ class StreamedAnswer:
         raw = self._response.raw
         read = getattr(raw, "read1", None) or raw.read
         while True:
+            if os.getpid() != self._process:
+                # Two readers of one connection would each get pieces of the answer.
+                detail = "another process asked for this answer, before it forked"
+                raise self.error(detail, ResponseIncompleteError, retryable=True)
             self._slot.resume(self._deadline)
             self._deadline_check()
             try:
@@ -316,7 +322,10 @@ class StreamedAnswer:
 
     def complete(self, max_bytes: int | None) -> Answer:
         """Reads the body and makes a complete answer of it."""
-        content = self.read(max_bytes)
+        return self.with_content(self.read(max_bytes))
+
+    def with_content(self, content: bytes) -> Answer:
+        """A complete answer with the body that was read."""
         said = ""
         if self.status >= 400:
             request = self._response.request
@@ -333,7 +342,7 @@ class StreamedAnswer:
             return
         self._closed = True
         try:
-            if drain and not self._exhausted:
+            if drain and not self._exhausted and os.getpid() == self._process:
                 self._drain()
             if not self._exhausted:
                 self._response.close()

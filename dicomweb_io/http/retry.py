@@ -315,6 +315,24 @@ def _start_anew() -> None:
 os.register_at_fork(after_in_child=_start_anew)
 
 
+class ProcessLock:
+    """A reentrant lock that is free in a forked child, whatever threads of the parent held it."""
+
+    def __init__(self) -> None:
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Makes a new lock."""
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 @dataclass(eq=False)
 class Stats:
     """What a transport did so far; read it at any time, from any thread.

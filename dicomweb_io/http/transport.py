@@ -157,6 +157,7 @@ class Transport:
             # Answers that wait for their reader have a connection too.
             pool_size=4 * limits.max_in_flight,
             callback=callback,
+            auth=credentials,
         )
         self._auth: AuthBase | None
         if isinstance(credentials, Credentials):

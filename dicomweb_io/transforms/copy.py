@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
@@ -21,14 +22,21 @@ from apache_beam.transforms import combiners
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.utils.windowed_value import WindowedValue
 
-from dicomweb_io.account import MAX_LISTED, account_document, counts_of, failure_line
+from dicomweb_io.account import MAX_LISTED, REPORT, account_document, counts_of, failure_line
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.elements import Exclusion, Failure, Resource, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.listing import InstanceGroup, SeriesGrouping, list_groups
-from dicomweb_io.options import write_lines
+from dicomweb_io.listing import InstanceGroup, ListLine, SeriesGrouping, list_groups
+from dicomweb_io.options import report_lines
 from dicomweb_io.pool import Lease, Room, shared_client
-from dicomweb_io.transfer import InstanceCopier, check_policies, excluded_files, nothing_listed
+from dicomweb_io.transfer import (
+    InstanceCopier,
+    TransferJob,
+    check_policies,
+    excluded_files,
+    match_line,
+    nothing_listed,
+)
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
@@ -258,6 +266,34 @@ class _Copy(PooledDoFn):
 # What there is to copy ------------------------------------------------------------------------------------------------
 
 
+@beam.typehints.with_input_types(ListLine)
+class MatchLines(DICOMwebTransform):
+    """The instances that the lines of a list name, and as failures the lines that name none.
+
+    Args:
+        job: The transfer that the list belongs to.
+    """
+
+    def __init__(self, job: TransferJob) -> None:
+        super().__init__(job.source, failures="collect")
+        self._job = replace(job, wanted=None)
+
+    def expand(self, lines: Any) -> tuple[Any, Any]:
+        """Builds the step."""
+        matched = lines | "Match" >> self._step(self._pooled(_MatchLines, lines, self._job), Resource)
+        return matched["main"], matched[FAILURES]
+
+
+class _MatchLines(PooledDoFn):
+    def __init__(self, source: Endpoint, transform: str, job: TransferJob, **how: Any) -> None:
+        super().__init__(source, transform, **how)
+        self._job = job
+
+    def produce(self, subject: ListLine, client: DICOMClient, room: Room) -> Iterator[Any]:
+        for item in match_line(client, self._job, subject):
+            yield Problem(item) if isinstance(item, Failure) else item
+
+
 @beam.typehints.with_input_types(SearchQuery)
 class ListExclusions(DICOMwebTransform):
     """What each search in a folder leaves out: gives the exclusions, and as failures the files that cannot be read.
@@ -318,11 +354,14 @@ class WriteAccount(beam.PTransform[Any, Any]):
 
 
 def _write_account(_: None, path: str, counts: dict[str, int], left_out: Iterable[list[Exclusion]]) -> None:
-    write_lines(path, [json.dumps(account_document(counts, [item for items in left_out for item in items]))])
+    document = account_document(counts, [item for items in left_out for item in items])
+    report_lines(path, "the account of the job in", [json.dumps(document)])
 
 
 class WriteFailures(beam.PTransform[Any, Any]):
     """Writes all failures to one file, one JSON object a line, complete or not at all.
+
+    Gives a `Failure` if the file cannot be written; see `dicomweb_io.options.Report`.
 
     Args:
         path: A local path or an fsspec URL that the workers can write.
@@ -335,11 +374,14 @@ class WriteFailures(beam.PTransform[Any, Any]):
     def expand(self, failures: Any) -> Any:
         """Builds the steps."""
         once = failures.pipeline | "Once" >> beam.Create([None])
-        return once | "Write" >> beam.Map(_write_failures, self._path, AsIter(failures))
+        write = beam.FlatMap(_write_failures, self._path, AsIter(failures))
+        return once | "Write" >> write.with_output_types(Failure)
 
 
-def _write_failures(_: None, path: str, failures: Iterable[Failure]) -> None:
-    write_lines(path, map(failure_line, failures))
+def _write_failures(_: None, path: str, failures: Iterable[Failure]) -> Iterator[Failure]:
+    problem = report_lines(path, "--failures", map(failure_line, failures))
+    if problem is not None:
+        yield Failure(REPORT, problem)
 
 
 def tallied() -> dict[str, int]:

@@ -15,10 +15,12 @@ from apache_beam.transforms.display import DisplayDataItem
 
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
 from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.dicom.frames import NUMBER_OF_FRAMES, first, number_of_frames
+from dicomweb_io.dicom.pixels import is_video
 from dicomweb_io.elements import Bulkdata, Failure, Frame, JSONDataset, RenderedImage, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.errors import DatasetError, DeadlineExceededError, safe_url
-from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.errors import DatasetError, DeadlineExceededError, FrameError, safe_url
+from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
 from dicomweb_io.transforms._core import (
@@ -43,10 +45,14 @@ from dicomweb_io.web.frames import check_rendering_params
 FrameChoice = Literal["all"] | Sequence[int] | Callable[[JSONDataset], Iterable[int]] | None
 """Frame numbers, all of them, or a function that chooses them by the metadata of their instance."""
 
-_NUMBER_OF_FRAMES, _ROWS = "00280008", "00280010"
+# The transfer syntaxes that an archive has an instance in, and what is in the file meta information.
+_TRANSFER_SYNTAXES = ("00083002", "00020010")
 
 FRAMES_AT_ONCE = 64
 """The maximum number of frames of one piece of work. Archives are asked for fewer at once if their profile says so."""
+
+MANY_FRAMES = 1000
+"""Beyond this number, metadata are believed only if the last frame is there."""
 
 _FRAME_GUESS = 512 * 1024
 _RENDERED_GUESS = 256 * 1024
@@ -80,25 +86,10 @@ def _check_number(number: Any) -> None:
         raise ValueError(f"frames must be positive integers, but one is {number!r}")
 
 
-def number_of_frames(row: Mapping[str, Any]) -> int:
-    """The number of frames of an instance by its metadata (PS3.3 section C.7.6.6); 0 if it has no image.
-
-    Raises:
-        DatasetError: If what the metadata say is no number.
-    """
-    value = _first(row, _NUMBER_OF_FRAMES)
-    if value is None:
-        return 0 if _first(row, _ROWS) is None else 1
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        raise DatasetError(f"NumberOfFrames (00280008) is not a number: {value!r:.40}") from None
-
-
-def _first(row: Mapping[str, Any], tag: str) -> Any:
-    element = row.get(tag)
-    values = element.get("Value") if isinstance(element, Mapping) else None
-    return values[0] if values and isinstance(values, (list, tuple)) else None
+def _video(row: Mapping[str, Any]) -> str | None:
+    """The transfer syntax of an instance whose metadata say that it is stored as video."""
+    syntaxes = (first(row, tag) for tag in _TRANSFER_SYNTAXES)
+    return next((syntax for syntax in syntaxes if isinstance(syntax, str) and is_video(syntax)), None)
 
 
 class FrameReferences(AsReferences):
@@ -121,8 +112,9 @@ class FrameReferences(AsReferences):
         """The reference; of a row with Number of Frames (0028,0008) one to all its frames."""
         reference: Resource = super().reference_of(element)
         if self._count_frames and reference.level == "instance" and isinstance(element, Mapping):
-            number = number_of_frames(element) if _first(element, _NUMBER_OF_FRAMES) is not None else 0
-            if number > 0:
+            number = number_of_frames(element) if first(element, NUMBER_OF_FRAMES) is not None else 0
+            # The metadata tell more of what is doubtful.
+            if 0 < number <= MANY_FRAMES and _video(element) is None:
                 return replace(reference, frames=tuple(range(1, number + 1)))
         return reference
 
@@ -156,7 +148,7 @@ class ChooseFrames(PooledDoFn):
                     yield row
                     continue
                 try:
-                    yield from self._chosen(row, choice)
+                    yield from self._chosen(row, choice, client)
                 except (*RECOVERABLE, TypeError, ValueError) as error:
                     # The function is the user's, and so is what it raises.
                     yield problem_of(error, self._transform, reference=Resource.of(row).instance)
@@ -164,9 +156,20 @@ class ChooseFrames(PooledDoFn):
             for instance in expand_reference(client, subject):
                 yield from self._pieces(instance, choice)
 
-    def _chosen(self, row: JSONDataset, choice: Any) -> Iterator[Any]:
+    def _chosen(self, row: JSONDataset, choice: Any, client: DICOMClient) -> Iterator[Any]:
         instance = Resource.of(row).instance
+        self._check(row)
         maximum = number_of_frames(row)
+        if maximum > MANY_FRAMES:
+            # A number out of thin air would be as many requests that fail.
+            try:
+                self._retrieve_last(replace(instance, frames=(maximum,)), client)
+            except RECOVERABLE as error:
+                if failure_of(error, self._transform).retryable:
+                    raise
+                raise DatasetError(
+                    f"NumberOfFrames (0028,0008) is {maximum}, but there is no frame {maximum}: {error}"
+                ) from error
         if choice == "all":
             yield from self._pieces(instance, range(1, maximum + 1))
             return
@@ -178,6 +181,17 @@ class ChooseFrames(PooledDoFn):
             message = f"{instance.uri} has {maximum} frames, but the function chose " + ", ".join(map(str, beyond[:10]))
             yield Problem(Failure(self._transform, message, reference=replace(instance, frames=beyond)))
         yield from self._pieces(instance, [number for number in numbers if number <= maximum])
+
+    def _check(self, row: JSONDataset) -> None:
+        syntax = _video(row)
+        if syntax is not None:
+            raise FrameError(
+                f"it is a video ({syntax}), one stream without single frames: retrieve the instance or its bulk data"
+            )
+
+    def _retrieve_last(self, reference: Resource, client: DICOMClient) -> None:
+        for _ in client.iter_frames(reference):
+            pass
 
     def _pieces(self, instance: Resource, numbers: Sequence[int]) -> Iterator[Resource]:
         for start in range(0, len(numbers), self._piece):
@@ -401,6 +415,12 @@ class _ChooseRendered(ChooseFrames):
             yield subject
             return
         yield from super().produce(subject, client, room)
+
+    def _check(self, row: JSONDataset) -> None:
+        """An archive may render the frames of a video."""
+
+    def _retrieve_last(self, reference: Resource, client: DICOMClient) -> None:
+        client.retrieve_rendered(reference)
 
 
 class _FetchRendered(PooledDoFn):

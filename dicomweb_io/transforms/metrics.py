@@ -19,25 +19,25 @@ Every transform uses the same names, in the namespace ``dicomweb_io``:
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 
 from apache_beam.metrics.metric import Metrics
 
+from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.pool import Lease
 
 NAMESPACE = "dicomweb_io"
 """The namespace of all metrics of this package."""
 
 _CARRY = [0]
-_CARRY_LOCK = threading.Lock()
+_CARRY_LOCK = ProcessLock()
 
 
 class Tally:
     """Counts of this process, by name. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._counts: Counter[str] = Counter()
 
     def add(self, name: str, number: int = 1) -> None:

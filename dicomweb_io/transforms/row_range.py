@@ -22,7 +22,7 @@ from apache_beam.transforms.core import RestrictionProvider
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import JSONDataset, SearchPage, SearchQuery
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.paging import Evidence, PageRequest, Paging, pages_of, row_key
+from dicomweb_io.paging import Evidence, PageRequest, Paging, confirm_end, pages_of, row_key
 from dicomweb_io.pool import BoundedPool, Room
 from dicomweb_io.transforms.metrics import count
 
@@ -218,8 +218,9 @@ class PackedPage:
     @classmethod
     def read(cls, client: DICOMClient, query: SearchQuery, request: PageRequest) -> PackedPage:
         """Asks for rows, in as many requests as the archive's own page size makes necessary."""
-        rows: list[JSONDataset] = []
-        total, more, requests, error = None, None, 0, None
+        keys: list[bytes] = []
+        parcels: list[bytes] = []
+        total, more, requests, unreadable, error = None, None, 0, 0, None
 
         def ask(part: PageRequest) -> SearchPage:
             nonlocal requests
@@ -228,13 +229,14 @@ class PackedPage:
 
         try:
             for page in pages_of(request, ask):
-                rows += page.rows
-                total, more = page.total, page.more
+                total, more, unreadable = page.total, page.more, unreadable + page.unreadable
+                for first in range(0, len(page.rows), _ROWS_PACKED):
+                    rows = page.rows[first : first + _ROWS_PACKED]
+                    keys += [row_key(row, query.level) for row in rows]
+                    parcels.append(pickle.dumps(rows, 5))
         except RECOVERABLE as caught:
             error = caught
-        evidence = Evidence([row_key(row, query.level) for row in rows], total, more)
-        parcels = [pickle.dumps(rows[first : first + _ROWS_PACKED], 5) for first in range(0, len(rows), _ROWS_PACKED)]
-        return cls(request, evidence, parcels, requests, error)
+        return cls(request, Evidence(keys, total, more, unreadable), parcels, requests, error)
 
     def rows(self) -> Iterator[JSONDataset]:
         """The rows, a few at a time in memory."""
@@ -282,9 +284,7 @@ class ReadAhead:
             count("search_pages", page.requests)
             check = paging.doubts(page.request, page.evidence)
             if check is not None:
-                count("search_pages")
-                again = self._client.search_page(self._query, offset=check.offset, limit=check.limit)
-                paging.settle(check, Evidence.of(again, paging.level))
+                paging.settle(check, Evidence.of(self._ask(check), paging.level))
             rows, repeated = enumerate(page.rows()), paging.repeated
             found = paging.accept(page.request, page.evidence)
             count("repeated_rows", paging.repeated - repeated)
@@ -293,7 +293,12 @@ class ReadAhead:
             if page.error is not None:
                 raise page.error
             if paging.ended:
-                return
+                break
+        confirm_end(paging, self._ask)
+
+    def _ask(self, check: PageRequest) -> SearchPage:
+        count("search_pages")
+        return self._client.search_page(self._query, offset=check.offset, limit=check.limit)
 
     def _pages(self) -> Iterator[PackedPage]:
         lane = self._pool.lane(ordered=True)

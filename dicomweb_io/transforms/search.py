@@ -29,7 +29,7 @@ from dicomweb_io.elements import JSONDataset, Resource, SearchLevel, SearchPage,
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import FilterIgnoredError, MalformedResponseError
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.paging import Beginning, PageRequest, Paging, next_rows, pages_by_offset, row_key
+from dicomweb_io.paging import Beginning, PageRequest, Paging, confirm_end, next_rows, pages_by_offset, row_key
 from dicomweb_io.pool import Lease, Room
 from dicomweb_io.queries import check_limits, make_query
 from dicomweb_io.transforms._core import (
@@ -54,6 +54,9 @@ QueryInput = Resource | SearchQuery | str | dict[str, Any]
 """What a search step takes: a reference, a query, a URI, a row of a search, or a mapping of filters."""
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
+
+# Rows that travel together between two steps. A page of a server that ignores limits may hold many more.
+_MAX_PLANNED = 1000
 
 
 class SearchResult(NamedTuple):
@@ -347,31 +350,31 @@ class _Plan(PooledDoFn):
             return client.search_page(subject, offset=request.offset, limit=request.limit)
 
         total: int | None = None
-        while True:
-            start = paging.position
-            rows = next_rows(paging, ask)
-            if rows:
-                yield PlannedSearch(subject, RowRange(start, start + len(rows)), page=tuple(rows))
-            if paging.ended and not paging.total_is_wrong:
-                return
+        while (answered := next_rows(paging, ask)) is not None:
+            rows, found = answered
+            for first in range(0, len(found), _MAX_PLANNED):
+                part = found[first : first + _MAX_PLANNED]
+                start = part[0][0]
+                page = tuple(rows[index] for _, index in part)
+                yield PlannedSearch(subject, RowRange(start, start + len(page)), page=page)
+            if paging.ended:
+                break
             answer = paging.answer
             total = total or (paging.total if paging.total is not None else client.count(subject))
-            # Totals can be wrong: after a full page the next one is requested all the same.
-            if answer.more is None and total is not None and paging.position >= total and not paging.full:
-                return
             # The client walks the levels of servers without this search: then every page would restart the walk.
             by_offset = by_offset or answer.more is not True or answer.total is not None
             # With a limit nothing is split: most of it would be read in vain.
             rest = RowRange(paging.position, limit, total, whole=limit is not None or not by_offset)
             # Before parts of it are read at once, another page has to show that the archive honours offsets.
             if paging.offset_works or len(list(rest.pieces())) == 1:
+                yield PlannedSearch(
+                    subject,
+                    rest,
+                    page_size=len(answer.keys) or self._page_size if by_offset else self._page_size,
+                    beginning=replace(paging.beginning, total=total) if by_offset else None,
+                )
                 break
-        yield PlannedSearch(
-            subject,
-            rest,
-            page_size=len(answer.keys) or self._page_size if by_offset else self._page_size,
-            beginning=replace(paging.beginning, total=total) if by_offset else None,
-        )
+        confirm_end(paging, ask)
 
     def count_result(self, result: PlannedSearch) -> None:
         if result.page is not None:

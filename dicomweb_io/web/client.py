@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.client import (
@@ -32,6 +33,7 @@ from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.http.transport import Transport
 from dicomweb_io.profiles import ProbeReport, ServerProfile, resolve_profile
+from dicomweb_io.queries import check_limits
 from dicomweb_io.spool import SpoolPolicy
 from dicomweb_io.web.frames import BulkdataRetriever, FrameRetriever, RenderedRetriever
 from dicomweb_io.web.probe import probe
@@ -187,6 +189,9 @@ class DICOMwebClient(DICOMClient):
         """Path segments between the service's root and its resources."""
         return self._urls.prefixes
 
+    def _set_prefix(self, name: str, prefix: str | None) -> None:
+        self._urls.prefixes = replace(self._urls.prefixes, **{name: prefix})
+
     @property
     def profile(self) -> ServerProfile:
         """The server's behaviour, as this client takes it."""
@@ -233,14 +238,18 @@ class DICOMwebClient(DICOMClient):
 
     # Search -----------------------------------------------------------------------------------------------------------
 
-    def search_page(self, query: SearchQuery, *, offset: int = 0, limit: int | None = None) -> SearchPage:
+    def search_page(
+        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+    ) -> SearchPage:
         """Makes one search request. Without a limit none is sent."""
-        return Searcher(self._service).search_page(query, offset=offset, limit=limit)
+        check_limits(limit, offset)
+        return Searcher(self._service).search_page(query, offset=offset, limit=limit, most=None if surplus else limit)
 
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
         """Yields every row of a query once, page by page."""
+        check_limits(limit, offset, page_size)
         return Searcher(self._service).iter_search(query, offset=offset, limit=limit, page_size=page_size)
 
     def count(self, query: SearchQuery) -> int | None:

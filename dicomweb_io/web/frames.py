@@ -8,23 +8,30 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dicomweb_io.client import MediaTypes
+from dicomweb_io.dicom.frames import image_mark
 from dicomweb_io.dicom.media_types import (
+    CURRENT_NAMES,
     DEFAULT_TRANSFER_SYNTAXES,
     DICOM,
+    DICOM_JSON,
+    DICOM_XML,
     OCTET_STREAM,
     ContentType,
     MediaType,
     accept_header,
     accept_spellings,
+    accepted_for,
     parse_content_type,
-    parse_media_types,
 )
+from dicomweb_io.dicom.pixels import NATIVE
+from dicomweb_io.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
 from dicomweb_io.elements import Bulkdata, Frame, RenderedImage, Resource
 from dicomweb_io.errors import (
     DICOMwebError,
@@ -54,6 +61,7 @@ _BULKDATA_ACCEPTS = (
 )
 _SHAPES = ("linear", "linear-exact", "sigmoid")
 _IN_MEMORY = SpoolPolicy()
+_BEGIN = 256
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,7 @@ class FrameRetriever(OfService):
         """See `DICOMClient.iter_frames`."""
         if resource.level != "frame":
             raise InvalidIdentifierError(f"a reference to frames is needed, not to a {resource.level}")
-        accepted_types = parse_media_types(media_types) or _STORED
-        _check_not_instances(accepted_types, "frames")
+        accepted_types = accepted_for("frames", media_types) or _STORED
         return self._iterate(resource, _AcceptedForm(accepted_types, parameters(additional_params), spool_policy))
 
     def _iterate(self, resource: Resource, accepted_type: _AcceptedForm) -> Iterator[Frame]:
@@ -151,7 +158,7 @@ class FrameRetriever(OfService):
             waiting: dict[int, Frame] = {}
             position = received = 0
             try:
-                for frame, located in self._parts(answer, numbers, batch, accepted_type):
+                for frame, located, problem in self._parts(answer, numbers, batch, accepted_type):
                     received += 1
                     if located is not None and located != numbers[position]:
                         if located not in numbers or located in waiting or located in numbers[:position]:
@@ -159,8 +166,10 @@ class FrameRetriever(OfService):
                             raise answer.error(
                                 f"the answer holds frame {located}, not asked for", MalformedResponseError
                             )
+                        self._check(answer, frame, problem)
                         waiting[located] = frame
                         continue
+                    self._check(answer, frame, problem)
                     yield frame
                     position += 1
                     while position < len(numbers) and numbers[position] in waiting:
@@ -178,7 +187,8 @@ class FrameRetriever(OfService):
 
     def _parts(
         self, answer: StreamedAnswer, numbers: Sequence[int], batch: Resource, accepted_type: _AcceptedForm
-    ) -> Iterator[tuple[Frame, int | None]]:
+    ) -> Iterator[tuple[Frame, int | None, str | None]]:
+        """The parts; which frame each says that it is; and what its type is, if it should be another."""
         if answer.status == 204:
             return
         content_type = self._service.content_type(answer)
@@ -188,10 +198,11 @@ class FrameRetriever(OfService):
                     f"asked for {len(numbers)} frames, got one body of {content_type.media_type or 'unknown type'}",
                     MalformedResponseError,
                 )
-            if content_type.is_json or content_type.media_type in ("text/html", "text/plain"):
-                raise answer.error(f"expected a frame, got {content_type.media_type}", MalformedResponseError)
+            problem = _type_problem(content_type, accepted_type.media_types)
+            if problem and problem != OCTET_STREAM:
+                raise answer.error(f"expected a frame, got {problem}", MalformedResponseError)
             kept = accepted_type.spool_policy.keep(answer, answer.iter_chunks)
-            yield self._frame(kept, content_type, numbers[0], batch, accepted_type), None
+            yield self._frame(kept, content_type, numbers[0], batch, accepted_type), None, problem
             return
         root = content_type.root
         for index, part in enumerate(self._service.parts(answer)):
@@ -200,13 +211,45 @@ class FrameRetriever(OfService):
             match = _LOCATION.search(part.headers.get("Content-Location") or "")
             located = int(match[1]) if match else None
             own = parse_content_type(part.content_type) if part.content_type else root
+            if own.media_type == DICOM and not part.content_type:
+                # What the header says of parts that say nothing is not held against them.
+                own = ContentType("")
             if own.transfer_syntax_uid is None and own.media_type == root.media_type:
                 own = ContentType(own.media_type, {**root.parameters, **own.parameters})
             number = located if located is not None else numbers[index]
-            yield (
-                self._frame(accepted_type.spool_policy.keep(part, part.iter_bytes), own, number, batch, accepted_type),
-                located,
-            )
+            kept = accepted_type.spool_policy.keep(part, part.iter_bytes)
+            problem = _type_problem(own, accepted_type.media_types) if part.content_type else None
+            yield self._frame(kept, own, number, batch, accepted_type), located, problem
+
+    def _check(self, answer: StreamedAnswer, frame: Frame, problem: str | None) -> None:
+        """Checks that what came is a frame, of an accepted type, and if it is native, as long as it must be."""
+        try:
+            begin, size = _begin(frame)
+            if problem == OCTET_STREAM and image_mark(begin):
+                problem = None  # The right thing with too plain a label.
+            problem = problem or _other_thing(begin)
+            if problem:
+                raise answer.error(f"expected a frame, got {problem}", MalformedResponseError)
+            if not size:
+                number = frame.reference.frames[0]
+                raise answer.error(f"frame {number} is empty", ResponseIncompleteError, retryable=True)
+            native = (frame.transfer_syntax_uid or EXPLICIT_VR_LITTLE_ENDIAN) in NATIVE
+            # Some servers write compressed frames under this type without saying so.
+            if frame.media_type == OCTET_STREAM and native and not image_mark(begin):
+                self._check_size(answer, frame, size)
+        except BaseException:
+            remove_file(frame)
+            raise
+
+    def _check_size(self, answer: StreamedAnswer, frame: Frame, size: int) -> None:
+        instance = frame.reference.instance
+        known = self._service.frame_sizes(instance)
+        number = frame.reference.frames[0]
+        if known is None:
+            # A pad byte makes a difference of one, as does the place of the first of several single bits.
+            self._service.learn_frame_sizes(instance, range(size - 1, size + 2), f"frame {number} has {size}")
+        elif size not in known[0]:
+            raise answer.error(f"frame {number} has {size} bytes, but {known[1]}", MalformedResponseError)
 
     def _frame(
         self, kept: Collected, content_type: ContentType, number: int, batch: Resource, accepted_type: _AcceptedForm
@@ -221,9 +264,37 @@ class FrameRetriever(OfService):
         )
 
 
-def _check_not_instances(accepted_types: Sequence[MediaType], what: str) -> None:
-    if any(accepted_type.name == DICOM for accepted_type in accepted_types):
-        raise ValueError(f"{what} are not available as {DICOM}; retrieve the instance")
+def _begin(item: Frame | Bulkdata) -> tuple[bytes, int]:
+    """The first bytes, and the number of all."""
+    if item.path is None:
+        content = item.content or b""
+        return content[:_BEGIN], len(content)
+    with open(item.path, "rb") as file:
+        return file.read(_BEGIN), os.fstat(file.fileno()).st_size
+
+
+def _other_thing(begin: bytes) -> str | None:
+    """What certainly is no pixels, whatever its label says."""
+    if begin[128:134] == b"DICM\x02\x00":
+        return "a DICOM file"
+    if begin[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    return None
+
+
+def _type_problem(content_type: ContentType, accepted_types: Sequence[MediaType]) -> str | None:
+    """What the type of a frame is, if it was not asked for. None at all is no fault."""
+    name = CURRENT_NAMES.get(content_type.media_type, content_type.media_type)
+    named = {accepted.name for accepted in accepted_types}
+    if not name or name in named:
+        return None
+    if name == DICOM or content_type.is_json or content_type.is_xml or name.startswith("text/"):
+        return name + (" (a login page?)" if name == "text/html" else "")
+    if name.startswith("video/") and "video/*" not in named:
+        return f"{name}, one stream without single frames: retrieve the instance or its bulk data"
+    # Octets in any transfer syntax are any encoding.
+    any_encoding = MediaType(OCTET_STREAM, "*") in accepted_types
+    return None if any_encoding or any(accepted.includes(name) for accepted in accepted_types) else name
 
 
 def _implied_syntax(media_type: str, accepted_types: Sequence[MediaType]) -> str | None:
@@ -268,8 +339,7 @@ class BulkdataRetriever(OfService):
         """
         absolute = self._service.urls.bulkdata(url)
         headers = {} if byte_range is None else {"Range": range_header(byte_range), "Accept-Encoding": "identity"}
-        accepted_types = parse_media_types(media_types)
-        _check_not_instances(accepted_types, "bulk data")
+        accepted_types = accepted_for("bulkdata", media_types)
         accepts = accept_spellings(accepted_types) if accepted_types else _BULKDATA_ACCEPTS
         return self._iterate(
             with_query(absolute, parameters(additional_params)), accepts, headers, byte_range, spool_policy
@@ -280,7 +350,7 @@ class BulkdataRetriever(OfService):
     ) -> list[bytes]:
         """The bulk data of an instance, asked for at the instance's own resource."""
         url = with_query(self._service.urls.retrieve(resource), parameters(additional_params))
-        accepts = accept_spellings(parse_media_types(media_types))
+        accepts = accept_spellings(accepted_for("bulkdata", media_types))
         return [item.content or b"" for item in self._iterate(url, accepts, {}, None, _IN_MEMORY)]
 
     def _iterate(
@@ -342,19 +412,28 @@ class BulkdataRetriever(OfService):
         self, answer: StreamedAnswer, content_type: ContentType, url: str, spool_policy: SpoolPolicy
     ) -> Iterator[Bulkdata]:
         if not content_type.is_multipart:
-            if content_type.media_type == "text/html":
-                raise answer.error("expected bulk data, got an HTML page (a login page?)", MalformedResponseError)
+            self._check(answer, content_type)
             kept = spool_policy.keep(answer, answer.iter_chunks)
             yield Bulkdata(safe_url(url), content_type.media_type or OCTET_STREAM, kept.content, kept.path)
             return
         empty = True
         for part in self._service.parts(answer):
             empty = False
-            media_type = parse_content_type(part.content_type).media_type or content_type.root.media_type
+            own = parse_content_type(part.content_type)
+            self._check(answer, own)
+            media_type = own.media_type or content_type.root.media_type
             kept = spool_policy.keep(part, part.iter_bytes)
             yield Bulkdata(safe_url(url), media_type or OCTET_STREAM, kept.content, kept.path)
         if empty:
             raise answer.error("the answer holds no part", ResponseIncompleteError, retryable=True)
+
+    @staticmethod
+    def _check(answer: StreamedAnswer, content_type: ContentType) -> None:
+        """Checks that a value is no answer of another kind. Documents may have any other type."""
+        name = content_type.media_type
+        if name in (DICOM, DICOM_JSON, DICOM_XML, "text/html"):
+            hint = " (a login page?)" if name == "text/html" else ""
+            raise answer.error(f"expected bulk data, got {name}{hint}", MalformedResponseError)
 
 
 def _check_range(answer: StreamedAnswer, byte_range: tuple[int, int | None] | None) -> None:
@@ -408,20 +487,18 @@ class RenderedRetriever(OfService):
             resource: What to render.
             media_types: Accepted types in order of preference. They carry no transfer syntax.
             params: ``quality`` (1 to 100), ``window`` (centre, width[, shape]), ``viewport`` (2 or 6 numbers),
-                ``annotation``, ``iccprofile``, and what else the server knows. Lists are joined by commas.
+                ``annotation``, ``iccprofile``, and what else the server knows.
             thumbnail: Ask for the thumbnail.
 
         Raises:
-            ValueError: If an argument is not valid.
+            TypeError, ValueError: If an argument is not valid.
             requests.HTTPError: If the server refuses, or answers with something that is not a rendered form.
         """
-        accepted_types = parse_media_types(media_types)
-        for accepted_type in accepted_types:
-            if accepted_type.transfer_syntax_uid is not None:
-                raise ValueError(
-                    f"rendered resources have no transfer syntax, but one was asked for with {accepted_type.name}"
-                )
+        accepted_types = accepted_for("rendered", media_types)
         checked = check_rendering_params(params, thumbnail=thumbnail)
+        for name in ("window", "viewport"):
+            if checked.get(name) is not None:
+                checked[name] = ",".join(map(str, checked[name]))
         accepts = ["*/*"]
         if accepted_types:
             together = accept_header(accepted_types, multipart=False)
@@ -432,10 +509,16 @@ class RenderedRetriever(OfService):
         for attempt in self._service.transport.attempts():
             with attempt, self._service.get(url, accepts, attempt=attempt) as answer:
                 content, media_type = self._image(answer)
-                if self._service.content_type(answer).is_json or (
-                    accepted_types and not any(_similar(wanted.name, media_type) for wanted in accepted_types)
+                kind = parse_content_type(media_type)
+                if (
+                    kind.is_json
+                    or media_type in (DICOM, DICOM_XML)
+                    or (accepted_types and not any(_similar(wanted.name, media_type) for wanted in accepted_types))
                 ):
                     raise answer.error(f"expected a rendered image, got {media_type}", MalformedResponseError)
+                found = _other_thing(content[:_BEGIN])
+                if found and media_type.partition("/")[0] in ("image", "video"):
+                    raise answer.error(f"expected a rendered image, got {found}", MalformedResponseError)
                 framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
                 if not framed and _breaks_off(content, media_type):
                     raise answer.error("the image ends early", ResponseIncompleteError, retryable=True)

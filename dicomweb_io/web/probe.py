@@ -91,7 +91,7 @@ class _Probe:
     def _rows(self, answer: Answer) -> list[JSONDataset]:
         if answer.status >= 400:
             return []
-        return rows_of(answer)
+        return rows_of(answer)[0]
 
     def _first(self, rows: list[JSONDataset]) -> Resource | None:
         try:

@@ -30,6 +30,7 @@ from dicomweb_io.errors import (
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.transport import Answer
 from dicomweb_io.listing import SeriesListing, listed_uids
+from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.store_items import TRANSFORM, StoreItem
 from dicomweb_io.web.service import OfService, Service, logger
 from dicomweb_io.web.urls import parameters, with_query
@@ -173,7 +174,7 @@ class ExistingInstances:
     @contextmanager
     def retrieved(self, reference: Resource) -> Iterator[Instance]:
         """The archive's own copy of an instance, in memory or, if large, in a file for as long as the context."""
-        with tempfile.TemporaryDirectory(prefix="dicomweb_io-") as directory:
+        with PrivateDirectory() as directory:
             instances = self._client.iter_instances(
                 reference,
                 max_element_bytes=_IN_MEMORY,

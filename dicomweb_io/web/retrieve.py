@@ -25,7 +25,7 @@ from dicomweb_io.dicom.media_types import (
     OCTET_STREAM,
     MediaType,
     accept_spellings,
-    parse_media_types,
+    accepted_for,
 )
 from dicomweb_io.dicom.part10 import check_complete, header_of
 from dicomweb_io.dicom.pixels import NATIVE
@@ -102,7 +102,7 @@ class InstanceRetriever:
             spool_directory = os.fspath(spool_directory)
             if not os.path.isdir(spool_directory):
                 raise ValueError(f"spool_directory is not a directory: {spool_directory!r}")
-        accepted_types = parse_media_types(media_types)
+        accepted_types = accepted_for("instances", media_types)
         accepts = self._accepts(accepted_types, allow_transcoding)
         syntaxes = _ANY if allow_transcoding else _exact_syntaxes(accepted_types)
         query, several = parameters(additional_params), len(accepted_types) > 1
@@ -111,11 +111,6 @@ class InstanceRetriever:
 
     def _accepts(self, accepted_types: Sequence[MediaType], allow_transcoding: bool) -> tuple[str, ...]:
         profile = self._service.profile
-        for accepted_type in accepted_types:
-            if accepted_type.name not in (DICOM, "*/*"):
-                raise ValueError(
-                    f"instances are {DICOM}, but {accepted_type.name} was asked for; it is for frames or bulk data"
-                )
         if not accepted_types or all(accepted_type.transfer_syntax_uid == "*" for accepted_type in accepted_types):
             accepts = profile.original_accepts
         else:
@@ -422,6 +417,7 @@ class MetadataRetriever:
                         continue
                     seen.add(uids)
                     attempt.progress()
+                    self._service.learn_metadata(row)
                     yield row
 
     def _one_answer(self, resource: Resource, url: str, attempt: Attempt) -> Iterator[JSONDataset]:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import translate
 from functools import lru_cache
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from tempfile import SpooledTemporaryFile
+from typing import Any, overload
 
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
 from dicomweb_io.dicom.errors import IncompleteJSONError
+from dicomweb_io.dicom.json_decode import without_padding
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
@@ -27,10 +30,11 @@ from dicomweb_io.errors import (
     FilterIgnoredError,
     MalformedResponseError,
     ResponseIncompleteError,
+    SearchIncompleteError,
     TooManyResultsError,
 )
 from dicomweb_io.http.multipart import MultipartReader
-from dicomweb_io.http.transport import Answer
+from dicomweb_io.http.response import MAX_ANSWER_BYTES, Answer, StreamedAnswer
 from dicomweb_io.paging import Paging, Remembered, read_in_turn, resource_name, row_key, rows_follow
 from dicomweb_io.queries import apportion, level_of
 from dicomweb_io.web.service import OfService, logger, warnings_of
@@ -39,12 +43,24 @@ from dicomweb_io.web.urls import filter_values, needs_escapes, query_string, wit
 _ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
 _ABSENT = (404, 405, 501)
 
+# What announces rows that follow: a link, or the warning of PS3.18 section 8.3.4.4 in the words of many servers.
+_NEXT = re.compile(r'rel\s*=\s*"?[^",;]*\bnext\b', re.IGNORECASE)
+_MORE = re.compile(
+    r"additional|remaining|exceed|maximum|truncat|more (?:results|rows|matches|studies|series|inst)", re.IGNORECASE
+)
+
 
 class Searcher(OfService):
     """Searches one service."""
 
     def search_page(
-        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, alone: bool = True
+        self,
+        query: SearchQuery,
+        *,
+        offset: int = 0,
+        limit: int | None = None,
+        most: int | None = None,
+        alone: bool = True,
     ) -> SearchPage:
         """One page; see `DICOMClient.search_page`.
 
@@ -54,6 +70,7 @@ class Searcher(OfService):
             query: The search.
             offset: The offset of the first row.
             limit: The maximum number of rows.
+            most: Further rows, of a server that ignores the limit, are left out and not read.
             alone: Whether the page is all that is asked for: then levels are walked where the server lacks the search,
                 and warnings that more rows follow are logged.
         """
@@ -68,9 +85,13 @@ class Searcher(OfService):
             url = self._address(query, offset, sent)
             for attempt in self._service.transport.attempts():
                 # An answer that ends early is requested again.
-                with attempt:
-                    answer = self._service.get_all(url, _ACCEPTS, level=level, attempt=attempt)
-                    rows = rows_of(answer)
+                with (
+                    attempt,
+                    self._service.get(
+                        url, _ACCEPTS, attempt=attempt, headers={"Accept-Encoding": "gzip, deflate"}, level=level
+                    ) as answer,
+                ):
+                    rows, unreadable = self._read(query, answer, most)
         except DICOMwebError as error:
             if alone and self._lacks_resource(query, error):
                 return self._walked_page(query, offset, limit)
@@ -85,21 +106,15 @@ class Searcher(OfService):
                 attempts=error.attempts,
                 response=error.response,
             ) from error
-        rows = [_within(query, row) for row in rows]
-        self._check_filters(query, answer, rows)
         warnings = warnings_of(answer)
-        page = SearchPage(rows, offset, sent, _total(answer), warnings=warnings)
-        announced = 'rel="next"' in answer.headers.get("Link", "") or any(
-            "fuzzy" not in text.lower() for text in warnings
-        )
+        page = SearchPage(rows, offset, sent, _total(answer), warnings=warnings, unreadable=unreadable)
+        announced = bool(_NEXT.search(answer.headers.get("Link", "")) or any(map(_MORE.search, warnings)))
         return replace(page, more=rows_follow(self._service.profile, query.level, page, announced))
 
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None
     ) -> Iterator[JSONDataset]:
         """Every row of a query once; see `DICOMClient.iter_search`."""
-        if page_size is not None and (not isinstance(page_size, int) or isinstance(page_size, bool) or page_size < 1):
-            raise ValueError(f"page_size must be a positive integer or None, not {page_size!r}")
         return self._iterate(query, offset, limit, page_size)
 
     def count(self, query: SearchQuery) -> int | None:
@@ -142,14 +157,21 @@ class Searcher(OfService):
 
     def _flattened(self, parts: list[SearchQuery], page_size: int | None) -> Iterator[JSONDataset]:
         seen = Remembered()
+        incomplete: list[SearchIncompleteError] = []
+
+        def search(part: SearchQuery) -> Iterator[JSONDataset]:
+            # What one of the searches lacks does not keep the rows of the others back.
+            try:
+                yield from self._iterate(part, 0, None, page_size)
+            except SearchIncompleteError as error:
+                incomplete.append(error)
+
         for part in parts:
-            if self._walks(part):
-                rows = walk(part, lambda below: self._iterate(below, 0, None, page_size))
-            else:
-                rows = self._iterate(part, 0, None, page_size)
-            for row in rows:
+            for row in walk(part, search) if self._walks(part) else search(part):
                 if not seen.repeats(row_key(row, part.level)):
                     yield row
+        if incomplete:
+            raise incomplete[0]
 
     def _paged(
         self, query: SearchQuery, offset: int, limit: int | None, page_size: int | None
@@ -158,14 +180,16 @@ class Searcher(OfService):
         paging = Paging(self._service.profile, query, url=url, start=offset, limit=limit, page_size=page_size)
         yield from read_in_turn(
             paging,
-            lambda request: self.search_page(query, offset=request.offset, limit=request.limit, alone=False),
+            lambda request: self.search_page(
+                query, offset=request.offset, limit=request.limit, most=limit, alone=False
+            ),
         )
         if paging.total_is_wrong:
             logger.warning(
                 "%s: %d rows were announced and %d arrived; did the archive change during the search?",
                 url,
                 (paging.total or 0) - offset,
-                paging.passed,
+                paging.received - offset,
             )
         if paging.unpaged:
             logger.info("%s: the server ignores offset and limit: its first answer is the whole result", url)
@@ -218,7 +242,54 @@ class Searcher(OfService):
             self._service.decodes_queries = answer.status != 400
         return self._service.decodes_queries
 
-    def _check_filters(self, query: SearchQuery, answer: Answer, rows: Sequence[JSONDataset]) -> None:
+    def _read(self, query: SearchQuery, answer: StreamedAnswer, most: int | None) -> tuple[Sequence[JSONDataset], int]:
+        """The rows of an answer, `most` of them at most, and how many further ones are no datasets."""
+        head, chunks = bytearray(), answer.iter_chunks()
+        while len(head) <= _MAX_WHOLE and (chunk := next(chunks, None)) is not None:
+            head += chunk
+        brackets = head.count(b"{") + head.count(b"[")
+        if head.lstrip(_BEFORE_JSON)[:1] == b"[" and (len(head) > _MAX_WHOLE or brackets > _MAX_BRACKETS):
+            return self._read_in_turn(query, answer, chain([bytes(head)], chunks), most)
+        for chunk in chunks:
+            head += chunk
+            if len(head) > MAX_ANSWER_BYTES:
+                raise answer.error(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", MalformedResponseError)
+        datasets, unreadable = rows_of(answer.with_content(bytes(head)))
+        rows = [_within(query, without_padding(row)) for row in datasets[:most]]
+        self._check_filters(query, answer, rows)
+        return rows, unreadable
+
+    def _read_in_turn(
+        self, query: SearchQuery, answer: StreamedAnswer, chunks: Iterable[bytes], most: int | None
+    ) -> tuple[Sequence[JSONDataset], int]:
+        """The same of a large answer, which is never in memory as a whole."""
+        rows = LargeRows(lambda row: _within(query, without_padding(row)))
+        unreadable, judged = 0, 0
+        try:
+            for text in json_decode.iter_json_objects(chunks, max_bytes=_MAX_ROW, keep_others=True):
+                if len(rows) == most:
+                    break
+                if text == b"null":
+                    unreadable += 1
+                else:
+                    rows.append(text)
+                if len(rows) + unreadable > _MAX_ROWS:
+                    raise answer.error(
+                        f"the answer has more than {_MAX_ROWS:,} rows; narrow the search", TooManyResultsError
+                    )
+                if len(rows) - judged == _JUDGED_AT_ONCE:
+                    self._check_filters(query, answer, rows[judged:])
+                    judged = len(rows)
+            self._check_filters(query, answer, rows[judged:])
+        except IncompleteJSONError as error:
+            raise answer.error(f"expected JSON, but {error}", ResponseIncompleteError, retryable=True) from error
+        except ValueError as error:
+            raise answer.error(f"expected JSON, but {error}", MalformedResponseError) from error
+        if unreadable and not rows:
+            raise answer.error("expected a list of DICOM JSON datasets", MalformedResponseError)
+        return rows, unreadable
+
+    def _check_filters(self, query: SearchQuery, answer: Answer | StreamedAnswer, rows: Sequence[JSONDataset]) -> None:
         """Fails if a row contradicts a filter; logs, once for each, filters that no row says anything about."""
         for row in rows:
             ignored = contradiction(query, row)
@@ -245,39 +316,92 @@ class Searcher(OfService):
 _BEGINNING = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?(?:\{\s*(?:"|\Z)|\Z)')
 
 
-def rows_of(answer: Answer) -> list[JSONDataset]:
+# A larger answer, or one of more objects and lists, is read row by row: an object takes 64 bytes, however short it is.
+_MAX_WHOLE = 8 << 20
+_MAX_BRACKETS = 250_000
+_MAX_ROW = 16 << 20
+_MAX_ROWS = 1_000_000
+_MAX_ROWS_IN_MEMORY = 32 << 20
+_JUDGED_AT_ONCE = 100
+_BEFORE_JSON = b"\xef\xbb\xbf \t\r\n"
+
+
+class LargeRows(Sequence[JSONDataset]):
+    """The rows of a large answer as text, in a temporary file above 32 MiB; each is parsed when it is asked for.
+
+    The file has no name, so that nothing is left of it whatever happens to the process.
+
+    Args:
+        shape: What is done to a row.
+    """
+
+    def __init__(self, shape: Callable[[JSONDataset], JSONDataset]) -> None:
+        self._shape = shape
+        self._ends = array("Q", [0])
+        self._file = SpooledTemporaryFile(_MAX_ROWS_IN_MEMORY)  # noqa: SIM115 - it lives as long as its rows
+
+    def append(self, text: bytes) -> None:
+        """Adds a row."""
+        self._file.seek(self._ends[-1])
+        self._file.write(text)
+        self._ends.append(self._ends[-1] + len(text))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> JSONDataset: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[JSONDataset]: ...
+
+    def __getitem__(self, index: int | slice) -> JSONDataset | list[JSONDataset]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start, end = self._ends[index : index + 2]
+        self._file.seek(start)
+        return self._shape(json_decode.loads(self._file.read(end - start)))
+
+
+def rows_of(answer: Answer) -> tuple[list[JSONDataset], int]:
     """The datasets of an answer in JSON or XML, by what its body is (PS3.18 sections 8.7.3.2 and F).
+
+    Returns:
+        The datasets, and how many further rows are none.
 
     Raises:
         MalformedResponseError: If it is neither.
     """
     if answer.status == 204:
-        return []
-    content = answer.content.lstrip(b"\xef\xbb\xbf \t\r\n")
+        return [], 0
+    content = answer.content.lstrip(_BEFORE_JSON)
     if not content:
         if answer.headers.get("Content-Length") == "0":
-            return []
+            return [], 0
         raise answer.error("the answer is empty", MalformedResponseError)
     content_type = answer.headers.get("Content-Type") or ""
     if content_type.lower().startswith("multipart/"):
         try:
             parts = [part.read() for part in MultipartReader([answer.content], content_type)]
-            return [parse_native_model(part) for part in parts]
+            return [parse_native_model(part) for part in parts], 0
         except ValueError as error:
             raise answer.error(f"the answer is not multipart XML: {error}", MalformedResponseError) from error
     if content[:1] == b"<":
         try:
-            return [parse_native_model(content)]
+            return [parse_native_model(content)], 0
         except ValueError as error:
             raise answer.error(f"expected DICOM JSON, got {_kind(content)}", MalformedResponseError) from error
     document = _json(answer)
     if isinstance(document, dict) and document and all(_is_tag(key) for key in document):
         document = [document]
-    if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
+    rows = [row for row in document if isinstance(row, dict)] if isinstance(document, list) else []
+    if not isinstance(document, list) or (document and not rows):
         raise answer.error(
             f"expected a list of DICOM JSON datasets, got {type(document).__name__}", MalformedResponseError
         )
-    return document
+    return rows, len(document) - len(rows)
 
 
 def _json(answer: Answer) -> Any:
@@ -321,7 +445,7 @@ def _is_tag(key: object) -> bool:
     return isinstance(key, str) and len(key) == 8 and all(character in "0123456789ABCDEFabcdef" for character in key)
 
 
-def _total(answer: Answer) -> int | None:
+def _total(answer: Answer | StreamedAnswer) -> int | None:
     text = (answer.headers.get("X-Total-Count") or "").strip()
     # No archive has more rows; Python refuses to convert thousands of digits.
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

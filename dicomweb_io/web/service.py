@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+from dicomweb_io.dicom.frames import pixel_description
 from dicomweb_io.dicom.media_types import ContentType, parse_content_type
-from dicomweb_io.elements import Resource
-from dicomweb_io.errors import DICOMwebError, safe_url
+from dicomweb_io.elements import JSONDataset, Resource
+from dicomweb_io.errors import DICOMError, DICOMwebError, safe_url
 from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.http.transport import Answer, Attempt, StreamedAnswer, Transport
 from dicomweb_io.profiles import ServerProfile
@@ -20,6 +21,7 @@ logger = logging.getLogger("dicomweb_io")
 REFUSALS = (400, 406, 415)
 """Statuses with which servers refuse an Accept header (Orthanc 1.10.1 says 400 where the standard says 406)."""
 
+_MAX_FRAME_SIZES = 4096
 _WARNING = re.compile(r'(\d{3})\s+(?:\S+\s+)?"((?:[^"\\]|\\.)*)"')
 
 
@@ -55,6 +57,8 @@ class Service:
         self.missing_resources: set[str] = set()
         self.unanswered_filters: set[str] = set()
         self.decodes_queries: bool | None = None
+        # How many bytes the native frames of an instance have, by its metadata or its first frame: for some instances.
+        self._frame_sizes: dict[Resource, tuple[Container[int], str]] = {}
 
     @contextmanager
     def get(
@@ -65,6 +69,7 @@ class Service:
         attempt: Attempt,
         headers: Mapping[str, str] | None = None,
         also_refusals: Sequence[int] = (),
+        level: int = logging.WARNING,
     ) -> Iterator[StreamedAnswer]:
         """Asks with the first of several Accept headers that the server does not refuse.
 
@@ -74,6 +79,7 @@ class Service:
             attempt: The attempt this request belongs to.
             headers: Further headers.
             also_refusals: Further statuses after which another header may help.
+            level: How loudly warnings of the server are logged.
 
         Raises:
             DICOMwebError: The first refusal, if all headers are refused; any other failure at once.
@@ -93,7 +99,7 @@ class Service:
                     refusal = refusal or error
                     continue
                 self._accepted[tuple(accepts)] = accept
-                self.report_warnings(answer)
+                self.report_warnings(answer, level=level)
                 yield answer
                 return
         assert refusal is not None  # noqa: S101 - there is one header at least
@@ -143,6 +149,29 @@ class Service:
         if answer.status == 206 and "Content-Range" not in answer.headers:
             logger.log(level, "%s: the answer is partial (206)", safe_url(answer.url))
         return texts
+
+    def frame_sizes(self, instance: Resource) -> tuple[Container[int], str] | None:
+        """The bytes that a native frame of an instance may have, and why, if that is known."""
+        return self._frame_sizes.get(instance)
+
+    def learn_frame_sizes(self, instance: Resource, sizes: Container[int], reason: str) -> None:
+        """Keeps how many bytes the native frames of an instance have, and why."""
+        if len(self._frame_sizes) >= _MAX_FRAME_SIZES:
+            self._frame_sizes.clear()
+        self._frame_sizes[instance] = sizes, reason
+
+    def learn_metadata(self, row: JSONDataset) -> None:
+        """Keeps what metadata say about the size of frames. They are not asked for because of this."""
+        if not {"00280002", "00280004"} <= row.keys():
+            return
+        try:
+            tag = next((tag for tag in ("7FE00008", "7FE00009") if tag in row), "")
+            sizes = pixel_description(row, tag).frame_sizes
+            instance = Resource.of(row).instance
+        except DICOMError:
+            return  # It has no frames, or nothing says how long they are.
+        reason = f"its metadata say {' or '.join(map(str, sorted(sizes)))}"
+        self.learn_frame_sizes(instance, {*sizes, *(size + 1 for size in sizes)}, reason)
 
     def parts(self, answer: StreamedAnswer) -> MultipartReader:
         """The parts of an answer as they arrive."""

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from dicomweb_io.dicom.attributes import WILDCARD_VRS, resolve, vr_of
+from dicomweb_io.dicom.uids import path_segment
 from dicomweb_io.elements import COLLECTIONS, Resource, SearchQuery
 from dicomweb_io.errors import InvalidIdentifierError, UnsupportedError, safe_url
 from dicomweb_io.http.settings import Prefixes, split_service_url
@@ -55,24 +56,24 @@ class ServiceURLs:
         """The search resource of a query, without its query string (PS3.18 table 10.6.1-1)."""
         path = ""
         if query.study_instance_uid is not None:
-            path += f"studies/{_segment(query.study_instance_uid)}/"
+            path += f"studies/{path_segment(query.study_instance_uid)}/"
         if query.series_instance_uid is not None:
-            path += f"series/{_segment(query.series_instance_uid)}/"
+            path += f"series/{path_segment(query.series_instance_uid)}/"
         path += COLLECTIONS[query.level]
         return self._below(self.prefixes.qido, path + "/count" if count else path)
 
     def retrieve(self, resource: Resource, suffix: str = "") -> str:
         """A retrieve resource, with a suffix such as ``"/metadata"`` (PS3.18 section 10.4.1.1)."""
-        return self._below(self.prefixes.wado, _path(resource) + suffix)
+        return self._below(self.prefixes.wado, resource.uri + suffix)
 
     def store(self, study_instance_uid: str | None = None) -> str:
         """The store resource (PS3.18 table 10.5.1-1)."""
-        path = "studies" if study_instance_uid is None else f"studies/{_segment(study_instance_uid)}"
+        path = "studies" if study_instance_uid is None else f"studies/{path_segment(study_instance_uid)}"
         return self._below(self.prefixes.stow, path)
 
     def delete(self, resource: Resource) -> str:
         """The resource to delete (PS3.18 section 10.7)."""
-        return self._below(self.prefixes.delete, _path(resource))
+        return self._below(self.prefixes.delete, resource.uri)
 
     def bulkdata(self, url: str) -> str:
         """The absolute address of bulk data.
@@ -97,15 +98,6 @@ class ServiceURLs:
                 f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}"
             )
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
-
-
-def _segment(uid: str) -> str:
-    return quote(uid, safe="-._~:")
-
-
-def _path(resource: Resource) -> str:
-    path = "/".join(f"{COLLECTIONS[level]}/{_segment(uid)}" for level, uid in resource.uids.items())
-    return f"{path}/frames/{','.join(map(str, resource.frames))}" if resource.frames else path
 
 
 def filter_values(key: str, value: str) -> list[str]:
@@ -156,7 +148,7 @@ def query_string(
     pairs += [f"includefield={quote(name, safe='.')}" for name in query.fields]
     if query.fuzzymatching is not None:
         pairs.append(f"fuzzymatching={'true' if query.fuzzymatching else 'false'}")
-    pairs += [_parameter(name, value) for name, value in query.additional_params]
+    pairs += [parameters(query.additional_params)] if query.additional_params else []
     if limit is not None:
         pairs.append(f"limit={limit}")
     if offset:
@@ -183,22 +175,19 @@ def _raw(key: str, part: str) -> str:
 
 
 def parameters(params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None) -> str:
-    """The query string of further parameters; values of a list or tuple are joined by raw commas."""
-    items = params.items() if isinstance(params, Mapping) else (params or ())
-    return "&".join(_parameter(str(name), value) for name, value in items)
-
-
-def _parameter(name: str, value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"{quote(name, safe='.')}=" + ",".join(quote(_text(name, item), safe="*-._~:()/^") for item in value)
-    return f"{quote(name, safe='.')}={quote(_text(name, value), safe=_SAFE_IN_PARAMETER)}"
+    """The query string of further parameters. A list or tuple repeats its name, None is left out, as in requests."""
+    pairs = [
+        f"{quote(str(name), safe='.')}={quote(_text(str(name), item), safe=_SAFE_IN_PARAMETER)}"
+        for name, value in (params.items() if isinstance(params, Mapping) else (params or ()))
+        for item in (value if isinstance(value, (list, tuple)) else (value,))
+        if item is not None
+    ]
+    return "&".join(pairs)
 
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if value is None:
-        return ""
     if isinstance(value, (str, int, float)):
         return str(value)
     raise TypeError(f"the parameter {name} must be text, a number or a list of them, not {type(value).__name__}")

@@ -18,42 +18,19 @@ from typing import Any
 
 import apache_beam as beam
 
-from dicomweb_io.elements import (
-    Bulkdata,
-    Failure,
-    Frame,
-    Instance,
-    RenderedImage,
-    Resource,
-    StoredInstance,
-)
+from dicomweb_io import transforms
+from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, RenderedImage, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.testing.samples import make_study, new_uid
 from dicomweb_io.testing.server.exchange import Record
-from dicomweb_io.transforms import (
-    CopyInstances,
-    DeleteResources,
-    DownloadInstances,
-    ReadAllFromDICOMweb,
-    ReadFromDICOMweb,
-    RetrieveBulkdata,
-    RetrieveFrames,
-    RetrieveInstances,
-    RetrieveMetadata,
-    RetrieveRendered,
-    SearchForInstances,
-    SearchForSeries,
-    SearchForStudies,
-    StoreInstances,
-    WatchForInstances,
-    WatchForStudies,
-    WriteToDICOMweb,
-)
 from dicomweb_io.transforms._core import FailureMode
 from tests.faults.bench import KNOWN, LONGEST, Bench, digest, endpoint_of, tiny_image, within
 from tests.faults.cells import check_redaction
 from tests.faults.failure_cases import FAILURE_CASES, FailureCase
 from tests.faults.operations import OBJECTS, PARTS, ROOT, ROWS, STOW, Item, Seen, files_in, put, row_items
+
+Make = Callable[[Endpoint, Path, Bench], Any]
+Elements = Callable[[str, Bench], list[Any]]
 
 INSTANCES = 3
 """Instances of each failure case's study."""
@@ -103,8 +80,8 @@ class TransformOperation:
     """
 
     name: str
-    make: Callable[[Endpoint, Path, Bench], Any]
-    elements: Callable[[str, Bench], list[Any]] | None
+    make: Make
+    elements: Elements | None
     method: str
     path: str
     traits: frozenset[str]
@@ -138,192 +115,104 @@ def _references(failure_case: str, bench: Bench) -> list[Any]:
     return bench.references[:6]
 
 
-def _watch(kind: Any, endpoint: Endpoint) -> Any:
+def _with(kind: Any, *arguments: Any, **options: Any) -> Make:
+    """Makes a transform of the endpoint with these arguments."""
+    return lambda endpoint, folder, bench: kind(endpoint, *arguments, **options, failures=_COLLECT)
+
+
+def _watch(kind: Any) -> Make:
     # The second poll finds what a first one that failed has missed.
-    return kind(endpoint, start="all", method="list", max_polls=2, interval=0.001, failures=_COLLECT)
+    return _with(kind, start="all", method="list", max_polls=2, interval=0.001)
 
 
-_OF_STUDY = ROOT + "/studies/{study}"
+def _pages_of(rows: int) -> dict[str, Any]:
+    """Settings with pages of that many rows."""
+    return {"profile": KNOWN.with_facts(page_sizes=(rows, rows, rows))}
+
+
+def _copied(endpoint: Endpoint, folder: Path, bench: Bench) -> Any:
+    copies = Endpoint(str(folder / "copies"), index=str(folder / "index"))
+    return transforms.CopyInstances(endpoint, copies, failures=_COLLECT)
+
+
+def _copied_from(place: str) -> Make:
+    """Copies from a folder of the bench."""
+    return lambda endpoint, folder, bench: transforms.CopyInstances(getattr(bench, place), endpoint, failures=_COLLECT)
+
+
+def _downloaded(endpoint: Endpoint, folder: Path, bench: Bench) -> Any:
+    return transforms.DownloadInstances(endpoint, folder / "copies", failures=_COLLECT)
+
+
+def _get(
+    name: str, make: Make, elements: Elements, path: str, traits: frozenset[str], **options: Any
+) -> TransformOperation:
+    """A transform that reads something of each failure case's study."""
+    return TransformOperation(name, make, elements, "GET", f"{ROOT}/studies/{{study}}{path}$", traits, **options)
+
+
+def _search(name: str, make: Make, path: str, settings: Mapping[str, Any]) -> TransformOperation:
+    """A transform that begins a pipeline with a search of the whole archive."""
+    return TransformOperation(name, make, None, "GET", ROOT + path, _ROWS, together=False, settings=settings)
+
+
+def _store(name: str, make: Make, elements: Elements) -> TransformOperation:
+    """A transform that stores."""
+    return TransformOperation(name, make, elements, "POST", f"{ROOT}/studies$", STOW, writes=True, together=False)
+
+
+_ROWS = ROWS | {"paged", "limited"}
+_INSTANCE = "/series/[^/]+/instances/[^/]+"
 _COLLECT: FailureMode = "collect"
 
 _ALL = (
-    TransformOperation(
-        "SearchForStudies",
-        lambda endpoint, folder, bench: SearchForStudies(endpoint, page_size=1, failures=_COLLECT),
-        None,
-        "GET",
-        f"{ROOT}/studies$",
-        ROWS | {"paged", "limited"},
-        together=False,
-        # Nothing is read ahead, so that it is known which request is the second.
-        settings={"max_in_flight": 1},
-    ),
-    TransformOperation(
-        "SearchForSeries",
-        lambda endpoint, folder, bench: SearchForSeries(endpoint, failures=_COLLECT),
-        _study,
-        "GET",
-        _OF_STUDY + "/series$",
-        ROWS | {"paged", "limited"},
-    ),
-    TransformOperation(
+    # Nothing is read ahead, so that it is known which request is the second.
+    _search("SearchForStudies", _with(transforms.SearchForStudies, page_size=1), "/studies$", {"max_in_flight": 1}),
+    _get("SearchForSeries", _with(transforms.SearchForSeries), _study, "/series", _ROWS),
+    _get(
         "SearchForInstances",
-        lambda endpoint, folder, bench: SearchForInstances(endpoint, page_size=2, failures=_COLLECT),
+        _with(transforms.SearchForInstances, page_size=2),
         _study,
-        "GET",
-        _OF_STUDY + "/instances$",
-        ROWS | {"paged", "limited"},
+        "/instances",
+        _ROWS,
         apart=("status 404", "status 405", "status 501", "status 404 always", "status 501 always"),
     ),
-    TransformOperation(
-        "ReadFromDICOMweb (search)",
-        lambda endpoint, folder, bench: ReadFromDICOMweb(endpoint, failures=_COLLECT),
-        None,
-        "GET",
-        f"{ROOT}/instances$",
-        ROWS | {"paged", "limited"},
-        together=False,
+    _search("ReadFromDICOMweb (search)", _with(transforms.ReadFromDICOMweb), "/instances$", {}),
+    _get("ReadAllFromDICOMweb", _with(transforms.ReadAllFromDICOMweb), _study, _INSTANCE, OBJECTS),
+    _search("WatchForStudies", _watch(transforms.WatchForStudies), "/studies$", _pages_of(1)),
+    _search("WatchForInstances", _watch(transforms.WatchForInstances), "/instances$", _pages_of(7)),
+    _get("RetrieveInstances (studies)", _with(transforms.RetrieveInstances), _study, "", OBJECTS | {"several", "long"}),
+    _get("RetrieveInstances (instances)", _with(transforms.RetrieveInstances), _first_instance, _INSTANCE, OBJECTS),
+    _get(
+        "RetrieveMetadata", _with(transforms.RetrieveMetadata), _study, "/metadata", frozenset({"body", "json", "vrs"})
     ),
-    TransformOperation(
-        "ReadAllFromDICOMweb",
-        lambda endpoint, folder, bench: ReadAllFromDICOMweb(endpoint, failures=_COLLECT),
-        _study,
-        "GET",
-        _OF_STUDY + "/series/[^/]+/instances/[^/]+$",
-        OBJECTS,
-    ),
-    TransformOperation(
-        "WatchForStudies",
-        lambda endpoint, folder, bench: _watch(WatchForStudies, endpoint),
-        None,
-        "GET",
-        f"{ROOT}/studies$",
-        ROWS | {"paged", "limited"},
-        together=False,
-        settings={"profile": KNOWN.with_facts(page_sizes=(1, 1, 1))},
-    ),
-    TransformOperation(
-        "WatchForInstances",
-        lambda endpoint, folder, bench: _watch(WatchForInstances, endpoint),
-        None,
-        "GET",
-        f"{ROOT}/instances$",
-        ROWS | {"paged", "limited"},
-        together=False,
-        settings={"profile": KNOWN.with_facts(page_sizes=(7, 7, 7))},
-    ),
-    TransformOperation(
-        "RetrieveInstances (studies)",
-        lambda endpoint, folder, bench: RetrieveInstances(endpoint, failures=_COLLECT),
-        _study,
-        "GET",
-        _OF_STUDY + "$",
-        OBJECTS | {"several", "long"},
-    ),
-    TransformOperation(
-        "RetrieveInstances (instances)",
-        lambda endpoint, folder, bench: RetrieveInstances(endpoint, failures=_COLLECT),
-        _first_instance,
-        "GET",
-        _OF_STUDY + "/series/[^/]+/instances/[^/]+$",
-        OBJECTS,
-    ),
-    TransformOperation(
-        "RetrieveMetadata",
-        lambda endpoint, folder, bench: RetrieveMetadata(endpoint, failures=_COLLECT),
-        _study,
-        "GET",
-        _OF_STUDY + "/metadata$",
-        frozenset({"body", "json", "vrs"}),
-    ),
-    TransformOperation(
+    _get(
         "RetrieveFrames",
-        lambda endpoint, folder, bench: RetrieveFrames(endpoint, (1, 3), failures=_COLLECT),
+        _with(transforms.RetrieveFrames, (1, 3)),
         _first_instance,
-        "GET",
-        _OF_STUDY + "/series/[^/]+/instances/[^/]+/frames/",
+        _INSTANCE + "/frames/.*",
         PARTS | {"several"},
     ),
-    TransformOperation(
+    _get(
         "RetrieveRendered",
-        lambda endpoint, folder, bench: RetrieveRendered(endpoint, media_types=("image/png",), failures=_COLLECT),
+        _with(transforms.RetrieveRendered, media_types=("image/png",)),
         _first_instance,
-        "GET",
-        _OF_STUDY + "/series/[^/]+/instances/[^/]+/rendered$",
+        _INSTANCE + "/rendered",
         frozenset({"body"}),
     ),
-    TransformOperation(
-        "RetrieveBulkdata",
-        lambda endpoint, folder, bench: RetrieveBulkdata(endpoint, failures=_COLLECT),
-        _bulkdata_uris,
-        "GET",
-        _OF_STUDY + "/series/[^/]+/instances/[^/]+/bulkdata/",
-        PARTS,
-    ),
-    TransformOperation(
-        "CopyInstances (source)",
-        lambda endpoint, folder, bench: CopyInstances(
-            endpoint, Endpoint(str(folder / "copies"), index=str(folder / "index")), failures=_COLLECT
-        ),
-        _first_instance,
-        "GET",
-        _OF_STUDY + "/series/[^/]+/instances/[^/]+$",
-        OBJECTS,
-    ),
-    TransformOperation(
-        "CopyInstances (listing)",
-        lambda endpoint, folder, bench: CopyInstances(bench.wide_folder, endpoint, failures=_COLLECT),
-        _all_instances,
-        "GET",
-        _OF_STUDY + "/series/[^/]+/instances$",
-        ROWS | {"paged", "limited"},
-    ),
-    TransformOperation(
-        "CopyInstances (store)",
-        lambda endpoint, folder, bench: CopyInstances(bench.archive_folder, endpoint, failures=_COLLECT),
-        _references,
-        "POST",
-        f"{ROOT}/studies$",
-        STOW,
-        writes=True,
-        together=False,
-    ),
-    TransformOperation(
-        "DownloadInstances",
-        lambda endpoint, folder, bench: DownloadInstances(endpoint, folder / "copies", failures=_COLLECT),
-        _first_instance,
-        "GET",
-        _OF_STUDY + "/series/[^/]+/instances/[^/]+$",
-        OBJECTS,
-    ),
-    TransformOperation(
-        "StoreInstances",
-        lambda endpoint, folder, bench: StoreInstances(endpoint, failures=_COLLECT),
-        _files,
-        "POST",
-        f"{ROOT}/studies$",
-        STOW,
-        writes=True,
-        together=False,
-    ),
-    TransformOperation(
-        "WriteToDICOMweb",
-        lambda endpoint, folder, bench: WriteToDICOMweb(
-            endpoint, on_existing="skip", verify="content", failures=_COLLECT
-        ),
-        _files,
-        "POST",
-        f"{ROOT}/studies$",
-        STOW,
-        writes=True,
-        together=False,
-    ),
+    _get("RetrieveBulkdata", _with(transforms.RetrieveBulkdata), _bulkdata_uris, _INSTANCE + "/bulkdata/.*", PARTS),
+    _get("CopyInstances (source)", _copied, _first_instance, _INSTANCE, OBJECTS),
+    _get("CopyInstances (listing)", _copied_from("wide_folder"), _all_instances, "/series/[^/]+/instances", _ROWS),
+    _store("CopyInstances (store)", _copied_from("archive_folder"), _references),
+    _get("DownloadInstances", _downloaded, _first_instance, _INSTANCE, OBJECTS),
+    _store("StoreInstances", _with(transforms.StoreInstances), _files),
+    _store("WriteToDICOMweb", _with(transforms.WriteToDICOMweb, on_existing="skip", verify="content"), _files),
     TransformOperation(
         "DeleteResources",
-        lambda endpoint, folder, bench: DeleteResources(endpoint, failures=_COLLECT),
+        _with(transforms.DeleteResources),
         _first_instance,
         "DELETE",
-        _OF_STUDY + "/series/[^/]+/instances/[^/]+$",
+        f"{ROOT}/studies/{{study}}{_INSTANCE}$",
         frozenset(),
         writes=True,
     ),

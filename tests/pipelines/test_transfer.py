@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,6 +27,8 @@ from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transfer import TransferJob
 from dicomweb_io.transforms.metrics import TALLY
 from pipelines.transfer import TransferOptions, main, run
+from tests.answering import Reply
+from tests.unit.files.conftest import dicom_bytes
 
 PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed", "not_tried")
 
@@ -80,7 +83,7 @@ def test_real_files_go_from_a_folder_to_a_server_and_to_a_folder(serve, job, sam
     assert f"{there['found']} files" in printed
     assert failures.stat().st_mode & 0o777 == 0o600
     records = [json.loads(line) for line in failures.read_text().splitlines()]
-    assert len(records) == there["failed"] == sum(there["reasons"].values())
+    assert there["failed"] == sum(there["reasons"].values()) == len(records) - there["conflicting"]
     assert all(record["message"] and (record.get("source") or record.get("reference")) for record in records)
     assert len(there["duplicates"]) == there["duplicate"]
     for duplicate in there["duplicates"]:
@@ -418,11 +421,11 @@ def test_options_are_beam_options_too(monkeypatch):
     assert (mine.source, mine.destination, mine.filters) == ("/a", "/b", ["Modality=CT"])
 
 
-def test_a_bad_line_of_a_list_is_named(tmp_path, capsys):
+def test_a_bad_header_of_a_list_is_a_wrong_command_line(tmp_path, capsys):
     wanted = tmp_path / "wanted"
-    wanted.write_text('{"study_instance_uid": "1.2.3"}\n{"nothing": 1}\n')
+    wanted.write_text("MRN,Name\n1,2\n")
     assert main(["--source", "/a", "--destination", "/b", "--input", str(wanted)]) == 2
-    assert "line 2" in capsys.readouterr().err
+    assert "unknown columns 'MRN', 'Name' (known: StudyInstanceUID" in capsys.readouterr().err
 
 
 def test_numbers_that_do_not_add_up_are_said():
@@ -448,3 +451,168 @@ def test_a_failures_file_is_complete_or_absent(tmp_path):
     assert path.read_text() == "new\n"
     assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["report"]
+
+
+# Reports ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("driver", "option"),
+    # The account that the job itself has to write is as large as its summary.
+    [("dicomweb_io", "--failures"), ("dicomweb_io", "--summary"), ("pipelines.transfer", "--failures")],
+)
+def test_what_a_full_disk_cannot_take_is_printed(driver, option, serve, small, folder, tmp_path):
+    """A limit on the size of files stands for the disk; the archives are servers, so that only reports are written."""
+    source = serve(small, faults=[fault("status", path="/(series|instances)/[0-9.]+$", status=404, times=100)]).url
+    names = ("copy", source) if driver == "dicomweb_io" else ("--source", source, "--destination")
+    report = tmp_path / "report"
+    size = 4000 if option == "--failures" else 200
+    program = (
+        f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}));"
+        f"sys.argv = {['', *names, serve(folder).url, option, str(report)]!r};"
+        f"runpy.run_module({driver!r}, run_name='__main__')"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 1, answer.stderr
+    assert f"{option} {report} cannot be written: File too large; its lines follow" in answer.stderr
+    if option == "--failures":
+        lines = [json.loads(line) for line in answer.stderr.splitlines() if line.startswith('{"transform"')]
+        assert len({json.dumps(line["reference"]) for line in lines}) == len(lines) == 40
+    else:
+        assert '"duplicates": []' in answer.stderr
+    assert "40" in answer.stdout
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("driver", ["job", "command"])
+def test_a_folder_of_reports_that_goes_away_takes_nothing_with_it(driver, answering, folder, tmp_path, capsys):
+    reports = tmp_path / "reports"
+    reports.mkdir()
+
+    def refuse(request):
+        shutil.rmtree(reports, ignore_errors=True)
+        return Reply(404)
+
+    options = ("--failures", str(reports / "failures"), "--summary", str(reports / "summary"))
+    source = answering(refuse).url
+    if driver == "job":
+        code = main(["--source", source, "--destination", str(folder), *options])
+    else:
+        code = command_line(["copy", source, str(folder), *options])
+    printed = capsys.readouterr()
+    assert code == 1
+    assert '{"transform": "SearchForSeries"' in printed.err
+    assert '"search_failures": 1' in printed.err
+    assert "found" in printed.out
+
+
+# Conflicts ----------------------------------------------------------------------------------------------------------
+
+
+def run_by(driver, job, capsys, source, destination, *arguments):
+    """The same by the job or the command: exit code, summary, and what was said."""
+    if driver == "job":
+        return job(source, destination, *arguments)
+    code = command_line(["copy", str(source), str(destination), *arguments])
+    printed = capsys.readouterr()
+    return code, json.loads(printed.out), printed.err
+
+
+@pytest.mark.parametrize("driver", ["job", "command"])
+def test_a_conflicting_file_is_named_and_never_success(driver, job, capsys, folder, tmp_path):
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    chosen = dicom_bytes(PatientID="P", EncapsulatedDocument=b"x" * 50)
+    (archive / "a.dcm").write_bytes(chosen)
+    (archive / "b.dcm").write_bytes(chosen)
+    (archive / "c.dcm").write_bytes(chosen[:-20])
+    # Nothing is lost of identical files, nor of one that is cut off.
+    code, numbers, _ = run_by(driver, job, capsys, archive, folder)
+    assert (code, numbers["duplicate"], numbers["conflicting"]) == (0, 2, 0)
+    # One SOP Instance UID in two series is no conflict.
+    (archive / "d.dcm").write_bytes(dicom_bytes(series="1.2.1.2"))
+    code, numbers, _ = run_by(driver, job, capsys, archive, folder)
+    assert (code, numbers["transferred"], numbers["conflicting"]) == (0, 1, 0)
+    other = archive / "e.dcm"
+    other.write_bytes(dicom_bytes(PatientID="Q", EncapsulatedDocument=b"x" * 50))
+    failures = tmp_path / "failures"
+    for _ in range(2):
+        code, numbers, said = run_by(driver, job, capsys, archive, folder, "--failures", str(failures))
+        assert (code, numbers["duplicate"], numbers["conflicting"], numbers["failed"]) == (1, 3, 1, 0)
+        assert str(other) in said
+        (line,) = failures.read_text().splitlines()
+        assert json.loads(line)["source"] == str(other)
+        assert "Everything is at the destination" not in said
+
+
+# Lists --------------------------------------------------------------------------------------------------------------
+
+
+STUDIES = {
+    # StudyInstanceUID: AccessionNumber, PatientID, IssuerOfPatientID
+    "1.2.1": ("A1", "P1", "X"),
+    "1.2.2": ("A2", "P1", "X"),
+    "1.2.3": ("A3", "P1", "X"),
+    "1.2.4": ("A3", "P2", "X"),
+    "1.2.5": ("A5", "P5", "X"),
+    "1.2.6": ("A5", "P5", "Y"),
+    "1.2.7": ("00123", "P7", "X"),
+    "1.2.8": ("123", "P8", "X"),
+}
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A folder with one instance in each of these studies."""
+    (tmp_path / "listed").mkdir()
+    for uid, (accession, patient, issuer) in STUDIES.items():
+        content = dicom_bytes(
+            uid, f"{uid}.1", f"{uid}.1.1", AccessionNumber=accession, PatientID=patient, IssuerOfPatientID=issuer
+        )
+        (tmp_path / "listed" / f"{uid}.dcm").write_bytes(content)
+    return tmp_path / "listed"
+
+
+NOTHING = {"lines_unmatched": 1}
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "studies", "account"),
+    [
+        ("A1\n00123", (), ["1.2.1", "1.2.7"], {}),
+        ("A1\nA1\n1.2.1\nstudies/1.2.1/series/1.2.1.1", (), ["1.2.1"], {}),
+        ("PatientID,IssuerOfPatientID\nP1,X\nP5,Y", (), ["1.2.1", "1.2.2", "1.2.3", "1.2.6"], {}),
+        ("A1\nunknown", (), ["1.2.1"], NOTHING),
+        ("PatientID\nP1\nP99", (), ["1.2.1", "1.2.2", "1.2.3"], NOTHING),
+        ("1.2.1\n1.2.99", (), ["1.2.1"], NOTHING),
+        ("studies/1.2.1/series/1.9\n1.2.2", (), ["1.2.2"], NOTHING),
+        ("SOPInstanceUID\n1.2.1.1.1\n1.9", (), ["1.2.1"], NOTHING),
+        ("AccessionNumber\n*\nA1", (), ["1.2.1"], {"lines_unreadable": 1}),
+        ("AccessionNumber\nA?", ("--allow-patterns",), [], {"lines_withheld": 1}),
+        ("A?", ("--allow-patterns", "--allow-several-patients"), [uid for uid, _ in list(STUDIES.items())[:6]], {}),
+        ("A3\nA1", (), ["1.2.1"], {"lines_withheld": 1}),
+        ("A3", ("--allow-several-patients",), ["1.2.3", "1.2.4"], {}),
+        ("A5", (), [], {"lines_withheld": 1}),
+        ("AccessionNumber;IssuerOfPatientID\nA5;Y", (), ["1.2.6"], {}),
+        ("A1\nA2", ("--filter", "AccessionNumber=A2"), ["1.2.2"], NOTHING),
+        ("studies/1.2.1/series/1.2.1.1/instances/1.2.1.1.1", ("--filter", "PatientID=P2"), [], NOTHING),
+    ],
+)
+@pytest.mark.parametrize("source", ["folder", "server"])
+@pytest.mark.parametrize("driver", ["job", "command"])
+def test_each_line_of_a_list_is_accounted_for(
+    driver, source, lines, options, studies, account, listed, serve, job, capsys, folder, tmp_path
+):
+    wanted, failures = tmp_path / "wanted", tmp_path / "failures"
+    wanted.write_text(lines + "\n")
+    source = listed if source == "folder" else serve(listed).url
+    given = (*options, "--input", str(wanted), "--failures", str(failures))
+    code, numbers, said = run_by(driver, job, capsys, source, folder, *given)
+    assert not (account and "everything is" in said.lower())
+    parts = {name: number for name, number in numbers.items() if name.startswith("lines_") and number}
+    assert (code, parts) == (1 if account else 0, account)
+    assert {item.study_instance_uid for item in all_references(folder)} == set(studies)
+    assert numbers["lines"] == len(lines.splitlines()) - lines.startswith(("PatientID", "Accession", "SOPInstance"))
+    named = [json.loads(line) for line in failures.read_text().splitlines()]
+    assert len(named) == sum(account.values())
+    assert all(str(wanted) in entry["source"] for entry in named)

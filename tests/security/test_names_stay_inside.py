@@ -59,6 +59,8 @@ NO_NAMES = {
     "home": "~",
     "blank": "1 2",
 }
+NO_FILE_NAMES = {name: text for name, text in NO_NAMES.items() if name != "blank"}
+"""In folders a blank is escaped."""
 QUICK = RetryPolicy(max_attempts=2, initial_delay=0.001)
 
 
@@ -120,7 +122,7 @@ def client_of(url: str) -> DICOMwebClient:
 # Folders ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize("name", NO_FILE_NAMES)
 def test_a_file_with_such_a_name_is_not_stored(destination, position, name):
     """A Part 10 file that calls its study, series or instance so."""
     content = part10(**named(position, NO_NAMES[name]))
@@ -146,6 +148,16 @@ def test_an_element_with_such_a_name_is_not_stored(destination, position, name):
     assert isinstance(outcome, Failure)
     assert "cannot be part of a file's path" in outcome.message
     assert destination.files() == []
+
+
+def test_a_name_with_a_blank_is_escaped(destination, position):
+    content = part10(**named(position, NO_NAMES["blank"]))
+    with DICOMfileClient(str(destination.folder), in_memory=True) as client:
+        (outcome,) = client.iter_store_instances([content])
+        assert isinstance(outcome, StoredInstance)
+        assert [item.read() for item in client.iter_instances(outcome.reference)] == [content]
+    uids = {"study": STUDY, "series": SERIES, "instance": INSTANCE, **named(position, "1%202")}
+    assert destination.files() == ["/".join(uids.values()) + ".dcm"]
 
 
 def test_a_link_in_the_place_of_a_file_is_not_written_through(destination):
@@ -228,7 +240,7 @@ def server(origin, position, name, destination):
 NAMES = [*NO_NAMES, "absolute"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NO_FILE_NAMES, "absolute"])
 def test_a_transfer_to_a_folder_fails_for_it(server, destination, position, name, tmp_path, capsys):
     """The whole job: the names come as rows of the search."""
     arguments = ["--source", server.url, "--destination", str(destination.folder), "--source-deadline", "20"]
@@ -258,7 +270,7 @@ def _copied(source, folder):
             yield from copier.copy([reference])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NO_FILE_NAMES, "absolute"])
 def test_downloads_fail_for_it(server, destination, position, name):
     """The names come in the files, and for what can be a reference, in the request too."""
     clean = Resource(STUDY, SERIES, INSTANCE)

@@ -260,11 +260,8 @@ def oauth2() -> tuple[Any, Callable[[TestServer], Any]]:
 
 
 def sigv4() -> tuple[Any, Callable[[TestServer], Any]]:
-    keys = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": SECRET}
-    return (
-        SigV4Authentication("AKIDEXAMPLE", SECRET, region="eu-west-1"),
-        lambda server: AWSSigV4("eu-west-1", **keys),
-    )
+    credentials = AWSSigV4("eu-west-1", access_key_id="AKIDEXAMPLE", secret_access_key=SECRET)
+    return SigV4Authentication("AKIDEXAMPLE", SECRET, region="eu-west-1"), lambda server: credentials
 
 
 FEATURES: dict[str, str] = {
@@ -298,202 +295,120 @@ FEATURES: dict[str, str] = {
 
 _NO_RESOURCE = "it has no such resource"
 _NOT_SEARCHABLE = "only attributes of a fixed list can be searched"
-_NO_WILDCARDS = "it takes wildcards for ordinary characters"
+
+_NO_RENDERED_SETS: Mapping[str, Lack] = {
+    name: Lack(_NO_RESOURCE, status=404) for name in ("rendered study", "rendered series", "thumbnails")
+}
+_NO_FRAMES: Mapping[str, Lack] = {
+    **_NO_RENDERED_SETS,
+    **{
+        name: Lack(_NO_RESOURCE, status=404)
+        for name in (
+            *("frames", "any image format", "bulk data", "bulk data of compressed images"),
+            *("rendered instance", "rendered frame"),
+        )
+    },
+}
+_NO_PATTERNS: Mapping[str, Lack] = {
+    f"filter: {name}": Lack("it takes wildcards for ordinary characters", rows="none")
+    for name in ("asterisk", "asterisk in a name", "question mark")
+}
 
 ORTHANC: Mapping[str, Lack] = {
     "filter: asterisk": Lack("it does not decode percent escapes, so a space cannot be sent", raises=ValueError),
     "filter: date until": Lack("a range without beginning matches studies without a date too", rows="undated too"),
     "thumbnails": Lack(_NO_RESOURCE, status=404),
-}
-REAL_ORTHANC: Mapping[str, Lack] = {
-    **ORTHANC,
     "all fields": Lack("includefield=all is ignored (measured, 1.10.1)", raises=KeyError),
     "bulk data of compressed images": Lack("its metadata leaves them out (measured, 1.10.1)", raises=KeyError),
 }
 DCM4CHEE: Mapping[str, Lack] = {
-    "fuzzy matching by spelling": Lack("it compares names by their sound, which digits have none of", rows="all"),
+    "fuzzy matching by spelling": Lack("it compares names by their sound, which digits have none of", rows="all")
 }
-DICOMCLOUD: Mapping[str, Lack] = {
-    "filter: tag": Lack("it knows attributes by their keywords only", status=500),
-}
+DICOMCLOUD: Mapping[str, Lack] = {"filter: tag": Lack("it knows attributes by their keywords only", status=500)}
 GOOGLE: Mapping[str, Lack] = {
+    **_NO_RENDERED_SETS,
     "filter: SOP class": Lack("it refuses this filter", status=400),
-    "rendered study": Lack(_NO_RESOURCE, status=404),
-    "rendered series": Lack(_NO_RESOURCE, status=404),
-    "thumbnails": Lack(_NO_RESOURCE, status=404),
 }
 AZURE: Mapping[str, Lack] = {
-    "filter: asterisk": Lack(_NO_WILDCARDS, rows="none"),
-    "filter: asterisk in a name": Lack(_NO_WILDCARDS, rows="none"),
-    "filter: question mark": Lack(_NO_WILDCARDS, rows="none"),
+    **_NO_RENDERED_SETS,
+    **_NO_PATTERNS,
     "filter: text": Lack(_NOT_SEARCHABLE, status=400),
     "filter: SOP class": Lack(_NOT_SEARCHABLE, status=400),
     "filter: empty value": Lack("it refuses universal matching", status=400),
     "implicit VR": Lack("it stores explicit VR only", raises=StoreError),
     "bulk data": Lack("its metadata leaves binary values out", raises=KeyError),
     "bulk data of compressed images": Lack("its metadata leaves binary values out", raises=KeyError),
-    "rendered study": Lack(_NO_RESOURCE, status=404),
-    "rendered series": Lack(_NO_RESOURCE, status=404),
-    "thumbnails": Lack(_NO_RESOURCE, status=404),
-}
-HEALTHIMAGING: Mapping[str, Lack] = {
-    "rendered study": Lack(_NO_RESOURCE, status=404),
-    "rendered series": Lack(_NO_RESOURCE, status=404),
-    "thumbnails": Lack(_NO_RESOURCE, status=404),
 }
 STRICT: Mapping[str, Lack] = {
+    **_NO_FRAMES,
+    **_NO_PATTERNS,
     "filter: tag": Lack("it ignores filters that are written as tags", rows="all"),
     "filter: study UIDs": Lack("it takes a list of UIDs for one value", rows="none"),
     "filter: instance UIDs": Lack("it takes a list of UIDs for one value", rows="none"),
-    "filter: asterisk": Lack(_NO_WILDCARDS, rows="none"),
-    "filter: asterisk in a name": Lack(_NO_WILDCARDS, rows="none"),
-    "filter: question mark": Lack(_NO_WILDCARDS, rows="none"),
     "fields": Lack("it ignores includefield", raises=KeyError),
     "all fields": Lack("it ignores includefield", raises=KeyError),
     "decoding of instances": Lack("it gives instances as they are stored only", raises=MalformedResponseError),
-    "frames": Lack(_NO_RESOURCE, status=404),
-    "any image format": Lack(_NO_RESOURCE, status=404),
-    "bulk data": Lack(_NO_RESOURCE, status=404),
-    "bulk data of compressed images": Lack(_NO_RESOURCE, status=404),
-    "rendered study": Lack(_NO_RESOURCE, status=404),
-    "rendered series": Lack(_NO_RESOURCE, status=404),
-    "rendered instance": Lack(_NO_RESOURCE, status=404),
-    "rendered frame": Lack(_NO_RESOURCE, status=404),
-    "thumbnails": Lack(_NO_RESOURCE, status=404),
 }
 
+_ORTHANC: dict[str, Any] = {
+    "lacks": ORTHANC, "missing_frame": (400,), "again": ("stored", "stored"), "replaces": True,
+}  # fmt: skip
+_DCM4CHEE: dict[str, Any] = {
+    "behaviour": "dcm4chee", "lacks": DCM4CHEE, "counts": True, "missing_frame": (404, 206),
+    "comparison_level": "pixels", "again": ("stored", "stored"),
+}  # fmt: skip
 _DICOMCLOUD: dict[str, Any] = {
-    "lacks": DICOMCLOUD,
-    "comparison_level": "none",
-    "content_check": "refused",
-    "again": ("failed", "failed"),
-    "replaces": True,
-}
+    "profile": "dicomcloud", "lacks": DICOMCLOUD, "comparison_level": "none", "content_check": "refused",
+    "again": ("failed", "failed"), "replaces": True,
+}  # fmt: skip
+_AZURE: dict[str, Any] = {"behaviour": "azure", "lacks": AZURE, "comparison_level": "dataset"}
+_HEALTHIMAGING: dict[str, Any] = {
+    "behaviour": "healthimaging", "comparison_level": "pixels", "again": ("stored", "stored"),
+}  # fmt: skip
+
+
+def _without_deletion(**instead: Any) -> Mapping[str, Lack]:
+    return {**_NO_RENDERED_SETS, "delete": Lack("it deletes by another interface only", **instead)}
+
 
 SPECS: tuple[Spec, ...] = (
     Spec("generic", secured=basic),
     Spec("generic-probed", profile="probe", counts=True),
+    Spec("orthanc-real", "orthanc", profile="auto", **_ORTHANC),
+    Spec("orthanc-real-probed", "orthanc", profile="probe", **_ORTHANC),
+    Spec("orthanc", behaviour="orthanc", profile="orthanc", secured=basic, **_ORTHANC),
+    Spec("dcm4chee", profile="dcm4chee", secured=bearer, content_check="pixels", **_DCM4CHEE),
+    Spec("dcm4chee-probed", profile="probe", content_check="failed", **_DCM4CHEE),
+    Spec("dicomcloud", behaviour="dicomcloud", page_cap=12, **_DICOMCLOUD),
+    Spec("dicomcloud-api", behaviour="dicomcloud-api", page_cap=12, **_DICOMCLOUD),
+    Spec("dicomcloud-short-pages", behaviour="dicomcloud-short-pages", page_cap=10, shortfall=2, **_DICOMCLOUD),
     Spec(
-        "orthanc-real",
-        kind="orthanc",
-        profile="auto",
-        lacks=REAL_ORTHANC,
-        missing_frame=(400,),
-        again=("stored", "stored"),
-        replaces=True,
+        "google", behaviour="google", profile="google", lacks=GOOGLE,
+        secured=oauth2, content_check="dataset", replaces=True,
     ),
     Spec(
-        "orthanc-real-probed",
-        kind="orthanc",
-        profile="probe",
-        lacks=REAL_ORTHANC,
-        missing_frame=(400,),
-        again=("stored", "stored"),
-        replaces=True,
+        "azure", profile="azure",
+        secured=oauth2, content_check="dataset", again=("exists", "exists"), replaces=True, **_AZURE,
+    ),
+    Spec("azure-probed", profile="probe", content_check="failed", again=("failed", "failed"), **_AZURE),
+    Spec(
+        "healthimaging", profile="healthimaging",
+        secured=sigv4, content_check="pixels", lacks=_without_deletion(raises=ValueError), **_HEALTHIMAGING,
     ),
     Spec(
-        "orthanc",
-        behaviour="orthanc",
-        profile="orthanc",
-        secured=basic,
-        lacks=REAL_ORTHANC,
-        missing_frame=(400,),
-        again=("stored", "stored"),
-        replaces=True,
-    ),
-    Spec(
-        "dcm4chee",
-        behaviour="dcm4chee",
-        profile="dcm4chee",
-        lacks=DCM4CHEE,
-        secured=bearer,
-        counts=True,
-        missing_frame=(404, 206),
-        comparison_level="pixels",
-        content_check="pixels",
-        again=("stored", "stored"),
-    ),
-    Spec(
-        "dcm4chee-probed",
-        behaviour="dcm4chee",
-        profile="probe",
-        lacks=DCM4CHEE,
-        counts=True,
-        missing_frame=(404, 206),
-        comparison_level="pixels",
-        content_check="failed",
-        again=("stored", "stored"),
-    ),
-    Spec("dicomcloud", behaviour="dicomcloud", profile="dicomcloud", page_cap=12, **_DICOMCLOUD),
-    Spec("dicomcloud-api", behaviour="dicomcloud-api", profile="dicomcloud", page_cap=12, **_DICOMCLOUD),
-    Spec(
-        "dicomcloud-short-pages",
-        behaviour="dicomcloud-short-pages",
-        profile="dicomcloud",
-        page_cap=10,
-        shortfall=2,
-        **_DICOMCLOUD,
-    ),
-    Spec(
-        "google",
-        behaviour="google",
-        profile="google",
-        secured=oauth2,
-        lacks=GOOGLE,
-        content_check="dataset",
-        replaces=True,
-    ),
-    Spec(
-        "azure",
-        behaviour="azure",
-        profile="azure",
-        secured=oauth2,
-        lacks=AZURE,
-        comparison_level="dataset",
-        content_check="dataset",
-        again=("exists", "exists"),
-        replaces=True,
-    ),
-    Spec(
-        "azure-probed",
-        behaviour="azure",
-        profile="probe",
-        lacks=AZURE,
-        comparison_level="dataset",
-        content_check="failed",
-        again=("failed", "failed"),
-    ),
-    Spec(
-        "healthimaging",
-        behaviour="healthimaging",
-        profile="healthimaging",
-        secured=sigv4,
-        lacks={**HEALTHIMAGING, "delete": Lack("it deletes by another interface only", raises=ValueError)},
-        comparison_level="pixels",
-        content_check="pixels",
-        again=("stored", "stored"),
-    ),
-    Spec(
-        "healthimaging-probed",
-        behaviour="healthimaging",
-        profile="probe",
-        lacks={**HEALTHIMAGING, "delete": Lack("it deletes by another interface only", status=405)},
-        comparison_level="pixels",
-        content_check="failed",
-        again=("stored", "stored"),
+        "healthimaging-probed", profile="probe",
+        content_check="failed", lacks=_without_deletion(status=405), **_HEALTHIMAGING,
     ),
     Spec("strict-probed", behaviour="strict", profile="probe", lacks=STRICT, again=("failed", "failed")),
     Spec(
-        "offset-ignored",
-        behaviour="offset-ignored",
+        "offset-ignored", behaviour="offset-ignored", page_cap=10,
         # With the server's true maximum known, a short page is known to be the last, and no second one is needed.
         profile=PROFILES["generic"].with_facts(max_limits=(200, 200, 200)),
-        page_cap=10,
         lacks={"paging": Lack("every page is the first one: nothing is known to be complete", raises=PagingError)},
     ),
     Spec("folder", kind="folder", profile=None, counts=True, again=("exists", "failed"), replaces=True),
     Spec("memory", kind="memory", profile=None, counts=True, again=("exists", "failed"), replaces=True),
-)
+)  # fmt: skip
 """The archives of the suite."""
 
 # Running them ---------------------------------------------------------------------------------------------------------

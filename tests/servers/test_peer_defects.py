@@ -101,7 +101,7 @@ Web client
 - part headers are not to be had:
   unit/web/test_web_frames.py::test_frames_come_in_the_order_asked_for_with_their_encoding
 - a preamble is an error or a part:
-  unit/http/test_multipart.py::test_preamble_and_epilogue
+  unit/http/test_multipart.py::test_every_chunk_size_gives_the_same_parts
 - trailing blanks and semicolons at boundaries:
   unit/http/test_multipart.py::test_boundaries
 - large parts are decoded in quadratic time:

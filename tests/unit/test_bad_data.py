@@ -18,7 +18,14 @@ from dicomweb_io.http.settings import Timeouts
 from dicomweb_io.listing import instance_of_row
 from dicomweb_io.paging import row_key
 from dicomweb_io.transfer import TransferJob, run_transfer
-from dicomweb_io.transforms import CopyInstances, RetrieveBulkdata, RetrieveFrames, RetrieveInstances, StoreInstances
+from dicomweb_io.transforms import (
+    CopyInstances,
+    RetrieveBulkdata,
+    RetrieveFrames,
+    RetrieveInstances,
+    RetrieveRendered,
+    StoreInstances,
+)
 from dicomweb_io.transforms.frames import bulkdata_uris, number_of_frames
 from dicomweb_io.web.search import contradiction
 from tests.answering import Reply
@@ -76,7 +83,7 @@ def test_a_listing_with_a_row_that_names_no_instance_is_a_failure(archive, folde
         assert_that(got.failures | "2" >> beam.Map(lambda x: x.reference), equal_to([series]), label="retrieved")
 
 
-@pytest.mark.parametrize("number", ["many", [], {"a": 1}, float("inf")])
+@pytest.mark.parametrize("number", ["many", [], {"a": 1}, float("inf"), 1e30, -3, 2.5, "9" * 400, True])
 def test_a_number_of_frames_that_is_none_is_a_failure_of_its_instance(archive, number):
     metadata = row(STUDY, SERIES, INSTANCE, **{"00280008": {"vr": "IS", "Value": [number]}})
     endpoint = archive([row(STUDY, SERIES, INSTANCE)], metadata)
@@ -86,6 +93,33 @@ def test_a_number_of_frames_that_is_none_is_a_failure_of_its_instance(archive, n
         got = p | beam.Create([Resource(STUDY)]) | RetrieveFrames(endpoint, failures="collect")
         told = got.failures | beam.Map(lambda x: x.reference)
         assert_that(told, equal_to([Resource(STUDY, SERIES, INSTANCE)]))
+
+
+@pytest.mark.parametrize("number", [10**9, 1001, "2147483647"])
+@pytest.mark.parametrize("transform", [RetrieveFrames, RetrieveRendered])
+def test_a_number_of_frames_beyond_all_bounds_is_a_failure_of_its_instance(archive, number, transform):
+    metadata = row(STUDY, SERIES, INSTANCE, **{"00280008": {"vr": "IS", "Value": [number]}})
+    endpoint = archive([metadata], metadata)
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        for name, element in (("row", metadata), ("study", Resource(STUDY))):
+            got = (
+                p | name >> beam.Create([element]) | f"{name} frames" >> transform(endpoint, "all", failures="collect")
+            )
+            told = got.failures | f"{name} told" >> beam.Map(
+                lambda x: (x.reference, f"no frame {int(number)}" in x.message)
+            )
+            assert_that(told, equal_to([(Resource(STUDY, SERIES, INSTANCE), True)]), label=name)
+
+
+@pytest.mark.parametrize("tag", ["00083002", "00020010"])
+@pytest.mark.parametrize("choice", ["all", lambda row: [1]])
+def test_frames_of_a_video_are_a_failure_of_its_instance(archive, tag, choice):
+    syntax = {"vr": "UI", "Value": ["1.2.840.10008.1.2.4.102.1"]}
+    metadata = row(STUDY, SERIES, INSTANCE, **{tag: syntax, "00280008": {"vr": "IS", "Value": [250]}})
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        got = p | beam.Create([metadata]) | RetrieveFrames(archive([metadata], metadata), choice, failures="collect")
+        told = got.failures | beam.Map(lambda x: (x.reference, "is a video" in x.message))
+        assert_that(told, equal_to([(Resource(STUDY, SERIES, INSTANCE), True)]))
 
 
 def test_what_a_choice_of_frames_raises_is_a_failure_of_its_instance(archive):

@@ -36,7 +36,7 @@ class Small(DICOMClient):
     def close(self):
         self.closed = True
 
-    def search_page(self, query, *, offset=0, limit=None):
+    def search_page(self, query, *, offset=0, limit=None, surplus=True):
         self.calls.append(("page", query, offset, limit))
         return SearchPage(list(self._rows())[:limit], offset, limit)
 
@@ -136,6 +136,9 @@ def test_completeness(client):
     series = Resource("1.2", "1.3")
     assert [item.sop_instance_uid for item in client.expected_instances(series)] == ["1.4", "1.5"]
     assert client.missing_instances(series, ["1.4"]) == [Resource("1.2", "1.3", "1.5")]
+    # The same UID from another series is another instance.
+    received = [Resource("1.2", "1.3", "1.4"), Resource("1.2", "1.9", "1.5")]
+    assert client.missing_instances(series, received) == [Resource("1.2", "1.3", "1.5")]
 
 
 @pytest.mark.parametrize("uid", ["1.2/../x", "", None, "a", "1." * 40 + "1"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from dataclasses import replace
 
 import pytest
 
+from dicomweb_io.elements import Resource, SearchQuery
 from dicomweb_io.http.auth import BasicCredentials, BearerToken, GoogleCredentials
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.options import (
@@ -112,10 +115,75 @@ def test_a_list_that_cannot_be_read_is_a_wrong_use(tmp_path):
         wanted_from(str(tmp_path / "list"))
 
 
-def test_a_line_that_is_no_csv_is_a_wrong_use(tmp_path):
-    (tmp_path / "list").write_text("StudyInstanceUID\n1.2.3\n" + "9" * 200_000 + "\n")
-    with pytest.raises(UsageError, match="line 3: not CSV: field larger than"):
+ACCESSION = SearchQuery("study", search_filters=(("AccessionNumber", "00123"),))
+ISSUER = ("IssuerOfAccessionNumberSequence.LocalNamespaceEntityID", "X")
+INSTANCE = Resource("1.2.3", "1.2.4", "1.2.5")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("00123\n1.2.3\n", [ACCESSION, Resource("1.2.3")]),
+        ("AccessionNumber\r\n00123\r\n\r\n# a comment\r\n", [ACCESSION]),
+        ("\ufeff accession number \t\n 00123 \t\n", [ACCESSION]),
+        ('AccessionNumber\n"00123"\n="00123"\n"=""00123"""\n', [ACCESSION] * 3),
+        ("sep=;\nAccessionNumber;Patient ID\n00123;\n", [ACCESSION]),
+        (
+            "PatientID;IssuerOfPatientID\nP;X\n",
+            [SearchQuery("study", search_filters=(("PatientID", "P"), ("IssuerOfPatientID", "X")))],
+        ),
+        (
+            "AccessionNumber\tIssuerOfAccessionNumber\n00123\tX\n",
+            [replace(ACCESSION, search_filters=(*ACCESSION.search_filters, ISSUER))],
+        ),
+        (
+            "study_instance_uid,SeriesInstanceUID,SOPInstanceUID\n1.2.3,1.2.4,1.2.5\n1.2.3,,\n",
+            [INSTANCE, Resource("1.2.3")],
+        ),
+        (
+            "StudyInstanceUID,SOPInstanceUID\n1.2.3,1.2.5\n",
+            [SearchQuery("instance", "1.2.3", search_filters=(("SOPInstanceUID", "1.2.5"),))],
+        ),
+        (json.dumps(INSTANCE.to_dict()) + "\n" + INSTANCE.uri, [INSTANCE, INSTANCE]),
+        ('{"AccessionNumber": "00123"}', [ACCESSION]),
+        # Lines that cannot be read do not keep others from being read.
+        ("AccessionNumber\n*\n00123\n0?\n1\\2\n", [None, ACCESSION, None, None]),
+        ("AccessionNumber,PatientID\n,\n00123,,x\n00123,\n", [None, None, ACCESSION]),
+        ("StudyInstanceUID,AccessionNumber\n*,\nno uid,\n1/2,\n,00123\n", [None, None, None, ACCESSION]),
+        ('00123\n0,1\n"0\n' + "9" * 200_000, [ACCESSION, None, None, None]),
+        ('{"nothing": 1}\n{"broken\n{"transform": "X", "message": "m"}\n' + INSTANCE.uri, [None, None, None, INSTANCE]),
+        ('{"StudyInstanceUID": ""}\n{"StudyInstanceUID": "1.2", "MRN": "7"}\n{"study_instance_uid": "*"}', [None] * 3),
+        ('{"0020000D": {"vr": "UI", "Value": ["1.2"]}, "00080018": {"vr": "UI", "Value": ["1.3"]}}', [None]),
+        ("# nothing\n\n", []),
+    ],
+)
+def test_every_line_of_a_list_is_read_or_named(content, expected, tmp_path):
+    (tmp_path / "list").write_bytes(content.encode())
+    lines = wanted_from(str(tmp_path / "list"))
+    assert [line.wanted for line in lines] == expected
+    assert all((line.wanted is None) == bool(line.problem) for line in lines)
+    assert all(line.place.startswith(f"{tmp_path / 'list'}, line ") for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_list_of_a_spreadsheet_is_read(encoding, tmp_path):
+    (tmp_path / "list").write_bytes("AccessionNumber\tPatientID\r\n00123\t\r\n".encode(encoding))
+    assert [line.wanted for line in wanted_from(str(tmp_path / "list"))] == [ACCESSION]
+
+
+@pytest.mark.parametrize(
+    "header", ["MRN,Name", "Accession", "StudyInstanceUID,Comment", "IssuerOfPatientID", "PatientID;PatientID", "1;2"]
+)
+def test_an_unknown_header_is_a_wrong_use(header, tmp_path):
+    (tmp_path / "list").write_text(f"{header}\n1,2\n")
+    with pytest.raises(UsageError, match=r"line 1: the header has .*known: StudyInstanceUID, .*PatientID"):
         wanted_from(str(tmp_path / "list"))
+
+
+def test_patterns_are_read_on_request(tmp_path):
+    (tmp_path / "list").write_text("PatientID\nP*\n")
+    (line,) = wanted_from(str(tmp_path / "list"), allow_patterns=True)
+    assert line.wanted == SearchQuery("study", search_filters=(("PatientID", "P*"),))
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])
@@ -156,6 +224,8 @@ def test_lines_are_added_to_a_private_file(tmp_path):
 def test_a_report_is_checked_before_the_work_starts(tmp_path):
     check_writable(str(tmp_path / "report"), "--summary")
     check_writable("gs://bucket/report", "--summary", elsewhere=True)
+    with pytest.raises(UsageError, match="this is a folder"):
+        check_writable(str(tmp_path), "--summary")
     with pytest.raises(UsageError, match="there is no folder"):
         check_writable(str(tmp_path / "no" / "report"), "--summary")
     with pytest.raises(UsageError, match="cannot write to this machine"):

@@ -25,7 +25,7 @@ def test_a_query_keeps_the_order_it_was_given():
         (("Modality", "CT\\MR"), ("00100020", "5"), ("StudyDate", ""), ("InstanceNumber", "1.5")),
         ("PatientID", "00081030", "all"),
         False,
-        (("b", "true"), ("a", "x,y")),
+        (("b", "true"), ("a", "x"), ("a", "y")),
     )
 
 

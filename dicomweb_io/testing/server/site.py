@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Literal
-from urllib.parse import quote
 
 import requests
 
@@ -228,8 +227,7 @@ class Site:
 
     def url_of(self, exchange: Exchange, resource: Resource) -> str:
         """Where a client of this server retrieves an object."""
-        path = "/".join(quote(segment, safe=",") for segment in resource.uri.split("/"))
-        return "/".join(filter(None, (exchange.base_url, self.behaviour.wado_prefix, path)))
+        return "/".join(filter(None, (exchange.base_url, self.behaviour.wado_prefix, resource.uri)))
 
     def is_leaving(self, resource: Resource) -> bool:
         """Whether an object was deleted, although searches may show it still."""

@@ -15,8 +15,10 @@ from urllib.parse import unquote_plus
 import requests
 
 from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.dicom.errors import DatasetError
+from dicomweb_io.dicom.frames import number_of_frames
 from dicomweb_io.dicom.json_decode import first_text
-from dicomweb_io.dicom.pixels import NATIVE
+from dicomweb_io.dicom.pixels import NATIVE, is_video
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.testing.faults import ForeignPart, JSONFault
 from dicomweb_io.testing.server.behaviour import Behaviour
@@ -308,6 +310,8 @@ def frames(site: Site, exchange: Exchange, resource: Resource, text: str) -> Ans
         raise Refusal(404, "There is no such resource.")
     numbers = frame_numbers(site, text)
     available, stored = _description(site, resource)
+    if is_video(stored):
+        raise Refusal(behaviour.unacceptable, "A video is one stream without single frames.")
     missing = [number for number in numbers if number < 1 or number > available]
     status = 200
     if missing:
@@ -365,10 +369,10 @@ def _description(site: Site, resource: Resource) -> tuple[int, str]:
     if "00280010" not in row:
         raise Refusal(site.behaviour.frames_without_pixels, "The instance has no pixel data.")
     syntax = first_text(row, _STORED_SYNTAX)
-    values = row.get("00280008", {}).get("Value") or [1]
     try:
-        return max(1, int(values[0])), syntax
-    except (TypeError, ValueError):
+        return max(1, number_of_frames(row)), syntax
+    except DatasetError:
+        # What is damaged comes to light when it is read.
         return 1, syntax
 
 

@@ -93,6 +93,24 @@ def test_full_objects_are_saved_unchanged_under_their_uid(folder: Path, tmp_path
     assert (target / f"{INSTANCE}.dcm").read_bytes() == CT.read_bytes()
 
 
+@pytest.mark.parametrize("form", ["full", "metadata"])
+def test_instances_of_two_series_with_one_uid_are_saved_both(form: str, folder: Path, tmp_path: Path) -> None:
+    other = pydicom.dcmread(CT)
+    other.SeriesInstanceUID = f"{SERIES}.9"
+    other.save_as(folder / "other.dcm")
+    suffix = {"full": "dcm", "metadata": "json"}[form]
+    expected = [f"{INSTANCE}.{suffix}", f"{STUDY}_{SERIES}.9_{INSTANCE}.{suffix}"]
+    study = ("--url", folder, "retrieve", "studies", "--study", STUDY, form, "--save", "--output-dir")
+    assert run(*study, tmp_path / "out") == 0
+    assert run(*study, tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
+    # The same in two runs, whichever comes first.
+    for series in (f"{SERIES}.9", SERIES):
+        where = ("--url", folder, "retrieve", "series", "--study", STUDY, "--series", series, form)
+        assert run(*where, "--save", "--output-dir", tmp_path / "two") == 0
+    assert len(list((tmp_path / "two").iterdir())) == 2
+
+
 def test_bytes_reach_standard_output_only_when_asked(folder: Path) -> None:
     command = [sys.executable, "-m", "dicomweb_io", "--url", str(folder)]
     command += ["retrieve", "studies", "--study", STUDY, "full"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import struct
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from pydicom.encaps import encapsulate
 
-from dicomweb_io.dicom.errors import FrameError
+from dicomweb_io.dicom.errors import DatasetError, FrameError
 from dicomweb_io.dicom.frames import (
     OffsetTable,
     PixelDescription,
@@ -19,13 +21,14 @@ from dicomweb_io.dicom.frames import (
     group_fragments,
     native_frame,
     native_to_little_endian,
+    number_of_frames,
     pack_groups,
     packed_frame,
+    split_frames,
     walk_fragments,
 )
 
-JPEG = "1.2.840.10008.1.2.4.50"
-RLE = "1.2.840.10008.1.2.5"
+ITEM = b"\xfe\xff\x00\xe0"
 END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 
@@ -113,8 +116,8 @@ def test_without_a_table_a_walk_finds_every_frame(frames: list[bytes], offset: i
     layout = encapsulated_layout(read, offset, len(content))
     assert layout.basic is None
     fragments = walk_fragments(read, layout)
-    assert [content[start : start + length] for start, length in fragments] == frames
-    packed = pack_groups(group_fragments(read, fragments, len(frames), RLE))
+    assert [content[start : start + length] for start, length, _ in fragments] == frames
+    packed = pack_groups(group_fragments(fragments, len(frames)))
     for number, frame in enumerate(frames, 1):
         assert [content[start : start + length] for start, length in packed_frame(packed, number)] == [frame]
     assert packed_frame(packed, len(frames) + 1) == []
@@ -127,12 +130,13 @@ def test_several_fragments_of_a_frame_are_told_apart_by_their_beginning() -> Non
     layout = encapsulated_layout(read, 0, len(content))
     fragments = walk_fragments(read, layout)
     assert len(fragments) == 15
-    groups = group_fragments(read, fragments, 5, JPEG)
-    assert [b"".join(content[start : start + length] for start, length in group)[:204] for group in groups] == frames
-    assert group_fragments(read, fragments, 1, JPEG) == [fragments]
-    for count, syntax in ((4, JPEG), (16, JPEG), (5, RLE)):
+    groups = group_fragments(fragments, 5)
+    assert [b"".join(content[start : start + length] for start, length, _ in group)[:204] for group in groups] == frames
+    assert group_fragments(fragments, 1) == [fragments]
+    # Not even 15: they are as many, but five of them begin an image, and the others do not.
+    for count in (4, 15, 16):
         with pytest.raises(FrameError, match="15 fragments"):
-            group_fragments(read, fragments, count, syntax)
+            group_fragments(fragments, count)
 
 
 def test_a_wrong_table_is_not_believed() -> None:
@@ -167,7 +171,7 @@ def test_what_is_cut_off_is_an_error(cut: int) -> None:
     read = reader(content)
 
     def locate() -> object:
-        return group_fragments(read, walk_fragments(read, encapsulated_layout(read, 0, len(content))), 2, RLE)
+        return group_fragments(walk_fragments(read, encapsulated_layout(read, 0, len(content))), 2)
 
     with pytest.raises(FrameError):
         locate()
@@ -185,3 +189,132 @@ def test_walking_over_large_fragments_does_not_read_them() -> None:
     layout = encapsulated_layout(counting, 0, len(content))
     assert len(walk_fragments(counting, layout)) == 5
     assert sum(read) < 1000
+
+
+def fragmented(pieces: Sequence[Sequence[bytes]], table: Sequence[int] | None, end: bytes = END) -> bytes:
+    """Encapsulated frames of some fragments each, with a basic table; as it should be, if it says None."""
+    offsets, position = [], 0
+    for frame in pieces:
+        offsets.append(position)
+        position += sum(8 + len(piece) for piece in frame)
+    entries = (
+        struct.pack(f"<{len(table)}I", *table) if table is not None else struct.pack(f"<{len(offsets)}I", *offsets)
+    )
+    items = b"".join(ITEM + struct.pack("<I", len(piece)) + piece for frame in pieces for piece in frame)
+    return ITEM + struct.pack("<I", len(entries)) + entries + items + end
+
+
+MARKS = {
+    "JPEG": b"\xff\xd8\xff\xe0",
+    "JPEG-LS": b"\xff\xd8\xff\xf7",
+    "JPEG 2000": b"\xff\x4f\xff\x51\x00\x2f",
+    "JP2": b"\x00\x00\x00\x0cjP  \r\n\x87\n",
+    "RLE": struct.pack("<16I", 1, 64, *[0] * 14),
+}
+# Of three frames of 20 bytes: where each begins is 0, 28, 56; 84 is behind the last.
+WRONG_TABLES = {
+    "nothing but zeros": [0, 0, 0],
+    "one frame on": [28, 56, 84],
+    "one frame on from the second": [0, 56, 84],
+    "without the items": [0, 20, 40],
+    "from the start of the file": [500, 528, 556],
+    "falling": [0, 56, 28],
+    "the last outside": [0, 28, 4000],
+    "the second inside of a fragment": [0, 30, 56],
+    "too short": [0, 28],
+    "too long": [0, 28, 56, 84],
+    "of one byte": None,
+}
+
+
+@pytest.mark.parametrize("table", WRONG_TABLES.values(), ids=WRONG_TABLES)
+def test_a_table_that_contradicts_the_fragments_is_not_believed(table: list[int] | None) -> None:
+    frames = [bytes([number]) * 20 for number in range(3)]
+    content = fragmented([[frame] for frame in frames], table)
+    if table is None:
+        content = ITEM + struct.pack("<I", 1) + b"\0" + content[20:]
+    assert split_frames(content, 3) == frames
+    with pytest.raises(FrameError, match="6 fragments cannot be divided into 3 frames"):
+        split_frames(fragmented([[frame[:10], frame[10:]] for frame in frames], table or [0, 0, 0]), 3)
+
+
+@pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
+@pytest.mark.parametrize("table", [[], [0, 0, 0], None])
+def test_without_a_true_table_marks_tell_the_frames_of_several_fragments(mark: bytes, table: list[int] | None) -> None:
+    frames = [mark + bytes([number]) * 70 for number in (1, 2, 3)]
+    pieces = [[frame[:66], frame[66:68], frame[68:]] for frame in frames]
+    assert split_frames(fragmented(pieces, table), 3) == frames
+    assert split_frames(fragmented(pieces, table)[:-8], 3) == frames
+    assert split_frames(fragmented([[frame] for frame in frames], [0] * 3), 3) == frames
+    # As many fragments as frames, one of which is the second half of the first.
+    halves = [[frames[0][:70], frames[0][70:]], [frames[1]]]
+    with pytest.raises(FrameError, match="3 fragments cannot be divided into 3 frames"):
+        split_frames(fragmented(halves, []), 3)
+    # A table that agrees with items, but not with the marks.
+    second = 8 + len(pieces[0][0])
+    assert split_frames(fragmented(pieces, [0, second, 2 * second]), 3) == frames
+
+
+def test_one_frame_takes_all_fragments_and_an_empty_one_is_none() -> None:
+    assert split_frames(fragmented([[b"ab", b"cd"]], [9]), 1) == [b"abcd"]
+    for table in ([], None):
+        with pytest.raises(FrameError, match="frame 2 is empty"):
+            split_frames(fragmented([[b"ab"], [b""], [b"cd"]], table), 3)
+    with pytest.raises(FrameError):
+        split_frames(fragmented([], []), 1)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "lengths", "expected"),
+    [
+        ([0, 12, 24], [3, 4, 3], [b"abc", b"defg", b"hij"]),
+        ([0, 12, 24], [4, 4, 4], [b"abc\0", b"defg", b"hij\0"]),
+        ([0, 0, 0], [3, 4, 3], [b"abc\0", b"defg", b"hij\0"]),
+        ([12, 24, 36], [3, 4, 3], [b"abc\0", b"defg", b"hij\0"]),
+        ([0, 12, 24], [3, 4, 1], [b"abc\0", b"defg", b"hij\0"]),
+        ([0, 12, 24], [3, 400, 3], [b"abc\0", b"defg", b"hij\0"]),
+        ([0, 12, 1 << 40], [3, 4, 3], [b"abc\0", b"defg", b"hij\0"]),
+        ([0, 12], [3, 4], [b"abc\0", b"defg", b"hij\0"]),
+        ([0, 12, 24], [3, 4], [b"abc\0", b"defg", b"hij\0"]),
+    ],
+)
+def test_extended_tables(offsets: list[int], lengths: list[int], expected: list[bytes]) -> None:
+    content = fragmented([[b"abc\0"], [b"defg"], [b"hij\0"]], [])
+    packed = [struct.pack(f"<{len(numbers)}Q", *numbers) for numbers in (offsets, lengths)]
+    assert split_frames(content, 3, *packed) == expected
+
+
+@pytest.mark.parametrize("table", [table for table in WRONG_TABLES.values() if table], ids=list(WRONG_TABLES)[:-1])
+def test_a_wrong_table_is_also_found_out_without_a_walk(table: list[int]) -> None:
+    frames = [bytes([number]) * 20 for number in range(3)]
+    content = fragmented([[frame] for frame in frames], table)
+    read = reader(content)
+    layout = encapsulated_layout(read, 0, len(content))
+    assert layout.basic is not None
+    found = [frame_by_table(read, layout, layout.basic, 3, number) for number in (1, 2, 3)]
+    assert all(content in (None, frame) for content, frame in zip(found, frames, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("3", 3), (" 3 ", 3), (3, 3), (3.0, 3), ("", 1), (0, 1), ("0", 1), (None, 1), (10**9, 10**9), ("+2", 2)],
+)
+def test_numbers_of_frames(value: object, expected: int) -> None:
+    row = {"00280008": {"vr": "IS", "Value": [value]}, "00280010": {"vr": "US", "Value": [4]}}
+    assert number_of_frames(row) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["many", [], {}, -3, "-3", 1e30, "9" * 400, 2.5, "2.5", float("nan"), float("inf"), True, 1 << 31, "1_0", "0x5"],
+)
+def test_what_is_no_number_of_frames(value: object) -> None:
+    row = {"00280008": {"vr": "IS", "Value": [value]}, "00280010": {"vr": "US", "Value": [4]}}
+    with pytest.raises(DatasetError, match="0028,0008"):
+        number_of_frames(row)
+
+
+@pytest.mark.parametrize("row", [{}, {"00280008": {}}, {"00280008": {"Value": []}}, {"00280008": None}])
+def test_without_a_number_there_is_one_frame_or_no_image(row: dict[str, object]) -> None:
+    assert number_of_frames(row) == 0
+    assert number_of_frames({**row, "00280010": {"vr": "US", "Value": [4]}}) == 1

@@ -47,11 +47,27 @@ def test_parents_and_levels():
         levels.append(levels[-1].parent)
     assert [level.type for level in levels] == list(URIType)[::-1]
     assert levels == [uri.frame_uri(), uri.instance_uri(), uri.series_uri(), uri.study_uri(), uri.base_uri()]
-    with pytest.raises(ValueError, match="no parent"):
-        levels[-1].parent  # noqa: B018
+    assert levels[-1].parent == levels[-1]
     for name in ("study_uri", "series_uri", "instance_uri", "frame_uri"):
         with pytest.raises(ValueError, match="names no"):
             getattr(URI(BASE), name)()
+
+
+@pytest.mark.parametrize("suffix", list(URISuffix))
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_parent_of_a_form_is_the_resource(suffix, depth):
+    resource = URI(BASE, *UIDS[:depth])
+    assert resource.update(suffix=suffix).parent == resource
+    if suffix is not URISuffix.METADATA:
+        frames = URI(BASE, *UIDS, frames=[1, 2])
+        assert frames.update(suffix=suffix).parent == frames
+
+
+def test_uids_are_escaped_in_uris():
+    uri = URI(BASE, "a b ", "50%?#", "ü", [1], URISuffix.RENDERED, permissive=True)
+    assert str(uri) == f"{BASE}/studies/a%20b/series/50%25%3F%23/instances/%C3%BC/frames/1/rendered"
+    assert URI.from_string(str(uri), permissive=True) == uri
+    assert uri.study_instance_uid == "a b"
 
 
 def test_derived_uris_stay_permissive():
@@ -138,8 +154,10 @@ def test_reading():
     assert URI.from_string("https://h/studies/dicom", URIType.SERVICE).base_url == "https://h/studies/dicom"
     assert URI.from_string("https://h/studies/1.2/").study_instance_uid == "1.2"
     assert URI.from_string("https://h/studies/1.2/series/1.3/instances/1.4/frames/1%2C2").frames == (1, 2)
-    with pytest.raises(ValueError, match="names a study, not a series"):
-        URI.from_string("https://h/studies/1.2", URIType.SERIES)
+    for kind in (URIType.SERVICE, URIType.SERIES, URIType.INSTANCE, URIType.FRAME):
+        with pytest.raises(ValueError, match=f"names a study, not a {kind.value}"):
+            URI.from_string("https://h/studies/1.2", kind)
+    assert URI.from_string("https://h/studies/dicomweb", URIType.SERVICE).base_url == "https://h/studies/dicomweb"
 
 
 def test_relative_paths():

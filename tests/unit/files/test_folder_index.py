@@ -8,21 +8,25 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydicom.uid import CTImageStorage
 
 from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.elements import Resource
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.database import index_path, is_local_disk
 from dicomweb_io.files.index import ConflictingDuplicatesError, Index
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.records import pack_scan, read_record, unpack_scan
+from tests.unit.files.making import Put, make_bytes
 
-Put = Callable[..., Path]
+PutMany = Callable[[int], None]
 
 
 def opened(folder: Path, place: Path | None = None, **options: object) -> Index:
@@ -43,13 +47,36 @@ def old(path: Path, seconds: int = 100) -> Path:
 
 
 @pytest.fixture
+def put_many(put: Put) -> PutMany:
+    """Writes that many old files of one series."""
+
+    def write(count: int) -> None:
+        for number in range(count):
+            old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}", Modality="CT"))
+
+    return write
+
+
+def in_process(script: str, folder: Path, place: Path) -> subprocess.Popen[str]:
+    """Runs a script that has an index of a folder, and the module of indexes."""
+    begin = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from dicomweb_io.files import index as module\n"
+        "from dicomweb_io.files.local import folder_of\n"
+        "index = module.Index(folder_of(sys.argv[1]), place=Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", begin + script, str(folder), str(place)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
 def place(tmp_path: Path) -> Path:
     return tmp_path / "index" / "x.sqlite"
 
 
-def test_only_new_and_changed_files_are_read(folder: Path, place: Path, put: Put) -> None:
-    for number in range(5):
-        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}"))
+def test_only_new_and_changed_files_are_read(folder: Path, place: Path, put: Put, put_many: PutMany) -> None:
+    put_many(5)
     index = opened(folder, place)
     assert index.refresh() == (5, 0, 0)
     put("new.dcm", "1.2", "1.2.3", "1.2.3.9")
@@ -67,10 +94,8 @@ def test_series_and_study_rows_follow_their_instances(folder: Path, place: Path,
     old(put("a.dcm", "1.2", "1.2.3", "1.2.3.1", Modality="CT", SeriesNumber=1))
     old(put("b.dcm", "1.2", "1.2.4", "1.2.4.1", Modality="MR", SeriesNumber=2))
     index = opened(folder, place)
-    assert index.select("SELECT series, modality, instances FROM series ORDER BY series") == [
-        ("1.2.3", "CT", 1),
-        ("1.2.4", "MR", 1),
-    ]
+    rows = index.select("SELECT series, modality, instances FROM series ORDER BY series")
+    assert rows == [("1.2.3", "CT", 1), ("1.2.4", "MR", 1)]
     put("c.dcm", "1.2", "1.2.4", "1.2.4.2", Modality="MR")
     (folder / "a.dcm").unlink()
     index.refresh()
@@ -119,9 +144,8 @@ def test_a_damaged_index_is_made_anew(damage: str, folder: Path, place: Path, pu
     assert sops(opened(folder, place)) == ["1.2.1.1.1"]
 
 
-def test_damage_in_the_middle_is_noticed_and_repaired(folder: Path, place: Path, put: Put) -> None:
-    for number in range(50):
-        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}"))
+def test_damage_in_the_middle_is_noticed_and_repaired(folder: Path, place: Path, put_many: PutMany) -> None:
+    put_many(50)
     opened(folder, place).close()
     content = bytearray(place.read_bytes())
     content[4096 * 2 :] = os.urandom(len(content) - 4096 * 2)
@@ -133,9 +157,8 @@ def test_damage_in_the_middle_is_noticed_and_repaired(folder: Path, place: Path,
     assert len(sops(index)) == 50
 
 
-def test_an_interrupted_build_is_finished_by_the_next(folder: Path, place: Path, put: Put) -> None:
-    for number in range(3):
-        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}", Modality="CT"))
+def test_an_interrupted_build_is_finished_by_the_next(folder: Path, place: Path, put_many: PutMany) -> None:
+    put_many(3)
     index = Index(folder_of(folder), place=place)
     stats = list(index.folder.walk())
     index._begin()
@@ -147,33 +170,24 @@ def test_an_interrupted_build_is_finished_by_the_next(folder: Path, place: Path,
     assert again.select("SELECT instances, modality FROM series") == [(3, "CT")]
 
 
-def test_a_killed_process_leaves_the_index_usable(folder: Path, place: Path, put: Put) -> None:
-    for number in range(20):
-        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}"))
+def test_a_killed_process_leaves_the_index_usable(folder: Path, place: Path, put_many: PutMany) -> None:
+    put_many(20)
     script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from dicomweb_io.files.local import folder_of\n"
-        "from dicomweb_io.files import index as module\n"
         "original = module.Views.choose\n"
         "def die(*arguments):\n"
         "    original(*arguments)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "module.Views.choose = die\n"
-        "module.Index(folder_of(sys.argv[1]), place=Path(sys.argv[2])).refresh()\n"
+        "index.refresh()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(folder), str(place)], check=False)
-    assert done.returncode == -9
+    process = in_process(script, folder, place)
+    process.communicate()
+    assert process.returncode == -9
     assert len(sops(opened(folder, place))) == 20
 
 
 BUSY = """
-import os, sys
-from pathlib import Path
-from dicomweb_io.files import index as module
-from dicomweb_io.files.local import folder_of
 module._BATCH = 20
-index = module.Index(folder_of(sys.argv[1]), place=Path(sys.argv[2]))
 print("begun", flush=True)
 turn = 0
 while True:
@@ -188,10 +202,9 @@ while True:
 def test_processes_that_are_killed_at_any_moment_leave_the_index_usable(folder: Path, place: Path, put: Put) -> None:
     for number in range(200):
         put(f"{number}.dcm", "1.2", f"1.2.{number % 7}", f"1.2.{number % 7}.{number}", Modality="CT")
-    command = [sys.executable, "-c", BUSY, str(folder), str(place)]
     for turn in range(10):
         # One of them works, the others wait for it.
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        running = [in_process(BUSY, folder, place) for _ in range(3)]
         for process in running:
             assert process.stdout is not None
             assert process.stdout.readline() == "begun\n"
@@ -207,20 +220,13 @@ def test_processes_that_are_killed_at_any_moment_leave_the_index_usable(folder: 
         index.close()
 
 
-def test_processes_share_an_index(folder: Path, place: Path, put: Put) -> None:
-    for number in range(60):
-        old(put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}"))
+def test_processes_share_an_index(folder: Path, place: Path, put_many: PutMany) -> None:
+    put_many(60)
     script = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from dicomweb_io.files.local import folder_of\n"
-        "from dicomweb_io.files.index import Index\n"
-        "index = Index(folder_of(sys.argv[1]), place=Path(sys.argv[2]))\n"
         "read = index.refresh().read\n"
         "print(read, index.select('SELECT COUNT(*) FROM instance')[0][0], index._database.shared)\n"
     )
-    command = [sys.executable, "-c", script, str(folder), str(place)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    running = [in_process(script, folder, place) for _ in range(8)]
     answers = [process.communicate(timeout=60)[0].split() for process in running]
     assert [answer[1:] for answer in answers] == [["60", "True"]] * 8
     assert sorted(int(answer[0]) for answer in answers) == [0] * 7 + [60]
@@ -308,44 +314,31 @@ def test_a_fork_uses_connections_of_its_own(folder: Path, place: Path, put: Put)
     assert sops(index) == ["1.2.1.1.1"]
 
 
-def test_threads_may_search_and_refresh_at_once(folder: Path, place: Path, put: Put) -> None:
-    for number in range(30):
-        put(f"{number}.dcm", "1.2", "1.2.3", f"1.2.3.{number}")
+def test_threads_may_search_and_refresh_at_once(folder: Path, place: Path, put_many: PutMany) -> None:
+    put_many(30)
     index = opened(folder, place)
-    errors: list[BaseException] = []
 
     def work(turn: int) -> None:
-        try:
-            for _ in range(10):
-                if turn % 2:
-                    index.refresh()
-                assert len(sops(index)) == 30
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(10):
+            if turn % 2:
+                index.refresh()
+            assert len(sops(index)) == 30
 
-    threads = [threading.Thread(target=work, args=(turn,)) for turn in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 # Duplicates ---------------------------------------------------------------------------------------------------------
 
 
 def shown(index: Index) -> list[str]:
-    return [
-        row[0].decode()
-        for row in index.select("SELECT f.path FROM instance i JOIN file f ON f.id = i.file ORDER BY f.path")
-    ]
+    rows = index.select("SELECT f.path FROM instance i JOIN file f ON f.id = i.file ORDER BY f.path")
+    return [row[0].decode() for row in rows]
 
 
 @pytest.fixture
 def twins(folder: Path, put: Put) -> Path:
     """``b`` and ``d`` are identical, ``c`` differs, ``a`` is cut off, ``c`` is the newest."""
-    from pydicom.uid import CTImageStorage
-
     content = put("b.dcm", PatientID="one", SOPClassUID=CTImageStorage, PatientComments="x" * 100).read_bytes()
     (folder / "d.dcm").write_bytes(content)
     (folder / "a.dcm").write_bytes(content[:-50])
@@ -408,7 +401,7 @@ def test_what_is_kept_of_a_header_gives_the_same_scan(samples: list[Path]) -> No
     assert compared > 140
 
 
-def test_long_values_stay_in_the_file(make_bytes: Callable[..., bytes]) -> None:
+def test_long_values_stay_in_the_file() -> None:
     content = make_bytes(PatientComments="y" * 9000, EncapsulatedDocument=b"z" * 300_000, PatientID="p")
     scan = scan_header(content)
     form, packed = pack_scan(scan)
@@ -417,3 +410,29 @@ def test_long_values_stay_in_the_file(make_bytes: Callable[..., bytes]) -> None:
     assert kept.elements == scan.elements
     assert kept.text(0x00100020) == "p"
     assert kept.value(0x00104000) is None
+
+
+@pytest.mark.parametrize("rule", ["first", "newest", "all", "error"])
+def test_one_sop_instance_uid_in_two_series_is_two_instances(rule: Any, folder: Path, place: Path, put: Put) -> None:
+    names = {("1.2.1", "1.2.1.1", "9"), ("1.2.1", "1.2.1.2", "9"), ("1.2.2", "1.2.2.1", "9")}
+    for number, uids in enumerate(sorted(names)):
+        put(f"{number}.dcm", *uids, InstanceNumber=number)
+    client = DICOMfileClient(folder, index=place, duplicates=rule)
+
+    def found() -> set[tuple[str, ...]]:
+        return {tuple(Resource.of(row).uids.values()) for row in client.search_for_instances()}
+
+    assert found() == names
+    assert list(client.iter_exclusions()) == []
+    for uids in names:
+        (instance,) = client.iter_instances(Resource(*uids))
+        assert instance.reference == Resource(*uids)
+    # A file that is cut off belongs to the instance of all its three UIDs.
+    cut = put("cut.dcm", "1.2.1", "1.2.1.3", "9", EncapsulatedDocument=b"x" * 50)
+    cut.write_bytes(cut.read_bytes()[:-20])
+    client.refresh()
+    assert [item.kind for item in client.iter_exclusions()] == ["unreadable"]
+    (folder / "1.dcm").unlink()
+    client.refresh()
+    assert found() == names - {("1.2.1", "1.2.1.2", "9")}
+    client.close()

@@ -13,21 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pydicom
+import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from dicomweb_io.elements import Resource
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.local import LocalFolder
+from tests.unit.files.making import REFERENCE, frames_of, image, make_dataset, saved, set_compressed
+
+Count = Callable[[], int]
 
 FRAMES = 2000
 FRAME_BYTES = 512 * 1024
 START = b"\xff\xd8\xff\xe0"
-REFERENCE = Resource("1.2.1", "1.2.1.1", "1.2.1.1.1")
-
-
-UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
 class CountingFile(io.FileIO):
@@ -46,13 +47,11 @@ class CountingFile(io.FileIO):
         return found
 
     def readall(self) -> bytes | None:  # type: ignore[override]
-        found = super().readall()
-        CountingFile.count += len(found or b"")
-        return found
+        return self.read()
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> Count:
     """Tells how many bytes were read from files of folders since it was last asked."""
 
     def open_counting(self: LocalFolder, path: str, size: int | None = None) -> BinaryIO:
@@ -68,41 +67,41 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return take
 
 
-def header(make_bytes: Callable[..., bytes], syntax: str, **attributes: Any) -> bytes:
-    content = make_bytes(
-        Rows=512, Columns=1024, SamplesPerPixel=1, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0,
-        PhotometricInterpretation="MONOCHROME2", NumberOfFrames=FRAMES, **attributes,
-    )  # fmt: skip
-    dataset = pydicom.dcmread(io.BytesIO(content))
-    dataset.file_meta.TransferSyntaxUID = syntax
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+def large_image(count: int = FRAMES, **attributes: Any) -> Dataset:
+    """An image of many frames of half a megabyte, without its pixels."""
+    options = image(np.zeros((512, 1024), np.uint8))
+    del options["PixelData"]
+    return make_dataset(**options, NumberOfFrames=count, **attributes)
 
 
-def large_file(path: Path, make_bytes: Callable[..., bytes], how: str) -> None:
+def many_fragments(count: int, size: int, **attributes: Any) -> Dataset:
+    """An image of compressed frames that no table locates."""
+    dataset = large_image(count, **attributes)
+    frames = [START + bytes([number] * size) for number in range(count)]
+    set_compressed(dataset, JPEGBaseline8Bit, encapsulate(frames, has_bot=False))
+    return dataset
+
+
+def large_file(path: Path, how: str) -> None:
     """Writes a file of a gigabyte whose frames can be told apart by the number after their first four bytes."""
-    offsets = [number * (FRAME_BYTES + 8) for number in range(FRAMES)]
+    dataset = large_image()
     if how == "native":
-        content = header(make_bytes, "1.2.840.10008.1.2.1")
+        content = saved(dataset) + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, FRAMES * FRAME_BYTES)
         with open(path, "wb") as file:
-            file.write(content + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, FRAMES * FRAME_BYTES))
-            start = file.tell()
+            file.write(content)
             for number in range(FRAMES):
-                file.seek(start + number * FRAME_BYTES)
+                file.seek(len(content) + number * FRAME_BYTES)
                 file.write(START + struct.pack("<I", number + 1))
-            file.truncate(start + FRAMES * FRAME_BYTES)
+            file.truncate(len(content) + FRAMES * FRAME_BYTES)
         return
-    tables = {}
+    offsets = [number * (FRAME_BYTES + 8) for number in range(FRAMES)]
     if how == "extended":
-        tables = {
-            "ExtendedOffsetTable": struct.pack(f"<{FRAMES}Q", *offsets),
-            "ExtendedOffsetTableLengths": struct.pack(f"<{FRAMES}Q", *[FRAME_BYTES] * FRAMES),
-        }
-    content = header(make_bytes, "1.2.840.10008.1.2.4.50", **tables)
+        dataset.ExtendedOffsetTable = struct.pack(f"<{FRAMES}Q", *offsets)
+        dataset.ExtendedOffsetTableLengths = struct.pack(f"<{FRAMES}Q", *[FRAME_BYTES] * FRAMES)
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     basic = struct.pack(f"<{FRAMES}I", *offsets) if how == "basic" else b""
     with open(path, "wb") as file:
-        file.write(content + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF))
+        file.write(saved(dataset) + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF))
         file.write(b"\xfe\xff\x00\xe0" + struct.pack("<I", len(basic)) + basic)
         for number in range(FRAMES):
             file.write(b"\xfe\xff\x00\xe0" + struct.pack("<I", FRAME_BYTES) + START + struct.pack("<I", number + 1))
@@ -115,11 +114,9 @@ def frame_of(number: int) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["native", "basic", "extended", "none"])
-def test_a_frame_of_a_gigabyte_costs_a_frame(
-    how: str, folder: Path, tmp_path: Path, make_bytes: Callable[..., bytes], counted: Callable[[], int]
-) -> None:
+def test_a_frame_of_a_gigabyte_costs_a_frame(how: str, folder: Path, tmp_path: Path, counted: Count) -> None:
     path = folder / "large.dcm"
-    large_file(path, make_bytes, how)
+    large_file(path, how)
     os.utime(path, (1_600_000_000, 1_600_000_000))
     assert path.stat().st_size > 1_000_000_000
     client = DICOMfileClient(folder, index=tmp_path / "index")
@@ -127,31 +124,22 @@ def test_a_frame_of_a_gigabyte_costs_a_frame(
     assert counted() < 256 * 1024
     first = True
     for number in (FRAMES, 1, 1234):
-        (frame,) = client.iter_frames(frames(number))
+        (frame,) = client.iter_frames(frames_of(REFERENCE, number))
         assert frame.content == frame_of(number)
         scan = FRAMES * 9000 if first and how == "none" else 0
         assert counted() <= FRAME_BYTES + 256 * 1024 + scan
         first = False
     client.close()
     again = DICOMfileClient(folder, index=tmp_path / "index")
-    (frame,) = again.iter_frames(frames(77))
+    (frame,) = again.iter_frames(frames_of(REFERENCE, 77))
     assert frame.content == frame_of(77)
     # The result of the scan outlives the client.
     assert counted() <= FRAME_BYTES + 256 * 1024
 
 
-def test_tables_of_fragments_are_kept_where_they_pay(
-    folder: Path, tmp_path: Path, make_bytes: Callable[..., bytes]
-) -> None:
+def test_tables_of_fragments_are_kept_where_they_pay(folder: Path, tmp_path: Path) -> None:
     for count in (10, 100):
-        content = header(make_bytes, "1.2.840.10008.1.2.4.50")
-        dataset = pydicom.dcmread(io.BytesIO(content))
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.1.1.{count}"
-        dataset.NumberOfFrames = count
-        dataset.PixelData = encapsulate([START + bytes([number] * 4) for number in range(count)], has_bot=False)
-        dataset["PixelData"].VR = "OB"
-        dataset["PixelData"].is_undefined_length = True
-        dataset.save_as(folder / f"{count}.dcm", enforce_file_format=True)
+        (folder / f"{count}.dcm").write_bytes(saved(many_fragments(count, 4, sop=f"1.2.1.1.{count}")))
         os.utime(folder / f"{count}.dcm", (1_600_000_000, 1_600_000_000))
 
     def frame_of_each(client: DICOMfileClient) -> list[bytes | None]:
@@ -181,40 +169,25 @@ def test_tables_of_fragments_are_kept_where_they_pay(
     assert kept == [(b"100.dcm",)]
 
 
-def test_few_fragments_are_walked_through_once(
-    folder: Path, make_bytes: Callable[..., bytes], counted: Callable[[], int]
-) -> None:
-    dataset = pydicom.dcmread(io.BytesIO(header(make_bytes, "1.2.840.10008.1.2.4.50")))
-    dataset.NumberOfFrames = 16
-    dataset.PixelData = encapsulate([START + bytes([number] * 20_000) for number in range(16)], has_bot=False)
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    dataset.save_as(folder / "few.dcm", enforce_file_format=True)
+def test_few_fragments_are_walked_through_once(folder: Path, counted: Count) -> None:
+    path = folder / "few.dcm"
+    path.write_bytes(saved(many_fragments(16, 20_000)))
     client = DICOMfileClient(folder)
-    reference = Resource(*(str(dataset[key].value) for key in UIDS), tuple(range(1, 17)))
     counted()
     client.search_for_instances()
     searching = counted()
-    assert len(list(client.iter_frames(reference))) == 16
-    assert counted() < (folder / "few.dcm").stat().st_size * 2.5 + searching
+    assert len(list(client.iter_frames(frames_of(REFERENCE, *range(1, 17))))) == 16
+    assert counted() < path.stat().st_size * 2.5 + searching
 
 
-def frames(number: int) -> Resource:
-    return Resource(REFERENCE.study_instance_uid, "1.2.1.1", "1.2.1.1.1", (number,))
-
-
-def test_frames_of_deflated_files(folder: Path, make_bytes: Callable[..., bytes]) -> None:
-    planes = [bytes([number]) * (64 * 64) for number in range(1, 31)]
-    content = make_bytes(
-        Rows=64, Columns=64, SamplesPerPixel=1, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0,
-        PhotometricInterpretation="MONOCHROME2", NumberOfFrames=30, PixelData=b"".join(planes),
-    )  # fmt: skip
-    dataset = pydicom.dcmread(io.BytesIO(content))
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    dataset.save_as(folder / "deflated.dcm", enforce_file_format=True)
-    stored = (folder / "deflated.dcm").read_bytes()
+def test_frames_of_deflated_files(folder: Path) -> None:
+    planes = np.stack([np.full((64, 64), number, np.uint8) for number in range(1, 31)])
+    dataset = make_dataset(**image(planes))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    stored = saved(dataset)
+    (folder / "deflated.dcm").write_bytes(stored)
     assert len(stored) < 10_000
     client = DICOMfileClient(folder)
-    found = list(client.iter_frames(Resource("1.2.1", "1.2.1.1", "1.2.1.1.1", (30, 1, 17))))
-    assert [frame.content for frame in found] == [planes[29], planes[0], planes[16]]
+    found = list(client.iter_frames(frames_of(REFERENCE, 30, 1, 17)))
+    assert [frame.content for frame in found] == [planes[number].tobytes() for number in (29, 0, 16)]
     assert next(client.iter_instances(REFERENCE)).content == stored

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -159,20 +160,15 @@ def test_a_failed_write_leaves_nothing(folder: Path) -> None:
 def test_of_many_writers_of_one_file_one_wins_and_it_is_whole(folder: Path) -> None:
     target = folder_of(folder)
     start = threading.Barrier(8)
-    won = []
 
-    def write(number: int) -> None:
+    def write(number: int) -> bool:
         start.wait()
-        if target.publish("s/e/x.dcm", bytes([number]) * 100_000, replace=False):
-            won.append(number)
+        return target.publish("s/e/x.dcm", bytes([number]) * 100_000, replace=False)
 
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert target.read("s/e/x.dcm") == bytes(won) * 100_000
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(write, range(8)))
+    assert won.count(True) == 1
+    assert target.read("s/e/x.dcm") == bytes([won.index(True)]) * 100_000
     assert os.listdir(folder / "s" / "e") == ["x.dcm"]
 
 

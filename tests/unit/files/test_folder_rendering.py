@@ -16,27 +16,14 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from dicomweb_io.dicom.rendering import RenderingOptions
-from dicomweb_io.elements import RenderedImage, Resource
+from dicomweb_io.elements import Instance, RenderedImage, Resource
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.local import folder_of
+from dicomweb_io.testing.samples import sample_file
+from tests.unit.files.making import REFERENCE, Put, answered, frames_of, image
 
-Put = Callable[..., Path]
-REFERENCE = Resource("1.2.1", "1.2.1.1", "1.2.1.1.1")
+Render = Callable[..., np.ndarray]
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 64
-
-
-def image(pixels: np.ndarray, **attributes: Any) -> dict[str, Any]:
-    frames = pixels.shape[0] if pixels.ndim == 3 and "SamplesPerPixel" not in attributes else 1
-    rows, columns = pixels.shape[1:3] if frames > 1 else pixels.shape[:2]
-    bits = pixels.dtype.itemsize * 8
-    result = {
-        "Rows": rows, "Columns": columns, "SamplesPerPixel": 1, "BitsAllocated": bits, "BitsStored": bits,
-        "HighBit": bits - 1, "PixelRepresentation": 0, "PhotometricInterpretation": "MONOCHROME2",
-        "PixelData": pixels.tobytes() + b"\0" * (pixels.nbytes % 2),
-    }  # fmt: skip
-    if frames > 1:
-        result["NumberOfFrames"] = frames
-    return {**result, **attributes}
 
 
 def shown(rendered: RenderedImage) -> np.ndarray:
@@ -44,7 +31,7 @@ def shown(rendered: RenderedImage) -> np.ndarray:
 
 
 @pytest.fixture
-def render(folder: Path, put: Put) -> Callable[..., np.ndarray]:
+def render(folder: Path, put: Put) -> Render:
     """Writes an image and gives what is rendered of it as PNG."""
 
     def work(pixels: np.ndarray, params: dict[str, Any] | None = None, **attributes: Any) -> np.ndarray:
@@ -57,7 +44,7 @@ def render(folder: Path, put: Put) -> Callable[..., np.ndarray]:
     return work
 
 
-def test_without_a_window_the_whole_range_is_shown(render: Callable[..., np.ndarray]) -> None:
+def test_without_a_window_the_whole_range_is_shown(render: Render) -> None:
     expected = np.round(RAMP / RAMP.max() * 255)
     assert np.abs(render(RAMP).astype(int) - expected).max() <= 1
     inverse = render(RAMP, PhotometricInterpretation="MONOCHROME1")
@@ -65,7 +52,7 @@ def test_without_a_window_the_whole_range_is_shown(render: Callable[..., np.ndar
     assert np.array_equal(render(RAMP, PresentationLUTShape="INVERSE"), inverse)
 
 
-def test_eight_bit_images_are_shown_as_they_are(render: Callable[..., np.ndarray]) -> None:
+def test_eight_bit_images_are_shown_as_they_are(render: Render) -> None:
     pixels = np.arange(100, 164, dtype=np.uint8).reshape(8, 8)
     assert np.array_equal(render(pixels), pixels)
 
@@ -74,7 +61,7 @@ def test_eight_bit_images_are_shown_as_they_are(render: Callable[..., np.ndarray
 @pytest.mark.parametrize(
     ("shape", "function"), [("linear", "LINEAR"), ("linear-exact", "LINEAR_EXACT"), ("sigmoid", "SIGMOID")]
 )
-def test_windows(asked: bool, shape: str, function: str, render: Callable[..., np.ndarray]) -> None:
+def test_windows(asked: bool, shape: str, function: str, render: Render) -> None:
     center, width = 1000.0, 500.0
     rescaled = RAMP.astype(float) * 2 - 1000
     if shape == "linear":
@@ -93,7 +80,7 @@ def test_windows(asked: bool, shape: str, function: str, render: Callable[..., n
     assert np.abs(render(RAMP, params, **attributes).astype(float) - expected * 255).max() <= 0.51
 
 
-def test_a_voi_lut_is_applied(render: Callable[..., np.ndarray]) -> None:
+def test_a_voi_lut_is_applied(render: Render) -> None:
     lut = Dataset()
     lut.LUTDescriptor = [64, 0, 8]
     lut["LUTDescriptor"].VR = "US"
@@ -104,7 +91,7 @@ def test_a_voi_lut_is_applied(render: Callable[..., np.ndarray]) -> None:
     assert np.array_equal(found, 255 - 4 * pixels)
 
 
-def test_colour_images(render: Callable[..., np.ndarray]) -> None:
+def test_colour_images(render: Render) -> None:
     pixels = np.random.default_rng(3).integers(0, 255, (4, 6, 3), dtype=np.uint8)
     options = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}
     assert np.array_equal(render(pixels, PlanarConfiguration=0, **options), pixels)
@@ -114,9 +101,7 @@ def test_colour_images(render: Callable[..., np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("photometric", ["YBR_FULL", "YBR_FULL_422"])
-def test_luminance_and_chrominance_become_red_green_and_blue(
-    photometric: str, render: Callable[..., np.ndarray]
-) -> None:
+def test_luminance_and_chrominance_become_red_green_and_blue(photometric: str, render: Render) -> None:
     generator = np.random.default_rng(5)
     y = generator.integers(0, 256, (4, 6), dtype=np.uint8)
     # Chrominance is the same for two neighbours, so that half of it says all.
@@ -135,7 +120,7 @@ def test_luminance_and_chrominance_become_red_green_and_blue(
     assert np.abs(found - np.clip(expected, 0, 255)).max() <= 1
 
 
-def test_icc_profiles(render: Callable[..., np.ndarray], folder: Path) -> None:
+def test_icc_profiles(render: Render, folder: Path) -> None:
     # A profile of a device whose red is blue: that of sRGB with the names of its primaries exchanged.
     standard = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     profile = standard.replace(b"rXYZ", b"swap", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"swap", b"bXYZ", 1)
@@ -156,7 +141,7 @@ def test_icc_profiles(render: Callable[..., np.ndarray], folder: Path) -> None:
             assert (None if kept is None else kept[: len(profile)]) == expected
 
 
-def test_a_palette(render: Callable[..., np.ndarray]) -> None:
+def test_a_palette(render: Render) -> None:
     pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
     colours = np.random.default_rng(4).integers(0, 256, (3, 16), dtype=np.uint16)
     palette: dict[str, Any] = {}
@@ -167,15 +152,14 @@ def test_a_palette(render: Callable[..., np.ndarray]) -> None:
     assert np.array_equal(found, colours.T[pixels])
 
 
-def test_viewports(render: Callable[..., np.ndarray]) -> None:
+def test_viewports(render: Render) -> None:
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
     assert render(pixels, {"viewport": "16,32"}).shape == (16, 16)
     assert render(pixels, {"viewport": [4, 2]}).shape == (2, 2)
     assert np.array_equal(render(pixels, {"viewport": "3,2,4,5,3,2"}), pixels[5:7, 4:7])
     assert np.array_equal(render(pixels, {"viewport": "3,2,4,5,-3,-2"}), pixels[5:7, 4:7][::-1, ::-1])
-    with pytest.raises(requests.HTTPError) as caught:
+    with answered(406):
         render(pixels, {"viewport": "3,2,40,5,3,2"})
-    assert caught.value.response.status_code == 406  # type: ignore[union-attr]
 
 
 def test_formats_and_quality(folder: Path, put: Put) -> None:
@@ -191,9 +175,8 @@ def test_formats_and_quality(folder: Path, put: Put) -> None:
         assert rendered.media_type == media_type
         assert Image.open(io.BytesIO(rendered.content)).format == format_name
     assert client.retrieve_rendered(REFERENCE, media_types=("image/*",)).media_type == "image/jpeg"
-    with pytest.raises(requests.HTTPError) as caught:
+    with answered(406):
         client.retrieve_rendered(REFERENCE, media_types=("video/mp4",))
-    assert caught.value.response.status_code == 406  # type: ignore[union-attr]
     thumbnail = Image.open(io.BytesIO(client.retrieve_rendered(REFERENCE, thumbnail=True).content))
     assert thumbnail.size == (128, 128)
     study = client.retrieve_rendered(Resource("1.2.1"), media_types=("image/png",))
@@ -204,21 +187,18 @@ def test_multi_frame_images(folder: Path, put: Put) -> None:
     pixels = np.stack([np.full((6, 6), 20 * number, np.uint8) for number in range(5)])
     put("a.dcm", **image(pixels), FrameTime=50, RepresentativeFrameNumber=3)
     client = DICOMfileClient(folder)
-
-    def frames(*numbers: int) -> Resource:
-        return Resource("1.2.1", "1.2.1.1", "1.2.1.1.1", numbers)
-
     assert shown(client.retrieve_rendered(REFERENCE, media_types=("image/png",))).max() == 40
-    assert shown(client.retrieve_rendered(frames(5), media_types=("image/png",))).max() == 80
+    assert shown(client.retrieve_rendered(frames_of(REFERENCE, 5), media_types=("image/png",))).max() == 80
     moving = Image.open(io.BytesIO(client.retrieve_rendered(REFERENCE, media_types=("image/gif",)).content))
     assert moving.n_frames == 5
     assert moving.info["duration"] == 50
-    some = Image.open(io.BytesIO(client.retrieve_rendered(frames(2, 4), media_types=("image/gif",)).content))
+    some = Image.open(
+        io.BytesIO(client.retrieve_rendered(frames_of(REFERENCE, 2, 4), media_types=("image/gif",)).content)
+    )
     assert some.n_frames == 2
     for numbers, status in (((1, 2), 406), ((6,), 404)):
-        with pytest.raises(requests.HTTPError) as caught:
-            client.retrieve_rendered(frames(*numbers), media_types=("image/png",))
-        assert caught.value.response.status_code == status  # type: ignore[union-attr]
+        with answered(status):
+            client.retrieve_rendered(frames_of(REFERENCE, *numbers), media_types=("image/png",))
 
 
 def test_images_of_remote_folders(folder: Path, put: Put) -> None:
@@ -232,26 +212,21 @@ def test_images_of_remote_folders(folder: Path, put: Put) -> None:
 
 def test_windows_of_functional_groups(folder: Path, put: Put) -> None:
     def group(center: float) -> Dataset:
-        window = Dataset()
+        window, item = Dataset(), Dataset()
         window.WindowCenter, window.WindowWidth = center, 100
-        item = Dataset()
         item.FrameVOILUTSequence = Sequence([window])
         return item
 
     pixels = np.stack([np.full((4, 4), 100, np.uint16)] * 2)
     put("a.dcm", **image(pixels), PerFrameFunctionalGroupsSequence=Sequence([group(100), group(1000)]))
     client = DICOMfileClient(folder)
-    levels = [
-        shown(
-            client.retrieve_rendered(Resource("1.2.1", "1.2.1.1", "1.2.1.1.1", (number,)), media_types=("image/png",))
-        )
-        for number in (1, 2)
-    ]
-    assert abs(int(levels[0][0, 0]) - 128) <= 2
-    assert levels[1][0, 0] == 0
+    frames = [frames_of(REFERENCE, number) for number in (1, 2)]
+    first, second = (shown(client.retrieve_rendered(frame, media_types=("image/png",))) for frame in frames)
+    assert abs(int(first[0, 0]) - 128) <= 2
+    assert second[0, 0] == 0
 
 
-def test_annotations_change_the_image(render: Callable[..., np.ndarray]) -> None:
+def test_annotations_change_the_image(render: Render) -> None:
     pixels = np.zeros((60, 120), np.uint8)
     plain = render(pixels, PatientName="Someone", Modality="CT")
     assert plain.max() == 0
@@ -282,24 +257,23 @@ def test_all_samples_that_pydicom_decodes_are_rendered(samples: list[Path], fold
     assert rendered > 60
 
 
-def test_reports_become_html(samples: list[Path], folder: Path) -> None:
-    path = next(path for path in samples if path.name == "reportsi.dcm")
+def test_reports_become_html(folder: Path) -> None:
+    path = sample_file("reportsi.dcm")
     (folder / "sr.dcm").write_bytes(path.read_bytes())
     client = DICOMfileClient(folder)
-    row = client.search_for_instances()[0]
-    rendered = client.retrieve_rendered(Resource.of(row))
+    reference = Instance.from_path(path).reference
+    rendered = client.retrieve_rendered(reference)
     assert rendered.media_type == "text/html"
     text = rendered.content.decode()
     assert text.startswith("<!DOCTYPE html>")
     assert pydicom.dcmread(path).ConceptNameCodeSequence[0].CodeMeaning in text
     with pytest.raises(requests.HTTPError):
-        client.retrieve_rendered(Resource.of(row), media_types=("image/png",))
+        client.retrieve_rendered(reference, media_types=("image/png",))
 
 
 def test_html_is_escaped(folder: Path, put: Put) -> None:
-    name = Dataset()
+    name, text = Dataset(), Dataset()
     name.CodeMeaning = "<script>alert(1)</script>"
-    text = Dataset()
     text.ValueType, text.TextValue, text.ConceptNameCodeSequence = "TEXT", "<img src=x>", Sequence([name])
     put("a.dcm", ValueType="CONTAINER", ConceptNameCodeSequence=Sequence([name]), ContentSequence=Sequence([text]))
     html = DICOMfileClient(folder).retrieve_rendered(REFERENCE).content.decode()
@@ -309,12 +283,8 @@ def test_html_is_escaped(folder: Path, put: Put) -> None:
 
 
 def test_encapsulated_documents_come_as_they_are(folder: Path, put: Put) -> None:
-    put(
-        "a.dcm",
-        EncapsulatedDocument=b"%PDF-1.4 x\0",
-        MIMETypeOfEncapsulatedDocument="application/pdf",
-        EncapsulatedDocumentLength=10,
-    )
+    document = {"EncapsulatedDocument": b"%PDF-1.4 x\0", "EncapsulatedDocumentLength": 10}
+    put("a.dcm", **document, MIMETypeOfEncapsulatedDocument="application/pdf")
     rendered = DICOMfileClient(folder).retrieve_rendered(REFERENCE)
     assert (rendered.media_type, rendered.content) == ("application/pdf", b"%PDF-1.4 x")
 

@@ -23,9 +23,9 @@ from pydicom.dataset import Dataset
 
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.queries import make_query
+from tests.unit.files.making import make_bytes
 
 Row = dict[str, Any]
-MakeBytes = Callable[..., bytes]
 
 STUDY_KEYS = ["StudyDate", "StudyTime", "AccessionNumber", "PatientName", "PatientID", "StudyID", "StudyDescription"]
 SERIES_KEYS = ["Modality", "SeriesNumber", "SeriesDescription", "Manufacturer", "RequestAttributesSequence"]
@@ -398,7 +398,7 @@ class Model:
 # The comparison -----------------------------------------------------------------------------------------------------
 
 
-def contents_of(archive: list[Row], make_bytes: MakeBytes) -> list[bytes]:
+def contents_of(archive: list[Row]) -> list[bytes]:
     contents = []
     for row in archive:
         attributes = {key: value for key, value in row.items() if key not in COMPUTED_UIDS}
@@ -415,8 +415,8 @@ def contents_of(archive: list[Row], make_bytes: MakeBytes) -> list[bytes]:
     return contents
 
 
-def compare(folder: Path, make_bytes: MakeBytes, archive: list[Row], wanted: list[Row]) -> None:
-    contents = contents_of(archive, make_bytes)
+def compare(folder: Path, archive: list[Row], wanted: list[Row]) -> None:
+    contents = contents_of(archive)
     for number, content in enumerate(contents):
         (folder / f"{number}").write_bytes(content)
     with DICOMfileClient(folder, in_memory=True) as client:
@@ -456,15 +456,15 @@ SETTINGS: dict[str, Any] = {
 @settings(max_examples=30, **SETTINGS)
 @given(archive=archives(), wanted=st.lists(queries(), min_size=4, max_size=12))
 def test_searches_agree_with_a_straightforward_model(
-    tmp_path_factory: pytest.TempPathFactory, make_bytes: MakeBytes, archive: list[Row], wanted: list[Row]
+    tmp_path_factory: pytest.TempPathFactory, archive: list[Row], wanted: list[Row]
 ) -> None:
-    compare(tmp_path_factory.mktemp("model"), make_bytes, archive, wanted)
+    compare(tmp_path_factory.mktemp("model"), archive, wanted)
 
 
 @pytest.mark.slow
 @settings(max_examples=300, **SETTINGS)
 @given(archive=archives(), wanted=st.lists(queries(), min_size=8, max_size=30))
 def test_many_searches_agree_with_a_straightforward_model(
-    tmp_path_factory: pytest.TempPathFactory, make_bytes: MakeBytes, archive: list[Row], wanted: list[Row]
+    tmp_path_factory: pytest.TempPathFactory, archive: list[Row], wanted: list[Row]
 ) -> None:
-    compare(tmp_path_factory.mktemp("model"), make_bytes, archive, wanted)
+    compare(tmp_path_factory.mktemp("model"), archive, wanted)

@@ -16,16 +16,15 @@ from dicomweb_io.files import local, remote
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.places import SourceChangedError, SourceFile
+from tests.unit.files.making import REFERENCE, make_bytes
 
-MakeBytes = Callable[..., bytes]
-REFERENCE = Resource("1.2.1", "1.2.1.1", "1.2.1.1.1")
 IMAGE = {
     "SamplesPerPixel": 1, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0,
     "PhotometricInterpretation": "MONOCHROME2",
 }  # fmt: skip
 
 
-def image(make_bytes: MakeBytes, letter: bytes, pixels: int = 2048) -> bytes:
+def image(letter: bytes, pixels: int = 2048) -> bytes:
     return make_bytes(Rows=pixels, Columns=1024, PixelData=letter * (pixels * 1024), **IMAGE)
 
 
@@ -63,10 +62,9 @@ def test_a_file_that_changes_after_it_was_checked_is_not_stored(
     change: Callable[[Path, bytes], None],
     url: str,
     tmp_path: Path,
-    make_bytes: MakeBytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    content = image(make_bytes, b"A", 8)
+    content = image(b"A", 8)
     source = tmp_path / "source.dcm"
     source.write_bytes(content)
     os.utime(source, (1_600_000_000, 1_600_000_000))
@@ -90,12 +88,12 @@ def test_a_file_that_changes_after_it_was_checked_is_not_stored(
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_failed_replacement_leaves_what_was_there(
-    change: Callable[[Path, bytes], None], tmp_path: Path, make_bytes: MakeBytes, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Path, bytes], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = DICOMfileClient(tmp_path / "store")
-    before = image(make_bytes, b"Z", 8)
+    before = image(b"Z", 8)
     list(client.iter_store_instances([before]))
-    content = image(make_bytes, b"A", 8)
+    content = image(b"A", 8)
     source = tmp_path / "source.dcm"
     source.write_bytes(content)
     fsync = os.fsync
@@ -130,9 +128,9 @@ class RewrittenFile(io.FileIO):
 @pytest.mark.parametrize("same_tick", [False, True])
 @pytest.mark.parametrize("url", ["local", "memory"])
 def test_a_file_that_is_rewritten_while_it_is_copied_does_not_arrive_mixed(
-    url: str, same_tick: bool, tmp_path: Path, make_bytes: MakeBytes, monkeypatch: pytest.MonkeyPatch
+    url: str, same_tick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = [image(make_bytes, letter) for letter in (b"A", b"B")]
+    versions = [image(letter) for letter in (b"A", b"B")]
     source = tmp_path / "source.dcm"
     source.write_bytes(versions[0])
     client = DICOMfileClient(tmp_path / "store" if url == "local" else f"memory://sources/mixed{same_tick}")
@@ -163,8 +161,8 @@ def test_a_file_that_is_rewritten_while_it_is_copied_does_not_arrive_mixed(
     assert next(client.iter_instances(REFERENCE)).content == versions[1]
 
 
-def test_a_source_is_neither_linked_nor_moved(tmp_path: Path, make_bytes: MakeBytes) -> None:
-    content = image(make_bytes, b"A", 8)
+def test_a_source_is_neither_linked_nor_moved(tmp_path: Path) -> None:
+    content = image(b"A", 8)
     archive = tmp_path / "archive"
     archive.mkdir()
     source = archive / "any name"
@@ -184,9 +182,9 @@ def test_a_source_is_neither_linked_nor_moved(tmp_path: Path, make_bytes: MakeBy
 
 @pytest.mark.parametrize("how", ["instance", "frames", "bulkdata"])
 def test_a_file_that_changes_while_it_is_read_is_an_error(
-    how: str, folder: Path, make_bytes: MakeBytes, monkeypatch: pytest.MonkeyPatch
+    how: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = image(make_bytes, b"A", 8)
+    content = image(b"A", 8)
     path = folder / "a.dcm"
     path.write_bytes(content)
     os.utime(path, (1_600_000_000, 1_600_000_000))
@@ -212,7 +210,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
         list(results)
 
 
-def test_a_source_that_vanishes_is_a_failure(tmp_path: Path, make_bytes: MakeBytes) -> None:
+def test_a_source_that_vanishes_is_a_failure(tmp_path: Path) -> None:
     source = tmp_path / "source.dcm"
     source.write_bytes(make_bytes())
     held = SourceFile.of(str(source))

@@ -30,6 +30,7 @@ from dicomweb_io.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_LS_LOSSLESS
 from dicomweb_io.elements import Resource
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.testing.samples import clone, sample_file
+from tests.unit.files.making import answered
 
 # Of each kind of image one: bits, sign, colours by pixel and by plane, frames, odd sizes, encodings.
 SAMPLES = (
@@ -168,10 +169,8 @@ def test_the_first_accepted_type_that_can_be_given_wins(archive: DICOMfileClient
 def test_lossy_and_unknown_encodings_are_refused(archive: DICOMfileClient, images: Images) -> None:
     reference = next(reference for reference, stored in images if stored.Modality == "CT")
     for syntax in ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.3.4"):
-        with pytest.raises(requests.HTTPError, match="is not available in") as caught:
+        with answered(406, "is not available in"):
             list(archive.iter_instances(reference, media_types=[("application/dicom", syntax)]))
-        assert caught.value.response is not None
-        assert caught.value.response.status_code == 406
 
 
 @pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "JPGExtended.dcm"])

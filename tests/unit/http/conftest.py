@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.transport import Transport
 from tests.answering import AnsweringServer
 
 
@@ -13,6 +16,21 @@ from tests.answering import AnsweringServer
 def serve(answering: Callable[..., AnsweringServer]) -> Callable[..., AnsweringServer]:
     """Starts such servers."""
     return answering
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., Transport]]:
+    """Makes transports that try again at once, and closes them after the test."""
+    made: list[Transport] = []
+
+    def make(url: str, **options: Any) -> Transport:
+        made.append(Transport(url, **{"retry": RetryPolicy(initial_delay=0.0), **options}))
+        return made[-1]
+
+    yield make
+    for transport in made:
+        assert transport._throttle.in_flight == 0, "a request was not released"
+        transport.close()
 
 
 @pytest.fixture(autouse=True)

@@ -24,9 +24,12 @@ from dicomweb_io.http.multipart import (
 TYPE = "multipart/related; boundary=b0"
 
 
+def chunks_of(message: bytes, size: int) -> list[bytes]:
+    return [message[start : start + size] for start in range(0, len(message), size)]
+
+
 def parts_of(message: bytes, content_type: str = TYPE, size: int | None = None) -> list[tuple[dict[str, str], bytes]]:
-    step = size or max(1, len(message))
-    chunks = [message[start : start + step] for start in range(0, len(message), step)]
+    chunks = chunks_of(message, size or max(1, len(message)))
     return [(dict(part.headers), part.read()) for part in MultipartReader(chunks, content_type)]
 
 
@@ -59,9 +62,26 @@ EXPECTED = [
 ]
 
 
-def test_every_chunk_size_gives_the_same_parts() -> None:
-    for size in range(1, len(PLAIN) + 1):
-        assert parts_of(PLAIN, size=size) == EXPECTED
+NO_BOUNDARIES = b"x--b0--\r\n\n--b0--\r\n\r\n--b0x\r\n\r\n--b\r\n--"
+MESSAGES: dict[str, tuple[bytes, list[tuple[dict[str, str], bytes]]]] = {
+    "plain": (PLAIN, EXPECTED),
+    "preamble and epilogue": (
+        b"A message --b0 in\r\nmany--b0\r\n parts.\r\n--b0\r\n\r\nx\r\n--b0--\r\nepilogue\r\n--b0\r\n\r\nno part",
+        [({}, b"x")],
+    ),
+    "lines that end with LF": (
+        b"x\n--b0\nA: b\n c\n\none\r\n--b0\n\n\n--b0--\n",
+        [({"A": "b c"}, b"one\r"), ({}, b"")],
+    ),
+    "no CRLF before the boundary": (b"--b0\r\n\r\n" + NO_BOUNDARIES + b"\r\n--b0--", [({}, NO_BOUNDARIES)]),
+    "ends with its headers": (b"--b0\r\nA: b\r\n\r\n--b0\r\n\r\n--b0--", [({"A": "b"}, b""), ({}, b"")]),
+}
+
+
+@pytest.mark.parametrize(("message", "expected"), MESSAGES.values(), ids=MESSAGES)
+def test_every_chunk_size_gives_the_same_parts(message: bytes, expected: list[tuple[dict[str, str], bytes]]) -> None:
+    for size in range(1, len(message) + 1):
+        assert parts_of(message, size=size) == expected
 
 
 def test_every_cut_in_two_gives_the_same_parts() -> None:
@@ -92,8 +112,7 @@ def test_every_truncation_raises_and_names_the_complete_parts() -> None:
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_a_truncated_last_part_raises_while_it_is_read(size: int) -> None:
     message = b"--b0\r\n\r\n" + b"x" * 500
-    reader = MultipartReader([message[start : start + size] for start in range(0, len(message), size)], TYPE)
-    part = next(reader)
+    part = next(MultipartReader(chunks_of(message, size), TYPE))
     got = b""
     with pytest.raises(MultipartError, match="within part 1, without its closing boundary; 0 parts were complete"):  # noqa: PT012
         for piece in part.iter_bytes():
@@ -175,37 +194,11 @@ def test_what_is_not_multipart_is_refused_at_once(content_type: str) -> None:
         MultipartReader([], content_type)
 
 
-def test_preamble_and_epilogue() -> None:
-    message = b"This is a message --b0 in\r\nmany--b0\r\n parts.\r\n--b0\r\n\r\nx\r\n--b0--\r\nepilogue\r\n"
-    message += b"--b0\r\n\r\nno part"
-    for size in range(1, len(message)):
-        assert parts_of(message, size=size) == [({}, b"x")]
-
-
-def test_lines_that_end_with_lf_alone() -> None:
-    message = b"preamble\n--b0\nA: b\n c\n\none\r\n--b0\n\n\n--b0--\n"
-    for size in range(1, len(message)):
-        assert parts_of(message, size=size) == [({"A": "b c"}, b"one\r"), ({}, b"")]
-
-
-def test_a_boundary_without_crlf_before_it_is_data() -> None:
-    content = b"x--b0--\r\n\n--b0--\r\n\r\n--b0x\r\n\r\n--b\r\n--"
-    message = b"--b0\r\n\r\n" + content + b"\r\n--b0--"
-    for size in range(1, len(message) + 1):
-        assert parts_of(message, size=size) == [({}, content)]
-
-
 def test_no_parts() -> None:
     assert parts_of(b"--b0--") == []
     assert parts_of(b"--b0--\r\n") == []
     with pytest.raises(MultipartError, match="empty"):
         parts_of(b"")
-
-
-def test_a_part_that_ends_with_its_headers() -> None:
-    message = b"--b0\r\nA: b\r\n\r\n--b0\r\n\r\n--b0--"
-    for size in range(1, len(message) + 1):
-        assert parts_of(message, size=size) == [({"A": "b"}, b""), ({}, b"")]
 
 
 def test_bounds() -> None:
@@ -219,8 +212,7 @@ def test_bounds() -> None:
 
 def test_skipping_and_late_reading() -> None:
     for size in (1, 4, 1000):
-        chunks = [PLAIN[start : start + size] for start in range(0, len(PLAIN), size)]
-        reader = MultipartReader(chunks, TYPE)
+        reader = MultipartReader(chunks_of(PLAIN, size), TYPE)
         first = next(reader)
         pieces = first.iter_bytes()
         assert next(pieces)
@@ -234,7 +226,7 @@ def test_skipping_and_late_reading() -> None:
 
 
 def test_resuming_an_abandoned_part_raises() -> None:
-    reader = MultipartReader([PLAIN[index : index + 1] for index in range(len(PLAIN))], TYPE)
+    reader = MultipartReader(chunks_of(PLAIN, 1), TYPE)
     pieces = next(reader).iter_bytes()
     next(pieces)
     next(reader)

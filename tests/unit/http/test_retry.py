@@ -70,9 +70,8 @@ def test_deadlines() -> None:
     while not soon.expired:
         time.sleep(0)
     assert (soon.remaining(), soon.bound(5)) == (0.0, 0.0)
-    with pytest.raises(
-        DeadlineExceededError, match="GET http://h/x: not complete within the deadline of 1e-09 s while testing"
-    ):
+    message = "GET http://h/x: not complete within the deadline of 1e-09 s while testing"
+    with pytest.raises(DeadlineExceededError, match=message):
         soon.check("testing", method="GET", url="http://h/x?y")
     later = Deadline(1000)
     assert Deadline.of(later) is later

@@ -31,32 +31,24 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 
 def test_a_slot_is_given_back_once_and_from_any_thread() -> None:
     throttle = Throttle(1)
-    slot = throttle.acquire(Deadline(None))
-    thread = threading.Thread(target=slot.release)
-    thread.start()
-    thread.join()
+    slot = throttle.acquire(NEVER)
+    in_thread(slot.release).join(WAIT)
     slot.release()
     assert throttle.in_flight == 0
-    with throttle.acquire(Deadline(None)):
+    with throttle.acquire(NEVER):
         assert throttle.in_flight == 1
     assert throttle.in_flight == 0
 
 
 def test_a_waiting_thread_gets_the_slot_that_becomes_free() -> None:
     throttle = Throttle(1)
-    slot = throttle.acquire(Deadline(None))
-    got = threading.Event()
-
-    def wait() -> None:
-        with throttle.acquire(Deadline(10)):
-            got.set()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    assert not got.is_set()
+    slot = throttle.acquire(NEVER)
+    got: list[float] = []
+    thread = in_thread(lambda: got.append(waited(throttle, Deadline(10))))
+    assert got == []
     slot.release()
-    assert got.wait(5)
-    thread.join()
+    thread.join(WAIT)
+    assert len(got) == 1
 
 
 def test_a_wait_beyond_the_deadline_fails_at_once() -> None:
@@ -213,17 +205,11 @@ def test_impossible_limits(arguments) -> None:
 def test_counting_within_counting_does_not_block():
     """The garbage collector may close an abandoned answer, which counts, on the thread that is counting."""
     stats = Stats()
-    done = threading.Event()
 
     class Amount(int):
         def __radd__(self, other):
             stats.add(retries=1)
             return int(other) + int(self)
 
-    def count():
-        stats.add(requests=Amount(1))
-        done.set()
-
-    threading.Thread(target=count, daemon=True).start()
-    assert done.wait(10)
+    in_thread(lambda: stats.add(requests=Amount(1))).join(WAIT)
     assert (stats.requests, stats.retries) == (1, 1)

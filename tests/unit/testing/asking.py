@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import requests
 import trustme
 
@@ -21,6 +24,17 @@ def address(server: Any, name: str) -> str:
     """Where a server gives one of pydicom's files."""
     reference = Instance.from_path(sample_file(name)).reference
     return "/".join(filter(None, (server.url, server.behaviour.wado_prefix, reference.uri)))
+
+
+def put_files(folder: Path, names: Iterable[str]) -> Path:
+    """Copies pydicom's files into a folder."""
+    for name in names:
+        (folder / name).write_bytes(sample_file(name).read_bytes())
+    return folder
+
+
+def pixels(content: bytes) -> Any:
+    return pydicom.dcmread(io.BytesIO(content)).pixel_array
 
 
 def get(url: str, accept: str = "*/*", headers: dict[str, str] | None = None, **options: Any) -> requests.Response:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import select
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 
 import pytest
 import requests
+from urllib3.util import Retry
 
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.proxy import FaultyProxy
+from tests.answering import Reply, Request
 
-BOUNDARY = "limit"
 PARTS = [bytes([65 + number]) * 1000 for number in range(3)]
 BODY = (
     b"".join(b"--limit\r\nContent-Type: application/dicom\r\n\r\n" + part + b"\r\n" for part in PARTS)
@@ -23,89 +23,48 @@ BODY = (
 )
 
 
-class Handler(BaseHTTPRequestHandler):
+KIND = 'multipart/related; type="application/dicom"; boundary="limit"'
+
+
+def pieces() -> Iterator[bytes]:
+    """The body in chunks."""
+    for start in range(0, len(BODY), 700):
+        piece = BODY[start : start + 700]
+        yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    yield b"0\r\n\r\n"
+
+
+def answer(got: Request) -> None:
     """Answers /length with a length, /chunks in chunks, /until-close without either; POST gives the body back."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.server.seen.append(self.path)  # type: ignore[attr-defined]
-        self.send_response(200)
-        self.send_header("Content-Type", f'multipart/related; type="application/dicom"; boundary="{BOUNDARY}"')
-        if self.path.startswith("/chunks"):
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            for start in range(0, len(BODY), 700):
-                piece = BODY[start : start + 700]
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            self.wfile.write(b"0\r\n\r\n")
-        elif self.path.startswith("/until-close"):
-            self.send_header("Connection", "close")
-            self.end_headers()
-            self.wfile.write(BODY)
-        else:
-            self.send_header("Content-Length", str(len(BODY)))
-            self.end_headers()
-            self.wfile.write(BODY)
-
-    def do_POST(self) -> None:
-        self.server.seen.append(self.path)  # type: ignore[attr-defined]
-        if self.headers.get("Transfer-Encoding"):
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "12345")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        return
+    if got.method == "HEAD":
+        got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 12345\r\n\r\n")
+    elif got.method == "POST":
+        got.answer(200, got.body)
+    elif got.path == "/chunks":
+        got.answer(200, b"".join(pieces()), Content_Type=KIND, Transfer_Encoding="chunked")
+    else:
+        got.reply(Reply(200, BODY, KIND, length=got.path != "/until-close"))
+    if got.headers.get("connection") == "close":
+        got.hangup()
 
 
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.seen = []  # type: ignore[attr-defined]
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+@pytest.fixture
+def upstream(answering):
+    return answering(answer)
 
 
 @pytest.fixture
 def proxied(upstream):
-    proxies = []
-
-    def start(*faults):
-        proxy = FaultyProxy(upstream.server_address, faults).start()
-        proxies.append(proxy)
-        upstream.seen.clear()
-        return proxy
-
-    yield start
-    for proxy in proxies:
-        proxy.stop()
+    with ExitStack() as stack:
+        yield lambda *faults: stack.enter_context(FaultyProxy(("127.0.0.1", upstream.port), faults))
 
 
-def exchange(proxy: FaultyProxy, path: str = "/length") -> tuple[bytes, bool]:
+def exchange(proxy: FaultyProxy, path: str = "/length", connection: str = "close") -> tuple[bytes, bool]:
     """Everything that a raw socket receives, and whether the connection was reset."""
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as client:
         data = b""
         try:
-            client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n\r\n".encode())
             while chunk := client.recv(65536):
                 data += chunk
         except ConnectionResetError:
@@ -134,7 +93,7 @@ def test_without_faults_everything_passes_unchanged(proxied, path):
 def test_reset_before_the_server_hears_of_it(proxied, upstream):
     proxy = proxied(fault("reset", at="request"))
     assert exchange(proxy) == (b"", True)
-    assert upstream.seen == []
+    assert upstream.requests == []
     assert exchange(proxy)[0].endswith(b"--limit--\r\n")
 
 
@@ -142,7 +101,7 @@ def test_reset_after_the_work_was_done(proxied, upstream):
     proxy = proxied(fault("reset", at="answer", method="POST"))
     with pytest.raises(requests.ConnectionError):
         requests.post(url(proxy, "/store"), data=b"x", timeout=10)
-    assert upstream.seen == ["/store"]
+    assert upstream.asked() == ["/store"]
 
 
 @pytest.mark.parametrize("action", ["reset", "truncate"])
@@ -229,12 +188,7 @@ def test_endless_headers_end_with_the_client(proxied):
 
 
 def test_a_kept_connection_is_closed_without_notice(proxied):
-    proxy = proxied(fault("close_after"))
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as client:
-        client.sendall(b"GET /length HTTP/1.1\r\nHost: x\r\n\r\n")
-        data = b""
-        while chunk := client.recv(65536):
-            data += chunk
+    data, _ = exchange(proxied(fault("close_after")), connection="keep-alive")
     head, _, body = data.partition(b"\r\n\r\n")
     assert b"close" not in head.lower()
     assert body == BODY
@@ -253,7 +207,8 @@ def test_a_dead_server_refuses_connections_and_comes_back(proxied):
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", proxy.port), timeout=10)
     with requests.Session() as session:
-        session.mount("http://", requests.adapters.HTTPAdapter(max_retries=_patient()))
+        patient = Retry(connect=20, backoff_factor=0.05, backoff_max=0.1)
+        session.mount("http://", requests.adapters.HTTPAdapter(max_retries=patient))
         assert session.get(url(proxy, "/length"), timeout=10).content == BODY
 
 
@@ -276,12 +231,6 @@ def test_a_dead_server_can_be_brought_back_before_its_time(proxied):
     proxy.up()
     proxy.up()
     assert requests.get(url(proxy, "/length"), timeout=10).content == BODY
-
-
-def _patient():
-    from urllib3.util import Retry
-
-    return Retry(connect=20, backoff_factor=0.05, backoff_max=0.1)
 
 
 def test_stop_and_start_keep_the_port(proxied):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 from pathlib import Path
 
@@ -14,28 +15,24 @@ from dicomweb_io.elements import Instance, RenderedImage
 from dicomweb_io.http.multipart import MultipartError, MultipartReader
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study, sample_file, synthetic_instance
-from tests.unit.testing.asking import ANY, PLAIN, address, get, parts
+from tests.unit.testing.asking import ANY, PLAIN, address, get, parts, put_files
 
 FILES = [
-    "CT_small.dcm",
-    "MR_small_implicit.dcm",
-    "SC_rgb_rle.dcm",
-    "examples_ybr_color.dcm",
-    "JPEG2000.dcm",
-    "image_dfl.dcm",
-    "ExplVR_BigEnd.dcm",
-    "waveform_ecg.dcm",
-    "test-SR.dcm",
-]
+    "CT_small.dcm", "MR_small_implicit.dcm", "SC_rgb_rle.dcm", "examples_ybr_color.dcm", "JPEG2000.dcm",
+    "image_dfl.dcm", "ExplVR_BigEnd.dcm", "waveform_ecg.dcm", "test-SR.dcm",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("archive")
-    for name in FILES:
-        (folder / name).write_bytes(sample_file(name).read_bytes())
+    folder = put_files(tmp_path_factory.mktemp("archive"), FILES)
     make_study(folder / "study", studies=1, series=2, instances=2, size=3_000_000)
     return folder
+
+
+@pytest.fixture
+def study(archive) -> str:
+    return Instance.from_path(next((archive / "study").rglob("*.dcm"))).reference.study_instance_uid
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -123,8 +120,6 @@ def test_the_query_parameter_accept_overrides_the_header(serve, archive):
 def test_what_is_not_there(serve, archive, path, status):
     server = serve(archive)
     # As it stands: requests would resolve the dots.
-    import http.client
-
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.request("GET", "/dicom-web" + path)
     assert connection.getresponse().status == status
@@ -155,9 +150,8 @@ def test_bulk_data_inside_sequences_can_be_had(serve, archive):
     assert get(link, "application/octet-stream").content == wave
 
 
-def test_metadata_of_a_study_and_as_xml(serve, archive):
+def test_metadata_of_a_study_and_as_xml(serve, archive, study):
     server = serve(archive)
-    study = Instance.from_path(next((archive / "study").rglob("*.dcm"))).reference.study_instance_uid
     assert len(get(f"{server.url}/studies/{study}/metadata").json()) == 4
     xml = get(f"{server.url}/studies/{study}/metadata", 'multipart/related; type="application/dicom+xml"')
     documents = parts(xml)
@@ -167,19 +161,17 @@ def test_metadata_of_a_study_and_as_xml(serve, archive):
 
 def test_frames_come_in_the_order_asked_for(serve, archive):
     server = serve(archive)
-    image = pydicom.dcmread(sample_file("CT_small.dcm"))
+    ct, loop = address(server, "CT_small.dcm"), address(server, "examples_ybr_color.dcm")
     octets = 'multipart/related; type="application/octet-stream"'
-    assert parts(get(address(server, "CT_small.dcm") + "/frames/1", octets)) == [image.PixelData]
-    loop = pydicom.dcmread(sample_file("examples_ybr_color.dcm"))
-    stored = list(pydicom.encaps.generate_frames(loop.PixelData, number_of_frames=30))
-    answer = get(address(server, "examples_ybr_color.dcm") + "/frames/3,1", 'multipart/related; type="*/*"')
+    assert parts(get(ct + "/frames/1", octets)) == [pydicom.dcmread(sample_file("CT_small.dcm")).PixelData]
+    pixels = pydicom.dcmread(sample_file("examples_ybr_color.dcm")).PixelData
+    stored = list(pydicom.encaps.generate_frames(pixels, number_of_frames=30))
+    answer = get(loop + "/frames/3,1", 'multipart/related; type="*/*"')
     assert parts(answer) == [stored[2], stored[0]]
     assert "image/jpeg" in answer.headers["Content-Type"]
-    single = get(address(server, "examples_ybr_color.dcm") + "/frames/2", "image/jpeg")
-    assert single.content == stored[1]
-    for numbers in ("31", "0"):
-        assert get(address(server, "examples_ybr_color.dcm") + f"/frames/{numbers}").status_code == 404
-    assert get(address(server, "examples_ybr_color.dcm") + "/frames/x").status_code == 400
+    assert get(loop + "/frames/2", "image/jpeg").content == stored[1]
+    for numbers, status in (("31", 404), ("0", 404), ("x", 400)):
+        assert get(loop + f"/frames/{numbers}").status_code == status
     assert get(address(server, "test-SR.dcm") + "/frames/1").status_code == 404
 
 
@@ -223,29 +215,25 @@ def test_pictures_come_from_the_archive(serve):
 # Behaviour ------------------------------------------------------------------------------------------------------------
 
 
-def test_orthanc_ends_studies_by_closing_the_connection(serve, archive):
+def test_orthanc_ends_studies_by_closing_the_connection(serve, archive, study):
     server = serve(archive, behaviour="orthanc")
-    study = Instance.from_path(next((archive / "study").rglob("*.dcm"))).reference.study_instance_uid
+    ct = address(server, "CT_small.dcm")
     answer = get(f"{server.url}/studies/{study}", ANY)
     assert "Content-Length" not in answer.headers
     assert "Transfer-Encoding" not in answer.headers
     assert answer.headers["Connection"] == "close"
     assert len(parts(answer)) == 4
-    one = get(address(server, "CT_small.dcm"), ANY)
+    one = get(ct, ANY)
     assert one.headers["Content-Type"].rpartition("boundary=")[2][0] != '"'
     (headers,) = [dict(part.headers) for part in MultipartReader([one.content], one.headers["Content-Type"])]
     assert set(headers) == {"Content-Type", "Content-Length", "MIME-Version"}
     assert headers["Content-Type"] == "application/dicom"
-    for accept in (
-        "application/dicom",
-        f"{PLAIN}; transfer-syntax=*, */*;q=0.1",
-        "image/jpeg",
-        f"{PLAIN}; transfer-syntax=1.2.3",
-    ):
-        assert get(address(server, "CT_small.dcm"), accept).status_code == 400
-    (row,) = get(address(server, "CT_small.dcm") + "/metadata").json()
+    refused = (f"{PLAIN}; transfer-syntax=*, */*;q=0.1", f"{PLAIN}; transfer-syntax=1.2.3")
+    for accept in ("application/dicom", "image/jpeg", *refused):
+        assert get(ct, accept).status_code == 400
+    (row,) = get(ct + "/metadata").json()
     assert "00083002" not in row
-    packed = get(address(server, "CT_small.dcm") + "/metadata", headers={"Accept-Encoding": "gzip"})
+    packed = get(ct + "/metadata", headers={"Accept-Encoding": "gzip"})
     assert packed.headers["Content-Encoding"] == "gzip"
     assert packed.json()[0]["00100020"] == row["00100020"]
 
@@ -296,24 +284,17 @@ def test_dcm4chee_drops_frames_beyond_the_end(serve, archive):
 # Faults of parts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def study(archive) -> str:
-    return Instance.from_path(next((archive / "study").rglob("*.dcm"))).reference.study_instance_uid
-
-
 def faulty(serve, archive, study, action: str, **options) -> requests.Response:
     server = serve(archive, faults=[fault(action, **options)])
     return get(f"{server.url}/studies/{study}", ANY)
 
 
-def test_a_missing_closing_boundary(serve, archive, study):
-    with pytest.raises(MultipartError, match="without its closing boundary"):
-        parts(faulty(serve, archive, study, "missing_closing_boundary"))
-
-
-def test_a_wrong_boundary(serve, archive, study):
-    with pytest.raises(MultipartError):
-        parts(faulty(serve, archive, study, "wrong_boundary"))
+@pytest.mark.parametrize(
+    ("action", "message"), [("missing_closing_boundary", "without its closing boundary"), ("wrong_boundary", None)]
+)
+def test_boundaries_that_are_missing_or_wrong(serve, archive, study, action, message):
+    with pytest.raises(MultipartError, match=message):
+        parts(faulty(serve, archive, study, action))
 
 
 def test_parts_missing_doubled_foreign_and_cut(serve, archive, study):
@@ -330,15 +311,11 @@ def test_parts_missing_doubled_foreign_and_cut(serve, archive, study):
 
 def test_a_large_instance_passes_without_much_memory(serve, tmp_path):
     path = synthetic_instance(60_000_000, tmp_path / "large.dcm")
-    server = serve(tmp_path)
-    received = 0
-    reference = Instance.from_path(path).reference
-    with get(f"{server.url}/{reference.uri}", "application/dicom; transfer-syntax=*", stream=True) as answer:
-        with open(path, "rb") as file:
-            for chunk in answer.iter_content(1 << 20):
-                assert chunk == file.read(len(chunk))
-                received += len(chunk)
-    assert received == path.stat().st_size
+    url = f"{serve(tmp_path).url}/{Instance.from_path(path).reference.uri}"
+    with get(url, "application/dicom; transfer-syntax=*", stream=True) as answer, open(path, "rb") as file:
+        for chunk in answer.iter_content(1 << 20):
+            assert chunk == file.read(len(chunk))
+        assert file.read() == b""
 
 
 def test_a_client_that_leaves_ends_an_endless_body(serve, archive):

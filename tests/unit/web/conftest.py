@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ class Web:
 
     def __init__(self, answering: Callable[..., AnsweringServer]) -> None:
         self._answering = answering
-        self._clients: list[DICOMwebClient] = []
+        self.clients: list[DICOMwebClient] = []
 
     def serve(self, answer: Handler) -> AnsweringServer:
         return self._answering(answer, path="/dicomweb")
@@ -37,24 +37,18 @@ class Web:
         options.setdefault("deadline", 20.0)
         url = server if isinstance(server, str) else server.url
         client = DICOMwebClient(url, **options)
-        self._clients.append(client)
+        self.clients.append(client)
         return client
 
     def connect(self, answer: Handler, **options: Any) -> tuple[AnsweringServer, DICOMwebClient]:
         server = self.serve(answer)
         return server, self.client(server, **options)
 
-    def close(self) -> None:
-        for client in self._clients:
-            client.close()
-
     @staticmethod
     def dicom(sop: str, *, study: str = STUDY, series: str = SERIES, filler: int = 64, comment: str = "") -> bytes:
         dataset = Dataset()
         dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-        dataset.SOPInstanceUID = sop
-        dataset.StudyInstanceUID = study
-        dataset.SeriesInstanceUID = series
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = study, series, sop
         dataset.ImageComments = comment
         dataset.EncapsulatedDocument = b"\x00" * (filler + filler % 2)
         dataset.file_meta = FileMetaDataset()
@@ -66,13 +60,18 @@ class Web:
     @staticmethod
     def row(*uids: str, **values: Any) -> dict[str, Any]:
         """A row with study, series and instance UIDs, as many as given, and values by tag (``t00080060="CT"``)."""
-        row = {
-            tag: {"vr": "UI", "Value": [uid]}
-            for tag, uid in zip(("0020000D", "0020000E", "00080018"), uids, strict=False)
-        }
+        tags = ("0020000D", "0020000E", "00080018")
+        row = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in zip(tags, uids, strict=False)}
         for name, value in values.items():
             row[name.lstrip("t")] = {"vr": "CS", "Value": value if isinstance(value, list) else [value]}
         return row
+
+    @classmethod
+    def page(cls, request: Request, rows: Sequence[dict[str, Any]], **options: Any) -> Reply:
+        """The rows from the offset on that a request asks for, as many as its limit."""
+        offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters.get("limit", len(rows)))
+        page = rows[offset : offset + limit]
+        return cls.json(page, **options) if page else Reply(204, **options)
 
     @staticmethod
     def stored_parts(request: Request) -> list[bytes]:
@@ -100,7 +99,6 @@ class Web:
 @pytest.fixture
 def web(answering: Callable[..., AnsweringServer]) -> Iterator[Web]:
     tools = Web(answering)
-    try:
-        yield tools
-    finally:
-        tools.close()
+    yield tools
+    for client in tools.clients:
+        client.close()

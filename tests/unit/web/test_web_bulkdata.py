@@ -6,8 +6,13 @@ import pytest
 
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.http.auth import BasicCredentials
+from tests.answering import Reply
 
 VALUE = bytes(range(256))
+
+
+def value(request):
+    return Reply(200, VALUE, "application/octet-stream")
 
 
 @pytest.mark.parametrize("kind", ["application/octet-stream", None, "video/mpeg"])
@@ -17,14 +22,12 @@ def test_a_single_body(web, kind):
 
 
 def test_parts(web):
-    server, client = web.connect(
-        lambda request: web.multipart([VALUE, b"b"], kind="application/octet-stream", length=False)
-    )
+    kind = "application/octet-stream"
+    server, client = web.connect(lambda request: web.multipart([VALUE, b"b"], kind=kind, length=False))
     assert client.retrieve_bulkdata(f"{server.url}/bulk") == [VALUE, b"b"]
     assert list(client.iter_bulkdata(f"{server.url}/bulk")) == [VALUE, b"b"]
     part = next(client.iter_bulkdata_parts(f"{server.url}/bulk?secret=1"))
-    assert part.uri == f"{server.url}/bulk"
-    assert part.media_type == "application/octet-stream"
+    assert (part.uri, part.media_type) == (f"{server.url}/bulk", kind)
 
 
 @pytest.mark.parametrize(
@@ -38,9 +41,7 @@ def test_parts(web):
     ],
 )
 def test_addresses(web, url, target):
-    server, client = web.connect(
-        lambda request: web.Reply(200, VALUE, "application/octet-stream"), wado_url_prefix="wado"
-    )
+    server, client = web.connect(value, wado_url_prefix="wado")
     client.retrieve_bulkdata(url.format(base=server.url, port=server.port))
     assert server.asked() == [target]
     assert server.requests[0].headers["host"] == f"127.0.0.1:{server.port}"
@@ -55,12 +56,9 @@ def test_bad_addresses_are_refused_before_anything_is_sent(web, url):
 
 
 def test_another_host_gets_its_own_host_header_and_no_credentials(web):
-    stranger = web.serve(lambda request: web.Reply(200, VALUE, "application/octet-stream"))
-    server, client = web.connect(
-        lambda request: web.Reply(200, VALUE, "application/octet-stream"),
-        credentials=BasicCredentials("me", password="secret"),
-        headers={"X-Secret": "yes"},
-    )
+    stranger = web.serve(value)
+    credentials = BasicCredentials("me", password="secret")
+    server, client = web.connect(value, credentials=credentials, headers={"X-Secret": "yes"})
     client.retrieve_bulkdata(f"{stranger.url}/bulk")
     client.retrieve_bulkdata(f"{server.url}/bulk")
     assert stranger.requests[0].headers["host"] == f"127.0.0.1:{stranger.port}"
@@ -89,17 +87,21 @@ def test_byte_ranges(web, byte_range, header, expected):
     assert client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range) == [expected]
 
 
-def test_ranges_that_cannot_be_had(web):
-    server, client = web.connect(lambda request: web.multipart([VALUE, VALUE], kind="application/octet-stream"))
-    with pytest.raises(MalformedResponseError, match="several parts"):
-        client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(1, 2))
-    server, client = web.connect(lambda request: web.Reply(200, VALUE))
-    with pytest.raises(MalformedResponseError, match="after the last"):
-        client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(256, None))
-    wrong = web.Reply(206, VALUE, headers={"Content-Range": "bytes 0-255/256"})
-    server, client = web.connect(lambda request: wrong)
-    with pytest.raises(MalformedResponseError, match="asked for bytes from 5"):
-        client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(5, None))
+@pytest.mark.parametrize(
+    ("reply", "byte_range", "words"),
+    [
+        (Reply.multipart([VALUE, VALUE], kind="application/octet-stream"), (1, 2), "several parts"),
+        (Reply(200, VALUE), (256, None), "after the last"),
+        (Reply(206, VALUE, headers={"Content-Range": "bytes 0-255/256"}), (5, None), "asked for bytes from 5"),
+    ],
+)
+def test_ranges_that_cannot_be_had(web, reply, byte_range, words):
+    server, client = web.connect(lambda request: reply)
+    with pytest.raises(MalformedResponseError, match=words):
+        client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range)
+
+
+def test_a_refused_range(web):
     server, client = web.connect(lambda request: web.Reply(416))
     with pytest.raises(DICOMwebError) as caught:
         client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(5, None))
@@ -134,17 +136,14 @@ def test_a_body_that_breaks_off_is_asked_for_again(web):
     assert len(server.requests) == 3
 
 
-def test_media_types_and_other_spellings(web):
-    def answer(request):
-        return web.Reply(200, VALUE, "video/mp4") if request.headers["accept"] == "video/mp4" else web.Reply(400)
-
-    server, client = web.connect(answer)
-    assert client.retrieve_bulkdata(f"{server.url}/bulk", media_types=("video/mp4",)) == [VALUE]
-    assert server.requests[0].headers["accept"] == 'multipart/related; type="video/mp4"'
+@pytest.mark.parametrize(("accept", "media_types"), [("video/mp4", ("video/mp4",)), ("*/*", None)])
+def test_media_types_and_other_spellings(web, accept, media_types):
     server, client = web.connect(
-        lambda request: web.Reply(200, VALUE) if request.headers["accept"] == "*/*" else web.Reply(400)
+        lambda request: web.Reply(200, VALUE, "video/mp4") if request.headers["accept"] == accept else web.Reply(400)
     )
-    assert client.retrieve_bulkdata(f"{server.url}/bulk") == [VALUE]
+    assert client.retrieve_bulkdata(f"{server.url}/bulk", media_types=media_types) == [VALUE]
+    if media_types:
+        assert server.requests[0].headers["accept"] == 'multipart/related; type="video/mp4"'
 
 
 def test_nothing_and_login_pages(web):
@@ -163,3 +162,11 @@ def test_less_than_was_asked_for_is_an_error(web):
             client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range)
     with pytest.raises(ResponseIncompleteError, match="partial"):
         client.retrieve_bulkdata(f"{server.url}/bulk")
+
+
+@pytest.mark.parametrize("kind", ["application/dicom", "application/dicom+json", "application/dicom+xml", "text/html"])
+def test_an_answer_of_another_kind_is_no_bulk_data(web, kind):
+    for reply in (web.Reply(200, VALUE, kind), web.multipart([({"Content-Type": kind}, VALUE)])):
+        server, client = web.connect(lambda request, reply=reply: reply)
+        with pytest.raises(MalformedResponseError, match="expected bulk data"):
+            client.retrieve_bulkdata(f"{server.url}/bulk")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +12,7 @@ from dicomweb_io.elements import Resource
 from dicomweb_io.errors import ConnectionFailedError, DICOMwebError
 from dicomweb_io.http.auth import BasicCredentials, BearerToken
 from dicomweb_io.web.client import DICOMwebClient
+from tests.answering import Reply
 
 BASIC = "Basic bWU6cDp3"
 
@@ -90,28 +89,12 @@ def test_host_header_and_slashes_are_right(web):
     assert all(target.startswith("/dicomweb/studies") for target in server.asked())
 
 
-def test_ipv6():
-    try:
-        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
-    except OSError:
-        pytest.fail("this computer has no IPv6 loopback, which the test needs")
-    got = []
-
-    def answer():
-        connection, _ = listener.accept()
-        with connection:
-            got.append(connection.recv(65536))
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n[]")
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    port = listener.getsockname()[1]
-    with DICOMwebClient(f"http://[::1]:{port}/x") as client:
+def test_ipv6(answering):
+    server = answering(lambda request: Reply.json([]), host="::1", path="/x")
+    with DICOMwebClient(server.url) as client:
         assert client.search_for_studies() == []
-    thread.join()
-    listener.close()
-    assert got[0].startswith(b"GET /x/studies HTTP/1.1\r\n")
-    assert b"Host: [::1]:%d\r\n" % port in got[0]
+    assert server.requests[0].line == "GET /x/studies HTTP/1.1"
+    assert server.requests[0].headers["host"] == f"[::1]:{server.port}"
 
 
 def test_user_information_of_the_url_becomes_credentials(web):
@@ -131,8 +114,12 @@ def test_credentials_headers_and_sessions(web):
     session = requests.Session()
     session.auth = ("me", "p:w")
     session.headers["X-Mine"] = "yes"
-    before = (dict(session.headers), session.proxies.copy(), {key: list(hooks) for key, hooks in session.hooks.items()})
-    seen = []
+
+    def state():
+        hooks = {key: list(hooks) for key, hooks in session.hooks.items()}
+        return dict(session.headers), session.proxies.copy(), hooks
+
+    before, seen = state(), []
     server, client = web.connect(
         lambda request: web.json([]),
         session=session,
@@ -144,11 +131,7 @@ def test_credentials_headers_and_sessions(web):
     assert server.requests[0].headers["authorization"] == BASIC
     assert (server.requests[0].headers["x-mine"], server.requests[0].headers["x-other"]) == ("yes", "1")
     assert seen == [200]
-    assert before == (
-        dict(session.headers),
-        session.proxies,
-        {key: list(hooks) for key, hooks in session.hooks.items()},
-    )
+    assert state() == before
 
 
 def test_a_token_that_expires_half_way_through_a_search_is_renewed_and_nothing_is_lost(web, tmp_path):
@@ -162,8 +145,7 @@ def test_a_token_that_expires_half_way_through_a_search_is_renewed_and_nothing_i
         if request.headers.get("authorization") != f"Bearer {valid}":
             return web.Reply(401, headers={"WWW-Authenticate": "Bearer"})
         answered.append(1)
-        offset = int(request.parameters.get("offset", 0))
-        return web.json([web.row(f"1.{number}") for number in range(offset, min(offset + 3, 10))])
+        return web.page(request, [web.row(f"1.{number}") for number in range(10)])
 
     server, client = web.connect(answer, credentials=BearerToken(file=str(file)))
     rows = [Resource.of(row).study_instance_uid for row in client.iter_search_for_studies(page_size=3)]
@@ -174,14 +156,12 @@ def test_a_token_that_expires_half_way_through_a_search_is_renewed_and_nothing_i
 def test_settings(web):
     _, client = web.connect(lambda request: web.Reply(500))
     client.set_chunk_size(1024)
-    client.set_http_retry_params(max_attempts=2, wait_exponential_multiplier=0, retriable_error_codes=(500,))
-    with pytest.raises(DICOMwebError) as caught:
-        client.search_for_studies()
-    assert caught.value.attempts == 2
-    client.set_http_retry_params(retry=False)
-    with pytest.raises(DICOMwebError) as caught:
-        client.search_for_studies()
-    assert caught.value.attempts == 1
+    retries = {"max_attempts": 2, "wait_exponential_multiplier": 0, "retriable_error_codes": (500,)}
+    for params, attempts in ((retries, 2), ({"retry": False}, 1)):
+        client.set_http_retry_params(**params)
+        with pytest.raises(DICOMwebError) as caught:
+            client.search_for_studies()
+        assert caught.value.attempts == attempts
 
 
 def test_permissive_uids(web):
@@ -226,11 +206,8 @@ def test_errors_are_http_errors_with_their_response_and_no_query(web):
     assert error.response.text == "busy with Doe"
     assert "PatientName" not in str(error)
     assert "Doe" not in str(error)
-    with (
-        DICOMwebClient("http://127.0.0.1:1", retry=None, deadline=0.5) as nobody,
-        pytest.raises(DICOMwebError) as caught,
-    ):
-        nobody.search_for_studies()
+    with pytest.raises(DICOMwebError) as caught:
+        web.client("http://127.0.0.1:1", retry=None, deadline=0.5).search_for_studies()
     assert isinstance(caught.value, (ConnectionFailedError, requests.Timeout))
 
 
@@ -250,16 +227,14 @@ def test_one_client_serves_many_threads(web):
         assert dict(pool.map(retrieve, contents)) == contents
 
 
-@pytest.mark.parametrize("quirk", ["preamble", "blanks", "semicolon", "epilogue"])
-def test_multipart_messages_that_other_readers_stumble_over(web, quirk):
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"This is a multipart message.\r\n", b""), (b"", b"  \r\n"), (b"", b""), (b"", b"\r\nThe end.")],
+    ids=["preamble", "blanks", "semicolon", "epilogue"],
+)
+def test_multipart_messages_that_other_readers_stumble_over(web, before, after):
     content = web.dicom("1.2.3.1.1")
-    body = b"--B;x\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--B;x--"
-    body = {
-        "preamble": b"This is a multipart message.\r\n" + body,
-        "blanks": body + b"  \r\n",
-        "semicolon": body,
-        "epilogue": body + b"\r\nThe end.",
-    }[quirk]
+    body = before + b"--B;x\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--B;x--" + after
     reply = web.Reply(200, body, 'multipart/related; boundary="B;x"; type="application/dicom"')
     _, client = web.connect(lambda request: reply)
     (instance,) = client.iter_instances(Resource("1.2.3", "1.2.3.1", "1.2.3.1.1"))

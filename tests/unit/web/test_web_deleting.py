@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from dicomweb_io.errors import DICOMwebError
+from tests.answering import Reply, in_turn
 
 
 def test_by_dicomweb(web):
@@ -29,10 +28,9 @@ def test_what_is_not_there(web):
 
 
 def test_a_404_after_a_lost_answer_is_the_first_tries_success(web):
-    statuses = [503, 404]
-    _, client = web.connect(lambda request: web.Reply(statuses.pop(0)))
+    server, client = web.connect(in_turn(web.Reply(503), web.Reply(404)))
     client.delete_study("1.2")
-    assert statuses == []
+    assert len(server.requests) == 2
 
 
 def test_a_refusal(web):
@@ -51,37 +49,37 @@ def test_servers_that_delete_nothing_are_not_asked(web):
 class Orthanc:
     """The native interface beside /dicomweb: two instances share a SOP Instance UID in different series."""
 
-    def __init__(self, web):
-        self.web = web
+    FOUND = {
+        b"1.4": [
+            {"ID": "a", "Path": "/instances/a", "Type": "Instance"},
+            {"ID": "b", "Path": "/instances/b", "Type": "Instance"},
+        ],
+        b"1.3": [{"ID": "c", "Path": "/series/c", "Type": "Series"}],
+        b"1.2": [
+            {"ID": "d", "Path": "/studies/d", "Type": "Study"},
+            {"ID": "x", "Path": "/patients/x", "Type": "Patient"},
+        ],
+    }
+    PARENTS = {"/instances/a": ("1.2", "1.3"), "/instances/b": ("9.9", "9.8"), "/series/c": ("1.2",)}
+
+    def __init__(self):
         self.deleted = []
-        self.parents = {"/instances/a": ("1.2", "1.3"), "/instances/b": ("9.9", "9.8"), "/series/c": ("1.2",)}
 
     def __call__(self, request):
         if request.path == "/tools/lookup":
             assert request.method == "POST"
-            found = {
-                b"1.4": [
-                    {"ID": "a", "Path": "/instances/a", "Type": "Instance"},
-                    {"ID": "b", "Path": "/instances/b", "Type": "Instance"},
-                ],
-                b"1.3": [{"ID": "c", "Path": "/series/c", "Type": "Series"}],
-                b"1.2": [
-                    {"ID": "d", "Path": "/studies/d", "Type": "Study"},
-                    {"ID": "x", "Path": "/patients/x", "Type": "Patient"},
-                ],
-            }.get(request.body, [])
-            return self.web.Reply(200, json.dumps(found).encode(), "application/json")
+            return Reply.json(self.FOUND.get(request.body, []))
         if request.method == "DELETE":
             self.deleted.append(request.path)
-            return self.web.Reply(200, b"{}")
+            return Reply.json({})
         path, _, level = request.path.rpartition("/")
-        uids = self.parents[path]
+        uids = self.PARENTS[path]
         tags = {"StudyInstanceUID": uids[0]} if level == "study" else {"SeriesInstanceUID": uids[1]}
-        return self.web.Reply(200, json.dumps({"MainDicomTags": tags}).encode())
+        return Reply.json({"MainDicomTags": tags})
 
 
 def test_by_orthancs_own_interface(web):
-    orthanc = Orthanc(web)
+    orthanc = Orthanc()
     _, client = web.connect(orthanc, profile="orthanc")
     client.delete_instance("1.2", "1.3", "1.4")
     assert orthanc.deleted == ["/instances/a"]

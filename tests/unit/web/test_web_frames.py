@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from dicomweb_io.elements import Resource
-from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
+from dicomweb_io.errors import DatasetError, DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.profiles import GENERIC
 
 UIDS = ("1.2", "1.3", "1.4")
@@ -36,14 +38,10 @@ def test_frames_come_in_the_order_asked_for_with_their_encoding(web):
     kind = "image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50"
     server, client = web.connect(frame_server(web, content_type=kind))
     found = list(client.iter_frames(reference(3, 1, 2)))
-    assert [(frame.reference.frames, frame.content) for frame in found] == [
-        ((3,), b"frame 3"),
-        ((1,), b"frame 1"),
-        ((2,), b"frame 2"),
-    ]
-    assert {(frame.media_type, frame.transfer_syntax_uid) for frame in found} == {
-        ("image/jpeg", "1.2.840.10008.1.2.4.50")
-    }
+    contents = [(frame.reference.frames, frame.content) for frame in found]
+    assert contents == [((3,), b"frame 3"), ((1,), b"frame 1"), ((2,), b"frame 2")]
+    encodings = {(frame.media_type, frame.transfer_syntax_uid) for frame in found}
+    assert encodings == {("image/jpeg", "1.2.840.10008.1.2.4.50")}
     assert server.requests[0].headers["accept"] == (
         'multipart/related; type="application/octet-stream"; transfer-syntax=*, '
         'multipart/related; type="*/*"; transfer-syntax=*'
@@ -92,9 +90,13 @@ def test_a_transfer_syntax_inside_the_quoted_type(web):
 
 
 def test_long_lists_are_cut_by_number_and_by_length_of_the_url(web):
-    server, client = web.connect(frame_server(web))
     numbers = list(range(1, 1501))
-    assert client.retrieve_instance_frames(*UIDS, numbers) == [b"frame %d" % number for number in numbers]
+
+    def answer(request):
+        return web.multipart([b"frame %4d" % number for number in asked(request)], kind="application/octet-stream")
+
+    server, client = web.connect(answer)
+    assert client.retrieve_instance_frames(*UIDS, numbers) == [b"frame %4d" % number for number in numbers]
     assert len(server.requests) > 1
     assert all(len(asked(request)) <= 400 for request in server.requests)
     assert max(len(server.url.rpartition("/")[0] + request.target) for request in server.requests) <= 2000
@@ -112,12 +114,9 @@ def test_a_repeated_number_gives_the_frame_twice(web):
 def test_fewer_frames_than_asked_for_are_an_error(web):
     """dcm4chee answers 206 and leaves out the frames beyond the end."""
 
-    def answer(request):
-        reply = frame_server(web)(request)
-        body = web.multipart([({"Content-Type": "application/octet-stream"}, b"frame 1")]).body
-        return web.Reply(206, body, reply.content_type)
-
-    _, client = web.connect(answer)
+    reply = web.multipart([b"frame 1"], kind="application/octet-stream")
+    reply.status = 206
+    _, client = web.connect(lambda request: reply)
     with pytest.raises(ResponseIncompleteError, match="asked for 2 frames, got 1; frame 2 is missing"):
         client.retrieve_instance_frames(*UIDS, [1, 2])
 
@@ -217,6 +216,167 @@ def test_bulk_data_of_an_instance_are_its_frames_where_the_server_gives_it_as_di
     assert client.retrieve_instance(*UIDS, media_types=accepted_type) == [b"frame 1", b"frame 2", b"frame 3"]
     server, client = web.connect(lambda request: web.multipart([b"one"], kind="image/jp2"))
     assert client.retrieve_instance(*UIDS, media_types=accepted_type) == [b"one"]
-    assert server.requests[0].headers["accept"] == (
-        'multipart/related; type="image/jp2"; transfer-syntax=1.2.840.10008.1.2.4.90'
+    wanted = 'multipart/related; type="image/jp2"; transfer-syntax=1.2.840.10008.1.2.4.90'
+    assert server.requests[0].headers["accept"] == wanted
+
+
+FILE = bytes(128) + b"DICM\x02\x00\x00\x00UL\x04\x00" + bytes(100)
+
+
+@pytest.mark.parametrize("several", [True, False], ids=["parts", "one body"])
+@pytest.mark.parametrize(
+    ("kind", "content", "asked_for", "told"),
+    [
+        ("application/dicom", FILE, None, "got application/dicom"),
+        ("application/octet-stream", FILE, None, "got a DICOM file"),
+        ("image/jpeg", FILE, None, "got a DICOM file"),
+        ("application/dicom+json", b"[{}]", None, "json"),
+        ("application/json", b"{}", ("image/*",), "json"),
+        ("application/dicom+xml", b"<NativeDicomModel/>", None, "xml"),
+        ("text/html", b"<html></html>", None, "login"),
+        ("text/plain; charset=utf-8", b"no pixels today", None, "text/plain"),
+        ("application/octet-stream", b"\n<!DOCTYPE html><html>", None, "an HTML page"),
+        ("image/png", b"x", ("image/jpeg",), "image/png"),
+        ("image/jpeg", b"x", ("application/octet-stream",), "image/jpeg"),
+        ("application/octet-stream", b"x", ("image/jp2", "image/jpeg"), "octet-stream"),
+        ("video/mp4", b"x", None, "one stream"),
+    ],
+)
+def test_what_is_no_frame_is_not_given_out_as_one(web, several, kind, content, asked_for, told):
+    def answer(request):
+        if not several:
+            return web.Reply(200, content, kind)
+        parts = [({"Content-Type": kind}, content)] * len(asked(request))
+        return web.multipart(parts, kind="application/octet-stream")
+
+    server, client = web.connect(answer)
+    with pytest.raises(MalformedResponseError, match=told):
+        list(client.iter_frames(reference(1), media_types=asked_for))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "asked_for"),
+    [
+        (None, b"pixels", None),
+        (None, b"pixels", ("image/jp2",)),
+        ("image/x-jls", b"x", (("image/jls", "*"),)),
+        ("application/octet-stream", b"\xff\xd8\xff\xe0jpeg", ("image/jpeg",)),
+        ("image/new", b"x", (("application/octet-stream", "*"),)),
+        ("video/mp4", b"x", ("video/mp4",)),
+        ("video/mpeg", b"x", ("video/*",)),
+        ("application/octet-stream", b"x" * 128 + b"DICMbut no file", None),
+    ],
+)
+def test_what_is_odd_and_right_is_a_frame(web, kind, content, asked_for):
+    headers = {} if kind is None else {"Content-Type": kind}
+    for root in ("application/dicom", "application/octet-stream", kind or "image/jp2"):
+        _, client = web.connect(lambda request, root=root: web.multipart([(headers, content)], kind=root))
+        (frame,) = client.iter_frames(reference(1), media_types=asked_for)
+        assert frame.content == content
+
+
+@pytest.mark.parametrize(("numbers", "single"), [([2], False), ([2], True), ([1, 2], False)])
+def test_an_empty_frame_is_asked_for_again_and_is_an_error_then(web, numbers, single):
+    empty = [True, True, True]
+
+    def answer(request):
+        lacks = bool(empty and empty.pop())
+        contents = [b"" if lacks and number == 2 else b"frame" for number in asked(request)]
+        if single:
+            return web.Reply(200, contents[0], "image/jpeg")
+        return web.multipart(contents, kind="application/octet-stream")
+
+    _, client = web.connect(answer)
+    with pytest.raises(ResponseIncompleteError, match="frame 2 is empty"):
+        list(client.iter_frames(reference(*numbers)))
+    empty.append(True)
+    assert [frame.content for frame in client.iter_frames(reference(*numbers))] == [b"frame"] * len(numbers)
+
+
+def image(rows=4, columns=6, samples=1, bits=16, photometric="MONOCHROME2", **more):
+    values = {"00280002": samples, "00280010": rows, "00280011": columns, "00280100": bits}
+    return {
+        **{tag: {"vr": "US", "Value": [value]} for tag, value in values.items() if value is not None},
+        "00280004": {"vr": "CS", "Value": [photometric]},
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sizes", "wrong"),
+    [
+        (image(), (48,), (24, 47, 50, 72)),
+        (image(bits=8, rows=3, columns=3), (9, 10), (8, 11)),
+        (image(bits=1, columns=5), (3, 4, 20), (1, 8)),
+        (image(bits=8, samples=3, photometric="YBR_FULL_422"), (48, 72), (24, 96)),
+        (image(bits=8, samples=3, photometric="YBR_PARTIAL_420"), (36, 72), (24, 96)),
+        (image(bits=12), (36, 48), (24,)),
+        (image(bits=None, **{"7FE00008": {"vr": "OF"}}), (96,), (48,)),
+        (image(bits=None, **{"7FE00009": {"vr": "OD"}}), (192,), (96,)),
+        (image(samples=None), (1, 2, 200), ()),
+        (image(rows="many"), (1, 2, 200), ()),
+        ({}, (1, 2, 200), ()),
+    ],
+)
+@pytest.mark.parametrize("in_file", [False, True], ids=["memory", "file"])
+def test_native_frames_are_as_long_as_known_metadata_say(web, tmp_path, metadata, sizes, wrong, in_file):
+    size = 0
+
+    def answer(request):
+        if request.path.endswith("/metadata"):
+            return web.json([{**web.row(*UIDS), **metadata}])
+        return web.multipart([b"x" * size], kind="application/octet-stream")
+
+    how = {"max_element_bytes": 0, "spool_directory": str(tmp_path)} if in_file else {}
+    for size in (*sizes, *wrong):
+        _, client = web.connect(answer)
+        assert len(client.retrieve_instance_metadata(*UIDS)) > 2
+        if size in sizes:
+            (frame,) = client.iter_frames(reference(1), **how)
+            if in_file:
+                assert os.path.getsize(frame.path) == size
+                os.unlink(frame.path)
+        else:
+            with pytest.raises(MalformedResponseError, match=f"frame 1 has {size} bytes, but its metadata say"):
+                list(client.iter_frames(reference(1), **how))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("batch", [1, 2, 400])
+def test_native_frames_of_an_unknown_size_are_as_long_as_each_other(web, batch):
+    sizes = {1: 100, 2: 101, 3: 99, 4: 50, 5: 100}
+    kind = "application/octet-stream"
+
+    def answer(request):
+        return web.multipart([b"x" * sizes[number] for number in asked(request)], kind=kind)
+
+    facts = GENERIC.with_facts(frames_per_request=batch)
+    server, client = web.connect(answer, profile=facts)
+    found = client.iter_instance_frames(*UIDS, [1, 2, 3, 4, 5])
+    assert [len(next(found)) for _ in range(3)] == [100, 101, 99]
+    with pytest.raises(MalformedResponseError, match="frame 4 has 50 bytes, but frame 1 has 100"):
+        next(found)
+    with pytest.raises(MalformedResponseError, match="frame 4 has 50 bytes"):
+        client.retrieve_instance_frames(*UIDS, [4])
+    assert all("/frames/" in request.path for request in server.requests)
+    # Compressed frames differ, also where the label does not say that they are compressed.
+    for kind in ("image/jpeg", "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.4.90"):  # noqa: B007
+        _, client = web.connect(answer, profile=facts)
+        assert len(list(client.iter_frames(reference(1, 2, 3, 4, 5)))) == 5
+    _, client = web.connect(
+        lambda request: web.multipart([b"\xff\xd8\xff" + b"x" * number for number in (1, 9)], kind=kind.split(";")[0])
     )
+    assert len(client.retrieve_instance_frames(*UIDS, [1, 2])) == 2
+
+
+@pytest.mark.parametrize("number", [10**9, "1000000000", -3, "many", 1e30])
+def test_bulk_data_of_an_instance_with_an_impossible_number_of_frames(web, number):
+    def answer(request):
+        if request.path.endswith("/metadata"):
+            return web.json([{**web.row(*UIDS), "00280008": {"vr": "IS", "Value": [number]}}])
+        return web.Reply(404)
+
+    _, client = web.connect(answer)
+    with pytest.raises((DICOMwebError, DatasetError)):
+        client.retrieve_instance(*UIDS, media_types=("image/jp2",))

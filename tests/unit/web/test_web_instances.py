@@ -10,6 +10,7 @@ import pytest
 from dicomweb_io.elements import Resource
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.profiles import ServerProfile
+from tests.answering import Reply, in_turn
 
 ORIGINAL = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
@@ -28,8 +29,22 @@ def contents(instances):
     return {instance.reference.sop_instance_uid: instance.content for instance in instances}
 
 
-def listing(web, files, offset_from=0):
-    return web.json([web.row("1.2.3", "1.2.3.1", uid) for uid in files])
+def archive(web, files, **paths):
+    """A server that lists the files, gives each of them, and answers at other addresses as `paths` says, or 405."""
+
+    def answer(request):
+        path = request.path.removeprefix("/dicomweb/")
+        if path in paths:
+            return paths[path]
+        if path.endswith("/instances"):
+            return web.page(request, [web.row("1.2.3", "1.2.3.1", uid) for uid in files])
+        content = files.get(path.rpartition("/")[2])
+        return web.Reply(405) if content is None else web.multipart([content])
+
+    return answer
+
+
+NO_LISTING = {"studies/1.2.3/instances": Reply(404), "studies/1.2.3/series/1.2.3.1/instances": Reply(404)}
 
 
 @pytest.mark.parametrize("length", [True, False])
@@ -64,9 +79,10 @@ def test_a_single_part_is_read_too_and_causes_no_warning(web, files, media_type)
 
 def test_other_spellings_of_the_same_media_type(web, files):
     """Servers that refuse one spelling of "as stored" are asked in another, and from then on in that one only."""
+    spelling = "application/dicom; transfer-syntax=*"
 
     def answer(request):
-        if request.headers["accept"] != "application/dicom; transfer-syntax=*":
+        if request.headers["accept"] != spelling:
             return web.Reply(406)
         return web.Reply(200, files["1.2.3.1.1"], "application/dicom; transfer-syntax=1.2.840.10008.1.2.1")
 
@@ -74,12 +90,8 @@ def test_other_spellings_of_the_same_media_type(web, files):
     list(client.iter_instances(ONE))
     list(client.iter_instances(ONE))
     accepts = [request.headers["accept"] for request in server.requests]
-    assert accepts == [
-        ORIGINAL,
-        'multipart/related; type="application/dicom"; transfer-syntax="*"',
-        "application/dicom; transfer-syntax=*",
-        "application/dicom; transfer-syntax=*",
-    ]
+    quoted = 'multipart/related; type="application/dicom"; transfer-syntax="*"'
+    assert accepts == [ORIGINAL, quoted, spelling, spelling]
 
 
 def test_nothing_that_transcodes_is_asked_for_unless_it_is_allowed(web, files):
@@ -121,16 +133,9 @@ def test_what_is_not_in_the_transfer_syntax_asked_for_is_an_error(web, files):
 
 
 def test_only_what_is_missing_is_asked_for_after_a_body_that_breaks_off(web, files):
-    whole = web.multipart(files.values()).body
-
-    def answer(request):
-        if request.path == "/dicomweb/studies/1.2.3":
-            return web.multipart(files.values(), cut=len(whole) * 2 // 3)
-        if request.path == "/dicomweb/studies/1.2.3/instances":
-            return listing(web, files) if "offset" not in request.parameters else web.Reply(204)
-        return web.multipart([files[request.path.rpartition("/")[2]]])
-
-    server, client = web.connect(answer)
+    whole = web.multipart(files.values())
+    whole.cut = len(whole.body) * 2 // 3
+    server, client = web.connect(archive(web, files, **{"studies/1.2.3": whole}))
     found = list(client.iter_instances(STUDY))
     assert contents(found) == files
     assert len(found) == 5
@@ -141,29 +146,23 @@ def test_only_what_is_missing_is_asked_for_after_a_body_that_breaks_off(web, fil
 
 @pytest.mark.parametrize("length", [True, False])
 def test_without_a_listing_the_whole_is_asked_for_again_and_nothing_is_yielded_twice(web, files, length):
-    attempts = []
+    size = len(web.multipart(files.values()).body)
+    cuts = [size // 3, size * 2 // 3, None]
 
     def answer(request):
         if request.path != "/dicomweb/studies/1.2.3":
             return web.Reply(404)
-        attempts.append(1)
-        body = web.multipart(files.values()).body
-        cut = len(body) * len(attempts) // 3
-        return web.multipart(files.values(), length=length, cut=cut if len(attempts) < 3 else None)
+        return web.multipart(files.values(), length=length, cut=cuts.pop(0))
 
     _, client = web.connect(answer)
     found = [instance.reference.sop_instance_uid for instance in client.iter_instances(STUDY)]
     assert found == list(files)
-    assert len(attempts) == 3
+    assert cuts == []
 
 
 def test_a_missing_closing_boundary_is_an_error_after_the_complete_parts(web, files):
-    def answer(request):
-        if request.path == "/dicomweb/studies/1.2.3":
-            return web.multipart(files.values(), closed=False, length=False)
-        return web.Reply(404)
-
-    _, client = web.connect(answer)
+    unclosed = web.multipart(files.values(), closed=False, length=False)
+    _, client = web.connect(archive(web, {}, **{"studies/1.2.3": unclosed}, **NO_LISTING))
     found = []
     with pytest.raises(ResponseIncompleteError) as caught:
         found.extend(client.iter_instances(STUDY))
@@ -173,16 +172,10 @@ def test_a_missing_closing_boundary_is_an_error_after_the_complete_parts(web, fi
 
 
 def test_the_error_names_what_is_missing(web, files):
-    whole = web.multipart(files.values()).body
-
-    def answer(request):
-        if request.path == "/dicomweb/studies/1.2.3":
-            return web.multipart(files.values(), cut=len(whole) // 2)
-        if request.path == "/dicomweb/studies/1.2.3/instances":
-            return listing(web, files) if "offset" not in request.parameters else web.Reply(204)
-        return web.Reply(403)
-
-    _, client = web.connect(answer)
+    whole = web.multipart(files.values())
+    whole.cut = len(whole.body) // 2
+    forbidden = {f"{SERIES.uri}/instances/{uid}": web.Reply(403) for uid in files}
+    _, client = web.connect(archive(web, files, **{"studies/1.2.3": whole}, **forbidden))
     with pytest.raises(DICOMwebError, match=r"missing: 1\.2\.3\.1\.\d"):
         list(client.iter_instances(STUDY))
 
@@ -264,14 +257,7 @@ def test_no_spool_file_is_left_behind_by_errors_and_repeats(web, files, tmp_path
 @pytest.mark.parametrize("profile", ["generic", ServerProfile("walks", retrieve_study=False, retrieve_series=False)])
 @pytest.mark.parametrize("resource", [STUDY, SERIES])
 def test_servers_without_study_retrieval_are_walked(web, files, profile, resource):
-    def answer(request):
-        if request.path.endswith("/instances"):
-            return listing(web, files) if "offset" not in request.parameters else web.Reply(204)
-        if "/instances/" in request.path:
-            return web.multipart([files[request.path.rpartition("/")[2]]])
-        return web.Reply(405)
-
-    server, client = web.connect(answer, profile=profile)
+    server, client = web.connect(archive(web, files), profile=profile)
     for _ in range(2):
         assert contents(client.iter_instances(resource)) == files
     refused = [path for path in server.asked() if path.endswith(resource.uri)]
@@ -308,18 +294,13 @@ def test_named_methods_give_datasets(web, files):
 
 
 def test_missing_instances(web, files):
-    def answer(request):
-        return listing(web, files) if "offset" not in request.parameters else web.Reply(204)
-
-    _, client = web.connect(answer)
+    _, client = web.connect(archive(web, files))
     assert client.missing_instances(STUDY, list(files)) == []
-    some = [Resource("1.2.3", "1.2.3.1", "1.2.3.1.1"), "1.2.3.1.2"]
-    assert [item.sop_instance_uid for item in client.missing_instances(STUDY, some)] == list(files)[2:]
+    assert [item.sop_instance_uid for item in client.missing_instances(STUDY, [ONE, "1.2.3.1.2"])] == list(files)[2:]
 
 
 def test_a_retry_after_a_failing_status_is_within_the_same_budget(web, files):
-    replies = [web.Reply(503), web.Reply(500), web.multipart([files["1.2.3.1.1"]])]
-    server, client = web.connect(lambda request: replies.pop(0))
+    server, client = web.connect(in_turn(web.Reply(503), web.Reply(500), web.multipart([files["1.2.3.1.1"]])))
     assert len(list(client.iter_instances(ONE))) == 1
     assert len(server.requests) == 3
     server, client = web.connect(lambda request: web.Reply(503))
@@ -331,29 +312,16 @@ def test_a_retry_after_a_failing_status_is_within_the_same_budget(web, files):
 @pytest.mark.parametrize("status", [200, 206])
 def test_a_series_of_which_one_instance_comes_is_completed_by_its_listing(web, files, status):
     """A single body (200), or what the server itself calls partial (206)."""
-
-    def answer(request):
-        if request.path.endswith("/instances"):
-            return listing(web, [] if request.parameters.get("offset") else files)
-        content = files.get(request.path.rpartition("/")[2])
-        if content is not None:
-            return web.multipart([content])
-        reply = web.multipart([files["1.2.3.1.1"]])
-        return web.Reply(206, reply.body, reply.content_type) if status == 206 else web.Reply(200, files["1.2.3.1.1"])
-
-    _, client = web.connect(answer)
+    one = web.multipart([files["1.2.3.1.1"]]) if status == 206 else web.Reply(200, files["1.2.3.1.1"])
+    one.status = status
+    _, client = web.connect(archive(web, files, **{SERIES.uri: one}))
     assert contents(client.iter_instances(SERIES)) == files
 
 
 def test_a_partial_series_is_an_error_if_nothing_tells_what_is_missing(web, files):
-    reply = web.multipart([files["1.2.3.1.1"]])
-
-    def answer(request):
-        if request.path.endswith("/instances"):
-            return web.Reply(404)
-        return web.Reply(206, reply.body, reply.content_type)
-
-    _, client = web.connect(answer)
+    partial = web.multipart([files["1.2.3.1.1"]])
+    partial.status = 206
+    _, client = web.connect(archive(web, files, **{SERIES.uri: partial}, **NO_LISTING))
     instances = client.iter_instances(SERIES)
     assert next(instances).content == files["1.2.3.1.1"]
     with pytest.raises(ResponseIncompleteError, match=r"partial \(206\)"):

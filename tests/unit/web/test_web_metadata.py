@@ -12,6 +12,7 @@ from dicomweb_io.dicom.json_decode import iter_json_objects
 from dicomweb_io.elements import Resource
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.profiles import ServerProfile
+from tests.answering import in_turn
 
 UIDS = ("1.2", "1.3", "1.4")
 ONE = Resource(*UIDS)
@@ -30,16 +31,13 @@ def test_metadata_of_a_study(web):
 
 
 def test_metadata_of_one_instance_is_one_dataset(web):
-    _, client = web.connect(lambda request: web.json([web.row(*UIDS)]))
-    assert client.retrieve_instance_metadata(*UIDS) == web.row(*UIDS)
-    _, client = web.connect(lambda request: web.json(web.row(*UIDS)))
-    assert client.retrieve_instance_metadata(*UIDS) == web.row(*UIDS)
-    _, client = web.connect(lambda request: web.json([]))
-    with pytest.raises(DICOMwebError, match="one instance, got 0"):
-        client.retrieve_instance_metadata(*UIDS)
-    _, client = web.connect(lambda request: web.Reply(204))
-    with pytest.raises(DICOMwebError, match="one instance, got 0"):
-        client.retrieve_instance_metadata(*UIDS)
+    for document in ([web.row(*UIDS)], web.row(*UIDS)):
+        _, client = web.connect(in_turn(web.json(document)))
+        assert client.retrieve_instance_metadata(*UIDS) == web.row(*UIDS)
+    for reply in (web.json([]), web.Reply(204)):
+        _, client = web.connect(in_turn(reply))
+        with pytest.raises(DICOMwebError, match="one instance, got 0"):
+            client.retrieve_instance_metadata(*UIDS)
 
 
 def test_frames_have_the_metadata_of_their_instance(web):
@@ -85,7 +83,7 @@ def test_an_unknown_object_is_404(web):
 def test_studies_whose_metadata_is_only_had_by_series(web):
     def answer(request):
         if request.path == "/dicomweb/studies/1.2/series":
-            return web.json([web.row("1.2", "1.3"), web.row("1.2", "1.5")] if "offset" not in request.query else [])
+            return web.page(request, [web.row("1.2", "1.3"), web.row("1.2", "1.5")])
         series = request.path.split("/")[5]
         return web.json([web.row("1.2", series, f"{series}.1")])
 

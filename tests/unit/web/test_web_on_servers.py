@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from contextlib import ExitStack
 from pathlib import Path
 
 import pydicom
@@ -25,14 +26,7 @@ from dicomweb_io.testing.server.server import serve
 # The suite in tests/servers covers the same ground faster; this one looks from the web client's side.
 pytestmark = pytest.mark.slow
 
-NAMES = (
-    "CT_small.dcm",
-    "MR_small.dcm",
-    "MR_small_RLE.dcm",
-    "examples_ybr_color.dcm",
-    "SC_rgb_small_odd.dcm",
-    "test-SR.dcm",
-)
+NAMES = ("CT_small.dcm", "MR_small.dcm", "examples_ybr_color.dcm", "SC_rgb_small_odd.dcm", "test-SR.dcm")
 LOOP = "examples_ybr_color.dcm"
 
 # The behaviour of servers of one kind that differ in a setting or a version.
@@ -61,8 +55,8 @@ def clones(count):
 
 @pytest.fixture(scope="module")
 def given():
-    """What is stored, by SOP Instance UID. MR_small_RLE shares its UID with MR_small and has to come alone."""
-    contents = [*(sample(name) for name in NAMES if name != "MR_small_RLE.dcm"), *clones(30)]
+    """What is stored, by SOP Instance UID."""
+    contents = [*map(sample, NAMES), *clones(30)]
     return {Instance.from_bytes(content).reference.sop_instance_uid: content for content in contents}
 
 
@@ -70,19 +64,17 @@ def given():
 def archive(request, given, tmp_path_factory):
     """A client of a server that holds what is given."""
     options = {"retry": RetryPolicy(max_attempts=4, initial_delay=0.01), "timeouts": Timeouts(deadline=60.0)}
-    if request.param == "real-orthanc":
-        with Orthanc() as server, Endpoint(server.url, **options).connect() as client:
-            results = list(client.iter_store_instances(given.values()))
-            assert all(isinstance(result, StoredInstance) for result in results), results
-            yield client
-        return
-    kind = KINDS.get(request.param, request.param)
-    options["profile"] = kind if kind in PROFILES else "generic"
-    with serve(tmp_path_factory.mktemp("archive"), behaviour=request.param) as server:
-        with server.endpoint(**options).connect() as client:
-            results = list(client.iter_store_instances(given.values()))
-            assert all(isinstance(result, StoredInstance) for result in results), results
-            yield client
+    with ExitStack() as stack:
+        if request.param == "real-orthanc":
+            endpoint = Endpoint(stack.enter_context(Orthanc()).url, **options)
+        else:
+            kind = KINDS.get(request.param, request.param)
+            server = stack.enter_context(serve(tmp_path_factory.mktemp("archive"), behaviour=request.param))
+            endpoint = server.endpoint(profile=kind if kind in PROFILES else "generic", **options)
+        client = stack.enter_context(endpoint.connect())
+        results = list(client.iter_store_instances(given.values()))
+        assert all(isinstance(result, StoredInstance) for result in results), results
+        yield client
 
 
 def references(rows):

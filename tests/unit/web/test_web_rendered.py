@@ -8,6 +8,7 @@ from dicomweb_io.elements import Resource
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError
 from dicomweb_io.web.client import DICOMwebClient
 from dicomweb_io.web.frames import check_rendering_params
+from tests.answering import in_turn
 
 UIDS = ("1.2", "1.3", "1.4")
 PNG = b"\x89PNG..."
@@ -21,13 +22,12 @@ def test_every_level(web):
     assert client.retrieve_instance_frames_rendered(*UIDS, [1, 3]) == PNG
     image = client.retrieve_rendered(Resource(*UIDS), thumbnail=True)
     assert (image.media_type, image.content) == ("image/png", PNG)
-    root = "/dicomweb/studies/1.2"
-    assert server.asked() == [
-        f"{root}/rendered",
-        f"{root}/series/1.3/rendered",
-        f"{root}/series/1.3/instances/1.4/rendered",
-        f"{root}/series/1.3/instances/1.4/frames/1,3/rendered",
-        f"{root}/series/1.3/instances/1.4/thumbnail",
+    assert [target.removeprefix("/dicomweb/studies/1.2") for target in server.asked()] == [
+        "/rendered",
+        "/series/1.3/rendered",
+        "/series/1.3/instances/1.4/rendered",
+        "/series/1.3/instances/1.4/frames/1,3/rendered",
+        "/series/1.3/instances/1.4/thumbnail",
     ]
 
 
@@ -61,12 +61,21 @@ def test_one_part_of_multipart_is_the_image_and_several_are_an_error(web):
 
 
 def test_a_body_that_breaks_off_is_asked_for_again(web):
-    cuts = [3, None]
-    _, client = web.connect(lambda request: web.Reply(200, PNG, "image/png", cut=cuts.pop(0)))
+    _, client = web.connect(in_turn(web.Reply(200, PNG, "image/png", cut=3), web.Reply(200, PNG, "image/png")))
     assert client.retrieve_instance_rendered(*UIDS) == PNG
 
 
-@pytest.mark.parametrize("reply", [{"status": 204}, {"body": b"{}", "content_type": "application/json"}])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"status": 204},
+        {"body": b"{}", "content_type": "application/json"},
+        {"body": b"file", "content_type": "application/dicom"},
+        {"body": bytes(128) + b"DICM\x02\x00\x00\x00", "content_type": "image/png"},
+        {"body": b"<!doctype html><html>", "content_type": "image/jpeg"},
+        {"body": b"", "content_type": "image/png"},
+    ],
+)
 def test_what_is_no_image_is_an_error(web, reply):
     _, client = web.connect(lambda request: web.Reply(**reply))
     with pytest.raises(MalformedResponseError):
@@ -80,23 +89,17 @@ def test_a_refusal(web):
 
 
 @pytest.mark.parametrize(
-    "params",
+    ("name", "value"),
     [
-        {"quality": 0},
-        {"quality": 101},
-        {"quality": "high"},
-        {"window": "40"},
-        {"window": "a,b,linear"},
-        {"window": "1,2,cubic"},
-        {"viewport": "100"},
-        {"viewport": "1,2,3,4"},
-        {"viewport": "a,b"},
+        *(("quality", value) for value in (0, 101, "high")),
+        *(("window", value) for value in ("40", "a,b,linear", "1,2,cubic")),
+        *(("viewport", value) for value in ("100", "1,2,3,4", "a,b")),
     ],
 )
-def test_parameters_that_no_server_could_understand(web, params):
+def test_parameters_that_no_server_could_understand(web, name, value):
     server, client = web.connect(lambda request: web.Reply(500))
-    with pytest.raises(ValueError, match=next(iter(params))):
-        client.retrieve_instance_rendered(*UIDS, params=params)
+    with pytest.raises(ValueError, match=name):
+        client.retrieve_instance_rendered(*UIDS, params={name: value})
     assert server.requests == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 
@@ -13,17 +14,19 @@ from dicomweb_io.errors import (
     MalformedResponseError,
     PagingError,
     ResponseIncompleteError,
+    SearchIncompleteError,
     TooManyResultsError,
 )
 from dicomweb_io.profiles import PROFILES, ServerProfile
 from dicomweb_io.queries import make_query
+from tests.answering import in_turn
 
 STUDIES = make_query("study")
 
 
 def archive(web, count, *, maximum=None, default=None, ignores_offset=False, empty=204, total=False, refuse_above=None):
     """A server of `count` studies with a maximum, a default limit and habits of its own."""
-    rows = [web.row(f"1.{number}") for number in range(1, count + 1)]
+    rows = studies(web, range(1, count + 1))
 
     def answer(request):
         parameters = request.parameters
@@ -33,12 +36,25 @@ def archive(web, count, *, maximum=None, default=None, ignores_offset=False, emp
         offset = 0 if ignores_offset else int(parameters.get("offset", 0))
         page = rows[offset:]
         page = page[: min(value for value in (limit, maximum, len(page)) if value is not None)]
-        headers = {"X-Total-Count": str(count)} if total else {}
         if not page and empty == 204:
             return web.Reply(204)
-        return web.json(page, headers=headers)
+        return web.json(page, headers={"X-Total-Count": str(count)} if total else {})
 
     return answer
+
+
+def studies(web, numbers):
+    return [web.row(f"1.{number}") for number in numbers]
+
+
+def found(client, **options):
+    """The numbers of the studies that a search of all finds."""
+    return [int(uid.removeprefix("1.")) for uid in uids(client.iter_search(STUDIES, **options))]
+
+
+def asked_for(server, name, default=None):
+    """The values of a parameter in all requests."""
+    return [request.parameters.get(name, default) for request in server.requests]
 
 
 def uids(rows):
@@ -56,43 +72,35 @@ def test_all_rows_whatever_the_servers_maximum(web, count, maximum, empty):
 
 def test_an_explicit_limit_is_always_sent_and_the_offset_advances_by_rows_received(web):
     server, client = web.connect(archive(web, 30, maximum=12))
-    assert len(list(client.iter_search(STUDIES, page_size=20))) == 30
-    assert [(r.parameters["limit"], r.parameters.get("offset", "0")) for r in server.requests] == [
-        ("20", "0"),
-        ("20", "12"),
-        ("20", "24"),
-        ("20", "30"),
-    ]
+    assert len(found(client, page_size=20)) == 30
+    assert (asked_for(server, "limit"), asked_for(server, "offset")) == (["20"] * 4, [None, "12", "24", "30"])
 
 
-def test_a_short_page_is_the_end_only_where_the_maximum_is_known(web):
-    server, client = web.connect(archive(web, 30), profile=PROFILES["azure"])
-    assert len(list(client.iter_search(STUDIES))) == 30
-    assert len(server.requests) == 1
-    server, client = web.connect(archive(web, 30))
-    assert len(list(client.iter_search(STUDIES))) == 30
-    assert len(server.requests) == 2
+@pytest.mark.parametrize(("profile", "requests"), [("azure", 1), ("generic", 2)])
+def test_a_short_page_is_the_end_only_where_the_maximum_is_known(web, profile, requests):
+    server, client = web.connect(archive(web, 30), profile=PROFILES[profile])
+    assert len(found(client)) == 30
+    assert len(server.requests) == requests
 
 
 def test_an_announced_total_ends_the_search_and_a_short_page_does_not(web):
     server, client = web.connect(archive(web, 30, maximum=7, total=True), profile=PROFILES["dicomcloud"])
-    assert len(list(client.iter_search(STUDIES))) == 30
-    assert [request.parameters.get("offset", "0") for request in server.requests] == ["0", "7", "14", "21", "28"]
+    assert len(found(client)) == 30
+    assert asked_for(server, "offset", "0") == ["0", "7", "14", "21", "28"]
 
 
 def test_limits_stay_within_the_profiles_maximum(web):
     server, client = web.connect(archive(web, 450, refuse_above=200), profile="azure")
-    assert len(list(client.iter_search(STUDIES, page_size=5000))) == 450
+    assert len(found(client, page_size=5000)) == 450
     assert len(client.search_for_studies(limit=450)) == 200
-    assert {request.parameters["limit"] for request in server.requests} == {"200"}
+    assert set(asked_for(server, "limit")) == {"200"}
 
 
 def test_a_true_limit_and_an_offset(web):
     server, client = web.connect(archive(web, 50))
-    assert uids(client.iter_search_for_studies(limit=7, offset=10, page_size=3)) == [f"1.{n}" for n in range(11, 18)]
-    assert [request.parameters["limit"] for request in server.requests] == ["3", "3", "1"]
-    assert client.search_for_studies(limit=0) == []
-    assert list(client.iter_search(STUDIES, limit=0)) == []
+    assert found(client, limit=7, offset=10, page_size=3) == list(range(11, 18))
+    assert asked_for(server, "limit") == ["3", "3", "1"]
+    assert client.search_for_studies(limit=0) == found(client, limit=0) == []
     assert len(server.requests) == 3
 
 
@@ -116,15 +124,14 @@ def test_an_ignored_offset_fails_instead_of_looping(web):
     with pytest.raises(PagingError, match="ignores offset"):
         seen.extend(client.iter_search(STUDIES, page_size=4))
     # The first page is asked for once more, in case the archive has moved.
-    assert [request.parameters["limit"] for request in server.requests] == ["4", "4", "1"]
+    assert asked_for(server, "limit") == ["4", "4", "1"]
     assert uids(seen) == ["1.1", "1.2", "1.3", "1.4"]
 
 
 @pytest.mark.parametrize("number", [1, 2, 10])
 def test_a_server_that_ignores_offset_and_limit_gives_everything_at_once(web, number):
-    rows = [web.row(f"1.{n}") for n in range(number)]
-    _, client = web.connect(lambda request: web.json(rows))
-    assert list(client.iter_search(STUDIES, page_size=100)) == rows
+    _, client = web.connect(lambda request: web.json(studies(web, range(number))))
+    assert found(client, page_size=100) == list(range(number))
 
 
 def test_rows_that_come_in_front_are_no_error(web):
@@ -132,49 +139,38 @@ def test_rows_that_come_in_front_are_no_error(web):
     numbers = list(range(10))
 
     def answer(request):
-        offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters["limit"])
-        page = web.json([web.row(f"1.{n}") for n in numbers[offset : offset + limit]])
-        if not offset and limit > 1:
+        page = web.page(request, studies(web, numbers))
+        if "offset" not in request.parameters and request.parameters["limit"] != "1":
             numbers[:0] = [101, 102, 103]
         return page
 
     _, client = web.connect(answer)
-    assert uids(client.iter_search(STUDIES, page_size=3)) == [f"1.{n}" for n in range(10)]
+    assert found(client, page_size=3) == list(range(10))
 
 
 def test_pages_that_repeat_fail_instead_of_looping(web):
-    pages = {0: ["1.1", "1.2"], 2: ["1.2", "1.1"]}
-
-    def answer(request):
-        return web.json([web.row(uid) for uid in pages[int(request.parameters.get("offset", 0))]])
-
-    _, client = web.connect(answer)
+    pages = {"0": [1, 2], "2": [2, 1]}
+    _, client = web.connect(lambda request: web.json(studies(web, pages[request.parameters.get("offset", "0")])))
     with pytest.raises(PagingError, match="repeats"):
-        list(client.iter_search(STUDIES, page_size=2))
+        found(client, page_size=2)
 
 
 def test_rows_repeated_across_pages_are_dropped(web):
-    order = ["1.1", "1.2", "1.2", "1.3", "1.3", "1.4"]
-
-    def answer(request):
-        offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters["limit"])
-        return web.json([web.row(uid) for uid in order[offset : offset + limit]])
-
-    _, client = web.connect(answer)
-    assert uids(client.iter_search(STUDIES, page_size=2)) == ["1.1", "1.2", "1.3", "1.4"]
+    _, client = web.connect(lambda request: web.page(request, studies(web, [1, 2, 2, 3, 3, 4])))
+    assert found(client, page_size=2) == [1, 2, 3, 4]
 
 
 def test_short_and_empty_pages_of_servers_that_count_hidden_rows(web):
     """Older dcm4chee builds hide rejected studies after LIMIT: offsets count rows that are not returned."""
-    hidden = set(range(2, 6)) | {12}
+    hidden = {2, 3, 4, 5, 12}
 
     def answer(request):
         offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters["limit"])
-        numbers = [n for n in range(offset, min(offset + limit, 20)) if n not in hidden]
-        return web.json([web.row(f"1.{n}") for n in numbers]) if numbers else web.Reply(204)
+        rows = studies(web, [n for n in range(offset, min(offset + limit, 20)) if n not in hidden])
+        return web.json(rows) if rows else web.Reply(204)
 
     _, client = web.connect(answer, profile=PROFILES["dcm4chee"])
-    assert uids(client.iter_search(STUDIES, page_size=3)) == [f"1.{n}" for n in range(20) if n not in hidden]
+    assert found(client, page_size=3) == [n for n in range(20) if n not in hidden]
 
 
 def test_an_error_on_a_later_page_is_an_error(web):
@@ -203,28 +199,24 @@ def test_caps_of_the_server_are_errors_not_ends(web):
     capped = ServerProfile("capped", page_sizes=(10,) * 3, max_limits=(10,) * 3, max_rows=25)
     server, client = web.connect(archive(web, 40), profile=capped)
     with pytest.raises(TooManyResultsError, match="25 rows"):
-        list(client.iter_search(STUDIES))
-    assert [request.parameters["limit"] for request in server.requests] == ["10", "10", "5"]
-    server, client = web.connect(archive(web, 22), profile=capped)
-    assert len(list(client.iter_search(STUDIES))) == 22
+        found(client)
+    assert asked_for(server, "limit") == ["10", "10", "5"]
+    _, client = web.connect(archive(web, 22), profile=capped)
+    assert len(found(client)) == 22
     offsets = ServerProfile("offsets", page_sizes=(10,) * 3, max_offset=15)
-    server, client = web.connect(archive(web, 40), profile=offsets)
+    _, client = web.connect(archive(web, 40), profile=offsets)
     with pytest.raises(TooManyResultsError, match="no offset above 15"):
-        list(client.iter_search(STUDIES))
+        found(client)
 
 
 def test_warnings_and_partial_answers_reach_log_page_and_callback(web, caplog):
     seen = []
-
-    def answer(request):
-        if "offset" in request.parameters:
-            return web.Reply(204)
-        text = '299 pacs "There are 5 additional results that can be requested"'
-        return web.json([web.row("1.1")], status=206, headers={"Warning": text})
-
-    _, client = web.connect(answer, callback=lambda response, *_, **__: seen.append(response.headers.get("Warning")))
-    with caplog.at_level(logging.WARNING, logger="dicomweb_io"):
-        page = client.search_page(STUDIES, limit=10)
+    headers = {"Warning": '299 pacs "There are 5 additional results that can be requested"'}
+    _, client = web.connect(
+        lambda request: web.json([web.row("1.1")], status=206, headers=headers),
+        callback=lambda response, *_, **__: seen.append(response.headers.get("Warning")),
+    )
+    page = client.search_page(STUDIES, limit=10)
     assert page.warnings == ("There are 5 additional results that can be requested",)
     assert page.more is True
     assert "additional results" in caplog.text
@@ -238,16 +230,107 @@ def test_a_warning_about_fuzzy_matching_announces_no_rows(web):
     assert client.search_page(STUDIES, limit=10).more is False
 
 
-def test_a_total_that_does_not_come_true_is_reported(web, caplog):
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Total-Count": "50"},
+        {"Warning": '299 pacs "There are 30 additional results that can be requested"'},
+        {"Warning": '299 pacs: "The number of results exceeded the maximum supported by the server."'},
+        {"Link": '<https://pacs.example/studies?offset=40>; rel="next"'},
+        {"Link": "<https://pacs.example/studies?offset=40>; Rel=next"},
+    ],
+)
+@pytest.mark.parametrize("on_all", [True, False])
+def test_an_empty_page_is_no_end_against_what_the_server_announces(web, headers, on_all):
+    rows = [web.row(f"1.{number}") for number in range(50)]
+
+    def answer(request):
+        offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters["limit"])
+        page = [] if offset == 20 else rows[offset : offset + min(limit, 10)]
+        return web.json(page, headers=headers if page or on_all else {})
+
+    server, client = web.connect(answer)
+    seen = []
+    with pytest.raises(SearchIncompleteError, match="20 rows came") as caught:
+        seen.extend(client.iter_search(STUDIES, page_size=10))
+    assert seen == rows[:20]
+    assert caught.value.url == client.base_url + "/studies"
+    assert [request.parameters.get("offset", "0") for request in server.requests[2:4]] == ["20", "20"]
+    with pytest.raises(SearchIncompleteError) as caught:
+        client.search_for_studies(get_remaining=True, limit=40)
+    assert caught.value.rows == rows[:20]
+    assert len(list(client.iter_search(STUDIES, page_size=10, limit=20))) == 20
+
+
+def test_a_total_that_agrees_at_the_end_means_a_change(web):
     def answer(request):
         offset = int(request.parameters.get("offset", 0))
-        headers = {"X-Total-Count": "9"}
+        headers = {"X-Total-Count": "9" if len(server.requests) < 3 else "2"}
         return web.json([web.row("1.1"), web.row("1.2")] if not offset else [], headers=headers)
+
+    server, client = web.connect(answer)
+    assert len(list(client.iter_search(STUDIES))) == 2
+    for profile, complete in (("generic", False), ("dcm4chee", True)):
+        _, client = web.connect(
+            lambda request: web.json(
+                [web.row("1.1")] if "offset" not in request.parameters else [], headers={"X-Total-Count": "9"}
+            ),
+            profile=profile,
+        )
+        with nullcontext() if complete else pytest.raises(SearchIncompleteError, match="9 rows in all"):
+            assert len(list(client.iter_search(STUDIES))) == 1
+
+
+def test_a_total_that_is_too_low_hides_no_row(web, caplog):
+    inner = archive(web, 30, maximum=10)
+
+    def answer(request):
+        reply = inner(request)
+        return reply if reply.status == 204 else web.Reply(200, reply.body, reply.content_type, {"X-Total-Count": "10"})
 
     _, client = web.connect(answer)
     with caplog.at_level(logging.WARNING, logger="dicomweb_io"):
-        assert len(list(client.iter_search(STUDIES))) == 2
-    assert "9 rows were announced and 2 arrived" in caplog.text
+        assert len(list(client.iter_search(STUDIES))) == 30
+    assert "10 rows were announced and 30 arrived" in caplog.text
+
+
+@pytest.mark.parametrize("other", [None, 5, "text, {", ["[", 1], True])
+def test_a_row_that_is_none_is_an_unreadable_row_and_no_lost_page(web, other):
+    rows = [web.row("1.1"), other, web.row("1.2")]
+    _, client = web.connect(lambda request: web.json(rows if "offset" not in request.parameters else []))
+    seen = []
+    with pytest.raises(SearchIncompleteError, match="1 of the rows cannot be read"):
+        seen.extend(client.iter_search(STUDIES))
+    assert uids(seen) == ["1.1", "1.2"]
+    for get_remaining in (True, False):
+        with pytest.raises(SearchIncompleteError) as caught:
+            client.search_for_studies(get_remaining=get_remaining)
+        assert uids(caught.value.rows) == ["1.1", "1.2"]
+    page = client.search_page(STUDIES)
+    assert (len(page.rows), page.unreadable) == (2, 1)
+
+
+@pytest.mark.parametrize("uid", ["1.1\0", " 1.1 ", "1.1 \0"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_tags_in_lower_case_and_padded_uids_are_read(web, uid, listed):
+    below = [{"0040a043": {"vr": "SQ", "Value": [{"0008010d": {"vr": "UI", "Value": ["1.5"]}}]}}]
+    row = {"0020000d": {"vr": "UI", "Value": [uid] if listed else uid}, "0040a730": {"vr": "SQ", "Value": below}}
+    _, client = web.connect(lambda request: web.json([row] if "offset" not in request.parameters else []))
+    (found,) = client.iter_search(STUDIES)
+    assert found["0020000D"] == {"vr": "UI", "Value": ["1.1"]}
+    assert "0008010D" in found["0040A730"]["Value"][0]["0040A043"]["Value"][0]
+    assert Resource.of(row) == Resource("1.1")
+
+
+def test_rows_that_name_no_instance_are_not_nothing(web):
+    named = [
+        {"0020000d": {"vr": "UI", "Value": ["1.2"]}, "0020000e": {"Value": ["1.3"]}, "00080018": {"Value": ["1.4"]}}
+    ]
+    nameless = [{"00080018": {"vr": "UI", "Value": ["1.5"]}}]
+    for rows, words in ((named, None), (nameless, "do not name"), ([*named, None], "cannot be read")):
+        _, client = web.connect(lambda request, rows=rows: web.json(rows if "offset" not in request.parameters else []))
+        with nullcontext() if words is None else pytest.raises(SearchIncompleteError, match=words):
+            assert client.missing_instances(Resource("1.2"), []) == [Resource("1.2", "1.3", "1.4")]
 
 
 def test_the_query_goes_out_in_order_with_raw_commas_between_values_only(web):
@@ -279,13 +362,9 @@ def test_accept_is_asked_again_in_another_spelling(web):
         return web.json([web.row("1.1")], content_type="application/json; charset=utf-8")
 
     server, client = web.connect(answer)
-    assert uids(client.search_for_studies()) == ["1.1"]
-    assert uids(client.search_for_studies()) == ["1.1"]
-    assert [request.headers["accept"] for request in server.requests] == [
-        "application/dicom+json",
-        "application/json",
-        "application/json",
-    ]
+    assert uids(client.search_for_studies()) == uids(client.search_for_studies()) == ["1.1"]
+    accepts = [request.headers["accept"] for request in server.requests]
+    assert accepts == ["application/dicom+json", "application/json", "application/json"]
 
 
 def test_xml_answers_are_read(web):
@@ -301,39 +380,31 @@ def test_xml_answers_are_read(web):
 
 
 @pytest.mark.parametrize(
-    ("reply", "words"),
+    ("body", "content_type", "words"),
     [
-        ({"body": b"<!DOCTYPE html><html>login</html>", "content_type": "text/html"}, "HTML page"),
-        ({"body": b"[1, 2]", "content_type": "application/dicom+json"}, "DICOM JSON"),
-        ({"body": b'{"HttpStatus": 200}', "content_type": "application/json"}, "DICOM JSON"),
-        ({"body": b"[{1", "content_type": "application/json"}, "expected JSON"),
-        ({"body": b"", "content_type": "application/json", "length": False}, "empty"),
-        (
-            {
-                "body": b'<!DOCTYPE a [<!ENTITY x "y">]><NativeDicomModel>&x;</NativeDicomModel>',
-                "content_type": "application/dicom+xml",
-            },
-            "XML",
-        ),
+        (b"<!DOCTYPE html><html>login</html>", "text/html", "HTML page"),
+        (b"[1, 2]", "application/dicom+json", "DICOM JSON"),
+        (b'{"HttpStatus": 200}', "application/json", "DICOM JSON"),
+        (b"[{1", "application/json", "expected JSON"),
+        (b"", "application/json", "empty"),
+        (b'<!DOCTYPE a [<!ENTITY x "y">]><NativeDicomModel>&x;</NativeDicomModel>', "application/dicom+xml", "XML"),
     ],
 )
-def test_an_answer_that_is_no_result_is_an_error(web, reply, words):
-    _, client = web.connect(lambda request: web.Reply(200, **reply))
+def test_an_answer_that_is_no_result_is_an_error(web, body, content_type, words):
+    _, client = web.connect(lambda request: web.Reply(200, body, content_type, length=bool(body)))
     with pytest.raises(MalformedResponseError, match=words):
         client.search_for_studies()
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(web):
     bodies = [b"[{", b'[{"0020000D":{"vr":"UI","Value":["1.']
-    whole = web.json([web.row("1.1")])
-    replies = [*(web.Reply(200, body, "application/dicom+json") for body in bodies), whole]
-    server, client = web.connect(lambda request: replies[len(server.requests) - 1])
+    broken = [web.Reply(200, body, "application/dicom+json") for body in bodies]
+    _, client = web.connect(in_turn(*broken, web.json([web.row("1.1")])))
     assert uids(client.search_for_studies()) == ["1.1"]
-    _, client = web.connect(lambda request: web.Reply(200, bodies[0], "application/dicom+json"))
+    _, client = web.connect(lambda request: broken[0])
     with pytest.raises(ResponseIncompleteError, match="ends after") as caught:
         client.search_for_studies()
-    assert caught.value.retryable
-    assert caught.value.attempts == 3
+    assert (caught.value.retryable, caught.value.attempts) == (True, 3)
 
 
 def test_one_dataset_instead_of_a_list_is_one_row(web):
@@ -380,14 +451,10 @@ def test_a_filter_that_was_or_may_have_been_honoured_is_no_error(web, filters, v
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "row"),
-    [
-        ("RequestAttributesSequence.ScheduledProcedureStepID", "1", {}),
-        ("00091001", "1", {}),
-        ("BodyPartExamined", "HEAD", {}),
-    ],
+    ("key", "value"),
+    [("RequestAttributesSequence.ScheduledProcedureStepID", "1"), ("00091001", "1"), ("BodyPartExamined", "HEAD")],
 )
-def test_a_filter_that_may_have_been_ignored_is_told_once(web, caplog, key, value, row):
+def test_a_filter_that_may_have_been_ignored_is_told_once(web, caplog, key, value):
     _, client = web.connect(lambda request: web.json([web.row("1.1"), web.row("1.2")]))
     for _ in range(2):
         assert len(client.search_for_studies(search_filters={key: value})) == 2
@@ -438,29 +505,21 @@ def test_order_by_is_sent_where_rows_have_no_order_of_their_own(web):
 def test_lists_of_uids_are_taken_apart_where_servers_do_not_know_them(web):
     def answer(request):
         uid = request.parameters["StudyInstanceUID"]
-        return web.json([web.row(uid)]) if "offset" not in request.parameters and "," not in uid else web.Reply(204)
+        return web.page(request, [] if "," in uid else [web.row(uid)])
 
-    profile = ServerProfile("no lists", uid_lists=False)
-    _, client = web.connect(answer, profile=profile)
+    _, client = web.connect(answer, profile=ServerProfile("no lists", uid_lists=False))
     rows = client.iter_search_for_studies(search_filters={"StudyInstanceUID": ["1.2", "1.3", "1.2"]})
     assert uids(rows) == ["1.2", "1.3"]
 
 
 def test_a_server_that_does_not_decode_queries_is_asked_once_and_spared_escapes(web):
-    def answer(request):
-        if request.query == "limit=%31":
-            return web.Reply(400)
-        assert "%" not in request.query
-        return web.json([])
-
-    server, client = web.connect(answer, profile="orthanc")
+    server, client = web.connect(
+        lambda request: web.Reply(400) if "%" in request.query else web.json([]), profile="orthanc"
+    )
     for _ in range(2):
         client.search_for_studies(search_filters={"PatientName": "Doe^John", "PatientID": "a?*"})
-    assert [request.query for request in server.requests] == [
-        "limit=%31",
-        "PatientName=Doe?John&PatientID=a?*",
-        "PatientName=Doe?John&PatientID=a?*",
-    ]
+    query = "PatientName=Doe?John&PatientID=a?*"
+    assert [request.query for request in server.requests] == ["limit=%31", query, query]
     with pytest.raises(ValueError, match="does not decode"):
         client.search_for_studies(search_filters={"PatientName": "Müller"})
     assert len(server.requests) == 3
@@ -472,9 +531,9 @@ def test_rows_of_a_nested_search_have_the_uids_of_their_resource(web):
     assert Resource.of(rows[0]) == Resource("1.2", "1.3", "1.4")
 
 
-def test_bad_arguments_are_refused_before_anything_is_sent(web):
-    server, client = web.connect(lambda request: web.json([]))
-    for arguments, error in [
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
         ({"limit": "5"}, TypeError),
         ({"limit": -1}, ValueError),
         ({"offset": -1}, ValueError),
@@ -486,12 +545,20 @@ def test_bad_arguments_are_refused_before_anything_is_sent(web):
         ({"search_filters": {"PatientIdd": "x"}}, ValueError),
         ({"search_filters": {"PatientID": []}}, ValueError),
         ({"additional_params": {"limit": 5}}, ValueError),
-    ]:
-        with pytest.raises(error):
-            client.search_for_studies(**arguments)
-    for uid in ("1.2/../../admin", "", "1..2", "1.2?x", "a"):
-        with pytest.raises(ValueError, match="study_instance_uid"):
-            client.search_for_series(uid)
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_sent(web, arguments, error):
+    server, client = web.connect(lambda request: web.json([]))
+    with pytest.raises(error):
+        client.search_for_studies(**arguments)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("uid", ["1.2/../../admin", "", "1..2", "1.2?x", "a"])
+def test_what_is_no_uid_is_refused_before_anything_is_sent(web, uid):
+    server, client = web.connect(lambda request: web.json([]))
+    with pytest.raises(ValueError, match="study_instance_uid"):
+        client.search_for_series(uid)
     assert server.requests == []
 
 
@@ -505,5 +572,5 @@ def test_an_ignored_offset_is_noticed_even_if_rows_have_no_uid(web):
 def test_one_uid_in_several_series_is_several_rows(web):
     """Orthanc keeps instances of one UID in several series, each of which can be retrieved."""
     rows = [web.row("1.1", "1.1.1", "9.9"), web.row("1.1", "1.1.2", "9.9"), web.row("2.2", "2.2.1", "9.9")]
-    _, client = web.connect(lambda request: web.json([] if request.parameters.get("offset") else rows))
+    _, client = web.connect(lambda request: web.page(request, rows))
     assert list(client.iter_search(SearchQuery("instance"))) == rows

@@ -13,6 +13,7 @@ from dicomweb_io.elements import Failure, Instance, StoredInstance
 from dicomweb_io.errors import DICOMwebError, StoreError
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.profiles import GENERIC, PROFILES, ServerProfile
+from tests.answering import in_turn
 
 UIDS = [f"1.2.3.1.{number}" for number in range(1, 9)]
 
@@ -27,24 +28,26 @@ def sop(content):
 
 
 class Archive:
-    """Keeps what is stored; answers as the arguments say."""
+    """Keeps what is stored; answers as the arguments say, or stores as the function `post` says."""
 
-    def __init__(self, web, *, refuse=(), status=None, whole=False, max_bytes=None, xml=False, silent=()):
-        self.web, self.refuse, self.whole, self.silent = web, set(refuse), whole, set(silent)
-        self.status, self.max_bytes, self.xml = status, max_bytes, xml
-        self.kept: dict[str, bytes] = {}
+    def __init__(self, web, kept=(), **habits):
+        self.web, self.kept = web, dict(kept)
+        self.refuse, self.silent = set(habits.get("refuse", ())), set(habits.get("silent", ()))
+        self.whole, self.xml = habits.get("whole", False), habits.get("xml", False)
+        self.status, self.max_bytes = habits.get("status"), habits.get("max_bytes")
+        self.post = habits.get("post", self.store)
 
     def __call__(self, request):
-        if request.method in ("POST", "PUT"):
+        if request.method == "POST":
+            return self.post(request)
+        if request.method == "PUT":
             return self.store(request)
         if request.method == "DELETE":
             return self.web.Reply(204 if self.kept.pop(request.path.rpartition("/")[2], None) else 404)
         if request.path.endswith("/instances"):
             wanted = request.parameters.get("SOPInstanceUID")
             uids = [uid for uid in self.kept if wanted is None or uid in wanted.split(",")]
-            if request.parameters.get("offset"):
-                uids = []
-            rows = [self.web.row("1.2.3", "1.2.3.1", uid) for uid in uids]
+            rows = [] if request.parameters.get("offset") else [self.web.row("1.2.3", "1.2.3.1", uid) for uid in uids]
             return self.web.json(rows) if rows else self.web.Reply(204)
         content = self.kept.get(request.path.rpartition("/")[2])
         return self.web.multipart([content]) if content is not None else self.web.Reply(404)
@@ -57,8 +60,7 @@ class Archive:
         if guilty and self.whole:
             return self.web.Reply(400, b'{"Message": "bad instance"}')
         good = [uid for uid in contents if uid not in guilty]
-        for uid in good:
-            self.kept[uid] = contents[uid]
+        self.kept.update({uid: contents[uid] for uid in good})
         document = self.web.module([uid for uid in good if uid not in self.silent], [(uid, 0xC000) for uid in guilty])
         status = self.status or (200 if not guilty else 202 if good else 409)
         if self.xml:
@@ -91,40 +93,61 @@ def outcomes(results):
     return [result.outcome if isinstance(result, StoredInstance) else "failed" for result in results]
 
 
+def failure_of(client, content, **options):
+    """The failure of one instance."""
+    (result,) = store(client, [content], **options)
+    assert isinstance(result, Failure)
+    return result
+
+
+def refused_as(web, code):
+    """An answer that refuses the first file with a failure reason."""
+    return web.json(web.module([], [(UIDS[0], code)]), status=409)
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """Reads the only file that was saved of old bytes, which a text names."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def read(text):
+        (kept,) = tmp_path.glob("*.dcm")
+        assert str(kept) in text
+        assert kept.stat().st_mode & 0o777 == 0o600
+        return kept.read_bytes()
+
+    return read
+
+
+@pytest.fixture
+def old(web):
+    """Another file with the UID of the first one."""
+    return web.dicom(UIDS[0], comment="old")
+
+
 def test_all_sources_arrive_with_their_bytes_unchanged(web, files, tmp_path):
     archive = Archive(web)
     server, client = web.connect(archive)
-    path = tmp_path / "a.dcm"
-    path.write_bytes(files[1])
-    (tmp_path / "b.dcm").write_bytes(files[2])
-    (tmp_path / "c.dcm").write_bytes(files[3])
+    for name, content in zip("abc", files[1:4], strict=True):
+        (tmp_path / f"{name}.dcm").write_bytes(content)
     dataset = pydicom.dcmread(io.BytesIO(files[6]))
     with open(tmp_path / "c.dcm", "rb") as file:
-        sources = [
-            files[0],
-            str(path),
-            tmp_path / "b.dcm",
-            file,
-            Instance.from_bytes(files[4]),
-            f"file://{path.parent}/a.dcm".replace("a.dcm", "b.dcm"),
-            dataset,
-            io.BytesIO(files[7]),
-            bytearray(files[5]),
-        ]
-        results = store(client, sources)
+        sources = {
+            0: files[0],
+            1: str(tmp_path / "a.dcm"),
+            2: tmp_path / "b.dcm",
+            3: file,
+            4: Instance.from_bytes(files[4]),
+            6: dataset,
+            7: io.BytesIO(files[7]),
+            5: bytearray(files[5]),
+        }
+        results = store(client, [*sources.values(), f"file://{tmp_path}/b.dcm"])
     assert outcomes(results) == ["stored"] * 9
-    assert [result.reference.sop_instance_uid for result in results] == [
-        *UIDS[:5],
-        UIDS[2],
-        UIDS[6],
-        UIDS[7],
-        UIDS[5],
-    ]
-    assert {uid: content for uid, content in archive.kept.items() if uid != UIDS[6]} == {
-        uid: content for uid, content in zip(UIDS, files, strict=False) if uid != UIDS[6]
-    }
-    assert results[0].size == len(files[0])
-    assert results[0].verified == "response"
+    assert [result.reference.sop_instance_uid for result in results] == [UIDS[index] for index in (*sources, 2)]
+    del archive.kept[UIDS[6]]
+    assert archive.kept == {uid: content for uid, content in zip(UIDS, files, strict=True) if uid != UIDS[6]}
+    assert (results[0].size, results[0].verified) == (len(files[0]), "response")
     request = server.requests[0]
     assert request.target == "/dicomweb/studies"
     assert request.headers["content-type"].startswith('multipart/related; type="application/dicom"; boundary=')
@@ -140,25 +163,15 @@ def test_the_outcome_is_in_the_body_whatever_status_and_content_type_say(web, fi
     results = store(client, files[:3])
     assert outcomes(results) == ["stored", "failed", "stored"]
     failure = results[1]
-    assert isinstance(failure, Failure)
-    assert failure.reason_code == 0xC000
-    assert failure.status == status
+    assert (failure.reason_code, failure.status, failure.retryable) == (0xC000, status, False)
     assert "C000H" in failure.message
-    assert not failure.retryable
     assert failure.reference.sop_instance_uid == UIDS[1]
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        {"content_type": "application/dicom+json; charset=utf-8"},
-        {"content_type": "text/html"},
-        {"content_type": None},
-    ],
-)
-def test_any_content_type(web, files, reply):
+@pytest.mark.parametrize("content_type", ["application/dicom+json; charset=utf-8", "text/html", None])
+def test_any_content_type(web, files, content_type):
     document = json.dumps([web.module([UIDS[0]])]).encode()
-    _, client = web.connect(lambda request: web.Reply(200, document, **reply))
+    _, client = web.connect(lambda request: web.Reply(200, document, content_type))
     assert outcomes(store(client, files[:1])) == ["stored"]
 
 
@@ -193,15 +206,13 @@ def test_a_request_that_is_too_large_is_split(web, files):
 
 
 def test_a_part_in_no_sequence_failed_unless_a_look_up_finds_it(web, files):
-    archive = Archive(web, silent=[UIDS[1]])
-    _, client = web.connect(archive)
+    _, client = web.connect(Archive(web, silent=[UIDS[1]]))
     results = store(client, files[:3])
     assert outcomes(results) == ["stored", "stored", "stored"]
     assert [result.verified for result in results] == ["response", "file", "response"]
     # Orthanc's answer to a compressed request: 200, and nothing stored.
-    _, client = web.connect(lambda request: web.json({}) if request.method == "POST" else web.Reply(204))
-    (failure,) = store(client, files[:1])
-    assert isinstance(failure, Failure)
+    _, client = web.connect(Archive(web, post=lambda request: web.json({})))
+    failure = failure_of(client, files[0])
     assert "does not mention it" in failure.message
     assert failure.retryable
 
@@ -290,11 +301,7 @@ def test_the_study_of_the_url_is_checked(web, files):
 
 def test_a_retried_request_has_its_whole_body(web, files):
     archive = Archive(web)
-    statuses = [503, 429, 500]
-
-    def answer(request):
-        return web.Reply(statuses.pop(0)) if statuses else archive(request)
-
+    answer = in_turn(*map(web.Reply, (503, 429, 500)), archive)
     server, client = web.connect(answer, retry=RetryPolicy(max_attempts=5, initial_delay=0.0))
     assert outcomes(store(client, files)) == ["stored"] * 8
     posts = [request for request in server.requests if request.method == "POST"]
@@ -305,15 +312,12 @@ def test_a_retried_request_has_its_whole_body(web, files):
 
 @pytest.mark.parametrize("profile", ["generic", "dcm4chee"])
 def test_after_a_lost_answer_the_archive_is_asked_what_arrived(web, files, profile):
-    archive = Archive(web)
-
-    def answer(request):
-        if request.method != "POST":
-            return archive(request)
-        archive(request)
+    def post(request):
+        archive.store(request)
         return web.Reply(200, b"x" * 100, "application/dicom+json", cut=10)
 
-    _, client = web.connect(answer, profile=profile)
+    archive = Archive(web, post=post)
+    _, client = web.connect(archive, profile=profile)
     results = store(client, files[:2])
     assert outcomes(results) == ["stored", "stored"]
     assert {result.verified for result in results} == {"file" if profile == "generic" else "uid"}
@@ -321,28 +325,19 @@ def test_after_a_lost_answer_the_archive_is_asked_what_arrived(web, files, profi
 
 def test_a_duplicate_that_the_first_try_made_itself_is_no_failure(web, files):
     """The answer to the first try is lost; the second is told that the instance exists."""
-    archive = Archive(web)
-    tries = []
 
-    def answer(request):
-        if request.method != "POST":
-            return archive(request)
-        tries.append(1)
-        archive(request)
-        if len(tries) == 1:
-            return web.Reply(200, b"x" * 100, cut=1)
-        return web.json(web.module([], [(UIDS[0], 272)]), status=409)
+    def post(request):
+        archive.store(request)
+        return web.Reply(200, b"x" * 100, cut=1) if request.number == 1 else refused_as(web, 272)
 
-    _, client = web.connect(answer)
+    archive = Archive(web, post=post)
+    _, client = web.connect(archive)
     (result,) = store(client, files[:1])
     assert (result.outcome, result.verified) == ("stored", "file")
 
 
 def test_an_archive_that_gives_no_answer_at_all_fails_what_is_not_found(web, files):
-    def answer(request):
-        return web.Reply(503) if request.method == "POST" else web.Reply(204)
-
-    _, client = web.connect(answer)
+    _, client = web.connect(Archive(web, post=lambda request: web.Reply(503)))
     results = store(client, files[:2])
     assert outcomes(results) == ["failed", "failed"]
     assert all(result.retryable and result.status == 503 and result.attempts == 3 for result in results)
@@ -377,8 +372,7 @@ def test_a_server_that_wants_another_accept(web, files):
 
 
 def test_skip_lists_each_series_once_and_sends_what_is_missing(web, files):
-    archive = Archive(web)
-    archive.kept = dict(zip(UIDS[:3], files[:3], strict=False))
+    archive = Archive(web, zip(UIDS[:3], files, strict=False))
     server, client = web.connect(archive, profile=GENERIC.with_facts(store_batch_count=2))
     results = store(client, files, on_existing="skip")
     assert outcomes(results) == ["exists"] * 3 + ["stored"] * 5
@@ -389,8 +383,7 @@ def test_skip_lists_each_series_once_and_sends_what_is_missing(web, files):
 
 
 def test_error_refuses_what_exists_and_compares_nothing(web, files):
-    archive = Archive(web)
-    archive.kept = {UIDS[0]: b"other"}
+    archive = Archive(web, {UIDS[0]: b"other"})
     _server, client = web.connect(archive)
     results = store(client, files[:2], on_existing="error")
     assert outcomes(results) == ["failed", "stored"]
@@ -399,9 +392,7 @@ def test_error_refuses_what_exists_and_compares_nothing(web, files):
 
 
 def test_skip_with_content_compares_what_exists(web, files):
-    archive = Archive(web)
-    archive.kept = {UIDS[0]: files[0], UIDS[1]: web.dicom(UIDS[1], comment="other")}
-    _, client = web.connect(archive)
+    _, client = web.connect(Archive(web, {UIDS[0]: files[0], UIDS[1]: web.dicom(UIDS[1], comment="other")}))
     results = store(client, files[:3], on_existing="skip", verify="content")
     assert outcomes(results) == ["exists", "failed", "stored"]
     assert (results[0].verified, results[2].verified) == ("file", "file")
@@ -409,48 +400,37 @@ def test_skip_with_content_compares_what_exists(web, files):
 
 
 def test_replace_by_upsert(web, files):
-    archive = Archive(web)
-    archive.kept = {UIDS[0]: b"old"}
+    archive = Archive(web, {UIDS[0]: b"old"})
     upsert = ServerProfile("upsert", replace="upsert", comparison_level="dataset")
     server, client = web.connect(archive, profile=upsert)
     results = store(client, files[:2], on_existing="replace")
     assert outcomes(results) == ["replaced", "stored"]
     assert archive.kept == dict(zip(UIDS[:2], files, strict=False))
-    assert server.asked("POST") == []
-    assert len(server.asked("PUT")) == 1
+    assert (len(server.asked("POST")), len(server.asked("PUT"))) == (0, 1)
 
 
 DELETES = ServerProfile("deletes", replace="delete", comparison_level="file")
 
 
-def test_what_is_replaced_must_be_found_before_the_old_bytes_are_dropped(web, files, tmp_path, monkeypatch):
+def test_what_is_replaced_must_be_found_before_the_old_bytes_are_dropped(web, files, saved):
     """A server that names as stored what it does not keep: the old bytes are all there is."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     old = [web.dicom(uid, comment="old") for uid in UIDS[:2]]
-    archive = Archive(web)
-    archive.kept = dict(zip(UIDS, old, strict=False))
 
-    def answer(request):
-        if request.method == "POST":
-            return web.json(web.module([sop(part) for part in web.stored_parts(request)]))
-        return archive(request)
+    def post(request):
+        return web.json(web.module([sop(part) for part in web.stored_parts(request)]))
 
-    _, client = web.connect(answer, profile=DELETES)
+    archive = Archive(web, zip(UIDS, old, strict=False), post=post)
+    _, client = web.connect(archive, profile=DELETES)
     first, second = store(client, files[:2], on_existing="replace")
     assert "a search does not find it" in first.message
-    (kept,) = tmp_path.glob("*.dcm")
-    assert str(kept) in first.message
-    assert kept.read_bytes() == old[0]
+    assert saved(first.message) == old[0]
     # Nothing more is deleted then.
     assert "the old one is unchanged" in second.message
     assert archive.kept == {UIDS[1]: old[1]}
 
 
-def test_what_is_replaced_and_cannot_be_looked_up_leaves_the_old_bytes(web, files, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    old = web.dicom(UIDS[0], comment="old")
-    archive = Archive(web)
-    archive.kept = {UIDS[0]: old}
+def test_what_is_replaced_and_cannot_be_looked_up_leaves_the_old_bytes(web, files, old, saved, caplog):
+    archive = Archive(web, {UIDS[0]: old})
 
     def answer(request):
         if request.path.endswith("/instances") and archive.kept == {UIDS[0]: files[0]}:
@@ -459,34 +439,25 @@ def test_what_is_replaced_and_cannot_be_looked_up_leaves_the_old_bytes(web, file
 
     _, client = web.connect(answer, profile=DELETES)
     assert outcomes(store(client, files[:1], on_existing="replace")) == ["replaced"]
-    (kept,) = tmp_path.glob("*.dcm")
-    assert str(kept) in caplog.text
-    assert kept.read_bytes() == old
+    assert saved(caplog.text) == old
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 501])
-def test_where_the_old_bytes_are_is_told_before_the_error_of_all_others(web, files, status, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    old = web.dicom(UIDS[0], comment="old")
-    archive = Archive(web)
-    archive.kept = {UIDS[0]: old}
-    _, client = web.connect(
-        lambda request: web.Reply(status) if request.method == "POST" else archive(request), profile=DELETES
-    )
+def test_where_the_old_bytes_are_is_told_before_the_error_of_all_others(web, files, status, old, saved):
+    archive = Archive(web, {UIDS[0]: old}, post=lambda request: web.Reply(status))
+    _, client = web.connect(archive, profile=DELETES)
     # In order, though it is known of the other one at first.
     results = client.iter_store_instances([files[1], files[0]], on_existing="replace")
     new, replaced = next(results), next(results)
     assert [new.reference.sop_instance_uid, new.status] == [UIDS[1], status]
-    (kept,) = tmp_path.glob("*.dcm")
-    assert str(kept) in replaced.message
+    assert saved(replaced.message) == old
     with pytest.raises(DICOMwebError) as info:
         next(results)
     assert info.value.status == status
 
 
-def test_replace_by_delete_and_store(web, files):
-    archive = Archive(web)
-    archive.kept = {UIDS[0]: web.dicom(UIDS[0], comment="old")}
+def test_replace_by_delete_and_store(web, files, old):
+    archive = Archive(web, {UIDS[0]: old})
     server, client = web.connect(archive, profile=DELETES)
     results = store(client, files[:2], on_existing="replace", verify="content")
     assert outcomes(results) == ["replaced", "stored"]
@@ -495,113 +466,74 @@ def test_replace_by_delete_and_store(web, files):
     assert server.asked("DELETE") == [f"/dicomweb/studies/1.2.3/series/1.2.3.1/instances/{UIDS[0]}"]
 
 
-def test_the_old_one_comes_back_if_the_new_one_is_refused(web, files):
-    old = web.dicom(UIDS[0], comment="old")
-    archive = Archive(web)
-    archive.kept = {UIDS[0]: old}
+def test_the_old_one_comes_back_if_the_new_one_is_refused(web, files, old):
+    def post(request):
+        return refused_as(web, 0xA900) if web.stored_parts(request) == [files[0]] else archive.store(request)
 
-    def answer(request):
-        if request.method == "POST" and web.stored_parts(request) == [files[0]]:
-            return web.json(web.module([], [(UIDS[0], 0xA900)]), status=409)
-        return archive(request)
-
-    _, client = web.connect(answer, profile=DELETES)
-    (result,) = store(client, files[:1], on_existing="replace")
-    assert isinstance(result, Failure)
-    assert "the old one is back" in result.message
-    assert result.reason_code == 0xA900
+    archive = Archive(web, {UIDS[0]: old}, post=post)
+    _, client = web.connect(archive, profile=DELETES)
+    failure = failure_of(client, files[0], on_existing="replace")
+    assert "the old one is back" in failure.message
+    assert failure.reason_code == 0xA900
     assert archive.kept == {UIDS[0]: old}
 
 
-def test_the_old_bytes_are_never_lost(web, files, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    old = web.dicom(UIDS[0], comment="old")
-    archive = Archive(web)
-    archive.kept = {UIDS[0]: old}
-
-    def answer(request):
-        return web.Reply(500) if request.method == "POST" else archive(request)
-
-    _, client = web.connect(answer, profile=DELETES)
-    (result,) = store(client, files[:1], on_existing="replace")
-    assert isinstance(result, Failure)
-    (kept,) = tmp_path.glob("*.dcm")
-    assert str(kept) in result.message
-    assert kept.read_bytes() == old
-    assert kept.stat().st_mode & 0o777 == 0o600
+def test_the_old_bytes_are_never_lost(web, files, old, saved):
+    _, client = web.connect(Archive(web, {UIDS[0]: old}, post=lambda request: web.Reply(500)), profile=DELETES)
+    assert saved(failure_of(client, files[0], on_existing="replace").message) == old
 
 
-def test_options_that_cannot_be_kept_are_refused_before_anything_is_sent(web, files):
-    for profile, options, words in [
+@pytest.mark.parametrize(
+    ("profile", "options", "words"),
+    [
         ("generic", {"on_existing": "replace"}, "replaced safely"),
         ("dcm4chee", {"on_existing": "replace"}, "replaced safely"),
         ("healthimaging", {"on_existing": "replace"}, "replaced safely"),
         ("dicomcloud", {"verify": "content"}, "do not preserve the content"),
         ("generic", {"on_existing": "ask"}, "on_existing"),
         ("generic", {"verify": "hope"}, "verify"),
-    ]:
-        server, client = web.connect(Archive(web), profile=profile)
-        with pytest.raises(ValueError, match=words):
-            client.iter_store_instances(files, **options)
-        assert server.requests == []
+    ],
+)
+def test_options_that_cannot_be_kept_are_refused_before_anything_is_sent(web, files, profile, options, words):
+    server, client = web.connect(Archive(web), profile=profile)
+    with pytest.raises(ValueError, match=words):
+        client.iter_store_instances(files, **options)
+    assert server.requests == []
 
 
 def test_duplicates_that_the_server_refuses(web, files):
-    def refusing(code):
-        archive = Archive(web)
-        archive.kept = {UIDS[0]: files[0]}
+    def result_of(code, profile):
+        archive = Archive(web, {UIDS[0]: files[0]}, post=lambda request: refused_as(web, code))
+        (result,) = store(web.connect(archive, profile=profile)[1], files[:1])
+        return result
 
-        def answer(request):
-            if request.method == "POST":
-                return web.json(web.module([], [(UIDS[0], code)]), status=409)
-            return archive(request)
-
-        return answer
-
-    _, client = web.connect(refusing(45070), profile="azure")
-    (result,) = store(client, files[:1])
-    assert (result.outcome, result.verified) == ("exists", "uid")
-    _, client = web.connect(refusing(272), profile="google")
-    (result,) = store(client, files[:1])
-    assert isinstance(result, Failure)
-    assert "another object with this UID" in result.message
-    _, client = web.connect(refusing(45071), profile="azure")
-    (result,) = store(client, files[:1])
-    assert (result.outcome, result.verified) == ("exists", "uid")
+    exists = result_of(45070, "azure")
+    assert (exists.outcome, exists.verified) == ("exists", "uid")
+    failure = result_of(272, "google")
+    assert isinstance(failure, Failure)
+    assert "another object with this UID" in failure.message
+    assert result_of(45071, "azure").outcome == "exists"
 
 
 # Verification -------------------------------------------------------------------------------------------------------
 
 
 def test_verification_by_uid(web, files):
-    archive = Archive(web)
-    _, client = web.connect(archive)
+    _, client = web.connect(Archive(web))
     assert {result.verified for result in store(client, files, verify="uid")} == {"uid"}
-
     # A server that says "stored" and keeps nothing.
-    def liar(request):
-        return web.json(web.module(UIDS[:2])) if request.method == "POST" else web.Reply(204)
-
-    _, client = web.connect(liar)
+    _, client = web.connect(Archive(web, post=lambda request: web.json(web.module(UIDS[:2]))))
     results = store(client, files[:2], verify="uid")
     assert outcomes(results) == ["failed", "failed"]
     assert "does not find it" in results[0].message
 
 
-def test_verification_of_content(web, files):
-    archive = Archive(web)
-    _, client = web.connect(archive)
+def test_verification_of_content(web, files, old):
+    _, client = web.connect(Archive(web))
     assert {result.verified for result in store(client, files, verify="content")} == {"file"}
-    spool_policy = Archive(web)
-    spool_policy.kept = {UIDS[0]: web.dicom(UIDS[0], comment="old")}
-
-    def keeps_old(request):
-        return web.json(web.module([UIDS[0]])) if request.method == "POST" else spool_policy(request)
-
+    keeps_old = Archive(web, {UIDS[0]: old}, post=lambda request: web.json(web.module([UIDS[0]])))
     _, client = web.connect(keeps_old)
-    (result,) = store(client, files[:1], verify="content")
-    assert isinstance(result, Failure)
-    assert "another content" in result.message
+    assert "another content" in failure_of(client, files[0], verify="content").message
 
 
 def test_content_is_compared_at_the_servers_level(web, files):
@@ -625,18 +557,16 @@ def test_content_is_compared_at_the_servers_level(web, files):
 
 
 def test_store_instances_returns_the_response_module(web, files):
-    archive = Archive(web)
+    url = "http://pacs.example/studies/1.2.3"
 
     def answer(request):
-        reply = archive(request)
-        document = json.loads(reply.body)
-        document["00081190"] = {"vr": "UR", "Value": ["http://pacs.example/studies/1.2.3"]}
-        return web.json(document)
+        document = json.loads(Archive(web)(request).body)
+        return web.json({**document, "00081190": {"vr": "UR", "Value": [url]}})
 
     _, client = web.connect(answer)
     dataset = client.store_instances(datasets=[pydicom.dcmread(io.BytesIO(content)) for content in files[:2]])
     assert [item.ReferencedSOPInstanceUID for item in dataset.ReferencedSOPSequence] == UIDS[:2]
-    assert dataset.RetrieveURL == "http://pacs.example/studies/1.2.3"
+    assert dataset.RetrieveURL == url
     assert "FailedSOPSequence" not in dataset
 
 
@@ -670,29 +600,14 @@ def test_iterables_are_read_lazily(web, files):
 # Evidence ----------------------------------------------------------------------------------------------------------
 
 
-def found_only_after(web, posted, uid=UIDS[0]):
-    """A listing that has one instance once something was posted."""
-    return web.json([web.row("1.2.3", "1.2.3.1", uid)] if posted else [])
-
-
 def test_an_answer_that_names_an_instance_both_as_stored_and_as_failed_proves_nothing(web, files):
-    archive = Archive(web, silent=UIDS)
-    keeps = True
-
-    def answer(request):
-        if request.method != "POST":
-            return archive(request)
-        if keeps:
-            archive(request)
+    def both(request):
         return web.json(web.module([UIDS[0]], [(UIDS[0], 0xA700)]))
 
-    _, client = web.connect(answer)
+    _, client = web.connect(Archive(web, {UIDS[0]: files[0]}, post=both))
     assert outcomes(store(client, files[:1])) == ["stored"]
-    keeps = False
-    archive.kept.clear()
-    (result,) = store(client, files[:1])
-    assert isinstance(result, Failure)
-    assert result.reason_code == 0xA700
+    _, client = web.connect(Archive(web, post=both))
+    assert failure_of(client, files[0]).reason_code == 0xA700
 
 
 def test_uids_with_padding_in_the_answer(web, files):
@@ -702,72 +617,62 @@ def test_uids_with_padding_in_the_answer(web, files):
     assert results[1].reason_code == 0xA900
 
 
-def test_error_and_replace_are_no_success_if_another_writer_was_first(web, files):
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("error", "failed"), ("replace", "failed"), ("skip", "exists"), ("server", "exists")]
+)
+def test_error_and_replace_are_no_success_if_another_writer_was_first(web, files, old, policy, expected):
     """Nothing is there when it is looked for; when it is sent, the server has it."""
-    posted = []
+
+    archive = Archive(web)
 
     def answer(request):
         if request.method == "GET":
-            return found_only_after(web, posted)
-        posted.append(request)
-        return web.json(web.module([], [(UIDS[0], 45070)]), status=409)
+            return archive(request)
+        archive.kept[UIDS[0]] = old
+        return refused_as(web, 45070)
 
-    for policy, expected in [("error", "failed"), ("replace", "failed"), ("skip", "exists"), ("server", "exists")]:
-        posted.clear()
-        _, client = web.connect(answer, profile="azure")
-        assert outcomes(store(client, files[:1], on_existing=policy)) == [expected], policy
+    _, client = web.connect(answer, profile="azure")
+    assert outcomes(store(client, files[:1], on_existing=policy)) == [expected]
 
 
-def test_an_old_instance_is_no_proof_that_it_was_replaced(web, files):
+def test_an_old_instance_is_no_proof_that_it_was_replaced(web, files, old):
     upserts = GENERIC.with_facts(replace="upsert", comparison_level="none")
+    archive = Archive(web, {UIDS[0]: old})
     _, client = web.connect(
-        lambda request: web.Reply(200) if request.method == "PUT" else found_only_after(web, True), profile=upserts
+        lambda request: web.Reply(200) if request.method == "PUT" else archive(request), profile=upserts
     )
-    (result,) = store(client, files[:1], on_existing="replace")
-    assert isinstance(result, Failure)
+    failure_of(client, files[0], on_existing="replace")
 
 
 def test_a_refusal_after_a_busy_server_is_no_success_where_contents_cannot_be_compared(web, files):
-    posted = []
+    def post(request):
+        return web.Reply(503) if request.number == 1 else refused_as(web, 272)
 
-    def answer(request):
-        if request.method == "GET":
-            return found_only_after(web, True)
-        posted.append(request)
-        return web.Reply(503) if len(posted) == 1 else web.json(web.module([], [(UIDS[0], 272)]), status=409)
-
-    _, client = web.connect(answer, profile=PROFILES["dicomcloud"].with_facts(store_again="harmless"))
-    (result,) = store(client, files[:1])
-    assert isinstance(result, Failure)
-    assert result.reason_code == 272
+    _, client = web.connect(
+        Archive(web, {UIDS[0]: files[0]}, post=post), profile=PROFILES["dicomcloud"].with_facts(store_again="harmless")
+    )
+    assert failure_of(client, files[0]).reason_code == 272
 
 
 def test_a_bare_conflict_after_a_lost_answer_is_no_failure(web, files):
-    archive = Archive(web)
-    posted = []
-
-    def answer(request):
-        if request.method != "POST":
-            return archive(request)
-        posted.append(request)
-        if len(posted) > 1:
+    def post(request):
+        if request.number > 1:
             return web.Reply(409)
-        archive(request)
+        archive.store(request)
         return web.Reply(502)
 
-    _, client = web.connect(answer, profile="orthanc")
+    archive = Archive(web, post=post)
+    server, client = web.connect(archive, profile="orthanc")
     results = store(client, files)
     assert outcomes(results) == ["stored"] * 8
     assert {result.verified for result in results} == {"file"}
-    assert len(posted) == 2
+    assert len(server.asked("POST")) == 2
 
 
 def test_a_look_up_believes_no_list_of_uids_of_which_one_was_taken(web, files):
-    archive = Archive(web)
-
     def answer(request):
         if request.method == "POST":
-            archive(request)
+            archive.store(request)
             return web.Reply(202)
         wanted = request.parameters.get("SOPInstanceUID", "")
         if "," in wanted:
@@ -775,15 +680,14 @@ def test_a_look_up_believes_no_list_of_uids_of_which_one_was_taken(web, files):
             return web.json([] if offset else [web.row("1.2.3", "1.2.3.1", wanted.partition(",")[0])])
         return archive(request)
 
+    archive = Archive(web)
     _, client = web.connect(answer)
     assert outcomes(store(client, files)) == ["stored"] * 8
 
 
-def test_a_deletion_whose_answer_is_lost_loses_nothing(web, files, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    archive = Archive(web)
-    old = web.dicom(UIDS[0], comment="old")
-    searchable = True
+@pytest.mark.parametrize("searchable", [True, False])
+def test_a_deletion_whose_answer_is_lost_loses_nothing(web, files, old, saved, searchable):
+    archive = Archive(web, {UIDS[0]: old})
 
     def answer(request):
         if request.method == "DELETE":
@@ -793,51 +697,35 @@ def test_a_deletion_whose_answer_is_lost_loses_nothing(web, files, tmp_path, mon
             return web.Reply(503)
         return archive(request)
 
-    archive.kept = {UIDS[0]: old}
     _, client = web.connect(answer, profile=DELETES)
-    assert outcomes(store(client, files[:1], on_existing="replace")) == ["replaced"]
-    assert archive.kept == {UIDS[0]: files[0]}
-    searchable = False
-    archive.kept = {UIDS[0]: old}
-    (result,) = store(client, files[:1], on_existing="replace")
-    assert isinstance(result, Failure)
-    (kept,) = tmp_path.glob("*.dcm")
-    assert str(kept) in result.message
-    assert kept.read_bytes() == old
+    if searchable:
+        assert outcomes(store(client, files[:1], on_existing="replace")) == ["replaced"]
+        assert archive.kept == {UIDS[0]: files[0]}
+    else:
+        assert saved(failure_of(client, files[0], on_existing="replace").message) == old
 
 
-def test_the_new_one_that_arrived_without_an_answer_is_not_taken_for_the_old_one(web, files):
+def test_the_new_one_that_arrived_without_an_answer_is_not_taken_for_the_old_one(web, files, old):
     """A server that keeps what it has confirms the old one without storing it."""
-    archive = Archive(web)
-    archive.kept = {UIDS[0]: web.dicom(UIDS[0], comment="old")}
 
-    def answer(request):
-        if request.method != "POST":
-            return archive(request)
+    def post(request):
         for part in web.stored_parts(request):
             archive.kept.setdefault(sop(part), part)
-        if web.stored_parts(request) == [files[0]]:
-            return web.Reply(500)
-        return web.json(web.module([UIDS[0]]))
+        return web.Reply(500) if web.stored_parts(request) == [files[0]] else web.json(web.module([UIDS[0]]))
 
-    _, client = web.connect(answer, profile=DELETES)
+    archive = Archive(web, {UIDS[0]: old}, post=post)
+    _, client = web.connect(archive, profile=DELETES)
     (result,) = store(client, files[:1], on_existing="replace")
     assert (result.outcome, result.verified) == ("replaced", "file")
     assert archive.kept == {UIDS[0]: files[0]}
 
 
-def test_an_interrupted_replacement_keeps_the_old_bytes(web, files, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    archive = Archive(web)
-    old = web.dicom(UIDS[0], comment="old")
-    archive.kept = {UIDS[0]: old}
-
+def test_an_interrupted_replacement_keeps_the_old_bytes(web, files, old, saved, caplog):
     def interrupt(response, *_, **__):
         if response.request.method == "POST":
             raise KeyboardInterrupt
 
-    _, client = web.connect(archive, profile=DELETES, callback=interrupt)
+    _, client = web.connect(Archive(web, {UIDS[0]: old}), profile=DELETES, callback=interrupt)
     with pytest.raises(KeyboardInterrupt):
         store(client, files[:1], on_existing="replace")
-    (kept,) = tmp_path.glob("*.dcm")
-    assert kept.read_bytes() == old
+    assert saved(caplog.text) == old

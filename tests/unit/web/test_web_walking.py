@@ -7,6 +7,7 @@ import pytest
 from dicomweb_io.elements import Resource
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.profiles import ServerProfile
+from dicomweb_io.queries import make_query
 
 TREE = {
     "1.1": {"1.1.1": ["1.1.1.1", "1.1.1.2"], "1.1.2": ["1.1.2.1"]},
@@ -22,30 +23,27 @@ def nested(web):
     """A server with /studies, /studies/S/series and /studies/S/series/E/instances only."""
 
     def answer(request):
-        parts = request.path.split("/")[2:]
         parameters = request.parameters
-        if parts == ["studies"]:
-            rows = [
-                web.row(study, t00100020=PATIENT[study])
-                for study in TREE
-                if parameters.get("PatientID", PATIENT[study]) == PATIENT[study]
-                and study in parameters.get("StudyInstanceUID", study).split(",")
-            ]
-        elif len(parts) == 3 and parts[2] == "series" and parts[1] in TREE:
-            rows = [
-                web.row(parts[1], series, t00080060=MODALITY[series])
-                for series in TREE[parts[1]]
-                if parameters.get("Modality", MODALITY[series]) == MODALITY[series]
-            ]
-        elif len(parts) == 5 and parts[4] == "instances":
-            rows = [web.row(parts[1], parts[3], sop) for sop in TREE[parts[1]][parts[3]]]
-            if "SOPInstanceUID" in parameters:
-                rows = [row for row in rows if row["00080018"]["Value"][0] == parameters["SOPInstanceUID"]]
-        else:
-            return web.Reply(404, b"no such resource", "text/plain")
-        offset, limit = int(parameters.get("offset", 0)), int(parameters.get("limit", 100))
-        page = rows[offset : offset + limit]
-        return web.json(page) if page else web.Reply(204)
+        match request.path.split("/")[2:]:
+            case ["studies"]:
+                rows = [
+                    web.row(study, t00100020=PATIENT[study])
+                    for study in TREE
+                    if parameters.get("PatientID", PATIENT[study]) == PATIENT[study]
+                    and study in parameters.get("StudyInstanceUID", study).split(",")
+                ]
+            case ["studies", study, "series"] if study in TREE:
+                rows = [
+                    web.row(study, series, t00080060=MODALITY[series])
+                    for series in TREE[study]
+                    if parameters.get("Modality", MODALITY[series]) == MODALITY[series]
+                ]
+            case ["studies", study, "series", series, "instances"]:
+                wanted = parameters.get("SOPInstanceUID")
+                rows = [web.row(study, series, sop) for sop in TREE[study][series] if wanted in (None, sop)]
+            case _:
+                return web.Reply(404, b"no such resource", "text/plain")
+        return web.page(request, rows)
 
     return answer
 
@@ -116,8 +114,6 @@ def test_limit_and_offset_count_walked_rows(web, nested, limit, offset):
 
 
 def test_a_walked_page_knows_whether_more_follows(web, nested):
-    from dicomweb_io.queries import make_query
-
     _, client = web.connect(nested, profile=KNOWN)
     query = make_query("instance")
     assert client.search_page(query, limit=3).more is True
@@ -144,7 +140,6 @@ def test_an_error_on_the_walk_is_an_error(web, nested):
 
 
 def test_what_a_profile_says_of_an_address_does_not_stop_a_walk(web, nested):
-    server = web.serve(lambda request: nested(request))
-    with web.client(server, profile="orthanc") as client:
-        assert sops(client.iter_search_for_instances()) == ALL
-        assert sops(client.search_for_instances("1.1")) == ALL[:3]
+    _, client = web.connect(nested, profile="orthanc")
+    assert sops(client.iter_search_for_instances()) == ALL
+    assert sops(client.search_for_instances("1.1")) == ALL[:3]

@@ -1,0 +1,29 @@
+"""Each script in `benchmarks/` runs to its end with little to do; what it measures is not judged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+LITTLE = {
+    "client": ("--runs", "1"),
+    "file_index": ("--instances", "40", "--repeat", "1", "--small-files", "--no-peer", "--writers", "2"),
+    "search": ("--rows", "200", "--milliseconds", "1", "--runs", "1"),
+    "transfer": ("--count", "4", "--size", "1000", "--runs", "1"),
+}
+
+
+def test_every_script_is_known():
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(LITTLE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LITTLE)
+def test_it_runs(name):
+    done = subprocess.run([sys.executable, FOLDER / f"{name}.py", *LITTLE[name]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ours" in done.stdout
