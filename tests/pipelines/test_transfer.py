@@ -246,7 +246,7 @@ def test_the_failures_of_one_run_are_the_input_of_the_next(serve, job, small, fo
     """Each series comes without one instance, which is refused once when it is asked for by itself."""
     faults = [
         fault("drop_part", path="/series/[0-9.]+$", times=2),
-        fault("status", path="/instances/[0-9.]+$", status=404, times=2),
+        fault("status", path="/instances/[0-9.]+$", status=410, times=2),
     ]
     source = serve(small, faults=faults)
     failures = tmp_path / "failures.jsonl"
@@ -262,13 +262,13 @@ def test_the_failures_of_one_run_are_the_input_of_the_next(serve, job, small, fo
 
 
 def test_what_the_destination_refuses_is_listed_and_the_rest_arrives(serve, job, small, folder, tmp_path):
-    destination = serve(folder, faults=[fault("refuse_instances", method="POST", numbers=(1,), reason=0xA700)])
+    destination = serve(folder, faults=[fault("refuse_instances", method="POST", numbers=(1,), reason=0xA900)])
     failures = tmp_path / "failures.jsonl"
     code, numbers, _ = job(small, destination.url, "--failures", str(failures))
     assert code == 1
     assert (numbers["transferred"], numbers["failed"]) == (39, 1)
     record = json.loads(failures.read_text())
-    assert record["reason_code"] == 0xA700
+    assert record["reason_code"] == 0xA900
     assert record["transform"] == "CopyInstances"
     code, numbers, _ = job(small, destination.url, "--failures", str(failures))
     assert code == 0
