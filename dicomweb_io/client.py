@@ -31,7 +31,13 @@ from dicomweb_io.elements import (
     SearchQuery,
     StoredInstance,
 )
-from dicomweb_io.errors import MalformedResponseError, SearchIncompleteError, StoreError, http_error
+from dicomweb_io.errors import (
+    InvalidIdentifierError,
+    MalformedResponseError,
+    SearchIncompleteError,
+    StoreError,
+    http_error,
+)
 from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.profiles import GENERIC, Finding, ProbeReport, ServerProfile
 from dicomweb_io.queries import check_limits, make_query
@@ -54,6 +60,7 @@ Storable = Union[Instance, bytes, str, "os.PathLike[str]", "Dataset", BinaryIO]
 
 OnExisting = Literal["server", "skip", "replace", "error"]
 Verify = Literal["response", "uid", "content"]
+FilterMismatch = Literal["error", "warn"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -157,7 +164,8 @@ class DICOMClient(ABC):
                 instead of a copy. The caller must neither change nor delete it; it lies outside of `spool_directory`.
 
         Yields:
-            `Instance`, each once, in the archive's order.
+            `Instance`, each once, in the archive's order; those that a server sends without pixel data come last, after
+            a second request. `Instance.warnings` says what is odd about one.
 
         Raises:
             requests.HTTPError: After all retries. What was yielded before is complete and correct; the exception
@@ -629,7 +637,11 @@ class DICOMClient(ABC):
         nameless = 0
         implied = {UID_TAGS[level]: {"vr": "UI", "Value": [uid]} for level, uid in resource.series.uids.items()}
         for row in self.iter_search(query):
-            reference = Resource.of({**implied, **row})
+            try:
+                reference = Resource.of({**implied, **row})
+            except InvalidIdentifierError:
+                nameless += 1
+                continue
             if reference.level != "instance":
                 nameless += 1
             elif reference not in seen and resource.contains(reference):
@@ -1082,3 +1094,16 @@ def check_chunk_size(chunk_size: object) -> int:
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, not {chunk_size}")
     return chunk_size
+
+
+def check_filter_mismatch(choice: object) -> FilterMismatch:
+    """Returns `choice` if it says what becomes of a search whose rows contradict its filters.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if choice == "error":
+        return "error"
+    if choice == "warn":
+        return "warn"
+    raise ValueError(f"filter_mismatch must be 'error' or 'warn', not {choice!r}")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from dicomweb_io.dicom.part10 import Header, header_of
+from dicomweb_io.dicom.part10 import Header, header_of, readable
 from dicomweb_io.dicom.uids import check_uid, path_segment
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
@@ -151,18 +151,20 @@ class Resource:
 
         Args:
             value: A `Resource`; a row of a search or metadata in the DICOM JSON model (the UIDs it holds decide the
-                level); a mapping with the attribute names of this class (as `to_dict` gives); a `URI` or the text of
-                a DICOMweb URI, absolute or from ``studies/`` on.
+                level, and an empty one is an error: a row never names the whole that it is a part of); a mapping with
+                the attribute names of this class (as `to_dict` gives); a `URI` or the text of a DICOMweb URI, absolute
+                or from ``studies/`` on.
 
         Raises:
-            TypeError, ValueError: If the value names no study.
+            TypeError, ValueError: If the value names no study, or lacks a UID above or of what it names.
         """
         if isinstance(value, Resource):
             return value
         if isinstance(value, Mapping):
             if "study_instance_uid" in value:
                 known = {"study_instance_uid", "series_instance_uid", "sop_instance_uid", "frames"}
-                fields = {key: item for key, item in value.items() if key in known and item}
+                # An empty text is a UID that is missing; None is a level that is not meant.
+                fields = {key: item for key, item in value.items() if key in known and item not in (None, ())}
                 if "frames" in fields:
                     fields["frames"] = tuple(fields["frames"])
                 return cls(**fields)
@@ -172,8 +174,13 @@ class Resource:
                     "a reference needs a StudyInstanceUID (0020000D); the row has only the tags "
                     + ", ".join(sorted(map(str, value))[:20])
                 )
-            series = _uid_of(value, SERIES_INSTANCE_UID)
-            return cls(study, series, _uid_of(value, SOP_INSTANCE_UID) if series is not None else None)
+            series, instance = _uid_of(value, SERIES_INSTANCE_UID), _uid_of(value, SOP_INSTANCE_UID)
+            # A row never names more than what it is a row of: an instance without its series is not its study.
+            if series is None and (_has(value, SERIES_INSTANCE_UID) or _has(value, SOP_INSTANCE_UID)):
+                raise InvalidIdentifierError(f"the row of study {study} lacks its SeriesInstanceUID (0020000E)")
+            if instance is None and _has(value, SOP_INSTANCE_UID):
+                raise InvalidIdentifierError(f"the row of series {series} lacks its SOPInstanceUID (00080018)")
+            return cls(study, series, instance)
         uri = value if isinstance(value, URI) else None
         if uri is None:
             if not isinstance(value, str):
@@ -198,6 +205,10 @@ def _open(path: str) -> BinaryIO:
         raise InvalidIdentifierError(f"{safe_url(path)!r} cannot be opened: {error}") from None
 
 
+def _has(row: Mapping[str, Any], tag: str) -> bool:
+    return tag in row or tag.lower() in row
+
+
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:
     element = row.get(tag) or row.get(tag.lower())
     value = element.get("Value") if isinstance(element, Mapping) else None
@@ -220,6 +231,8 @@ class Instance:
         path: A local path or fsspec URL of a file that holds the bytes. The receiver of the element owns a spooled
             file.
         sop_class_uid: The SOP class, where known.
+        warnings: What is odd about the bytes, which are whole and unchanged all the same, such as
+            ``"without pixel data"`` (`dicomweb_io.dicom.part10.Verdict`).
     """
 
     reference: Resource
@@ -227,6 +240,7 @@ class Instance:
     content: bytes | None = field(default=None, repr=False)
     path: str | None = None
     sop_class_uid: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.reference.level != "instance":
@@ -272,7 +286,7 @@ class Instance:
 
         options.setdefault("force", True)
         with self.open() as file:
-            dataset: Dataset = pydicom.dcmread(file, **options)
+            dataset: Dataset = pydicom.dcmread(readable(file), **options)
         return dataset
 
     @classmethod
@@ -453,6 +467,7 @@ class StoredInstance:
         warning_reason: The Warning Reason (0008,1196) the archive gave, such as 45056 (coerced data elements).
         verified: The evidence: ``"response"`` (named as stored in the answer), ``"uid"`` (found there afterwards), or
             the level at which the content was compared: ``"file"``, ``"dataset"``, ``"pixels"``.
+        warnings: Those of the `Instance` that was moved.
     """
 
     reference: Resource
@@ -462,6 +477,7 @@ class StoredInstance:
     retrieve_url: str | None = None
     warning_reason: int | None = None
     verified: str = "response"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

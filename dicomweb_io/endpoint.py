@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Union
 from urllib.parse import urlsplit, urlunsplit
 
-from dicomweb_io.client import DICOMClient
+from dicomweb_io.client import DICOMClient, FilterMismatch, check_filter_mismatch
 from dicomweb_io.http.auth import Credentials
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts, split_service_url
@@ -47,6 +47,8 @@ class Endpoint:
         retry: When and how often to try again.
         storage_options: Arguments for the fsspec filesystem of a folder.
         index: A local directory for the index of a folder; by default the user's cache directory.
+        filter_mismatch: What becomes of a search whose rows contradict its filters: ``"error"`` fails it, ``"warn"``
+            logs it and returns the rows. A folder matches exactly.
 
     Raises:
         TypeError, ValueError: If an argument is not valid, or belongs to the other kind of archive.
@@ -64,6 +66,7 @@ class Endpoint:
     retry: RetryPolicy = RetryPolicy()
     storage_options: Mapping[str, Any] | None = None
     index: str | None = None
+    filter_mismatch: FilterMismatch = "error"
 
     def __post_init__(self) -> None:
         # Path objects are accepted too.
@@ -76,6 +79,7 @@ class Endpoint:
             given = [name for name in ("prefixes", "credentials") if getattr(self, name) not in (None, Prefixes())]
             if given:
                 raise ValueError(f"{', '.join(given)}: only for servers, but {self.safe_url} is a folder")
+        check_filter_mismatch(self.filter_mismatch)
         for name, kind in _GROUPS.items():
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be {kind.__name__}(…), not {type(getattr(self, name)).__name__}")

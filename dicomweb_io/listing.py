@@ -23,7 +23,7 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, Resource, SearchLevel, SearchQuery
-from dicomweb_io.errors import InvalidIdentifierError, PagingError, SearchIncompleteError
+from dicomweb_io.errors import DICOMwebError, InvalidIdentifierError, PagingError, SearchIncompleteError
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.retry import BAD_NEWS_LASTS, ProcessLock
 from dicomweb_io.queries import make_query
@@ -111,17 +111,14 @@ def group_by_series(instances: Iterable[Resource]) -> Iterator[InstanceGroup]:
 
 def list_groups(client: DICOMClient, reference: Resource) -> Iterator[InstanceGroup]:
     """Yields the series of a study or series with all their instances, as the archive lists them."""
+    found, incomplete = listed_instances(client, reference)
     series: dict[Resource, list[str]] = {}
-    incomplete: SearchIncompleteError | None = None
-    try:
-        for instance in expand_reference(client, reference):
-            series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
-    except SearchIncompleteError as error:
-        # What came is moved before the failure is reported.
-        incomplete = error
+    for instance in found:
+        series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
     for one, uids in series.items():
         yield InstanceGroup(one, tuple(uids), len(uids))
     if incomplete is not None:
+        # What came is moved before the failure is reported.
         raise incomplete
 
 
@@ -262,6 +259,17 @@ def expand_reference(client: DICOMClient, reference: Resource) -> Iterator[Resou
             yield found
 
 
+def listed_instances(client: DICOMClient, reference: Resource) -> tuple[dict[Resource, None], DICOMwebError | None]:
+    """The instances of a study or series that the archive lists, and what is wrong if it announced more."""
+    found: dict[Resource, None] = {}
+    try:
+        for instance in expand_reference(client, reference):
+            found[instance] = None
+    except SearchIncompleteError as error:
+        return found, error
+    return found, None
+
+
 def instance_of_row(row: Mapping[str, Any], within: Resource | None = None) -> Resource:
     """The instance that a row of an instance search names; UIDs that the row lacks are those of the search.
 
@@ -280,13 +288,15 @@ def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource
         within: Where; UIDs that the row lacks are taken from it.
 
     Raises:
-        InvalidIdentifierError: If the row lacks a UID: it never names its whole parent.
+        InvalidIdentifierError: If the row lacks a UID (it never names its whole parent), or lies elsewhere.
     """
     above = {} if within is None else within.series.uids
     implied = {UID_TAGS[parent]: {"vr": "UI", "Value": [uid]} for parent, uid in above.items()}
     found = Resource.of({**implied, **row})
     if found.level != level:
         raise InvalidIdentifierError(f"a row of a {level} search has only the {found.level} {found.uri}")
+    if within is not None and not within.series.contains(found):
+        raise InvalidIdentifierError(f"a row of a search in {within.series.uri} names {found.uri}")
     return found
 
 

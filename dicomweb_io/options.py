@@ -58,6 +58,11 @@ _ARCHIVE: dict[str, dict[str, Any]] = {
         "help": "how long a copy or job waits for a server that answered before and cannot be reached any more "
         "(default: 120); what is left then is not tried",
     },
+    "filter_mismatch": {
+        "choices": ("error", "warn"),
+        "default": "error",
+        "help": "what becomes of a search whose rows contradict its filters (default: error)",
+    },
 }
 _AUTHENTICATION: dict[str, dict[str, Any]] = {
     "user": {"metavar": "NAME", "help": "user name for basic authentication"},
@@ -157,6 +162,7 @@ def make_endpoint(
             prefixes=Prefixes(**{service: given.get(f"{service}_prefix") for service in _SERVICES}),
             tls=TLS(given.get("ca") or not given.get("insecure_no_verify"), given.get("cert")),
             timeouts=_timeouts(given),
+            filter_mismatch=given.get("filter_mismatch") or "error",
             limits=Limits(**{name: given[name] for name in ("max_in_flight",) if given.get(name) is not None}),
         )
     except (TypeError, ValueError) as error:

@@ -44,6 +44,9 @@ class ServerProfile:
         offset_works: Whether it is known that ``offset`` is honoured (a transform may read pages ahead); None: unknown.
         order_by: A query parameter that makes the order of rows stable, or None.
         uid_lists: Whether a filter may list several UIDs, separated by commas.
+        loose_names: Whether names are matched loosely without ``fuzzymatching``: then rows are not judged by them.
+        matches_series_of_studies: Whether a search for studies matches attributes of their series, such as Modality;
+            False: none matches, so ModalitiesInStudy is sent for Modality; None: unknown.
         flat_series: Whether ``/series`` can be searched; None: try, and walk studies if it is missing.
         flat_instances: Whether ``/instances`` can be searched; None: try.
         study_instances: Whether ``/studies/UID/instances`` can be searched; None: try.
@@ -90,6 +93,8 @@ class ServerProfile:
     offset_works: bool | None = None
     order_by: tuple[str, str] | None = None
     uid_lists: bool = True
+    loose_names: bool = False
+    matches_series_of_studies: bool | None = None
     flat_series: bool | None = None
     flat_instances: bool | None = None
     study_instances: bool | None = None
@@ -156,10 +161,12 @@ ORTHANC = ServerProfile(
         "find 1, limit=%31 is 400)",
         "deletion by POST /tools/lookup and DELETE of the native resource (Orthanc Book, REST API; measured)",
         "changes by GET /changes of the native interface, mapped by POST /tools/bulk-content (measured)",
+        "a search for studies by an attribute of series (Modality=CT, Manufacturer=*) finds nothing (measured)",
     ),
     fingerprint=("../system", "ApiVersion"),
     page_sizes=(1000, 1000, 1000),
     decodes_queries=None,
+    matches_series_of_studies=False,
     offset_works=True,
     flat_series=True,
     flat_instances=True,
@@ -218,9 +225,11 @@ DICOMCLOUD = ServerProfile(
         "DICOMcloud issue 25: older builds return fewer unique rows than the limit: a short page is not the last one",
         "409 with reason 272 for an instance that exists (read): also its only reason for everything else",
         "delete resources of its own prefix (read)",
+        "fuzzy matching is always supported (its conformance table)",
     ),
     page_sizes=(12, 12, 12),
     max_limits=(12, 12, 12),
+    loose_names=True,
     short_pages=True,
     offset_works=True,
     flat_series=True,

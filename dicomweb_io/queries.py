@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dicomweb_io.dicom.attributes import lookup_tag, resolve, vr_of
+from dicomweb_io.dicom.matching import check_filter, selects
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import LEVELS, SearchLevel, SearchQuery
 from dicomweb_io.errors import FilterError
@@ -37,7 +38,7 @@ def make_query(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a keyword is unknown, or a UID is not one.
+        ValueError: If a keyword is unknown, a UID is not one, or a date or time is not spelled as DICOM does.
     """
     if study_instance_uid is not None:
         study_instance_uid = check_uid(study_instance_uid, "study_instance_uid", permissive=permissive_uid)
@@ -55,12 +56,27 @@ def make_query(
             resolve(name)
     items = search_filters.items() if isinstance(search_filters, Mapping) else (search_filters or ())
     filters = tuple((_filter_key(key), _filter_text(key, value)) for key, value in items)
+    for key, text in filters:
+        check_filter(key, text)
     if level == "instance" and series_instance_uid is not None and study_instance_uid is None:
         # There is no search resource of a series without its study (PS3.18 table 10.6.1-1).
         filters = (("SeriesInstanceUID", series_instance_uid), *filters)
         series_instance_uid = None
     params = tuple(pair for key, value in (additional_params or {}).items() for pair in _parameter(key, value))
     return SearchQuery(level, study_instance_uid, series_instance_uid, filters, names, fuzzymatching, params)
+
+
+def is_restricted(query: SearchQuery) -> bool:
+    """Whether a query looks for less than everything: in a study or series, or by a value of at least one attribute.
+
+    Further parameters count too, except those that only order or widen the answer.
+    """
+    harmless = {"fuzzymatching", "includefield", "orderby", "emptyvaluematching", "includedefaults"}
+    return (
+        query.study_instance_uid is not None
+        or any(selects(text) for _, text in query.search_filters)
+        or any(name.lower() not in harmless and text.strip(" *") for name, text in query.additional_params)
+    )
 
 
 def check_limits(limit: int | None, offset: int | None, page_size: int | None = None) -> None:
@@ -198,6 +214,13 @@ SERIES_DEFAULTS = _tags(
 INSTANCE_DEFAULTS = _tags(
     "SOPClassUID SOPInstanceUID TimezoneOffsetFromUTC InstanceNumber Rows Columns BitsAllocated NumberOfFrames"
 )
+
+DEFAULTS: dict[SearchLevel, tuple[str, ...]] = {
+    "study": STUDY_DEFAULTS,
+    "series": SERIES_DEFAULTS,
+    "instance": INSTANCE_DEFAULTS,
+}
+"""What rows of each level have without being asked."""
 
 COMPUTED: dict[SearchLevel, frozenset[str]] = {
     "study": frozenset(

@@ -20,21 +20,26 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
-from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS, WILDCARD_VRS, resolve, vr_of
+from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS, WILDCARD_VRS, lookup_keyword, resolve, vr_of
 from dicomweb_io.dicom.errors import FilterError
 from dicomweb_io.dicom.json_decode import first_value, is_empty
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.dicom.values import (
     Range,
     contains,
+    day_of,
+    fold_accents,
     fuzzy_name_predicate,
+    name_group_test,
     name_predicate,
+    name_text,
     parse_date,
     parse_date_range,
     parse_date_time,
@@ -412,3 +417,391 @@ def _single_precision(number: float) -> float:
 def _timezone(dataset: Mapping[str, Any]) -> int | None:
     value = first_value(dataset, _TIMEZONE)
     return parse_offset(value) if isinstance(value, str) else None
+
+
+# What the rows of an answer say about the filters ---------------------------------------------------------------------
+
+# Values of these cannot hold a comma.
+_COMMA_SEPARATED = frozenset({"AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "TM", "UI", "UL", "US"})
+_TEMPORAL = frozenset({"DA", "DT", "TM"})
+_NUMBERS = DECIMAL_VRS | INTEGER_VRS
+_JUDGED_TEXT = frozenset({"AE", "AS", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"})
+
+# What is no condition on objects: how text is encoded, which zone times are in, which level is meant.
+_NO_CONDITIONS = frozenset({_CHARACTER_SET, _TIMEZONE, "00080052"})
+
+_PATIENT_ID, _MODALITY, _MODALITIES_IN_STUDY, _SOP_CLASSES_IN_STUDY = "00100020", "00080060", "00080061", "00080062"
+
+# Attributes whose values satisfy a filter on another one too. They never contradict it.
+_ALSO = {
+    _PATIENT_ID: ("00101000",),  # OtherPatientIDs
+    "00100010": ("00101001", "00101005"),  # OtherPatientNames, PatientBirthName
+    _MODALITIES_IN_STUDY: (_MODALITY,),
+    _SOP_CLASSES_IN_STUDY: ("00080016",),
+    "00080016": (_SOP_CLASSES_IN_STUDY,),
+}
+_WORD_ENDS = re.compile(r"[\s^,]+")
+
+Filters = Iterable[tuple[str, str]]
+Judgement = Callable[[str], "bool | None"]
+"""Whether the text of a value matches; None if that cannot be told."""
+
+
+def filter_values(key: str, value: str) -> list[str]:
+    """The single values of a filter, one of which has to match.
+
+    Args:
+        key: The attribute.
+        value: Its text in a query: values of a list are joined by backslashes; in types whose values cannot hold a
+            comma (UIDs, codes, dates, numbers) a comma separates too.
+    """
+    values = value.split("\\")
+    if vr_of(resolve(key)[-1]) in _COMMA_SEPARATED:
+        values = [part for item in values for part in item.split(",")]
+    return values
+
+
+def selects(value: str) -> bool:
+    """Whether the value of a filter chooses anything: an empty one, or wildcards alone in one of several, do not."""
+    return all(part.strip(' *?%^="') for part in re.split(r"[\\,]", value))
+
+
+def check_filter(attribute: str, value: str) -> None:
+    """Checks that dates and times of a filter are spelled as servers expect them (PS3.5 section 6.2, PS3.4 C.2.2.2.5).
+
+    Servers that cannot read a value find nothing, or ignore it and return everything.
+
+    Args:
+        attribute: A keyword, 8 hexadecimal digits, or a path of them.
+        value: The text of the filter, perhaps a list; see `filter_values`.
+
+    Raises:
+        FilterError: If one is not; the message shows the right spelling.
+    """
+    tag = resolve(attribute)[-1]
+    vr = vr_of(tag)
+    if vr not in _TEMPORAL or value.strip() == _EMPTY:
+        return
+    for part in map(str.strip, filter_values(attribute, value)):
+        if part.strip("*") and not _is_temporal(vr, part):
+            # Group 0010 identifies the patient: its values stay out of messages.
+            shown = "" if tag.startswith("0010") else f"={part[:64]}"
+            raise FilterError(f"the filter {attribute}{shown} is no {_TEMPORAL_NAMES[vr]}: {_spelled(vr, part, shown)}")
+
+
+_TEMPORAL_NAMES = {"DA": "date or range of dates", "TM": "time or range of times", "DT": "date-time or range of them"}
+
+
+def _is_temporal(vr: str, text: str) -> bool:
+    if vr == "DT":
+        return parse_date_time_range(text) is not None
+    low, dash, high = text.partition("-")
+    if not (low or high):
+        return False
+    ends = [end for end in (low, high) if end]
+    if vr == "DA":
+        ordered = not (dash and low and high) or low <= high
+        return ordered and all(end.isdigit() and parse_date(end) is not None for end in ends)
+    return all(":" not in end and parse_time(end) is not None for end in ends)
+
+
+def _spelled(vr: str, text: str, shown: str) -> str:
+    """The right spelling of what is probably meant, or an example."""
+    digits = re.sub(r"[^0-9]", "", text)
+    if vr == "DA" and shown and text[:4].isdigit():
+        if (date := parse_date(digits)) is not None:
+            return f"write {date}"
+        span = parse_date_time(digits) if len(digits) in (4, 6) else None
+        if span is not None:
+            first, last = (day_of(instant) for instant in span[:2])
+            return f"write {first}-{last}"
+    if vr == "DA":
+        return "write YYYYMMDD, such as 20040131, or a range, such as 20040101-20041231, 20040101- or -20041231"
+    if vr == "TM":
+        return "write HHMMSS, such as 143000, or a part from the left, or a range, such as 0700-1200"
+    return "write YYYYMMDDHHMMSS, such as 20040131143000, or a part from the left, or a range of them"
+
+
+def carries(row: Mapping[str, Any], tag: str) -> bool:
+    """Whether a row, which may have any form, has a value of an attribute."""
+    element = row.get(tag)
+    values = element.get("Value") if isinstance(element, Mapping) else None
+    return isinstance(values, list) and any(value is not None and value != "" for value in values)
+
+
+def contradicted(filters: Filters, row: Mapping[str, Any], *, level: str, names: bool = True) -> str | None:
+    """The keyword (or tag) of a filter that a row of its answer contradicts; None if there is none.
+
+    Rows are judged leniently: case, padding and accents do not count, any of several values is enough, and so is the
+    attribute in a sequence of the row, or another that servers match in its place. What servers may read in several
+    ways is not judged: attributes of sequences, times whose date decides, and values under a zone adjustment.
+
+    Args:
+        filters: Pairs of attribute and value.
+        row: A row in the DICOM JSON model.
+        level: What was searched for: a study has the modalities of its series.
+        names: Whether names are judged: not where they are matched loosely.
+    """
+    filters = tuple(filters)
+    zoned = any(_texts(row.get(_TIMEZONE), "SH")) or any(resolve(key) == (_TIMEZONE,) for key, _ in filters)
+    for key, text in filters:
+        tag, *below = resolve(key)
+        vr = _vr_in(row, tag)
+        if below or tag in _NO_CONDITIONS or (vr == "PN" and not names) or (vr in _TEMPORAL and zoned):
+            continue
+        if vr == "TM" and _date_decides(tag, filters):
+            continue
+        tests = _lenient_tests(tag, vr, key, text)
+        present = [value for one in _same(tag, level) for value in _texts(row.get(one), vr)]
+        if not tests or not present or any(test(value) is not False for value in present for test in tests):
+            continue
+        others = [value for one in _ALSO.get(tag, ()) for value in _texts(row.get(one), vr)]
+        others += [value for element in _nested(row, tag) for value in _texts(element, vr)]
+        if not any(test(value) for value in others for test in tests):
+            return _name_of(tag)
+    return None
+
+
+def unproven(filters: Filters, row: Mapping[str, Any], *, level: str, several: bool = False) -> str | None:
+    """Why a row does not prove that it matches all filters, in words; None if it does.
+
+    The row must carry each attribute, with a value that matches to the letter: case and accents count, wildcards are
+    those of the filter. This is what deleting and replacing rely on.
+
+    Args:
+        filters: Pairs of attribute and value.
+        row: A row in the DICOM JSON model.
+        level: What was searched for.
+        several: Whether one of several modalities (or SOP classes) of a study is enough.
+
+    Raises:
+        FilterError: If a value is not possible for its value representation.
+    """
+    for key, text in filters:
+        path = resolve(key)
+        if path[0] in _NO_CONDITIONS:
+            return f"{key} changes what values mean, so no value is proven"
+        if "\\" not in text and not text.strip("* "):
+            continue
+        vr = _vr_in(row, path[0]) if len(path) == 1 else vr_of(path[-1])
+        tests = [_exact_test(vr, part) for part in filter_values(key, text)]
+        carriers = _same(path[0], level) if len(path) == 1 else ()
+        present = [value for tag in carriers for value in _texts(row.get(tag), vr)]
+        if len(path) > 1:
+            present = [value for element in _elements_at(row, path) for value in _texts(element, vr)]
+        if not present:
+            return f"it has no {key}"
+        matching = [value for value in present if any(test(value) for test in tests)]
+        if not matching:
+            return f"its {key} is another one, to the letter"
+        of_study = {_MODALITIES_IN_STUDY, _SOP_CLASSES_IN_STUDY}.intersection(carriers)
+        if of_study and len(matching) < len(present) and not several:
+            return f"its study matches {key} by one of several values"
+    return None
+
+
+def _same(tag: str, level: str) -> tuple[str, ...]:
+    """The attributes of a row that a filter on one is compared with."""
+    return (tag, _MODALITIES_IN_STUDY) if tag == _MODALITY and level == "study" else (tag,)
+
+
+def _vr_in(row: Mapping[str, Any], tag: str) -> str:
+    vr, element = vr_of(tag), row.get(tag)
+    return str(element.get("vr")) if vr == "UN" and isinstance(element, Mapping) else vr
+
+
+def _texts(element: object, vr: str) -> Iterator[str]:
+    """The values of an element as texts without padding. Some servers join several by backslashes in one string."""
+    values = element.get("Value") if isinstance(element, Mapping) else None
+    for value in values if isinstance(values, list) else ():
+        if isinstance(value, Mapping) and vr == "PN":
+            value = name_text(value)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and vr in _NUMBERS
+        if not (number or isinstance(value, str)):
+            continue
+        for part in [str(value)] if vr in _SINGLE_TEXT else str(value).split("\\"):
+            if text := part.strip(" \0"):
+                yield text
+
+
+def _items(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for element in row.values():
+        values = element.get("Value") if isinstance(element, Mapping) else None
+        yield from (item for item in (values if isinstance(values, list) else ()) if isinstance(item, Mapping))
+
+
+def _nested(row: Mapping[str, Any], tag: str) -> Iterator[object]:
+    """The elements of a tag in the sequences of a row, such as the PatientID of OtherPatientIDsSequence."""
+    for item in _items(row):
+        if tag in item:
+            yield item[tag]
+        yield from _nested(item, tag)
+
+
+def _elements_at(row: Mapping[str, Any], path: Sequence[str]) -> Iterator[object]:
+    if len(path) == 1:
+        yield row.get(path[0])
+        return
+    for item in _items({path[0]: row.get(path[0])}):
+        yield from _elements_at(item, path[1:])
+
+
+def _name_of(tag: str) -> str:
+    try:
+        return lookup_keyword(tag)
+    except KeyError:
+        return tag
+
+
+def _date_decides(tag: str, filters: Filters) -> bool:
+    """Whether a filter on a time may be matched together with one on its date, as one range."""
+    date_keyword = _name_of(tag).removesuffix("Time") + "Date"
+    return any(
+        _name_of(resolve(key)[0]) == date_keyword and text.strip(" *") and parse_date(text) is None
+        for key, text in filters
+    )
+
+
+def _lenient_tests(tag: str, vr: str, key: str, text: str) -> list[Judgement]:
+    """The tests of a filter's values, one of which has to pass; none if the filter cannot be judged."""
+    wanted = filter_values(key, text)
+    if vr in _JUDGED_TEXT and "," in text:
+        # Some servers split lists before they decode, some afterwards.
+        wanted += [part for value in wanted for part in value.split(",")]
+    if tag == _PATIENT_ID:
+        # With its issuer, as some servers take it.
+        wanted += [value.partition("^^^")[0] for value in wanted if "^^^" in value]
+    tests = [_lenient_test(vr, value.strip(" \0")) for value in wanted] if all(map(selects, wanted)) else [None]
+    return [] if None in tests else cast("list[Judgement]", tests)
+
+
+@lru_cache(maxsize=1024)
+def _lenient_test(vr: str, pattern: str) -> Judgement | None:
+    """The lenient test of one value; None if it cannot be judged."""
+    if vr == "UI":
+        return wildcard_test(pattern)
+    if vr == "PN":
+        return _lenient_name(pattern)
+    if vr in _JUDGED_TEXT:
+        return _lenient_text(pattern)
+    if vr == "DA":
+        return _lenient_date(pattern)
+    if vr in _TEMPORAL:
+        return _lenient_time(pattern, date_time=vr == "DT")
+    if vr in DECIMAL_VRS or vr in INTEGER_VRS:
+        wanted = _decimal(pattern)
+
+        def equals(value: str) -> bool | None:
+            number = _decimal(value)
+            return None if number is None else float(number) == float(cast(Decimal, wanted))
+
+        return None if wanted is None else equals
+    return None
+
+
+def _spellings(text: str) -> tuple[str, str]:
+    """A text without differences of case and space: with its accents, and without."""
+    text = " ".join(text.split())
+    return unicodedata.normalize("NFC", text).lower(), fold_accents(text)
+
+
+def _lenient_text(pattern: str) -> Judgement:
+    tests = [wildcard_test(spelling) for spelling in _spellings(pattern)]
+    ascii_only = pattern.isascii()
+
+    def matches(value: str) -> bool | None:
+        if any(test(spelling) for test, spelling in zip(tests, _spellings(value), strict=True)):
+            return True
+        # Letters that the server could not write.
+        return None if "\ufffd" in value or ("?" in value and not ascii_only) else False
+
+    return matches
+
+
+def _lenient_name(pattern: str) -> Judgement | None:
+    """Names match if any of their groups does. Without wildcards it is enough that all words of a group occur."""
+    groups = [group for group in pattern.split("=") if group.strip(" ^*?")]
+    tests: list[Judgement] = []
+    for group in groups:
+        if "*" in group or "?" in group:
+            tests += [_group_in(spelling) for spelling in (*_spellings(group), _joined(group))]
+        else:
+            words = [word for word in _WORD_ENDS.split(fold_accents(group)) if word]
+            tests.append(lambda value, words=words: all(word in fold_accents(value) for word in words))  # type: ignore[misc]
+    unsure = _lenient_text(pattern)
+
+    def matches(value: str) -> bool | None:
+        return True if any(test(value) for test in tests) else unsure(value)
+
+    return matches if tests else None
+
+
+def _joined(group: str) -> str:
+    return _WORD_ENDS.sub("^", fold_accents(group)).strip("^")
+
+
+def _group_in(pattern: str) -> Judgement:
+    test = name_group_test(pattern.strip("^ "))
+    return lambda value: any(
+        test(spelling.strip("^ "))
+        for group in value.split("=")
+        if group.strip("^ ")
+        for spelling in (*_spellings(group), _joined(group))
+    )
+
+
+def _lenient_date(pattern: str) -> Judgement | None:
+    wanted = parse_date_range(pattern)
+    if wanted is None:
+        return None
+    low, high = wanted
+
+    def matches(value: str) -> bool | None:
+        date = parse_date(value) or parse_date(value.replace("-", ""))
+        return None if date is None else low <= date <= high
+
+    return matches
+
+
+def _lenient_time(pattern: str, *, date_time: bool) -> Judgement | None:
+    parse = parse_date_time if date_time else parse_time
+    wanted = parse_date_time_range(pattern) if date_time else parse_time_range(pattern)
+    # A range of times across midnight, or an offset from UTC: servers differ.
+    if wanted is None or any(end is not None and end.offset is not None for end in wanted):
+        return None
+    low, high = wanted
+
+    def matches(value: str) -> bool | None:
+        found = parse(value)
+        if found is None or found.offset is not None:
+            return None
+        return (low is None or low.first <= found.last) and (high is None or found.first <= high.last)
+
+    return matches
+
+
+@lru_cache(maxsize=1024)
+def _exact_test(vr: str, pattern: str) -> Callable[[str], bool]:
+    """The test of one value to the letter.
+
+    Raises:
+        FilterError: If the filter cannot be matched to the letter.
+    """
+    if vr == "PN":
+        wanted = [group.rstrip("^ ").lstrip(" ") for group in pattern.split("=")]
+        tests = [name_group_test(group) if group else None for group in wanted]
+        if not any(wanted):
+            raise FilterError("it holds no name")
+
+        def matches(value: str) -> bool:
+            groups = [group.rstrip("^ ").lstrip(" ") for group in value.split("=")]
+            if len(tests) == 1:
+                return any(tests[0](group) for group in groups if group)  # type: ignore[misc]
+            groups += [""] * (len(tests) - len(groups))
+            return all(test is None or test(group) for test, group in zip(tests, groups, strict=False))
+
+        return matches
+    predicate = value_predicate("UT" if vr == "UN" else vr, pattern) if pattern.strip() else None
+    if predicate is None:
+        raise FilterError("one of its values matches everything")
+    return predicate

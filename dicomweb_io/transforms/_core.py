@@ -99,6 +99,9 @@ class FailingTransform(beam.PTransform[Any, Any]):
 
     _element_type: Any = None
 
+    rows_are_proven: bool | None = None
+    """Whether what it found in a search surely matches its filters; None if it does not search."""
+
     def __init__(self, *, failures: FailureMode = "raise") -> None:
         super().__init__()
         if failures not in ("raise", "collect"):

@@ -9,11 +9,14 @@ import apache_beam as beam
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import UID_KEYWORDS, Resource, SearchQuery
+from dicomweb_io.endpoint import EndpointLike
 from dicomweb_io.pool import Room
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
     DICOMwebTransform,
+    FailingTransform,
+    FailureMode,
     PooledDoFn,
 )
 from dicomweb_io.transforms.metrics import count
@@ -36,22 +39,76 @@ class DeleteResources(DICOMwebTransform):
     deleting too much, a reference to frames is a failure, and so is a row that names a series or an instance but lacks
     the UIDs above it.
 
+    What a search found is deleted only if the search is exact: ``SearchForStudies(…, exact=True) | DeleteResources``.
+    Servers that do not understand a filter ignore it and return everything. In a batch pipeline nothing is deleted
+    before the search has ended, because deletions shift its pages. References (`Resource`, mappings of UIDs, URIs) are
+    taken as they are; rows in the DICOM JSON model that come from elsewhere are failures.
+
     Args:
         endpoint: An `Endpoint`, a URL or a path.
+        allow_unproven_rows: Delete what searches found that are not exact, and rows from elsewhere.
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `DeleteResult`. See also
             `with_error_handler`.
     """
 
     _element_type = Resource
 
+    def __init__(
+        self, endpoint: EndpointLike, *, allow_unproven_rows: bool = False, failures: FailureMode = "raise"
+    ) -> None:
+        super().__init__(endpoint, failures=failures)
+        self.allow_unproven_rows = allow_unproven_rows
+
     def expand(self, pcollection: Any) -> Any:
-        """Builds the steps."""
-        named = _ExactReferences(type(self).__name__, collect=self.collects)
+        """Builds the steps.
+
+        Raises:
+            ValueError: If a search that is not exact lies before.
+        """
+        searches = searches_before(pcollection)
+        loose = sorted(type(search).__name__ for search in searches if not search.rows_are_proven)
+        if loose and not self.allow_unproven_rows:
+            raise ValueError(
+                f"DeleteResources would delete what {loose[0]} finds, whose rows need not prove that they match its "
+                f"filters: search with exact=True, or set allow_unproven_rows=True if you know that the server honours "
+                f"them"
+            )
+        named = _ExactReferences(
+            type(self).__name__, collect=self.collects, rows=bool(searches) or self.allow_unproven_rows
+        )
         references = pcollection | "AsReferences" >> self._step(named, Resource)
         delete = self._step(self._pooled(_Delete, pcollection), Resource)
-        deleted = references["main"] | "Reshuffle" >> beam.Reshuffle() | "Delete" >> delete
+        pause = _AfterAll() if searches and pcollection.is_bounded else beam.Reshuffle()
+        deleted = references["main"] | "Reshuffle" >> pause | "Delete" >> delete
         failures = self._report([references[FAILURES], deleted[FAILURES]])
         return DeleteResult(deleted["main"], failures) if self._failure_mode == "collect" else deleted["main"]
+
+
+def searches_before(pcollection: Any) -> list[FailingTransform]:
+    """The searches that a collection comes from, whatever steps lie between."""
+    waiting, known, found = [pcollection.producer], set(), []
+    while waiting:
+        applied = waiting.pop()
+        if applied is None or applied in known:
+            continue
+        known.add(applied)
+        if isinstance(applied.transform, FailingTransform) and applied.transform.rows_are_proven is not None:
+            found.append(applied.transform)
+        waiting += [applied.parent, *(value.producer for value in applied.inputs)]
+    return found
+
+
+class _AfterAll(beam.PTransform[Any, Any]):
+    """Gives references on when all of their window have come."""
+
+    def expand(self, pcollection: Any) -> Any:
+        return (
+            pcollection
+            | "KeyByStudy"
+            >> beam.Map(lambda one: (one.study_instance_uid, one)).with_output_types(tuple[str, Resource])
+            | "Group" >> beam.GroupByKey()
+            | "Values" >> beam.FlatMap(lambda pair: pair[1]).with_output_types(Resource)
+        )
 
 
 class _ExactReferences(AsReferences):
@@ -59,15 +116,19 @@ class _ExactReferences(AsReferences):
 
     _whole = False
 
+    def __init__(self, transform: str, *, collect: bool, rows: bool) -> None:
+        super().__init__(transform, collect=collect)
+        self._rows = rows
+
     def reference_of(self, element: Any) -> Resource:
         reference: Resource = super().reference_of(element)
         if reference.frames:
             raise ValueError(f"frames cannot be deleted: {reference.uri} (name the instance to delete it as a whole)")
-        if isinstance(element, Mapping) and "study_instance_uid" not in element:
-            named = {"series": "0020000E" in element, "instance": "00080018" in element}
-            meant = "instance" if named["instance"] else "series" if named["series"] else "study"
-            if meant != reference.level:
-                raise ValueError(f"the row names a {meant}, but lacks a UID to find it by; nothing was deleted")
+        if isinstance(element, Mapping) and "study_instance_uid" not in element and not self._rows:
+            raise ValueError(
+                f"the row of {reference.uri} comes from no exact search, so nothing proves that it matches: use "
+                f"SearchFor…(…, exact=True), give a reference (Resource.of(row)), or set allow_unproven_rows=True"
+            )
         return reference
 
 

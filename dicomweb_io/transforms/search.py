@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from threading import Lock
@@ -23,15 +24,16 @@ from apache_beam.utils.windowed_value import WindowedValue
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.columns import columns_of
-from dicomweb_io.dicom.json_decode import first_value
+from dicomweb_io.dicom.json_decode import first_text, first_value
+from dicomweb_io.dicom.matching import check_filter, unproven
 from dicomweb_io.dicom.values import parse_date
-from dicomweb_io.elements import JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
+from dicomweb_io.elements import UID_TAGS, JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import FilterIgnoredError, MalformedResponseError
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.paging import Beginning, PageRequest, Paging, confirm_end, next_rows, pages_by_offset, row_key
 from dicomweb_io.pool import Lease, Room
-from dicomweb_io.queries import check_limits, make_query
+from dicomweb_io.queries import DEFAULTS, check_limits, is_restricted, make_query
 from dicomweb_io.transforms._core import (
     FAILURES,
     Converting,
@@ -85,10 +87,15 @@ class _Search(DICOMwebTransform):
         columns: Sequence[str] | None = None,
         distinct: bool = False,
         split_by: str | None = None,
+        exact: bool = False,
+        allow_several_modalities: bool = False,
+        allow_all: bool = False,
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(endpoint, failures=failures)
         check_limits(limit, None)
+        if allow_several_modalities and not exact:
+            raise ValueError("allow_several_modalities is for exact=True: other searches accept any of several values")
         if split_by not in (None, "StudyDate"):
             raise ValueError(f"split_by must be 'StudyDate' or None, not {split_by!r}")
         if split_by is not None and limit is not None:
@@ -106,10 +113,20 @@ class _Search(DICOMwebTransform):
             additional_params=additional_params,
             permissive_uid=True,
         )
+        if exact:
+            self.query = provable(self.query)
+        self.exact = exact
+        self.allow_several_modalities = allow_several_modalities
+        self.allow_all = allow_all
         self.limit = limit
         self.page_size = page_size
         self.distinct = distinct
         self.split_by = split_by
+
+    @property
+    def rows_are_proven(self) -> bool:  # type: ignore[override]
+        """Whether the search is exact."""
+        return self.exact
 
     def _all_fields(self, fields: Sequence[str], split_by: str | None) -> Sequence[str]:
         """What was asked for, and what columns and the split need."""
@@ -121,7 +138,7 @@ class _Search(DICOMwebTransform):
 
     def expand(self, pvalue: Any) -> Any:
         """Builds the steps."""
-        name, collects = type(self).__name__, self.collects
+        collects = self.collects
         failures = []
         if isinstance(pvalue, PBegin):
             query, hold = self.query, False
@@ -129,7 +146,7 @@ class _Search(DICOMwebTransform):
             queries = start | "Query" >> beam.Map(lambda _: query).with_output_types(SearchQuery)
         else:
             hold = several_windows(pvalue)
-            made = pvalue | "MakeQueries" >> self._step(_MakeQueries(self.query, name, collect=collects), SearchQuery)
+            made = pvalue | "MakeQueries" >> self._step(_MakeQueries(self, collect=collects), SearchQuery)
             queries = made["main"]
             failures.append(made[FAILURES])
         if self.split_by is None:
@@ -151,10 +168,14 @@ class _Search(DICOMwebTransform):
         plan = _Plan(self.endpoint, name, limit=self.limit, page_size=self.page_size, collect=collects, hold=hold)
         planned = queries | f"Plan{which}" >> self._step(plan, PlannedSearch)
         found = planned["main"] | f"Search{which}" >> self._step(
-            _ReadRows(self.endpoint, name, collect=collects), dict[str, Any]
+            _ReadRows(self.endpoint, name, proof=self._proof, collect=collects), dict[str, Any]
         )
         failures += [planned[FAILURES], found[FAILURES]]
         return found["main"]
+
+    @property
+    def _proof(self) -> _Proof | None:
+        return _Proof(self.allow_several_modalities) if self.exact else None
 
     def _split_rows(self, queries: Any, hold: bool, failures: list[Any]) -> Any:
         """The rows of the ranges, and those that are in no range."""
@@ -214,6 +235,12 @@ class SearchForStudies(_Search):
             time. That works best on archives that report totals. Studies without a date are in no range: if the totals
             do not prove that there are none, the whole search is made once more, and of its rows those are kept that no
             range matches. Searches inside a study and those with a limit are not split.
+        exact: Take only rows that carry each attribute that is filtered by, with a value that matches to the letter
+            (wildcards as given); any other row fails the search. `DeleteResources` demands it.
+        allow_several_modalities: With `exact`, take a study that matches ModalitiesInStudy by one of several
+            modalities.
+        allow_all: Let an element ask for everything: an empty mapping, or one whose values are empty or wildcards
+            alone. Otherwise it is a failure. (A search that is applied to a pipeline may always ask for everything.)
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `SearchResult`. See also
             `with_error_handler`.
 
@@ -241,13 +268,14 @@ class SearchForInstances(_Search):
     _level: SearchLevel = "instance"
 
 
-def query_for(element: Any, base: SearchQuery) -> SearchQuery:
+def query_for(element: Any, base: SearchQuery, *, allow_all: bool = False) -> SearchQuery:
     """Narrows a search to what an element names.
 
     Args:
         element: A reference, a URI, a row in the DICOM JSON model, a mapping of filters, or a `SearchQuery` (whose
             filters are added).
         base: The search.
+        allow_all: Whether an element may ask for everything.
 
     Raises:
         TypeError, ValueError: If the element names nothing, or contradicts the search's level.
@@ -255,6 +283,9 @@ def query_for(element: Any, base: SearchQuery) -> SearchQuery:
     if isinstance(element, SearchQuery):
         if element.level != base.level:
             raise ValueError(f"a {base.level} search received a {element.level} query")
+        for key, text in element.search_filters:
+            check_filter(key, text)
+        _check_restricted(element, allow_all)
         return replace(
             element,
             search_filters=(*element.search_filters, *base.search_filters),
@@ -264,6 +295,7 @@ def query_for(element: Any, base: SearchQuery) -> SearchQuery:
         )
     if isinstance(element, Mapping) and "study_instance_uid" not in element and not _is_row(element):
         more = make_query(base.level, search_filters=element, permissive_uid=True)
+        _check_restricted(more, allow_all)
         return replace(base, search_filters=(*base.search_filters, *more.search_filters))
     reference = Resource.of(element)
     study, series, instance = (
@@ -284,6 +316,16 @@ def query_for(element: Any, base: SearchQuery) -> SearchQuery:
     return replace(base, study_instance_uid=study, series_instance_uid=series, search_filters=tuple(filters))
 
 
+def _check_restricted(query: SearchQuery, allow_all: bool) -> None:
+    if allow_all or is_restricted(query):
+        return
+    keys = ", ".join(key for key, _ in query.search_filters) or "no attribute"
+    raise ValueError(
+        f"an element asks for everything: it has no value to match ({keys}). Give one, leave the element out, or set "
+        f"allow_all=True"
+    )
+
+
 def _is_row(element: Mapping[str, Any]) -> bool:
     return bool(element) and all(
         isinstance(key, str) and _TAG.fullmatch(key) and isinstance(value, Mapping) for key, value in element.items()
@@ -293,12 +335,53 @@ def _is_row(element: Mapping[str, Any]) -> bool:
 class _MakeQueries(Converting):
     """Makes a query of each element."""
 
-    def __init__(self, base: SearchQuery, transform: str, *, collect: bool) -> None:
-        super().__init__(transform, collect=collect)
-        self._base = base
+    def __init__(self, search: _Search, *, collect: bool) -> None:
+        super().__init__(type(search).__name__, collect=collect)
+        self._base, self._allow_all, self._exact = search.query, search.allow_all, search.exact
 
     def convert(self, element: Any) -> SearchQuery:
-        return query_for(element, self._base)
+        query = query_for(element, self._base, allow_all=self._allow_all)
+        return provable(query) if self._exact else query
+
+
+def provable(query: SearchQuery) -> SearchQuery:
+    """The query that also asks for the attributes it matches, so that its rows can prove that they match.
+
+    Raises:
+        ValueError: If rows cannot prove it.
+    """
+    fuzzy = query.fuzzymatching or any(name.lower() == "fuzzymatching" for name, _ in query.additional_params)
+    if fuzzy:
+        raise ValueError("fuzzymatching contradicts exact=True: no row proves that it matches")
+    for one in query.search_filters:
+        # A filter that cannot be matched to the letter is an error before anything is sent.
+        unproven([one], {}, level=query.level)
+    known = {*DEFAULTS[query.level], *UID_TAGS.values(), *(resolve(name)[0] for name in query.fields if name != "all")}
+    more = [tag for key, _ in query.search_filters if (tag := resolve(key)[0]) not in known]
+    if "all" in query.fields or not more:
+        return query
+    return replace(query, fields=(*query.fields, *dict.fromkeys(more)))
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """Takes only rows that prove that they match the filters of their search."""
+
+    several_modalities: bool
+
+    def check(self, query: SearchQuery, row: JSONDataset, url: str) -> None:
+        """Checks a row.
+
+        Raises:
+            FilterIgnoredError: If it does not.
+        """
+        reason = unproven(query.search_filters, row, level=query.level, several=self.several_modalities)
+        if reason is None:
+            return
+        uid = first_text(row, UID_TAGS[query.level]) or "without UID"
+        hint = " (allow_several_modalities=True accepts it)" if "one of several" in reason else ""
+        what = f"the {query.level} {uid} does not prove that it matches the filters, as exact=True demands: {reason}"
+        raise FilterIgnoredError(what + hint, method="GET", url=url)
 
 
 @dataclass(frozen=True)
@@ -392,6 +475,10 @@ def narrowed_to(query: SearchQuery) -> Resource | None:
 class _ReadRows(LeasingDoFn):
     """Reads ranges of rows. It catches its own errors: Beam's exception handling breaks splittable DoFns."""
 
+    def __init__(self, endpoint: Endpoint, transform: str, *, proof: _Proof | None, collect: bool) -> None:
+        super().__init__(endpoint, transform, collect=collect)
+        self._proof = proof
+
     def process(
         self,
         element: PlannedSearch,
@@ -401,7 +488,10 @@ class _ReadRows(LeasingDoFn):
         failed: BaseException | None = None
         claimed = 0
         try:
-            for position, row in self._rows(element, tracker):
+            for offset, row in self._rows(element, tracker):
+                if self._proof is not None:
+                    self._proof.check(element.query, row, self._endpoint.safe_url)
+                position = offset
                 if not tracker.try_claim(position):
                     return
                 claimed += 1
@@ -665,12 +755,14 @@ class KeepUndated(PooledDoFn):
         self._matched: dict[str, bool] = {}
 
     def reference_of(self, subject: JSONDataset) -> Resource | None:
-        """The reference of the row."""
-        return Resource.of(subject)
+        """The study of the row."""
+        with suppress(ValueError):
+            return Resource(first_text(subject, "0020000D"))
+        return None
 
     def produce(self, subject: JSONDataset, client: DICOMClient, room: Room) -> Iterator[Any]:
         """Yields the row, or nothing."""
-        uid = Resource.of(subject).study_instance_uid
+        uid = Resource(first_text(subject, "0020000D")).study_instance_uid
         with self._lock:
             matched = self._matched.get(uid)
         if matched is None:

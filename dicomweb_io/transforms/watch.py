@@ -362,6 +362,8 @@ class _WatchTransform(DICOMwebTransform):
         self.cursor = cursor
         self.max_changes = max_changes
         self._filters = ", ".join(search_filters or ())
+        if search_filters:
+            self.rows_are_proven = False
 
     def expand(self, pbegin: PBegin) -> Any:
         """Builds the steps."""

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from dicomweb_io.client import (
     DEFAULT_MAX_ELEMENT_BYTES,
     DICOMClient,
+    FilterMismatch,
     MediaTypes,
     OnExisting,
     Storable,
     Verify,
     check_chunk_size,
+    check_filter_mismatch,
 )
 from dicomweb_io.elements import (
     Bulkdata,
@@ -82,6 +84,8 @@ class DICOMwebClient(DICOMClient):
         retry: When and how often to try again.
         max_in_flight: Requests at once.
         requests_per_second: A limit, or None.
+        filter_mismatch: What becomes of a search whose rows contradict its filters: ``"error"`` fails it, ``"warn"``
+            logs it and returns the rows. Rows of another study or series than the one searched always fail it.
 
     Raises:
         TypeError, ValueError: If an argument is not valid.
@@ -110,6 +114,7 @@ class DICOMwebClient(DICOMClient):
         retry: RetryPolicy | None = None,
         max_in_flight: int = 8,
         requests_per_second: float | None = None,
+        filter_mismatch: FilterMismatch = "error",
     ) -> None:
         self._urls = ServiceURLs(url, Prefixes(qido_url_prefix, wado_url_prefix, stow_url_prefix, delete_url_prefix))
         if session is not None and not callable(getattr(session, "send", None)):
@@ -137,6 +142,7 @@ class DICOMwebClient(DICOMClient):
             resolve_profile(profile, self._urls.base_url),
             permissive_uid=self.permissive_uid,
             profile_is_guess=profile == "auto",
+            filter_mismatch=check_filter_mismatch(filter_mismatch),
         )
         self.set_chunk_size(chunk_size)
 
@@ -160,6 +166,7 @@ class DICOMwebClient(DICOMClient):
             retry=endpoint.retry,
             max_in_flight=endpoint.limits.max_in_flight,
             requests_per_second=endpoint.limits.requests_per_second,
+            filter_mismatch=endpoint.filter_mismatch,
         )
 
     # Description ------------------------------------------------------------------------------------------------------

@@ -12,16 +12,15 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from fnmatch import translate
-from functools import lru_cache
 from itertools import chain, islice
 from tempfile import SpooledTemporaryFile
 from typing import Any, overload
 
 from dicomweb_io.dicom import json_decode
-from dicomweb_io.dicom.attributes import lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.dicom.errors import IncompleteJSONError
-from dicomweb_io.dicom.json_decode import without_padding
+from dicomweb_io.dicom.json_decode import first_text, without_padding
+from dicomweb_io.dicom.matching import carries, contradicted, filter_values, selects
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
@@ -36,9 +35,9 @@ from dicomweb_io.errors import (
 from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.http.response import MAX_ANSWER_BYTES, Answer, StreamedAnswer
 from dicomweb_io.paging import Paging, Remembered, read_in_turn, resource_name, row_key, rows_follow
-from dicomweb_io.queries import apportion, level_of
+from dicomweb_io.queries import MODALITIES_IN_STUDY, MODALITY, apportion, level_of
 from dicomweb_io.web.service import OfService, logger, warnings_of
-from dicomweb_io.web.urls import filter_values, needs_escapes, query_string, with_query
+from dicomweb_io.web.urls import needs_escapes, query_string, with_query
 
 _ACCEPTS = (DICOM_JSON, "application/json", 'multipart/related; type="application/dicom+xml"')
 _ABSENT = (404, 405, 501)
@@ -121,6 +120,7 @@ class Searcher(OfService):
         """The number of rows by the server's count resource, if it has one."""
         if not self._service.profile.count_resources or self._walks(query):
             return None
+        query = self._understood(query)
         text = query_string(query, escapes=self._decodes(query))
         url = with_query(self._service.urls.search(query, count=True), text)
         for attempt in self._service.transport.attempts():
@@ -221,7 +221,28 @@ class Searcher(OfService):
 
     # One request ------------------------------------------------------------------------------------------------------
 
+    def _understood(self, query: SearchQuery) -> SearchQuery:
+        """A query as the server understands it: where studies have no Modality, ModalitiesInStudy is asked for."""
+        if query.level != "study" or self._service.profile.matches_series_of_studies is not False:
+            return query
+        given = {resolve(key)[0] for key, _ in query.search_filters}
+        filters = []
+        for key, text in query.search_filters:
+            tag = resolve(key)[0]
+            mapped = tag == MODALITY and MODALITIES_IN_STUDY not in given
+            filters.append(("ModalitiesInStudy" if mapped else key, text))
+            if level_of(tag) != "study" and not mapped and key not in self._service.unmatched_filters:
+                self._service.unmatched_filters.add(key)
+                logger.warning(
+                    "%s: this server matches no attributes of series or instances in a search for studies, so the "
+                    "filter on %s finds nothing; search for series, whose rows name their studies",
+                    self._service.urls.search(query),
+                    key,
+                )
+        return replace(query, search_filters=tuple(filters))
+
     def _address(self, query: SearchQuery, offset: int, limit: int | None) -> str:
+        query = self._understood(query)
         order_by = self._service.profile.order_by
         if order_by is not None and all(given != order_by[0] for given, _ in query.additional_params):
             extra = (order_by[0], order_by[1].format(uid=UID_KEYWORDS[query.level]))
@@ -290,15 +311,30 @@ class Searcher(OfService):
         return rows, unreadable
 
     def _check_filters(self, query: SearchQuery, answer: Answer | StreamedAnswer, rows: Sequence[JSONDataset]) -> None:
-        """Fails if a row contradicts a filter; logs, once for each, filters that no row says anything about."""
+        """Fails if a row contradicts the path or a filter; logs, once for each, filters that no row tells of."""
         for row in rows:
-            ignored = contradiction(query, row)
-            if ignored is not None:
+            stray = strayed(query, row)
+            if stray is not None:
+                raise answer.error(
+                    f"the server ignored the path of the search: a row of the answer has {stray}, so the other rows "
+                    f"may not belong there either. Its searches inside a study or series cannot be relied on",
+                    FilterIgnoredError,
+                )
+            ignored = contradiction(query, row, loose_names=self._service.profile.loose_names)
+            if ignored is not None and self._service.filter_mismatch == "error":
                 raise answer.error(
                     f"the server ignored the filter on {ignored}: a row of the answer contradicts it, so the other "
                     f"rows may not match either. Search without this filter, or by an attribute that the server "
-                    f"supports",
+                    f"supports; filter_mismatch='warn' accepts the rows",
                     FilterIgnoredError,
+                )
+            if ignored is not None and ignored not in self._service.contradicted_filters:
+                self._service.contradicted_filters.add(ignored)
+                logger.warning(
+                    "%s: a row of the answer contradicts the filter on %s: the server may have ignored it; check the "
+                    "rows",
+                    self._service.urls.search(query),
+                    ignored,
                 )
         for key in unanswered(query, rows):
             if key not in self._service.unanswered_filters:
@@ -339,6 +375,9 @@ class LargeRows(Sequence[JSONDataset]):
         self._shape = shape
         self._ends = array("Q", [0])
         self._file = SpooledTemporaryFile(_MAX_ROWS_IN_MEMORY)  # noqa: SIM115 - it lives as long as its rows
+
+    def __del__(self) -> None:
+        self._file.close()
 
     def append(self, text: bytes) -> None:
         """Adds a row."""
@@ -452,11 +491,14 @@ def _total(answer: Answer | StreamedAnswer) -> int | None:
 
 
 def _within(query: SearchQuery, row: JSONDataset) -> JSONDataset:
-    """The row with the UIDs that the resource searched implies, which servers may leave out."""
-    uids: dict[SearchLevel, str | None] = {"study": query.study_instance_uid, "series": query.series_instance_uid}
-    for level, uid in uids.items():
-        if uid is not None and UID_TAGS[level] not in row:
+    """The row with the UIDs that the resource searched implies, which servers may leave out.
+
+    Where it lacks its own UID, it shows that: it must not be taken for the study or series it lies in.
+    """
+    for level, uid in path_uids(query).items():
+        if not carries(row, UID_TAGS[level]):
             row[UID_TAGS[level]] = {"vr": "UI", "Value": [uid]}
+    row.setdefault(UID_TAGS[query.level], {"vr": "UI"})
     return row
 
 
@@ -474,33 +516,41 @@ def _split_uid_lists(query: SearchQuery) -> Iterator[SearchQuery]:
 
 # Filters that were ignored ------------------------------------------------------------------------------------------
 
-# Only what needs no interpretation is judged: identifiers (UI), dates (DA) and codes (CS) that a row holds. Case,
-# wildcards and multiple values are judged leniently.
-_JUDGED = frozenset({"UI", "DA", "CS"})
 
-
-def contradiction(query: SearchQuery, row: JSONDataset) -> str | None:
-    """The keyword (or tag) of a filter that a row contradicts; None if there is none.
+def strayed(query: SearchQuery, row: JSONDataset) -> str | None:
+    """The UID of a row that lies in another study or series than the one searched, in words; None if there is none.
 
     Args:
         query: The search.
         row: A row of its answer.
     """
-    for key, text in query.search_filters:
-        tags = resolve(key)
-        # The character set is never matched (PS3.4 section C.2.2.2); how servers match sequences differs.
-        if len(tags) != 1 or tags[0] == "00080005" or vr_of(tags[0]) not in _JUDGED:
-            continue
-        wanted = [value.strip() for value in filter_values(key, text)]
-        if any(value in ("", "*", '""') for value in wanted):
-            continue
-        element = row.get(tags[0])
-        values = element.get("Value") if isinstance(element, dict) else None
-        texts = values if isinstance(values, list) else ()
-        present = [value.strip() for value in texts if isinstance(value, str) and value.strip()]
-        if present and not any(_matches(vr_of(tags[0]), value, pattern) for value in present for pattern in wanted):
-            return _name(tags[0])
+    for level, wanted in path_uids(query).items():
+        found = first_text(row, UID_TAGS[level])
+        if found and found.strip(" \0") != wanted:
+            return f"{UID_KEYWORDS[level]} {found:.64} instead of {wanted}"
     return None
+
+
+def path_uids(query: SearchQuery) -> dict[SearchLevel, str]:
+    """The UIDs of the study and series that a query searches in."""
+    uids: dict[SearchLevel, str | None] = {"study": query.study_instance_uid, "series": query.series_instance_uid}
+    return {level: uid for level, uid in uids.items() if uid is not None}
+
+
+def contradiction(query: SearchQuery, row: JSONDataset, *, loose_names: bool = False) -> str | None:
+    """The keyword (or tag) of a filter that a row contradicts; None if there is none.
+
+    Args:
+        query: The search.
+        row: A row of its answer.
+        loose_names: Whether the server matches names loosely without being asked to.
+    """
+    if not query.search_filters:
+        return None
+    fuzzy = (
+        loose_names or query.fuzzymatching or any(key.lower() == "fuzzymatching" for key, _ in query.additional_params)
+    )
+    return contradicted(query.search_filters, row, level=query.level, names=not fuzzy)
 
 
 def unanswered(query: SearchQuery, rows: Sequence[JSONDataset]) -> list[str]:
@@ -516,34 +566,9 @@ def unanswered(query: SearchQuery, rows: Sequence[JSONDataset]) -> list[str]:
     found = []
     for key, text in query.search_filters:
         tag = resolve(key)[0]
-        universal = not text.strip("*") and "\\" not in text
-        if rows and not universal and tag != "00080005" and not any(tag in row for row in rows):
+        if rows and selects(text) and tag != "00080005" and not any(carries(row, tag) for row in rows):
             found.append(key)
     return found
-
-
-def _name(tag: str) -> str:
-    try:
-        return lookup_keyword(tag)
-    except KeyError:
-        return tag
-
-
-def _matches(vr: str, value: str, pattern: str) -> bool:
-    if vr == "UI":
-        return value == pattern
-    if vr == "DA":
-        date = value.replace(".", "").replace("-", "")
-        low, dash, high = pattern.replace(".", "").partition("-")
-        if not dash:
-            return date == low or not low.isdigit()
-        return (not low or low <= date) and (not high or date <= high)
-    return _wildcard(pattern).match(value) is not None
-
-
-@lru_cache(maxsize=256)
-def _wildcard(pattern: str) -> re.Pattern[str]:
-    return re.compile(translate(pattern.replace("[", "[[]")), re.IGNORECASE)
 
 
 # Walking levels -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+from dicomweb_io.client import FilterMismatch
 from dicomweb_io.dicom.frames import pixel_description
 from dicomweb_io.dicom.media_types import ContentType, parse_content_type
 from dicomweb_io.elements import JSONDataset, Resource
@@ -34,6 +35,7 @@ class Service:
         profile: The server's behaviour.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
         profile_is_guess: Whether the profile was chosen by the address alone, so that a probe may find another.
+        filter_mismatch: What becomes of a search whose rows contradict its filters.
     """
 
     def __init__(
@@ -44,18 +46,22 @@ class Service:
         *,
         permissive_uid: bool = False,
         profile_is_guess: bool = False,
+        filter_mismatch: FilterMismatch = "error",
     ) -> None:
         self.urls = urls
         self.transport = transport
         self.profile = profile
         self.permissive_uid = permissive_uid
         self.profile_is_guess = profile_is_guess
+        self.filter_mismatch = filter_mismatch
         self.chunk_size = 10**6
         # What this server was found to lack or to prefer, so that it is asked the wrong way once only. The entries are
         # idempotent facts: threads that race write the same.
         self._accepted: dict[tuple[str, ...], str] = {}
         self.missing_resources: set[str] = set()
         self.unanswered_filters: set[str] = set()
+        self.contradicted_filters: set[str] = set()
+        self.unmatched_filters: set[str] = set()
         self.decodes_queries: bool | None = None
         # How many bytes the native frames of an instance have, by its metadata or its first frame: for some instances.
         self._frame_sizes: dict[Resource, tuple[Container[int], str]] = {}

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from dicomweb_io.dicom.attributes import WILDCARD_VRS, resolve, vr_of
+from dicomweb_io.dicom.matching import filter_values
 from dicomweb_io.dicom.uids import path_segment
 from dicomweb_io.elements import COLLECTIONS, Resource, SearchQuery
 from dicomweb_io.errors import InvalidIdentifierError, UnsupportedError, safe_url
@@ -17,8 +18,6 @@ from dicomweb_io.http.settings import Prefixes, split_service_url
 _SAFE_IN_VALUE = "*?-._~:/"
 _SAFE_IN_PARAMETER = "*-._~:,()/^"
 _NOT_SENDABLE_RAW = re.compile(r"[^\x21-\x7e]|[\"#%&+,<>\\^`{|}]")
-# Values of these cannot hold a comma.
-_COMMA_SEPARATED = frozenset({"AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "TM", "UI", "UL", "US"})
 
 
 class ServiceURLs:
@@ -98,20 +97,6 @@ class ServiceURLs:
                 f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}"
             )
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
-
-
-def filter_values(key: str, value: str) -> list[str]:
-    """The single values of a filter, one of which has to match.
-
-    Args:
-        key: The attribute.
-        value: Its text in a `SearchQuery`: values of a list are joined by backslashes; in types whose values cannot
-            hold a comma (UIDs, codes, dates, numbers) a comma separates too.
-    """
-    values = value.split("\\")
-    if vr_of(resolve(key)[-1]) in _COMMA_SEPARATED:
-        values = [part for item in values for part in item.split(",")]
-    return values
 
 
 def needs_escapes(query: SearchQuery) -> bool:

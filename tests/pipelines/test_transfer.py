@@ -28,7 +28,7 @@ from dicomweb_io.transfer import TransferJob
 from dicomweb_io.transforms.metrics import TALLY
 from pipelines.transfer import TransferOptions, main, run
 from tests.answering import Reply
-from tests.unit.files.conftest import dicom_bytes
+from tests.unit.files.making import make_bytes
 
 PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed", "not_tried")
 
@@ -522,7 +522,7 @@ def run_by(driver, job, capsys, source, destination, *arguments):
 def test_a_conflicting_file_is_named_and_never_success(driver, job, capsys, folder, tmp_path):
     archive = tmp_path / "archive"
     archive.mkdir()
-    chosen = dicom_bytes(PatientID="P", EncapsulatedDocument=b"x" * 50)
+    chosen = make_bytes(PatientID="P", EncapsulatedDocument=b"x" * 50)
     (archive / "a.dcm").write_bytes(chosen)
     (archive / "b.dcm").write_bytes(chosen)
     (archive / "c.dcm").write_bytes(chosen[:-20])
@@ -530,11 +530,11 @@ def test_a_conflicting_file_is_named_and_never_success(driver, job, capsys, fold
     code, numbers, _ = run_by(driver, job, capsys, archive, folder)
     assert (code, numbers["duplicate"], numbers["conflicting"]) == (0, 2, 0)
     # One SOP Instance UID in two series is no conflict.
-    (archive / "d.dcm").write_bytes(dicom_bytes(series="1.2.1.2"))
+    (archive / "d.dcm").write_bytes(make_bytes(series="1.2.1.2"))
     code, numbers, _ = run_by(driver, job, capsys, archive, folder)
     assert (code, numbers["transferred"], numbers["conflicting"]) == (0, 1, 0)
     other = archive / "e.dcm"
-    other.write_bytes(dicom_bytes(PatientID="Q", EncapsulatedDocument=b"x" * 50))
+    other.write_bytes(make_bytes(PatientID="Q", EncapsulatedDocument=b"x" * 50))
     failures = tmp_path / "failures"
     for _ in range(2):
         code, numbers, said = run_by(driver, job, capsys, archive, folder, "--failures", str(failures))
@@ -566,7 +566,7 @@ def listed(tmp_path):
     """A folder with one instance in each of these studies."""
     (tmp_path / "listed").mkdir()
     for uid, (accession, patient, issuer) in STUDIES.items():
-        content = dicom_bytes(
+        content = make_bytes(
             uid, f"{uid}.1", f"{uid}.1.1", AccessionNumber=accession, PatientID=patient, IssuerOfPatientID=issuer
         )
         (tmp_path / "listed" / f"{uid}.dcm").write_bytes(content)

@@ -1,5 +1,6 @@
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -66,9 +67,31 @@ def test_what_is_no_reference_is_refused(arguments: tuple[object, ...]) -> None:
         Resource(*arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"0020000D": ["1.2"], "00080018": ["1.4"]},
+        {"0020000D": ["1.2"], "0020000E": [], "00080018": ["1.4"]},
+        {"0020000D": ["1.2"], "0020000E": ["1.3"], "00080018": []},
+        {"0020000D": ["1.2"], "0020000E": []},
+        {"0020000d": ["1.2"], "0020000e": []},
+        {"0020000E": ["1.3"]},
+        {"study_instance_uid": "1.2", "series_instance_uid": ""},
+        {"study_instance_uid": "1.2", "series_instance_uid": "1.3", "sop_instance_uid": ""},
+        {"study_instance_uid": "1.2", "sop_instance_uid": "1.4"},
+        {"series_instance_uid": "1.3"},
+        {},
+    ],
+)
+def test_a_row_that_lacks_a_uid_is_not_the_whole_it_is_a_part_of(value: dict[str, Any]) -> None:
+    row = {key: {"vr": "UI", "Value": uid} if isinstance(uid, list) else uid for key, uid in value.items()}
+    with pytest.raises(ValueError, match=r"UID|uid"):
+        Resource.of(row)
+
+
 def test_reference_of_a_search_row() -> None:
     study, series = ({"vr": "UI", "Value": [uid]} for uid in ("1.2", "1.3"))
-    row = {"0020000D": study, "0020000E": series, "00080018": {"vr": "UI"}}
+    row = {"0020000D": study, "0020000E": series}
     assert Resource.of(row) == Resource("1.2", "1.3")
     with pytest.raises(ValueError, match="StudyInstanceUID"):
         Resource.of({"00080018": {"vr": "UI", "Value": ["1.4"]}})

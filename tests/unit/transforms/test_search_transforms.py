@@ -281,3 +281,47 @@ def test_metrics_are_counted(serve, archive):
     assert 9 <= counters["requests"] <= len(server.records)
     assert counters["bytes_in"] > 60 * 100
     assert NAMESPACE == "dicomweb_io"
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        {},
+        {"PatientID": ""},
+        {"PatientID": None},
+        {"PatientID": "*"},
+        {"PatientID": "**"},
+        {"PatientID": "%"},
+        {"PatientID": ["X", ""]},
+        {"PatientName": "^*", "StudyDate": ""},
+        SearchQuery("study"),
+        SearchQuery("study", search_filters=(("PatientID", " "),)),
+    ],
+)
+def test_an_element_is_never_everything_unless_that_is_allowed(element):
+    base = make_query("study", search_filters={"ModalitiesInStudy": "CT"})
+    with pytest.raises(ValueError, match="allow_all"):
+        query_for(element, base)
+    assert query_for(element, base, allow_all=True).search_filters[-1:]
+
+
+def test_empty_values_beside_others_are_return_keys_and_other_elements_name_nothing(archive, references):
+    query = query_for({"PatientID": "", "StudyDate": "20240101"}, make_query("study"))
+    assert query.search_filters == (("PatientID", ""), ("StudyDate", "20240101"))
+    one = references[0]
+    row = {"0020000D": {"vr": "UI", "Value": [one.study_instance_uid]}}
+    lacking = [{**row, "00080018": {"vr": "UI", "Value": [one.sop_instance_uid]}}, {**row, "0020000E": {"vr": "UI"}}]
+    lacking += [
+        {"0020000E": {"vr": "UI", "Value": ["1.3"]}},
+        {"series_instance_uid": "1.3"},
+        None,
+        "",
+        {"StudyDate": "2004"},
+    ]
+    with pipeline() as p:
+        result = p | beam.Create([*lacking, {}]) | SearchForInstances(str(archive), failures="collect")
+        assert_that(result.rows, is_empty(), label="nothing")
+        assert_that(result.failures | beam.combiners.Count.Globally(), equal_to([len(lacking) + 1]))
+    with pipeline() as p:
+        rows = p | beam.Create([{}]) | SearchForInstances(str(archive), allow_all=True)
+        assert_that(rows | beam.Map(Resource.of), equal_to(references))

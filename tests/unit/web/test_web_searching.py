@@ -10,6 +10,7 @@ import pytest
 from dicomweb_io.elements import Resource, SearchQuery
 from dicomweb_io.errors import (
     DICOMwebError,
+    FilterError,
     FilterIgnoredError,
     MalformedResponseError,
     PagingError,
@@ -17,6 +18,7 @@ from dicomweb_io.errors import (
     SearchIncompleteError,
     TooManyResultsError,
 )
+from dicomweb_io.listing import SeriesListing, expand_reference
 from dicomweb_io.profiles import PROFILES, ServerProfile
 from dicomweb_io.queries import make_query
 from tests.answering import in_turn
@@ -412,6 +414,10 @@ def test_one_dataset_instead_of_a_list_is_one_row(web):
     assert uids(client.search_for_studies()) == ["1.1"]
 
 
+NAMES = [{"Alphabetic": "Müller^Jürgen", "Ideographic": "山田^太郎", "Phonetic": "やまだ^たろう"}]
+OTHER_IDS = {"00100020": {"vr": "LO", "Value": ["PAT2"]}}
+
+
 @pytest.mark.parametrize(
     ("filters", "values"),
     [
@@ -419,7 +425,30 @@ def test_one_dataset_instead_of_a_list_is_one_row(web):
         ({"StudyInstanceUID": ["1.5", "1.6"]}, {}),
         ({"StudyDate": "20200101-20201231"}, {"t00080020": "20210101"}),
         ({"00080020": "20200101"}, {"t00080020": "2020.01.02"}),
+        ({"StudyDate": "20200101-"}, {"t00080020": "20191231"}),
         ({"ModalitiesInStudy": "CT"}, {"t00080061": ["MR", "PT"]}),
+        ({"ModalitiesInStudy": "CT"}, {"t00080061": "MR\\PT"}),
+        ({"Modality": "CT"}, {"t00080061": ["MR", "PT"]}),
+        ({"PatientID": "PAT2"}, {"t00100020": "PAT1"}),
+        ({"PatientID": ["PAT2", "PAT3"]}, {"t00100020": "PAT1"}),
+        ({"PatientID": "PAT?"}, {"t00100020": "PAT22"}),
+        ({"PatientID": "PAT2"}, {"t00100020": "PAT1", "t00101000": "PAT3"}),
+        ({"AccessionNumber": "A*"}, {"t00080050": "B1"}),
+        ({"StudyDescription": "*head*"}, {"t00081030": "CHEST"}),
+        ({"PatientName": "Doe^John"}, {"t00100010": NAMES}),
+        ({"PatientName": "Mueller*"}, {"t00100010": NAMES}),
+        ({"PatientName": "?oe"}, {"t00100010": "Doe^John"}),
+        ({"PatientName": "Doe^John"}, {"t00100010": "Doe^Jane"}),
+        ({"NumberOfStudyRelatedInstances": 3}, {"t00201208": [4]}),
+        ({"NumberOfStudyRelatedInstances": 3}, {"t00201208": "4"}),
+        ({"PatientWeight": "70.5"}, {"t00101030": [71]}),
+        ({"StudyTime": "1000-1100"}, {"t00080030": "110100"}),
+        ({"StudyTime": "10"}, {"t00080030": "110100"}),
+        ({"StudyDate": "20200101", "StudyTime": "10"}, {"t00080020": "20200101", "t00080030": "110100"}),
+        ({"AcquisitionDateTime": "2003"}, {"t0008002A": "20041231235959"}),
+        ({"PatientAge": "030Y"}, {"t00101010": "040Y"}),
+        ({"StationAETitle": "A"}, {"t00080055": "B"}),
+        ({"InstitutionAddress": "Here"}, {"t00080081": "There"}),
     ],
 )
 def test_an_ignored_filter_is_an_error(web, filters, values):
@@ -437,17 +466,144 @@ def test_an_ignored_filter_is_an_error(web, filters, values):
         ({"Modality": "C*"}, {"t00080060": "CT "}),
         ({"Modality": ["CT", "MR"]}, {"t00080060": "MR"}),
         ({"Modality": ""}, {"t00080060": "MR"}),
-        ({"StudyDate": "20200101-"}, {"t00080020": "2021.01.01"}),
+        ({"Modality": "CT"}, {"t00080060": "MR", "t00080061": ["MR", "CT"]}),
+        ({"StudyDate": "20200101-"}, {"t00080020": "20210101"}),
+        ({"StudyDate": "20200101-"}, {"t00080020": "2021-01-01"}),
         ({"StudyDate": "-20200101"}, {"t00080020": "20191231"}),
+        ({"StudyDate": "20200101"}, {"t00080020": "unknown"}),
+        ({"StudyDate": "20200101"}, {"t00080020": "20200102", "t00080201": "+0900"}),
+        ({"StudyDate": "20200101", "TimezoneOffsetFromUTC": "+0900"}, {"t00080020": "20200102"}),
+        ({"StudyDate": "20200101-20200102", "StudyTime": "10-11"}, {"t00080020": "20200101", "t00080030": "2300"}),
+        ({"StudyTime": "2300-0100"}, {"t00080030": "003000"}),
+        ({"StudyTime": "1000-1100"}, {"t00080030": "10"}),
+        ({"StudyTime": "1030"}, {"t00080030": "10:30:15.5"}),
+        ({"AcquisitionDateTime": "2004"}, {"t0008002A": "20041231235959+0100"}),
         ({"ModalitiesInStudy": "CT"}, {"t00080061": ["MR", "CT"]}),
+        ({"ModalitiesInStudy": "CT"}, {"t00080061": "MR\\CT"}),
+        ({"ModalitiesInStudy": "CT"}, {"t00080060": "MR"}),
         ({"SpecificCharacterSet": "ISO_IR 192"}, {"t00080005": "ISO_IR 100"}),
-        ({"PatientName": "Doe"}, {"t00100010": "Other"}),
+        ({"PatientID": "pat2"}, {"t00100020": " PAT2\0"}),
+        ({"PatientID": "PAT2"}, {"t00100020": ["PAT1", "PAT2"]}),
+        ({"PatientID": "PAT2"}, {"t00100020": "PAT1", "t00101000": ["PAT3", "PAT2"]}),
+        ({"PatientID": "PAT2"}, {"t00100020": "PAT1", "t00101002": [OTHER_IDS]}),
+        ({"PatientID": "PAT2^^^Hospital"}, {"t00100020": "PAT2"}),
+        ({"PatientID": "PAT2"}, {"t00100020": ""}),
+        ({"PatientID": ["PAT2", ""]}, {"t00100020": "PAT1"}),
+        ({"PatientName": "MULLER^JURGEN"}, {"t00100010": NAMES}),
+        ({"PatientName": "Müller^J*"}, {"t00100010": NAMES}),
+        ({"PatientName": "M?ller^*"}, {"t00100010": NAMES}),
+        ({"PatientName": "山田*"}, {"t00100010": NAMES}),
+        ({"PatientName": "Mueller=山田^太郎"}, {"t00100010": NAMES}),
+        ({"PatientName": "やまだ^たろう^^"}, {"t00100010": NAMES}),
+        ({"PatientName": "Doe"}, {"t00100010": "Doe^John"}),
+        ({"PatientName": "Doe John"}, {"t00100010": "DOE^JOHN"}),
+        ({"PatientName": "*^John"}, {"t00100010": "Doe^John^^"}),
+        ({"PatientName": "Müller"}, {"t00100010": "M\ufffdller"}),
+        ({"PatientName": "*"}, {"t00100010": "Doe"}),
+        ({"StudyDescription": "Größe"}, {"t00081030": "GROSSE"}),
+        ({"StudyDescription": "a,b"}, {"t00081030": "a"}),
+        ({"NumberOfStudyRelatedInstances": "3"}, {"t00201208": "3.0 "}),
+        ({"PatientWeight": "70.50"}, {"t00101030": [70.5]}),
         ({"BodyPartExamined": "HEAD"}, {}),
     ],
 )
 def test_a_filter_that_was_or_may_have_been_honoured_is_no_error(web, filters, values):
     _, client = web.connect(lambda request: web.json([web.row("1.1", **values)]))
     assert len(client.search_for_studies(search_filters=filters)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({}, {"fuzzymatching": True}),
+        ({}, {"additional_params": {"fuzzymatching": "true"}}),
+        ({"profile": "dicomcloud"}, {}),
+        ({"filter_mismatch": "warn"}, {}),
+    ],
+)
+def test_names_that_are_matched_loosely_and_rows_that_are_accepted_are_no_error(web, caplog, options, arguments):
+    row = web.row("1.1", t00100010="Smyth")
+    _, client = web.connect(lambda request: web.json([row], headers={"X-Total-Count": "1"}), **options)
+    for _ in range(2):
+        assert client.search_for_studies(search_filters={"PatientName": "Smith"}, **arguments) == [row]
+    assert caplog.text.count("contradicts the filter on PatientName") == ("filter_mismatch" in options)
+    with pytest.raises(ValueError, match="filter_mismatch"):
+        web.connect(lambda request: None, filter_mismatch="ignore")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_rows_of_another_study_or_series_fail_the_search(web, number):
+    uids = [["1.1", "1.1.1", "1"], ["1.1", "1.1.1", "2"]]
+    uids[1][number] = "9.9"
+    _, client = web.connect(lambda request: web.json([web.row(*one) for one in uids]), filter_mismatch="warn")
+    with pytest.raises(FilterIgnoredError, match=rf"9\.9 instead of {uids[0][number]}"):
+        client.search_for_instances("1.1", "1.1.1")
+    with pytest.raises(FilterIgnoredError):
+        list(expand_reference(client, Resource("1.1", "1.1.1")))
+    with pytest.raises(FilterIgnoredError):
+        SeriesListing(client).holds(Resource("1.1", "1.1.1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "right"),
+    [
+        ("StudyDate", "2004-01-01", "20040101"),
+        ("StudyDate", "2004.01.01", "20040101"),
+        ("StudyDate", "2003", "20030101-20031231"),
+        ("StudyDate", "200402", "20040201-20040229"),
+        ("StudyDate", "20041301", "YYYYMMDD"),
+        ("StudyDate", "20040230", "YYYYMMDD"),
+        ("StudyDate", "today", "YYYYMMDD"),
+        ("StudyDate", "2004*", "20040101-20041231"),
+        ("StudyDate", "20040201-20040101", "20040101-20041231"),
+        ("StudyDate", "-", "YYYYMMDD"),
+        ("StudyDate", ["20040101", "2004-01-02"], "20040102"),
+        ("StudyTime", "10:30", "HHMMSS"),
+        ("StudyTime", "2500", "HHMMSS"),
+        ("AcquisitionDateTime", "2004-01-01T10:00", "YYYYMMDDHHMMSS"),
+        ("PatientBirthDate", "1950-01-01", "YYYYMMDD"),
+        ("RequestAttributesSequence.ScheduledProcedureStepStartDate", "1.1.2004", "YYYYMMDD"),
+    ],
+)
+def test_a_malformed_date_or_time_is_an_error_with_the_right_spelling(web, key, value, right):
+    server, client = web.connect(lambda request: web.json([]))
+    with pytest.raises(FilterError, match=right) as caught:
+        client.search_for_studies(search_filters={key: value})
+    assert "1950" not in str(caught.value)
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("StudyDate", ""),
+        ("StudyDate", "*"),
+        ("StudyDate", "20040101,20040102"),
+        ("StudyDate", "20040101-"),
+        ("StudyTime", "2300-0100"),
+        ("StudyTime", "07"),
+        ("AcquisitionDateTime", "2003"),
+        ("AcquisitionDateTime", "2003-2004"),
+        ("AcquisitionDateTime", "20040101120000.000000-0500"),
+    ],
+)
+def test_a_lawful_date_or_time_is_sent(web, key, value):
+    server, client = web.connect(lambda request: web.json([]))
+    client.search_for_studies(search_filters={key: value})
+    assert server.requests[0].query == f"{key}={value}"
+
+
+def test_a_modality_is_asked_for_as_servers_know_it_in_studies(web, caplog):
+    server, client = web.connect(lambda request: web.json([web.row("1.1", t00080061=["CT"])]), profile="orthanc")
+    filters = {"Modality": "CT", "Manufacturer": "Acme"}
+    for _ in range(2):
+        client.search_for_studies(search_filters=filters)
+    client.search_for_series("1.1", search_filters={"Modality": "CT"})
+    assert [request.query for request in server.requests] == [
+        *["ModalitiesInStudy=CT&Manufacturer=Acme"] * 2,
+        "Modality=CT",
+    ]
+    assert caplog.text.count("the filter on Manufacturer finds nothing") == 1
 
 
 @pytest.mark.parametrize(
