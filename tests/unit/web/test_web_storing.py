@@ -729,3 +729,45 @@ def test_an_interrupted_replacement_keeps_the_old_bytes(web, files, old, saved, 
     with pytest.raises(KeyboardInterrupt):
         store(client, files[:1], on_existing="replace")
     assert saved(caplog.text) == old
+
+
+# Again ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("again", "arrives", "posts", "expected"),
+    [
+        ("look", True, 1, "stored"),
+        ("look", False, 2, "stored"),
+        ("harmless", True, 2, "stored"),
+        ("never", True, 1, "stored"),
+        ("never", False, 1, "failed"),
+    ],
+)
+def test_what_may_have_arrived_is_sent_again_as_the_profile_says(web, files, again, arrives, posts, expected):
+    def post(request):
+        if len(server.asked("POST")) > 1:
+            return archive.store(request)
+        if arrives:
+            archive.store(request)
+        return web.Reply(502)
+
+    archive = Archive(web, post=post)
+    server, client = web.connect(archive, profile=GENERIC.with_facts(store_again=again))
+    assert outcomes(store(client, files)) == [expected] * 8
+    assert len(server.asked("POST")) == posts
+
+
+@pytest.mark.parametrize(("there", "outcome", "posts"), [(True, "exists", 1), (False, "failed", 2)])
+def test_what_is_refused_for_no_clear_reason_is_looked_up_and_sent_once_more_alone(web, files, there, outcome, posts):
+    archive = Archive(web, {UIDS[0]: files[0]} if there else {}, post=lambda request: refused_as(web, 0x0110))
+    server, client = web.connect(archive)
+    assert outcomes(store(client, files[:1])) == [outcome]
+    assert len(server.asked("POST")) == posts
+
+
+def test_after_twenty_equal_refusals_in_a_row_nothing_is_sent_again(web, files):
+    server, client = web.connect(Archive(web, post=lambda request: refused_as(web, 0x0110)))
+    for _ in range(30):
+        assert outcomes(store(client, files[:1])) == ["failed"]
+    assert len(server.asked("POST")) == 30 + 20
