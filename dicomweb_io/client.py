@@ -386,6 +386,19 @@ class DICOMClient(ABC):
         """What the client did on the network so far; None where it uses none."""
         return None if self.transport is None else self.transport.stats
 
+    @property
+    def unavailable(self) -> str | None:
+        """Why further requests would fail like the last ones: it was lost, or refuses the login. Else None."""
+        return None if self.transport is None else self.transport.unavailable
+
+    def survive_outages(self, seconds: float) -> None:
+        """Waits from now on for so long for an archive that has answered before and cannot be connected to any more.
+
+        While one request probes it, all others of this process wait.
+        """
+        if self.transport is not None:
+            self.transport.outage = seconds
+
     def probe(self) -> ProbeReport:
         """Asks the archive what it is and what it can do; only reads.
 
