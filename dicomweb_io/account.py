@@ -52,6 +52,7 @@ _LINE_WORDS = {
 }
 _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
 _REASON = "reason: "
+_WARNING = "warning: "
 _NAMES = re.compile(r"\d+(?:\.\d+){2,}")
 MAX_LISTED = 1000
 """The files left out that a summary lists."""
@@ -76,6 +77,8 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
     elif isinstance(fate, StoredInstance):
         yield ("already_there" if fate.outcome == "exists" else "transferred"), 1
         yield "bytes", fate.size
+        for warning in fate.warnings:
+            yield f"{_WARNING}{warning}", 1
     elif isinstance(fate, Exclusion):
         yield "found", 1
         yield fate.kind, 1
@@ -177,15 +180,17 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         ``conflicting`` (duplicates whose content is not in the file that was chosen), ``lines`` of a list, and of them
         ``lines_unmatched``, ``lines_unreadable`` and ``lines_withheld`` (they name several patients),
         ``unwritten`` (reports that could not be written), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons``
-        (of failures, most frequent first), ``duplicates`` and ``ignored_files`` (the first thousand).
+        (of failures, most frequent first), ``warnings`` (what is odd about instances that were transferred, with their
+        numbers), ``duplicates`` and ``ignored_files`` (the first thousand).
     """
     counts: Mapping[str, int] = document["counts"]
     names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "unwritten", "bytes")
     summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     summary["seconds"] = round(seconds, 3)
     summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
-    reasons = {name[len(_REASON) :]: number for name, number in counts.items() if name.startswith(_REASON)}
-    summary["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
+    for name, prefix in (("reasons", _REASON), ("warnings", _WARNING)):
+        texts = {text[len(prefix) :]: number for text, number in counts.items() if text.startswith(prefix)}
+        summary[name] = dict(sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
     summary["duplicates"] = [item for item in document["left_out"] if item["kind"] == "duplicate"]
     summary["ignored_files"] = [item for item in document["left_out"] if item["kind"] == "ignored"]
     return summary
@@ -220,6 +225,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     yield f"From {job.source.safe_url} to {job.destination.safe_url}"
     yield f"  found          {summary['found']:>10,} {what}"
     yield f"  transferred    {summary['transferred']:>10,}"
+    for warning, number in summary["warnings"].items():
+        yield f"    {number:,} x warning: {warning}"
     yield f"  already there  {summary['already_there']:>10,}"
     conflicting = (
         f"  ({summary['conflicting']:,} differ from the file that was chosen)" if summary["conflicting"] else ""
@@ -236,7 +243,7 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
     if summary["search_failures"]:
         failed = summary["search_failures"]
-        yield f"  {failed:,} requests of the search failed, so some instances may not have been found."
+        yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
     if summary["lines"]:
         open_lines = [f"{summary[name]:,} {words}" for name, words in _LINE_WORDS.items() if summary[name]]
         yield (

@@ -164,7 +164,8 @@ class DICOMClient(ABC):
                 instead of a copy. The caller must neither change nor delete it; it lies outside of `spool_directory`.
 
         Yields:
-            `Instance`, each once, in the archive's order.
+            `Instance`, each once, in the archive's order; those that a server sends without pixel data come last, after
+            a second request. `Instance.warnings` says what is odd about one.
 
         Raises:
             requests.HTTPError: After all retries. What was yielded before is complete and correct; the exception

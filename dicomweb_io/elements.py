@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from dicomweb_io.dicom.part10 import Header, header_of
+from dicomweb_io.dicom.part10 import Header, header_of, readable
 from dicomweb_io.dicom.uids import check_uid, path_segment
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
@@ -231,6 +231,8 @@ class Instance:
         path: A local path or fsspec URL of a file that holds the bytes. The receiver of the element owns a spooled
             file.
         sop_class_uid: The SOP class, where known.
+        warnings: What is odd about the bytes, which are whole and unchanged all the same, such as
+            ``"without pixel data"`` (`dicomweb_io.dicom.part10.Verdict`).
     """
 
     reference: Resource
@@ -238,6 +240,7 @@ class Instance:
     content: bytes | None = field(default=None, repr=False)
     path: str | None = None
     sop_class_uid: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.reference.level != "instance":
@@ -283,7 +286,7 @@ class Instance:
 
         options.setdefault("force", True)
         with self.open() as file:
-            dataset: Dataset = pydicom.dcmread(file, **options)
+            dataset: Dataset = pydicom.dcmread(readable(file), **options)
         return dataset
 
     @classmethod
@@ -464,6 +467,7 @@ class StoredInstance:
         warning_reason: The Warning Reason (0008,1196) the archive gave, such as 45056 (coerced data elements).
         verified: The evidence: ``"response"`` (named as stored in the answer), ``"uid"`` (found there afterwards), or
             the level at which the content was compared: ``"file"``, ``"dataset"``, ``"pixels"``.
+        warnings: Those of the `Instance` that was moved.
     """
 
     reference: Resource
@@ -473,6 +477,7 @@ class StoredInstance:
     retrieve_url: str | None = None
     warning_reason: int | None = None
     verified: str = "response"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, Resource, SearchLevel, SearchQuery
-from dicomweb_io.errors import InvalidIdentifierError, PagingError, SearchIncompleteError
+from dicomweb_io.errors import DICOMwebError, InvalidIdentifierError, PagingError, SearchIncompleteError
 from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.queries import make_query
 
@@ -107,17 +107,14 @@ def group_by_series(instances: Iterable[Resource]) -> Iterator[InstanceGroup]:
 
 def list_groups(client: DICOMClient, reference: Resource) -> Iterator[InstanceGroup]:
     """Yields the series of a study or series with all their instances, as the archive lists them."""
+    found, incomplete = listed_instances(client, reference)
     series: dict[Resource, list[str]] = {}
-    incomplete: SearchIncompleteError | None = None
-    try:
-        for instance in expand_reference(client, reference):
-            series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
-    except SearchIncompleteError as error:
-        # What came is moved before the failure is reported.
-        incomplete = error
+    for instance in found:
+        series.setdefault(instance.series, []).append(str(instance.sop_instance_uid))
     for one, uids in series.items():
         yield InstanceGroup(one, tuple(uids), len(uids))
     if incomplete is not None:
+        # What came is moved before the failure is reported.
         raise incomplete
 
 
@@ -241,6 +238,17 @@ def expand_reference(client: DICOMClient, reference: Resource) -> Iterator[Resou
         if found not in seen:
             seen.add(found)
             yield found
+
+
+def listed_instances(client: DICOMClient, reference: Resource) -> tuple[dict[Resource, None], DICOMwebError | None]:
+    """The instances of a study or series that the archive lists, and what is wrong if it announced more."""
+    found: dict[Resource, None] = {}
+    try:
+        for instance in expand_reference(client, reference):
+            found[instance] = None
+    except SearchIncompleteError as error:
+        return found, error
+    return found, None
 
 
 def instance_of_row(row: Mapping[str, Any], within: Resource | None = None) -> Resource:

@@ -6,6 +6,7 @@ A server's message about an instance may repeat its patient's name: `StoreItem.r
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -18,6 +19,7 @@ from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, OnExisting, Storable, 
 from dicomweb_io.dicom.attributes import tags_of_vr
 from dicomweb_io.dicom.header_scan import DEFLATED_SYNTAXES
 from dicomweb_io.dicom.media_types import DICOM
+from dicomweb_io.dicom.part10 import judge
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource, StoredInstance
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.failures import RECOVERABLE, failure_of
@@ -26,6 +28,8 @@ from dicomweb_io.spool import Spool
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+
+logger = logging.getLogger("dicomweb_io")
 
 TRANSFORM = "StoreInstances"
 
@@ -109,8 +113,12 @@ class StoreItem:
 
     def succeed(self, outcome: Literal["stored", "exists", "replaced"], verified: str, **facts: Any) -> None:
         """Notes a success; `facts` are further members of `StoredInstance`."""
-        sop_class_uid = self.given.sop_class_uid
-        self.outcome = StoredInstance(self.reference, outcome, sop_class_uid=sop_class_uid, verified=verified, **facts)
+        given = self.given
+        if outcome != "exists":
+            facts["warnings"] = given.warnings
+        self.outcome = StoredInstance(
+            self.reference, outcome, sop_class_uid=given.sop_class_uid, verified=verified, **facts
+        )
 
     def fail(self, message: str, **facts: Any) -> None:
         """Notes a failure; `facts` are further members of `Failure`."""
@@ -165,6 +173,8 @@ def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
                 f"{type(storable).__name__}"
             )
         item.size = item.given.size
+        if not isinstance(storable, Instance):
+            item.instance = _with_warnings(item.given, item.size)
     except RECOVERABLE as error:
         item.discard()
         source = os.fspath(storable) if isinstance(storable, (str, os.PathLike)) else None
@@ -178,6 +188,18 @@ def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
     if study_instance_uid is not None and item.reference.study_instance_uid != study_instance_uid:
         item.fail(f"not sent: it belongs to study {item.reference.study_instance_uid}, not to {study_instance_uid}")
     return item
+
+
+def _with_warnings(instance: Instance, size: int) -> Instance:
+    """The instance with what is odd about it, where looking costs no request; whether it is whole is not considered."""
+    if instance.path is not None and "://" in instance.path:
+        return instance
+    with instance.open() as file:
+        warnings = judge(file, size=size).warnings
+    if not warnings:
+        return instance
+    logger.warning("%s is sent unchanged: %s", instance.reference.uri, "; ".join(warnings))
+    return replace(instance, warnings=warnings)
 
 
 def _read_into(item: StoreItem, file: BinaryIO) -> None:

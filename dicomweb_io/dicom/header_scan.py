@@ -61,6 +61,18 @@ class ElementError(Exception):
     """The bytes end within an element, or are not an element. It stays inside `dicomweb_io.dicom`."""
 
 
+class MissingDelimiterError(ElementError):
+    """The bytes end between two elements or items, where a delimiter should be.
+
+    Attributes:
+        missing: The delimiters that would close what is open.
+    """
+
+    def __init__(self, message: str, missing: bytes) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
 class Source(Protocol):
     """Bytes that can be read at any offset."""
 
@@ -222,18 +234,52 @@ def as_source(source: BinaryIO | bytes | Source, size: int | None = None) -> Sou
     return FileSource(source, size)  # type: ignore[arg-type]
 
 
-def other_head(data: bytes, index: int, have: int, vr: bytes, order: str) -> tuple[str | None, int, int]:
+def other_head(reader: Source, data: bytes, base: int, index: int, order: str) -> tuple[str | None, int, int]:
     """Name, value start and length of an explicit VR element that is not of a usual VR with a 16-bit length."""
+    have, vr = len(data), data[index + 4 : index + 6]
     name = LONG_VRS.get(vr)
-    if name is not None:
-        if index + 12 > have:
-            return name, have + 1, 0
-        return name, index + 12, struct.unpack_from(order + "I", data, index + 8)[0]
-    if b"AA" <= vr <= b"ZZ" and 0x41 <= vr[1] <= 0x5A:
-        # An unknown VR; those of before 2003 all have 16-bit lengths.
-        return vr.decode(), index + 8, struct.unpack_from(order + "H", data, index + 6)[0]
-    # Not a VR at all: some writers fall back to implicit VR in the middle of a dataset.
-    return None, index + 8, struct.unpack_from(order + "I", data, index + 4)[0]
+    if name is None:
+        return _odd_head(reader, data, base, index, order)
+    if index + 12 > have:
+        return name, have + 1, 0
+    return name, index + 12, struct.unpack_from(order + "I", data, index + 8)[0]
+
+
+def _odd_head(reader: Source, data: bytes, base: int, index: int, order: str) -> tuple[str | None, int, int]:
+    """`other_head` of an element whose VR the standard does not know, such as ``--``, or that has none.
+
+    Such a VR does not say how its length is written. The length after which another element follows is the right one.
+    """
+    vr = data[index + 4 : index + 6]
+    head = struct.Struct(order + "HH")
+    tag = head.unpack_from(data, index)
+    short = (index + 8, int(struct.unpack_from(order + "H", data, index + 6)[0]))
+    # Some writers fall back to implicit VR in the middle of a dataset.
+    implicit = (None, index + 8, int(struct.unpack_from(order + "I", data, index + 4)[0]))
+    is_name = vr.isalpha() and vr.isupper()
+    name = vr.decode("ascii") if is_name and vr.isascii() else "UN"
+    forms: list[tuple[str | None, int, int]] = [(name, *short)]
+    if data[index + 6 : index + 8] == b"\0\0" and len(data) >= index + 12:
+        forms.append((name, index + 12, int(struct.unpack_from(order + "I", data, index + 8)[0])))
+    if not is_name:
+        forms.insert(len(forms) if all(0x20 <= byte < 0x7F for byte in vr) else 0, implicit)
+    for form in forms:
+        end = base + form[1] + form[2]
+        if end - base + 8 <= len(data):
+            following = data[end - base : end - base + 8]
+        elif isinstance(reader, InflatedSource):
+            continue  # hostile lengths would have it inflate everything again and again
+        else:
+            following = reader.read(end, 8)
+        if not following.strip(b"\0"):
+            if reader.reaches(end):
+                return form
+        elif len(following) == 8:
+            group, number = head.unpack_from(following)
+            known = group == tag[0] or following[4:6] in SHORT_VRS or following[4:6] in LONG_VRS
+            if (known and (group, number) > tag) or (group == 0xFFFE and number in (0xE000, 0xE00D, 0xE0DD)):
+                return form
+    return forms[0] if is_name else implicit
 
 
 def measure_undefined(
@@ -264,9 +310,10 @@ def measure_undefined(
         others than ``"SQ"`` without it.
 
     Raises:
-        ElementError: If the delimiter is missing.
+        MissingDelimiterError: If the bytes end where a delimiter should be.
+        ElementError: If they end or are broken elsewhere.
     """
-    head = struct.Struct(order + "HHI").unpack_from
+    head = struct.Struct(order + "HHI")
     have = len(data)
     index = start
     first = base + start
@@ -278,9 +325,13 @@ def measure_undefined(
         if index + 12 > have:
             more = reader.read(base + index, step)
             if len(more) < 8:
-                raise ElementError(f"the file ends at byte {base + index + len(more)} within it")
+                message = f"the file ends at byte {base + index + len(more)} within it"
+                if more.strip(b"\0"):
+                    raise ElementError(message)
+                closing = (head.pack(0xFFFE, 0xE00D if context else 0xE0DD, 0) for context in reversed(contexts))
+                raise MissingDelimiterError(message, b"".join(closing))
             base, index, data, have = base + index, 0, more, len(more)
-        group, number, length = head(data, index)
+        group, number, length = head.unpack_from(data, index)
         context = contexts[-1]
         if group == 0xFFFE:
             index += 8
@@ -299,17 +350,20 @@ def measure_undefined(
             elif number != 0xE00D:
                 raise ElementError(f"there is an unexpected delimiter at byte {base + index - 8}")
         elif context == 0:
-            raise ElementError(f"there is no item at byte {base + index}")
+            message = f"there is no item at byte {base + index}"
+            if group or number or length or len(contexts) > 1 or not _only_zeros(reader, base + index):
+                raise ElementError(message)
+            raise MissingDelimiterError(message, head.pack(0xFFFE, 0xE0DD, 0))
         else:
             if context == 2:
                 index += 8
-            elif (code := data[index + 4 : index + 6]) in SHORT_VRS:
+            elif data[index + 4 : index + 6] in SHORT_VRS:
                 length = struct.unpack_from(order + "H", data, index + 6)[0]
                 index += 8
             else:
                 if index + 12 > have:
                     raise ElementError(f"the file ends at byte {base + have} within it")
-                _, index, length = other_head(data, index, have, code, order)
+                _, index, length = other_head(reader, data, base, index, order)
             if length == UNDEFINED:
                 contexts.append(0)
             else:
@@ -322,6 +376,15 @@ def measure_undefined(
     if vr is None or vr in ("UN", "SQ"):
         return "SQ", total
     return vr, total - 8
+
+
+def _only_zeros(reader: Source, offset: int) -> bool:
+    """Whether only zeros follow, which are padding."""
+    while piece := reader.read(offset, FIRST_READ):
+        if piece.strip(b"\0"):
+            return False
+        offset += len(piece)
+    return True
 
 
 def looks_explicit(data: bytes, index: int) -> bool:
@@ -369,6 +432,9 @@ class HeaderScan:
         end: Where the scan stopped: the start of the pixel data element, or of the first element that was not wanted,
             or the end of the dataset.
         problem: Why the scan could not continue (the file is cut off or broken); None if all is well so far.
+        missing: The delimiters that are missing, if it is the only problem that the bytes end where they should be.
+        bytes_behind: Whether bytes that are no elements follow the pixel data (of `scan_trailing`).
+        odd_vr: Whether an element has a VR that the standard does not know.
     """
 
     segments: list[tuple[int, bytes]] = field(repr=False)
@@ -385,6 +451,9 @@ class HeaderScan:
     dataset_offset: int = 0
     end: int = 0
     problem: str | None = None
+    missing: bytes = b""
+    bytes_behind: bool = False
+    odd_vr: bool = False
 
     def value(self, tag: int) -> bytes | None:
         """The bytes of a top-level or file meta value; None if the element is absent or its value was not read."""
@@ -453,7 +522,7 @@ def scan_header(
     _find_encoding(scan, data, position, uid)
     _scan_dataset(reader, data, 0, position, scan, stop_after, large_value)
     if isinstance(reader, InflatedSource) and reader.problem:
-        scan.problem = reader.problem
+        scan.problem, scan.missing = reader.problem, b""
     if scan.problem is None and not scan.elements and scan.pixel_data is None and stop_after is None:
         scan.problem = "it has no data elements after the file meta information"
     if not has_preamble and not any(
@@ -478,7 +547,7 @@ def scan_trailing(
 
     Returns:
         A scan of the elements after the pixel data, with `HeaderScan.problem` if those, or the pixel data, are cut
-        off.
+        off. Bytes there that are no elements are no problem (`HeaderScan.bytes_behind`).
     """
     reader = as_source(source)
     if scan.deflated:
@@ -506,6 +575,7 @@ def scan_trailing(
             )
         except ElementError as error:
             result.problem = f"the encapsulated pixel data do not end: {error}"
+            result.missing = error.missing if isinstance(error, MissingDelimiterError) else b""
             return result
         length += 0 if name == "SQ" else 8
     end = offset + length
@@ -515,15 +585,34 @@ def scan_trailing(
             result.problem = reader.problem
         return result
     _scan_dataset(reader, reader.read(end, 1024), end, 0, result, None, large_value)
+    if result.problem is not None and not (scan.deflated or _may_begin_element(reader.read(result.end, 8), scan)):
+        result.problem, result.missing, result.bytes_behind = None, b"", True
     if isinstance(reader, InflatedSource):
         reader.reaches(1 << 62)
-        result.problem = reader.problem or result.problem
+        if reader.problem:
+            result.problem, result.missing = reader.problem, b""
     return result
+
+
+def _may_begin_element(head: bytes, scan: HeaderScan) -> bool:
+    """Whether an element that follows the pixel data begins so, cut off or broken as it may be."""
+    order = "<" if scan.little_endian else ">"
+    if len(head) < 2:
+        return False
+    (group,) = struct.unpack_from(order + "H", head)
+    if len(head) < 8:
+        return bool(group >= 0x7FE0)
+    if scan.explicit_vr:
+        return bool(group >= 0x7FE0 and (head[4:6] in SHORT_VRS or head[4:6] in LONG_VRS))
+    # Digital signatures, padding, and private elements beside the pixel data (PS3.5 sections 7.1 and 7.8).
+    return group in (0x7FE0, 0x7FE1, 0xFFFA, 0xFFFC)
 
 
 def _start_of_elements(data: bytes) -> tuple[int, bool]:
     if data[128:132] == b"DICM":
         return 132, True
+    if data[:4] == b"DICM":
+        return 4, False
     if not data:
         raise NotDICOMError("the file is empty")
     # Without the prefix only what begins like a file meta group or an image's first group passes as DICOM.
@@ -614,7 +703,8 @@ def _scan_dataset(
                 name = short_vr(vr)
                 start = index + 8
                 if name is None:
-                    name, start, length = other_head(data, index, have, vr, order)
+                    name, start, length = other_head(reader, data, base, index, order)
+                    scan.odd_vr |= vr not in LONG_VRS
                     if start > have:
                         raise ElementError(f"it ends within the head of an element at byte {base + index}")
             else:
@@ -638,7 +728,8 @@ def _scan_dataset(
                     try:
                         name, length = measure_undefined(reader, data, base, start, name, explicit, order)
                     except ElementError as error:
-                        raise ElementError(f"({group:04X},{number:04X}) does not end: {error}") from None
+                        error.args = (f"({group:04X},{number:04X}) does not end: {error}",)
+                        raise
             end = start + length
             if end > have:
                 large = large_value is not None and length > large_value
@@ -665,6 +756,7 @@ def _scan_dataset(
             index = end
     except ElementError as error:
         scan.problem = str(error)
+        scan.missing = error.missing if isinstance(error, MissingDelimiterError) else b""
     scan.end = base + index
     scan.segments.append((base, data[:index]))
 

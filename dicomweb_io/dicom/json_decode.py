@@ -5,22 +5,27 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.errors import DatasetError, IncompleteJSONError
-from dicomweb_io.dicom.json_encode import finite, hex_tag
+from dicomweb_io.dicom.json_encode import finite, hex_tag, standard_vr
 from dicomweb_io.dicom.values import name_text
 
 if TYPE_CHECKING:
+    from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
+logger = logging.getLogger("dicomweb_io")
 
 BulkDataHandler = Callable[[str, str, str], Any]
 
@@ -35,6 +40,9 @@ _BOM = b"\xef\xbb\xbf"
 _LOWER_TAG = re.compile(r"(?=.*[a-f])[0-9A-Fa-f]{8}")
 _NAMES = ("0020000D", "0020000E", "00080018")
 
+_TEXT_VRS = frozenset(
+    ["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
+)
 _MAX_LEVELS = 200
 _FEW_LEVELS = 12
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -146,7 +154,7 @@ def _without_non_finite(value: Any) -> Any:
 
 
 def without_padding(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with tags in upper case, and with the UIDs of its study, series and instance as lists without padding.
+    """The row with tags in upper case, and with UIDs as lists without padding.
 
     Servers send tags in lower case, UIDs with the blank or null character that fills them in files, and single values
     in place of lists.
@@ -154,14 +162,13 @@ def without_padding(row: dict[str, Any]) -> dict[str, Any]:
     text = "".join(row)
     if text != text.upper():
         row = _upper(row)
-    for tag in _NAMES:
-        element = row.get(tag)
-        if not isinstance(element, dict):
-            continue
-        value = element.get("Value")
-        first = value[0] if isinstance(value, list) and value else value
-        if isinstance(first, str) and (value is first or first != first.strip(" \0")):
-            row[tag] = {**element, "Value": [first.strip(" \0")]}
+    for tag, element in row.items():
+        if isinstance(element, dict) and (element.get("vr") == "UI" or tag in _NAMES):
+            given = element.get("Value")
+            uids = given if isinstance(given, list) else [given] if isinstance(given, str) else []
+            bare = [uid.strip(" \0") if isinstance(uid, str) else uid for uid in uids]
+            if bare and bare != given:
+                row[tag] = {**element, "Value": bare}
     return row
 
 
@@ -233,17 +240,19 @@ def is_empty(element: Mapping[str, Any] | None) -> bool:
 def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHandler | None = None) -> Dataset:
     """Makes a pydicom dataset of one in the DICOM JSON model.
 
+    A value that its value representation does not allow costs nothing but itself: it is kept as text where the value
+    representation is one of texts (a DS of ``abc``), else its element is left out. A warning in the log names the
+    instance and the tag. An element without a value representation has that of the dictionary.
+
     Args:
         dataset: The dataset.
         bulk_data_handler: Called with tag, VR and BulkDataURI for each value that is given by reference; returns the
-            value. Without it such elements stay empty.
+            value. Without it such elements stay empty. What it raises is raised.
 
     Raises:
         TypeError: If it is not a JSON object.
-        DatasetError: If it is not in the DICOM JSON model.
     """
     from pydicom.dataelem import empty_value_for_VR
-    from pydicom.dataset import Dataset as PydicomDataset
 
     if not isinstance(dataset, Mapping):
         raise TypeError(f"a dataset in the DICOM JSON model is an object, not a {type(dataset).__name__}")
@@ -251,12 +260,93 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
     def no_data(tag: str, vr: str, uri: str) -> Any:
         return empty_value_for_VR(vr)
 
-    try:
-        loaded: Dataset = PydicomDataset.from_json(dict(dataset), bulk_data_handler or no_data)
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        # The texts of pydicom's errors can hold values.
-        raise DatasetError(f"it does not follow the DICOM JSON model ({type(error).__name__})") from None
-    return loaded
+    uids = (first_text(dataset, tag) for tag in ("00080018", "0020000E", "0020000D"))
+    return _Loader(bulk_data_handler or no_data, next(filter(None, uids), "a dataset")).dataset(dataset, "")
+
+
+class _Loader:
+    """Makes pydicom datasets, element by element.
+
+    Args:
+        handler: Gives bulk data.
+        name: The instance, for warnings.
+    """
+
+    def __init__(self, handler: BulkDataHandler, name: str) -> None:
+        self._wanted = handler
+        self._name = name
+        self._raised: Exception | None = None
+
+        @wraps(handler)  # pydicom counts its arguments
+        def noting(*arguments: Any) -> Any:
+            try:
+                return self._wanted(*arguments)
+            except Exception as error:
+                self._raised = error
+                raise
+
+        self._handler = noting
+
+    def dataset(self, dataset: Mapping[str, Any], path: str) -> Dataset:
+        """The dataset of an instance, or of an item at a path."""
+        from pydicom.dataset import Dataset as PydicomDataset
+
+        loaded = PydicomDataset()
+        for tag, element in dataset.items():
+            try:
+                loaded.update(self._element(str(tag), element, f"{path}{tag}"))
+            except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+                if self._raised is not None and self._raised in (error, error.__cause__):
+                    raise
+                kept = _text_element(str(tag), element)
+                if kept is not None:
+                    loaded[kept.tag] = kept
+                # The texts of pydicom's errors can hold values.
+                action = "is kept as text" if kept is not None else "is left out"
+                logger.warning(
+                    "%s: the element %s does not follow the DICOM JSON model (%s) and %s",
+                    self._name, f"{path}{tag}", type(error).__name__, action,
+                )  # fmt: skip
+        return loaded
+
+    def _element(self, tag: str, element: Any, path: str) -> Dataset:
+        from pydicom.dataelem import DataElement
+        from pydicom.dataset import Dataset as PydicomDataset
+        from pydicom.tag import Tag
+
+        if not element.get("vr"):
+            element = {**element, "vr": standard_vr(int(tag, 16))}
+        if "InlineBinary" in element:
+            # pydicom skips what is not base64.
+            content = base64.b64decode("".join(element["InlineBinary"].split()), validate=True)
+            return PydicomDataset({Tag(int(tag, 16)): DataElement(int(tag, 16), element["vr"], content)})
+        if element["vr"] == "AT":
+            # It skips what is no tag, too.
+            element = {**element, "Value": [item and hex_tag(int(item, 16)) for item in element.get("Value") or ()]}
+        if element["vr"] != "SQ" or not element.get("Value"):
+            made: Dataset = PydicomDataset.from_json({tag: element}, self._handler)
+            return made
+        items = element["Value"]
+        if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items if item is not None):
+            raise TypeError("a sequence consists of objects")
+        made = PydicomDataset()
+        made.add_new(
+            int(tag, 16), "SQ", [self.dataset(item or {}, f"{path}/{number}/") for number, item in enumerate(items, 1)]
+        )
+        return made
+
+
+def _text_element(tag: str, element: Any) -> DataElement | None:
+    """An element with the texts of its values, whatever they are; None if its VR is not one of texts."""
+    from pydicom.dataelem import DataElement
+
+    vr = element.get("vr") if isinstance(element, Mapping) else None
+    content = element.get("Value") if vr in _TEXT_VRS else None
+    found = content if isinstance(content, list) else [content]
+    if not re.fullmatch("[0-9A-Fa-f]{8}", tag) or not all(isinstance(item, (str, int, float)) for item in found):
+        return None
+    texts = [str(item) for item in found]
+    return DataElement(int(tag, 16), str(vr), texts[0] if len(texts) == 1 else texts, already_converted=True)
 
 
 def iter_json_objects(

@@ -33,6 +33,7 @@ from dicomweb_io.dicom.header_scan import (
     as_source,
     looks_explicit,
     measure_undefined,
+    other_head,
     scan_header,
     scan_trailing,
 )
@@ -54,6 +55,8 @@ _LUT_DESCRIPTORS = frozenset((0x00281101, 0x00281102, 0x00281103, 0x00283002))
 _PIXEL_REPRESENTATION = 0x00280103
 _SPECIFIC_CHARACTER_SET = 0x00080005
 _NOTHING = BytesSource(b"")
+_TEXT_VRS = frozenset(("CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"))
+_MAX_NAME = 16  # characters of a code string
 _NUMBER_CODES = {"FD": "d", "FL": "f", "SL": "i", "SS": "h", "SV": "q", "UL": "I", "US": "H", "UV": "Q"}
 
 Values = list[Any] | None
@@ -108,8 +111,8 @@ def encode(
         bulk_data: Called for each binary value (OB, OD, OF, OL, OV, OW, UN) of more than `bulk_data_threshold` bytes;
             returns its URI, or None to have it inline.
         bulk_data_threshold: In bytes.
-        on_problem: Called with the path of each element that was left out (as in `BulkDataPlace`) and why, without its
-            value.
+        on_problem: Called with the path of each element that was left out (as in `BulkDataPlace`), or whose text the
+            character sets of the dataset do not explain in full, and with the reason, without its value.
 
     Returns:
         The attributes by tag in ascending order.
@@ -153,6 +156,7 @@ class _Context(NamedTuple):
         explicit: Whether it is encoded in explicit VR.
         decoders: See `_decoders`, for its character set and byte order.
         representation: Pixel Representation (0028,0103), on which the VR of other elements depends in implicit VR.
+        charset: Its character set.
     """
 
     data: bytes
@@ -160,6 +164,7 @@ class _Context(NamedTuple):
     explicit: bool
     decoders: dict[str, Decoder]
     representation: int | None
+    charset: CharacterSet
 
 
 class _Encoder:
@@ -193,12 +198,13 @@ class _Encoder:
         elif scan.problem is not None:
             self._report((), scan.problem)
         base, data = scan.segments[0] if scan.segments else (0, b"")
-        default = _Context(data, base, scan.explicit_vr, _decoders(character_set(()), self._order), None)
+        ascii_only = character_set(())
+        default = _Context(data, base, scan.explicit_vr, _decoders(ascii_only, self._order), None, ascii_only)
         encoded = self._elements(places, scan.elements, self._inside(default, scan.elements, scan.explicit_vr), ())
         tag = scan.pixel_data_tag
         if tag is not None and scan.pixel_data is not None and (wanted is None or tag in wanted) and self._bulk:
             vr, offset, length = scan.pixel_data
-            vr = vr or ("OW" if tag == 0x7FE00010 else _standard_vr(tag))
+            vr = vr or ("OW" if tag == 0x7FE00010 else standard_vr(tag))
             uri = self._bulk(BulkDataPlace((hex_tag(tag),), vr, offset, length))
             if uri is not None:
                 encoded[hex_tag(tag)] = {"vr": vr, "BulkDataURI": uri}
@@ -213,13 +219,14 @@ class _Encoder:
         pixels = places.get(_PIXEL_REPRESENTATION)
         if charset is None and pixels is None and explicit == around.explicit:
             return around
-        data, base, _, decoders, representation = around
+        data, base, _, decoders, representation, characters = around
         if charset is not None:
             value = data[max(charset[1] - base, 0) : max(charset[1] - base + charset[2], 0)]
-            decoders = _decoders(character_set_of(value), self._order)
+            characters = character_set_of(value)
+            decoders = _decoders(characters, self._order)
         if pixels is not None and pixels[2] >= 2 and base <= pixels[1] <= base + len(data) - 2:
             representation = int(self._short(data, pixels[1] - base)[0])
-        return _Context(data, base, explicit, decoders, representation)
+        return _Context(data, base, explicit, decoders, representation, characters)
 
     def _elements(self, places: Places, siblings: Places, context: _Context, path: Path) -> dict[str, Any]:
         """Encodes `places`; `siblings` are all elements of their dataset or item."""
@@ -250,6 +257,8 @@ class _Encoder:
                 decode = decoder(vr)
                 if decode is not None:
                     values = decode(value)
+                    if self._problem is not None and vr in _TEXT_VRS:
+                        self._check_text(tag, vr, value, context.charset, (*path, key))
                     if vr == "SS" and tag in _LUT_DESCRIPTORS and values and values[0] < 0:
                         values[0] += 65536  # the number of entries is unsigned whatever the VR (PS3.3 C.11.1.1)
                 elif vr in BINARY_VRS:
@@ -266,6 +275,13 @@ class _Encoder:
             else:
                 encoded[key] = {"vr": vr} if values is None else {"vr": vr, "Value": values}
         return encoded
+
+    def _check_text(self, tag: int, vr: str, value: bytes, charset: CharacterSet, path: Path) -> None:
+        if tag == _SPECIFIC_CHARACTER_SET and charset.unknown:
+            names = ", ".join(name[:_MAX_NAME] for name in charset.unknown)
+            self._report(path, f"{names!r} is no known character set, and Latin-1 stands in for it")
+        elif (b"\x1b" in value or not value.isascii()) and not charset.reads(value, person_name=vr == "PN"):
+            self._report(path, "some bytes of its text are not in the character sets that the dataset names")
 
     def _sequence(self, context: _Context, index: int, end: int, path: Path) -> list[dict[str, Any]]:
         if len(path) > 2 * _MAX_DEPTH:
@@ -318,9 +334,9 @@ class _Encoder:
                     vr = LONG_VRS[code]
                     length = self._head(data, index + 4)[2]
                     start = index + 12
-                elif code.isalpha() and code.isupper():
-                    vr = code.decode("latin-1")
-                    length = self._short(data, index + 6)[0]
+                else:
+                    item = data[:stop]
+                    vr, start, length = other_head(BytesSource(item), item, 0, index, self._order)
             if length == UNDEFINED:
                 vr, length = measure_undefined(_NOTHING, data, 0, start, vr, explicit, self._order)
                 index = start + length + (0 if vr == "SQ" else 8)
@@ -354,7 +370,7 @@ class _Encoder:
         if tag & 0x10000:
             standard = self._private_vr(tag, siblings, context)
         elif vr is None or length < 0xFFFF:
-            standard = _standard_vr(tag)
+            standard = standard_vr(tag)
         else:
             return "UN"
         if " " not in standard:
@@ -382,7 +398,8 @@ class _Encoder:
 
 
 @lru_cache(maxsize=16384)
-def _standard_vr(tag: int) -> str:
+def standard_vr(tag: int) -> str:
+    """The value representation of a tag in the dictionary; UN if it has none."""
     try:
         return str(dictionary_VR(tag))
     except KeyError:

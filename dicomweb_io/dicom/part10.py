@@ -5,11 +5,21 @@ from __future__ import annotations
 import copy
 import io
 import re
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from dicomweb_io.dicom.errors import DatasetError, DICOMDIRError, IncompleteDICOMError, MissingUIDError
-from dicomweb_io.dicom.header_scan import HeaderScan, InflatedSource, as_source, scan_header, scan_trailing
+from dicomweb_io.dicom.errors import DatasetError, DICOMDIRError, IncompleteDICOMError, MissingUIDError, Part10Error
+from dicomweb_io.dicom.header_scan import (
+    UNDEFINED_LENGTH,
+    HeaderScan,
+    InflatedSource,
+    Source,
+    as_source,
+    scan_header,
+    scan_trailing,
+)
 from dicomweb_io.dicom.uids import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -27,6 +37,15 @@ _UIDS = {
     "SeriesInstanceUID": 0x0020000E,
     "SOPInstanceUID": 0x00080018,
 }
+
+
+_IMAGE = frozenset((0x00280010, 0x00280011, 0x00280100))  # Rows, Columns, Bits Allocated
+_PIXEL_DATA_PROVIDER_URL = 0x00287FE0
+_LAST_PIXEL_TAG = 0x7FE00010
+_FRAGMENT_PER_FRAME = frozenset(("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"))  # RLE, PS3.5 A.4.2; Deflated, A.4.13
+_VIDEO = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4 and HEVC: a stream, whose fragments are no frames
+_MAX_FRAGMENTS = 1 << 20
+_END_OF_CODESTREAM = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +122,43 @@ def header_from_scan(scan: HeaderScan) -> Header:
     )
 
 
-def check_complete(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan | None = None) -> str | None:
+WITHOUT_PIXEL_DATA = "without pixel data"
+WITHOUT_DELIMITER = "without the delimiter that ends a value"
+BYTES_BEHIND = "bytes that are no elements behind the pixel data"
+ODD_VR = "an element with an unknown value representation"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the bytes of a file are whole, and what is odd about them.
+
+    Attributes:
+        problem: Why the file is cut off or broken, whatever surrounds it.
+        open_end: Why it may be cut off: it ends where a delimiter should be. A length from elsewhere that agrees
+            proves that it is whole.
+        proves_end: Whether the bytes themselves prove that they are all there (the end mark of a deflated stream).
+        warnings: What is odd, in the words of the constants above. Such a file moves unchanged.
+        missing: The delimiters that are missing at the end.
+    """
+
+    problem: str | None = None
+    open_end: str | None = None
+    proves_end: bool = False
+    warnings: tuple[str, ...] = ()
+    missing: bytes = b""
+
+
+def judge(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan | None = None) -> Verdict:
     """Tells whether a file ends where its elements say, without reading its pixel data.
 
     Every top-level element must lie within the file; encapsulated pixel data must end with their delimiter (PS3.5
-    section A.4), a deflated dataset must inflate to its end. Zeros after the last element are padding and allowed.
-    Whether the pixel data have as many bytes as rows, columns and frames ask for is not considered.
+    section A.4) or hold all frames, a deflated dataset must inflate to its end. Zeros after the last element are
+    padding. Whether native pixel data have as many bytes as rows, columns and frames ask for is not considered.
 
     Args:
         file: A seekable binary file, or the bytes of one.
         size: Its size in bytes, where it is known already.
         scan: Its scan up to the pixel data, if there is one already.
-
-    Returns:
-        Why the file is incomplete; None if it is complete.
 
     Raises:
         NotDICOMError, IncompleteDICOMError: As `dicomweb_io.dicom.header_scan.scan_header`.
@@ -124,11 +166,99 @@ def check_complete(file: BinaryIO | bytes, *, size: int | None = None, scan: Hea
     source = as_source(file, size)
     if scan is None:
         scan = scan_header(source)
-    if scan.problem is not None:
-        return scan.problem
-    if scan.pixel_data is None:
-        return None
-    return scan_trailing(source, scan).problem
+    warnings = [ODD_VR] if scan.odd_vr else []
+    end = scan
+    if scan.problem is None and scan.pixel_data is not None:
+        end = scan_trailing(source, scan)
+    elif scan.elements.keys() >= _IMAGE and _PIXEL_DATA_PROVIDER_URL not in scan.elements:
+        warnings.append(WITHOUT_PIXEL_DATA)
+    if end.bytes_behind:
+        warnings.append(BYTES_BEHIND)
+    # Elements that stand behind those of pixel data prove as well that none was cut off.
+    proves_end = scan.deflated or max(scan.elements, default=0) > _LAST_PIXEL_TAG
+    if end.problem is None:
+        return Verdict(proves_end=proves_end, warnings=tuple(warnings))
+    if not end.missing:
+        return Verdict(end.problem)
+    whole = scan.deflated
+    if scan.pixel_data is not None:
+        fragments, frames = _fragments(source, scan), _number_of_frames(scan)
+        if len(fragments) - 1 < frames and not scan.transfer_syntax_uid.startswith(_VIDEO):
+            return Verdict(f"{end.problem}; {max(len(fragments) - 1, 0)} fragments cannot hold {frames} frames")
+        whole = _has_all_frames(source, scan, fragments, frames)
+    return Verdict(None, None if whole else end.problem, scan.deflated, (*warnings, WITHOUT_DELIMITER), end.missing)
+
+
+def check_complete(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan | None = None) -> str | None:
+    """Tells why a file is incomplete; None if it is whole, be it odd. See `judge`.
+
+    A file has no second length: one that ends where a delimiter should be may be cut off.
+    """
+    verdict = judge(file, size=size, scan=scan)
+    return verdict.problem or verdict.open_end
+
+
+def _number_of_frames(scan: HeaderScan) -> int:
+    number = scan.text(0x00280008) or "1"
+    return int(number) if len(number) <= 12 and number.isascii() and number.isdigit() else 0
+
+
+def _has_all_frames(source: Source, scan: HeaderScan, fragments: list[tuple[int, int]], frames: int) -> bool:
+    """Whether encapsulated pixel data without their delimiter hold all frames to their ends."""
+    if len(fragments) < 2:
+        return False
+    table, *fragments = fragments
+    first = fragments[0][0] - 8
+    lengths = {offset - 8 - first: length for offset, length in fragments}
+
+    def table_of(place: tuple[int, int], code: str) -> tuple[int, ...]:
+        size = struct.calcsize(code)
+        count = place[1] // size
+        return struct.unpack(f"<{count}{code}", source.read(place[0], count * size)) if count == frames else ()
+
+    extended = [scan.elements[tag][1:] for tag in (0x7FE00001, 0x7FE00002) if tag in scan.elements]
+    if len(extended) == 2:
+        ends = dict(zip(table_of(extended[0], "Q"), table_of(extended[1], "Q"), strict=False))
+        return len(ends) == frames > 0 and all(lengths.get(offset, -1) >= length for offset, length in ends.items())
+    if scan.transfer_syntax_uid in _FRAGMENT_PER_FRAME:
+        return len(fragments) == frames
+    offset, length = fragments[-1]
+    if not source.read(offset + max(length - 2, 0), 2).endswith(_END_OF_CODESTREAM) and not source.read(
+        offset + max(length - 3, 0), 3
+    ).startswith(_END_OF_CODESTREAM):
+        return False
+    offsets = table_of(table, "I")
+    return len(fragments) == frames or (0 < frames == len(set(offsets)) and lengths.keys() >= set(offsets))
+
+
+def _fragments(source: Source, scan: HeaderScan) -> list[tuple[int, int]]:
+    """Offset and length of each complete item of encapsulated pixel data, the offset table first."""
+    _, position, length = scan.pixel_data or (None, 0, 0)
+    found: list[tuple[int, int]] = []
+    while length == UNDEFINED_LENGTH and len(found) <= _MAX_FRAGMENTS:
+        head = source.read(position, 8)
+        if not head.startswith(b"\xfe\xff\x00\xe0") or len(head) < 8:
+            break
+        size = int(struct.unpack_from("<I", head, 4)[0])
+        found.append((position + 8, size))
+        position += 8 + size
+    return found
+
+
+def readable(file: BinaryIO) -> BinaryIO:
+    """A file as pydicom can read it, from its start.
+
+    pydicom takes a prefix without a preamble for an element, and gives an empty dataset if a delimiter is missing.
+    """
+    preamble, missing = b"", b""
+    file.seek(0)
+    if file.read(4) == b"DICM":
+        preamble = bytes(128)
+    # What is no DICOM at all, or broken, is left to pydicom.
+    with suppress(Part10Error):
+        missing = judge(file).missing
+    file.seek(0)
+    return io.BytesIO(preamble + file.read() + missing) if preamble or missing else file
 
 
 def read_range(file: BinaryIO | bytes, scan: HeaderScan, offset: int, length: int) -> bytes:

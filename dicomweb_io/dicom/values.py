@@ -20,7 +20,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pydicom.charset import CODES_TO_ENCODINGS, STAND_ALONE_ENCODINGS, handled_encodings, python_encoding
+from pydicom.charset import CODES_TO_ENCODINGS, STAND_ALONE_ENCODINGS, python_encoding
 
 from dicomweb_io.dicom.errors import FilterError
 
@@ -46,6 +46,15 @@ _FRAGMENTS = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
 _DEFAULT = "latin-1"  # the default repertoire is ASCII; Latin-1 reads what wrongly goes beyond it without loss
 _RESET = frozenset(b"\r\n\t\f\\")  # PS3.5 section 6.1.2.5.3: these end what an escape sequence began
 _NAME_RESET = _RESET | frozenset(b"^=")
+# By escape sequence (PS3.3 section C.12.1.1.2); ESC $ @ is the JIS X 0208 of 1978, which old writers use.
+_ESCAPES = CODES_TO_ENCODINGS | {b"\x1b$)A": "gb2312", b"\x1b-b": "iso8859_15", b"\x1b$@": "iso2022_jp"}
+_READ_ESCAPES = frozenset(("iso2022_jp", "iso2022_jp_2"))  # Python codecs that know the sequences themselves
+_TERMS = python_encoding | {
+    **dict.fromkeys(("ISO 2022 IR 58", "ISO 2022 58", "ISO_IR 58"), "gb2312"),
+    **dict.fromkeys(("ISO_IR 203", "ISO 2022 IR 203"), "iso8859_15"),
+    **dict.fromkeys(("ISO_IR 87", "ISO_IR 159"), "iso2022_jp_2"),
+    "ISO_IR 149": "euc_kr",
+}
 _SPELLING = re.compile(r"ISO[ _-]?(2022[ _-])?IR[ _-]?([0-9]+)\Z", re.IGNORECASE)
 
 _WORD_CODES = {"OW": "H", "OL": "I", "OF": "I", "OD": "Q", "OV": "Q"}
@@ -368,13 +377,15 @@ class CharacterSet:
     Attributes:
         names: The values.
         codecs: The Python codecs, the first one being what a value starts in.
+        unknown: Those of the values that are no character set; Latin-1 stands in for them.
     """
 
-    __slots__ = ("codecs", "names")
+    __slots__ = ("codecs", "names", "unknown")
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self.names = names
         self.codecs = _codecs_of(names)
+        self.unknown = tuple(name for name in names if name and _codec(name) is None)
 
     def decode(self, value: bytes, *, person_name: bool = False) -> str:
         """Decodes a value. Invalid bytes become U+FFFD, so that a reader sees that something is missing.
@@ -385,23 +396,36 @@ class CharacterSet:
         """
         if _ESCAPE not in value:
             return value.decode(self.codecs[0], "replace")
-        reset = _NAME_RESET if person_name else _RESET
-        return "".join(self._fragment(fragment, reset) for fragment in _FRAGMENTS.findall(value))
+        return self._decode(value, person_name, self.codecs[0], "replace")
 
-    def _fragment(self, fragment: bytes, reset: frozenset[int]) -> str:
-        first = self.codecs[0]
-        if not fragment.startswith(_ESCAPE):
-            return fragment.decode(first, "replace")
-        length = 4 if fragment.startswith((b"\x1b$(", b"\x1b$)")) else 3
-        codec = CODES_TO_ENCODINGS.get(fragment[:length])
-        if codec is None:
-            return fragment.decode(first, "replace")
-        if codec in handled_encodings:
-            # These Python codecs know the escape sequences themselves.
-            return fragment.decode(codec, "replace")
-        text = fragment[length:]
-        end = next((index for index, byte in enumerate(text) if byte in reset), len(text))
-        return text[:end].decode(codec, "replace") + text[end:].decode(first, "replace")
+    def reads(self, value: bytes, *, person_name: bool = False) -> bool:
+        """Whether all bytes of a value belong to the character sets, so that `decode` loses and guesses nothing."""
+        first = "ascii" if self.codecs[0] == _DEFAULT else self.codecs[0]
+        try:
+            self._decode(value, person_name, first, "strict")
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def _decode(self, value: bytes, person_name: bool, first: str, errors: str) -> str:
+        reset = _NAME_RESET if person_name else _RESET
+        return "".join(_fragment(fragment, reset, first, errors) for fragment in _FRAGMENTS.findall(value))
+
+
+def _fragment(fragment: bytes, reset: frozenset[int], first: str, errors: str) -> str:
+    if not fragment.startswith(_ESCAPE):
+        return fragment.decode(first, errors)
+    length = 4 if fragment.startswith((b"\x1b$(", b"\x1b$)")) else 3
+    codec = _ESCAPES.get(fragment[:length])
+    if codec is None:
+        if errors == "strict":
+            raise UnicodeDecodeError(first, fragment, 0, length, "unknown escape sequence")
+        return fragment.decode(first, errors)
+    if codec in _READ_ESCAPES:
+        return fragment.decode(codec, errors)
+    text = fragment[length:]
+    end = next((index for index, byte in enumerate(text) if byte in reset), len(text))
+    return text[:end].decode(codec, errors) + text[end:].decode(first, errors)
 
 
 @lru_cache(maxsize=512)
@@ -424,25 +448,25 @@ def _codecs_of(names: tuple[str, ...]) -> tuple[str, ...]:
         # PS3.5 section 6.1.2.5.4 d: these allow no code extension; what follows is ignored.
         names = names[:1]
     known = [names[0], *(name for name in names[1:] if name not in STAND_ALONE_ENCODINGS)]
-    return tuple(_codec(name) for name in known)
+    return tuple(_codec(name) or _DEFAULT for name in known)
 
 
-def _codec(name: str) -> str:
-    codec = python_encoding.get(name)
-    if codec is None:
-        match = _SPELLING.match(name)
-        if match:
-            codec = python_encoding.get(f"ISO 2022 IR {match[2]}" if match[1] else f"ISO_IR {match[2]}")
-        else:
-            # Some writers put the name of a codec here.
-            codec = name or None
+def _codec(name: str) -> str | None:
+    """The Python codec of a defined term, however it is spelt; None if there is none."""
+    codec = _TERMS.get(name) or _TERMS.get(name.upper())
+    match = _SPELLING.match(name)
+    if codec is None and match:
+        codec = _TERMS.get(f"ISO 2022 IR {match[2]}" if match[1] else f"ISO_IR {match[2]}")
+    elif codec is None:
+        # Some writers put the name of a codec here.
+        codec = name
     if codec is None or codec == "iso8859":
-        return _DEFAULT
+        return _DEFAULT if codec else None
     try:
         # Not every codec of Python decodes bytes to text and marks damage.
         b"A".decode(codec, "replace")
     except (LookupError, ValueError):
-        return _DEFAULT
+        return None
     return codec
 
 

@@ -21,6 +21,7 @@ import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -84,6 +85,7 @@ class IndexedFile(NamedTuple):
     sop: str
     sop_class: str | None
     syntax: str
+    warnings: str | None = None
 
 
 class RefreshCounts(NamedTuple):
@@ -440,7 +442,10 @@ class Index:
             values,
         )
         for part in batches(numbers, MAX_VARIABLES):
-            sql = "SELECT id, path, size, version, study, series, sop, sop_class, syntax FROM file WHERE id IN (%s)"
+            sql = (
+                "SELECT id, path, size, version, study, series, sop, sop_class, syntax, reason FROM file "
+                "WHERE id IN (%s)"
+            )
             files = {row[0]: IndexedFile(row[0], path_text(row[1]), *row[2:]) for row in self.select_in(sql, part)}
             yield from (files[number] for number in part if number in files)
 
@@ -605,7 +610,7 @@ def _make_series(writer: sqlite3.Connection, study: str, series: str) -> None:
         writer.execute("DELETE FROM series WHERE study = ? AND series = ?", (study, series))
         return
     scan = _stored_scan(writer, first[0])
-    row = encode(scan, tags=SERIES_DEFAULTS)
+    row = encode(scan, tags=SERIES_DEFAULTS, on_problem=partial(_report, f"studies/{study}/series/{series}"))
     # The UID comes from the index: a row must name the series that it represents.
     row[SERIES_INSTANCE_UID] = {"vr": "UI", "Value": [series]}
     writer.execute(
@@ -633,13 +638,18 @@ def _make_study(writer: sqlite3.Connection, study: str) -> None:
     if first is None:
         writer.execute("DELETE FROM study WHERE study = ?", (study,))
         return
-    row = encode(_stored_scan(writer, first[0]), tags=STUDY_DEFAULTS)
+    scan = _stored_scan(writer, first[0])
+    row = encode(scan, tags=STUDY_DEFAULTS, on_problem=partial(_report, f"studies/{study}"))
     row[STUDY_INSTANCE_UID] = {"vr": "UI", "Value": [study]}
     writer.execute(
         "INSERT INTO study (study, instances, file, row) VALUES (?, ?, ?, ?) ON CONFLICT (study) DO UPDATE SET "
         "instances = excluded.instances, file = excluded.file, row = excluded.row",
         (study, first[1], first[0], dumps(row).decode()),
     )
+
+
+def _report(uri: str, path: tuple[str | int, ...], reason: str) -> None:
+    logger.warning("the row of %s is incomplete at the element %s: %s", uri, "/".join(map(str, path)), reason)
 
 
 def _stored_scan(writer: sqlite3.Connection, number: int) -> HeaderScan:

@@ -16,7 +16,7 @@ from dicomweb_io.dicom.errors import DICOMDIRError, IncompleteDICOMError, Missin
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_decode import dumps
 from dicomweb_io.dicom.json_encode import encode
-from dicomweb_io.dicom.part10 import check_complete, header_from_scan
+from dicomweb_io.dicom.part10 import header_from_scan, judge
 from dicomweb_io.files.places import FileStat, Folder
 from dicomweb_io.queries import INSTANCE_DEFAULTS
 
@@ -51,7 +51,10 @@ NO_NUMBER = 1 << 40
 
 @dataclass(slots=True)
 class FileRecord:
-    """What is known of one file. See the columns of the same names in `dicomweb_io.files.database`."""
+    """What is known of one file. See the columns of the same names in `dicomweb_io.files.database`.
+
+    The reason of an instance is what is odd about it.
+    """
 
     stat: FileStat
     kind: int
@@ -84,7 +87,7 @@ def _record(stat: FileStat, source: BinaryIO | bytes) -> FileRecord:
     try:
         scan = scan_header(source, size=stat.size, large_value=_LONG_VALUE, first_read=_FIRST_READ)
         header = header_from_scan(scan)
-        problem = scan.problem or check_complete(source, size=stat.size, scan=scan)
+        verdict = judge(source, size=stat.size, scan=scan)
     except (NotDICOMError, DICOMDIRError) as error:
         return FileRecord(stat, IGNORED, error.reason)
     except (IncompleteDICOMError, MissingUIDError) as error:
@@ -99,10 +102,11 @@ def _record(stat: FileStat, source: BinaryIO | bytes) -> FileRecord:
         )
     except (ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
         return FileRecord(stat, UNREADABLE, f"its header cannot be parsed ({type(error).__name__})")
+    problem = verdict.problem or verdict.open_end
     return FileRecord(
         stat,
         INSTANCE if problem is None else TRUNCATED,
-        None if problem is None else f"truncated or damaged: {problem}",
+        "; ".join(verdict.warnings) or None if problem is None else f"truncated or damaged: {problem}",
         header.study_instance_uid,
         header.series_instance_uid,
         header.sop_instance_uid,

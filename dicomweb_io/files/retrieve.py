@@ -15,14 +15,14 @@ import secrets
 import shutil
 from collections.abc import Generator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dicomweb_io.dicom import frames as locate
 from dicomweb_io.dicom.errors import DatasetError, FrameError, TranscodingError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
 from dicomweb_io.dicom.media_types import OCTET_STREAM, MediaType
-from dicomweb_io.dicom.part10 import read_range
+from dicomweb_io.dicom.part10 import read_range, readable
 from dicomweb_io.dicom.pixels import (
     ENCODINGS,
     TARGETS,
@@ -130,7 +130,7 @@ class FolderReader:
         import pydicom
 
         with self.open(file) as opened:
-            return pydicom.dcmread(opened, stop_before_pixels=True, force=True)
+            return pydicom.dcmread(readable(opened), stop_before_pixels=True, force=True)
 
     def uri_of(self, reference: Resource) -> str:
         """The URI of a resource of the folder."""
@@ -173,15 +173,19 @@ class FolderReader:
             with _created(path) as target:
                 target.write(content)
             return Instance(reference, wanted, path=path, sop_class_uid=file.sop_class)
+        facts: dict[str, Any] = {"sop_class_uid": file.sop_class}
+        if file.warnings:
+            facts["warnings"] = tuple(file.warnings.split("; "))
+            logger.warning("%s moves unchanged: %s", reference.uri, file.warnings)
         if file.size <= max_element_bytes:
-            return Instance(reference, file.syntax, self.read(file), sop_class_uid=file.sop_class)
+            return Instance(reference, file.syntax, self.read(file), **facts)
         if borrow:
             self.open(file).close()
             path = self._folder.location_of(file.path)
         else:
             path = _spool_path(reference, file.size, max_element_bytes, spool_directory)
             self._copy(file, path)
-        return Instance(reference, file.syntax, path=path, sop_class_uid=file.sop_class)
+        return Instance(reference, file.syntax, path=path, **facts)
 
     def _copy(self, file: IndexedFile, path: str) -> None:
         """Copies a file into the spool. A link would not do: the owner of the copy may write to it."""
@@ -234,7 +238,8 @@ class FolderReader:
     def metadata(self, file: IndexedFile) -> JSONDataset:
         """The metadata of one instance, binary values above 1 KiB and pixel data as BulkDataURI.
 
-        An element that cannot be decoded is left out, and a warning in the log names it.
+        An element that cannot be decoded is left out, and a warning in the log names it, as it names one whose text has
+        bytes outside of the character sets.
         """
         reference = reference_of(file)
         base = f"{self.uri_of(reference)}/bulkdata"
@@ -244,7 +249,7 @@ class FolderReader:
 
         def report(path: tuple[str | int, ...], reason: str) -> None:
             place = "/".join(map(str, path))
-            logger.warning("the metadata of %s lack the element %s: %s", reference.uri, place, reason)
+            logger.warning("the metadata of %s are incomplete at the element %s: %s", reference.uri, place, reason)
 
         with self.open(file) as opened:
             dataset: JSONDataset = encode(opened, bulk_data=uri, on_problem=report)

@@ -6,6 +6,7 @@ of each other. Only a folder that holds files with other names is searched by it
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from typing import BinaryIO, Literal
 from dicomweb_io.client import OnExisting, Storable, Verify
 from dicomweb_io.dicom.errors import DICOMError, IncompleteDICOMError
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.part10 import check_complete, header_from_scan
+from dicomweb_io.dicom.part10 import WITHOUT_DELIMITER, check_complete, header_from_scan, judge
 from dicomweb_io.dicom.uids import file_name, is_file_name
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.failures import RECOVERABLE
@@ -187,7 +188,7 @@ class FolderStore:
                 with instance.open() as file:
                     read, temporary = collect(iter(lambda: file.read(_CHUNK), b""), max_bytes=_MEMORY_BYTES)
                 # It came in pieces, and it was another read that was checked before: these bytes count.
-                copy = Instance(instance.reference, instance.transfer_syntax_uid, read, temporary)
+                copy = dataclasses.replace(instance, content=read, path=temporary)
                 if copy.size != item.size:
                     raise SourceChangedError(str(instance.path))
                 _check(copy, item.size)
@@ -265,6 +266,8 @@ def _check(instance: Instance, size: int) -> None:
         reference = Resource.of_header(header_from_scan(scan))
         if reference != instance.reference:
             raise DICOMError(f"the bytes hold {reference.uri}, not {instance.reference.uri}")
-        problem = check_complete(file, size=size, scan=scan)
+        verdict = judge(file, size=size, scan=scan)
+    # The archive that it comes from has proven that it is whole.
+    problem = verdict.problem or (None if WITHOUT_DELIMITER in instance.warnings else verdict.open_end)
     if problem is not None:
         raise IncompleteDICOMError(f"{instance.reference.uri} is truncated or damaged and was not stored: {problem}")

@@ -24,11 +24,13 @@ A new fault is a class here with an `action`; `fault`, JSON, the command and the
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import random
 import re
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -36,9 +38,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from email.utils import formatdate
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from dicomweb_io.dicom.attributes import resolve, vr_of
+from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.testing.samples import clone
 
 if TYPE_CHECKING:
@@ -497,6 +501,36 @@ class ForeignRow(RowFault, action="foreign_row"):
             yield row if number else {**row, tag: {"vr": vr, "Value": [value]}}
 
 
+@dataclass(frozen=True)
+class NullRow(RowFault, action="null_row"):
+    """Row number `row` of the answer is null."""
+
+    row: int = 1
+
+    def apply(self, rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
+        """The rows with null in the place of one."""
+        for number, row in enumerate(rows, start=1):
+            yield cast("JSONRow", None) if number == self.row else row
+
+
+class LowerCaseTags(RowFault, action="lower_case_tags"):
+    """Tags in lower case, and UIDs with the null character that fills them in files."""
+
+    def apply(self, rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
+        """The rows spelt so."""
+        return map(self._spelt, rows)
+
+    def _spelt(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._spelt(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        changed = {key.lower() if len(key) == 8 else key: self._spelt(item) for key, item in value.items()}
+        if changed.get("vr") == "UI" and "Value" in changed:
+            changed["Value"] = [uid + "\0" * (len(uid) % 2) for uid in changed["Value"]]
+        return changed
+
+
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
@@ -564,6 +598,22 @@ class LyingTotal(SearchFault, action="lying_total"):
         """Announces another total."""
         search.total_announced = True
         search.total_error += self.difference
+
+
+@dataclass(frozen=True)
+class EmptyPage(SearchFault, action="empty_page"):
+    """The page is empty (or the one from row `offset` on), though X-Total-Count tells of rows behind it."""
+
+    offset: int | None = None
+
+    def apply(self, search: Search) -> None:
+        """Leaves all rows out, or ends the page before that row."""
+        search.total_announced = True
+        if self.offset in (None, search.start):
+            search.withheld = sys.maxsize
+        elif self.offset is not None and search.start < self.offset:
+            before = self.offset - search.start
+            search.limit = before if search.limit is None else min(before, search.limit)
 
 
 @dataclass(frozen=True)
@@ -674,6 +724,53 @@ class CutPart(OnePartFault, action="cut_part"):
     def instead(self, part: PartOut) -> Iterator[PartOut]:
         """The first half under the header of the whole."""
         yield replace(part, sent=part.size // 2)
+
+
+class InstanceFault(PartFault):
+    """A fault of every instance of a multipart answer; parts of other media types are sent as they are."""
+
+    def apply(self, message: Multipart) -> None:
+        """Replaces the content of the parts with what `instead` makes of it."""
+        message.parts = map(self._replaced, message.parts)
+
+    def _replaced(self, part: PartOut) -> PartOut:
+        if part.content_type.partition(";")[0] != "application/dicom":
+            return part
+        content = self.instead(part.read())
+        part.discard()
+        return replace(part, content=content, path=None, remove=False)
+
+    def instead(self, content: bytes) -> bytes:
+        """What is sent for an instance."""
+        raise NotImplementedError
+
+
+class CutBeforePixels(InstanceFault, action="cut_before_pixels"):
+    """Every instance ends just before its pixel data, in a part that ends in order."""
+
+    def instead(self, content: bytes) -> bytes:
+        """The instance without its pixel data."""
+        scan = scan_header(content)
+        return content if scan.pixel_data is None or scan.deflated else content[: scan.end]
+
+
+class MissingDelimiter(InstanceFault, action="missing_delimiter"):
+    """Every image is encapsulated, a fragment for each frame, without the delimiter behind the last one."""
+
+    def instead(self, content: bytes) -> bytes:
+        """The image in fragments said to be RLE, which they are not."""
+        import pydicom
+        from pydicom.encaps import encapsulate
+
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        pixels = dataset.get("PixelData")
+        if not pixels or dataset.file_meta.TransferSyntaxUID.is_compressed:
+            return content
+        frames = int(dataset.get("NumberOfFrames", 1))
+        size = len(pixels) // frames
+        dataset.PixelData = encapsulate([pixels[number * size : (number + 1) * size] for number in range(frames)])
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+        return encode_dataset(dataset)[:-8]
 
 
 # Stores ---------------------------------------------------------------------------------------------------------------

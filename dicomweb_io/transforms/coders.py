@@ -29,6 +29,8 @@ _LITERAL = b"\x01"
 class ElementCoder(Coder, Generic[T]):
     """A compact, deterministic coder for one element class; decoding restores tuples, None and bytes exactly.
 
+    Trailing fields that have their defaults are not written, and filled in when decoding.
+
     Args:
         element_type: A frozen dataclass whose fields hold None, bool, int, float, str, bytes, tuples of these, or a
             `Resource`.
@@ -39,6 +41,7 @@ class ElementCoder(Coder, Generic[T]):
             raise TypeError(f"ElementCoder is for dataclasses, not for {element_type!r}")
         self.element_type = element_type
         self._names = _names_of(element_type)
+        self._defaults = _defaults_of(element_type)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.element_type,)
@@ -63,7 +66,7 @@ class ElementCoder(Coder, Generic[T]):
                 f"a collection of {self.element_type.__name__} holds a {type(value).__name__}: "
                 "the type hint of the step that produced it is wrong"
             )
-        state = _pack(self._names, value)
+        state = _pack(self._names, self._defaults, value)
         try:
             return _COMPACT + cast(bytes, _PRIMITIVES.encode(state))
         except UnicodeEncodeError:
@@ -76,7 +79,7 @@ class ElementCoder(Coder, Generic[T]):
             state = _PRIMITIVES.decode(encoded[1:])
         else:
             state = ast.literal_eval(encoded[1:].decode("ascii"))
-        return cast(T, _unpack(self.element_type, self._names, state))
+        return cast(T, _unpack(self.element_type, self._names, self._defaults, state))
 
     def estimate_size(self, value: T) -> int:
         """The size of the element without encoding it: runners ask often, and an instance may hold megabytes."""
@@ -104,24 +107,33 @@ def _names_of(element_type: type) -> tuple[str, ...]:
     return tuple(item.name for item in fields(cast(Any, element_type)))
 
 
+def _defaults_of(element_type: type) -> tuple[Any, ...]:
+    return tuple(item.default for item in fields(cast(Any, element_type)))
+
+
 _RESOURCE_NAMES = _names_of(elements.Resource)
+_RESOURCE_DEFAULTS = _defaults_of(elements.Resource)
 
 
-def _pack(names: tuple[str, ...], value: Any) -> tuple[Any, ...]:
+def _pack(names: tuple[str, ...], defaults: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     attributes = value.__dict__
+    items = [attributes[name] for name in names]
+    # Trailing defaults are left out, so that a new field changes no key that an earlier release wrote.
+    while type(items[-1]) is type(defaults[len(items) - 1]) and items[-1] == defaults[len(items) - 1]:
+        items.pop()
     return tuple(
-        (_NESTED, *_pack(_RESOURCE_NAMES, item)) if type(item) is elements.Resource else item
-        for item in [attributes[name] for name in names]
+        (_NESTED, *_pack(_RESOURCE_NAMES, _RESOURCE_DEFAULTS, item)) if type(item) is elements.Resource else item
+        for item in items
     )
 
 
-def _unpack(element_type: type, names: tuple[str, ...], state: tuple[Any, ...]) -> Any:
+def _unpack(element_type: type, names: tuple[str, ...], defaults: tuple[Any, ...], state: tuple[Any, ...]) -> Any:
     # The values were checked when the element was made; checking them again at every shuffle would cost most of it.
     value: Any = object.__new__(element_type)
     attributes = value.__dict__
-    for name, item in zip(names, state, strict=True):
+    for name, item in zip(names, (*state, *defaults[len(state) :]), strict=True):
         if type(item) is tuple and item and item[0] == _NESTED:
-            item = _unpack(elements.Resource, _RESOURCE_NAMES, item[1:])
+            item = _unpack(elements.Resource, _RESOURCE_NAMES, _RESOURCE_DEFAULTS, item[1:])
         attributes[name] = item
     return value
 

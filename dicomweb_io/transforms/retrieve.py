@@ -19,7 +19,7 @@ from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import DeadlineExceededError
 from dicomweb_io.failures import RECOVERABLE, failure_of
-from dicomweb_io.listing import expand_reference, instance_of_row
+from dicomweb_io.listing import instance_of_row, listed_instances
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
 from dicomweb_io.transforms._core import (
     FAILURES,
@@ -234,7 +234,9 @@ class _FetchInstances(FetchParts):
             if not found:
                 yield Problem(self._missing(subject, client))
             return
-        expected = dict.fromkeys(expand_reference(client, subject))
+        expected, incomplete = listed_instances(client, subject)
+        if incomplete is not None:
+            yield problem_of(incomplete, self._transform, reference=subject)
         try:
             for item in self._stream(subject, client, room):
                 reference = item.reference if isinstance(item, Instance) else item.failure.reference
@@ -363,7 +365,9 @@ def complete_metadata(
         transform: The name for failures.
         additional_params: Further query parameters.
     """
-    expected = dict.fromkeys(expand_reference(client, subject))
+    expected, incomplete = listed_instances(client, subject)
+    if incomplete is not None:
+        yield problem_of(incomplete, transform, reference=subject)
     room.reserve(_METADATA_BYTES)
     for row in client.iter_metadata(subject, additional_params=additional_params):
         expected.pop(instance_of_row(row, subject), None)

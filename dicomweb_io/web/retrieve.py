@@ -6,19 +6,20 @@ server sends them as JSON or XML.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 from urllib.parse import urljoin
 
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.errors import IncompleteDICOMError, IncompleteJSONError
-from dicomweb_io.dicom.json_decode import iter_json_objects
+from dicomweb_io.dicom.json_decode import iter_json_objects, without_padding
 from dicomweb_io.dicom.media_types import (
     DICOM,
     DICOM_JSON,
@@ -27,7 +28,7 @@ from dicomweb_io.dicom.media_types import (
     accept_spellings,
     accepted_for,
 )
-from dicomweb_io.dicom.part10 import check_complete, header_of
+from dicomweb_io.dicom.part10 import WITHOUT_PIXEL_DATA, Header, Verdict, header_of, judge
 from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import (
@@ -66,6 +67,8 @@ class _AcceptedForm:
     """What a caller of `iter_instances` asked for; `syntaxes` is empty if any transfer syntax will do.
 
     `several` says that there is a choice of forms: one that the server fails to make may be followed by another.
+    `without_pixels` and `broken` have hashes of what came: instances without pixel data, and what is no whole instance.
+    What comes again with the same bytes is not asked for any more.
     """
 
     accepts: tuple[str, ...]
@@ -74,6 +77,23 @@ class _AcceptedForm:
     max_bytes: int
     directory: str | None
     several: bool
+    without_pixels: dict[Resource, bytes] = field(default_factory=dict)
+    broken: set[bytes] = field(default_factory=set)
+
+    def doubtful(self, done: set[Resource]) -> list[Resource]:
+        """What came without pixel data and has to be asked for once more."""
+        return [reference for reference in self.without_pixels if reference not in done]
+
+
+class _Content(NamedTuple):
+    """The bytes of one instance, as they arrive.
+
+    `ends` says whether the answer shows where they end, `declared` how many it declares, of a part that does.
+    """
+
+    chunks: Iterable[Bytes]
+    ends: bool
+    declared: str | None = None
 
 
 class InstanceRetriever:
@@ -156,10 +176,19 @@ class InstanceRetriever:
         ]
 
     def _whole(self, resource: Resource, accepted_type: _AcceptedForm, done: set[Resource]) -> Iterator[Instance]:
-        """The instances of one answer; after an answer that ends early, only what is missing is requested."""
-        remaining: list[Resource] | None = None
-        deadline: Deadline | None = None
-        for attempt in self._service.transport.attempts():
+        """The instances of one answer, and what it leaves open: it ends early, or lacks pixel data."""
+        missing, deadline = yield from self._answers(resource, accepted_type, done, None)
+        if not missing and len(accepted_type.doubtful(done)) > len(done):
+            missing, deadline = yield from self._answers(resource, accepted_type, done, deadline)
+        rest = dict.fromkeys((*missing, *accepted_type.doubtful(done)))
+        yield from self._one_by_one(list(rest), accepted_type, resource, done, deadline)
+
+    def _answers(
+        self, resource: Resource, accepted_type: _AcceptedForm, done: set[Resource], deadline: Deadline | None
+    ) -> Generator[Instance, None, tuple[list[Resource], Deadline | None]]:
+        """The instances of one answer; what is missing if it ends early, and the deadline."""
+        missing: list[Resource] = []
+        for attempt in self._service.transport.attempts(deadline):
             with attempt:
                 deadline = attempt.deadline
                 try:
@@ -169,9 +198,8 @@ class InstanceRetriever:
                 except (ResponseIncompleteError, ConnectionFailedError) as error:
                     if not done or resource.level == "instance":
                         raise
-                    remaining = self._missing(resource, done, error)
-        if remaining:
-            yield from self._one_by_one(remaining, accepted_type, resource, done, deadline)
+                    missing = self._missing(resource, done, error)
+        return missing, deadline
 
     def _missing(self, resource: Resource, done: set[Resource], error: DICOMwebError) -> list[Resource]:
         try:
@@ -196,10 +224,13 @@ class InstanceRetriever:
             if reference in done:
                 continue
             try:
-                for attempt in self._service.transport.attempts(deadline):
-                    with attempt:
-                        deadline = deadline or attempt.deadline
-                        yield from self._one_answer(reference, accepted_type, attempt, done)
+                while reference not in done:
+                    for attempt in self._service.transport.attempts(deadline):
+                        with attempt:
+                            deadline = deadline or attempt.deadline
+                            yield from self._one_answer(reference, accepted_type, attempt, done)
+                    if reference not in accepted_type.without_pixels:
+                        break
             except DICOMwebError as error:
                 _note(error, resource, done, references[position:])
                 raise
@@ -216,10 +247,10 @@ class InstanceRetriever:
             url, accepted_type.accepts, attempt=attempt, headers=plain, also_refusals=failures
         ) as answer:
             count = 0
-            for chunks, may_break_off in self._parts(answer):
+            for content in self._parts(answer):
                 count += 1
-                instance = self._instance(chunks, resource, accepted_type, answer, may_break_off=may_break_off)
-                if instance.reference in done:
+                instance = self._instance(content, resource, accepted_type, answer)
+                if instance.reference in done or not self._is_certain(instance, accepted_type, answer):
                     _remove(instance)
                     continue
                 done.add(instance.reference)
@@ -238,17 +269,17 @@ class InstanceRetriever:
                     )
                 logger.warning("%s: the answer holds no instance", answer.url)
 
-    def _parts(self, answer: StreamedAnswer) -> Iterator[tuple[Iterator[Bytes], bool]]:
-        """The content of each instance of an answer, and whether it could be cut short without notice."""
+    def _parts(self, answer: StreamedAnswer) -> Iterator[_Content]:
+        """The content of each instance of an answer."""
         if answer.status == 204:
             return
         content_type = self._service.content_type(answer)
         if content_type.is_multipart:
             for part in self._service.parts(answer):
-                yield part.iter_bytes(), False
+                yield _Content(part.iter_bytes(), True, part.headers.get("Content-Length"))
         elif content_type.media_type in (DICOM, OCTET_STREAM, ""):
             framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
-            yield iter(answer.iter_chunks(self._service.chunk_size)), not framed
+            yield _Content(answer.iter_chunks(self._service.chunk_size), framed)
         else:
             self._refuse(answer, content_type.media_type)
 
@@ -256,20 +287,38 @@ class InstanceRetriever:
         hint = " (a login page?)" if media_type == "text/html" else ""
         raise answer.error(f"expected DICOM instances, got {media_type}{hint}", MalformedResponseError)
 
+    def _is_certain(self, instance: Instance, accepted_type: _AcceptedForm, answer: StreamedAnswer) -> bool:
+        """Whether an instance is taken as it is; one without pixel data only if it has come twice, each time the same.
+
+        Raises:
+            ResponseIncompleteError: If the second time it differs, and lacks them again.
+        """
+        if WITHOUT_PIXEL_DATA in instance.warnings:
+            found = _hash_of(instance)
+            before = accepted_type.without_pixels.get(instance.reference)
+            accepted_type.without_pixels[instance.reference] = found
+            if before is None:
+                logger.info("%s came without pixel data and is requested once more", instance.reference.uri)
+                return False
+            if before != found:
+                _remove(instance)
+                raise answer.error(
+                    f"{instance.reference.uri} came {WITHOUT_PIXEL_DATA} twice, and not with the same bytes",
+                    ResponseIncompleteError,
+                    retryable=True,
+                )
+        if instance.warnings:
+            logger.warning("%s moves unchanged: %s", instance.reference.uri, "; ".join(instance.warnings))
+        return True
+
     def _instance(
-        self,
-        chunks: Iterable[Bytes],
-        resource: Resource,
-        accepted_type: _AcceptedForm,
-        answer: StreamedAnswer,
-        *,
-        may_break_off: bool,
+        self, received: _Content, resource: Resource, accepted_type: _AcceptedForm, answer: StreamedAnswer
     ) -> Instance:
         with Spool(
             max_bytes=accepted_type.max_bytes if accepted_type.directory else sys.maxsize,
             directory=accepted_type.directory,
         ) as spool:
-            for chunk in chunks:
+            for chunk in received.chunks:
                 spool.write(chunk)
                 if accepted_type.directory is None and spool.size > accepted_type.max_bytes:
                     raise ElementTooLargeError(
@@ -280,7 +329,8 @@ class InstanceRetriever:
             content, path = spool.finish()
         try:
             with open(path, "rb") if path is not None else io.BytesIO(content or b"") as file:
-                header = self._header(file, size, answer, may_break_off=may_break_off)
+                ends = received.ends and received.declared in (None, str(size))
+                header, verdict = self._header(file, size, answer, accepted_type, ends=ends)
             reference = Resource(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
             if not resource.contains(reference):
                 raise answer.error(
@@ -293,26 +343,54 @@ class InstanceRetriever:
                     MalformedResponseError,
                 )
             return Instance(
-                reference, header.transfer_syntax_uid, content=content, path=path, sop_class_uid=header.sop_class_uid
+                reference, header.transfer_syntax_uid, content, path, header.sop_class_uid, verdict.warnings
             )
         except BaseException:
             if path is not None:
                 os.unlink(path)
             raise
 
-    def _header(self, file: BinaryIO, size: int, answer: StreamedAnswer, *, may_break_off: bool) -> Any:
+    def _header(
+        self, file: BinaryIO, size: int, answer: StreamedAnswer, accepted_type: _AcceptedForm, *, ends: bool
+    ) -> tuple[Header, Verdict]:
+        """What an instance is, if it is whole; `ends` says whether its last byte is known to be the last."""
+        verdict, cause = Verdict(), None
         try:
             header = header_of(file, size=size)
             # A part may be whole and yet hold half a file, if the server stopped in the middle of reading it.
-            reason = check_complete(file, size=size)
+            verdict = judge(file, size=size)
         except ValueError as error:
-            cut = isinstance(error, IncompleteDICOMError)
-            kind = ResponseIncompleteError if cut or may_break_off else MalformedResponseError
-            text = f"the answer holds something that is not a DICOM instance: {error}"
-            raise answer.error(text, kind, retryable=cut) from error
-        if reason is not None:
-            raise answer.error(f"the instance ends early: {reason}", ResponseIncompleteError, retryable=True)
-        return header
+            cause = error
+        reason = verdict.problem
+        if reason is None and not ends and not verdict.proves_end:
+            reason = verdict.open_end
+            if reason is None and WITHOUT_PIXEL_DATA in verdict.warnings:
+                reason = "it ends before its pixel data, and neither a length nor a closing boundary shows that it may"
+        if cause is None and reason is None:
+            return header, verdict
+        cut = cause is None or isinstance(cause, IncompleteDICOMError)
+        kind = ResponseIncompleteError if cut or not ends else MalformedResponseError
+        text = f"the instance ends early: {reason}"
+        if cause is not None:
+            text = f"the answer holds something that is not a DICOM instance: {cause}"
+        found = _file_hash(file)
+        if again := found in accepted_type.broken:
+            text += "; the same bytes came before"
+        accepted_type.broken.add(found)
+        raise answer.error(text, kind, retryable=cut and not again) from cause
+
+
+def _hash_of(instance: Instance) -> bytes:
+    with instance.open() as file:
+        return _file_hash(file)
+
+
+def _file_hash(file: BinaryIO) -> bytes:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.digest()
 
 
 def _exact_syntaxes(accepted_types: Sequence[MediaType]) -> frozenset[str]:
@@ -460,6 +538,7 @@ class MetadataRetriever:
             raise answer.error(f"a dataset of the answer cannot be read: {error}", MalformedResponseError) from error
         if not isinstance(row, dict):
             raise answer.error("the answer holds something that is not a dataset", MalformedResponseError)
+        row = without_padding(row)
         if b"BulkDataURI" in text:
             _make_absolute(row, answer.url)
         return row

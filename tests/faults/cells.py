@@ -20,6 +20,8 @@ from tests.faults.operations import Item, Operation, Seen, path_of_uri
 
 # Rows of which only the identity can be compared: the failure is in their other attributes.
 _SPOILT = ("NaN in JSON", "wrong VRs")
+# The archive has other bytes, and they move as they are.
+ODD = ("cut before the pixels always", "delimiter missing, length proven")
 
 
 def settings_of(operation: Operation, failure_case: FailureCase | None) -> dict[str, Any]:
@@ -102,7 +104,8 @@ def judge(operation: Operation, failure_case: FailureCase, wanted: Expected, see
         assert (seen.items, seen.files) != (base.items, base.files), "it was recovered from: the cell is out of date"
     else:
         raise AssertionError(f"a failure that cannot occur has no outcome: {wanted.why}")
-    _undamaged(seen, base)
+    if failure_case.name not in ODD:
+        _undamaged(seen, base)
     if wanted.outcome != "believed":
         _as_told(wanted, seen, base)
 

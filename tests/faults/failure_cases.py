@@ -218,6 +218,16 @@ _add(
     always=True,
     difference=-4,
 )
+_add(
+    "gap",
+    "pages are empty, though the total tells of more rows",
+    "empty_page",
+    needs=("rows", "paged"),
+    always=True,
+)
+_add("gap once", "a page is empty, though the total tells of more rows, once", "empty_page", needs=("rows", "paged"))
+_add("null row", "one of the rows is null", "null_row", needs=("rows",), always=True)
+_add("lower case", "tags in lower case, and padded UIDs", "lower_case_tags", needs=("rows",), always=True)
 _add("shrinking page", "a page has a row less than there is, once", "shrink_pages", needs=("rows",))
 _add("moving rows", "rows move by one between pages", "moving_rows", needs=("rows", "paged"), always=True)
 
@@ -249,6 +259,27 @@ _add(
     "the first part lacks its second half, every time",
     "cut_part",
     needs=("multipart",),
+    always=True,
+)
+
+_add(
+    "cut before the pixels",
+    "all parts end just before their pixel data, once",
+    "cut_before_pixels",
+    needs=("multipart", "object"),
+)
+_add(
+    "cut before the pixels always",
+    "all parts end just before their pixel data, every time",
+    "cut_before_pixels",
+    needs=("multipart", "object"),
+    always=True,
+)
+_add(
+    "delimiter missing, length proven",
+    "all parts are encapsulated images without the last delimiter, every time",
+    "missing_delimiter",
+    needs=("multipart", "object"),
     always=True,
 )
 

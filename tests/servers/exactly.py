@@ -5,10 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from dicomweb_io.http.multipart import MultipartReader
+from dicomweb_io.testing.orthanc import Orthanc
+from dicomweb_io.testing.samples import sample_file
+from dicomweb_io.testing.server.server import serve
 
 
 class Answer:
@@ -64,3 +70,18 @@ def ask(url: str, path: str, *, method: str = "GET", body: bytes | None = None, 
         return Answer(connection.getresponse())
     finally:
         connection.close()
+
+
+@contextmanager
+def same_content(orthanc: Orthanc, names: Iterable[str], folder: Path) -> Iterator[tuple[str, str]]:
+    """Gives the origins of the real Orthanc and of the test server with its behaviour, both with pydicom's files."""
+    orthanc.start()
+    orthanc.wipe()
+    for name in names:
+        content = sample_file(name).read_bytes()
+        orthanc.call("POST", "/instances", content)
+        (folder / name).write_bytes(content)
+    with serve(folder, behaviour="orthanc") as server:
+        where = urlsplit(orthanc.url)
+        yield f"http://{where.hostname}:{where.port}", server.origin
+        assert server.errors == []

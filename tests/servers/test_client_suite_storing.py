@@ -30,10 +30,6 @@ def reference_of(content: bytes) -> Resource:
     return Instance.from_bytes(content).reference
 
 
-def uids_of(reference: Resource) -> tuple[str, str, str]:
-    return reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid)
-
-
 def changed(content: bytes) -> bytes:
     """The same instance with other pixels and attributes."""
     dataset = pydicom.dcmread(io.BytesIO(content))
@@ -80,7 +76,7 @@ def test_everything_that_can_be_stored(writer, empty_backend, images, tmp_path):
     assert [result.reference for result in results] == [reference_of(content) for content in images[:7]]
     assert all(result.size >= len(content) * 0.9 for result, content in zip(results, images, strict=False))
     assert all(kept(writer, empty_backend, content) for content in [*images[:4], *images[5:7]])
-    assert writer.retrieve_instance(*uids_of(reference_of(images[4]))).SOPInstanceUID == dataset.SOPInstanceUID
+    assert writer.retrieve_instance(*reference_of(images[4]).uids.values()).SOPInstanceUID == dataset.SOPInstanceUID
     rows = writer.search_for_instances(results[0].reference.study_instance_uid)
     assert {Resource.of(row) for row in rows} == {reference_of(content) for content in images[:4]}
 
@@ -183,7 +179,7 @@ def test_existing_instances_are_replaced(writer, empty_backend, images):
     results = list(writer.iter_store_instances([new, images[1]], on_existing="replace"))
     assert [outcome_of(result) for result in results] == ["replaced", "stored"]
     assert kept(writer, empty_backend, new)
-    found = writer.retrieve_instance(*uids_of(reference_of(new)))
+    found = writer.retrieve_instance(*reference_of(new).uids.values())
     assert found.PatientComments == "changed"
     assert len(writer.search_for_instances(reference_of(new).study_instance_uid)) == 2
 
@@ -192,19 +188,19 @@ def test_deleting(writer, empty_backend, images):
     references = stored(writer, images)
     first, second = references[0].study_instance_uid, references[4].study_instance_uid
     with empty_backend.having("delete"):
-        writer.delete_instance(*uids_of(references[0]))
+        writer.delete_instance(*references[0].uids.values())
         assert not kept(writer, empty_backend, images[0])
         assert {Resource.of(row) for row in writer.search_for_instances(first)} == set(references[1:4])
-        writer.delete_series(*uids_of(references[2])[:2])
+        writer.delete_series(*references[2].series.uids.values())
         assert {Resource.of(row) for row in writer.search_for_instances(first)} == {references[1]}
         writer.delete_study(first)
         assert writer.search_for_studies(search_filters={"StudyInstanceUID": first}) == []
         for again in (
             lambda: writer.delete_study(first),
-            lambda: writer.delete_series(*uids_of(references[2])[:2]),
-            lambda: writer.delete_instance(*uids_of(references[0])),
+            lambda: writer.delete_series(*references[2].series.uids.values()),
+            lambda: writer.delete_instance(*references[0].uids.values()),
             lambda: writer.retrieve_study(first),
-            lambda: writer.retrieve_instance_metadata(*uids_of(references[0])),
+            lambda: writer.retrieve_instance_metadata(*references[0].uids.values()),
         ):
             with pytest.raises(requests.HTTPError) as caught:
                 again()

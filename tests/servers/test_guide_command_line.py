@@ -59,14 +59,16 @@ def shell(command: str, folder: Path, *, more: str = "") -> subprocess.Completed
 
 @pytest.fixture
 def run(serve, filled_folder, content, tmp_path) -> Any:
-    """Runs an example on a server with prefixes that has the guide's study; more options may be put behind it."""
+    """Runs an example on a server with prefixes that has the guide's study, and gives what it prints."""
     url = serve(filled_folder, behaviour="dicomcloud").url
     uids = dict(zip((STUDY, SERIES, INSTANCE), content.loop.uids, strict=True))
 
-    def execute(command: str, more: str = "") -> subprocess.CompletedProcess[bytes]:
+    def execute(command: str, more: str = "") -> bytes:
         for old, new in {"https://dicomcloud.azurewebsites.net": url, **uids}.items():
             command = command.replace(old, new)
-        return shell(f"{command} {more}", tmp_path)
+        result = shell(f"{command} {more}", tmp_path)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     return execute
 
@@ -77,32 +79,25 @@ def test_no_example_of_the_original_guide_is_missing():
 
 
 def test_search(run, content):
-    result = run(example("search"))
-    assert result.returncode == 0, result.stderr
     # All of them, although this server gives twelve at once.
-    assert {row["0020000D"]["Value"][0] for row in json.loads(result.stdout)} == content.uids("study")
+    assert {row["0020000D"]["Value"][0] for row in json.loads(run(example("search")))} == content.uids("study")
 
 
 def test_metadata(run, content):
-    result = run(example("retrieve", "metadata"))
-    assert result.returncode == 0, result.stderr
-    assert [Resource.of(row) for row in json.loads(result.stdout)] == [content.loop.reference]
+    assert [Resource.of(row) for row in json.loads(run(example("retrieve", "metadata")))] == [content.loop.reference]
 
 
 def test_metadata_for_people(run, content):
-    result = run(example("retrieve", "metadata", "--dicomize"))
-    assert result.returncode == 0, result.stderr
-    assert f"SOP Instance UID                    UI: {content.loop.uids[2]}" in result.stdout.decode()
+    text = run(example("retrieve", "metadata", "--dicomize")).decode()
+    assert f"SOP Instance UID                    UI: {content.loop.uids[2]}" in text
 
 
 def test_whole_files(run, content, tmp_path):
     command = example("retrieve", "full")
-    result = run(command)
-    assert result.returncode == 0, result.stderr
-    description = json.loads(result.stdout)
+    description = json.loads(run(command))
     assert description["sop_instance_uid"] == content.loop.uids[2]
     assert description["bytes"] == len(content.loop.content)
-    assert run(command, "--save").returncode == 0
+    run(command, "--save")
     (saved,) = tmp_path.glob("*.dcm")
     assert saved.name == f"{content.loop.uids[2]}.dcm"
     assert saved.read_bytes() == content.loop.content
@@ -110,10 +105,7 @@ def test_whole_files(run, content, tmp_path):
 
 
 def test_frames(run, content):
-    command = example("retrieve", "frames")
-    result = run(command)
-    assert result.returncode == 0, result.stderr
-    description = json.loads(result.stdout)
+    description = json.loads(run(example("retrieve", "frames")))
     assert (description["media_type"], description["frames"]) == ("image/jpeg", [1])
     assert description["bytes"] == len(content.loop.frames()[0])
 

@@ -14,8 +14,8 @@ from dicomweb_io.elements import Instance
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.proxy import FaultyProxy
 from dicomweb_io.testing.samples import clone, make_study, sample_file
-from dicomweb_io.testing.server.server import serve
-from tests.servers.exactly import Answer, ask
+from tests.servers.exactly import Answer, ask, same_content
+from tests.unit.testing.asking import body_of
 
 FILES = ["CT_small.dcm", "MR_small_implicit.dcm", "examples_ybr_color.dcm", "chrGreek.dcm", "test-SR.dcm", "rtdose.dcm"]
 CT = Instance.from_path(sample_file("CT_small.dcm")).reference.uri
@@ -27,26 +27,24 @@ DICOM = 'multipart/related; type="application/dicom"'
 MULTIPART = f"{DICOM}; boundary=a-boundary"
 
 
-def body_of(*contents: bytes) -> bytes:
-    head = b"--a-boundary\r\nContent-Type: application/dicom\r\n\r\n"
-    return b"".join(head + content + b"\r\n" for content in contents) + b"--a-boundary--\r\n"
+def read(name: str) -> bytes:
+    return sample_file(name).read_bytes()
 
 
 @pytest.fixture(scope="module")
 def pair(orthanc_server, tmp_path_factory) -> Iterator[tuple[str, str]]:
     """The real server and the one with its behaviour, with the same content."""
-    orthanc_server.start()
-    orthanc_server.wipe()
-    with serve(tmp_path_factory.mktemp("archive"), behaviour="orthanc") as server:
-        for url in (orthanc_server.url, server.url):
-            stored = ask(url, "studies", method="POST", body=body_of(*map(read, FILES)), Content_Type=MULTIPART)
-            assert stored.status == 200
-        yield orthanc_server.url, server.url
-        assert server.errors == []
+    with same_content(orthanc_server, FILES, tmp_path_factory.mktemp("archive")) as origins:
+        yield origins[0] + "/dicom-web", origins[1] + "/dicom-web"
 
 
-def read(name: str) -> bytes:
-    return sample_file(name).read_bytes()
+def both(pair, path: str, **options) -> tuple[Answer, Answer]:
+    real, fake = (ask(url, path, **options) for url in pair)
+    return real, fake
+
+
+def store_both(pair, *contents: bytes, path: str = "studies", **headers: str) -> tuple[Answer, Answer]:
+    return both(pair, path, method="POST", body=body_of(*contents), **{"Content_Type": MULTIPART, **headers})
 
 
 SEARCHES = [
@@ -102,7 +100,7 @@ SEARCHES = [
 
 @pytest.mark.parametrize("path", SEARCHES)
 def test_searches(pair, path):
-    real, fake = (ask(url, path) for url in pair)
+    real, fake = both(pair, path)
     assert fake.status == real.status
     if real.status == 200:
         tag = "0020000D" if path.startswith("studies") and "/" not in path.partition("?")[0] else "0020000E"
@@ -117,7 +115,7 @@ def test_searches(pair, path):
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png", "application/dicom+json", "*/*"])
 def test_searches_are_json_whatever_was_asked_for(pair, accept):
-    real, fake = (ask(url, "studies", Accept=accept) for url in pair)
+    real, fake = both(pair, "studies", Accept=accept)
     assert (fake.status, fake.media_type) == (real.status, real.media_type)
 
 
@@ -144,7 +142,7 @@ def test_searches_are_json_whatever_was_asked_for(pair, accept):
     ],
 )
 def test_objects(pair, path, accept):
-    real, fake = (ask(url, path, Accept=accept) for url in pair)
+    real, fake = both(pair, path, Accept=accept)
     assert fake.status == real.status
     assert fake.media_type == real.media_type
     if real.status == 200:
@@ -156,18 +154,15 @@ def test_objects(pair, path, accept):
         assert fake.tells_its_length is real.tells_its_length
 
 
-def test_several_instances_end_with_the_connection(pair, orthanc_server, tmp_path):
+def test_several_instances_end_with_the_connection(pair, tmp_path):
     contents = [path.read_bytes() for path in make_study(tmp_path, instances=3, size=100, seed="several")]
     study = Instance.from_bytes(contents[0]).reference.study_instance_uid
-    for url in pair:
-        ask(url, "studies", method="POST", body=body_of(*contents), Content_Type=MULTIPART)
-    real, fake = (ask(url, f"studies/{study}", Accept=f"{DICOM}; transfer-syntax=*") for url in pair)
-    for answer in (real, fake):
+    store_both(pair, *contents)
+    for answer in both(pair, f"studies/{study}", Accept=f"{DICOM}; transfer-syntax=*"):
         assert sorted(answer.contents) == sorted(contents)
         assert not answer.tells_its_length
         assert answer.headers["connection"].lower() == "close"
-    real, fake = (ask(url, f"studies/{study}", method="DELETE") for url in pair)
-    assert fake.status == real.status == 405
+    assert [answer.status for answer in both(pair, f"studies/{study}", method="DELETE")] == [405, 405]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +182,7 @@ def test_several_instances_end_with_the_connection(pair, orthanc_server, tmp_pat
     ],
 )
 def test_other_resources(pair, path, accept):
-    real, fake = (ask(url, path, Accept=accept) for url in pair)
+    real, fake = both(pair, path, Accept=accept)
     assert fake.status == real.status
     if real.status == 200 and "metadata" in path:
         assert fake.media_type == real.media_type
@@ -225,13 +220,12 @@ NAMELESS = read("SC_rgb_jls_lossy_line.dcm")
     ids=["again", "other bytes", "mixed", "garbage", "no study", "DICOMDIR", "truncated", "empty"],
 )
 def test_stores(pair, contents):
-    real, fake = (ask(url, "studies", method="POST", body=body_of(*contents), Content_Type=MULTIPART) for url in pair)
+    real, fake = store_both(pair, *contents)
     assert outcome(fake) == outcome(real)
 
 
 def test_stores_into_a_given_study(pair):
-    contents = [read("CT_small.dcm"), clone(read("CT_small.dcm"), "elsewhere")]
-    real, fake = (ask(url, STUDY, method="POST", body=body_of(*contents), Content_Type=MULTIPART) for url in pair)
+    real, fake = store_both(pair, read("CT_small.dcm"), clone(read("CT_small.dcm"), "elsewhere"), path=STUDY)
     assert outcome(fake) == outcome(real)
 
 
@@ -240,35 +234,33 @@ def test_stores_into_a_given_study(pair):
     [
         {"Content_Type": "multipart/related; boundary=a-boundary"},
         {"Content_Type": "application/dicom"},
-        {"Content_Type": MULTIPART, "Accept": "application/dicom+xml"},
+        {"Accept": "application/dicom+xml"},
     ],
 )
 def test_kinds_of_store_requests(pair, headers):
-    real, fake = (ask(url, "studies", method="POST", body=body_of(read("CT_small.dcm")), **headers) for url in pair)
-    assert (fake.status, fake.media_type if real.status == 200 else None) == (
-        real.status,
-        real.media_type if real.status == 200 else None,
-    )
+    real, fake = store_both(pair, read("CT_small.dcm"), **headers)
+    assert fake.status == real.status
+    if real.status == 200:
+        assert fake.media_type == real.media_type
 
 
 def test_compressed_bodies_vanish(pair):
     body = gzip.compress(body_of(clone(read("CT_small.dcm"), "compressed")))
-    real, fake = (
-        ask(url, "studies", method="POST", body=body, Content_Type=MULTIPART, Content_Encoding="gzip") for url in pair
-    )
+    headers = {"Content_Type": MULTIPART, "Content_Encoding": "gzip"}
+    real, fake = both(pair, "studies", method="POST", body=body, **headers)
     assert outcome(fake) == outcome(real) == (200, [], [])
 
 
 def test_head_and_compression(pair):
-    real, fake = (ask(url, "studies", method="HEAD") for url in pair)
+    real, fake = both(pair, "studies", method="HEAD")
     assert fake.status == real.status
-    real, fake = (ask(url, "instances", Accept_Encoding="gzip") for url in pair)
+    real, fake = both(pair, "instances", Accept_Encoding="gzip")
     assert fake.headers["content-encoding"] == real.headers["content-encoding"] == "gzip"
     assert len(json.loads(gzip.decompress(fake.body))) == len(json.loads(gzip.decompress(real.body)))
 
 
 def test_errors_have_no_media_type(pair):
-    for answer in [ask(url, "studies/1.2.3", Accept=DICOM) for url in pair]:
+    for answer in both(pair, "studies/1.2.3", Accept=DICOM):
         assert answer.json()["HttpStatus"] == answer.status == 404
 
 

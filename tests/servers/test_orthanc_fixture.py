@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import secrets
 from pathlib import Path
 
 import pytest
@@ -13,20 +12,12 @@ import requests
 
 from dicomweb_io.testing.orthanc import Orthanc, OrthancUnavailable, find_installation, free_port
 from dicomweb_io.testing.samples import sample_file
+from tests.unit.testing.asking import PLAIN, body_of
 
 
 def store(server: Orthanc, *contents: bytes, **options: object) -> requests.Response:
-    boundary = secrets.token_hex(16)
-    body = b"".join(
-        f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode() + content + b"\r\n" for content in contents
-    )
-    return requests.post(
-        f"{server.url}/studies",
-        data=body + f"--{boundary}--\r\n".encode(),
-        headers={"Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}'},
-        timeout=30,
-        **options,
-    )
+    headers = {"Content-Type": f"{PLAIN}; boundary=a-boundary"}
+    return requests.post(f"{server.url}/studies", data=body_of(*contents), headers=headers, timeout=30, **options)
 
 
 def studies(server: Orthanc) -> list:

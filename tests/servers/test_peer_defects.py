@@ -5,187 +5,116 @@ keeps the list true.
 
 Command line
 
-- ``Authorization: Bearer None`` without a token:
-  test_no_token_no_authorization
-- ``retrieve bulkdata`` fails, and cannot save:
-  test_bulk_data_on_the_command_line
-- ``store instances --study`` is ignored:
-  unit/cli/test_command_line.py::test_store_tells_of_each_file
-- ``--filter a=b=c`` crashes:
-  unit/cli/test_command_line.py::test_a_value_may_hold_an_equals_sign
-- an unrelated error without ``--url``:
-  unit/cli/test_command_line.py::test_wrong_use_is_explained
-- an unrelated error for frames without ``--numbers``:
-  unit/cli/test_command_line.py::test_frames_need_numbers
-- ``--show`` does nothing:
-  test_frames_can_be_shown
-- no prefixes, no timeout:
-  test_prefixes_and_timeout_are_options
-- no delete:
-  test_deleting_on_the_command_line
-- no get_remaining:
-  servers/test_guide_command_line.py::test_search
-- no folders:
-  unit/cli/test_command_line.py::test_search_prints_one_json_list
-- store loads all files into memory:
-  test_storing_needs_little_memory
-- store exits 0 and prints nothing although instances failed:
-  test_refusals_are_printed_and_end_with_an_error
+- ``Authorization: Bearer None`` without a token: test_no_token_no_authorization
+- ``retrieve bulkdata`` fails, and cannot save: test_bulk_data_on_the_command_line
+- ``store instances --study`` is ignored: unit/cli/test_command_line.py::test_store_tells_of_each_file
+- ``--filter a=b=c`` crashes: unit/cli/test_command_line.py::test_a_value_may_hold_an_equals_sign
+- an unrelated error without ``--url``: unit/cli/test_command_line.py::test_wrong_use_is_explained
+- an unrelated error for frames without ``--numbers``: unit/cli/test_command_line.py::test_frames_need_numbers
+- ``--show`` does nothing: test_frames_can_be_shown
+- no prefixes, no timeout: test_prefixes_and_timeout_are_options
+- no delete: test_deleting_on_the_command_line
+- no get_remaining: servers/test_guide_command_line.py::test_search
+- no folders: unit/cli/test_command_line.py::test_search_prints_one_json_list
+- store loads all files into memory: test_storing_needs_little_memory
+- store exits 0 and prints nothing although instances failed: test_refusals_are_printed_and_end_with_an_error
 
 Web client
 
-- a retried store sends an empty body:
-  unit/web/test_web_storing.py::test_a_retried_request_has_its_whole_body
+- a retried store sends an empty body: unit/web/test_web_storing.py::test_a_retried_request_has_its_whole_body
 - reasons of a 409 are lost, a 202 goes without a word:
   unit/web/test_web_storing.py::test_the_outcome_is_in_the_body_whatever_status_and_content_type_say
-- ``dicom+json; charset=utf-8`` and arrays are not understood:
-  unit/web/test_web_storing.py::test_any_content_type
-- bodies are held in memory:
-  unit/http/test_multipart.py::test_body_is_replayable_and_its_length_known
-- datasets only, encoded anew:
-  unit/web/test_web_storing.py::test_all_sources_arrive_with_their_bytes_unchanged
-- one boundary for all, chunks that Orthanc chokes on:
-  test_store_requests_have_a_length_and_a_boundary_of_their_own
-- no Accept:
-  unit/web/test_web_storing.py::test_a_server_that_wants_another_accept
-- no splitting by size and count:
-  unit/web/test_web_storing.py::test_batches_are_bounded_by_bytes_and_count
-- every exception is retried, refused connections for 30 s:
-  unit/http/test_transport.py::test_a_refused_connection
-- a client error is retried:
-  unit/http/test_transport.py::test_statuses_that_are_not
-- a silent server holds a call for minutes:
-  unit/http/test_transport.py::test_a_stalled_server_ends_by_the_read_timeout
-- what comes out after retries is no HTTPError:
-  unit/http/test_transport.py::test_the_last_error_comes_out
-- Retry-After is ignored:
-  unit/http/test_transport.py::test_retry_after_is_waited_for_and_holds_others_back
-- no jitter, no cap:
-  unit/http/test_retry.py::test_delays_stay_within_their_bounds
-- 500 and 502 are not retried:
-  unit/http/test_transport.py::test_statuses_that_are_worth_another_try
+- ``dicom+json; charset=utf-8`` and arrays are not understood: unit/web/test_web_storing.py::test_any_content_type
+- bodies are held in memory: unit/http/test_multipart.py::test_body_is_replayable_and_its_length_known
+- datasets only, encoded anew: unit/web/test_web_storing.py::test_all_sources_arrive_with_their_bytes_unchanged
+- one boundary for all, chunks that Orthanc chokes on: test_store_requests_have_a_length_and_a_boundary_of_their_own
+- no Accept: unit/web/test_web_storing.py::test_a_server_that_wants_another_accept
+- no splitting by size and count: unit/web/test_web_storing.py::test_batches_are_bounded_by_bytes_and_count
+- every exception is retried, refused connections for 30 s: unit/http/test_transport.py::test_a_refused_connection
+- a client error is retried: unit/http/test_transport.py::test_statuses_that_are_not
+- a silent server holds a call for minutes: unit/http/test_transport.py::test_a_stalled_server_ends_by_the_read_timeout
+- what comes out after retries is no HTTPError: unit/http/test_transport.py::test_the_last_error_comes_out
+- Retry-After is ignored: unit/http/test_transport.py::test_retry_after_is_waited_for_and_holds_others_back
+- no jitter, no cap: unit/http/test_retry.py::test_delays_stay_within_their_bounds
+- 500 and 502 are not retried: unit/http/test_transport.py::test_statuses_that_are_worth_another_try
 - bodies that break off are not resumed:
   unit/web/test_web_instances.py::test_only_what_is_missing_is_asked_for_after_a_body_that_breaks_off
-- wrong Host header, doubled slashes:
-  unit/web/test_web_client.py::test_host_header_and_slashes_are_right
+- wrong Host header, doubled slashes: unit/web/test_web_client.py::test_host_header_and_slashes_are_right
 - bulk data elsewhere gets the client's host:
   unit/web/test_web_bulkdata.py::test_another_host_gets_its_own_host_header_and_no_credentials
-- IPv6 breaks:
-  unit/web/test_web_client.py::test_ipv6
-- ``user:password@`` breaks:
-  unit/web/test_web_client.py::test_user_information_of_the_url_becomes_credentials
+- IPv6 breaks: unit/web/test_web_client.py::test_ipv6
+- ``user:password@`` breaks: unit/web/test_web_client.py::test_user_information_of_the_url_becomes_credentials
 - paging ends only at an empty page:
   unit/web/test_web_searching.py::test_a_short_page_is_the_end_only_where_the_maximum_is_known
-- limit is the size of a page:
-  unit/web/test_web_searching.py::test_a_true_limit_and_an_offset
-- repeated rows are kept:
-  unit/web/test_web_searching.py::test_rows_repeated_across_pages_are_dropped
+- limit is the size of a page: unit/web/test_web_searching.py::test_a_true_limit_and_an_offset
+- repeated rows are kept: unit/web/test_web_searching.py::test_rows_repeated_across_pages_are_dropped
 - an ignored offset makes it loop for ever:
   unit/web/test_web_searching.py::test_an_ignored_offset_fails_instead_of_looping
-- searches do not stream:
-  servers/test_client_suite_reading.py::test_iterating_is_lazy
+- searches do not stream: servers/test_client_suite_reading.py::test_iterating_is_lazy
 - no transfer syntax in Accept: 406 from Azure:
   servers/test_client_suite_reading.py::test_instances_come_as_they_are_stored
-- no other spelling of Accept:
-  unit/web/test_web_instances.py::test_other_spellings_of_the_same_media_type
-- no single parts:
-  unit/web/test_web_instances.py::test_a_single_part_is_read_too_and_causes_no_warning
-- single frames and bulk data without parts:
-  unit/web/test_web_frames.py::test_servers_with_single_parts_only
-- a fixed table of transfer syntaxes:
-  unit/web/test_web_instances.py::test_media_types_are_open_ended
-- former media types are refused:
-  unit/web/test_web_frames.py::test_former_names_of_media_types
-- whole parts in memory:
-  unit/http/test_multipart.py::test_memory_does_not_grow_with_the_part
+- no other spelling of Accept: unit/web/test_web_instances.py::test_other_spellings_of_the_same_media_type
+- no single parts: unit/web/test_web_instances.py::test_a_single_part_is_read_too_and_causes_no_warning
+- single frames and bulk data without parts: unit/web/test_web_frames.py::test_servers_with_single_parts_only
+- a fixed table of transfer syntaxes: unit/web/test_web_instances.py::test_media_types_are_open_ended
+- former media types are refused: unit/web/test_web_frames.py::test_former_names_of_media_types
+- whole parts in memory: unit/http/test_multipart.py::test_memory_does_not_grow_with_the_part
 - part headers are not to be had:
   unit/web/test_web_frames.py::test_frames_come_in_the_order_asked_for_with_their_encoding
-- a preamble is an error or a part:
-  unit/http/test_multipart.py::test_every_chunk_size_gives_the_same_parts
-- trailing blanks and semicolons at boundaries:
-  unit/http/test_multipart.py::test_boundaries
-- large parts are decoded in quadratic time:
-  unit/http/test_multipart.py::test_every_chunk_size_gives_the_same_parts
+- a preamble is an error or a part: unit/http/test_multipart.py::test_every_chunk_size_gives_the_same_parts
+- trailing blanks and semicolons at boundaries: unit/http/test_multipart.py::test_boundaries
+- large parts are decoded in quadratic time: unit/http/test_multipart.py::test_every_chunk_size_gives_the_same_parts
 - a body cut short without length is a short last part:
   unit/web/test_web_instances.py::test_a_missing_closing_boundary_is_an_error_after_the_complete_parts
-- the same of a single part:
-  unit/web/test_web_instances.py::test_a_truncated_single_part_without_length_is_noticed
-- 204 is a KeyError:
-  unit/web/test_web_instances.py::test_an_empty_answer
-- a missing Content-Type is a KeyError:
-  test_answers_without_content_type
-- octet-stream bulk data is a ValueError:
-  unit/web/test_web_bulkdata.py::test_a_single_body
-- metadata of ``[]`` is an IndexError:
-  test_empty_metadata_is_an_http_error
+- the same of a single part: unit/web/test_web_instances.py::test_a_truncated_single_part_without_length_is_noticed
+- 204 is a KeyError: unit/web/test_web_instances.py::test_an_empty_answer
+- a missing Content-Type is a KeyError: test_answers_without_content_type
+- octet-stream bulk data is a ValueError: unit/web/test_web_bulkdata.py::test_a_single_body
+- metadata of ``[]`` is an IndexError: test_empty_metadata_is_an_http_error
 - UIDs are not checked: ``1.2/../../admin``:
   servers/test_client_suite_reading.py::test_bad_arguments_are_refused_before_anything_is_sent
 - 3,000 frames make an address of 13,937 characters:
   unit/web/test_web_frames.py::test_long_lists_are_cut_by_number_and_by_length_of_the_url
-- ``byte_range=(0, None)`` sends ``bytes=0-None``:
-  unit/web/test_web_bulkdata.py::test_byte_ranges
+- ``byte_range=(0, None)`` sends ``bytes=0-None``: unit/web/test_web_bulkdata.py::test_byte_ranges
 - 206 and Warning are invisible:
   unit/web/test_web_searching.py::test_warnings_and_partial_answers_reach_log_page_and_callback
-- nothing happens at 401:
-  unit/http/test_credentials.py::test_bearer_sources_are_read_again_after_401
-- errors do not tell what the server said:
-  unit/http/test_transport.py::test_errors_say_what_happened_and_pickle
-- not for threads:
-  servers/test_client_suite_reading.py::test_eight_threads_share_a_client
-- the session that is passed is changed:
-  unit/http/test_transport.py::test_the_users_session_is_used_and_not_changed
+- nothing happens at 401: unit/http/test_credentials.py::test_bearer_sources_are_read_again_after_401
+- errors do not tell what the server said: unit/http/test_transport.py::test_errors_say_what_happened_and_pickle
+- not for threads: servers/test_client_suite_reading.py::test_eight_threads_share_a_client
+- the session that is passed is changed: unit/http/test_transport.py::test_the_users_session_is_used_and_not_changed
 
 File client
 
-- an update reads all files again:
-  unit/files/test_folder_index.py::test_only_new_and_changed_files_are_read
-- rows of deleted files stay:
-  unit/files/test_folder_index.py::test_series_and_study_rows_follow_their_instances
-- deleted instances are still found:
-  servers/test_client_suite_storing.py::test_deleting
+- an update reads all files again: unit/files/test_folder_index.py::test_only_new_and_changed_files_are_read
+- rows of deleted files stay: unit/files/test_folder_index.py::test_series_and_study_rows_follow_their_instances
+- deleted instances are still found: servers/test_client_suite_storing.py::test_deleting
 - implicit, deflated, big-endian, RLE, HTJ2K fail:
   unit/files/test_folder_retrieve.py::test_instances_come_back_byte_for_byte
-- their frames fail:
-  unit/files/test_folder_retrieve.py::test_frames_of_all_samples_agree_with_pydicom
-- the last native frame reaches to the end of the file:
-  test_the_last_frame_ends_where_the_pixels_end
-- offsets overflow above 4 GiB:
-  test_frames_beyond_four_gibibytes
-- filters are skipped and everything is returned:
-  unit/files/test_folder_search.py::test_a_filter_is_never_ignored
-- ranges, ModalitiesInStudy, descriptions are not matched:
-  unit/files/test_folder_search.py::test_filters
-- not for threads:
-  unit/files/test_folder_client.py::test_many_threads
+- their frames fail: unit/files/test_folder_retrieve.py::test_frames_of_all_samples_agree_with_pydicom
+- the last native frame reaches to the end of the file: test_the_last_frame_ends_where_the_pixels_end
+- offsets overflow above 4 GiB: test_frames_beyond_four_gibibytes
+- filters are skipped and everything is returned: unit/files/test_folder_search.py::test_a_filter_is_never_ignored
+- ranges, ModalitiesInStudy, descriptions are not matched: unit/files/test_folder_search.py::test_filters
+- not for threads: unit/files/test_folder_client.py::test_many_threads
 - pickling destroys the client:
   unit/files/test_folder_client.py::test_a_pickled_client_is_a_new_client_of_the_same_folder
-- a missing instance is a 500:
-  unit/files/test_folder_retrieve.py::test_what_is_not_there_is_a_404
+- a missing instance is a 500: unit/files/test_folder_retrieve.py::test_what_is_not_there_is_a_404
 - ``file:///a%20b`` is not unquoted:
   unit/files/test_folder_locations.py::test_local_paths_and_file_urls_name_the_same_folder
-- drive letters are taken for something else:
-  test_a_drive_letter_is_no_protocol
-- pydicom's settings stay changed after an error:
-  test_pydicoms_settings_stay_as_they_are
-- several statements per row:
-  test_the_number_of_statements_does_not_grow_with_the_rows
+- drive letters are taken for something else: test_a_drive_letter_is_no_protocol
+- pydicom's settings stay changed after an error: test_pydicoms_settings_stay_as_they_are
+- several statements per row: test_the_number_of_statements_does_not_grow_with_the_rows
 
 Elsewhere
 
-- derived URIs lose ``permissive``:
-  unit/dicom/test_uris.py::test_derived_uris_stay_permissive
-- the order of includefield varies:
-  unit/test_uri_and_api_modules.py::test_query_strings
-- ``load_json_dataset`` was removed:
-  unit/test_uri_and_api_modules.py::test_the_api_module
-- a plain path is no folder:
-  unit/files/test_folder_locations.py::test_local_paths_and_file_urls_name_the_same_folder
-- ``--token`` is not known:
-  servers/test_guide_command_line.py::test_store
+- derived URIs lose ``permissive``: unit/dicom/test_uris.py::test_derived_uris_stay_permissive
+- the order of includefield varies: unit/test_uri_and_api_modules.py::test_query_strings
+- ``load_json_dataset`` was removed: unit/test_uri_and_api_modules.py::test_the_api_module
+- a plain path is no folder: unit/files/test_folder_locations.py::test_local_paths_and_file_urls_name_the_same_folder
+- ``--token`` is not known: servers/test_guide_command_line.py::test_store
 - an instance's bulk data cannot be had by its media type:
   unit/web/test_web_frames.py::test_bulk_data_of_an_instance_are_its_frames_where_the_server_gives_it_as_dicom_only
-- names in other alphabets break the output:
-  unit/cli/test_command_line.py::test_names_in_all_alphabets_reach_pipes
+- names in other alphabets break the output: unit/cli/test_command_line.py::test_names_in_all_alphabets_reach_pipes
 - a series without its study is searched for in all of the archive:
   servers/test_client_suite_reading.py::test_a_series_is_searched_without_its_study_too
 """
@@ -221,7 +150,7 @@ PARENTS = ("study_instance_uid", "series_instance_uid")
 
 
 def entries() -> list[tuple[str, str]]:
-    return re.findall(r"^- (.+):\n  (\S+)$", str(__doc__), re.MULTILINE)
+    return re.findall(r"^- (.+):\s+(\S+)$", str(__doc__), re.MULTILINE)
 
 
 def test_the_list_names_real_tests():
@@ -378,9 +307,8 @@ def test_the_last_frame_ends_where_the_pixels_end(tmp_path):
     dataset = pydicom.dcmread(sample_file("CT_small.dcm"))
     dataset.add_new(0xFFFCFFFC, "OB", b"\x01" * 138)
     dataset.save_as(tmp_path / "padded.dcm")
-    reference = Instance.from_path(tmp_path / "padded.dcm").reference
+    uids = Instance.from_path(tmp_path / "padded.dcm").reference.uids.values()
     with DICOMfileClient(tmp_path) as client:
-        uids = (reference.study_instance_uid, reference.series_instance_uid, reference.sop_instance_uid)
         assert client.retrieve_instance_frames(*uids, [1]) == [dataset.PixelData[: 128 * 128 * 2]]
 
 
@@ -416,26 +344,21 @@ def test_a_drive_letter_is_no_protocol():
 
 
 def test_pydicoms_settings_stay_as_they_are(tmp_path, capsys):
-    settings = pydicom.config.settings
-    before = (
-        settings.reading_validation_mode,
-        settings.writing_validation_mode,
-        pydicom.config.use_none_as_empty_text_VR_value,
-    )
+    def settings() -> list[Any]:
+        config = pydicom.config
+        modes = [config.settings.reading_validation_mode, config.settings.writing_validation_mode]
+        return [*modes, config.use_none_as_empty_text_VR_value]
+
+    before = settings()
     for path in ("badVR.dcm", "MR_truncated.dcm", "CT_small.dcm"):
         (tmp_path / path).write_bytes(sample_file(path).read_bytes())
     with DICOMfileClient(tmp_path) as client:
         for row in client.search_for_instances():
-            reference = Resource.of(row)
-            uids = (reference.study_instance_uid, reference.series_instance_uid, reference.sop_instance_uid)
+            uids = Resource.of(row).uids.values()
             client.retrieve_instance_metadata(*uids)
             with pytest.raises(requests.HTTPError):
                 client.retrieve_instance_frames(*uids, [1000])
-    assert (
-        settings.reading_validation_mode,
-        settings.writing_validation_mode,
-        pydicom.config.use_none_as_empty_text_VR_value,
-    ) == before
+    assert settings() == before
 
 
 def test_the_number_of_statements_does_not_grow_with_the_rows(make_image, tmp_path, monkeypatch):

@@ -18,9 +18,12 @@ from dicomweb_io.account import (
     progress_line,
     reason_of,
     shown_progress,
+    summary_lines,
 )
 from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.listing import InstanceGroup
+from dicomweb_io.transfer import TransferJob
 
 SERIES = Resource("1.2", "1.2.3")
 INSTANCE = Resource("1.2", "1.2.3", "1.2.3.4")
@@ -55,6 +58,16 @@ def test_every_fate_is_counted_once():
     assert (summary["bytes"], summary["bytes_per_second"], summary["conflicting"]) == (150, 75, 1)
     assert adds_up(summary)
     assert exit_code(summary) == 1
+
+
+def test_what_moved_with_a_warning_is_named_and_does_not_fail():
+    warnings = ("without pixel data", "bytes that are no elements behind the pixel data")
+    stored = [StoredInstance(INSTANCE, warnings=warnings), StoredInstance(INSTANCE, warnings=warnings[:1])]
+    summary = account(InstanceGroup(SERIES, ("1.2.3.4", "1.2.3.5")), *stored)
+    assert summary["warnings"] == {warnings[0]: 2, warnings[1]: 1}
+    assert (adds_up(summary), exit_code(summary)) == (True, 0)
+    lines = list(summary_lines(summary, TransferJob(Endpoint("/a"), Endpoint("/b"))))
+    assert f"    2 x warning: {warnings[0]}" in lines
 
 
 @pytest.mark.parametrize(

@@ -191,20 +191,67 @@ def test_values_that_are_no_lists_name_nothing(value):
     assert contradiction(query, {"0020000D": wrong}) is None
 
 
+GOOD = {"00080018": {"vr": "UI", "Value": ["1.2.3"]}, "00280010": {"vr": "US", "Value": [512]}}
+
+
+@pytest.mark.filterwarnings("ignore:.*alue")
 @pytest.mark.parametrize(
-    "dataset",
+    ("bad", "kept"),
     [
-        {"keyword": {"vr": "LO", "Value": ["Doe"]}},
-        {"00280008": {"vr": "IS", "Value": ["Doe"]}},
-        {"00280008": {"vr": "FD", "Value": ["Doe"]}},
-        {"00100010": {"vr": "PN", "Value": [5]}},
-        {"00100010": 5},
+        ({"keyword": {"vr": "LO", "Value": ["Doe"]}}, None),
+        ({"00280008": {"vr": "IS", "Value": ["Doe"]}}, "Doe"),
+        ({"00280008": {"vr": "IS", "Value": ["1.5"]}}, "1.5"),
+        ({"00280008": {"vr": "IS", "Value": ["1.5x"]}}, "1.5x"),
+        ({"00180088": {"vr": "DS", "Value": ["abc", "1.0"]}}, ["abc", "1.0"]),
+        ({"00180088": {"vr": "DS", "Value": "abc"}}, "abc"),
+        ({"00100020": {"Value": ["1"]}}, "1"),
+        ({"00280008": {"vr": "FD", "Value": [{"a": "Doe"}], "InlineBinary": "Doe"}}, None),
+        ({"00100010": {"vr": "PN", "Value": [5]}}, "5"),
+        ({"00100010": 5}, None),
+        ({"00100010": None}, None),
+        ({"00280009": {"vr": "AT", "Value": ["Doe"]}}, None),
+        ({"00420011": {"vr": "OB", "InlineBinary": "@"}}, None),
+        ({"00420011": {"vr": "OB", "BulkDataURI": 5}}, None),
+        ({"00081140": {"vr": "SQ", "Value": ["Doe"]}}, None),
     ],
 )
-def test_datasets_that_pydicom_cannot_make_are_errors_without_values(dataset):
-    with pytest.raises(DatasetError) as caught:
-        load_json_dataset(dataset)
-    assert "Doe" not in str(caught.value)
+def test_a_bad_value_costs_only_itself(bad, kept, caplog):
+    dataset = load_json_dataset({**GOOD, **bad})
+    assert (dataset.SOPInstanceUID, dataset.Rows) == ("1.2.3", 512)
+    others = [element for element in dataset if element.tag not in (0x00080018, 0x00280010)]
+    if kept is None:
+        assert others == []
+    else:
+        (other,) = others
+        assert (other.value if other.VM == 1 else list(other.value)) == kept
+    assert "0028,0010" in str(dataset)
+    if bad != {"00100020": {"Value": ["1"]}}:
+        (message,) = [record.getMessage() for record in caplog.records if record.name == "dicomweb_io"]
+        assert message.startswith(f"1.2.3: the element {next(iter(bad))} does not follow the DICOM JSON model")
+        assert "Doe" not in message
+        assert "abc" not in message
+
+
+def test_a_bad_value_in_an_item_costs_only_itself(caplog):
+    item = {"00280008": {"vr": "IS", "Value": ["x"]}, "00420011": {"vr": "OB", "InlineBinary": "@"}}
+    items = [item | GOOD, None, {"00081140": {"vr": "SQ", "Value": [item]}}]
+    dataset = load_json_dataset({"00081140": {"vr": "SQ", "Value": items}})
+    first, empty, last = dataset.ReferencedImageSequence
+    assert (first.Rows, first.NumberOfFrames, len(empty)) == (512, "x", 0)
+    assert last.ReferencedImageSequence[0].NumberOfFrames == "x"
+    assert "a dataset: the element 00081140/3/00081140/1/00420011 does not" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, OSError, ZeroDivisionError])
+def test_what_a_handler_of_bulk_data_raises_is_raised(kind):
+    def handler(tag, vr, uri):
+        raise kind("of the handler")
+
+    item = {"7FE00010": {"vr": "OW", "BulkDataURI": "http://localhost/bulk"}}
+    for dataset in (item, {"00081140": {"vr": "SQ", "Value": [item]}}):
+        with pytest.raises(kind, match="of the handler"):
+            load_json_dataset(dataset, handler)
+    assert load_json_dataset(item, lambda uri: uri.encode()).PixelData == b"http://localhost/bulk"
 
 
 def test_texts_that_cannot_be_read_are_errors_of_data():

@@ -6,8 +6,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pydicom
 import pytest
+from pydicom.encaps import encapsulate
 
+from dicomweb_io.account import exit_code
+from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import PagingError
@@ -68,6 +73,54 @@ def test_a_second_copy_moves_nothing(source, destination):
     with InstanceCopier(source, fresh(destination)) as copier:
         again = copier.copy(references)
     assert {(result.outcome, result.size, result.verified) for result in again} == {("exists", 0, "uid")}
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_fifty_instances_that_end_before_their_pixels(tmp_path, serve, folder, times):
+    """Once is cut off; what comes so again moves as it is, and is named."""
+    make_study(tmp_path / "fifty", series=1, instances=50, size=2000)
+    with Endpoint(str(tmp_path / "fifty")).connect() as client:
+        whole = contents_of(client)
+    server = serve(tmp_path / "fifty", faults=[fault("cut_before_pixels", times=times)])
+    summary = run_transfer(TransferJob(Endpoint(server.url), Endpoint(str(folder))))
+    assert (summary["transferred"], summary["failed"]) == (50, 0)
+    with Endpoint(str(folder)).connect() as client:
+        copied = contents_of(client)
+    if times is None:
+        assert summary["warnings"] == {"without pixel data": 50}
+        assert all(content == whole[reference][: len(content)] for reference, content in copied.items())
+        assert len([record for record in server.records if "/series/" in record.path]) < 6
+    else:
+        assert (summary["warnings"], copied) == ({}, whole)
+
+
+def test_odd_files_move_unchanged_and_are_named_and_cut_ones_are_not_moved(tmp_path, folder, serve):
+    make_study(tmp_path / "odd", series=1, instances=4, size=2000)
+    native, bare, delimited, cut = sorted((tmp_path / "odd").rglob("*.dcm"))
+    bare.write_bytes(bare.read_bytes()[: scan_header(bare.read_bytes()).end])
+    dataset = pydicom.dcmread(delimited)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+    dataset.PixelData = encapsulate([dataset.PixelData])
+    delimited.write_bytes(encode_dataset(dataset)[:-8])
+    cut.write_bytes(cut.read_bytes()[:-7])
+    kept = {path.read_bytes() for path in (native, bare, delimited)}
+    for destination in (str(folder), serve(tmp_path / "server").url):
+        summary = run_transfer(TransferJob(Endpoint(str(tmp_path / "odd")), Endpoint(destination)))
+        assert (summary["transferred"], summary["failed"]) == (3, 1)
+        assert summary["warnings"] == {"without pixel data": 1, "without the delimiter that ends a value": 1}
+        with Endpoint(destination).connect() as client:
+            assert set(contents_of(client).values()) == kept
+
+
+def test_what_is_stored_from_files_and_bytes_is_named_too(tmp_path, folder, caplog):
+    make_study(tmp_path / "odd", series=1, instances=2, size=2000)
+    paths = sorted((tmp_path / "odd").rglob("*.dcm"))
+    for path in paths:
+        path.write_bytes(path.read_bytes()[: scan_header(path.read_bytes()).end])
+    with Endpoint(str(folder)).connect() as client:
+        stored = list(client.iter_store_instances([paths[0], paths[1].read_bytes()]))
+    assert [outcome.warnings for outcome in stored] == [("without pixel data",)] * 2
+    assert caplog.text.count("is sent unchanged: without pixel data") == 2
 
 
 def test_only_what_is_missing_is_asked_of_the_source(source, serve, tmp_path, folder):
@@ -362,3 +415,34 @@ def test_two_copiers_into_one_folder_at_once_agree(source, folder):
     originals = {path.read_bytes() for path in Path(source.base_url.removeprefix("file://")).rglob("*.dcm")}
     assert {path.read_bytes() for path in files} == originals
     assert not [path for path in Path(folder).rglob("*") if path.is_file() and path.suffix not in (".dcm", ".segment")]
+
+
+@pytest.mark.parametrize(
+    ("how", "transferred", "complete"),
+    [
+        ([fault("empty_page", times=None, offset=20)], 20, False),
+        ([fault("empty_page", first=2, offset=200)], 210, True),
+        ([fault("lying_total", times=None, difference=7)], 210, False),
+        ([fault("lying_total", times=None, difference=-15)], 210, True),
+        ([fault("lying_total", times=None, difference=-205)], 210, True),
+        ([fault("null_row", times=None, row=5)], 208, False),
+        ([fault("lower_case_tags", times=None)], 210, True),
+        ([fault("ignore_limit", times=None)], 210, True),
+        ([fault("ignore_limit", times=None), fault("ignore_offset", times=None)], 210, True),
+        (
+            [fault("ignore_limit", times=None), fault("ignore_offset", times=None), fault("lying_total", difference=0)],
+            210,
+            True,
+        ),
+    ],
+    ids=lambda value: "+".join(one.action for one in value) if isinstance(value, list) else None,
+)
+def test_many_instances_of_servers_that_say_odd_things(serve, tmp_path, folder, how, transferred, complete):
+    make_study(tmp_path / "many", instances=210, size=200)
+    faults = [fault(one.action, path="/instances$", first=one.first, times=one.times, **one.options) for one in how]
+    server = serve(tmp_path / "many", faults=faults)
+    source = Endpoint(server.url, profile="generic")
+    summary = run_transfer(TransferJob(source, Endpoint(str(folder))))
+    assert summary["transferred"] == transferred
+    assert (summary["search_failures"] == 0) is complete
+    assert exit_code(summary) == (0 if complete else 1)

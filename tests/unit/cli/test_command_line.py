@@ -133,6 +133,15 @@ def test_frames_are_saved_with_number(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / f"{INSTANCE}_1.dat").read_bytes() == DATASET.PixelData
 
 
+def test_an_incomplete_search_prints_what_came_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(folder, faults=[fault("lying_total", times=None, difference=3)]) as server:
+        assert run("--url", server.url, "search", "instances", "--json-lines") == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["00080018"]["Value"] == [INSTANCE]
+    assert "4 rows in all" in printed.err
+    assert "1 rows came" in printed.err
+
+
 def test_a_search_that_fails_at_once_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--url", "http://127.0.0.1:1/dicomweb", "--deadline", "0.2", "search", "studies"]) == 1
     assert capsys.readouterr().out == ""
@@ -178,6 +187,18 @@ def test_index_and_delete(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert run("--url", folder, "delete", "study", "--study", STUDY, "--yes") == 0
     assert run("index", folder) == 0
     assert json.loads(capsys.readouterr().out)["instances"] == 0
+
+
+def test_a_bad_value_does_not_end_what_is_printed_for_people(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(folder, faults=[fault("wrong_vrs", times=None)]) as server:
+        where = ("--url", server.url, "retrieve", "instances", "--study", STUDY, "--series", SERIES)
+        assert run(*where, "--instance", INSTANCE, "metadata", "--dicomize") == 0
+    shown = capsys.readouterr().out
+    assert "not a number" in shown
+    assert INSTANCE in shown
+    assert f"{INSTANCE}: the element 00200011 does not follow" in caplog.text
 
 
 def test_a_closed_pipe_is_no_traceback(folder: Path) -> None:

@@ -24,7 +24,21 @@ from pydicom.uid import (
 
 from dicomweb_io.dicom.errors import DICOMDIRError, IncompleteDICOMError, MissingUIDError, NotDICOMError
 from dicomweb_io.dicom.header_scan import UNDEFINED_LENGTH, scan_header, scan_trailing
-from dicomweb_io.dicom.part10 import check_complete, encode_dataset, header_of, read_range
+from dicomweb_io.dicom.json_encode import encode
+from dicomweb_io.dicom.part10 import (
+    BYTES_BEHIND,
+    ODD_VR,
+    WITHOUT_DELIMITER,
+    WITHOUT_PIXEL_DATA,
+    Verdict,
+    check_complete,
+    encode_dataset,
+    header_of,
+    judge,
+    read_range,
+    readable,
+)
+from dicomweb_io.elements import Instance
 
 DATA = Path(pydicom.__file__).parent / "data"
 FILES = sorted(
@@ -398,3 +412,183 @@ def test_encode_dataset_errors_name_tags_and_no_values() -> None:
         encode_dataset(dataset)
     assert "Secret" not in str(failed.value)
     assert failed.value.__cause__ is None
+
+
+# Odd is not broken, and broken is not odd -----------------------------------------------------------------------------
+
+RLE_2_FRAMES = (DATA / "test_files" / "SC_rgb_rle_2frame.dcm").read_bytes()
+JPEG_FRAMES = (DATA / "test_files" / "examples_ybr_color.dcm").read_bytes()
+
+
+def element(tag: int, vr: bytes, value: bytes, *, wide: bool = False) -> bytes:
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr
+    return head + (struct.pack("<HI", 0, len(value)) if wide else struct.pack("<H", len(value))) + value
+
+
+def with_element(content: bytes, added: bytes, before: int = 0x00280002) -> bytes:
+    """CT_small with an element before one of its own."""
+    place = scan_header(content).elements[before][1] - 8
+    return content[:place] + added + content[place:]
+
+
+def before_pixels(content: bytes) -> bytes:
+    return content[: scan_header(content).end]
+
+
+@pytest.mark.parametrize(
+    "name", ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm"]
+)
+def test_a_file_that_ends_before_its_pixels_is_whole_with_a_warning(name: str) -> None:
+    verdict = judge(before_pixels((DATA / "test_files" / name).read_bytes()))
+    assert verdict == Verdict(warnings=(WITHOUT_PIXEL_DATA,))
+    assert check_complete(before_pixels(CT_SMALL)) is None
+
+
+def test_pixels_that_are_lawfully_elsewhere_or_absent_cause_no_warning() -> None:
+    assert judge(CT_SMALL).warnings == ()
+    assert judge((DATA / "test_files" / "rtplan.dcm").read_bytes()).warnings == ()
+    url = element(0x00287FE0, b"UR", b"http://127.0.0.1", wide=True)
+    assert judge(before_pixels(CT_SMALL) + url).warnings == ()
+
+
+def test_an_element_behind_where_pixels_stand_proves_that_none_were_cut_off() -> None:
+    behind = element(0xFFFCFFFC, b"OB", bytes(8), wide=True)
+    assert judge(before_pixels(CT_SMALL) + behind) == Verdict(proves_end=True, warnings=(WITHOUT_PIXEL_DATA,))
+
+
+def test_the_end_mark_of_a_deflated_stream_proves_its_end() -> None:
+    start = scan_header(CT_SMALL).dataset_offset
+    uid = b"1.2.840.10008.1.2.1.99"
+    squeeze = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    body = squeeze.compress(before_pixels(CT_SMALL)[start:])
+    whole = bytes(128) + b"DICM" + element(0x00020010, b"UI", uid) + body + squeeze.flush()
+    assert judge(whole) == Verdict(proves_end=True, warnings=(WITHOUT_PIXEL_DATA,))
+    # All the elements, and no end mark.
+    squeeze = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    body = squeeze.compress(before_pixels(CT_SMALL)[start:]) + squeeze.flush(zlib.Z_SYNC_FLUSH)
+    verdict = judge(bytes(128) + b"DICM" + element(0x00020010, b"UI", uid) + body)
+    assert verdict.problem == "the deflated dataset is cut off"
+
+
+def encapsulated(fragments: list[bytes], *, frames: int, table: bytes = b"", syntax: str = JPEGBaseline8Bit) -> bytes:
+    """An image with these fragments and without the delimiter behind them."""
+    dataset = small_dataset(syntax)
+    dataset.NumberOfFrames = frames
+    dataset.Rows = dataset.Columns = dataset.BitsAllocated = 8
+    items = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in [table, *fragments])
+    return encode_dataset(dataset) + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF) + items
+
+
+JPEG = b"\xff\xd8frame\xff\xd9\x00"
+OPEN = b"\xff\xd8frames"
+OFFSETS = struct.pack("<2I", 0, 16 + 18)
+
+
+@pytest.mark.parametrize(
+    ("content", "proven"),
+    [
+        (RLE_2_FRAMES[:-8], True),
+        (JPEG_FRAMES[:-8], True),
+        (encapsulated([JPEG, JPEG], frames=2), True),
+        (encapsulated([JPEG, JPEG], frames=2) + bytes(20), True),
+        (encapsulated([JPEG], frames=250, syntax="1.2.840.10008.1.2.4.102"), False),
+        (encapsulated([JPEG], frames=1), True),
+        (encapsulated([OPEN], frames=1), False),
+        (encapsulated([OPEN, JPEG, OPEN, JPEG], frames=2, table=OFFSETS), True),
+        (encapsulated([OPEN, JPEG, OPEN], frames=2, table=OFFSETS), False),
+        (encapsulated([OPEN, JPEG, JPEG], frames=2), False),
+        (encapsulated([JPEG], frames=0), False),
+    ],
+)
+def test_a_missing_delimiter_is_odd_where_all_frames_are_there(content: bytes, proven: bool) -> None:
+    if content[-8:-4] == b"\xfe\xff\xdd\xe0":
+        content = content[:-8]
+    verdict = judge(content)
+    assert (verdict.problem, verdict.warnings) == (None, (WITHOUT_DELIMITER,))
+    assert pydicom.dcmread(readable(io.BytesIO(content)), force=True).PixelData
+    assert (verdict.open_end is None) == proven
+    assert (check_complete(io.BytesIO(content)) is None) == proven
+    content = content.rstrip(b"\0")
+    assert judge(content[:-1]).problem  # a fragment that is cut off
+    assert judge(content[:-1]).warnings == ()
+
+
+def test_fewer_fragments_than_frames_are_a_count_that_is_not_met() -> None:
+    assert "2 fragments cannot hold 3 frames" in str(judge(encapsulated([JPEG, JPEG], frames=3)).problem)
+    assert "0 fragments cannot hold 1 frames" in str(judge(encapsulated([], frames=1)).problem)
+
+
+def test_an_extended_offset_table_proves_the_frames() -> None:
+    content = encapsulated([OPEN, OPEN], frames=2)
+    tables = element(0x7FE00001, b"OV", struct.pack("<2Q", 0, 16), wide=True)
+    lengths = element(0x7FE00002, b"OV", struct.pack("<2Q", 8, 7), wide=True)
+    pixels = scan_header(content).end
+    assert judge(content[:pixels] + tables + lengths + content[pixels:]).open_end is None
+    assert judge(content[:pixels] + tables + lengths + content[pixels:-16]).problem
+
+
+def test_a_sequence_without_its_delimiter_may_be_cut_off() -> None:
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0) + struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    report = encode_dataset(small_dataset()) + struct.pack("<HH2sHI", 0x0040, 0xA730, b"SQ", 0, 0xFFFFFFFF) + item
+    verdict = judge(report)
+    assert (verdict.problem, verdict.warnings) == (None, (WITHOUT_DELIMITER,))
+    assert "0040,A730" in str(verdict.open_end)
+    assert len(Instance.from_bytes(report).dataset().ContentSequence) == 2
+    assert judge(report[:-4]).problem
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", b"\r\n--boundary--\r\n", b"x" * 100, b"\n"])
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm"])
+def test_bytes_behind_complete_pixels_are_odd(name: str, behind: bytes) -> None:
+    content = (DATA / "test_files" / name).read_bytes()
+    scan = scan_header(content)
+    assert scan.pixel_data is not None
+    _, offset, length = scan.pixel_data
+    whole = content if length == UNDEFINED_LENGTH else content[: offset + length]
+    assert judge(whole + behind) == Verdict(warnings=(BYTES_BEHIND,))
+
+
+def test_an_element_behind_the_pixels_that_is_cut_off_is_no_oddity() -> None:
+    signature = struct.pack("<HH2sHI", 0xFFFA, 0xFFFA, b"SQ", 0, 100) + bytes(20)
+    _, offset, length = scan_header(CT_SMALL).pixel_data or (None, 0, 0)
+    for cut in (2, 4, 7, 10, 30):
+        assert judge(CT_SMALL[: offset + length] + signature[:cut]).problem, cut
+
+
+@pytest.mark.parametrize("vr", [b"--", b"??", b"  ", b"ob", b"XX", b"\0\0", b"-\0"])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("value", [b"", b"1234", bytes(range(200))])
+def test_an_odd_vr_does_not_hide_what_follows(vr: bytes, wide: bool, value: bytes) -> None:
+    private = element(0x00190010, b"LO", b"ACME") + element(0x00191001, vr, value, wide=wide)
+    content = with_element(CT_SMALL, private + element(0x00191002, b"--", b"ab"))
+    verdict = judge(content)
+    assert (verdict.problem, verdict.warnings) == (None, (ODD_VR,))
+    scan = scan_header(content)
+    assert scan.elements.keys() >= scan_header(CT_SMALL).elements.keys() | {0x00191001, 0x00191002}
+    assert scan.value(0x00191001) == value
+    assert header_of(io.BytesIO(content)).sop_instance_uid == header_of(io.BytesIO(CT_SMALL)).sop_instance_uid
+
+
+def test_an_odd_vr_before_the_uids_and_inside_a_sequence() -> None:
+    private = element(0x00090010, b"LO", b"ACME") + element(0x00091001, b"--", b"12")
+    early = with_element(CT_SMALL, private, 0x00100010)
+    assert header_of(io.BytesIO(early)).study_instance_uid == header_of(io.BytesIO(CT_SMALL)).study_instance_uid
+    private = element(0x00190010, b"LO", b"ACME") + element(0x00191001, b"--", b"abcdef")
+    inside = private + element(0x00400001, b"AE", b"")
+    undefined = [struct.pack("<HHI", 0xFFFE, number, length) for number, length in ((0xE000, 0xFFFFFFFF), (0xE00D, 0))]
+    value = undefined[0] + inside + undefined[1] + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    content = with_element(CT_SMALL, struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + value, 0x00100010)
+    assert check_complete(content) is None
+    found = encode(content)["00081140"]["Value"]
+    assert found[0].keys() == {"00190010", "00191001", "00400001"}
+
+
+def test_a_file_with_the_prefix_alone_is_dicom() -> None:
+    bare = CT_SMALL[128:]
+    header = header_of(io.BytesIO(bare))
+    assert header.sop_instance_uid == header_of(io.BytesIO(CT_SMALL)).sop_instance_uid
+    assert header.transfer_syntax_uid == "1.2.840.10008.1.2.1"
+    assert judge(bare) == Verdict()
+    instance = Instance.from_bytes(bare)
+    assert instance.dataset().pixel_array.shape == (128, 128)
+    assert instance.read() == bare

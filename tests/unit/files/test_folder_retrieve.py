@@ -464,7 +464,7 @@ def test_a_wrong_offset_table_gives_the_right_frames_or_none(
     size = 1008 if how == "basic2" else 504
     frames = [bytes([number]) * size for number in range(1, count + 1)]
     path = folder / "m.dcm"
-    multi_frame(make_bytes, frames, how, path)
+    path.write_bytes(multi_frame(frames, how))
     code = "Q" if how == "extended" else "I"
     offsets = [(1024 if how == "basic2" else 512) * number for number in range(count)]
     table, wrong = (struct.pack(f"<{count}{code}", *numbers) for numbers in (offsets, shift(offsets)))
@@ -492,7 +492,7 @@ def test_a_wrong_offset_table_gives_the_right_frames_or_none(
 )  # fmt: skip
 def test_what_is_no_number_of_frames_is_no_frame(number: str, lawful: bool, image: str, folder: Path) -> None:
     path = folder / "m.dcm"
-    multi_frame(make_bytes, [bytes([number]) * 256 for number in range(3)], image, path)
+    path.write_bytes(multi_frame([bytes([number]) * 256 for number in range(3)], image))
     dataset = pydicom.dcmread(path)
     dataset.NumberOfFrames = 1234567
     if image == "native":
@@ -523,7 +523,7 @@ VIDEOS = [f"1.2.840.10008.1.2.4.{end}" for end in ("100", "101.1", "102", "103",
 def test_a_video_is_one_stream(syntax: str, folder: Path, serve: Callable[..., Any]) -> None:
     pieces = [os.urandom(1000), os.urandom(2), os.urandom(300)]
     stream = b"".join(pieces)
-    multi_frame(make_bytes, pieces, "basic", folder / "m.dcm")
+    (folder / "m.dcm").write_bytes(multi_frame(pieces, "basic"))
     dataset = pydicom.dcmread(folder / "m.dcm")
     dataset.file_meta.TransferSyntaxUID, dataset.NumberOfFrames = syntax, 250
     dataset.save_as(folder / "m.dcm", enforce_file_format=True)

@@ -30,7 +30,7 @@ from dicomweb_io.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_LS_LOSSLESS
 from dicomweb_io.elements import Resource
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.testing.samples import clone, sample_file
-from tests.unit.files.making import answered
+from tests.unit.files.making import answered, frames_of
 
 # Of each kind of image one: bits, sign, colours by pixel and by plane, frames, odd sizes, encodings.
 SAMPLES = (
@@ -120,7 +120,7 @@ def test_frames_are_encoded_anew_one_by_one(wanted: str, archive: DICOMfileClien
     refused: list[requests.HTTPError] = []
     for reference, stored in images:
         last = int(stored.get("NumberOfFrames") or 1)
-        frame = Resource(*reference_uids(reference), (last,))
+        frame = frames_of(reference, last)
         try:
             (encoded,) = archive.iter_frames(frame, media_types=[(media_type_of(wanted), wanted)])
         except requests.HTTPError as error:
@@ -148,10 +148,6 @@ def test_frames_are_encoded_anew_one_by_one(wanted: str, archive: DICOMfileClien
     assert compared >= 6 or missing_library(wanted) is not None
 
 
-def reference_uids(reference: Resource) -> tuple[str, str, str]:
-    return reference.study_instance_uid, str(reference.series_instance_uid), str(reference.sop_instance_uid)
-
-
 def test_the_first_accepted_type_that_can_be_given_wins(archive: DICOMfileClient, images: Images) -> None:
     reference = next(reference for reference, stored in images if stored.Modality == "CT")
     explicit = ("application/dicom", EXPLICIT_VR_LITTLE_ENDIAN)
@@ -160,7 +156,7 @@ def test_the_first_accepted_type_that_can_be_given_wins(archive: DICOMfileClient
         available = missing_library(first) is None
         assert instance.transfer_syntax_uid == (first if available else EXPLICIT_VR_LITTLE_ENDIAN)
         (frame,) = archive.iter_frames(
-            Resource(*reference_uids(reference), (1,)),
+            frames_of(reference, 1),
             media_types=[(media_type_of(first), first), "application/octet-stream"],
         )
         assert frame.media_type == (media_type_of(first) if available else "application/octet-stream")
@@ -178,7 +174,7 @@ def test_jpeg_images_of_12_bits(name: str, folder: Path) -> None:
     (folder / name).write_bytes(clone(sample_file(name).read_bytes(), 0, sop_instance_uid="1.2.3"))
     client = DICOMfileClient(folder)
     reference = Resource.of(client.search_for_instances()[0])
-    frame = Resource(*reference_uids(reference), (1,))
+    frame = frames_of(reference, 1)
     explicit = [("application/dicom", EXPLICIT_VR_LITTLE_ENDIAN)]
     if importlib.util.find_spec("imagecodecs") is None:
         for work in (

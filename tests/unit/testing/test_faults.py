@@ -33,13 +33,8 @@ def test_it_matches_method_and_path(method, path, struck):
 
 def test_only_matching_requests_are_counted():
     plan = FaultPlan([fault("status", method="POST", first=2)])
-    assert [bool(plan.strike(method, "/")) for method in ("POST", "GET", "GET", "POST", "POST")] == [
-        False,
-        False,
-        False,
-        True,
-        False,
-    ]
+    struck = [bool(plan.strike(method, "/")) for method in ("POST", "GET", "GET", "POST", "POST")]
+    assert struck == [False, False, False, True, False]
 
 
 def test_a_probability_is_decided_by_the_seed():

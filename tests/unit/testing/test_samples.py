@@ -34,18 +34,10 @@ def test_copies_keep_names_and_bytes(tmp_path):
 
 
 CLONEABLE = [
-    "CT_small.dcm",
-    "MR_small_implicit.dcm",
-    "MR_small_bigendian.dcm",
-    "MR_small_RLE.dcm",
-    "examples_ybr_color.dcm",
-    "image_dfl.dcm",
-    "rtstruct.dcm",
-    "ExplVR_LitEndNoMeta.dcm",
-    "ExplVR_BigEndNoMeta.dcm",
-    "waveform_ecg.dcm",
+    "CT_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "examples_ybr_color.dcm",
+    "image_dfl.dcm", "rtstruct.dcm", "ExplVR_LitEndNoMeta.dcm", "ExplVR_BigEndNoMeta.dcm", "waveform_ecg.dcm",
     "chrGreek.dcm",
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CLONEABLE)
@@ -57,12 +49,8 @@ def test_a_clone_differs_in_its_uids_only(name):
         assert old[keyword].value != new[keyword].value
     if "MediaStorageSOPInstanceUID" in old.file_meta:
         assert new.file_meta.MediaStorageSOPInstanceUID == new.SOPInstanceUID
-    back = samples.clone(
-        cloned,
-        study_instance_uid=old.StudyInstanceUID,
-        series_instance_uid=old.SeriesInstanceUID,
-        sop_instance_uid=old.SOPInstanceUID,
-    )
+    names = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
+    back = samples.clone(cloned, **{name: old[keyword].value for name, keyword in zip(names, UIDS, strict=True)})
     if name == "image_dfl.dcm":
         assert read(back) == old, "the dataset is deflated anew, which need not give the same bytes"
     else:

@@ -20,7 +20,7 @@ from dicomweb_io.testing.server.behaviour import Behaviour, Evidence, Limits, me
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, GENERIC, VARIANTS, behaviour_of
 from dicomweb_io.testing.server.command import as_data, describe
 from dicomweb_io.testing.server.qido import soundex
-from tests.unit.testing.asking import INSTANCE, PLAIN, STUDY, body_of, store, uids
+from tests.unit.testing.asking import INSTANCE, PLAIN, STUDY, body_of, put_files, store, uids
 
 CT = sample_file("CT_small.dcm").read_bytes()
 FILES = ("CT_small.dcm", "MR_small.dcm", "test-SR.dcm", "examples_ybr_color.dcm")
@@ -28,10 +28,7 @@ FILES = ("CT_small.dcm", "MR_small.dcm", "test-SR.dcm", "examples_ybr_color.dcm"
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Iterator[DICOMfileClient]:
-    folder = tmp_path_factory.mktemp("archive")
-    for name in FILES:
-        (folder / name).write_bytes(sample_file(name).read_bytes())
-    with DICOMfileClient(folder, in_memory=True) as client:
+    with DICOMfileClient(put_files(tmp_path_factory.mktemp("archive"), FILES), in_memory=True) as client:
         yield client
 
 
@@ -92,14 +89,10 @@ def test_dcm4chee_finds_names_by_their_sound(serve, tmp_path):
 @pytest.mark.parametrize(
     ("word", "code"),
     [
-        ("Robert", "r163"),
-        ("Rupert", "r163"),
-        ("Ashcraft", "a261"),
-        ("Tymczak", "t522"),
-        ("Pfister", "p236"),
+        ("Robert", "r163"), ("Rupert", "r163"), ("Ashcraft", "a261"), ("Tymczak", "t522"), ("Pfister", "p236"),
         ("Lee", "l000"),
     ],
-)
+)  # fmt: skip
 def test_soundex(word, code):
     assert soundex(word) == code
 

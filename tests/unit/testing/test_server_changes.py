@@ -12,6 +12,7 @@ from dicomweb_io.changes import change_source
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.testing.samples import make_study, sample_file
 from dicomweb_io.testing.server.feeds import identifier
+from tests.unit.testing.asking import store
 
 METHODS = {"orthanc": "orthanc", "azure": "azure", "dcm4chee": "receive_time"}
 STUDY_TAG = "0020000D"
@@ -94,9 +95,8 @@ def test_the_feed_of_azure(serve, tmp_path):
     url = f"{server.url}/changefeed"
     rows = get(url, params={"includemetadata": "false"})
     assert [row["Sequence"] for row in rows] == [1, 2, 3, 4, 5]
-    assert {Resource(row["StudyInstanceUid"], row["SeriesInstanceUid"], row["SopInstanceUid"]) for row in rows} == set(
-        references(there)
-    )
+    found = [Resource(row["StudyInstanceUid"], row["SeriesInstanceUid"], row["SopInstanceUid"]) for row in rows]
+    assert set(found) == set(references(there))
     assert {(row["Action"], row["State"]) for row in rows} == {("create", "current")}
     assert get(url, params={"offset": 1, "limit": 2, "includemetadata": "false"}) == rows[1:3]
     window = {"startTime": rows[1]["Timestamp"], "endTime": rows[3]["Timestamp"], "includemetadata": "false"}
@@ -105,13 +105,10 @@ def test_the_feed_of_azure(serve, tmp_path):
     assert get(url, params={"limit": 1})[0]["Metadata"]["00080018"]["Value"] == [rows[0]["SopInstanceUid"]]
     for wrong in ("limit=0", "limit=201", "limit=x", "offset=-1", "startTime=yesterday"):
         assert requests.get(f"{url}?{wrong}", timeout=30).status_code == 400
-    first = Resource(rows[0]["StudyInstanceUid"], rows[0]["SeriesInstanceUid"], rows[0]["SopInstanceUid"])
-    assert requests.delete(f"{server.url}/{first.uri}", timeout=30).status_code == 204
+    assert requests.delete(f"{server.url}/{found[0].uri}", timeout=30).status_code == 204
     rows = get(url, params={"includemetadata": "false"})
-    assert [(row["Sequence"], row["Action"], row["State"]) for row in (rows[0], rows[-1])] == [
-        (1, "create", "deleted"),
-        (6, "delete", "deleted"),
-    ]
+    ends = [(row["Sequence"], row["Action"], row["State"]) for row in (rows[0], rows[-1])]
+    assert ends == [(1, "create", "deleted"), (6, "delete", "deleted")]
 
 
 def test_an_empty_feed_and_replaced_instances(serve, tmp_path):
@@ -121,19 +118,9 @@ def test_an_empty_feed_and_replaced_instances(serve, tmp_path):
     assert get(url) == []
     assert requests.get(f"{url}/latest", timeout=30).status_code == 204
     for method in ("POST", "PUT"):
-        answer = requests.request(
-            method,
-            f"{server.url}/studies",
-            data=path.read_bytes(),
-            headers={"Content-Type": "application/dicom"},
-            timeout=30,
-        )
-        assert answer.status_code == 200
-    rows = get(url)
-    assert [(row["Action"], row["State"], "Metadata" in row) for row in rows] == [
-        ("create", "replaced", False),
-        ("create", "current", True),
-    ]
+        assert store(server, path.read_bytes(), method=method).status_code == 200
+    rows = [(row["Action"], row["State"], "Metadata" in row) for row in get(url)]
+    assert rows == [("create", "replaced", False), ("create", "current", True)]
 
 
 # Orthanc --------------------------------------------------------------------------------------------------------------
@@ -144,16 +131,15 @@ def test_the_interface_of_orthanc(serve, tmp_path):
     (tmp_path / "ct.dcm").write_bytes(content)
     server = serve(tmp_path, behaviour="orthanc")
     reference = Instance.from_bytes(content).reference
-    study, series, instance = reference.study_instance_uid, reference.series_instance_uid, reference.sop_instance_uid
+    study, series, instance = reference.uids.values()
     names = [identifier("1CT1", *uids) for uids in ((study, series, instance), (study, series), (study,), ())]
     # As the real one names them.
     assert names[0] == "f689ddd2-662f8fe1-8b18180d-ec2a2cee-937917af"
     assert names[3] == "fa558bce-587a86d3-ad0da9b3-9d043d9d-4f5c5718"
     log = get(f"{server.origin}/changes")
-    assert [(one["ChangeType"], one["ID"], one["Seq"]) for one in log["Changes"]] == [
-        (f"New{kind}", name, number)
-        for number, (kind, name) in enumerate(zip(("Instance", "Series", "Study", "Patient"), names, strict=True), 1)
-    ]
+    kinds = ("NewInstance", "NewSeries", "NewStudy", "NewPatient")
+    told = [(one["ChangeType"], one["ID"], one["Seq"]) for one in log["Changes"]]
+    assert told == list(zip(kinds, names, (1, 2, 3, 4), strict=True))
     assert (log["Done"], log["Last"]) == (True, 4)
     page = get(f"{server.origin}/changes?since=1&limit=2")
     assert ([one["Seq"] for one in page["Changes"]], page["Done"], page["Last"]) == ([2, 3], False, 3)
@@ -162,9 +148,8 @@ def test_the_interface_of_orthanc(serve, tmp_path):
     found = requests.post(f"{server.origin}/tools/lookup", data=study, timeout=30).json()
     assert found == [{"ID": names[2], "Path": f"/studies/{names[2]}", "Type": "Study"}]
     assert requests.post(f"{server.origin}/tools/lookup", data="1.2.3", timeout=30).json() == []
-    bulk = requests.post(
-        f"{server.origin}/tools/bulk-content", json={"Resources": [*names, "nobody"], "Metadata": False}, timeout=30
-    ).json()
+    wanted = {"Resources": [*names, "nobody"], "Metadata": False}
+    bulk = requests.post(f"{server.origin}/tools/bulk-content", json=wanted, timeout=30).json()
     assert [one["Type"] for one in bulk] == ["Instance", "Series", "Study", "Patient"]
     assert bulk[0]["ParentSeries"] == names[1]
     assert bulk[2]["MainDicomTags"]["StudyInstanceUID"] == study
@@ -192,7 +177,7 @@ def test_an_instance_that_comes_back_is_new_again(serve, tmp_path):
     server = serve(tmp_path / "archive", behaviour="orthanc")
     watch = Watch(server, "instance")
     gone = references(paths)[0]
-    watch.client.delete_instance(gone.study_instance_uid, gone.series_instance_uid, gone.sop_instance_uid)
+    watch.client.delete_instance(*gone.uids.values())
     assert watch.poll() == set()
     watch.store([contents[0]])
     assert watch.poll() == {gone}

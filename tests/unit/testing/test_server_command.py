@@ -25,25 +25,16 @@ from dicomweb_io.testing.server.behaviours import BEHAVIOURS, VARIANTS
 from dicomweb_io.testing.server.command import authentication_for
 from tests.unit.testing.asking import make_certificates
 
-SECRETS = {
-    "BASIC": "demo:se:cret",
-    "TOKEN": "a-token",
-    "CLIENT": "app:app-secret",
-    "KEYS": "AKIDEXAMPLE:aws-secret",
-}
+SECRETS = {"BASIC": "demo:se:cret", "TOKEN": "a-token", "CLIENT": "app:app-secret", "KEYS": "AKIDEXAMPLE:aws-secret"}
 
 
 class Command:
     """A running ``dicomweb-io serve``."""
 
     def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dicomweb_io", "serve", *arguments, "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **SECRETS},
-        )
+        command = [sys.executable, "-m", "dicomweb_io", "serve", *arguments, "--port", "0"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env={**os.environ, **SECRETS}, **pipes)
         self._url = ""
 
     @property
@@ -98,10 +89,8 @@ def found(url: str, **options) -> int:
 def test_basic_authentication_and_faults_of_a_file(commands):
     url = commands["basic"].url
     assert url.endswith("/dicom-web")
-    statuses = [
-        requests.get(f"{url}/studies", auth=auth, timeout=30).status_code
-        for auth in (("demo", "se:cret"), ("demo", "se:cret"), None)
-    ]
+    known = ("demo", "se:cret")
+    statuses = [requests.get(f"{url}/studies", auth=auth, timeout=30).status_code for auth in (known, known, None)]
     assert statuses == [503, 200, 401]
     with pytest.raises(requests.exceptions.RequestException):
         requests.get(f"{url}/instances", auth=("demo", "se:cret"), timeout=30)

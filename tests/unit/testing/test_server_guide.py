@@ -35,19 +35,10 @@ def test_the_fixture_and_the_tests_with_it_work(tmp_path):
         name = re.match(r"# (\S+)\n", block)[1]
         (tmp_path / name).write_text(block, "utf-8")
     assert {path.name for path in tmp_path.iterdir()} == {"conftest.py", "test_my_code.py"}
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "DICOMWEB_IO_CACHE": str(tmp_path / "cache"),
-            "PYTEST_ADDOPTS": "",
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        },
-        cwd=tmp_path,
-        timeout=300,
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tmp_path)]
+    own = {"DICOMWEB_IO_CACHE": f"{tmp_path}/cache", "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 300}
+    result = subprocess.run(command, env={**os.environ, **own}, **options)
     assert result.returncode == 0, result.stdout
     assert "5 passed" in result.stdout
 

@@ -11,6 +11,8 @@ import pytest
 import requests
 
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.dicom.part10 import WITHOUT_DELIMITER, judge
 from dicomweb_io.elements import Instance, RenderedImage
 from dicomweb_io.http.multipart import MultipartError, MultipartReader
 from dicomweb_io.testing.faults import fault
@@ -307,6 +309,16 @@ def test_parts_missing_doubled_foreign_and_cut(serve, archive, study):
     assert foreign[1:] == right[1:]
     uid = pydicom.dcmread(io.BytesIO(foreign[0])).SOPInstanceUID
     assert uid not in {pydicom.dcmread(io.BytesIO(part)).SOPInstanceUID for part in right}
+
+
+def test_parts_cut_before_their_pixels_and_without_their_delimiter(serve, archive, study):
+    right = parts(get(f"{serve(archive).url}/studies/{study}", ANY))
+    cut = parts(faulty(serve, archive, study, "cut_before_pixels"))
+    assert cut == [part[: scan_header(part).end] for part in right]
+    assert {scan_header(part).pixel_data_tag for part in right} == {0x7FE00010}
+    odd = parts(faulty(serve, archive, study, "missing_delimiter"))
+    assert len(odd) == len(right)
+    assert {judge(part).warnings for part in odd} == {(WITHOUT_DELIMITER,)}
 
 
 def test_a_large_instance_passes_without_much_memory(serve, tmp_path):

@@ -11,11 +11,11 @@ import requests
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study, sample_file
-from dicomweb_io.testing.server.auth import BearerAuthentication, OAuth2Authentication
+from dicomweb_io.testing.server.auth import BearerAuthentication, OAuth2Authentication, SigV4Authentication
 from dicomweb_io.testing.server.behaviour import Behaviour, behaviour
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, behaviour_of
 from dicomweb_io.testing.server.server import TLS, serve as start_server
-from tests.unit.testing.asking import make_certificates
+from tests.unit.testing.asking import make_certificates, store
 
 
 def status(server, path: str = "/studies", **options) -> int:
@@ -65,11 +65,7 @@ def test_stopping_cuts_running_answers(serve, tmp_path):
 
 def test_an_archive_in_memory(serve):
     server = serve("memory://archive-of-this-test")
-    content = sample_file("CT_small.dcm").read_bytes()
-    answer = requests.post(
-        f"{server.url}/studies", data=content, headers={"Content-Type": "application/dicom"}, timeout=30
-    )
-    assert answer.status_code == 200
+    assert store(server, sample_file("CT_small.dcm").read_bytes()).status_code == 200
     assert status(server) == 200
 
 
@@ -139,11 +135,9 @@ def test_client_credentials(serve, tmp_path):
     clients = OAuth2Authentication("app", "secret")
     server = serve(tmp_path, auth=clients)
     endpoint = server.origin + clients.path
-    form = {"grant_type": "client_credentials"}
+    form, other = {"grant_type": "client_credentials"}, {"grant_type": "password"}
     assert requests.post(endpoint, data=form, auth=("app", "wrong"), timeout=30).status_code == 401
-    assert (
-        requests.post(endpoint, data={"grant_type": "password"}, auth=("app", "secret"), timeout=30).status_code == 400
-    )
+    assert requests.post(endpoint, data=other, auth=("app", "secret"), timeout=30).status_code == 400
     answer = requests.post(endpoint, data={**form, "client_id": "app", "client_secret": "secret"}, timeout=30).json()
     assert answer["expires_in"] == 3600
     assert status(server, headers={"Authorization": f"Bearer {answer['access_token']}"}) == 204
@@ -156,8 +150,6 @@ def test_aws_signatures(serve, tmp_path):
     from botocore.auth import SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
-
-    from dicomweb_io.testing.server.auth import SigV4Authentication
 
     server = serve(tmp_path, behaviour="healthimaging", auth=SigV4Authentication("AKID", "secret"))
 
@@ -194,10 +186,8 @@ def test_statuses_come_as_often_as_told(serve, tmp_path, code):
 
 
 def test_retry_after_in_both_forms(serve, tmp_path):
-    server = serve(
-        tmp_path,
-        faults=[fault("status", retry_after=2), fault("status", first=2, retry_after=2, retry_after_date=True)],
-    )
+    faults = [fault("status", retry_after=2), fault("status", first=2, retry_after=2, retry_after_date=True)]
+    server = serve(tmp_path, faults=faults)
     first, second = (requests.get(f"{server.url}/studies", timeout=30) for _ in range(2))
     assert first.headers["Retry-After"] == "2"
     assert re.match(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", second.headers["Retry-After"])
@@ -205,9 +195,8 @@ def test_retry_after_in_both_forms(serve, tmp_path):
 
 def test_redirects(serve, tmp_path):
     other = serve(tmp_path)
-    server = serve(
-        tmp_path, faults=[fault("redirect", location=other.url + "/studies"), fault("redirect_loop", first=2)]
-    )
+    faults = [fault("redirect", location=other.url + "/studies"), fault("redirect_loop", first=2)]
+    server = serve(tmp_path, faults=faults)
     assert status(server) == 204
     assert len(other.records) == 1
     server.inject(fault("redirect_loop", times=None))

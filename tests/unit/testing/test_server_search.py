@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -87,10 +88,8 @@ def test_matching(serve, archive, query, rows):
 @pytest.mark.parametrize("comma", [",", "%2C"])
 def test_lists_of_uids(serve, archive, comma):
     server = serve(archive)
-    studies = uids(get(server, "/studies"), STUDY)
-    assert sorted(uids(get(server, f"/studies?StudyInstanceUID={comma.join(studies[:2])}"), STUDY)) == sorted(
-        studies[:2]
-    )
+    wanted = uids(get(server, "/studies"), STUDY)[:2]
+    assert sorted(uids(get(server, f"/studies?StudyInstanceUID={comma.join(wanted)}"), STUDY)) == sorted(wanted)
 
 
 def test_includefield(serve, archive):
@@ -130,18 +129,13 @@ def test_malformed_parameters_are_refused(serve, archive, query):
 
 def test_xml_and_what_is_not_acceptable(serve, archive):
     server = serve(archive)
-    answer = get(
-        server, "/studies?PatientID=1CT1", headers={"Accept": 'multipart/related; type="application/dicom+xml"'}
-    )
-    assert answer.headers["Content-Type"].startswith('multipart/related; type="application/dicom+xml"')
-    document = answer.content.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
-    root = ElementTree.fromstring(document)
-    value = root.find("DicomAttribute[@tag='00100020']/Value")
-    assert value is not None
-    assert value.text == "1CT1"
-    name = root.find("DicomAttribute[@tag='00100010']/PersonName/Alphabetic/FamilyName")
-    assert name is not None
-    assert name.text == "CompressedSamples"
+    kind = 'multipart/related; type="application/dicom+xml"'
+    answer = get(server, "/studies?PatientID=1CT1", headers={"Accept": kind})
+    assert answer.headers["Content-Type"].startswith(kind)
+    root = ElementTree.fromstring(answer.content.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0])
+    assert root.findtext("DicomAttribute[@tag='00100020']/Value") == "1CT1"
+    name = root.findtext("DicomAttribute[@tag='00100010']/PersonName/Alphabetic/FamilyName")
+    assert name == "CompressedSamples"
     assert get(server, "/studies", headers={"Accept": "image/png"}).status_code == 406
     assert get(server, "/studies?accept=application/json").headers["Content-Type"] == "application/json"
 
@@ -309,6 +303,12 @@ def test_faults_of_paging(serve, archive):
     assert uids(page("moving_rows", count=1), INSTANCE)[1:] == right[:3]
     assert uids(page("shrink_pages", count=1), INSTANCE) == right[:3]
     assert page("lying_total", difference=5).headers["X-Total-Count"] == "17"
+    assert (page("empty_page").content, page("empty_page").headers["X-Total-Count"]) == (b"", "12")
+    assert page("empty_page", offset=4).content == b""
+    assert uids(page("empty_page", offset=6), INSTANCE) == right[:2]
+    assert uids(page("empty_page", offset=3), INSTANCE) == right
+    assert [number for number, row in enumerate(page("null_row", row=2).json()) if row is None] == [1]
+    assert "0020000d" in page("lower_case_tags").json()[0]
     assert get(serve(archive, faults=[fault("lying_total", difference=-3)]), "/instances/count").json() == {"count": 10}
 
 
@@ -334,8 +334,6 @@ def test_a_gzip_bomb_is_small_on_the_wire(serve, archive):
     with get(server, "/studies", stream=True) as answer:
         packed = answer.raw.read(decode_content=False)
     assert len(packed) < 200_000
-    import gzip
-
     assert len(gzip.decompress(packed)) == 50_000_002
 
 
@@ -343,10 +341,10 @@ def test_series_come_by_number_where_the_server_does_so(serve, tmp_path):
     for number in (3, 1, 2):
         synthetic_instance(10, tmp_path / f"{number}.dcm", seed="x", number=number)
     server = serve(tmp_path, behaviour="healthimaging")
-    row = get(server, "/studies").json()[0]
-    series = get(server, f"/studies/{row[STUDY]['Value'][0]}/series").json()[0]
-    path = f"/studies/{row[STUDY]['Value'][0]}/series/{series[SERIES]['Value'][0]}/instances"
-    assert [one["00200013"]["Value"][0] for one in get(server, path).json()] == [1, 2, 3]
+    (study,) = uids(get(server, "/studies"), STUDY)
+    (series,) = uids(get(server, f"/studies/{study}/series"), SERIES)
+    rows = get(server, f"/studies/{study}/series/{series}/instances").json()
+    assert [row["00200013"]["Value"][0] for row in rows] == [1, 2, 3]
 
 
 def test_the_sample_folder_is_served(serve, tmp_path):

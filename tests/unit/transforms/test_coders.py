@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from apache_beam.coders import registry
+from apache_beam.coders import FastPrimitivesCoder, registry
 from hypothesis import given, strategies as st
 
 from dicomweb_io.elements import (
@@ -63,6 +63,7 @@ ELEMENTS = {
         OPTIONAL_TEXTS,
         OPTIONAL_TEXTS,
         OPTIONAL_INTEGERS,
+        warnings=st.lists(TEXTS, max_size=2).map(tuple),
     ),
     Failure: st.builds(
         Failure,
@@ -133,6 +134,24 @@ def test_equal_elements_have_equal_encodings_however_they_were_made():
     made = Resource("1.2", "1.3", "1.4", (1, 2))
     parsed = Resource.of("studies/1.2/series/1.3/instances/1.4/frames/1,2")
     assert coder.encode(made) == coder.encode(parsed)
+
+
+def test_encodings_of_an_earlier_release_are_read_and_a_new_field_changes_no_key():
+    """Bytes as they were written once, with and without the trailing fields that have their defaults."""
+    reference = Resource("1.2", "1.3", "1.4")
+    stored = StoredInstance(reference, "stored", 7)
+    nested = ("\x00Resource", "1.2", "1.3", "1.4")
+    written = {
+        stored: (nested, "stored", 7),
+        Instance(reference, "1.2.840.10008.1.2.1", b"x"): (nested, "1.2.840.10008.1.2.1", b"x"),
+        reference: ("1.2", "1.3", "1.4"),
+    }
+    for element, state in written.items():
+        coder = registry.get_coder(type(element))
+        assert coder.encode(element) == b"\x00" + FastPrimitivesCoder().encode(state)
+    earlier = ((*nested, ()), "stored", 7, None, None, None, "response")
+    assert registry.get_coder(StoredInstance).decode(b"\x00" + FastPrimitivesCoder().encode(earlier)) == stored
+    assert registry.get_coder(Resource).encode(reference).hex() == "0006030403312e320403312e330403312e34"
 
 
 def test_an_encoding_is_compact():

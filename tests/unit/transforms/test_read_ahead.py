@@ -195,3 +195,23 @@ def test_a_source_and_a_client_say_the_same_of_a_server_that_ignores_offset(answ
         with pytest.raises(PagingError, match="ignores offset") if limit_works else nullcontext():
             came.extend(client.iter_search(make_query("series"), page_size=4))
         assert came == rows[: 4 if limit_works else 10]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_source_tells_of_rows_that_were_announced_and_did_not_come(answering, size):
+    rows = [{"0020000E": {"vr": "UI", "Value": [f"1.{number}"]}} for number in range(50)]
+
+    def answer(request):
+        offset, limit = int(request.parameters.get("offset", 0)), int(request.parameters["limit"])
+        page = [] if offset == 20 else rows[offset : offset + min(limit, 10)]
+        return Reply.json(
+            [*page[:3], None, *page[4:]] if size == 3 and offset == 10 else page, headers={"X-Total-Count": "50"}
+        )
+
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        found = p | SearchForSeries(answering(answer, path="/rs").url, page_size=10, failures="collect")
+        came = found.rows | beam.combiners.Count.Globally()
+        lost = found.failures | beam.Map(lambda failure: ("rows came" in failure.message, failure.rows))
+        assert_that(came, equal_to([20 if size == 1 else 19]), label="rows")
+        # The row that cannot be read has no place of its own.
+        assert_that(lost, equal_to([(True, (20 if size == 1 else 19, 50))]), label="lost")

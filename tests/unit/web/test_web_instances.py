@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 
+import pydicom
 import pytest
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit
 
+from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.elements import Resource
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.profiles import ServerProfile
@@ -326,3 +332,131 @@ def test_a_partial_series_is_an_error_if_nothing_tells_what_is_missing(web, file
     assert next(instances).content == files["1.2.3.1.1"]
     with pytest.raises(ResponseIncompleteError, match=r"partial \(206\)"):
         next(instances)
+
+
+# Cut, or odd ----------------------------------------------------------------------------------------------------------
+
+
+def image(web, sop, *, encapsulated=False, delimiter=True, pixels=True):
+    """An image, by default of one native frame; without pixels it ends just before them."""
+    content = web.dicom(sop)
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    del dataset.EncapsulatedDocument
+    dataset.Rows = dataset.Columns = dataset.BitsAllocated = 8
+    dataset.PixelData = bytes(64)
+    if encapsulated:
+        dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        dataset.PixelData = encapsulate([b"\xff\xd8" + bytes(60)])
+    dataset["PixelData"].VR = "OB"
+    whole = encode_dataset(dataset)
+    if not pixels:
+        return whole[: scan_header(whole).end]
+    return whole if delimiter else whole[:-8]
+
+
+NUMBERS = {f"1.2.3.1.{number}": number for number in range(1, 6)}
+
+
+@pytest.mark.parametrize("resource", [STUDY, ONE])
+def test_what_is_cut_before_its_pixels_once_comes_whole(web, resource):
+    whole = {uid: image(web, uid) for uid in (NUMBERS if resource is STUDY else ["1.2.3.1.1"])}
+    cut = [image(web, uid, pixels=False) for uid in whole]
+    server, client = web.connect(
+        lambda request: web.multipart(cut if len(server.requests) == 1 else whole.values(), length=False)
+    )
+    found = list(client.iter_instances(resource))
+    assert contents(found) == whole
+    assert {instance.warnings for instance in found} == {()}
+    assert len(server.requests) == 2
+
+
+def test_what_has_no_pixels_twice_moves_with_a_warning(web, caplog):
+    files = {uid: image(web, uid, pixels=number > 2) for uid, number in NUMBERS.items()}
+
+    def answer(request):
+        uid = request.path.rpartition("/instances/")[2]
+        return web.multipart([files[uid]] if uid in files else files.values())
+
+    server, client = web.connect(answer)
+    found = list(client.iter_instances(STUDY))
+    assert contents(found) == files
+    assert {instance.reference.sop_instance_uid for instance in found if instance.warnings} == {
+        "1.2.3.1.1",
+        "1.2.3.1.2",
+    }
+    assert found[-1].warnings == ("without pixel data",)
+    assert len(server.requests) == 3
+    assert "studies/1.2.3/series/1.2.3.1/instances/1.2.3.1.1 moves unchanged: without pixel data" in caplog.text
+
+
+def test_a_series_without_pixels_is_asked_for_twice_as_a_whole(web):
+    files = {uid: image(web, uid, pixels=False) for uid in NUMBERS}
+    server, client = web.connect(lambda request: web.multipart(files.values()))
+    assert contents(client.iter_instances(SERIES)) == files
+    assert len(server.requests) == 2
+
+
+def test_what_lacks_pixels_and_differs_each_time_is_cut_off(web):
+    cut = [image(web, "1.2.3.1.1", pixels=False) for _ in range(9)]
+    server, client = web.connect(lambda request: web.multipart([cut[0] + bytes(2 * len(server.requests))]))
+    with pytest.raises(ResponseIncompleteError, match="twice, and not with the same bytes") as caught:
+        list(client.iter_instances(ONE))
+    assert caught.value.retryable
+    assert len(server.requests) == 4
+
+
+def test_a_body_without_length_that_ends_before_its_pixels_is_cut_off(web):
+    cut = image(web, "1.2.3.1.1", pixels=False)
+    server, client = web.connect(lambda request: web.Reply(200, cut, "application/dicom", length=False))
+    with pytest.raises(ResponseIncompleteError, match=r"before its pixel data.*the same bytes came before"):
+        list(client.iter_instances(ONE))
+    assert len(server.requests) == 2
+    server, client = web.connect(lambda request: web.Reply(200, cut, "application/dicom"))
+    assert contents(client.iter_instances(ONE)) == {"1.2.3.1.1": cut}
+
+
+@pytest.mark.parametrize("framing", ["part", "part with a length", "length"])
+def test_a_missing_delimiter_is_odd_where_the_end_is_proven(web, framing):
+    odd = image(web, "1.2.3.1.1", encapsulated=True, delimiter=False)
+    headers = {"Content-Type": "application/dicom", "Content-Length": str(len(odd))}
+    reply = {
+        "part": lambda: web.multipart([odd]),
+        "part with a length": lambda: web.multipart([(headers, odd)]),
+        "length": lambda: web.Reply(200, odd, "application/dicom"),
+    }[framing]
+    server, client = web.connect(lambda request: reply())
+    (found,) = client.iter_instances(ONE)
+    assert (found.content, found.warnings) == (odd, ("without the delimiter that ends a value",))
+    assert len(server.requests) == 1
+
+
+def test_a_missing_delimiter_is_a_cut_where_nothing_proves_the_end(web):
+    odd = image(web, "1.2.3.1.1", encapsulated=True, delimiter=False)
+    longer = {"Content-Type": "application/dicom", "Content-Length": str(len(odd) + 8)}
+    for reply in (web.Reply(200, odd, "application/dicom", length=False), web.multipart([(longer, odd)])):
+        server, client = web.connect(lambda request, reply=reply: reply)
+        with pytest.raises(ResponseIncompleteError, match="ends early") as caught:
+            list(client.iter_instances(ONE))
+        assert len(server.requests) == 2
+        assert not caught.value.retryable
+
+
+def test_bytes_behind_complete_pixels_move(web):
+    odd = image(web, "1.2.3.1.1") + b"\r\n"
+    _, client = web.connect(lambda request: web.multipart([odd]))
+    (found,) = client.iter_instances(ONE)
+    assert (found.content, len(found.warnings)) == (odd, 1)
+
+
+def test_what_is_cut_in_the_same_way_twice_is_not_asked_for_again(web, files):
+    server, client = web.connect(lambda request: web.multipart([files["1.2.3.1.1"][:-9]]))
+    with pytest.raises(ResponseIncompleteError, match="the same bytes came before"):
+        list(client.iter_instances(ONE))
+    assert len(server.requests) == 2
+
+
+def test_no_spool_file_is_left_of_what_is_asked_for_twice(web, tmp_path):
+    cut = image(web, "1.2.3.1.1", pixels=False)
+    _, client = web.connect(lambda request: web.multipart([cut]))
+    (found,) = client.iter_instances(ONE, max_element_bytes=10, spool_directory=str(tmp_path))
+    assert [str(path) for path in tmp_path.iterdir()] == [found.path]
