@@ -124,7 +124,7 @@ def test_rows_without_number_where_few_were_asked_for(origin, item, get_remainin
     headers = {"Content-Encoding": "gzip"}
     server = origin(lambda request: Reply(200, body, "application/dicom+json", headers))
     with client_of(server.url) as client, memory_below(60 * MIB):
-        assert client.search_for_instances(limit=10, get_remaining=get_remaining) == [{}] * 10
+        assert len(client.search_for_instances(limit=10, get_remaining=get_remaining)) == 10
 
 
 def test_empty_members_are_no_way_to_keep_a_client_busy(origin):
