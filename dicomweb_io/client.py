@@ -386,6 +386,19 @@ class DICOMClient(ABC):
         """What the client did on the network so far; None where it uses none."""
         return None if self.transport is None else self.transport.stats
 
+    @property
+    def unavailable(self) -> str | None:
+        """Why further requests would fail like the last ones: it was lost, or refuses the login. Else None."""
+        return None if self.transport is None else self.transport.unavailable
+
+    def survive_outages(self, seconds: float) -> None:
+        """Waits from now on for so long for an archive that has answered before and cannot be connected to any more.
+
+        While one request probes it, all others of this process wait.
+        """
+        if self.transport is not None:
+            self.transport.outage = seconds
+
     def probe(self) -> ProbeReport:
         """Asks the archive what it is and what it can do; only reads.
 
@@ -798,8 +811,11 @@ class DICOMClient(ABC):
     def _instance_bulkdata(
         self, resource: Resource, media_types: MediaTypes, additional_params: Mapping[str, Any] | None
     ) -> list[bytes]:
-        """The bulk data of an instance: all its frames."""
+        """The bulk data of an instance: all its frames, or the stream of a video."""
         metadata = list(self.iter_metadata(resource, additional_params=additional_params))
+        pixels = metadata[0].get("7FE00010", {}) if metadata else {}
+        if "BulkDataURI" in pixels and all(kind.name.startswith("video/") for kind in parse_media_types(media_types)):
+            return list(self.iter_bulkdata(pixels["BulkDataURI"], media_types))
         last = max(number_of_frames(metadata[0]), 1) if metadata else 1
         found: list[bytes] = []
         # What metadata say is no reason to fill the memory with numbers: the first frame that is missing ends it.

@@ -50,9 +50,15 @@ _ARCHIVE: dict[str, dict[str, Any]] = {
     "wado_prefix": {"metavar": "PATH", "help": "path segment before retrieve resources"},
     "stow_prefix": {"metavar": "PATH", "help": "path segment before store resources"},
     "delete_prefix": {"metavar": "PATH", "help": "path segment before delete resources"},
+    "internal_url": {"metavar": "URL", "help": "the root as the server writes it in addresses of bulk data"},
     "profile": {"metavar": "NAME", "default": "auto", "help": "the server's profile; by default chosen by its URL"},
     "timeout": {**_NUMBER, "help": "for connecting and for each read"},
     "deadline": {**_NUMBER, "help": "for each operation, retries included"},
+    "outage": {
+        **_NUMBER,
+        "help": "how long a copy or job waits for a server that answered before and cannot be reached any more "
+        "(default: 120); what is left then is not tried",
+    },
     "filter_mismatch": {
         "choices": ("error", "warn"),
         "default": "error",
@@ -157,6 +163,7 @@ def make_endpoint(
             prefixes=Prefixes(**{service: given.get(f"{service}_prefix") for service in _SERVICES}),
             tls=TLS(given.get("ca") or not given.get("insecure_no_verify"), given.get("cert")),
             timeouts=_timeouts(given),
+            internal_url=given.get("internal_url"),
             filter_mismatch=given.get("filter_mismatch") or "error",
             limits=Limits(**{name: given[name] for name in ("max_in_flight",) if given.get(name) is not None}),
         )
@@ -166,7 +173,8 @@ def make_endpoint(
 
 def _timeouts(given: Mapping[str, Any]) -> Timeouts:
     timeouts = Timeouts()
-    for names, value in ((("connect", "read"), given.get("timeout")), (("deadline",), given.get("deadline"))):
+    for names, option in ((("connect", "read"), "timeout"), (("deadline",), "deadline"), (("outage",), "outage")):
+        value = given.get(option)
         if value is not None:
             timeouts = replace(timeouts, **dict.fromkeys(names, value))
     return timeouts

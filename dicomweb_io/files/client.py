@@ -66,6 +66,7 @@ FOLDER = ServerProfile(
     retrieve_study=True,
     retrieve_series=True,
     metadata_resource=True,
+    same_uid_elsewhere="keeps_both",
     replace="upsert",
     comparison_level="file",
     thumbnails=True,

@@ -17,10 +17,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
@@ -44,11 +44,13 @@ from dicomweb_io.http.multipart import MultipartBody, MultipartError
 from dicomweb_io.http.redaction import server_message
 from dicomweb_io.http.response import Answer, StreamedAnswer, causes, connection_failure
 from dicomweb_io.http.retry import (
+    BAD_NEWS_LASTS,
     Attempt,
     Budget,
     Deadline,
     RetryPolicy,
     Stats,
+    Throttle,
     attempts,
     logger,
     parse_retry_after,
@@ -56,6 +58,7 @@ from dicomweb_io.http.retry import (
 )
 from dicomweb_io.http.settings import TLS, Limits, Timeouts
 
+R = TypeVar("R")
 Body = bytes | bytearray | memoryview | MultipartBody | Iterable[bytes] | None
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
@@ -110,6 +113,8 @@ class Transport:
         base_url: The service's root without user information and trailing slash.
         retry: When and how often to try again.
         timeouts: How long to wait.
+        outage: Seconds to wait for an archive that has answered before and cannot be connected to any more; None if
+            such a request is only repeated as `retry` says.
         stats: What was done so far.
 
     Raises:
@@ -138,7 +143,9 @@ class Transport:
             credentials = BasicCredentials(unquote(user), unquote(password or ""))
         self.timeouts = timeouts
         self.retry = retry
+        self.outage: float | None = None
         self.stats = Stats()
+        self._refusal: tuple[float, str] | None = None
         self._headers = _checked_headers(headers or {})
         self._throttle, self._leave_throttle = shared_throttle(
             self, self.base_url, limits.max_in_flight, limits.requests_per_second
@@ -197,19 +204,12 @@ class Transport:
         """
         call = self._call(method, url, headers, body, idempotent, accept_statuses, "gzip, deflate")
         budget = self._budget(deadline, attempt)
-        while True:
-            answer: StreamedAnswer | None = None
-            try:
-                answer = self._exchange(call, budget)
+
+        def complete() -> Answer:
+            with closing(self._exchange(call, budget)) as answer:
                 return answer.complete(max_bytes)
-            except DICOMwebError as error:
-                wait = self._decide(error, call, budget)
-                if wait is None:
-                    raise
-            finally:
-                if answer is not None:
-                    answer.close()
-            time.sleep(wait)
+
+        return self._tried(call, budget, complete)
 
     @contextmanager
     def stream(
@@ -241,15 +241,7 @@ class Transport:
         """
         call = self._call(method, url, headers, body, idempotent, accept_statuses, "identity")
         budget = self._budget(deadline, attempt)
-        while True:
-            try:
-                answer = self._exchange(call, budget)
-                break
-            except DICOMwebError as error:
-                wait = self._decide(error, call, budget)
-                if wait is None:
-                    raise
-            time.sleep(wait)
+        answer = self._tried(call, budget, lambda: self._exchange(call, budget))
         try:
             yield answer
         except MultipartError as error:
@@ -275,6 +267,22 @@ class Transport:
             deadline: Seconds for all attempts, or a running deadline; None for the transport's own.
         """
         return attempts(self._new_budget(deadline))
+
+    @property
+    def throttle(self) -> Throttle:
+        """What bounds the requests of this process to the archive."""
+        return self._throttle
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why further requests would fail like the last ones; None if there is no such reason.
+
+        The archive could not be connected to, or refused the login, a short while ago.
+        """
+        refusal = self._refusal
+        if refusal is not None and time.monotonic() - refusal[0] < BAD_NEWS_LASTS:
+            return refusal[1]
+        return self._throttle.lost
 
     def same_origin(self, url: str) -> bool:
         """Whether an absolute URL has the scheme, host and port of `base_url`, so that credentials go there."""
@@ -334,14 +342,61 @@ class Transport:
 
     def _new_budget(self, deadline: Deadline | float | None) -> Budget:
         running = Deadline.of(self.timeouts.deadline if deadline is None else deadline)
-        return Budget(self.retry, running, on_retry=lambda: self.stats.add(retries=1))
+        # Others wait while this thread has the archive for itself.
+        policy = RetryPolicy.none() if self._throttle.is_alone else self.retry
+        return Budget(policy, running, on_retry=lambda: self.stats.add(retries=1))
 
     def _budget(self, deadline: Deadline | float | None, attempt: Attempt | None) -> Budget:
         return attempt.budget if attempt is not None else self._new_budget(deadline)
 
+    def _tried(self, call: _Call, budget: Budget, once: Callable[[], R]) -> R:
+        """What a try gives, with all retries, and a second attempt alone where a quieter moment may help."""
+        throttle = self._throttle
+        era = throttle.era
+        while True:
+            try:
+                result = once()
+            except DICOMwebError as error:
+                wait = self._decide(error, call, budget)
+                if wait is None:
+                    lost = error.status == 404 or (error.status is not None and error.status >= 500 and error.retryable)
+                    if not lost or call.method != "GET" or throttle.is_alone or not throttle.is_crowded:
+                        raise
+                    if not throttle.may_heal(call.method, error.status):
+                        raise
+                    status = error.status
+                else:
+                    time.sleep(wait)
+                    continue
+            else:
+                throttle.went_well(call.method)
+                return result
+            # Outside of the except clause, or the errors would refer to each other.
+            healed = False
+            try:
+                with throttle.alone(budget.deadline):
+                    result = once()
+                healed = True
+                return result
+            except DICOMwebError as error:
+                error.attempts = budget.tries
+                raise
+            finally:
+                throttle.tried_alone(call.method, status, healed=healed, era=era)
+
     def _decide(self, error: DICOMwebError, call: _Call, budget: Budget) -> float | None:
         """Seconds to wait before the next try; None if there is none."""
         error.attempts = budget.tries
+        unreachable = isinstance(error, ConnectionFailedError) and not error.sent
+        if unreachable and self.outage is not None and self._throttle.lost:
+            budget.stop(error)
+            return None
+        wait = self._repeated(error, call, budget)
+        if wait is None and unreachable and error.retryable:
+            self._throttle.give_up(error.log_text)
+        return wait
+
+    def _repeated(self, error: DICOMwebError, call: _Call, budget: Budget) -> float | None:
         not_processed = (
             error.status == 429
             or isinstance(error, CredentialsError)
@@ -355,7 +410,7 @@ class Transport:
         own = self.same_origin(url)
         budget.tries += 1
         while True:
-            answer, prepared = self._send(method, url, call, budget, own)
+            answer, prepared = self._reached(method, url, call, budget, own)
             status = answer.status
             try:
                 if status in _REDIRECTS and "Location" in answer.headers:
@@ -375,6 +430,23 @@ class Transport:
             except BaseException:
                 answer.close()
                 raise
+
+    def _reached(
+        self, method: str, url: str, call: _Call, budget: Budget, own: bool
+    ) -> tuple[StreamedAnswer, requests.PreparedRequest]:
+        """Sends a request; where outages are waited out, as often as it takes to connect."""
+        try:
+            while True:
+                try:
+                    return self._send(method, url, call, budget, own)
+                except ConnectionFailedError as error:
+                    repeatable = own and error.retryable and not error.sent and call.replayable
+                    if self.outage is None or not repeatable:
+                        raise
+                    if not self._throttle.await_return(error.log_text, self.outage, budget.deadline):
+                        raise
+        finally:
+            self._throttle.stop_probing()
 
     def _refresh(self, prepared: requests.PreparedRequest, answer: StreamedAnswer) -> bool:
         try:
@@ -422,6 +494,8 @@ class Transport:
             retryable=status in self.retry.statuses,
         )
         error.said = said
+        if status == 401 and own:
+            self._refusal = (time.monotonic(), f"{safe_url(self.base_url)} refuses the login (HTTP 401)")
         error.retry_after = retry_after
         error.attempts = budget.tries
         error.response = answer.public_response(body)
@@ -469,6 +543,8 @@ class Transport:
             finished(None, 0)
             if isinstance(error, DICOMwebError):
                 error.method, error.url = error.method or method, error.url or safe_url(url)
+                if isinstance(error, CredentialsError) and not error.retryable:
+                    self._refusal = (time.monotonic(), error.log_text)
                 raise
             if not isinstance(error, Exception):
                 raise
@@ -476,6 +552,9 @@ class Transport:
             if failure is None:
                 raise
         else:
+            self._throttle.reached()
+            if own and response.status_code != 401:
+                self._refusal = None
             answer = StreamedAnswer(
                 response,
                 exchange,
