@@ -97,7 +97,13 @@ class DICOMClient(ABC):
 
     @abstractmethod
     def search_page(
-        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+        self,
+        query: SearchQuery,
+        *,
+        offset: int = 0,
+        limit: int | None = None,
+        surplus: bool = True,
+        walk: bool = True,
     ) -> SearchPage:
         """Makes one search request (PS3.18 section 10.6, QIDO-RS).
 
@@ -107,6 +113,7 @@ class DICOMClient(ABC):
             limit: The maximum number of rows; one above the archive's maximum is lowered to it. None leaves it to the
                 archive, and for 0 it is not asked.
             surplus: Whether further rows, of an archive that ignores the limit, are returned too.
+            walk: Whether the levels above are searched, by many requests, where the archive lacks this search.
 
         Returns:
             Its rows, with what the archive says about the rest.

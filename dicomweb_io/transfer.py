@@ -73,7 +73,6 @@ from dicomweb_io.options import Report, UsageError, check_writable, filters_from
 from dicomweb_io.pool import BoundedPool, Lane, Room, WorkCancelled
 from dicomweb_io.queries import level_of, make_query
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.web.client import DICOMwebClient
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -216,9 +215,7 @@ class InstanceStorer:
 
 def _once(archive: DICOMClient, query: SearchQuery) -> Sequence[JSONDataset]:
     """The rows of one search request, of an archive that answers it at all."""
-    if isinstance(archive, DICOMwebClient):
-        return archive.search_page(query, limit=MAX_NEIGHBOURS, walk=False).rows
-    return archive.search_page(query, limit=MAX_NEIGHBOURS).rows
+    return archive.search_page(query, limit=MAX_NEIGHBOURS, walk=False).rows
 
 
 def check_policies(on_existing: str, verify: str) -> None:

@@ -17,10 +17,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
@@ -58,7 +58,6 @@ from dicomweb_io.http.retry import (
 )
 from dicomweb_io.http.settings import TLS, Limits, Timeouts
 
-R = TypeVar("R")
 Body = bytes | bytearray | memoryview | MultipartBody | Iterable[bytes] | None
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
@@ -78,7 +77,11 @@ _ADVICE = {
 
 @dataclass
 class _Call:
-    """What is to be sent, whatever the number of tries."""
+    """What is to be sent, whatever the number of tries.
+
+    `era` is the throttle's at the first of them. `failed_with` is the status after which there is a second attempt,
+    with no other request of this process in flight.
+    """
 
     method: str
     url: str
@@ -87,6 +90,8 @@ class _Call:
     repeatable: bool
     replayable: bool
     accept: Collection[int]
+    era: int
+    failed_with: int | None = None
 
 
 class Transport:
@@ -204,12 +209,18 @@ class Transport:
         """
         call = self._call(method, url, headers, body, idempotent, accept_statuses, "gzip, deflate")
         budget = self._budget(deadline, attempt)
-
-        def complete() -> Answer:
-            with closing(self._exchange(call, budget)) as answer:
-                return answer.complete(max_bytes)
-
-        return self._tried(call, budget, complete)
+        while True:
+            try:
+                with self._turn(call, budget), closing(self._exchange(call, budget)) as answer:
+                    complete = answer.complete(max_bytes)
+            except DICOMwebError as error:
+                wait = self._decide(error, call, budget)
+                if wait is None:
+                    raise
+            else:
+                self._succeeded(call)
+                return complete
+            time.sleep(wait)
 
     @contextmanager
     def stream(
@@ -241,7 +252,17 @@ class Transport:
         """
         call = self._call(method, url, headers, body, idempotent, accept_statuses, "identity")
         budget = self._budget(deadline, attempt)
-        answer = self._tried(call, budget, lambda: self._exchange(call, budget))
+        while True:
+            try:
+                with self._turn(call, budget):
+                    answer = self._exchange(call, budget)
+                break
+            except DICOMwebError as error:
+                wait = self._decide(error, call, budget)
+                if wait is None:
+                    raise
+            time.sleep(wait)
+        self._succeeded(call)
         try:
             yield answer
         except MultipartError as error:
@@ -338,6 +359,7 @@ class Transport:
             repeatable=idempotent and replayable,
             replayable=replayable,
             accept=accept,
+            era=self._throttle.era,
         )
 
     def _new_budget(self, deadline: Deadline | float | None) -> Budget:
@@ -349,51 +371,37 @@ class Transport:
     def _budget(self, deadline: Deadline | float | None, attempt: Attempt | None) -> Budget:
         return attempt.budget if attempt is not None else self._new_budget(deadline)
 
-    def _tried(self, call: _Call, budget: Budget, once: Callable[[], R]) -> R:
-        """What a try gives, with all retries, and a second attempt alone where a quieter moment may help."""
-        throttle = self._throttle
-        era = throttle.era
-        while True:
-            try:
-                result = once()
-            except DICOMwebError as error:
-                wait = self._decide(error, call, budget)
-                if wait is None:
-                    lost = error.status == 404 or (error.status is not None and error.status >= 500 and error.retryable)
-                    if not lost or call.method != "GET" or throttle.is_alone or not throttle.is_crowded:
-                        raise
-                    if not throttle.may_heal(call.method, error.status):
-                        raise
-                    status = error.status
-                else:
-                    time.sleep(wait)
-                    continue
-            else:
-                throttle.went_well(call.method)
-                return result
-            # Outside of the except clause, or the errors would refer to each other.
-            healed = False
-            try:
-                with throttle.alone(budget.deadline):
-                    result = once()
-                healed = True
-                return result
-            except DICOMwebError as error:
-                error.attempts = budget.tries
-                raise
-            finally:
-                throttle.tried_alone(call.method, status, healed=healed, era=era)
+    def _turn(self, call: _Call, budget: Budget) -> AbstractContextManager[None]:
+        """What a try needs: a second attempt, that no other request of this process is in flight."""
+        return nullcontext() if call.failed_with is None else self._throttle.alone(budget.deadline)
+
+    def _succeeded(self, call: _Call) -> None:
+        if call.failed_with is None:
+            self._throttle.went_well(call.method)
+        else:
+            self._throttle.tried_alone(call.method, call.failed_with, healed=True, era=call.era)
+            logger.info("%s: what failed (HTTP %d) succeeded alone", safe_url(self.base_url), call.failed_with)
 
     def _decide(self, error: DICOMwebError, call: _Call, budget: Budget) -> float | None:
-        """Seconds to wait before the next try; None if there is none."""
+        """Seconds to wait before the next try, which may be a second attempt alone; None if there is none."""
         error.attempts = budget.tries
+        throttle = self._throttle
+        if call.failed_with is not None:
+            throttle.tried_alone(call.method, call.failed_with, healed=False, era=call.era)
+            budget.stop(error)
+            return None
         unreachable = isinstance(error, ConnectionFailedError) and not error.sent
-        if unreachable and self.outage is not None and self._throttle.lost:
+        if unreachable and self.outage is not None and throttle.lost:
             budget.stop(error)
             return None
         wait = self._repeated(error, call, budget)
         if wait is None and unreachable and error.retryable:
-            self._throttle.give_up(error.log_text)
+            throttle.give_up(error.log_text)
+        if wait is None and call.method == "GET" and throttle.is_crowded and not throttle.is_alone:
+            status = error.status or 0
+            if (status == 404 or (status >= 500 and error.retryable)) and throttle.may_heal(call.method, status):
+                call.failed_with = status
+                return 0.0
         return wait
 
     def _repeated(self, error: DICOMwebError, call: _Call, budget: Budget) -> float | None:
@@ -409,44 +417,41 @@ class Transport:
         method, url, hops, refreshed = call.method, call.url, 0, False
         own = self.same_origin(url)
         budget.tries += 1
-        while True:
-            answer, prepared = self._reached(method, url, call, budget, own)
-            status = answer.status
-            try:
-                if status in _REDIRECTS and "Location" in answer.headers:
-                    hops += 1
-                    method, url = self._redirect(answer, call, method, url, hops)
-                    # Once another host has chosen the address, no credentials follow, not even back to the archive.
-                    own = own and self.same_origin(url)
-                    answer.close(drain=True)
-                    continue
-                if status == 401 and own and not refreshed and call.replayable and self._refresh(prepared, answer):
-                    refreshed = True
-                    answer.close(drain=True)
-                    continue
-                if status < 300 or status == 304 or status in call.accept:
-                    return answer
-                raise self._status_error(answer, url, budget, own)
-            except BaseException:
-                answer.close()
-                raise
-
-    def _reached(
-        self, method: str, url: str, call: _Call, budget: Budget, own: bool
-    ) -> tuple[StreamedAnswer, requests.PreparedRequest]:
-        """Sends a request; where outages are waited out, as often as it takes to connect."""
         try:
             while True:
                 try:
-                    return self._send(method, url, call, budget, own)
+                    answer, prepared = self._send(method, url, call, budget, own)
                 except ConnectionFailedError as error:
-                    repeatable = own and error.retryable and not error.sent and call.replayable
-                    if self.outage is None or not repeatable:
-                        raise
-                    if not self._throttle.await_return(error.log_text, self.outage, budget.deadline):
-                        raise
+                    if self._may_return(error, call, budget, own):
+                        continue
+                    raise
+                status = answer.status
+                try:
+                    if status in _REDIRECTS and "Location" in answer.headers:
+                        hops += 1
+                        method, url = self._redirect(answer, call, method, url, hops)
+                        # Once another host has chosen the address, no credentials follow, not even back to the archive.
+                        own = own and self.same_origin(url)
+                        answer.close(drain=True)
+                        continue
+                    if status == 401 and own and not refreshed and call.replayable and self._refresh(prepared, answer):
+                        refreshed = True
+                        answer.close(drain=True)
+                        continue
+                    if status < 300 or status == 304 or status in call.accept:
+                        return answer
+                    raise self._status_error(answer, url, budget, own)
+                except BaseException:
+                    answer.close()
+                    raise
         finally:
             self._throttle.stop_probing()
+
+    def _may_return(self, error: ConnectionFailedError, call: _Call, budget: Budget, own: bool) -> bool:
+        """Waits, where outages are waited out, for an archive that is gone; False if there is no hope."""
+        if self.outage is None or not own or error.sent or not error.retryable or not call.replayable:
+            return False
+        return self._throttle.await_return(error.log_text, self.outage, budget.deadline)
 
     def _refresh(self, prepared: requests.PreparedRequest, answer: StreamedAnswer) -> bool:
         try:
