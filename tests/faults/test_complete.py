@@ -134,7 +134,9 @@ SAME_AS: dict[str, tuple[str, Call]] = {
                 "instance",
                 search_filters=(
                     ("SeriesInstanceUID", str(bench.references[-1].series_instance_uid)),
+                    ("PatientID", "P-1"),
                     ("PatientName", f"{PATIENT[:5]}*"),
+                    ("StudyDate", "20260101-20260131"),
                 ),
             ),
             limit=2,
