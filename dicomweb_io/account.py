@@ -1,8 +1,8 @@
 """The account of a transfer: what was found and with which result, in numbers that add up, for people and programs.
 
-Found = transferred + already there + duplicate + ignored + failed. `counts_of` says what each thing adds; an `Account`
-sums it up in this process, a job in Beam sums it up from its output collections, and `make_summary` and `summary_lines`
-report it in the same words.
+Found = transferred + already there + duplicate + ignored + failed + not tried. `counts_of` says what each thing adds;
+an `Account` sums it up in this process, a job in Beam sums it up from its output collections, and `make_summary` and
+`summary_lines` report it in the same words.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Fate = InstanceGroup | StoredInstance | Failure | Exclusion
 """What is counted: what was found, and the result for each part of it."""
 
-PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
+PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed", "not_tried")
 """The results for what was found."""
 
 ROW = "Transfer"
@@ -92,7 +92,7 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
         elif is_search_failure(fate):
             yield "search_failures", 1
         else:
-            yield "failed", 1
+            yield ("failed" if fate.attempts else "not_tried"), 1
             if fate.transform == READ:
                 yield "found", 1
         yield f"{_REASON}{reason_of(fate)}", 1
@@ -176,12 +176,13 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         seconds: How long it took.
 
     Returns:
-        ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``search_failures``,
-        ``conflicting`` (duplicates whose content is not in the file that was chosen), ``lines`` of a list, and of them
-        ``lines_unmatched``, ``lines_unreadable`` and ``lines_withheld`` (they name several patients),
-        ``unwritten`` (reports that could not be written), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons``
-        (of failures, most frequent first), ``warnings`` (what is odd about instances that were transferred, with their
-        numbers), ``duplicates`` and ``ignored_files`` (the first thousand).
+        ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
+        could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
+        that was chosen), ``lines`` of a list, and of them ``lines_unmatched``, ``lines_unreadable`` and
+        ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not be written), ``bytes``,
+        ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
+        about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
+        thousand).
     """
     counts: Mapping[str, int] = document["counts"]
     names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "unwritten", "bytes")
@@ -216,7 +217,9 @@ def exit_code(summary: Mapping[str, Any]) -> int:
 
 
 def _is_whole(summary: Mapping[str, Any]) -> bool:
-    return not any(summary[name] for name in ("failed", "search_failures", "conflicting", *_LINES.values()))
+    return not any(
+        summary[name] for name in ("failed", "not_tried", "search_failures", "conflicting", *_LINES.values())
+    )
 
 
 def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]:
@@ -237,6 +240,7 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         yield f"    {item['path']} is not at the destination: {item['chosen']} is the same instance ({item['reason']})"
     yield f"  ignored        {summary['ignored']:>10,}"
     yield f"  failed         {summary['failed']:>10,}"
+    yield f"  not tried      {summary['not_tried']:>10,}"
     for reason, number in list(summary["reasons"].items())[:10]:
         yield f"    {number:,} x {reason}"
     rate = f"{format_bytes(summary['bytes_per_second'])}/s"
@@ -260,7 +264,7 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     if not summary["found"]:
         yield "  Nothing was found."
     elif not summary["transferred"] and summary["already_there"]:
-        rest = "everything" if whole else "all but what failed"
+        rest = "everything" if whole else "all but what failed or was not tried"
         yield f"  Nothing was transferred: {rest} is already at the destination."
     elif whole:
         yield "  Everything is at the destination."
@@ -278,8 +282,7 @@ def format_bytes(number: float) -> str:
 def progress_line(counts: Mapping[str, int], seconds: float) -> str:
     """What is known of a transfer that runs, in one line."""
     parts = [f"{counts.get(name, 0):,} {name.replace('_', ' ')}" for name in ("found", "transferred", "already_there")]
-    if counts.get("failed"):
-        parts.append(f"{counts['failed']:,} failed")
+    parts += [f"{counts[name]:,} {name.replace('_', ' ')}" for name in ("failed", "not_tried") if counts.get(name)]
     size = counts.get("bytes", 0)
     return ", ".join([*parts, format_bytes(size), f"{format_bytes(size / max(seconds, 1e-3))}/s"])
 

@@ -97,7 +97,13 @@ class DICOMClient(ABC):
 
     @abstractmethod
     def search_page(
-        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+        self,
+        query: SearchQuery,
+        *,
+        offset: int = 0,
+        limit: int | None = None,
+        surplus: bool = True,
+        walk: bool = True,
     ) -> SearchPage:
         """Makes one search request (PS3.18 section 10.6, QIDO-RS).
 
@@ -107,6 +113,7 @@ class DICOMClient(ABC):
             limit: The maximum number of rows; one above the archive's maximum is lowered to it. None leaves it to the
                 archive, and for 0 it is not asked.
             surplus: Whether further rows, of an archive that ignores the limit, are returned too.
+            walk: Whether the levels above are searched, by many requests, where the archive lacks this search.
 
         Returns:
             Its rows, with what the archive says about the rest.
@@ -385,6 +392,19 @@ class DICOMClient(ABC):
     def stats(self) -> Stats | None:
         """What the client did on the network so far; None where it uses none."""
         return None if self.transport is None else self.transport.stats
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why further requests would fail like the last ones: it was lost, or refuses the login. Else None."""
+        return None if self.transport is None else self.transport.unavailable
+
+    def survive_outages(self, seconds: float) -> None:
+        """Waits from now on for so long for an archive that has answered before and cannot be connected to any more.
+
+        While one request probes it, all others of this process wait.
+        """
+        if self.transport is not None:
+            self.transport.outage = seconds
 
     def probe(self) -> ProbeReport:
         """Asks the archive what it is and what it can do; only reads.

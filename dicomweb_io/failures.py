@@ -58,6 +58,14 @@ def failure_of(
     )
 
 
+def not_tried(reason: str, transform: str, *, reference: Resource | None = None, source: str | None = None) -> Failure:
+    """The record of something that was left, because its archive cannot be asked any more.
+
+    It counts no attempt. A later run can do it: the record is a line of a list as any other.
+    """
+    return Failure(transform, f"not tried: {reason}", reference=reference, source=source, attempts=0, retryable=True)
+
+
 def _file_of(error: BaseException) -> str | None:
     name = getattr(error, "filename", None)
     return name if isinstance(name, str) else None

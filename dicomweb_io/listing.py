@@ -14,8 +14,10 @@ import json
 import logging
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -36,7 +38,7 @@ from dicomweb_io.elements import (
 )
 from dicomweb_io.errors import DICOMwebError, InvalidIdentifierError, PagingError, SearchIncompleteError, log_text
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.http.retry import ProcessLock, start_anew_after_fork
+from dicomweb_io.http.retry import BAD_NEWS_LASTS, ProcessLock, start_anew_after_fork
 from dicomweb_io.queries import make_query
 
 logger = logging.getLogger("dicomweb_io")
@@ -44,6 +46,7 @@ logger = logging.getLogger("dicomweb_io")
 _MAX_CACHED_UIDS = 200_000
 _MAX_GROUP = 1000
 _MAX_HELD = 20_000
+_MAX_FAILED = 10_000
 
 # An archive that is being written to shifts its rows from page to page; a listing that noticed is made again.
 _LISTING_ATTEMPTS = 3
@@ -137,6 +140,9 @@ def list_groups(client: DICOMClient, reference: Resource) -> Iterator[InstanceGr
 class SeriesListing:
     """Which instances an archive holds, asked once for each series. Safe to use from several threads.
 
+    A series that could not be listed is not asked for again for a minute: the answer would be the same for each of its
+    instances.
+
     Args:
         client: The archive.
         max_uids: When more UIDs than this are remembered, the series that were used longest ago are forgotten.
@@ -148,6 +154,7 @@ class SeriesListing:
         self._lock = ProcessLock()
         self._series: OrderedDict[Resource, set[str]] = OrderedDict()
         self._busy: dict[Resource, ProcessLock] = {}
+        self._failed: dict[Resource, tuple[float, BaseException]] = {}
         self._count = 0
 
     def holds(self, instance: Resource) -> bool:
@@ -177,8 +184,19 @@ class SeriesListing:
         with busy:
             with self._lock:
                 known = self._series.get(series)
+                at, failure = self._failed.get(series, (0.0, None))
+            if failure is not None and time.monotonic() - at < BAD_NEWS_LASTS:
+                # A copy, because the traceback of one that is raised repeatedly grows.
+                raise copy(failure)
             if known is None:
-                known = self._ask(series)
+                try:
+                    known = self._ask(series)
+                except RECOVERABLE as error:
+                    with self._lock:
+                        if len(self._failed) >= _MAX_FAILED:
+                            self._failed.clear()
+                        self._failed[series] = time.monotonic(), copy(error)
+                    raise
                 self._remember(series, known)
             return known
 

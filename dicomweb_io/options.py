@@ -54,6 +54,11 @@ _ARCHIVE: dict[str, dict[str, Any]] = {
     "profile": {"metavar": "NAME", "default": "auto", "help": "the server's profile; by default chosen by its URL"},
     "timeout": {**_NUMBER, "help": "for connecting and for each read"},
     "deadline": {**_NUMBER, "help": "for each operation, retries included"},
+    "outage": {
+        **_NUMBER,
+        "help": "how long a copy or job waits for a server that answered before and cannot be reached any more "
+        "(default: 120); what is left then is not tried",
+    },
     "filter_mismatch": {
         "choices": ("error", "warn"),
         "default": "error",
@@ -168,7 +173,8 @@ def make_endpoint(
 
 def _timeouts(given: Mapping[str, Any]) -> Timeouts:
     timeouts = Timeouts()
-    for names, value in ((("connect", "read"), given.get("timeout")), (("deadline",), given.get("deadline"))):
+    for names, option in ((("connect", "read"), "timeout"), (("deadline",), "deadline"), (("outage",), "outage")):
+        value = given.get(option)
         if value is not None:
             timeouts = replace(timeouts, **dict.fromkeys(names, value))
     return timeouts

@@ -409,6 +409,7 @@ class Lease:
         self.endpoint = endpoint
         key = identity_of(endpoint)
         self.client = _CLIENTS.acquire(key, endpoint.connect)
+        self.client.survive_outages(endpoint.timeouts.outage)
         self.pool = _POOLS.acquire(key, lambda: BoundedPool(endpoint.limits.max_in_flight, max_bytes))
         self.pool.join(max_bytes)
         self._finalizer = weakref.finalize(self, _release, key, self.pool, max_bytes)

@@ -67,6 +67,9 @@ class ServerProfile:
         same_uid_elsewhere: What becomes of an instance whose SOP Instance UID the server has in another series:
             ``"keeps_both"``, ``"ignores"`` (it keeps the old one only), ``"overwrites"`` (the new one only), or None:
             unknown, so it is looked for before and after the store.
+        store_again: What sending an instance again does, if the first request may have been processed: nothing
+            (``"harmless"``), what has to be looked at first, so that only what is missing is sent (``"look"``), or
+            damage, so that it is never done (``"never"``).
         replace: How an instance can be replaced safely: ``"upsert"`` (PUT to the store resource), ``"delete"`` (delete,
             then store, with the old bytes kept until the new ones are in), or None.
         delete: How objects are deleted: ``"resource"`` (DELETE of the resource, PS3.18 section 10.7), ``"orthanc"``
@@ -113,6 +116,7 @@ class ServerProfile:
     duplicate_reasons: tuple[int, ...] = ()
     conflict_reasons: tuple[int, ...] = ()
     same_uid_elsewhere: Literal["keeps_both", "ignores", "overwrites"] | None = None
+    store_again: Literal["harmless", "look", "never"] = "look"
     replace: Literal["upsert", "delete"] | None = None
     delete: Literal["resource", "orthanc"] | None = "resource"
     comparison_level: ComparisonLevel = "none"
@@ -178,6 +182,7 @@ ORTHANC = ServerProfile(
     original_accepts=(_PARTS, _PARTS_QUOTED),
     transcoding_accepts=(_PARTS_ANY_SYNTAX_LEFT_OFF,),
     same_uid_elsewhere="keeps_both",
+    store_again="harmless",
     replace="delete",
     delete="orthanc",
     comparison_level="file",
@@ -269,6 +274,7 @@ GOOGLE = ServerProfile(
     retrieve_series=True,
     metadata_resource=True,
     conflict_reasons=(272,),
+    store_again="harmless",
     replace="upsert",
     comparison_level="dataset",
     thumbnails=False,
@@ -297,6 +303,7 @@ AZURE = ServerProfile(
     original_accepts=(_PARTS, _SINGLE, "*/*"),
     max_request_bytes=4_000_000_000,
     duplicate_reasons=(45070,),
+    store_again="harmless",
     replace="upsert",
     comparison_level="dataset",
     metadata_bulkdata=False,
@@ -328,6 +335,7 @@ HEALTHIMAGING = ServerProfile(
     study_metadata=False,
     metadata_resource=True,
     max_request_bytes=1_000_000_000,
+    store_again="never",
     delete=None,
     comparison_level="pixels",
 )

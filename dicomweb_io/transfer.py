@@ -6,6 +6,9 @@ itself. `run_transfer` does so for everything that a `TransferJob` names, in thr
 it in Beam. Both keep their account by `dicomweb_io.account`, so that their numbers, words and files agree.
 
 `InstanceStorer` stores instances that are at hand; `InstanceDownloader` writes instances to files.
+
+What is left when an archive has been lost, or refuses the login, is not tried: each instance gets a `Failure` that says
+so, without a request.
 """
 
 from __future__ import annotations
@@ -49,8 +52,8 @@ from dicomweb_io.elements import (
     StoredInstance,
 )
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import log_text
-from dicomweb_io.failures import RECOVERABLE, failure_of
+from dicomweb_io.errors import ConnectionFailedError, log_text
+from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.store import in_the_way, layout_path
 from dicomweb_io.http.retry import lend_slots
@@ -70,7 +73,6 @@ from dicomweb_io.options import Report, UsageError, check_writable, filters_from
 from dicomweb_io.pool import BoundedPool, Lane, Room, WorkCancelled
 from dicomweb_io.queries import level_of, make_query
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.web.client import DICOMwebClient
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -133,7 +135,10 @@ class InstanceStorer:
         self._listing = SeriesListing(destination)
 
     def already_there(self, reference: Resource) -> CopyResult | None:
-        """The result for an instance that need not be sent, or None if it has to be."""
+        """The result for an instance that need not or cannot be sent, or None if it has to be."""
+        lost = self._lost(reference)
+        if lost is not None:
+            return lost
         # To compare contents both sides must be read, and the store does that.
         if self._on_existing != "skip" or self._verify == "content":
             return None
@@ -141,8 +146,16 @@ class InstanceStorer:
             if self._listing.holds(reference):
                 return StoredInstance(reference, "exists", verified="uid")
         except RECOVERABLE as error:
-            return failure_of(error, self._transform, reference=reference)
+            return self._failure_of(error, reference)
         return None
+
+    def _failure_of(self, error: BaseException, reference: Resource) -> Failure:
+        unsent = isinstance(error, ConnectionFailedError) and not error.sent
+        return (self._lost(reference) if unsent else None) or failure_of(error, self._transform, reference=reference)
+
+    def _lost(self, reference: Resource) -> Failure | None:
+        reason = self._destination.unavailable
+        return not_tried(reason, self._transform, reference=reference) if reason is not None else None
 
     def store(self, instances: Sequence[Instance]) -> list[CopyResult]:
         """Sends instances, which `already_there` did not answer for, in one request where the archive allows it.
@@ -162,6 +175,11 @@ class InstanceStorer:
 
     def _by_policy(self, instances: Sequence[Instance], results: dict[int, CopyResult]) -> dict[OnExisting, list[int]]:
         """The places of the instances by how they are sent; failures of the listing are results."""
+        reason = self._destination.unavailable
+        if reason is not None:
+            for place, instance in enumerate(instances):
+                results[place] = not_tried(reason, self._transform, reference=instance.reference)
+            return {}
         if self._on_existing != "skip":
             return {self._on_existing: list(range(len(instances)))} if instances else {}
         policies: dict[OnExisting, list[int]] = {}
@@ -192,14 +210,12 @@ class InstanceStorer:
         except RECOVERABLE as error:
             for place, instance in zip(places, instances, strict=True):
                 if place not in results:
-                    results[place] = failure_of(error, self._transform, reference=instance.reference)
+                    results[place] = self._failure_of(error, instance.reference)
 
 
 def _once(archive: DICOMClient, query: SearchQuery) -> Sequence[JSONDataset]:
     """The rows of one search request, of an archive that answers it at all."""
-    if isinstance(archive, DICOMwebClient):
-        return archive.search_page(query, limit=MAX_NEIGHBOURS, walk=False).rows
-    return archive.search_page(query, limit=MAX_NEIGHBOURS).rows
+    return archive.search_page(query, limit=MAX_NEIGHBOURS, walk=False).rows
 
 
 def check_policies(on_existing: str, verify: str) -> None:
@@ -306,14 +322,9 @@ class InstanceCopier:
 
     def _results(self, group: InstanceGroup, cancelled: Callable[[], bool]) -> Iterator[tuple[Resource, CopyResult]]:
         missing: dict[Resource, None] = {}
-        known: CopyResult | None = None
         for reference in dict.fromkeys(group.references):
             _check(cancelled)
-            if isinstance(known, Failure):
-                # The destination could not list the series, so this is so for all.
-                known = replace(known, reference=reference)
-            else:
-                known = self._storer.already_there(reference)
+            known = self._storer.already_there(reference)
             if known is None:
                 missing[reference] = None
             else:
@@ -381,11 +392,15 @@ class InstanceCopier:
             yield from self._whole_series(group.series, rest, cancelled)
         for reference in rest:
             _check(cancelled)
-            yield reference, self._one(reference)
+            reason = self._source.unavailable
+            if reason is not None:
+                yield reference, not_tried(reason, self.transform, reference=reference)
+            else:
+                yield reference, self._one(reference)
 
     def _is_cheaper_whole(self, group: InstanceGroup, wanted: int) -> bool:
         """Whether one request for the series moves less than a request for each instance."""
-        if wanted < 2:
+        if wanted < 2 or self._source.unavailable is not None:
             return False
         listed = group.listed
         if listed is None:
@@ -649,6 +664,8 @@ def run_transfer(
             clients = job.source.connect(), job.destination.connect()
             for client in clients:
                 stack.callback(client.close)
+        for client, endpoint in zip(clients, (job.source, job.destination), strict=True):
+            client.survive_outages(endpoint.timeouts.outage)
         failures = stack.enter_context(Report(job.failures, "--failures"))
         copier = stack.enter_context(InstanceCopier(*clients, **job.copy_options()))
         for fate in _all_fates(clients[0], job, copier, max_in_flight):
@@ -792,6 +809,10 @@ def _resources(rows: Iterable[JSONDataset], level: SearchLevel, failures: list[F
 
 def _fates(source: DICOMClient, copier: InstanceCopier, task: Resource | InstanceGroup, room: Room) -> Iterator[Fate]:
     """Copies a series or a group; yields what it consists of, and then the result for each instance."""
+    reason = source.unavailable
+    if reason is not None and not isinstance(task, InstanceGroup):
+        yield not_tried(reason, copier.transform, reference=task)
+        return
     groups: Iterable[InstanceGroup] = [task] if isinstance(task, InstanceGroup) else list_groups(source, task)
     series = task.series if isinstance(task, InstanceGroup) else task
     found = False
@@ -891,6 +912,9 @@ class InstanceDownloader:
         Returns:
             Its file, or why there is none. UIDs that cannot be names of files are a failure too.
         """
+        reason = self._source.unavailable
+        if reason is not None:
+            return not_tried(reason, self._transform, reference=reference)
         try:
             target = layout_path(reference)
             if not self._overwrite and self._is_there(target, reference):

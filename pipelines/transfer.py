@@ -4,9 +4,11 @@ Source and destination are DICOMweb servers or folders of DICOM files, in any co
 not changed. What the destination has already is not moved again: to finish a transfer that was cut short, run the same
 command again.
 
-At the end there is a summary whose numbers add up: found = transferred + already there + duplicate + ignored + failed.
-They are counted from the job's output collections. For a folder, found are files; for a server, the instances that it
-lists. The exit code is 0 only if nothing failed, 1 if something did, 2 if the command line is wrong.
+At the end there is a summary whose numbers add up: found = transferred + already there + duplicate + ignored + failed +
+not tried. They are counted from the job's output collections. For a folder, found are files; for a server, the
+instances that it lists. Not tried is what was left when a server could not be reached for --source-outage or
+--destination-outage seconds, or refused the login. The exit code is 0 only if everything was done, 1 if not, 2 if the
+command line is wrong.
 
     python -m pipelines.transfer --source /data/incoming --destination https://pacs.example/dicom-web
 

@@ -53,7 +53,7 @@ ATTEMPTS = 5
 ROUND = 10_000
 """The maximum number of new instances of a round."""
 
-_SUMS = ("found", "transferred", "already_there", "failed", "bytes")
+_SUMS = ("found", "transferred", "already_there", "failed", "not_tried", "bytes")
 
 
 class WatchOptions(PipelineOptions):
@@ -149,7 +149,8 @@ def run_round(
         if "reference" not in item:
             raise RuntimeError(f"a failure of the round names no object, so the round is repeated: {item['message']}")
         reference = Resource.of(item["reference"])
-        attempts = place.pending.get(reference, 0) + 1
+        # What was not tried, because an archive could not be reached, is not on its way to be given up.
+        attempts = place.pending.get(reference, 0) + min(1, item["attempts"])
         if attempts < ATTEMPTS:
             pending[reference] = attempts
         else:
@@ -173,7 +174,7 @@ def run(job: WatchJob, options: PipelineOptions, stopping: threading.Event | Non
 
     Returns:
         The summary: ``polls``, ``failed_polls``, ``rounds`` (with something to copy), ``found`` (with each try of
-        what was tried again), ``transferred``, ``already_there``, ``failed``, ``bytes``, ``given_up``,
+        what was tried again), ``transferred``, ``already_there``, ``failed``, ``not_tried``, ``bytes``, ``given_up``,
         ``unwritten`` (reports that could not be written), ``pending``, and ``last_error`` (of the last poll, or None).
     """
     stopping = stopping or threading.Event()

@@ -8,12 +8,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import tee
 from typing import cast
 
 from dicomweb_io.account import Account, exit_code, shown_progress, summary_lines
 from dicomweb_io.cli.output import print_datasets, print_line, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
 from dicomweb_io.elements import COLLECTIONS, Failure
+from dicomweb_io.failures import RECOVERABLE, not_tried
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filters
 from dicomweb_io.profiles import Finding
@@ -48,16 +50,20 @@ def search(args: argparse.Namespace) -> int:
 
 def store(args: argparse.Namespace) -> int:
     """Stores files and prints the result of each as a JSON line."""
-    client = connect(args, endpoint_from(args))
+    endpoint = endpoint_from(args)
+    client = connect(args, endpoint)
+    client.survive_outages(endpoint.timeouts.outage)
     counts: Counter[str] = Counter()
+    files, left = tee(expand_paths(args.files))
     try:
         with progress("instances") as shown:
             for result in client.iter_store_instances(
-                expand_paths(args.files),
+                files,
                 study_instance_uid=args.study_instance_uid,
                 on_existing=args.on_existing,
                 verify=args.verify,
             ):
+                next(left)
                 if isinstance(result, Failure):
                     counts["failed"] += 1
                     print_line({"outcome": "failed", **result.to_dict()})
@@ -71,10 +77,18 @@ def store(args: argparse.Namespace) -> int:
                         }
                     )
                     shown.advance(result.size)
+    except RECOVERABLE as error:
+        reason = client.unavailable
+        if reason is None:
+            raise
+        print(f"dicomweb-io: {error}", file=sys.stderr)
+        for path in left:
+            counts["not tried"] += 1
+            print_line({"outcome": "not tried", **not_tried(reason, "StoreInstances", source=str(path)).to_dict()})
     finally:
         client.close()
     print(", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "no files", file=sys.stderr)
-    return 1 if counts["failed"] or not counts else 0
+    return 1 if counts["failed"] or counts["not tried"] or not counts else 0
 
 
 def delete(args: argparse.Namespace) -> int:

@@ -13,7 +13,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -30,6 +31,13 @@ _MAX_DURATIONS = 4096
 _MAX_INSTANT = 16
 _LENT_AFTER = 0.05
 """Seconds after which the slot of a reader who does not read is lent to a request that waits for one."""
+_MAX_EQUAL_CAUSES = 20
+"""Second attempts that fail in a row for the same cause; then there are none until something succeeds."""
+_CROWDED_FOR = 10.0
+_MAX_PATIENCE = 64
+_FIRST_PROBE, _MAX_PROBE = 0.1, 5.0
+BAD_NEWS_LASTS = 60.0
+"""Seconds for which an archive that was lost, or refused the login, is not worth another request of a job."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,10 @@ class Budget:
         """Resets the count of failures, because new data arrived completely."""
         self._failures = self._instant = 0
 
+    def stop(self, error: DICOMwebError) -> None:
+        """Lets an error stand, whatever may be left to try."""
+        self._final = weakref.ref(error)
+
     def decide(self, error: DICOMwebError, *, repeatable: bool = True) -> float | None:
         """Counts a failure and decides about it.
 
@@ -211,9 +223,9 @@ class Budget:
         """
         if error is self._final():
             return None
-        self._final = weakref.ref(error)
         if not error.retryable or not repeatable:
             return None
+        self.stop(error)
         if isinstance(error, ConnectionFailedError) and error.stale and self._instant < _MAX_INSTANT:
             # The server closed an idle connection just when it was used again: not a sign of a problem, and no reason
             # to wait.
@@ -456,7 +468,11 @@ class Throttle:
 
     A server that answers 429 or 503 is overloaded: from then on half as many requests are in flight at once, at least
     one, and with each as many answers as are in flight one more again (additive increase, multiplicative decrease). So
-    a server that names no time to wait can recover.
+    a server that names no time to wait can recover. What fails, and succeeds when it is tried `alone`, shows an
+    overload too; the limit then rises the more slowly the more often that happens.
+
+    While an archive that has answered before cannot be connected to, one thread probes it and the others wait
+    (`await_return`).
 
     It restarts in a forked child: the requests of the parent process do not count.
 
@@ -486,6 +502,16 @@ class Throttle:
         self._not_before = 0.0
         self._held: set[Slot] = set()
         self._readers_waiting = 0
+        self._patience = 1
+        self._owner: int | None = None
+        self._turns_wanted = 0
+        self._crowded_at = float("-inf")
+        self._in_a_row: dict[str, tuple[Hashable, int]] = {}
+        self._reached = False
+        self._down_since: float | None = None
+        self._prober: int | None = None
+        self._probe_wait = _FIRST_PROBE
+        self._lost: tuple[float, str] | None = None
         # Reentrant: the garbage collector may close an abandoned answer on the thread that is just here.
         lock = threading.RLock()
         self._newcomers = threading.Condition(lock)
@@ -510,10 +536,11 @@ class Throttle:
         """
         lend_slots()
         waited = 0.0
+        me = threading.get_ident()
         with self._newcomers:
             while True:
                 remaining = deadline.remaining()
-                if self._readers_waiting or not self._has_room():
+                if self._must_wait(me) or not self._has_room():
                     wait = _LENT_AFTER
                     # Only what the server's state costs counts as throttled, not the user's own limit.
                     throttled = self.in_flight < self._max_in_flight
@@ -535,9 +562,19 @@ class Throttle:
                 began = time.monotonic()
                 self._newcomers.wait(wait if remaining is None else min(wait, remaining))
                 waited += time.monotonic() - began if throttled else 0.0
+            if self._held:
+                self._crowded_at = time.monotonic()
             slot = Slot(self, self._era, waited)
             self._held.add(slot)
             return slot
+
+    def _must_wait(self, me: int) -> bool:
+        """Whether a thread's new request comes after others, however much room there is."""
+        if self._owner == me:
+            return False
+        if self._owner is not None or self._turns_wanted or self._readers_waiting:
+            return True
+        return self._prober not in (None, me)
 
     def answered(self, slot: Slot, status: int | None) -> None:
         """Adapts the limit to an answer; to be called before the slot is released.
@@ -550,13 +587,154 @@ class Throttle:
             if status in (429, 503):
                 # Requests that were under way already when the limit was lowered say nothing new.
                 if slot._era == self._era:
-                    self._limit = max(1.0, self._limit / 2)
-                    self._era += 1
+                    self._halve()
             elif status is not None and status < 500 and self._limit < self._max_in_flight:
                 before = self.limit
-                self._limit = min(float(self._max_in_flight), self._limit + 1 / self._limit)
+                self._limit = min(float(self._max_in_flight), self._limit + 1 / (self._limit * self._patience))
                 if self.limit > before:
                     self._announce()
+
+    def _halve(self) -> None:
+        self._limit = max(1.0, self._limit / 2)
+        self._era += 1
+
+    @property
+    def era(self) -> int:
+        """The number of times that the limit was lowered: failures of an earlier era show nothing new."""
+        return self._era
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether several requests were in flight at once a short while ago."""
+        return time.monotonic() - self._crowded_at < _CROWDED_FOR
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this thread has the endpoint for itself."""
+        return self._owner == threading.get_ident()
+
+    @contextmanager
+    def alone(self, deadline: Deadline) -> Iterator[None]:
+        """A turn of this thread in which no other request of the process is in flight.
+
+        It begins when the requests in flight have ended; new ones wait meanwhile, and until it ends. The block must
+        wait for nothing but its own requests.
+
+        Raises:
+            DeadlineExceededError: If they do not end in time.
+        """
+        if self.is_alone:
+            yield
+            return
+        lend_slots()
+        with self._newcomers:
+            self._turns_wanted += 1
+            try:
+                while self._owner is not None or self._readers_waiting or not self._has_room(1):
+                    if deadline.expired:
+                        raise deadline.error("waiting for the requests in flight to end")
+                    self._newcomers.wait(deadline.bound(_LENT_AFTER))
+                self._owner = threading.get_ident()
+            finally:
+                self._turns_wanted -= 1
+        try:
+            yield
+        finally:
+            with self._newcomers:
+                self._owner = None
+                self._newcomers.notify_all()
+                self._readers.notify_all()
+
+    def may_heal(self, kind: str, cause: Hashable) -> bool:
+        """Whether a second attempt is worth it: not after many in a row that failed for the same cause."""
+        last, number = self._in_a_row.get(kind, (None, 0))
+        return cause != last or number < _MAX_EQUAL_CAUSES
+
+    def tried_alone(self, kind: str, cause: Hashable, *, healed: bool, era: int) -> None:
+        """Learns from a second attempt.
+
+        Args:
+            kind: What was attempted, such as ``"store"``.
+            cause: Why the first attempt failed.
+            healed: Whether the second one succeeded, so that the first failed because too much was asked at once.
+            era: The `era` of the first attempt.
+        """
+        with self._newcomers:
+            if healed:
+                self._in_a_row.pop(kind, None)
+                if era == self._era:
+                    self._halve()
+                    self._patience = min(_MAX_PATIENCE, 2 * self._patience)
+            else:
+                last, number = self._in_a_row.get(kind, (None, 0))
+                self._in_a_row[kind] = (cause, number + 1 if cause == last else 1)
+
+    def went_well(self, kind: str) -> None:
+        """Notes a success at the first attempt."""
+        self._in_a_row.pop(kind, None)
+
+    @property
+    def lost(self) -> str | None:
+        """Why the endpoint counted as lost a short while ago; None if it does not."""
+        lost = self._lost
+        return lost[1] if lost is not None and time.monotonic() - lost[0] < BAD_NEWS_LASTS else None
+
+    def reached(self) -> None:
+        """Notes an answer, whatever it says."""
+        if self._reached and self._down_since is None and self._lost is None:
+            return
+        with self._newcomers:
+            self._reached = True
+            self._down_since = self._lost = None
+            self._probe_wait = _FIRST_PROBE
+            self._newcomers.notify_all()
+
+    def give_up(self, why: str) -> None:
+        """Notes that the endpoint cannot be connected to."""
+        with self._newcomers:
+            self._lost = (time.monotonic(), why)
+            self._newcomers.notify_all()
+
+    def await_return(self, why: str, outage: float, deadline: Deadline) -> bool:
+        """To be called by a thread that could not connect; returns when it may try again.
+
+        One thread probes, with growing waits in between; the others wait for what it finds.
+
+        Args:
+            why: What went wrong.
+            outage: Seconds after which the endpoint counts as lost.
+            deadline: Until when the thread can wait.
+
+        Returns:
+            False if there is no hope: the endpoint never answered, or not for so long.
+        """
+        me = threading.get_ident()
+        with self._newcomers:
+            if not self._reached or self._lost is not None or deadline.expired:
+                return False
+            now = time.monotonic()
+            if self._down_since is None:
+                self._down_since = now
+                logger.warning("%s; waiting up to %g s for it to return", why, outage)
+            left = self._down_since + outage - now
+            if left <= 0:
+                self.give_up(f"{why}; it has not returned within {outage:g} s")
+                return False
+            if self._prober not in (None, me):
+                self._newcomers.wait(deadline.bound(min(_MAX_PROBE, left)))
+                return True
+            self._prober = me
+            wait = min(self._probe_wait, left)
+            self._probe_wait = min(_MAX_PROBE, 2 * self._probe_wait)
+        time.sleep(deadline.bound(wait) or 0.0)
+        return True
+
+    def stop_probing(self) -> None:
+        """Leaves probing to others, if it is this thread that does it."""
+        if self._prober == threading.get_ident():
+            with self._newcomers:
+                self._prober = None
+                self._newcomers.notify_all()
 
     def back_off(self, seconds: float) -> bool:
         """Holds all new requests back for some seconds, because the server asked one of them to come again later.
@@ -588,7 +766,7 @@ class Throttle:
         with self._readers:
             self._readers_waiting += 1
             try:
-                while not self._has_room():
+                while self._owner not in (None, slot._thread) or not self._has_room():
                     if deadline.expired:
                         return
                     self._readers.wait(deadline.bound(_LENT_AFTER))
@@ -608,15 +786,16 @@ class Throttle:
         # Readers first: an answer that is read on is the sooner out of the way.
         (self._readers if self._readers_waiting else self._newcomers).notify()
 
-    def _has_room(self) -> bool:
+    def _has_room(self, limit: int | None = None) -> bool:
         """Whether a slot is free, or can be taken from a reader who has been busy with something else for a while."""
-        if self.in_flight < self.limit:
+        limit = self.limit if limit is None else limit
+        if self.in_flight < limit:
             return True
         before = time.monotonic() - _LENT_AFTER
         for slot in tuple(self._held):
             if slot._rests_since is not None and slot._rests_since <= before:
                 self._held.discard(slot)
-                if self.in_flight < self.limit:
+                if self.in_flight < limit:
                     return True
         return False
 

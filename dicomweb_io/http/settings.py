@@ -41,6 +41,8 @@ class Timeouts:
         connect: Seconds for a connection.
         read: Seconds for each read or write.
         deadline: Seconds that one operation may take in all, retries included; None for no limit.
+        outage: Seconds that a job or transform waits for a server that has answered before and cannot be connected to
+            any more. What is left after that is not tried. A client's single calls only follow the retry policy.
 
     Raises:
         ValueError: If one is not a positive number.
@@ -49,11 +51,14 @@ class Timeouts:
     connect: float = 10.0
     read: float = 60.0
     deadline: float | None = 3600.0
+    outage: float = 120.0
 
     def __post_init__(self) -> None:
         for name in ("connect", "read"):
             seconds = _positive(getattr(self, name), f"the {name} timeout", "a positive number of seconds")
             object.__setattr__(self, name, seconds)
+        if not isinstance(self.outage, (int, float)) or isinstance(self.outage, bool) or not self.outage >= 0:
+            raise ValueError(f"outage must be a number of seconds, not {self.outage!r}")
         if self.deadline is not None:
             _positive(self.deadline, "deadline", "a positive number of seconds, or None")
 

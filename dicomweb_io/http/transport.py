@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -44,11 +44,13 @@ from dicomweb_io.http.multipart import MultipartBody, MultipartError
 from dicomweb_io.http.redaction import server_message
 from dicomweb_io.http.response import Answer, StreamedAnswer, causes, connection_failure
 from dicomweb_io.http.retry import (
+    BAD_NEWS_LASTS,
     Attempt,
     Budget,
     Deadline,
     RetryPolicy,
     Stats,
+    Throttle,
     attempts,
     logger,
     parse_retry_after,
@@ -75,7 +77,11 @@ _ADVICE = {
 
 @dataclass
 class _Call:
-    """What is to be sent, whatever the number of tries."""
+    """What is to be sent, whatever the number of tries.
+
+    `era` is the throttle's at the first of them. `failed_with` is the status after which there is a second attempt,
+    with no other request of this process in flight.
+    """
 
     method: str
     url: str
@@ -84,6 +90,8 @@ class _Call:
     repeatable: bool
     replayable: bool
     accept: Collection[int]
+    era: int
+    failed_with: int | None = None
 
 
 class Transport:
@@ -110,6 +118,8 @@ class Transport:
         base_url: The service's root without user information and trailing slash.
         retry: When and how often to try again.
         timeouts: How long to wait.
+        outage: Seconds to wait for an archive that has answered before and cannot be connected to any more; None if
+            such a request is only repeated as `retry` says.
         stats: What was done so far.
 
     Raises:
@@ -138,7 +148,9 @@ class Transport:
             credentials = BasicCredentials(unquote(user), unquote(password or ""))
         self.timeouts = timeouts
         self.retry = retry
+        self.outage: float | None = None
         self.stats = Stats()
+        self._refusal: tuple[float, str] | None = None
         self._headers = _checked_headers(headers or {})
         self._throttle, self._leave_throttle = shared_throttle(
             self, self.base_url, limits.max_in_flight, limits.requests_per_second
@@ -198,17 +210,16 @@ class Transport:
         call = self._call(method, url, headers, body, idempotent, accept_statuses, "gzip, deflate")
         budget = self._budget(deadline, attempt)
         while True:
-            answer: StreamedAnswer | None = None
             try:
-                answer = self._exchange(call, budget)
-                return answer.complete(max_bytes)
+                with self._turn(call, budget), closing(self._exchange(call, budget)) as answer:
+                    complete = answer.complete(max_bytes)
             except DICOMwebError as error:
                 wait = self._decide(error, call, budget)
                 if wait is None:
                     raise
-            finally:
-                if answer is not None:
-                    answer.close()
+            else:
+                self._succeeded(call)
+                return complete
             time.sleep(wait)
 
     @contextmanager
@@ -243,13 +254,15 @@ class Transport:
         budget = self._budget(deadline, attempt)
         while True:
             try:
-                answer = self._exchange(call, budget)
+                with self._turn(call, budget):
+                    answer = self._exchange(call, budget)
                 break
             except DICOMwebError as error:
                 wait = self._decide(error, call, budget)
                 if wait is None:
                     raise
             time.sleep(wait)
+        self._succeeded(call)
         try:
             yield answer
         except MultipartError as error:
@@ -275,6 +288,22 @@ class Transport:
             deadline: Seconds for all attempts, or a running deadline; None for the transport's own.
         """
         return attempts(self._new_budget(deadline))
+
+    @property
+    def throttle(self) -> Throttle:
+        """What bounds the requests of this process to the archive."""
+        return self._throttle
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why further requests would fail like the last ones; None if there is no such reason.
+
+        The archive could not be connected to, or refused the login, a short while ago.
+        """
+        refusal = self._refusal
+        if refusal is not None and time.monotonic() - refusal[0] < BAD_NEWS_LASTS:
+            return refusal[1]
+        return self._throttle.lost
 
     def same_origin(self, url: str) -> bool:
         """Whether an absolute URL has the scheme, host and port of `base_url`, so that credentials go there."""
@@ -330,18 +359,52 @@ class Transport:
             repeatable=idempotent and replayable,
             replayable=replayable,
             accept=accept,
+            era=self._throttle.era,
         )
 
     def _new_budget(self, deadline: Deadline | float | None) -> Budget:
         running = Deadline.of(self.timeouts.deadline if deadline is None else deadline)
-        return Budget(self.retry, running, on_retry=lambda: self.stats.add(retries=1))
+        # Others wait while this thread has the archive for itself.
+        policy = RetryPolicy.none() if self._throttle.is_alone else self.retry
+        return Budget(policy, running, on_retry=lambda: self.stats.add(retries=1))
 
     def _budget(self, deadline: Deadline | float | None, attempt: Attempt | None) -> Budget:
         return attempt.budget if attempt is not None else self._new_budget(deadline)
 
+    def _turn(self, call: _Call, budget: Budget) -> AbstractContextManager[None]:
+        """What a try needs: a second attempt, that no other request of this process is in flight."""
+        return nullcontext() if call.failed_with is None else self._throttle.alone(budget.deadline)
+
+    def _succeeded(self, call: _Call) -> None:
+        if call.failed_with is None:
+            self._throttle.went_well(call.method)
+        else:
+            self._throttle.tried_alone(call.method, call.failed_with, healed=True, era=call.era)
+            logger.info("%s: what failed (HTTP %d) succeeded alone", safe_url(self.base_url), call.failed_with)
+
     def _decide(self, error: DICOMwebError, call: _Call, budget: Budget) -> float | None:
-        """Seconds to wait before the next try; None if there is none."""
+        """Seconds to wait before the next try, which may be a second attempt alone; None if there is none."""
         error.attempts = budget.tries
+        throttle = self._throttle
+        if call.failed_with is not None:
+            throttle.tried_alone(call.method, call.failed_with, healed=False, era=call.era)
+            budget.stop(error)
+            return None
+        unreachable = isinstance(error, ConnectionFailedError) and not error.sent
+        if unreachable and self.outage is not None and throttle.lost:
+            budget.stop(error)
+            return None
+        wait = self._repeated(error, call, budget)
+        if wait is None and unreachable and error.retryable:
+            throttle.give_up(error.log_text)
+        if wait is None and call.method == "GET" and throttle.is_crowded and not throttle.is_alone:
+            status = error.status or 0
+            if (status == 404 or (status >= 500 and error.retryable)) and throttle.may_heal(call.method, status):
+                call.failed_with = status
+                return 0.0
+        return wait
+
+    def _repeated(self, error: DICOMwebError, call: _Call, budget: Budget) -> float | None:
         not_processed = (
             error.status == 429
             or isinstance(error, CredentialsError)
@@ -354,27 +417,41 @@ class Transport:
         method, url, hops, refreshed = call.method, call.url, 0, False
         own = self.same_origin(url)
         budget.tries += 1
-        while True:
-            answer, prepared = self._send(method, url, call, budget, own)
-            status = answer.status
-            try:
-                if status in _REDIRECTS and "Location" in answer.headers:
-                    hops += 1
-                    method, url = self._redirect(answer, call, method, url, hops)
-                    # Once another host has chosen the address, no credentials follow, not even back to the archive.
-                    own = own and self.same_origin(url)
-                    answer.close(drain=True)
-                    continue
-                if status == 401 and own and not refreshed and call.replayable and self._refresh(prepared, answer):
-                    refreshed = True
-                    answer.close(drain=True)
-                    continue
-                if status < 300 or status == 304 or status in call.accept:
-                    return answer
-                raise self._status_error(answer, url, budget, own)
-            except BaseException:
-                answer.close()
-                raise
+        try:
+            while True:
+                try:
+                    answer, prepared = self._send(method, url, call, budget, own)
+                except ConnectionFailedError as error:
+                    if self._may_return(error, call, budget, own):
+                        continue
+                    raise
+                status = answer.status
+                try:
+                    if status in _REDIRECTS and "Location" in answer.headers:
+                        hops += 1
+                        method, url = self._redirect(answer, call, method, url, hops)
+                        # Once another host has chosen the address, no credentials follow, not even back to the archive.
+                        own = own and self.same_origin(url)
+                        answer.close(drain=True)
+                        continue
+                    if status == 401 and own and not refreshed and call.replayable and self._refresh(prepared, answer):
+                        refreshed = True
+                        answer.close(drain=True)
+                        continue
+                    if status < 300 or status == 304 or status in call.accept:
+                        return answer
+                    raise self._status_error(answer, url, budget, own)
+                except BaseException:
+                    answer.close()
+                    raise
+        finally:
+            self._throttle.stop_probing()
+
+    def _may_return(self, error: ConnectionFailedError, call: _Call, budget: Budget, own: bool) -> bool:
+        """Waits, where outages are waited out, for an archive that is gone; False if there is no hope."""
+        if self.outage is None or not own or error.sent or not error.retryable or not call.replayable:
+            return False
+        return self._throttle.await_return(error.log_text, self.outage, budget.deadline)
 
     def _refresh(self, prepared: requests.PreparedRequest, answer: StreamedAnswer) -> bool:
         try:
@@ -422,6 +499,8 @@ class Transport:
             retryable=status in self.retry.statuses,
         )
         error.said = said
+        if status == 401 and own:
+            self._refusal = (time.monotonic(), f"{safe_url(self.base_url)} refuses the login (HTTP 401)")
         error.retry_after = retry_after
         error.attempts = budget.tries
         error.response = answer.public_response(body)
@@ -469,6 +548,8 @@ class Transport:
             finished(None, 0)
             if isinstance(error, DICOMwebError):
                 error.method, error.url = error.method or method, error.url or safe_url(url)
+                if isinstance(error, CredentialsError) and not error.retryable:
+                    self._refusal = (time.monotonic(), error.log_text)
                 raise
             if not isinstance(error, Exception):
                 raise
@@ -476,6 +557,9 @@ class Transport:
             if failure is None:
                 raise
         else:
+            self._throttle.reached()
+            if own and response.status_code != 401:
+                self._refusal = None
             answer = StreamedAnswer(
                 response,
                 exchange,

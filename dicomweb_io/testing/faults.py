@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 Layer = Literal["http", "wire"]
 Place = Literal["request", "answer", "header", "body", "part", "end"]
 
+_DWELL = 0.02
+
 _KINDS: dict[str, type[Fault]] = {}
 FAULTS: Mapping[str, type[Fault]] = MappingProxyType(_KINDS)
 """All faults by the name of their action."""
@@ -74,6 +76,8 @@ class Fault:
         times: How many matching requests fail from there on; None for all.
         probability: The share of them that fails, decided by `seed` and the request's number.
         seed: See `probability`.
+        overlapping: It strikes only when more than so many matching requests are being answered at once, each of which
+            takes a moment longer; None for any.
     """
 
     action: ClassVar[str] = ""
@@ -85,6 +89,7 @@ class Fault:
     times: int | None = 1
     probability: float = 1.0
     seed: int = 0
+    overlapping: int | None = None
 
     def __init_subclass__(cls, action: str = "") -> None:
         super().__init_subclass__()
@@ -151,7 +156,7 @@ def fault(
         times: How many matching requests fail from there on; None for all.
         probability: The share of them that fails.
         seed: Decides which share.
-        **options: The action's options.
+        **options: The action's options, and ``overlapping``.
 
     Raises:
         ValueError: If there is no such action or option, or a value is out of range.
@@ -161,7 +166,7 @@ def fault(
         raise ValueError(f"there is no fault {action!r}; there are: {', '.join(FAULTS)}")
     known = kind.defaults()
     for name in options:
-        if name not in known:
+        if name not in known and name not in _COMMON:
             own = f"its own are: {', '.join(known)}" if known else "it has none of its own"
             raise ValueError(f"the fault {action!r} has no option {name!r}; {own}; all have: {', '.join(_COMMON)}")
     return kind(method, path, first, times, probability, seed, **options)
@@ -213,6 +218,7 @@ class FaultPlan:
                     raise TypeError(f"faults must be Fault objects (see fault()), but one is {type(one).__name__}")
                 self._faults.append(one)
                 self._seen.append(0)
+                self._running.append(0)
                 self.struck.append(0)
 
     def clear(self) -> None:
@@ -220,6 +226,7 @@ class FaultPlan:
         with self._lock:
             self._faults: list[Fault] = []
             self._seen: list[int] = []
+            self._running: list[int] = []
             self.struck: list[int] = []
 
     def strike(self, method: str, path: str) -> tuple[Fault, ...]:
@@ -228,6 +235,9 @@ class FaultPlan:
         with self._lock:
             for index, one in enumerate(self._faults):
                 if not one.matches(method, path):
+                    continue
+                self._running[index] += 1
+                if one.overlapping is not None and self._running[index] <= one.overlapping:
                     continue
                 self._seen[index] += 1
                 number = self._seen[index]
@@ -240,6 +250,18 @@ class FaultPlan:
                 self.struck[index] += 1
                 struck.append(one)
         return tuple(struck)
+
+    def dwell(self, method: str, path: str) -> None:
+        """Has a request take a moment, so that others overlap with it; to be called before it is answered."""
+        if any(one.overlapping is not None and one.matches(method, path) for one in tuple(self._faults)):
+            time.sleep(_DWELL)
+
+    def end(self, method: str, path: str) -> None:
+        """Notes that a request, which `strike` has counted, is answered."""
+        with self._lock:
+            for index, one in enumerate(self._faults):
+                if self._running[index] and one.matches(method, path):
+                    self._running[index] -= 1
 
 
 # Answers that replace the right one -----------------------------------------------------------------------------------
@@ -863,6 +885,11 @@ class WireFault(Fault):
     """A fault of a connection, played by the proxy."""
 
     layer: ClassVar[Layer] = "wire"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlapping is not None:
+            raise ValueError(f"the fault {self.action!r} strikes connections, which cannot be told to overlap")
 
     @property
     def place(self) -> tuple[Place, int]:

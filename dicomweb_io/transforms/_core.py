@@ -29,7 +29,7 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike, literal_secrets
 from dicomweb_io.errors import safe_url
-from dicomweb_io.failures import RECOVERABLE, failure_of
+from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
 from dicomweb_io.listing import InstanceGroup, expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory
@@ -437,10 +437,15 @@ class PooledDoFn(LeasingDoFn):
         return subject if isinstance(subject, Resource) else None
 
     def _guarded(self, subject: Any, room: Room) -> Iterator[Any]:
+        client, reference = cast(Lease, self._lease).client, self.reference_of(subject)
+        reason = client.unavailable
+        if reason is not None and reference is not None:
+            yield Problem(not_tried(reason, self._transform, reference=reference))
+            return
         try:
-            yield from self.produce(subject, cast(Lease, self._lease).client, room)
+            yield from self.produce(subject, client, room)
         except RECOVERABLE as error:
-            yield problem_of(error, self._transform, reference=self.reference_of(subject))
+            yield problem_of(error, self._transform, reference=reference)
 
     def _emit(self, work: Work, result: Any) -> Iterator[Any]:
         if not work.begun:

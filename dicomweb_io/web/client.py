@@ -260,10 +260,7 @@ class DICOMwebClient(DICOMClient):
         surplus: bool = True,
         walk: bool = True,
     ) -> SearchPage:
-        """Makes one search request. Without a limit none is sent.
-
-        `walk`: where the server lacks the search, its levels are walked, which takes many requests.
-        """
+        """Makes one search request. Without a limit none is sent."""
         check_limits(limit, offset)
         most = None if surplus else limit
         return Searcher(self._service).search_page(query, offset=offset, limit=limit, most=most, alone=walk)

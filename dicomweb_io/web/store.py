@@ -2,13 +2,22 @@
 
 An instance is stored only if the answer names its SOP Instance UID among the referenced ones, whatever the status and
 content type; an instance that the answer does not mention is looked up by UID. A batch that is refused as a whole is
-split until the refused instance is alone. Request bodies have a known length, can be sent again, and are never
+split until the refused instance is alone.
+
+A request that may have arrived is not sent again blindly: its instances are looked up, and only what is missing is sent
+(`ServerProfile.store_again`). What was refused in a way that a quieter moment may heal is looked up and tried once more
+alone, with no other request of this process in flight.
+
+Request bodies have a known length, can be sent again, and are never
 compressed (Orthanc 1.10.1 answers a compressed one with 200 and stores nothing).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from pydicom.dataset import Dataset
@@ -22,7 +31,8 @@ from dicomweb_io.elements import Failure, JSONDataset, StoredInstance
 from dicomweb_io.errors import ConnectionFailedError, DICOMwebError, StoreError, log_text, safe_url
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.multipart import MultipartBody
-from dicomweb_io.http.transport import Answer
+from dicomweb_io.http.retry import Deadline
+from dicomweb_io.http.transport import Answer, Attempt
 from dicomweb_io.store_items import Batch, StoreItem, check_options, prepare
 from dicomweb_io.store_response import StoreResponse, describe_reason, parse_store_response, response_module
 from dicomweb_io.web.replace import ExistingInstances, Replacer
@@ -33,6 +43,13 @@ _WITH_RESPONSE = (400, 409, 413, 415, 422)
 """Error statuses whose answers may state the outcome of each instance."""
 _HOPELESS = (401, 403, 404, 405, 501)
 """Statuses that all further instances would get as well."""
+
+
+class _HopelessError(Exception):
+    """Ends an operation at once, whatever may still be tried."""
+
+    def __init__(self, error: DICOMwebError) -> None:
+        self.error = error
 
 
 class Storer:
@@ -132,6 +149,7 @@ class Storer:
 
     def _flushed(self, batch: Batch, on_existing: OnExisting, verify: Verify, url: str) -> Iterator[StoreItem]:
         hopeless: Exception | None = None
+        era = self._service.transport.throttle.era
         for item in batch.items:
             if item.outcome is None and on_existing != "server":
                 self._look_before(item, on_existing)
@@ -144,6 +162,7 @@ class Storer:
         if waiting:
             try:
                 self._send(waiting, method, url)
+                self._send_alone(waiting, method, url, era)
             except RECOVERABLE as error:
                 if all(item.outcome is None for item in batch.items):
                     raise
@@ -178,22 +197,62 @@ class Storer:
 
     def _send(self, items: Sequence[StoreItem], method: str, url: str) -> None:
         """Sends items in one request, or in more if that is refused, and notes the outcome of each."""
+        try:
+            self._attempt(items, method, url)
+        except _HopelessError as reason:
+            raise reason.error from None
+
+    def _attempt(self, items: Sequence[StoreItem], method: str, url: str) -> None:
         cap = self._service.profile.max_request_bytes
         if cap is not None and len(items) == 1 and items[0].size > cap:
             logger.info("an instance has %d bytes; the server is known to accept %d per request", items[0].size, cap)
-        body = MultipartBody([item.part() for item in items])
+        waiting = list(items)
+        # A second PUT replaces what the first one stored.
+        looks = method == "POST" and self._service.profile.store_again != "harmless"
+        answer: Answer | None = None
+        failure: DICOMwebError | None = None
+        throttle = self._service.transport.throttle
+        era, was_processed = throttle.era, False
         try:
-            answer = self._requested(method, url, body)
+            for attempt in self._service.transport.attempts():
+                with attempt, self._turn(attempt):
+                    try:
+                        answer = self._requested(method, url, waiting, attempt)
+                    except DICOMwebError as error:
+                        was_processed = _may_have_arrived(error)
+                        if looks:
+                            waiting = self._missing(waiting, error)
+                        if waiting and not (was_processed and self._service.profile.store_again == "never"):
+                            raise
+                        failure = error
+                        break
         except DICOMwebError as error:
-            self._after_error(items, error)
-            return
+            failure = error
         except RECOVERABLE as error:
             # A file can no longer be read. Sending each alone shows which one.
-            if len(items) == 1:
-                items[0].fail_by(error)
+            if len(waiting) == 1:
+                waiting[0].fail_by(error)
             else:
-                self._split(items, method, url)
+                self._split(waiting, method, url)
             return
+        if answer is not None:
+            if was_processed and answer.status < 400 and not throttle.is_alone:
+                # What was not there, and is stored now that nothing else is in flight.
+                throttle.tried_alone("store", None, healed=True, era=era)
+            self._read(waiting, answer, method, url)
+        elif failure is not None:
+            if isinstance(failure, ConnectionFailedError) and not failure.sent:
+                # Further instances would not reach it either.
+                raise failure
+            for item in waiting if looks else self._missing(waiting, failure):
+                item.fail_by(failure)
+
+    def _turn(self, attempt: Attempt) -> AbstractContextManager[None]:
+        """What an attempt needs: from the second on, that nothing else is in flight."""
+        return nullcontext() if attempt.number == 1 else self._service.transport.throttle.alone(attempt.deadline)
+
+    def _read(self, items: Sequence[StoreItem], answer: Answer, method: str, url: str) -> None:
+        """Notes the outcome of each item by the answer; sends again in smaller requests what it does not tell."""
         response = parse_store_response(answer.content)
         unknown = [item for item in items if not self._note(item, response, answer)]
         if not unknown:
@@ -215,13 +274,23 @@ class Storer:
         else:
             self._split(unknown, method, url)
 
-    def _requested(self, method: str, url: str, body: MultipartBody) -> Answer:
+    def _requested(self, method: str, url: str, items: Sequence[StoreItem], attempt: Attempt) -> Answer:
+        body = MultipartBody([item.part() for item in items])
         headers = {"Content-Type": body.content_type, "Accept": DICOM_JSON}
-        statuses = (*_WITH_RESPONSE, 406)
-        answer = self._service.transport.request(method, url, headers=headers, body=body, accept_statuses=statuses)
+        # What to do after an error is not the transport's to decide.
+        send = partial(
+            self._service.transport.request,
+            method,
+            url,
+            headers=headers,
+            body=body,
+            idempotent=False,
+            accept_statuses=(*_WITH_RESPONSE, 406),
+        )
+        answer = send(attempt=attempt)
         if answer.status == 406 and parse_store_response(answer.content).is_empty:
             headers["Accept"] = DICOM_XML
-            answer = self._service.transport.request(method, url, headers=headers, body=body, accept_statuses=statuses)
+            answer = send()
         self._service.report_warnings(answer)
         return answer
 
@@ -291,22 +360,81 @@ class Storer:
             facts["warning_reason"] = module.number_of(answer, module.WARNING_REASON)
         item.succeed(outcome, proof, size=item.size, **facts)
 
-    def _after_error(self, items: Sequence[StoreItem], error: DICOMwebError) -> None:
-        """After a request without a usable answer: what a look-up by UID finds is stored, all others have failed."""
+    def _missing(self, items: Sequence[StoreItem], error: DICOMwebError) -> list[StoreItem]:
+        """After a request without a usable answer, what a look-up by UID does not find; what it finds is stored.
+
+        Raises:
+            _HopelessError: If the archive cannot be asked, or would refuse everything else too.
+        """
         if error.status in _HOPELESS:
-            raise error
-        present: set[str] = set()
+            raise _HopelessError(error)
+        if not items or not _may_have_arrived(error):
+            return list(items)
         try:
             present = self._existing.present(items)
         except RECOVERABLE:
             if isinstance(error, ConnectionFailedError):
                 # Neither storing nor searching reaches the archive.
-                raise error from None
-        for item in items:
-            if item.uid in present and self._existing.is_ours(item):
-                self._succeed(item, proof=self._existing.proof)
-            else:
+                raise _HopelessError(error) from None
+            for item in items:
                 item.fail_by(error)
+            return []
+        missing = []
+        for item in items:
+            if item.uid not in present:
+                missing.append(item)
+            elif not self._existing.is_ours(item):
+                item.fail_by(error)
+            elif self._existing.proof == "uid" and (error.status or 0) >= 400:
+                # It was refused, and nothing tells whether it is what was sent.
+                item.succeed("exists", "uid")
+            else:
+                self._succeed(item, proof=self._existing.proof)
+        return missing
+
+    def _send_alone(self, items: Sequence[StoreItem], method: str, url: str, era: int) -> None:
+        """Gives what failed, and may succeed in a quieter moment, a second attempt, unless it turns out to be there."""
+        throttle = self._service.transport.throttle
+        doubtful = [item for item in items if isinstance(item.outcome, Failure) and _may_heal(item.outcome)]
+        if any(isinstance(item.outcome, StoredInstance) for item in items):
+            throttle.went_well("store")
+        if not doubtful or throttle.is_alone:
+            return
+        try:
+            present = self._existing.present(doubtful) if method == "POST" else set()
+        except RECOVERABLE as error:
+            logger.info("the look-up of what was refused failed: %s", log_text(error))
+            return
+        for item in doubtful:
+            if item.uid in present:
+                self._note_presence(item)
+            elif self._service.profile.store_again != "never":
+                self._send_one_alone(item, method, url, era)
+
+    def _send_one_alone(self, item: StoreItem, method: str, url: str, era: int) -> None:
+        transport, failure = self._service.transport, item.outcome
+        cause = (failure.status, failure.reason_code) if isinstance(failure, Failure) else None
+        if not transport.throttle.may_heal("store", cause):
+            return
+        item.outcome = None
+        try:
+            with transport.throttle.alone(Deadline(transport.timeouts.deadline)):
+                self._send([item], method, url)
+        finally:
+            item.outcome = item.outcome or failure
+            if isinstance(item.outcome, Failure) and isinstance(failure, Failure):
+                item.outcome = replace(item.outcome, attempts=failure.attempts + 1)
+            healed = isinstance(item.outcome, StoredInstance)
+            transport.throttle.tried_alone("store", cause, healed=healed, era=era)
+
+    def _note_presence(self, item: StoreItem) -> None:
+        """What was refused, and is there: it was there before, or the answer is wrong."""
+        code = item.outcome.reason_code if isinstance(item.outcome, Failure) else None
+        if item.must_be_same:
+            if self._existing.is_ours(item, refused=True):
+                self._succeed(item, proof=self._existing.proof)
+        elif code is None or code not in self._service.profile.conflict_reasons:
+            item.succeed("exists", "uid")
 
     def _prove(self, items: Sequence[StoreItem], what: str, answer: Answer) -> None:
         present: set[str] = set()
@@ -325,6 +453,25 @@ class Storer:
                     attempts=answer.attempts,
                     retryable=True,
                 )
+
+
+def _may_have_arrived(error: DICOMwebError) -> bool:
+    """Whether the archive may have processed a request that failed so."""
+    return error.status != 429 and not (isinstance(error, ConnectionFailedError) and not error.sent)
+
+
+def _may_heal(failure: Failure) -> bool:
+    """Whether an instance may have failed because too much was asked at once, and was not tried alone yet.
+
+    0110H stands for anything, and so does 409 without a reason.
+    """
+    if failure.status is None:
+        return False
+    return (
+        (failure.retryable and (failure.attempts == 1 or failure.status == 429))
+        or failure.reason_code == module.PROCESSING_FAILURE
+        or (failure.status == 409 and failure.reason_code is None)
+    )
 
 
 def _with_class(item: StoreItem) -> JSONDataset:

@@ -49,6 +49,9 @@ KNOWN = PROFILES["generic"].with_facts(
 
 QUICK = RetryPolicy(max_attempts=3, initial_delay=0.001, max_delay=0.005)
 PATIENT_POLICY = RetryPolicy(max_attempts=14, initial_delay=0.02, max_delay=0.08)
+OUTAGE = 1.0
+"""Seconds that a transform waits for a server that cannot be reached any more."""
+
 LONGEST = 60.0
 """Seconds after which a cell counts as hanging: far more than any deadline in the matrix."""
 
@@ -235,6 +238,7 @@ def endpoint_of(server: TestServer, **settings: Any) -> Endpoint:
     """
     patient = settings.pop("patient", False)
     timeouts = Timeouts.of(settings.pop("timeout", (5.0, 20.0)), settings.pop("deadline", 30.0))
+    timeouts = replace(timeouts, outage=OUTAGE)
     limits = Limits(settings.pop("max_in_flight", Limits.max_in_flight))
     return Endpoint(
         server.url,

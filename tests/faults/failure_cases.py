@@ -112,7 +112,15 @@ _STALL = {"timeout": (5.0, STALL_TIMEOUT)}
 for _status in (400, 401, 403, 404, 405, 406, 408, 409, 410, 413, 415, 422, 425, 429, 500, 501, 502, 503, 504):
     _add(f"status {_status}", f"HTTP {_status}, once", "status", status=_status)
 for _status in (400, 401, 403, 404, 409, 413, 429, 500, 501, 503):
-    _add(f"status {_status} always", f"HTTP {_status}, every time", "status", status=_status, always=True)
+    # A refused login ends the work of all.
+    _add(
+        f"status {_status} always",
+        f"HTTP {_status}, every time",
+        "status",
+        status=_status,
+        always=True,
+        alone=_status == 401,
+    )
 _add("retry after seconds", "429 with Retry-After in seconds, once", "status", status=429, retry_after=0.02)
 _add(
     "retry after date",

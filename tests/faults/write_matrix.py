@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.faults.expectations import Expected, Outcome, expected
 from tests.faults.failure_cases import FAILURE_CASES
+from tests.faults.many_instances import COUNT, MANY, WAYS
 from tests.faults.operations import OPERATIONS
 from tests.faults.transform_operations import TRANSFORMS
 
@@ -88,6 +89,7 @@ def render() -> str:
         names = [name for name in names if name not in chosen]
         parts.append(f"## {title}\n\n{_table(declared, chosen)}\n")
     assert not names, f"these are in no group: {names}"
+    parts.append(f"## Many instances\n\n{_many()}\n")
     parts.append("## Notes\n\n" + _notes(declared))
     return "\n".join(parts)
 
@@ -114,6 +116,15 @@ def _table(declared: Mapping[tuple[str, str], Expected], chosen: list[str]) -> s
     ]
     text = "\n".join(lines)
     return f"{text}\n\nCannot occur in any of these: {', '.join(silent)}." if silent else text
+
+
+def _many() -> str:
+    rows = [
+        f"| **{case.name}**: {case.words} | {', '.join(WAYS[case.direction])} | {SIGNS[case.outcome]} |"
+        for case in MANY
+    ]
+    text = f"{COUNT} instances that travel in separate requests: each arrives once, or has its failure."
+    return "\n".join([text, "", "| | through | outcome |", "|---|---|:-:|", *rows])
 
 
 def _notes(declared: Mapping[tuple[str, str], Expected]) -> str:

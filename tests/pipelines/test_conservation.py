@@ -18,7 +18,7 @@ from tests.faults.bench import tiny_image
 
 SHARE = 0.05
 SEEDS = (20, 21)
-PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
+PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed", "not_tried")
 TRAFFIC = ("requests", "retries", "stored", "exists")
 
 # Above HTTP and below it: what ends well if it is tried again. Each strikes its part of all requests, or of those that

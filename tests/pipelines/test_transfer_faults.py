@@ -12,7 +12,7 @@ from dicomweb_io.testing.samples import make_study
 from pipelines.transfer import main
 
 COUNT = 2000
-PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed")
+PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed", "not_tried")
 
 
 def faults():

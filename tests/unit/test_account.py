@@ -22,6 +22,7 @@ from dicomweb_io.account import (
 )
 from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.failures import not_tried
 from dicomweb_io.listing import InstanceGroup
 from dicomweb_io.transfer import TransferJob
 
@@ -38,22 +39,24 @@ def account(*fates):
 
 def test_every_fate_is_counted_once():
     summary = account(
-        InstanceGroup(SERIES, ("1.2.3.4", "1.2.3.5", "1.2.3.6", "1.2.3.7")),
+        InstanceGroup(SERIES, ("1.2.3.4", "1.2.3.5", "1.2.3.6", "1.2.3.7", "1.2.3.8")),
         StoredInstance(INSTANCE, "stored", size=100),
         StoredInstance(INSTANCE, "replaced", size=50),
         StoredInstance(INSTANCE, "exists"),
         Failure("CopyInstances", "refused", reference=INSTANCE),
+        not_tried("the server is gone", "CopyInstances", reference=INSTANCE),
         Failure("ReadFile", "truncated", source="/a"),
         Exclusion("duplicate", "/b", "conflicting: other bytes"),
         Exclusion("ignored", "/c", "not DICOM"),
     )
     assert {name: summary[name] for name in ("found", *PARTS)} == {
-        "found": 7,
+        "found": 8,
         "transferred": 2,
         "already_there": 1,
         "duplicate": 1,
         "ignored": 1,
         "failed": 2,
+        "not_tried": 1,
     }
     assert (summary["bytes"], summary["bytes_per_second"], summary["conflicting"]) == (150, 75, 1)
     assert adds_up(summary)

@@ -286,7 +286,12 @@ class App:
         record.faults = tuple(fault.action for fault in struck)
         exchange = connection.exchange(self.site.behaviour, struck)
         try:
-            answer = self._answer(exchange)
+            try:
+                self.faults.dwell(record.method, connection.raw_path)
+                answer = self._answer(exchange)
+            finally:
+                # Before the client has the answer and can send its next request.
+                self.faults.end(record.method, connection.raw_path)
             if self.site.behaviour.keep_alive_header and not answer.close_delimited:
                 answer.headers.setdefault("Keep-Alive", f"timeout={self.site.behaviour.keep_alive}")
             answer = self._compressed(exchange, answer)

@@ -41,7 +41,7 @@ def path_of(directory, reference):
 def test_a_download_writes_each_instance_once_and_can_be_started_again(serve, small, tmp_path):
     archive, contents = small
     lost = next(iter(contents))
-    server = serve(archive, faults=[fault("status", path=f"/{lost.sop_instance_uid}$", status=500, times=1)])
+    server = serve(archive, faults=[fault("status", path=f"/{lost.sop_instance_uid}$", status=410, times=1)])
     endpoint = Endpoint(server.url, retry=ONCE)
     target = tmp_path / "target"
     studies = sorted({Resource(item.study_instance_uid) for item in contents}, key=lambda item: item.uri)
@@ -50,7 +50,7 @@ def test_a_download_writes_each_instance_once_and_can_be_started_again(serve, sm
         paths = [path_of(target, item) for item in contents if item != lost]
         assert_that(result.paths, equal_to(paths), label="paths")
         told = result.failures | beam.Map(lambda item: (item.reference, item.status, item.transform))
-        assert_that(told, equal_to([(lost, 500, "DownloadInstances")]), label="lost")
+        assert_that(told, equal_to([(lost, 410, "DownloadInstances")]), label="lost")
     requests = len(server.records.of("GET", "/instances/"))
     with pipeline() as p:
         again = p | beam.Create([*contents, studies[0].uri]) | DownloadInstances(endpoint, str(target))

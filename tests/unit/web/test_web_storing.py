@@ -304,7 +304,9 @@ def test_a_retried_request_has_its_whole_body(web, files):
     answer = in_turn(*map(web.Reply, (503, 429, 500)), archive)
     server, client = web.connect(answer, retry=RetryPolicy(max_attempts=5, initial_delay=0.0))
     assert outcomes(store(client, files)) == ["stored"] * 8
-    assert len({request.body for request in server.requests}) == 1
+    posts = [request for request in server.requests if request.method == "POST"]
+    assert len(posts) == 2
+    assert len({b"".join(request.body.split(request.body[2:34])) for request in posts}) == 1
     assert archive.kept == dict(zip(UIDS, files, strict=False))
 
 
@@ -510,7 +512,7 @@ def test_duplicates_that_the_server_refuses(web, files):
     failure = result_of(272, "google")
     assert isinstance(failure, Failure)
     assert "another object with this UID" in failure.message
-    assert result_of(45071, "azure").retryable
+    assert result_of(45071, "azure").outcome == "exists"
 
 
 # Verification -------------------------------------------------------------------------------------------------------
@@ -646,7 +648,9 @@ def test_a_refusal_after_a_busy_server_is_no_success_where_contents_cannot_be_co
     def post(request):
         return web.Reply(503) if request.number == 1 else refused_as(web, 272)
 
-    _, client = web.connect(Archive(web, {UIDS[0]: files[0]}, post=post), profile="dicomcloud")
+    _, client = web.connect(
+        Archive(web, {UIDS[0]: files[0]}, post=post), profile=PROFILES["dicomcloud"].with_facts(store_again="harmless")
+    )
     assert failure_of(client, files[0]).reason_code == 272
 
 
@@ -658,7 +662,7 @@ def test_a_bare_conflict_after_a_lost_answer_is_no_failure(web, files):
         return web.Reply(502)
 
     archive = Archive(web, post=post)
-    server, client = web.connect(archive)
+    server, client = web.connect(archive, profile="orthanc")
     results = store(client, files)
     assert outcomes(results) == ["stored"] * 8
     assert {result.verified for result in results} == {"file"}
@@ -725,3 +729,45 @@ def test_an_interrupted_replacement_keeps_the_old_bytes(web, files, old, saved, 
     with pytest.raises(KeyboardInterrupt):
         store(client, files[:1], on_existing="replace")
     assert saved(caplog.text) == old
+
+
+# Again ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("again", "arrives", "posts", "expected"),
+    [
+        ("look", True, 1, "stored"),
+        ("look", False, 2, "stored"),
+        ("harmless", True, 2, "stored"),
+        ("never", True, 1, "stored"),
+        ("never", False, 1, "failed"),
+    ],
+)
+def test_what_may_have_arrived_is_sent_again_as_the_profile_says(web, files, again, arrives, posts, expected):
+    def post(request):
+        if len(server.asked("POST")) > 1:
+            return archive.store(request)
+        if arrives:
+            archive.store(request)
+        return web.Reply(502)
+
+    archive = Archive(web, post=post)
+    server, client = web.connect(archive, profile=GENERIC.with_facts(store_again=again))
+    assert outcomes(store(client, files)) == [expected] * 8
+    assert len(server.asked("POST")) == posts
+
+
+@pytest.mark.parametrize(("there", "outcome", "posts"), [(True, "exists", 1), (False, "failed", 2)])
+def test_what_is_refused_for_no_clear_reason_is_looked_up_and_sent_once_more_alone(web, files, there, outcome, posts):
+    archive = Archive(web, {UIDS[0]: files[0]} if there else {}, post=lambda request: refused_as(web, 0x0110))
+    server, client = web.connect(archive)
+    assert outcomes(store(client, files[:1])) == [outcome]
+    assert len(server.asked("POST")) == posts
+
+
+def test_after_twenty_equal_refusals_in_a_row_nothing_is_sent_again(web, files):
+    server, client = web.connect(Archive(web, post=lambda request: refused_as(web, 0x0110)))
+    for _ in range(30):
+        assert outcomes(store(client, files[:1])) == ["failed"]
+    assert len(server.asked("POST")) == 30 + 20
