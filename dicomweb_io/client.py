@@ -97,7 +97,13 @@ class DICOMClient(ABC):
 
     @abstractmethod
     def search_page(
-        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+        self,
+        query: SearchQuery,
+        *,
+        offset: int = 0,
+        limit: int | None = None,
+        surplus: bool = True,
+        walk: bool = True,
     ) -> SearchPage:
         """Makes one search request (PS3.18 section 10.6, QIDO-RS).
 
@@ -107,6 +113,7 @@ class DICOMClient(ABC):
             limit: The maximum number of rows; one above the archive's maximum is lowered to it. None leaves it to the
                 archive, and for 0 it is not asked.
             surplus: Whether further rows, of an archive that ignores the limit, are returned too.
+            walk: Whether the levels above are searched, by many requests, where the archive lacks this search.
 
         Returns:
             Its rows, with what the archive says about the rest.
@@ -811,8 +818,11 @@ class DICOMClient(ABC):
     def _instance_bulkdata(
         self, resource: Resource, media_types: MediaTypes, additional_params: Mapping[str, Any] | None
     ) -> list[bytes]:
-        """The bulk data of an instance: all its frames."""
+        """The bulk data of an instance: all its frames, or the stream of a video."""
         metadata = list(self.iter_metadata(resource, additional_params=additional_params))
+        pixels = metadata[0].get("7FE00010", {}) if metadata else {}
+        if "BulkDataURI" in pixels and all(kind.name.startswith("video/") for kind in parse_media_types(media_types)):
+            return list(self.iter_bulkdata(pixels["BulkDataURI"], media_types))
         last = max(number_of_frames(metadata[0]), 1) if metadata else 1
         found: list[bytes] = []
         # What metadata say is no reason to fill the memory with numbers: the first frame that is missing ends it.

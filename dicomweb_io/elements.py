@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from dicomweb_io.dicom.part10 import Header, header_of, readable
-from dicomweb_io.dicom.uids import check_uid, path_segment
+from dicomweb_io.dicom.uids import check_uid, is_uid, path_segment
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
 
@@ -153,7 +153,7 @@ class Resource:
             value: A `Resource`; a row of a search or metadata in the DICOM JSON model (the UIDs it holds decide the
                 level, and an empty one is an error: a row never names the whole that it is a part of); a mapping with
                 the attribute names of this class (as `to_dict` gives); a `URI` or the text of a DICOMweb URI, absolute
-                or from ``studies/`` on.
+                (of a folder too) or from ``studies/`` on.
 
         Raises:
             TypeError, ValueError: If the value names no study, or lacks a UID above or of what it names.
@@ -186,11 +186,21 @@ class Resource:
             if not isinstance(value, str):
                 kind = type(value).__name__
                 raise TypeError(f"a reference is a Resource, a DICOM JSON row or a URI, but this is {kind}")
-            text = value if "://" in value else "http://localhost/" + value.lstrip("/")
-            uri = URI.from_string(text, permissive=True)
+            uri = URI.from_string(_web_uri(value), permissive=True)
         if uri.type is URIType.SERVICE or uri.study_instance_uid is None:
             raise InvalidIdentifierError("the URI names a service, not a study, series, instance or frame")
         return cls(uri.study_instance_uid, uri.series_instance_uid, uri.sop_instance_uid, tuple(uri.frames or ()))
+
+
+def _web_uri(text: str) -> str:
+    scheme, absolute, _ = text.partition("://")
+    if not absolute:
+        return "http://localhost/" + text.lstrip("/")
+    if scheme.lower() in ("http", "https"):
+        return text
+    # The Retrieve URL of a folder.
+    _, found, rest = text.rpartition("/studies/")
+    return f"http://localhost/studies/{rest}" if found else text
 
 
 def _open(path: str) -> BinaryIO:
@@ -212,10 +222,12 @@ def _has(row: Mapping[str, Any], tag: str) -> bool:
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:
     element = row.get(tag) or row.get(tag.lower())
     value = element.get("Value") if isinstance(element, Mapping) else None
-    if value and isinstance(value, (list, tuple)):
-        value = value[0]
-    # Servers pad as files do, and write a text in place of a list.
-    return (value.strip(" \0") or None) if isinstance(value, str) else None
+    first = value[0] if value and isinstance(value, (list, tuple)) else value
+    if not isinstance(first, str):
+        return None
+    # Servers pad as files do, and write one UID in place of a list.
+    uid = first.strip(" \0")
+    return uid if uid and (first is not value or is_uid(uid)) else None
 
 
 @dataclass(frozen=True)

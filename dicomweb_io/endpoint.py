@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from dicomweb_io.client import DICOMClient, FilterMismatch, check_filter_mismatch
@@ -47,6 +47,8 @@ class Endpoint:
         retry: When and how often to try again.
         storage_options: Arguments for the fsspec filesystem of a folder.
         index: A local directory for the index of a folder; by default the user's cache directory.
+        internal_url: The root as the server itself writes it in the addresses of bulk data, where it stands behind a
+            proxy and does not know its own address. Without a path it stands for the host alone.
         filter_mismatch: What becomes of a search whose rows contradict its filters: ``"error"`` fails it, ``"warn"``
             logs it and returns the rows. A folder matches exactly.
 
@@ -66,17 +68,24 @@ class Endpoint:
     retry: RetryPolicy = RetryPolicy()
     storage_options: Mapping[str, Any] | None = None
     index: str | None = None
+    internal_url: str | None = None
     filter_mismatch: FilterMismatch = "error"
 
     def __post_init__(self) -> None:
-        # Path objects are accepted too.
-        object.__setattr__(self, "url", os.fspath(self.url))
+        # Path objects are accepted too. Two colons in one begin no chain of filesystems, as they may in a text.
+        text = os.fspath(self.url)
+        object.__setattr__(
+            self, "url", text if isinstance(self.url, str) or "::" not in text else os.path.abspath(text)
+        )
         if not self.url:
             raise ValueError("url is empty (expected https://…, a path, or an fsspec URL)")
         if self.is_web:
             split_service_url(self.url)
+            if self.internal_url is not None:
+                split_service_url(self.internal_url)
         else:
-            given = [name for name in ("prefixes", "credentials") if getattr(self, name) not in (None, Prefixes())]
+            kinds = ("prefixes", "credentials", "internal_url")
+            given = [name for name in kinds if getattr(self, name) not in (None, Prefixes())]
             if given:
                 raise ValueError(f"{', '.join(given)}: only for servers, but {self.safe_url} is a folder")
         check_filter_mismatch(self.filter_mismatch)
@@ -94,7 +103,7 @@ class Endpoint:
         if isinstance(value, Endpoint):
             return value
         if isinstance(value, (str, os.PathLike)):
-            return cls(os.fspath(value))
+            return cls(cast(str, value))
         raise TypeError(f"an endpoint is an Endpoint, a URL or a path, but this is {type(value).__name__}")
 
     @property

@@ -11,22 +11,37 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import re
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, Resource, SearchLevel, SearchQuery
-from dicomweb_io.errors import DICOMwebError, InvalidIdentifierError, PagingError, SearchIncompleteError
+from dicomweb_io.elements import (
+    UID_KEYWORDS,
+    UID_TAGS,
+    Failure,
+    Instance,
+    JSONDataset,
+    Resource,
+    SearchLevel,
+    SearchQuery,
+    StoredInstance,
+)
+from dicomweb_io.errors import DICOMwebError, InvalidIdentifierError, PagingError, SearchIncompleteError, log_text
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.http.retry import BAD_NEWS_LASTS, ProcessLock
+from dicomweb_io.http.retry import BAD_NEWS_LASTS, ProcessLock, start_anew_after_fork
 from dicomweb_io.queries import make_query
+
+logger = logging.getLogger("dicomweb_io")
 
 _MAX_CACHED_UIDS = 200_000
 _MAX_GROUP = 1000
@@ -327,6 +342,169 @@ def _issuer(row: Mapping[str, Any], tag: str) -> str:
     return str(value or "").strip()
 
 
+# Neighbours -----------------------------------------------------------------------------------------------------------
+
+_UIDS_PER_QUERY = 15
+MAX_NEIGHBOURS = 200
+"""The rows of a search for instances in other series."""
+
+_MAX_STUDIES = 10_000
+
+Result = StoredInstance | Failure
+
+
+class Neighbours:
+    """What an archive has under the same UIDs elsewhere: a study under another patient, an instance in another series.
+
+    A store response names an instance by its SOP Instance UID alone. Where the archive holds that UID in another series
+    too, it may ignore what comes, or lose what it had; so each is looked for before and afterwards, unless the profile
+    says that both are kept. Safe to use from several threads: no UID is in two requests at once.
+
+    Args:
+        archive: The archive.
+        search: Gives the rows of one search request to it, at most `MAX_NEIGHBOURS`.
+        transform: The name that failures carry.
+        allow_other_patient: Whether a study may be there under another patient.
+    """
+
+    def __init__(
+        self,
+        archive: DICOMClient,
+        search: Callable[[DICOMClient, SearchQuery], Sequence[JSONDataset]],
+        transform: str,
+        allow_other_patient: bool,
+    ) -> None:
+        self._archive = archive
+        self._search = search
+        self._transform = transform
+        profile = archive.profile
+        self._fact = profile.same_uid_elsewhere
+        self._looks = self._fact != "keeps_both" and profile.flat_instances is not False
+        # Where an archive changes what it keeps, its PatientID proves nothing.
+        self._compares = not allow_other_patient and profile.comparison_level != "none"
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Forgets what is known, and what is being sent."""
+        self._patients: dict[str, frozenset[str]] = {}
+        self._changed = threading.Condition()
+        self._sent: set[str] = set()
+
+    def store(self, instances: Sequence[Instance], send: Callable[[Sequence[Instance]], list[Result]]) -> list[Result]:
+        """Stores instances, by `send`, and reports the result of each, in order."""
+        results: dict[int, Result] = {}
+        for place, instance in enumerate(instances):
+            withheld = self._other_patient(instance) if self._compares else None
+            if withheld is not None:
+                results[place] = withheld
+        rest = {place: instance for place, instance in enumerate(instances) if place not in results}
+        uids = {str(instance.reference.sop_instance_uid) for instance in rest.values()}
+        with self._alone(uids if self._looks else set()):
+            there = self._found(sorted(uids)) if self._looks else []
+            for place, instance in list(rest.items()):
+                reference = instance.reference
+                same = [item for item in there if item.sop_instance_uid == reference.sop_instance_uid]
+                others = [item for item in same if item != reference]
+                if others:
+                    del rest[place]
+                    results[place] = self._beside(others, instance, send)
+            results.update(zip(rest, send(list(rest.values())), strict=True))
+        return [results[place] for place in range(len(instances))]
+
+    @contextlib.contextmanager
+    def _alone(self, uids: set[str]) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._sent.isdisjoint(uids))
+            self._sent |= uids
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sent -= uids
+                self._changed.notify_all()
+
+    def _beside(
+        self, others: list[Resource], instance: Instance, send: Callable[[Sequence[Instance]], list[Result]]
+    ) -> Result:
+        """Stores an instance whose SOP Instance UID the archive has in other series, if that loses nothing."""
+        reference = instance.reference
+        where = f"{self._archive.base_url} has this SOP Instance UID in another series, {others[0].uri}"
+        if self._fact is not None:
+            what = "would keep only that one" if self._fact == "ignores" else "would lose that one"
+            return Failure(self._transform, f"not sent: {where}, and {what}", reference=reference)
+        (result,) = send([instance])
+        there = self._found([str(reference.sop_instance_uid)])
+        if isinstance(result, Failure) or {reference, *others} <= set(there):
+            return result
+        if not self._looks:
+            said = "could not be looked at again when this one was stored"
+        elif reference not in there:
+            said = "answered that it is stored, and a search does not find it"
+        else:
+            said = "has lost that one since this one was stored"
+        return Failure(self._transform, f"{where}, and {said}", reference=reference, retryable=not self._looks)
+
+    def _found(self, uids: Sequence[str]) -> list[Resource]:
+        """The instances with these UIDs, wherever they are; none where the archive cannot be asked so."""
+        size = _UIDS_PER_QUERY if self._archive.profile.uid_lists else 1
+        found: dict[Resource, None] = {}
+        try:
+            for start in range(0, len(uids), size):
+                filters = (("SOPInstanceUID", "\\".join(uids[start : start + size])),)
+                query = SearchQuery("instance", search_filters=filters)
+                found.update(dict.fromkeys(map(instance_of_row, self._search(self._archive, query))))
+        except RECOVERABLE as error:
+            logger.info("%s cannot be asked for single UIDs: %s", self._archive.base_url, log_text(error))
+            self._looks = False
+        return list(found)
+
+    def _other_patient(self, instance: Instance) -> Failure | None:
+        study = instance.reference.study_instance_uid
+        with self._changed:
+            known = self._patients.get(study)
+            if known is None:
+                # One look for each study, before anything is stored in it; others wait for it.
+                if len(self._patients) >= _MAX_STUDIES:
+                    self._patients.clear()
+                known = self._patients[study] = self._patients_of(study)
+        if not known:
+            return None
+        try:
+            with instance.open() as file:
+                patient = (scan_header(file, stop_after=int(_PATIENT_ID, 16)).text(int(_PATIENT_ID, 16)) or "").strip(
+                    " \0"
+                )
+        except (*RECOVERABLE, ArithmeticError, LookupError):
+            # The store says what is wrong with it.
+            return None
+        # What other character sets than ASCII hold may be spelled in several ways.
+        if not patient or patient in known or not patient.isascii():
+            return None
+        return Failure(
+            self._transform,
+            f"not sent: {self._archive.base_url} has the study {study} under another PatientID, and might attach this "
+            "instance to that patient (--allow-other-patient, or allow_other_patient=True, stores it)",
+            reference=instance.reference,
+        )
+
+    def _patients_of(self, study: str) -> frozenset[str]:
+        """The patients that the archive has a study of; none if it has not, or does not say."""
+        query = SearchQuery("study", search_filters=((UID_KEYWORDS["study"], study),))
+        try:
+            rows = [
+                row
+                for row in self._archive.iter_search(query, limit=MAX_NEIGHBOURS)
+                if Resource.of(row).contains(Resource(study))
+            ]
+        except (*RECOVERABLE, FileNotFoundError) as error:
+            logger.info("the patient of %s is unknown: %s", study, log_text(error))
+            return frozenset()
+        patients = frozenset(first_text(row, _PATIENT_ID).strip(" \0") for row in rows)
+        # A row without a PatientID leaves it open.
+        return patients if "" not in patients else frozenset()
+
+
 # Lists ----------------------------------------------------------------------------------------------------------------
 
 Wanted = Resource | SearchQuery
@@ -360,6 +538,8 @@ _COLUMNS = {
 _BY_NAME = {name.lower(): column for name, column in _COLUMNS.items()}
 _STUDY_KEYS = ("AccessionNumber", "PatientID")
 _DELIMITERS = "\t;,"
+_NOT_LISTED = set(" %?#")
+"""Characters of other identifiers, which in a list are more likely a mistake."""
 _PATTERN = re.compile(r"[*?\\]")
 _EXCEL_TEXT = re.compile(r'="(.*)"\Z')
 
@@ -469,7 +649,7 @@ def _of_keys(row: Mapping[str, str]) -> Wanted:
     """What is named by attributes and their values, none of them empty. UIDs go before other attributes."""
     uids = {level: row[keyword] for level, keyword in UID_KEYWORDS.items() if keyword in row}
     for level, uid in uids.items():
-        if not is_uid(uid, permissive=True) or _PATTERN.search(uid):
+        if not is_uid(uid, permissive=True) or _PATTERN.search(uid) or set(uid) & _NOT_LISTED:
             raise ValueError(f"{UID_KEYWORDS[level]} {uid!r} is not a UID")
     if "study" in uids and ("series" in uids or "instance" not in uids):
         return Resource(uids["study"], uids.get("series"), uids.get("instance"))
@@ -497,7 +677,7 @@ def _of_line(line: str) -> Wanted:
     if len(cells) != 1:
         raise ValueError("it has several cells, and the list has no header")
     # An accession number may consist of digits too, but hardly of several components.
-    if cells[0].count(".") > 1 and is_uid(cells[0], permissive=True) and not set(cells[0]) & set(" \t%?#*"):
+    if cells[0].count(".") > 1 and is_uid(cells[0], permissive=True) and not set(cells[0]) & {*_NOT_LISTED, "*"}:
         return Resource(cells[0])
     return _of_keys({"AccessionNumber": cells[0]} if cells[0] else {})
 

@@ -50,6 +50,7 @@ _ARCHIVE: dict[str, dict[str, Any]] = {
     "wado_prefix": {"metavar": "PATH", "help": "path segment before retrieve resources"},
     "stow_prefix": {"metavar": "PATH", "help": "path segment before store resources"},
     "delete_prefix": {"metavar": "PATH", "help": "path segment before delete resources"},
+    "internal_url": {"metavar": "URL", "help": "the root as the server writes it in addresses of bulk data"},
     "profile": {"metavar": "NAME", "default": "auto", "help": "the server's profile; by default chosen by its URL"},
     "timeout": {**_NUMBER, "help": "for connecting and for each read"},
     "deadline": {**_NUMBER, "help": "for each operation, retries included"},
@@ -162,6 +163,7 @@ def make_endpoint(
             prefixes=Prefixes(**{service: given.get(f"{service}_prefix") for service in _SERVICES}),
             tls=TLS(given.get("ca") or not given.get("insecure_no_verify"), given.get("cert")),
             timeouts=_timeouts(given),
+            internal_url=given.get("internal_url"),
             filter_mismatch=given.get("filter_mismatch") or "error",
             limits=Limits(**{name: given[name] for name in ("max_in_flight",) if given.get(name) is not None}),
         )

@@ -405,10 +405,7 @@ class Paging:
             self._stalled += 1
             if keys and self._stalled > _MAX_STALLED:
                 raise self._error(request.offset, "page after page repeats only rows that were there before")
-            patience = 2 if hides and self._is_short else 1
-            if not keys and (
-                self._stalled > patience or not (hides or evidence.more or self._is_short or self._announced)
-            ):
+            if not keys and (self._stalled > 1 or not (hides or evidence.more or self._is_short or self._announced)):
                 self.ended = True
         if self.passed == self._limit:
             self.ended = True
@@ -422,7 +419,7 @@ class Paging:
             begins = request.offset == self._first_offset
             advance = len(found) if crowded and not begins else number
             if not found and not evidence.unreadable:
-                advance = request.limit if hides and (self._stalled > 1 or not self._is_short) else number
+                advance = request.limit if hides and not self._is_short else number
             self.position = request.offset + advance
         return found
 

@@ -64,6 +64,9 @@ class ServerProfile:
         max_request_bytes: The largest store request that the server accepts; None if no limit is known.
         duplicate_reasons: Failure reasons that mean "an instance with this UID is already here, whatever its content".
         conflict_reasons: Failure reasons that may mean "another object with this UID is already here".
+        same_uid_elsewhere: What becomes of an instance whose SOP Instance UID the server has in another series:
+            ``"keeps_both"``, ``"ignores"`` (it keeps the old one only), ``"overwrites"`` (the new one only), or None:
+            unknown, so it is looked for before and after the store.
         store_again: What sending an instance again does, if the first request may have been processed: nothing
             (``"harmless"``), what has to be looked at first, so that only what is missing is sent (``"look"``), or
             damage, so that it is never done (``"never"``).
@@ -112,6 +115,7 @@ class ServerProfile:
     max_request_bytes: int | None = None
     duplicate_reasons: tuple[int, ...] = ()
     conflict_reasons: tuple[int, ...] = ()
+    same_uid_elsewhere: Literal["keeps_both", "ignores", "overwrites"] | None = None
     store_again: Literal["harmless", "look", "never"] = "look"
     replace: Literal["upsert", "delete"] | None = None
     delete: Literal["resource", "orthanc"] | None = "resource"
@@ -157,6 +161,7 @@ ORTHANC = ServerProfile(
         "no count resource (400), HEAD and DELETE are not available below the DICOMweb root",
         "a configured LimitFindResults may cut a page (Orthanc Book, configuration): its maximum counts as unknown",
         "same UID again: 200 and the old bytes are kept (measured); replacing means deleting first",
+        "one SOP Instance UID in several series: all are kept (measured)",
         "measured on Orthanc 1.10.1 of Debian: percent escapes in a query are taken literally (PatientID=%31 does not "
         "find 1, limit=%31 is 400)",
         "deletion by POST /tools/lookup and DELETE of the native resource (Orthanc Book, REST API; measured)",
@@ -176,6 +181,7 @@ ORTHANC = ServerProfile(
     metadata_resource=True,
     original_accepts=(_PARTS, _PARTS_QUOTED),
     transcoding_accepts=(_PARTS_ANY_SYNTAX_LEFT_OFF,),
+    same_uid_elsewhere="keeps_both",
     store_again="harmless",
     replace="delete",
     delete="orthanc",

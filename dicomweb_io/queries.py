@@ -8,7 +8,7 @@ from typing import Any
 from dicomweb_io.dicom.attributes import lookup_tag, resolve, vr_of
 from dicomweb_io.dicom.matching import check_filter, selects
 from dicomweb_io.dicom.uids import check_uid
-from dicomweb_io.elements import LEVELS, SearchLevel, SearchQuery
+from dicomweb_io.elements import LEVELS, JSONDataset, SearchLevel, SearchQuery
 from dicomweb_io.errors import FilterError
 
 
@@ -214,6 +214,13 @@ SERIES_DEFAULTS = _tags(
 INSTANCE_DEFAULTS = _tags(
     "SOPClassUID SOPInstanceUID TimezoneOffsetFromUTC InstanceNumber Rows Columns BitsAllocated NumberOfFrames"
 )
+
+REQUIRED: dict[SearchLevel, dict[str, JSONDataset]] = {
+    "study": {tag: {"vr": vr_of(tag)} for tag in STUDY_DEFAULTS if tag != TIMEZONE},
+    "series": {tag: {"vr": vr_of(tag)} for tag in _tags("Modality SeriesNumber")},
+    "instance": {tag: {"vr": vr_of(tag)} for tag in _tags("SOPClassUID InstanceNumber")},
+}
+"""Empty elements of attributes that every row has (type R there), whether they are known or not."""
 
 DEFAULTS: dict[SearchLevel, tuple[str, ...]] = {
     "study": STUDY_DEFAULTS,

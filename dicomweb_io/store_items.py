@@ -24,6 +24,7 @@ from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource, Store
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.http.multipart import BodyPart
+from dicomweb_io.http.redaction import spelled
 from dicomweb_io.spool import Spool
 
 if TYPE_CHECKING:
@@ -277,10 +278,10 @@ def without_names(message: str, instance: Instance) -> str:
 
 def _pattern(value: str) -> str:
     if value[0] >= _FIRST_WITHOUT_BLANKS:
-        return re.escape(value)
+        return spelled(value)
     # Not within a longer word or number, nor within a UID.
     before, after = (r"(?<![^\W_])(?<!\d\.)", r"(?![^\W_]|\.\d)")
-    return before + re.escape(value) + after
+    return before + spelled(value) + after
 
 
 def _values(instance: Instance) -> set[str] | None:

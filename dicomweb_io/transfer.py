@@ -58,8 +58,10 @@ from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.store import in_the_way, layout_path
 from dicomweb_io.http.retry import lend_slots
 from dicomweb_io.listing import (
+    MAX_NEIGHBOURS,
     InstanceGroup,
     ListLine,
+    Neighbours,
     SeriesListing,
     Wanted,
     group_by_series,
@@ -108,6 +110,9 @@ class InstanceStorer:
             looks for the instance afterwards; ``"content"`` compares the bytes at the level that the archive keeps,
             also of instances that were there already.
         transform: The name that failures carry.
+        allow_other_patient: Store into studies that the archive has under another PatientID too. Some archives attach
+            what they receive to the patient they know, so it is otherwise a failure, unless `on_existing` leaves
+            everything to the archive (``"server"``).
     """
 
     def __init__(
@@ -117,8 +122,12 @@ class InstanceStorer:
         on_existing: OnExisting = "skip",
         verify: Verify = "response",
         transform: str = "StoreInstances",
+        allow_other_patient: bool = False,
     ) -> None:
         check_policies(on_existing, verify)
+        self._neighbours = (
+            None if on_existing == "server" else Neighbours(destination, _once, transform, allow_other_patient)
+        )
         self._destination = destination
         self._on_existing = on_existing
         self._verify: Verify = verify
@@ -154,6 +163,11 @@ class InstanceStorer:
         Returns:
             The result of each, in order.
         """
+        if self._neighbours is not None:
+            return self._neighbours.store(instances, self._store)
+        return self._store(instances)
+
+    def _store(self, instances: Sequence[Instance]) -> list[CopyResult]:
         results: dict[int, CopyResult] = {}
         for policy, places in self._by_policy(instances, results).items():
             self._send([instances[place] for place in places], places, policy, results)
@@ -199,6 +213,11 @@ class InstanceStorer:
                     results[place] = self._failure_of(error, instance.reference)
 
 
+def _once(archive: DICOMClient, query: SearchQuery) -> Sequence[JSONDataset]:
+    """The rows of one search request, of an archive that answers it at all."""
+    return archive.search_page(query, limit=MAX_NEIGHBOURS, walk=False).rows
+
+
 def check_policies(on_existing: str, verify: str) -> None:
     """Checks two options that many operations share.
 
@@ -231,6 +250,7 @@ class InstanceCopier:
         spool_directory: Where the private directory is made; by default the system's temporary directory.
         memory_threshold: Instances up to so many bytes wait in memory.
         transform: The name that failures carry.
+        allow_other_patient: See `InstanceStorer`.
     """
 
     def __init__(
@@ -245,10 +265,17 @@ class InstanceCopier:
         spool_directory: str | None = None,
         memory_threshold: int = MEMORY_THRESHOLD,
         transform: str = "CopyInstances",
+        allow_other_patient: bool = False,
     ) -> None:
         self._source = source
         self._source_listing = SeriesListing(source)
-        self._storer = InstanceStorer(destination, on_existing=on_existing, verify=verify, transform=transform)
+        self._storer = InstanceStorer(
+            destination,
+            on_existing=on_existing,
+            verify=verify,
+            transform=transform,
+            allow_other_patient=allow_other_patient,
+        )
         self._media_types = media_types
         self._allow_transcoding = allow_transcoding
         self._threshold = memory_threshold
@@ -571,7 +598,7 @@ class TransferJob:
 
     def copy_options(self) -> dict[str, Any]:
         """How instances are copied, as arguments of `InstanceCopier`."""
-        names = ("on_existing", "verify", "allow_transcoding", "spool_directory")
+        names = ("on_existing", "verify", "allow_transcoding", "spool_directory", "allow_other_patient")
         return {name: getattr(self, name) for name in names}
 
 

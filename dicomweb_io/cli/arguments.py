@@ -24,6 +24,13 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8042, help="the port; 0 for any free one (default: %(default)s)")
     parser.add_argument("--allow-remote", action="store_true", help="allow an address that other computers can reach")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name, beside localhost and addresses, by which the server may be asked for; repeatable",
+    )
     behaviour = parser.add_argument_group("behaviour")
     behaviour.add_argument("--behaviour", default="generic", metavar="NAME", help="behave like this kind of server")
     behaviour.add_argument("--behaviours", action="store_true", help="list the behaviours and exit")

@@ -66,6 +66,7 @@ FOLDER = ServerProfile(
     retrieve_study=True,
     retrieve_series=True,
     metadata_resource=True,
+    same_uid_elsewhere="keeps_both",
     replace="upsert",
     comparison_level="file",
     thumbnails=True,
@@ -256,7 +257,13 @@ class DICOMfileClient(DICOMClient):
     # Search ---------------------------------------------------------------------------------------------------------
 
     def search_page(
-        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+        self,
+        query: SearchQuery,
+        *,
+        offset: int = 0,
+        limit: int | None = None,
+        surplus: bool = True,
+        walk: bool = True,
     ) -> SearchPage:
         """The rows of a query from `offset` on, at most `limit`, with the exact total.
 

@@ -41,7 +41,7 @@ def folder_of(location: str | os.PathLike[str], storage_options: Mapping[str, An
 
     Raises:
         TypeError: If it is neither text nor a path.
-        ValueError: If it is empty, an ``http`` URL, or a ``file`` URL of another host.
+        ValueError: If it is empty, an ``http`` URL, a ``file`` URL of another host, or an archive without its file.
     """
     if not isinstance(location, (str, os.PathLike)):
         raise TypeError(f"a folder is given as a path or URL, but this is {type(location).__name__}")
@@ -55,7 +55,10 @@ def folder_of(location: str | os.PathLike[str], storage_options: Mapping[str, An
         return LocalFolder(_path_of_file_url(text), options)
     if re.match(r"local://", text, re.IGNORECASE):
         return LocalFolder(os.path.abspath(text[len("local://") :]), options)
-    if "://" in text or "::" in text:
+    # A path may hold two colons too; only a name before them begins a chain of filesystems.
+    if isinstance(location, str) and ("://" in text or re.match(r"[A-Za-z][\w+.-]*::", text)):
+        if re.match(r"(?:zip|tar)://", text, re.IGNORECASE) and "::" not in text and not (options or {}).get("fo"):
+            raise ValueError(f"the file of the archive is missing (expected {text[:3]}://::file:///data/a.{text[:3]})")
         return RemoteFolder(text, options)
     return LocalFolder(os.path.abspath(os.path.expanduser(text)), options)
 

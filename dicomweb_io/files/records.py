@@ -89,7 +89,7 @@ def _record(stat: FileStat, source: BinaryIO | bytes) -> FileRecord:
         header = header_from_scan(scan)
         verdict = judge(source, size=stat.size, scan=scan)
     except (NotDICOMError, DICOMDIRError) as error:
-        return FileRecord(stat, IGNORED, error.reason)
+        return FileRecord(stat, IGNORED, _packed(source) or error.reason)
     except (IncompleteDICOMError, MissingUIDError) as error:
         uids = getattr(error, "uids", {})
         return FileRecord(
@@ -114,6 +114,16 @@ def _record(stat: FileStat, source: BinaryIO | bytes) -> FileRecord:
         header.transfer_syntax_uid,
         scan,
     )
+
+
+def _packed(source: BinaryIO | bytes) -> str | None:
+    """What is said of a file that may hold DICOM files and has to be unpacked first."""
+    if not isinstance(source, bytes):
+        source.seek(0)
+        source = source.read(4)
+    if source[:4] == b"PK\3\4":
+        return "a ZIP archive, which is not looked into: unpack it, or copy from zip://::file:///PATH"
+    return "compressed with gzip: unpack it" if source[:2] == b"\x1f\x8b" else None
 
 
 def number_of(scan: HeaderScan, tag: int) -> int:

@@ -30,6 +30,7 @@ from dicomweb_io.elements import (
     SOP_INSTANCE_UID,
     STUDY_INSTANCE_UID,
     JSONDataset,
+    Resource,
     SearchLevel,
     SearchPage,
     SearchQuery,
@@ -42,6 +43,7 @@ from dicomweb_io.queries import (
     INSTANCE_DEFAULTS,
     INSTANCE_NUMBER,
     MODALITIES_IN_STUDY,
+    REQUIRED,
     RETRIEVE_URL,
     SERIES_DEFAULTS,
     SERIES_RELATED_INSTANCES,
@@ -244,7 +246,7 @@ class Searcher:
         for number in numbers:
             if number in rows:
                 row = self._study(rows[number])
-                row[RETRIEVE_URL] = _element("UR", f"{self._base_url}/studies/{rows[number][1]}")
+                row[RETRIEVE_URL] = _element("UR", f"{self._base_url}/{Resource(rows[number][1]).uri}")
                 yield self._completed(plan, row, {"study": rows[number][2]})
 
     def _series_rows(self, plan: _Plan, numbers: Sequence[int]) -> Iterator[JSONDataset]:
@@ -258,7 +260,7 @@ class Searcher:
             row = self._study(study) if plan.query.study_instance_uid is None else {}
             row[STUDY_INSTANCE_UID] = _element("UI", series[1])
             row.update(_series(series))
-            row[RETRIEVE_URL] = _element("UR", f"{self._base_url}/studies/{series[1]}/series/{series[2]}")
+            row[RETRIEVE_URL] = _element("UR", f"{self._base_url}/{Resource(series[1], series[2]).uri}")
             yield self._completed(plan, row, {"study": study[2], "series": series[3]})
 
     def _instance_rows(self, plan: _Plan, numbers: Sequence[int]) -> list[JSONDataset]:
@@ -281,8 +283,8 @@ class Searcher:
                 if element is not None:
                     values = element.get("Value")
                     dataset[tag] = shared.setdefault((tag, values[0] if values else None), element)
-            row = {**common[study, series], **dataset}
-            row[RETRIEVE_URL] = _element("UR", f"{self._base_url}/studies/{study}/series/{series}/instances/{sop}")
+            row = {**common[study, series], **REQUIRED["instance"], **dataset}
+            row[RETRIEVE_URL] = _element("UR", f"{self._base_url}/{Resource(study, series, sop).uri}")
             element = shared.get((AVAILABLE_TRANSFER_SYNTAX_UID, syntax))
             if element is None:
                 element = shared[AVAILABLE_TRANSFER_SYNTAX_UID, syntax] = _element("UI", syntax)
@@ -323,7 +325,7 @@ class Searcher:
 
     def _study(self, row: Sequence[Any]) -> JSONDataset:
         """The study attributes of a row of the table, with what is computed."""
-        dataset: JSONDataset = orjson.loads(row[4])
+        dataset: JSONDataset = {**REQUIRED["study"], **orjson.loads(row[4])}
         series = self._index.select("SELECT modality FROM series WHERE study = ?", (row[1],))
         modalities = sorted({modality for (modality,) in series if modality})
         dataset[INSTANCE_AVAILABILITY] = _element("CS", "ONLINE")
@@ -480,7 +482,7 @@ def _where(plan: _Plan, columns: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _series(row: Sequence[Any]) -> JSONDataset:
-    dataset: JSONDataset = orjson.loads(row[5])
+    dataset: JSONDataset = {**REQUIRED["series"], **orjson.loads(row[5])}
     dataset[SERIES_RELATED_INSTANCES] = _element("IS", row[4])
     return dataset
 

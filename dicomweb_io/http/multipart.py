@@ -30,6 +30,8 @@ HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 
 _FILE_CHUNK = 1 << 20
 _COALESCE = 1 << 16
+_BEGINNING = 2048
+_FIRST_LINE = re.compile(rb"(?:\r?\n)*(--[^\r\n]{1,1024}?)[ \t]*\r?\n(?:[!-9;-~]+:|\r?\n)")
 _MAX_PREAMBLE = 1 << 20
 _MAX_PADDING = 256
 _HEADERS_END = re.compile(rb"\n\r?\n")
@@ -128,6 +130,8 @@ class MultipartReader:
         chunks: The message, in chunks of any size.
         content_type: The message's Content-Type header, with the boundary.
         max_header_bytes: The maximum size of one part's headers.
+        whole: Whether the end of the chunks is surely the end of the message. If its Content-Type names no boundary,
+            the first line does, or the message is one part without any.
 
     Attributes:
         complete_parts: How many parts were seen up to their end.
@@ -138,12 +142,14 @@ class MultipartReader:
             malformed or ends without closing delimiter (`MultipartError.truncated`).
     """
 
-    def __init__(self, chunks: Iterable[bytes], content_type: str, *, max_header_bytes: int = 65536) -> None:
+    def __init__(
+        self, chunks: Iterable[bytes], content_type: str, *, max_header_bytes: int = 65536, whole: bool = False
+    ) -> None:
         media_type, parameters = parse_content_type(content_type)
         if not media_type.startswith("multipart/"):
             raise MultipartError(f"expected a multipart message, but its Content-Type is {media_type or 'absent'!r}")
         boundary = parameters.get("boundary", "")
-        if not boundary:
+        if not boundary and not whole:
             raise MultipartError("the Content-Type of the multipart message names no boundary")
         if len(boundary) > 1024:
             raise MultipartError("the boundary of the multipart message is longer than 1024 characters")
@@ -154,6 +160,8 @@ class MultipartReader:
         self.media_type = media_type
         self.complete_parts = 0
         self.closed = False
+        self._boundary_known = bool(boundary)
+        self._type = parameters.get("type", "")
         self._chunks = iter(chunks)
         self._max_header_bytes = max_header_bytes
         self._delimiter = b"\r\n" + self._dash_boundary
@@ -170,19 +178,39 @@ class MultipartReader:
     def __next__(self) -> Part:
         if self._failure is not None:
             raise self._failure
+        if not self._boundary_known:
+            self._learn_boundary()
         if not self._to_next_part():
             self._current = None
             raise StopIteration
-        headers = self._read_headers()
+        if self._boundary_known:
+            headers = self._read_headers()
+        else:
+            headers = CaseInsensitiveDict({"Content-Type": self._type} if self._type else {})
         self._current = Part(self, headers, self.complete_parts)
         self._in_content = True
         return self._current
+
+    def _learn_boundary(self) -> None:
+        """Takes the boundary from the first line, if that is followed by the headers of a part."""
+        if self._started:
+            return
+        while len(self._buffer) < _BEGINNING and self._more():
+            pass
+        if not self._buffer:
+            raise self._truncated("at once: it is empty")
+        match = _FIRST_LINE.match(self._buffer)
+        if match is not None:
+            self._boundary_known = True
+            self._dash_boundary = match[1]
+            self._delimiter = b"\r\n" + match[1]
 
     def _to_next_part(self) -> bool:
         """Goes behind the next delimiter; False if it is the closing one."""
         if not self._started:
             self._started = True
-            self._find_first_delimiter()
+            if self._boundary_known:
+                self._find_first_delimiter()
         elif self._in_content:
             for _ in self._content():
                 pass
@@ -332,6 +360,9 @@ class MultipartReader:
 
     def _content(self) -> Iterator[Bytes]:
         """The current part's content up to the next delimiter; afterwards the position is behind its line."""
+        if not self._boundary_known:
+            yield from self._rest()
+            return
         delimiter = self._delimiter
         reach = len(delimiter) - 1
         # The line break that ends the headers may be the delimiter's own: a part without any content.
@@ -379,6 +410,21 @@ class MultipartReader:
             if not self._more():
                 raise self._lost()
             begin, search = begin - keep, 0
+
+    def _rest(self) -> Iterator[Bytes]:
+        """All there is, of a message that is one part."""
+        part = self._current
+        while True:
+            piece = self._buffer
+            self._buffer = b""
+            if piece:
+                yield piece
+                self._check_current(part)
+            if not self._more():
+                break
+        self._in_content = False
+        self.complete_parts += 1
+        self.closed = True
 
     def _lost(self) -> MultipartError:
         return self._truncated(f"within part {self.complete_parts + 1}")

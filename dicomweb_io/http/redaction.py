@@ -6,6 +6,8 @@ import base64
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
+from html.entities import html5
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -19,6 +21,7 @@ _MAX_MESSAGE = 300
 # Headers that the HTTP library sends by itself. Any other header may hold a secret.
 _KNOWN_HEADERS = _SHOWN_HEADERS | {"host", "connection", "transfer-encoding", "x-amz-date", "x-amz-content-sha256"}
 _SHORTEST_SECRET = 4
+_LONG_VALUE = 512
 
 
 def public_response(response: requests.Response, content: bytes) -> requests.Response:
@@ -70,12 +73,35 @@ def without_secrets(content: bytes, headers: Mapping[str, str]) -> bytes:
         The body, with ``***`` for the values and for what they are made of: the token after the scheme, the name and
         password of basic authentication, the members of a list of parameters.
     """
+    text = content.decode("utf-8", "surrogateescape")
     for secret in _secrets(headers):
-        # JSON has several spellings of some characters.
-        spelled = json.dumps(secret.decode("utf-8", "replace"))[1:-1].encode()
-        for form in {secret, spelled, spelled.replace(b"/", b"\\/")}:
-            content = content.replace(form, b"***")
-    return content
+        text = re.sub(spelled(secret.decode("utf-8", "surrogateescape")), "***", text)
+    return text.encode("utf-8", "surrogateescape")
+
+
+def spelled(value: str) -> str:
+    """A pattern for a text in any spelling: escaped for URLs, JSON or HTML, once or several times."""
+    # In very long values, which are no names, letters and digits are taken to stand as they are.
+    long = len(value) > _LONG_VALUE
+    return "".join(one if long and one.isalnum() else _spellings(one) for one in value)
+
+
+@cache
+def _spellings(character: str) -> str:
+    """A pattern for one character. Repetitions are bounded, so that no text takes long."""
+    escaped = [r"\+", r"\s{1,4}"] if character == " " else []
+    for one in sorted({character, character.lower(), character.upper()}):
+        if len(one) > 1:
+            continue
+        units = one.encode("utf-16-be", "surrogatepass")
+        names = [name.rstrip(";") for name, text in html5.items() if text == one]
+        escaped += [
+            "".join(f"%(?:25){{0,4}}{byte:02x}" for byte in one.encode("utf-8", "surrogateescape")),
+            "".join(rf"\\{{1,4}}u{units[index : index + 2].hex()}" for index in range(0, len(units), 2)),
+            rf"\\{{1,4}}x{ord(one):02x}",
+            rf"&(?:amp;){{0,4}}(?:{'|'.join((f'#0{{0,4}}{ord(one)}', f'#x0{{0,4}}{ord(one):x}', *names))});?",
+        ]
+    return rf"(?:\\{{0,4}}{re.escape(character)}|(?i:{'|'.join(escaped)}))"
 
 
 def _secrets(headers: Mapping[str, str]) -> list[bytes]:
@@ -120,7 +146,7 @@ def server_message(content: bytes, url: str, headers: Mapping[str, str] | None =
         return ""
     text = re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", text).strip()
     for secret in _secrets(headers or {}):
-        text = text.replace(secret.decode("utf-8", "replace"), "***")
+        text = re.sub(spelled(secret.decode("utf-8", "surrogateescape")), "***", text)
     query = url.partition("?")[2]
     values: set[str] = set()
     for pair in query.split("&") if query else ():
@@ -130,8 +156,13 @@ def server_message(content: bytes, url: str, headers: Mapping[str, str] | None =
     # Longer ones first: a part of a name must not leave the rest of it behind.
     for value in sorted(values, key=len, reverse=True):
         if len(value) > 1:
-            text = re.sub(re.escape(value), "***", text, flags=re.IGNORECASE)
+            text = re.sub(spelled(value), "***", text, flags=re.IGNORECASE)
+    # Parts of one name that stood apart must not show how it is made up.
+    text = _PARTED.sub("***", text)
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
+
+
+_PARTED = re.compile(rf"\*\*\*(?:(?:{'|'.join(map(_spellings, '^=, '))}){{1,4}}\*\*\*)+")
 
 
 def _messages(document: Any) -> list[str]:

@@ -40,9 +40,10 @@ from email.utils import formatdate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
+from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import encode_dataset
-from dicomweb_io.testing.samples import clone
+from dicomweb_io.testing.samples import clone, sample_file
 
 if TYPE_CHECKING:
     from dicomweb_io.testing.proxy import Link
@@ -536,6 +537,22 @@ class LowerCaseTags(RowFault, action="lower_case_tags"):
         return changed
 
 
+@dataclass(frozen=True)
+class ForeignRow(RowFault, action="foreign_row"):
+    """The first row is of another object: `attribute` has `value`, as if the filter on it were ignored."""
+
+    attribute: str = "PatientID"
+    value: str = "SOMEBODY-ELSE"
+
+    def apply(self, rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
+        """Changes the first row."""
+        tag = resolve(self.attribute)[0]
+        vr = vr_of(tag)
+        value = {"Alphabetic": self.value} if vr == "PN" else self.value
+        for number, row in enumerate(rows):
+            yield row if number else {**row, tag: {"vr": vr, "Value": [value]}}
+
+
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
@@ -561,6 +578,14 @@ class IgnoreFilters(SearchFault, action="ignore_filters"):
     def apply(self, search: Search) -> None:
         """Forgets the filters."""
         search.filters.clear()
+
+
+class IgnorePath(SearchFault, action="ignore_path"):
+    """The study and series in the path are ignored: rows of all of them are returned."""
+
+    def apply(self, search: Search) -> None:
+        """Searches the whole archive."""
+        search.target = replace(search.target, study=None, series=None)
 
 
 class IgnoreLimit(SearchFault, action="ignore_limit"):
@@ -713,6 +738,25 @@ class ForeignPart(OnePartFault, action="foreign_part"):
             return
         yield replace(part, content=clone(part.read(), "foreign"), path=None, remove=False)
         part.discard()
+
+
+class DICOMPart(OnePartFault, action="dicom_part"):
+    """Part number `part` is a DICOM file, `application/dicom`, whatever was asked for."""
+
+    def instead(self, part: PartOut) -> Iterator[PartOut]:
+        """Some other instance."""
+        part.discard()
+        content = sample_file("test-SR.dcm").read_bytes()
+        yield replace(part, content_type="application/dicom", content=content, path=None, remove=False)
+
+
+class EmptyPart(OnePartFault, action="empty_part"):
+    """Part number `part` has a header and no content."""
+
+    def instead(self, part: PartOut) -> Iterator[PartOut]:
+        """The header alone."""
+        part.discard()
+        yield replace(part, content=b"", path=None, remove=False)
 
 
 class CutPart(OnePartFault, action="cut_part"):

@@ -170,6 +170,7 @@ class CopyInstances(DICOMwebTransform):
         media_types: Accepted encodings; by default the stored one.
         allow_transcoding: Take what the source re-encodes if it cannot give the original.
         spool_directory: Where larger instances wait on their way, on each worker.
+        allow_other_patient: Copy into studies that the destination has under another PatientID too.
         failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
 
     Returns:
@@ -186,6 +187,7 @@ class CopyInstances(DICOMwebTransform):
         media_types: MediaTypes | None = None,
         allow_transcoding: bool = False,
         spool_directory: str | None = None,
+        allow_other_patient: bool = False,
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(source, failures=failures)
@@ -197,6 +199,7 @@ class CopyInstances(DICOMwebTransform):
             "media_types": tuple(media_types) if media_types is not None else None,
             "allow_transcoding": allow_transcoding,
             "spool_directory": spool_directory,
+            "allow_other_patient": allow_other_patient,
         }
 
     def expand(self, pcollection: Any) -> Any:

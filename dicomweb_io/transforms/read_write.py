@@ -38,6 +38,7 @@ class _Read(DICOMwebTransform):
         fuzzymatching: bool | None = None,
         page_size: int | None = None,
         split_by: str | None = None,
+        allow_all: bool = False,
         failures: FailureMode = "raise",
         **options: Any,
     ) -> None:
@@ -49,6 +50,7 @@ class _Read(DICOMwebTransform):
             fuzzymatching=fuzzymatching,
             page_size=page_size,
             split_by=split_by,
+            allow_all=allow_all,
             failures="collect",
         )
         self._retrieve = RetrieveInstances(self.endpoint, failures="collect", **options)
@@ -99,7 +101,8 @@ class ReadAllFromDICOMweb(_Read):
     mapping of attribute to value (all instances that match), a `SearchQuery` for instances, or a URI. Results keep the
     windows and the timestamp of their element. What two elements name comes twice.
 
-    Arguments as in `ReadFromDICOMweb`; filters and the limit hold for each element.
+    Arguments as in `ReadFromDICOMweb`; filters and the limit hold for each element. An element that asks for everything
+    is a failure unless `allow_all` is True.
     """
 
     _distinct = False

@@ -84,6 +84,9 @@ class DICOMwebClient(DICOMClient):
         retry: When and how often to try again.
         max_in_flight: Requests at once.
         requests_per_second: A limit, or None.
+        internal_url: The service's root as the server writes it in addresses of bulk data, where it stands behind a
+            proxy and does not know its own address (``http://orthanc:8042/dicom-web``). Without a path it stands for
+            the host alone. What lies below is asked for at `url`, with its credentials.
         filter_mismatch: What becomes of a search whose rows contradict its filters: ``"error"`` fails it, ``"warn"``
             logs it and returns the rows. Rows of another study or series than the one searched always fail it.
 
@@ -114,9 +117,11 @@ class DICOMwebClient(DICOMClient):
         retry: RetryPolicy | None = None,
         max_in_flight: int = 8,
         requests_per_second: float | None = None,
+        internal_url: str | None = None,
         filter_mismatch: FilterMismatch = "error",
     ) -> None:
-        self._urls = ServiceURLs(url, Prefixes(qido_url_prefix, wado_url_prefix, stow_url_prefix, delete_url_prefix))
+        prefixes = Prefixes(qido_url_prefix, wado_url_prefix, stow_url_prefix, delete_url_prefix)
+        self._urls = ServiceURLs(url, prefixes, internal_url)
         if session is not None and not callable(getattr(session, "send", None)):
             raise TypeError(f"session must be a requests.Session, not {type(session).__name__}")
         if callback is not None and not callable(callback):
@@ -166,6 +171,7 @@ class DICOMwebClient(DICOMClient):
             retry=endpoint.retry,
             max_in_flight=endpoint.limits.max_in_flight,
             requests_per_second=endpoint.limits.requests_per_second,
+            internal_url=endpoint.internal_url,
             filter_mismatch=endpoint.filter_mismatch,
         )
 
@@ -246,11 +252,18 @@ class DICOMwebClient(DICOMClient):
     # Search -----------------------------------------------------------------------------------------------------------
 
     def search_page(
-        self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, surplus: bool = True
+        self,
+        query: SearchQuery,
+        *,
+        offset: int = 0,
+        limit: int | None = None,
+        surplus: bool = True,
+        walk: bool = True,
     ) -> SearchPage:
         """Makes one search request. Without a limit none is sent."""
         check_limits(limit, offset)
-        return Searcher(self._service).search_page(query, offset=offset, limit=limit, most=None if surplus else limit)
+        most = None if surplus else limit
+        return Searcher(self._service).search_page(query, offset=offset, limit=limit, most=most, alone=walk)
 
     def iter_search(
         self, query: SearchQuery, *, offset: int = 0, limit: int | None = None, page_size: int | None = None

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,8 @@ from dicomweb_io.errors import (
 )
 from dicomweb_io.http.transport import Attempt, StreamedAnswer
 from dicomweb_io.spool import Collected, SpoolPolicy, remove_file
+from dicomweb_io.web.retrieve import MetadataRetriever
+from dicomweb_io.web.search import Searcher
 from dicomweb_io.web.service import REFUSALS, OfService
 from dicomweb_io.web.urls import parameters, with_query
 
@@ -62,6 +65,8 @@ _BULKDATA_ACCEPTS = (
 _SHAPES = ("linear", "linear-exact", "sigmoid")
 _IN_MEMORY = SpoolPolicy()
 _BEGIN = 256
+# An address may be too long (414), or fill the header (431).
+_LIST_REFUSALS = (*REFUSALS, 413, 414, 431)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,21 @@ class FrameRetriever(OfService):
         return self._iterate(resource, _AcceptedForm(accepted_types, parameters(additional_params), spool_policy))
 
     def _iterate(self, resource: Resource, accepted_type: _AcceptedForm) -> Iterator[Frame]:
+        instance = resource.instance
+        with closing(self._all(resource, accepted_type)) as frames:
+            try:
+                if len(resource.frames) > 1 and self._service.frame_sizes(instance) is None:
+                    yield from _agreeing(frames)
+                yield from frames
+            except MalformedResponseError:
+                known = self._service.frame_sizes(instance)
+                if known is not None and not known[0]:
+                    # Two frames differ. Now it is worth a request to know which of them is wrong.
+                    with suppress(DICOMwebError):
+                        list(MetadataRetriever(self._service, Searcher(self._service)).iter_metadata(instance))
+                raise
+
+    def _all(self, resource: Resource, accepted_type: _AcceptedForm) -> Generator[Frame, None, None]:
         for batch in self._batches(resource):
             yield from self._batch(batch, accepted_type)
 
@@ -105,7 +125,8 @@ class FrameRetriever(OfService):
         length = 0
         for number in resource.frames:
             digits = len(str(number)) + 1
-            if numbers and (len(numbers) >= profile.frames_per_request or length + digits > room or number in numbers):
+            most = min(profile.frames_per_request, self._service.frames_at_once)
+            if numbers and (len(numbers) >= most or length + digits > room or number in numbers):
                 yield replace(resource, frames=tuple(numbers))
                 numbers, length = [], 0
             numbers.append(number)
@@ -114,9 +135,12 @@ class FrameRetriever(OfService):
             yield replace(resource, frames=tuple(numbers))
 
     def _batch(self, batch: Resource, accepted_type: _AcceptedForm) -> Iterator[Frame]:
-        """Frames of one request; after one that ends early only the missing frames are requested."""
+        """Frames of one request; after one that ends early only the missing frames are requested.
+
+        A list that is refused may be too long for the server, or for its addresses: it is asked for in halves.
+        """
         got = 0
-        one_at_a_time = False
+        refusal: DICOMwebError | None = None
         for attempt in self._service.transport.attempts():
             with attempt:
                 try:
@@ -125,21 +149,24 @@ class FrameRetriever(OfService):
                         attempt.progress()
                         yield frame
                 except DICOMwebError as error:
-                    if got or len(batch.frames) == 1 or error.status not in REFUSALS:
+                    if got or len(batch.frames) == 1 or error.status not in _LIST_REFUSALS:
                         raise
                     refusal = error
-                    one_at_a_time = True
-        if not one_at_a_time:
+        if refusal is None:
             return
-        # Servers that know single parts only (or refuse lists) give frames one at a time, or refuse those too.
-        for number in batch.frames:
+        size = -(-len(batch.frames) // 2)
+        while got < len(batch.frames):
+            # What is found out in the first half holds for the second.
+            size = min(size, self._service.frames_at_once)
             try:
-                yield from self._batch(replace(batch, frames=(number,)), accepted_type)
+                for frame in self._batch(replace(batch, frames=batch.frames[got : got + size]), accepted_type):
+                    got += 1
+                    yield frame
             except DICOMwebError as error:
-                if got or error.status not in REFUSALS:
+                if got or error.status not in _LIST_REFUSALS:
                     raise
                 raise refusal from error
-            got += 1
+        self._service.frames_at_once = min(size, self._service.frames_at_once)
 
     def _one_answer(
         self, numbers: Sequence[int], batch: Resource, accepted_type: _AcceptedForm, attempt: Attempt
@@ -249,6 +276,8 @@ class FrameRetriever(OfService):
             # A pad byte makes a difference of one, as does the place of the first of several single bits.
             self._service.learn_frame_sizes(instance, range(size - 1, size + 2), f"frame {number} has {size}")
         elif size not in known[0]:
+            if isinstance(known[0], range):
+                self._service.learn_frame_sizes(instance, (), f"{known[1]}, and another one {size}")
             raise answer.error(f"frame {number} has {size} bytes, but {known[1]}", MalformedResponseError)
 
     def _frame(
@@ -262,6 +291,20 @@ class FrameRetriever(OfService):
             content=kept.content,
             path=kept.path,
         )
+
+
+def _agreeing(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The first frame, once the second was found to be as long, if they are native; and the second."""
+    for frame in frames:
+        try:
+            second = next(frames, None) if frame.media_type == OCTET_STREAM else None
+        except BaseException:
+            remove_file(frame)
+            raise
+        yield frame
+        if second is not None:
+            yield second
+        return
 
 
 def _begin(item: Frame | Bulkdata) -> tuple[bytes, int]:
@@ -390,8 +433,7 @@ class BulkdataRetriever(OfService):
             if answer.status == 206 and byte_range is None:
                 raise answer.error("the answer is partial (206), but the whole was asked for", ResponseIncompleteError)
             if byte_range is None or answer.status == 206:
-                _check_range(answer, byte_range)
-                yield from self._parts(answer, content_type, url, spool_policy)
+                yield from self._parts(answer, content_type, url, spool_policy, byte_range)
                 return
             # The server ignored Range (as it may, RFC 9110 section 14.2).
             items = self._parts(answer, content_type, url, _IN_MEMORY)
@@ -409,12 +451,23 @@ class BulkdataRetriever(OfService):
             yield spool_policy.moved(Bulkdata(only.uri, only.media_type, wanted))
 
     def _parts(
-        self, answer: StreamedAnswer, content_type: ContentType, url: str, spool_policy: SpoolPolicy
+        self,
+        answer: StreamedAnswer,
+        content_type: ContentType,
+        url: str,
+        spool_policy: SpoolPolicy,
+        byte_range: tuple[int, int | None] | None = None,
     ) -> Iterator[Bulkdata]:
+        whole_range = answer.headers.get("Content-Range")
         if not content_type.is_multipart:
             self._check(answer, content_type)
+            size = None if byte_range is None else _check_range(answer, whole_range, byte_range)
             kept = spool_policy.keep(answer, answer.iter_chunks)
-            yield Bulkdata(safe_url(url), content_type.media_type or OCTET_STREAM, kept.content, kept.path)
+            yield _of_size(
+                answer,
+                Bulkdata(safe_url(url), content_type.media_type or OCTET_STREAM, kept.content, kept.path),
+                size,
+            )
             return
         empty = True
         for part in self._service.parts(answer):
@@ -422,8 +475,10 @@ class BulkdataRetriever(OfService):
             own = parse_content_type(part.content_type)
             self._check(answer, own)
             media_type = own.media_type or content_type.root.media_type
+            told = part.headers.get("Content-Range") or whole_range
+            size = None if byte_range is None else _check_range(answer, told, byte_range)
             kept = spool_policy.keep(part, part.iter_bytes)
-            yield Bulkdata(safe_url(url), media_type or OCTET_STREAM, kept.content, kept.path)
+            yield _of_size(answer, Bulkdata(safe_url(url), media_type or OCTET_STREAM, kept.content, kept.path), size)
         if empty:
             raise answer.error("the answer holds no part", ResponseIncompleteError, retryable=True)
 
@@ -436,18 +491,32 @@ class BulkdataRetriever(OfService):
             raise answer.error(f"expected bulk data, got {name}{hint}", MalformedResponseError)
 
 
-def _check_range(answer: StreamedAnswer, byte_range: tuple[int, int | None] | None) -> None:
-    match = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("Content-Range") or "")
-    if byte_range is None or match is None:
-        return
+def _check_range(answer: StreamedAnswer, told: str | None, byte_range: tuple[int, int | None]) -> int:
+    """Checks that a partial answer is the range that was asked for, by its Content-Range; returns the bytes in it."""
+    match = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)", told or "")
+    if match is None:
+        raise answer.error("the answer is partial (206) and does not say which bytes it holds", MalformedResponseError)
     first, last = byte_range
-    if int(match[1]) != first:
-        raise answer.error(f"asked for bytes from {first} on, got them from {match[1]} on", MalformedResponseError)
+    begin, end = int(match[1]), int(match[2])
+    if begin != first:
+        raise answer.error(f"asked for bytes from {first} on, got them from {begin} on", MalformedResponseError)
     ends = [] if last is None else [last]
     if match[3] != "*":
         ends.append(int(match[3]) - 1)
-    if ends and int(match[2]) < min(ends):
-        raise answer.error(f"asked for bytes up to {min(ends)}, got them up to {match[2]}", ResponseIncompleteError)
+    if ends and end < min(ends):
+        raise answer.error(f"asked for bytes up to {min(ends)}, got them up to {end}", ResponseIncompleteError)
+    if last is not None and end > last:
+        raise answer.error(f"asked for bytes up to {last}, got them up to {end}", MalformedResponseError)
+    return end - begin + 1
+
+
+def _of_size(answer: StreamedAnswer, item: Bulkdata, size: int | None) -> Bulkdata:
+    """The value, if it has as many bytes as its range says."""
+    _, found = _begin(item)
+    if size is not None and found != size:
+        remove_file(item)
+        raise answer.error(f"the range has {size} bytes, but {found} came", MalformedResponseError)
+    return item
 
 
 def range_header(byte_range: tuple[int, int | None]) -> str:

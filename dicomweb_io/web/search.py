@@ -268,15 +268,15 @@ class Searcher(OfService):
         head, chunks = bytearray(), answer.iter_chunks()
         while len(head) <= _MAX_WHOLE and (chunk := next(chunks, None)) is not None:
             head += chunk
-        brackets = head.count(b"{") + head.count(b"[")
-        if head.lstrip(_BEFORE_JSON)[:1] == b"[" and (len(head) > _MAX_WHOLE or brackets > _MAX_BRACKETS):
+        tokens = sum(map(head.count, (b"{", b"[", b",")))
+        if head.lstrip(_BEFORE_JSON)[:1] == b"[" and (len(head) > _MAX_WHOLE or tokens > _MAX_TOKENS):
             return self._read_in_turn(query, answer, chain([bytes(head)], chunks), most)
         for chunk in chunks:
             head += chunk
             if len(head) > MAX_ANSWER_BYTES:
                 raise answer.error(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", MalformedResponseError)
-        datasets, unreadable = rows_of(answer.with_content(bytes(head)))
-        rows = [_within(query, without_padding(row)) for row in datasets[:most]]
+        datasets, unreadable = rows_of(answer.with_content(bytes(head)), most)
+        rows = [_within(query, without_padding(row)) for row in datasets]
         self._check_filters(query, answer, rows)
         return rows, unreadable
 
@@ -288,7 +288,7 @@ class Searcher(OfService):
         unreadable, judged = 0, 0
         try:
             for text in json_decode.iter_json_objects(chunks, max_bytes=_MAX_ROW, keep_others=True):
-                if len(rows) == most:
+                if len(rows) + unreadable == most:
                     break
                 if text == b"null":
                     unreadable += 1
@@ -306,8 +306,6 @@ class Searcher(OfService):
             raise answer.error(f"expected JSON, but {error}", ResponseIncompleteError, retryable=True) from error
         except ValueError as error:
             raise answer.error(f"expected JSON, but {error}", MalformedResponseError) from error
-        if unreadable and not rows:
-            raise answer.error("expected a list of DICOM JSON datasets", MalformedResponseError)
         return rows, unreadable
 
     def _check_filters(self, query: SearchQuery, answer: Answer | StreamedAnswer, rows: Sequence[JSONDataset]) -> None:
@@ -352,9 +350,9 @@ class Searcher(OfService):
 _BEGINNING = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?(?:\{\s*(?:"|\Z)|\Z)')
 
 
-# A larger answer, or one of more objects and lists, is read row by row: an object takes 64 bytes, however short it is.
+# A larger answer, or one of more values, is read row by row: an object takes 64 bytes, however short its text is.
 _MAX_WHOLE = 8 << 20
-_MAX_BRACKETS = 250_000
+_MAX_TOKENS = 600_000
 _MAX_ROW = 16 << 20
 _MAX_ROWS = 1_000_000
 _MAX_ROWS_IN_MEMORY = 32 << 20
@@ -404,8 +402,12 @@ class LargeRows(Sequence[JSONDataset]):
         return self._shape(json_decode.loads(self._file.read(end - start)))
 
 
-def rows_of(answer: Answer) -> tuple[list[JSONDataset], int]:
+def rows_of(answer: Answer, most: int | None = None) -> tuple[list[JSONDataset], int]:
     """The datasets of an answer in JSON or XML, by what its body is (PS3.18 sections 8.7.3.2 and F).
+
+    Args:
+        answer: The answer.
+        most: Further rows are left out.
 
     Returns:
         The datasets, and how many further rows are none.
@@ -424,7 +426,7 @@ def rows_of(answer: Answer) -> tuple[list[JSONDataset], int]:
     if content_type.lower().startswith("multipart/"):
         try:
             parts = [part.read() for part in MultipartReader([answer.content], content_type)]
-            return [parse_native_model(part) for part in parts], 0
+            return [parse_native_model(part) for part in parts][:most], 0
         except ValueError as error:
             raise answer.error(f"the answer is not multipart XML: {error}", MalformedResponseError) from error
     if content[:1] == b"<":
@@ -435,12 +437,14 @@ def rows_of(answer: Answer) -> tuple[list[JSONDataset], int]:
     document = _json(answer)
     if isinstance(document, dict) and document and all(_is_tag(key) for key in document):
         document = [document]
-    rows = [row for row in document if isinstance(row, dict)] if isinstance(document, list) else []
-    if not isinstance(document, list) or (document and not rows):
+    # One null among rows is a row that cannot be read; a list of other things is no answer to a search.
+    if not isinstance(document, list) or not any(isinstance(row, dict) or row is None for row in document or [None]):
         raise answer.error(
             f"expected a list of DICOM JSON datasets, got {type(document).__name__}", MalformedResponseError
         )
-    return rows, len(document) - len(rows)
+    kept = document[:most]
+    rows = [row for row in kept if isinstance(row, dict)]
+    return rows, len(kept) - len(rows)
 
 
 def _json(answer: Answer) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from dicomweb_io.client import FilterMismatch
@@ -63,8 +64,9 @@ class Service:
         self.contradicted_filters: set[str] = set()
         self.unmatched_filters: set[str] = set()
         self.decodes_queries: bool | None = None
+        self.frames_at_once = sys.maxsize
         # How many bytes the native frames of an instance have, by its metadata or its first frame: for some instances.
-        self._frame_sizes: dict[Resource, tuple[Container[int], str]] = {}
+        self._frame_sizes: dict[Resource, tuple[Collection[int], str]] = {}
 
     @contextmanager
     def get(
@@ -156,11 +158,11 @@ class Service:
             logger.log(level, "%s: the answer is partial (206)", safe_url(answer.url))
         return texts
 
-    def frame_sizes(self, instance: Resource) -> tuple[Container[int], str] | None:
-        """The bytes that a native frame of an instance may have, and why, if that is known."""
+    def frame_sizes(self, instance: Resource) -> tuple[Collection[int], str] | None:
+        """The bytes that a native frame of an instance may have (none where its frames differ), and why; if known."""
         return self._frame_sizes.get(instance)
 
-    def learn_frame_sizes(self, instance: Resource, sizes: Container[int], reason: str) -> None:
+    def learn_frame_sizes(self, instance: Resource, sizes: Collection[int], reason: str) -> None:
         """Keeps how many bytes the native frames of an instance have, and why."""
         if len(self._frame_sizes) >= _MAX_FRAME_SIZES:
             self._frame_sizes.clear()
@@ -181,7 +183,9 @@ class Service:
 
     def parts(self, answer: StreamedAnswer) -> MultipartReader:
         """The parts of an answer as they arrive."""
-        return MultipartReader(answer.iter_chunks(self.chunk_size), answer.headers.get("Content-Type") or "")
+        framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
+        content_type = answer.headers.get("Content-Type") or ""
+        return MultipartReader(answer.iter_chunks(self.chunk_size), content_type, whole=framed)
 
     def not_listed(self, resource: Resource) -> DICOMwebError:
         """The error for what does not exist, where it can only be listed: as if it could be asked for as a whole."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 
 from dicomweb_io.dicom.attributes import WILDCARD_VRS, resolve, vr_of
 from dicomweb_io.dicom.matching import filter_values
@@ -26,6 +26,7 @@ class ServiceURLs:
     Args:
         base_url: The service's root; user information and slashes at its end are left out.
         prefixes: Path segments between the root and the resources.
+        internal_url: The root as the server itself writes it in the addresses of bulk data.
 
     Attributes:
         username: The user name of the URL's user information, or None.
@@ -36,7 +37,7 @@ class ServiceURLs:
         ValueError: If it is not an http or https URL of a host, or has a query.
     """
 
-    def __init__(self, base_url: str, prefixes: Prefixes = Prefixes()) -> None:
+    def __init__(self, base_url: str, prefixes: Prefixes = Prefixes(), internal_url: str | None = None) -> None:
         parts = split_service_url(base_url)
         self.scheme = parts.scheme.lower()
         self.host = parts.hostname or ""
@@ -47,6 +48,7 @@ class ServiceURLs:
         self.origin = urlunsplit((self.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
         self.base_url = self.origin + self.path
         self.prefixes = prefixes
+        self._internal = "" if internal_url is None else _origin_and_path(split_service_url(internal_url)).rstrip("/")
 
     def _below(self, prefix: str | None, path: str) -> str:
         return f"{self.base_url}/{prefix}/{path}" if prefix else f"{self.base_url}/{path}"
@@ -96,7 +98,16 @@ class ServiceURLs:
             raise InvalidIdentifierError(
                 f"the URL of bulk data must be http or https with a host, not {safe_url(url)!r:.200}"
             )
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
+        address = _origin_and_path(parts)
+        if self._internal and (address + "/").startswith(self._internal + "/"):
+            # Without a path it stands for the host alone.
+            own = self.base_url if self._internal.count("/") > 2 else self.origin
+            address = own + address[len(self._internal) :]
+        return f"{address}?{parts.query}" if parts.query else address
+
+
+def _origin_and_path(parts: SplitResult) -> str:
+    return urlunsplit((parts.scheme.lower(), parts.netloc.rpartition("@")[2].lower(), parts.path, "", ""))
 
 
 def needs_escapes(query: SearchQuery) -> bool:

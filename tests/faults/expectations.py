@@ -77,13 +77,18 @@ DEFAULTS: dict[str, Expected] = {
     "truncated JSON always": reported("ResponseIncompleteError", status=200, retryable=True),
     "deep JSON": reported("MalformedResponseError", status=200),
     "offset ignored": reported("PagingError"),
-    "filters ignored": reported("FilterIgnoredError", status=200),
     "gap": reported("SearchIncompleteError"),
     "null row": reported("SearchIncompleteError"),
+    **{
+        f"{what} ignored": reported("FilterIgnoredError", status=200)
+        for what in ("filters", "path", "PatientID", "StudyDate", "PatientName")
+    },
     "no closing boundary always": reported("ResponseIncompleteError", status=200, retryable=True),
     "wrong boundary always": reported("ResponseIncompleteError", status=200, retryable=True),
     "missing part always": reported("ResponseIncompleteError", status=200, retryable=True),
     "foreign part": reported("MalformedResponseError", status=200),
+    "DICOM part": reported("MalformedResponseError", status=200),
+    "empty part always": reported("ResponseIncompleteError", status=200, retryable=True),
     "halved part always": reported("ResponseIncompleteError", status=200),
     "cut before the pixels always": believed("it came so twice and may be lawful; a warning names it"),
     "delimiter missing, length proven": believed("the boundary proves that it is whole; a warning names it"),
@@ -179,9 +184,28 @@ for _code in (400, 406, 415):
     rule(reported(status=_code), f"probe / status {_code}")
 rule(
     believed("it is a finding: the report says that the server does not do it"),
-    *(f"probe / {name}" for name in ("limit ignored", "offset ignored", "moving rows", "shrinking page")),
+    *(
+        f"probe / {name}"
+        for name in ("limit ignored", "offset ignored", "moving rows", "shrinking page", "gap", "gap once", "null row")
+    ),
 )
-rule(RECOVERED, "probe / filters ignored")
+# All rows are in the first page: what is empty is behind them.
+rule(
+    RECOVERED,
+    *(f"{name} / gap" for name in ("missing instances", "store: the listing before", "ReadFromDICOMweb (search)")),
+)
+# The whole archive is searched, so that all of its rows are right.
+rule(
+    RECOVERED,
+    *(
+        f"{name} / {what} ignored"
+        for what in ("filters", "path")
+        for name in ("probe", "page *", "SearchForStudies", "ReadFromDICOMweb (search)", "WatchFor*")
+    ),
+    *(f"search for {what} / path ignored" for what in ("studies", "series", "instances")),
+    # The destination has instances of the series listed, and no others.
+    *(f"store: the listing before / {what} ignored" for what in ("filters", "path")),
+)
 
 # Retrieving: a listing proves that nothing is missing after an answer that has no proper end.
 for _what in ("retrieve study", "retrieve series", "stream study*"):
@@ -192,8 +216,17 @@ for _what in ("retrieve study", "retrieve series", "stream study*"):
     )
 for _what in ("frames", "one frame"):
     rule(reported("MalformedResponseError", status=200), f"{_what} / duplicate part")
-    rule(believed("nothing tells how long a frame must be"), f"{_what} / halved part*")
+rule(reported("MalformedResponseError", status=200), "frames / halved part*")
+rule(RECOVERED, "frames / status 413")  # A shorter list may be small enough.
+rule(believed("nothing tells how long a frame must be"), "one frame / halved part*")
 rule(believed("bulk data may have several parts, equal ones too"), "bulk data / duplicate part")
+rule(
+    believed("an empty offset table is a part of bulk data"),
+    "bulk data / empty part*",
+    "RetrieveBulkdata / empty part*",
+)
+for _what in ("retrieve *", "stream *", "range of bulk data", "store: reading back"):
+    rule(reported("MalformedResponseError", status=200), f"{_what} / empty part*")
 rule(reported("MalformedResponseError", status=200), "range of bulk data / duplicate part")
 rule(RECOVERED, "range of bulk data / halved part*")
 rule(believed("nothing tells how long bulk data must be"), "bulk data / halved part*")
@@ -244,7 +277,10 @@ _OLD = believed("the answer is believed, as asked for; verify='content' tells")
 rule(_OLD, "store: server, response / old bytes kept", "store: server, uid / old bytes kept")
 
 # What storing asks besides.
-rule(RECOVERED, "store: the search after / filters ignored", "store: the search after / status 404")
+rule(
+    RECOVERED,
+    *(f"store: the search after / {what}" for what in ("filters ignored", "path ignored", "status 404")),
+)
 rule(reported(retryable=True), "store: the search after / status 404 always")
 rule(
     believed("to many servers 404 means that there is no such series: then everything is sent"),
@@ -315,7 +351,7 @@ rule(
 rule(RECOVERED, *(f"RetrieveFrames / status {code}" for code in (403, 404, 405, 409, 410, 413, 422, 501)))
 rule(RECOVERED, "RetrieveFrames / login page", "RetrieveFrames / redirect elsewhere")
 rule(reported("MalformedResponseError", status=200), "RetrieveFrames / duplicate part")
-rule(believed("nothing tells how long a frame must be"), "RetrieveFrames / halved part*")
+rule(reported("MalformedResponseError", status=200), "RetrieveFrames / halved part*")
 rule(believed("nothing tells how long bulk data must be"), "RetrieveBulkdata / halved part*")
 rule(believed("bulk data may have several parts, equal ones too"), "RetrieveBulkdata / duplicate part")
 rule(reported("PagingError"), "SearchForStudies / moving rows")

@@ -29,7 +29,7 @@ TRAITS: Mapping[str, str] = {
     "json": "the answer is not JSON",
     "vrs": "the answer has no attributes with value representations that are passed on",
     "paged": "it is one request: no offset is sent",
-    "filtered": "no filter is sent",
+    "matched": "no patient, date or name is a filter",
     "limited": "no limit is sent",
     "total": "no total is announced in it",
     "multipart": "the answer has no parts",
@@ -191,7 +191,23 @@ _add("wrong VRs", "wrong or missing VRs and values of wrong types", "wrong_vrs",
 # Searches -------------------------------------------------------------------------------------------------------------
 
 _add("offset ignored", "every page is the first", "ignore_offset", needs=("rows", "paged"), always=True)
-_add("filters ignored", "every row is returned, whatever the filters", "ignore_filters", needs=("rows", "filtered"))
+_add(
+    "filters ignored",
+    "rows of the whole archive, whatever the filters and the path",
+    "ignore_filters",
+    needs=("rows",),
+    extra=(("ignore_path", {}),),
+)
+_add("path ignored", "rows of other studies and series than the path's", "ignore_path", needs=("rows",))
+for _attribute, _value in (("PatientID", "P-2"), ("StudyDate", "20250607"), ("PatientName", "Nemo^Nulla")):
+    _add(
+        f"{_attribute} ignored",
+        f"a row of another {_attribute} than asked for",
+        "foreign_row",
+        needs=("rows", "matched"),
+        attribute=_attribute,
+        value=_value,
+    )
 _add("limit ignored", "all rows at once, whatever the limit", "ignore_limit", needs=("rows", "limited"), always=True)
 _add("duplicate rows", "the page starts with the last row of the one before", "duplicate_rows", needs=("rows", "paged"))
 _add(
@@ -245,6 +261,15 @@ _add("missing part", "the first part is left out, once", "drop_part", needs=("mu
 _add("missing part always", "the first part is left out, every time", "drop_part", needs=("multipart",), always=True)
 _add("duplicate part", "the first part comes twice", "duplicate_part", needs=("multipart",), always=True)
 _add("foreign part", "the first part is another instance", "foreign_part", needs=("multipart", "object"), always=True)
+_add(
+    "DICOM part",
+    "the first part is a DICOM file, whatever was asked for",
+    "dicom_part",
+    needs=("multipart",),
+    always=True,
+)
+_add("empty part", "the first part is empty, once", "empty_part", needs=("multipart",))
+_add("empty part always", "the first part is empty, every time", "empty_part", needs=("multipart",), always=True)
 _add("halved part", "the first part lacks its second half, once", "cut_part", needs=("multipart",))
 _add(
     "halved part always",

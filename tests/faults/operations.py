@@ -125,7 +125,8 @@ def _search(client: DICOMwebClient, bench: Bench, seen: Seen, options: Mapping[s
     filters = {"SeriesInstanceUID": str(last.series_instance_uid)}
     if options["what"] == "studies":
         filters = {"StudyInstanceUID": last.study_instance_uid}
-    rows = search(search_filters={**filters, "PatientName": f"{PATIENT[:5]}*"}, **arguments)
+    patient = {"PatientID": "P-1", "PatientName": f"{PATIENT[:5]}*", "StudyDate": "20260101-20260131"}
+    rows = search(search_filters={**filters, **patient}, **arguments)
     seen.items.extend(row_items(rows))
 
 
@@ -311,7 +312,7 @@ def _delete(client: DICOMwebClient, bench: Bench, seen: Seen, options: Mapping[s
 def _searches() -> Iterator[Operation]:
     for what in ("studies", "series", "instances"):
         arguments: dict[str, Any] = {"limit": 2} if what == "instances" else {}
-        traits = ROWS | {"filtered"} | ({"limited"} if arguments else set())
+        traits = ROWS | {"matched"} | ({"limited"} if arguments else set())
         yield Operation(
             f"search for {what}",
             _search,
@@ -349,7 +350,7 @@ def _searches() -> Iterator[Operation]:
         ROOT + "/studies/[^/]+/instances$",
         ROWS | {"paged", "limited"},
     )
-    yield Operation("probe", _probe, "GET", f"{ROOT}/studies$", ROWS | {"limited", "paged", "filtered"})
+    yield Operation("probe", _probe, "GET", f"{ROOT}/studies$", ROWS | {"limited", "paged"})
 
 
 def _retrieves() -> Iterator[Operation]:
@@ -418,7 +419,7 @@ def _stores() -> Iterator[Operation]:
         _store,
         "GET",
         ROOT + r"/studies/[^/]+/series/[^/]+/instances$",
-        ROWS | {"filtered", "limited"},
+        ROWS | {"limited"},
         writes=True,
         options={"on_existing": "server", "verify": "uid"},
     )

@@ -117,6 +117,16 @@ def test_decompression_bombs(origin, kind, operation):
     )
 
 
+@pytest.mark.parametrize("item", ["{}", "[]", "null", '{"0020000D":{"vr":"UI","Value":["1.2"]}}'])
+@pytest.mark.parametrize("get_remaining", [True, False])
+def test_rows_without_number_where_few_were_asked_for(origin, item, get_remaining):
+    body = gzip.compress(f"[{','.join(['{}'] * 10 + [item] * 1_000_000)}]".encode())
+    headers = {"Content-Encoding": "gzip"}
+    server = origin(lambda request: Reply(200, body, "application/dicom+json", headers))
+    with client_of(server.url) as client, memory_below(60 * MIB):
+        assert client.search_for_instances(limit=10, get_remaining=get_remaining) == [{}] * 10
+
+
 def test_empty_members_are_no_way_to_keep_a_client_busy(origin):
     """Two megabytes of nothing, a hundred thousand times, and then an empty answer."""
     body = gzip.compress(b"") * 100_000 + gzip.compress(b"[]")

@@ -17,8 +17,9 @@ import pytest
 import requests
 
 from dicomweb_io.cli import main as command_line
+from dicomweb_io.testing import serve
 from tests.security.hostile import BOUNDARY, INSTANCE, SERIES, STUDY, element, part10
-from tests.security.test_names_stay_inside import NO_NAMES
+from tests.security.test_names_stay_inside import NO_FILE_NAMES, NO_NAMES
 
 SECRET = b"ROOT:x:0:0:"
 INSIDE = f"/studies/{STUDY}/series/{SERIES}/instances/{INSTANCE}"
@@ -137,7 +138,7 @@ def test_no_query_leads_out(server, outside):
     assert server.errors == []
 
 
-@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize("name", NO_FILE_NAMES)
 @pytest.mark.parametrize("position", ["study", "series", "instance"])
 def test_what_is_stored_stays_inside(server, outside, position, name):
     before = {path for path in outside.rglob("*") if outside / "archive" not in path.parents}
@@ -177,3 +178,41 @@ def test_a_link_that_is_no_dicom_file_is_not_served(serve, outside):
 def test_the_command_binds_loopback_only_unless_told(outside, host, capsys):
     assert command_line(["serve", str(outside), "--host", host]) == 2
     assert "--allow-remote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost", 200),
+        ("LOCALHOST.:8042", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.2:1", 200),
+        ("archive", 200),
+        ("Archive.:99", 200),
+        ("evil.example", 421),
+        ("evil.example:8042", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("192.0.2.1", 421),
+        ("archive:evil.example", 421),
+        ("[::1].evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_a_page_that_points_its_name_here_gets_nothing(tmp_path, name, status):
+    """DNS rebinding: the browser sends the page's own host name."""
+    with serve(tmp_path, auth=("me", "secret"), allow_hosts=["archive"]) as server:
+        headers = {"Host": name}
+        answer = requests.get(f"{server.url}/studies", headers=headers, auth=("me", "secret"), timeout=20)
+        assert (200 if answer.status_code == 204 else answer.status_code) == status
+        assert server.errors == []
+
+
+def test_a_server_for_others_answers_to_its_addresses():
+    from dicomweb_io.testing.server.app import Hosts
+
+    for own in ("0.0.0.0", "::", "192.0.2.1"):
+        hosts = Hosts(own, ["archive"])
+        assert all(map(hosts.include, ("192.0.2.1:80", "[2001:db8::1]", "localhost", "archive")))
+        assert not any(map(hosts.include, ("evil.example", "192.0.2.1.evil.example")))

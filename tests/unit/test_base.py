@@ -36,7 +36,7 @@ class Small(DICOMClient):
     def close(self):
         self.closed = True
 
-    def search_page(self, query, *, offset=0, limit=None, surplus=True):
+    def search_page(self, query, *, offset=0, limit=None, surplus=True, walk=True):
         self.calls.append(("page", query, offset, limit))
         return SearchPage(list(self._rows())[:limit], offset, limit)
 

@@ -171,3 +171,11 @@ def test_errors_about_urls_hold_no_user_information(url):
     with pytest.raises(ValueError, match="url") as caught:
         Endpoint(url)
     assert "s3cret" not in str(caught.value)
+
+
+def test_what_becomes_of_a_filter_mismatch_is_part_of_an_endpoint() -> None:
+    endpoint = Endpoint("https://pacs.example/dicom-web", filter_mismatch="warn")
+    assert "filter_mismatch='warn'" in repr(endpoint)
+    assert pickle.loads(pickle.dumps(endpoint)).filter_mismatch == "warn"
+    with pytest.raises(ValueError, match="filter_mismatch"):
+        Endpoint("/data", filter_mismatch="ignore")  # type: ignore[arg-type]

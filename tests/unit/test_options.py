@@ -32,6 +32,7 @@ def test_options_make_an_endpoint():
         "user": "me",
         "password_env": "PASSWORD",
         "qido_prefix": "qido",
+        "internal_url": "http://inner/rs",
         "profile": "orthanc",
         "timeout": 3,
         "deadline": 9,
@@ -42,6 +43,7 @@ def test_options_make_an_endpoint():
     endpoint = make_endpoint("https://pacs.example/rs", given)
     assert endpoint.credentials == BasicCredentials("me", password_env="PASSWORD")
     assert (endpoint.prefixes, endpoint.profile) == (Prefixes(qido="qido"), "orthanc")
+    assert endpoint.internal_url == "http://inner/rs"
     assert (endpoint.timeouts, endpoint.limits) == (Timeouts(3, 3, 9), Limits(2))
     assert endpoint.tls == TLS("ca.pem", "cert.pem")
     plain = make_endpoint("https://pacs.example/rs", {})
@@ -149,7 +151,7 @@ INSTANCE = Resource("1.2.3", "1.2.4", "1.2.5")
         # Lines that cannot be read do not keep others from being read.
         ("AccessionNumber\n*\n00123\n0?\n1\\2\n", [None, ACCESSION, None, None]),
         ("AccessionNumber,PatientID\n,\n00123,,x\n00123,\n", [None, None, ACCESSION]),
-        ("StudyInstanceUID,AccessionNumber\n*,\nno uid,\n1/2,\n,00123\n", [None, None, None, ACCESSION]),
+        ("StudyInstanceUID,AccessionNumber\n*,\n..,\n1/2,\n,00123\n", [None, None, None, ACCESSION]),
         ('00123\n0,1\n"0\n' + "9" * 200_000, [ACCESSION, None, None, None]),
         ('{"nothing": 1}\n{"broken\n{"transform": "X", "message": "m"}\n' + INSTANCE.uri, [None, None, None, INSTANCE]),
         ('{"StudyInstanceUID": ""}\n{"StudyInstanceUID": "1.2", "MRN": "7"}\n{"study_instance_uid": "*"}', [None] * 3),

@@ -463,3 +463,33 @@ def test_answers_come_in_the_order_of_the_requests():
 def test_what_tells_rows_apart(row, uids):
     assert uids_of(row, "series") == uids
     assert len(row_key(row, "series")) == (17 if uids is None else 16)
+
+
+@given(
+    st.integers(0, 40),
+    st.sets(st.integers(0, 40), max_size=3),
+    st.integers(1, 3) | st.just(1000),
+    st.booleans(),
+    SIZES,
+    st.integers(0, 8),
+    st.sampled_from(["generic", "orthanc", "dicomcloud"]),
+)
+def test_no_gap_is_passed_over_in_silence(count, gaps, times, ignores_limit, page_size, depth, profile):
+    archive = Archive(count, ignores_limit=ignores_limit, total_error=0, profile=PROFILES[profile])
+    ask, left = archive.ask, dict.fromkeys(gaps, times)
+
+    def ask_in_vain(request):
+        page = ask(request)
+        # The checks, of a row or two, tell what is there.
+        if request.limit > 2 and left.get(request.offset, 0):
+            left[request.offset] -= 1
+            page = replace(page, rows=[])
+            page = replace(page, more=rows_follow(archive.profile, "study", page, False))
+        return page
+
+    archive.ask = ask_in_vain
+    ahead_works = depth and not archive.profile.short_pages
+    rows = ahead(archive, depth, page_size=page_size) if ahead_works else in_turn(archive, page_size=page_size)[1]
+    found, error = outcome(rows)
+    assert found == archive.rows[: len(found)]
+    assert (error is None) is (len(found) == count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,17 +14,20 @@ from pydicom.encaps import encapsulate
 from dicomweb_io.account import exit_code
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import encode_dataset
-from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.elements import UID_TAGS, Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import PagingError
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.http.settings import Limits, Timeouts
 from dicomweb_io.listing import SeriesListing, expand_reference
 from dicomweb_io.pool import WorkCancelled
+from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transfer import InstanceCopier, InstanceStorer, TransferJob, run_transfer
+from tests.answering import Reply
+from tests.unit.files.making import make_bytes
 
 
 @pytest.fixture
@@ -146,8 +150,10 @@ def test_the_destination_is_listed_once_for_each_series_however_many_threads_ask
         groups = [references[start::4] for start in range(4)]
         results = [result for part in threads.map(copier.copy, groups) for result in part]
     assert {result.outcome for result in results} == {"stored"}
-    listings = [record for record in server.records if record.method == "GET"]
-    assert len(listings) == 2
+    asked = [record.path.split("/")[2:] for record in server.records if record.method == "GET"]
+    assert sorted(path[-1] for path in asked) == ["instances", "instances", "studies"], (
+        "and once for the study's patient"
+    )
     web.close()
 
 
@@ -415,6 +421,119 @@ def test_two_copiers_into_one_folder_at_once_agree(source, folder):
     originals = {path.read_bytes() for path in Path(source.base_url.removeprefix("file://")).rglob("*.dcm")}
     assert {path.read_bytes() for path in files} == originals
     assert not [path for path in Path(folder).rglob("*") if path.is_file() and path.suffix not in (".dcm", ".segment")]
+
+
+# The same UIDs elsewhere ----------------------------------------------------------------------------------------------
+
+OLD, NEW = Resource("1.2.1", "1.2.1.1", "9"), Resource("1.2.1", "1.2.1.2", "9")
+MORE = Resource("1.2.1", "1.2.1.2", "10")
+
+
+class Keeper:
+    """A server that keeps the names of what it is sent, and may know an instance by its SOP Instance UID alone."""
+
+    def __init__(self, answering, keeps, held=()):
+        self.keeps = keeps
+        self.held = dict.fromkeys(held)
+        self.requests = []
+        self.url = answering(self.answer).url
+
+    def client(self, **facts):
+        return Endpoint(self.url, profile=PROFILES["generic"].with_facts(**facts)).connect()
+
+    def answer(self, request):
+        if request.method == "POST":
+            return self.store(request)
+        within = request.path.strip("/").split("/")
+        uids = request.parameters.get("SOPInstanceUID", "").replace("%2C", ",").replace("%5C", ",").split(",")
+        found = [
+            item
+            for item in self.held
+            if (item.study_instance_uid in within or within == ["instances"] or within == ["studies"])
+            and (item.series_instance_uid in within or len(within) < 4)
+            and (uids == [""] or item.sop_instance_uid in uids)
+        ]
+        if within == ["studies"]:
+            row = {"0020000D": {"vr": "UI", "Value": ["1.2.1"]}, "00100020": {"vr": "LO", "Value": ["P "]}}
+            return Reply.json([row] if found else [])
+        return Reply.json([row_of(item) for item in found])
+
+    def store(self, request):
+        parts = re.findall(
+            rb"\x08\x00\x18\x00UI..([\d.]+)\0?.*?\x0d\x00UI..([\d.]+)\0?.*?\x0e\x00UI..([\d.]+)", request.body, re.S
+        )
+        sent = [Resource(*(value.decode() for value in (study, series, sop))) for sop, study, series in parts]
+        self.requests.append([item.sop_instance_uid for item in sent])
+        for item in sent:
+            same = [held for held in self.held if held.sop_instance_uid == item.sop_instance_uid]
+            if self.keeps == "overwrites":
+                for held in same:
+                    del self.held[held]
+            if not same or self.keeps != "ignores":
+                self.held[item] = None
+        named = [{"00081155": {"vr": "UI", "Value": [item.sop_instance_uid]}} for item in sent]
+        return Reply.json({"00081199": {"vr": "SQ", "Value": named}})
+
+
+def row_of(reference):
+    return {UID_TAGS[level]: {"vr": "UI", "Value": [uid]} for level, uid in reference.uids.items()}
+
+
+def put(folder, reference, patient="P"):
+    (folder / f"{'-'.join(reference.uids.values())}.dcm").write_bytes(
+        make_bytes(*reference.uids.values(), PatientID=patient)
+    )
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize(
+    ("keeps", "fact"),
+    [
+        ("both", None),
+        ("both", "keeps_both"),
+        ("ignores", None),
+        ("ignores", "ignores"),
+        ("overwrites", None),
+        ("overwrites", "overwrites"),
+    ],
+)
+def test_one_uid_in_two_series_is_two_instances_or_a_failure(answering, folder, keeps, fact, held):
+    for reference in (NEW, MORE) if held else (OLD, NEW, MORE):
+        put(folder, reference)
+    there = Keeper(answering, keeps, [OLD] if held else [])
+    job = TransferJob(Endpoint(str(folder)), Endpoint(there.url))
+    source = job.source.connect()
+    summary = run_transfer(job, clients=(source, there.client(same_uid_elsewhere=fact)))
+    source.close()
+    assert all(len(uids) == len(set(uids)) for uids in there.requests), "instances share a UID in one request"
+    kept = {"both": {OLD, NEW, MORE}}.get(keeps, {MORE})
+    assert kept <= set(there.held)
+    if keeps == "both":
+        assert (exit_code(summary), summary["failed"]) == (0, 0)
+        return
+    assert (exit_code(summary), summary["failed"]) == (1, 1)
+    assert "has this SOP Instance UID in another series" in next(iter(summary["reasons"]))
+    if fact is not None and held:
+        assert OLD in there.held, "what the archive had is lost although the profile says that it would be"
+
+
+@pytest.mark.parametrize(
+    ("patient", "allowed", "arrives"), [("Q", False, False), ("Q", True, True), ("P", False, True)]
+)
+@pytest.mark.parametrize("kind", ["server", "folder"])
+def test_a_study_of_another_patient_is_withheld(answering, folder, tmp_path, kind, patient, allowed, arrives):
+    put(folder, MORE, patient)
+    if kind == "server":
+        destination = Keeper(answering, "both", [OLD]).url
+    else:
+        destination = tmp_path / "destination"
+        destination.mkdir()
+        put(destination, OLD)
+    job = TransferJob(Endpoint(str(folder)), Endpoint(str(destination)), allow_other_patient=allowed)
+    failures = []
+    summary = run_transfer(job, on_failure=failures.append)
+    assert (summary["transferred"], summary["failed"], exit_code(summary)) == ((1, 0, 0) if arrives else (0, 1, 1))
+    assert all("under another PatientID" in failure.message and failure.reference == MORE for failure in failures)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ answers.
 from __future__ import annotations
 
 import http
+import ipaddress
 import re
 import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -209,6 +210,37 @@ def _joined(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview
         yield b"".join(waiting)
 
 
+class Hosts:
+    """The host names that a request may have in its Host header.
+
+    A web page can make its own host name point to this computer (DNS rebinding) and ask the server from a browser. Its
+    requests carry that name. An address cannot be made to point elsewhere.
+
+    Args:
+        own: The address that the server listens on.
+        allowed: Further names.
+    """
+
+    def __init__(self, own: str, allowed: Sequence[str] = ()) -> None:
+        self._names = {"localhost", own.lower(), *(name.lower().rstrip(".") for name in allowed)}
+        address = _address(own)
+        self._local = own == "localhost" or (address is not None and address.is_loopback)
+
+    def include(self, header: str) -> bool:
+        """Whether a Host header has one of them, with or without a port."""
+        match = re.fullmatch(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?", header.strip().lower())
+        name = "" if match is None else (match[1] or match[2] or "").rstrip(".")
+        address = _address(name)
+        return name in self._names or (address is not None and (address.is_loopback or not self._local))
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
 class App:
     """The test server as an ASGI application.
 
@@ -217,12 +249,16 @@ class App:
         faults: What goes wrong when.
         records: Where requests are noted.
         authentication: Who may ask.
+        hosts: The names by which it may be asked for.
 
     Attributes:
         errors: Tracebacks of defects of the server; the client got a 500.
     """
 
-    def __init__(self, site: Site, faults: FaultPlan, records: Records, authentication: Authentication) -> None:
+    def __init__(
+        self, site: Site, faults: FaultPlan, records: Records, authentication: Authentication, hosts: Hosts
+    ) -> None:
+        self._hosts = hosts
         self.site = site
         self.faults = faults
         self.records = records
@@ -275,6 +311,8 @@ class App:
 
     def _answer(self, exchange: Exchange) -> Answer:
         try:
+            if not self._hosts.include(exchange.headers.get("host", "localhost")):
+                raise Refusal(421, "This server is not asked for by that name (allow_hosts, --allow-host).")
             own = self.authentication.other(exchange)
             if own is not None:
                 return own

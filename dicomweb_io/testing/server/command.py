@@ -62,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
         faults=faults,
         tls=tls,
         allow_remote=options.allow_remote,
+        allow_hosts=options.allow_host,
     ) as server:
         over, again = threading.Event(), threading.Event()
         for name in (signal.SIGINT, signal.SIGTERM):

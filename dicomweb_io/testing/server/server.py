@@ -31,7 +31,7 @@ from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.http.settings import Prefixes
 from dicomweb_io.testing.faults import Fault, FaultPlan, WireFault
 from dicomweb_io.testing.proxy import FaultyProxy
-from dicomweb_io.testing.server.app import App
+from dicomweb_io.testing.server.app import App, Hosts
 from dicomweb_io.testing.server.auth import authentication_of
 from dicomweb_io.testing.server.behaviour import Behaviour
 from dicomweb_io.testing.server.behaviours import behaviour_of
@@ -86,6 +86,7 @@ class TestServer:
         directory: str,
         tls: TLS | None,
         proxy: bool,
+        allow_hosts: Sequence[str] = (),
     ) -> None:
         self.archive = archive
         self.behaviour = behaviour
@@ -94,7 +95,7 @@ class TestServer:
         wire = [one for one in faults if isinstance(one, WireFault)]
         self.faults = FaultPlan(one for one in faults if not isinstance(one, WireFault))
         self._site = Site(archive, behaviour, directory)
-        self._app = App(self._site, self.faults, self.records, self.auth)
+        self._app = App(self._site, self.faults, self.records, self.auth, Hosts(address[0], allow_hosts))
         self.errors = self._app.errors
         self._host, self._port = address
         self._tls = tls
@@ -350,6 +351,7 @@ def serve(
     tls: TLS | None = None,
     proxy: bool = False,
     allow_remote: bool = False,
+    allow_hosts: Sequence[str] = (),
 ) -> Iterator[TestServer]:
     """Serves an archive for the length of a ``with`` block.
 
@@ -363,6 +365,8 @@ def serve(
         tls: Certificates, for https.
         proxy: Start the proxy for faults below HTTP even if there are none yet.
         allow_remote: Allow an address that other computers can reach.
+        allow_hosts: Names, beside ``localhost`` and addresses, by which the server may be asked for; it answers 421 to
+            requests whose Host header has another one, because such requests come from foreign web pages.
 
     Yields:
         The running server: `url`, `records`, `inject`, `stop`, `start` and more.
@@ -394,6 +398,7 @@ def serve(
             directory=str(spool),
             tls=tls,
             proxy=proxy,
+            allow_hosts=allow_hosts,
         )
         stack.callback(server.close)
         yield server.start()

@@ -42,9 +42,16 @@ _UIDS = {
 
 
 def _endpoint(
-    url: str, profile: str, token_env: str | None, user: str | None, password_env: str | None, google: bool
+    url: str,
+    profile: str,
+    token_env: str | None,
+    user: str | None,
+    password_env: str | None,
+    google: bool,
+    filter_mismatch: str = "error",
 ) -> Endpoint:
     given = {"profile": profile, "token_env": token_env, "user": user, "password_env": password_env, "google": google}
+    given["filter_mismatch"] = filter_mismatch
     return make_endpoint(url, given)
 
 
@@ -90,6 +97,7 @@ class _Search(_RowTransform):
         user: Optional[str] = None,  # noqa: UP045
         password_env: Optional[str] = None,  # noqa: UP045
         google: bool = False,
+        filter_mismatch: str = "error",
         error_handling: Optional[Mapping[str, str]] = None,  # noqa: UP045
     ) -> None:
         """Searches an archive; see `dicomweb_io.transforms.SearchForStudies`.
@@ -104,12 +112,14 @@ class _Search(_RowTransform):
             user: A user name.
             password_env: The environment variable that holds the user's password.
             google: Use Google's application-default credentials.
+            filter_mismatch: What becomes of rows that contradict the filters: "error" fails the search, "warn" accepts
+                them.
             error_handling: Where failures go, as ``{output: NAME}``.
         """
         super().__init__(
             error_handling,
             type(self)._search,
-            _endpoint(endpoint, profile, token_env, user, password_env, google),
+            _endpoint(endpoint, profile, token_env, user, password_env, google, filter_mismatch),
             dict(search_filters or {}),
             limit=limit,
             columns=list(columns) if columns else self._columns,

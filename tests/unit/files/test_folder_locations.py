@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +14,8 @@ from urllib.parse import quote
 import fsspec
 import pytest
 
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.local import LocalFolder, folder_of
 from dicomweb_io.files.places import FileStat, Folder, Problem, is_temporary, temporary_name
 from dicomweb_io.files.remote import RemoteFolder
@@ -50,6 +54,34 @@ def test_what_is_no_folder_is_refused(url: str) -> None:
         folder_of(url)
     with pytest.raises(TypeError):
         folder_of(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["zip:///data/a.zip", "tar://a.tar"])
+def test_an_archive_without_its_file_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"expected (zip|tar)://::file:///"):
+        folder_of(url)
+
+
+def test_two_colons_in_a_path_are_no_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = tmp_path / "a::b"
+    directory.mkdir()
+    for place in (directory, str(directory), Path("a::b")):
+        endpoint = Endpoint.of(place)
+        assert (Path(endpoint.url), type(folder_of(endpoint.url))) == (directory, LocalFolder)
+        assert type(folder_of(place)) is LocalFolder
+    assert type(folder_of("zip::memory://a.zip")) is RemoteFolder
+
+
+def test_files_that_have_to_be_unpacked_are_named(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.writestr("a.dcm", "DICM")
+    (folder / "b.dcm.gz").write_bytes(gzip.compress(b"DICM" * 100_000 + os.urandom(200_000)))
+    reasons = [item.reason for item in DICOMfileClient(folder, in_memory=True).iter_exclusions()]
+    assert [reason.partition(":")[0] for reason in reasons] == [
+        "a ZIP archive, which is not looked into",
+        "compressed with gzip",
+    ]
 
 
 def test_base_url_hides_user_information() -> None:

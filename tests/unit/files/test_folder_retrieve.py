@@ -257,7 +257,7 @@ def test_elements_that_cannot_be_decoded_are_named_and_the_rest_is_delivered(
     (metadata,) = DICOMfileClient(folder).iter_metadata(REFERENCE)
     assert "00101030" not in metadata
     assert first_text(metadata, "PatientComments") == "x"
-    (message,) = [record.getMessage() for record in caplog.records if "lack" in record.getMessage()]
+    (message,) = [record.getMessage() for record in caplog.records if "incomplete" in record.getMessage()]
     assert "00101030" in message
     assert "x!" not in message
     assert "Secret" not in caplog.text
@@ -471,7 +471,7 @@ def test_a_wrong_offset_table_gives_the_right_frames_or_none(
     patched(path, table, wrong)
     client = DICOMfileClient(folder)
     if how == "basic2":
-        with pytest.raises(requests.HTTPError, match=f"{2 * count} fragments cannot be divided into {count} frames"):
+        with answered(404, f"{2 * count} fragments cannot be divided into {count} frames"):
             list(client.iter_frames(frames_of(REFERENCE, 2)))
     else:
         for number in (1, 2, count - 1, count):
@@ -482,7 +482,7 @@ def test_a_wrong_offset_table_gives_the_right_frames_or_none(
     assert instance.content == path.read_bytes()
 
 
-@pytest.mark.parametrize("image", ["native", "basic"])
+@pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(
     ("number", "lawful"),
     [
@@ -490,25 +490,18 @@ def test_a_wrong_offset_table_gives_the_right_frames_or_none(
         ("9999999", True), ("1000000", True), ("0", True), ("", True),
     ],
 )  # fmt: skip
-def test_what_is_no_number_of_frames_is_no_frame(number: str, lawful: bool, image: str, folder: Path) -> None:
-    path = folder / "m.dcm"
-    path.write_bytes(multi_frame([bytes([number]) * 256 for number in range(3)], image))
-    dataset = pydicom.dcmread(path)
-    dataset.NumberOfFrames = 1234567
-    if image == "native":
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        dataset.PixelData = bytes(768)
-        dataset["PixelData"].is_undefined_length = False
-    dataset.save_as(path, enforce_file_format=True)
-    patched(path, b"1234567 ", number.encode().ljust(8))
+def test_what_is_no_number_of_frames_is_no_frame(number: str, lawful: bool, compressed: bool, folder: Path) -> None:
+    pixels = np.zeros((3, 16, 16), np.uint8)
+    dataset = make_dataset(**image(pixels, NumberOfFrames=1234567))
+    if compressed:
+        set_compressed(dataset, JPEGBaseline8Bit, encapsulate([plane.tobytes() for plane in pixels]))
+    (folder / "m.dcm").write_bytes(saved(dataset))
+    patched(folder / "m.dcm", b"1234567 ", number.encode().ljust(8))
     client = DICOMfileClient(folder)
-    reference = frames_of(REFERENCE, *([2] if number in ("0", "") else [4, 1]))
-    with pytest.raises(requests.HTTPError) as caught:
-        list(client.iter_frames(reference))
-    assert caught.value.response is not None
-    assert caught.value.response.status_code == 404
+    with answered(404) as caught:
+        list(client.iter_frames(frames_of(REFERENCE, *([2] if number in ("0", "") else [4, 1]))))
     assert lawful or "NumberOfFrames" in str(caught.value)
-    if image == "basic":
+    if compressed:
         return
     with beam.Pipeline(runner="FnApiRunner") as p:
         found = p | beam.Create([REFERENCE]) | RetrieveFrames(str(folder), failures="collect")
@@ -523,10 +516,9 @@ VIDEOS = [f"1.2.840.10008.1.2.4.{end}" for end in ("100", "101.1", "102", "103",
 def test_a_video_is_one_stream(syntax: str, folder: Path, serve: Callable[..., Any]) -> None:
     pieces = [os.urandom(1000), os.urandom(2), os.urandom(300)]
     stream = b"".join(pieces)
-    (folder / "m.dcm").write_bytes(multi_frame(pieces, "basic"))
-    dataset = pydicom.dcmread(folder / "m.dcm")
-    dataset.file_meta.TransferSyntaxUID, dataset.NumberOfFrames = syntax, 250
-    dataset.save_as(folder / "m.dcm", enforce_file_format=True)
+    dataset = make_dataset(**image(np.zeros((16, 16), np.uint8)), NumberOfFrames=250)
+    set_compressed(dataset, syntax, encapsulate(pieces))
+    (folder / "m.dcm").write_bytes(saved(dataset))
     kind = "video/mpeg" if syntax.partition(".1.2.4.")[2].startswith(("100", "101")) else "video/mp4"
     for client in (DICOMfileClient(folder), Endpoint(serve(folder).url).connect()):
         with client:
@@ -540,16 +532,16 @@ def test_a_video_is_one_stream(syntax: str, folder: Path, serve: Callable[..., A
             with pytest.raises(requests.HTTPError):
                 list(client.iter_bulkdata_parts(uri, byte_range=(1302, None)))
             for media_types in (None, ("application/octet-stream",), ("video/mp4",)):
-                with pytest.raises(requests.HTTPError, match="video") as caught:
+                with answered(406, "video"):
                     list(client.iter_frames(frames_of(REFERENCE, 1), media_types=media_types))
-                assert caught.value.response is not None
-                assert caught.value.response.status_code == 406
             if isinstance(client, DICOMfileClient):
                 assert part.media_type == kind
             with pytest.raises(requests.HTTPError):
                 client.retrieve_rendered(REFERENCE)
             (instance,) = client.iter_instances(REFERENCE)
             assert instance.content == (folder / "m.dcm").read_bytes()
+            if isinstance(client, DICOMfileClient):
+                assert client.retrieve_instance(*REFERENCE.uids.values(), media_types=(kind,)) == [stream]
 
 
 def test_a_wrong_offset_table_does_not_decode_another_frame(tmp_path: Path, samples: list[Path]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pydicom
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 
 from dicomweb_io.files.client import DICOMfileClient
@@ -358,6 +358,7 @@ class Model:
     def returned(self, query: Row, row: Row, inside: Row) -> Row:
         level, filters = query["level"], query["filters"]
         names = {name.partition(".")[0] for name in filters} - set(COMPUTED_UIDS)
+        required: set[str] = set()
         url = f"{self.url}/studies/{self.uid(row, 'study')}"
         if level != "study":
             url += f"/series/{self.uid(row, 'series')}"
@@ -365,13 +366,16 @@ class Model:
         if level == "instance":
             url += f"/instances/{self.uid(row, 'instance')}"
             names |= {*INSTANCE_DEFAULTS, "InstanceAvailability", "AvailableTransferSyntaxUID"}
+            required |= {"SOPClassUID", "InstanceNumber"}
         if level == "study" or query["study"] is None:
             names |= {
                 *STUDY_DEFAULTS, "ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances",
                 "InstanceAvailability",
             }  # fmt: skip
+            required |= {*STUDY_DEFAULTS} - {"TimezoneOffsetFromUTC"}
         if level == "series" or (level == "instance" and query["series"] is None):
             names |= {*SERIES_DEFAULTS, "NumberOfSeriesRelatedInstances"}
+            required |= {"Modality", "SeriesNumber"}
         projected = []
         for name in query["fields"]:
             keyword = name.partition(".")[0]
@@ -382,7 +386,8 @@ class Model:
                 projected.append(name)
             else:
                 names.add(keyword)
-        result = {tag_of(name): inside[tag_of(name)] for name in names if tag_of(name) in inside}
+        result = {tag_of(name): {"vr": dictionary_VR(name)} for name in required}
+        result.update({tag_of(name): inside[tag_of(name)] for name in names if tag_of(name) in inside})
         for name in projected:
             keyword, _, inner = name.partition(".")
             element = inside.get(tag_of(keyword))

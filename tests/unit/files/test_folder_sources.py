@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.elements import Failure, Instance, StoredInstance
 from dicomweb_io.files import local, remote
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.places import SourceChangedError, SourceFile
-from tests.unit.files.making import REFERENCE, make_bytes
+from tests.unit.files.making import REFERENCE, frames_of, make_bytes
 
 IMAGE = {
     "SamplesPerPixel": 1, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0,
@@ -54,31 +54,21 @@ def another_file(path: Path, content: bytes) -> None:
 
 
 CHANGES = [truncate, grow, another_instance, other_pixels, another_file]
+CONTENT = image(b"A", 8)
+Change = Callable[[Path, bytes], None]
 
 
-@pytest.mark.parametrize("url", ["local", "memory", "memory, large"])
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_after_it_was_checked_is_not_stored(
-    change: Callable[[Path, bytes], None],
-    url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    content = image(b"A", 8)
-    source = tmp_path / "source.dcm"
-    source.write_bytes(content)
-    os.utime(source, (1_600_000_000, 1_600_000_000))
-    client = DICOMfileClient(tmp_path / "store" if url == "local" else f"memory://sources/{change.__name__}{len(url)}")
-    if url == "memory, large":
-        monkeypatch.setattr(remote, "_EXCLUSIVE_PUT_BYTES", 0)
-    opened = SourceFile.opened
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An old file with `CONTENT`."""
+    path = tmp_path / "source.dcm"
+    path.write_bytes(CONTENT)
+    os.utime(path, (1_600_000_000, 1_600_000_000))
+    return path
 
-    def change_first(self: SourceFile) -> object:
-        monkeypatch.undo()
-        change(source, content)
-        return opened(self)
 
-    monkeypatch.setattr(SourceFile, "opened", change_first)
+def check_changed(client: DICOMfileClient, source: Path) -> None:
+    """Stores a file, which fails because it changes, and leaves nothing behind."""
     (outcome,) = client.iter_store_instances([source])
     assert isinstance(outcome, Failure)
     assert "changed while" in outcome.message
@@ -86,21 +76,37 @@ def test_a_file_that_changes_after_it_was_checked_is_not_stored(
     assert not client._folder.exists() or list(client._folder.walk()) == []
 
 
+@pytest.mark.parametrize("url", ["local", "memory", "memory, large"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_after_it_was_checked_is_not_stored(
+    change: Change, url: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = DICOMfileClient(tmp_path / "store" if url == "local" else f"memory://sources/{change.__name__}{len(url)}")
+    if url == "memory, large":
+        monkeypatch.setattr(remote, "_EXCLUSIVE_PUT_BYTES", 0)
+    opened = SourceFile.opened
+
+    def change_first(self: SourceFile) -> object:
+        monkeypatch.undo()
+        change(source, CONTENT)
+        return opened(self)
+
+    monkeypatch.setattr(SourceFile, "opened", change_first)
+    check_changed(client, source)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_failed_replacement_leaves_what_was_there(
-    change: Callable[[Path, bytes], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Change, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = DICOMfileClient(tmp_path / "store")
     before = image(b"Z", 8)
     list(client.iter_store_instances([before]))
-    content = image(b"A", 8)
-    source = tmp_path / "source.dcm"
-    source.write_bytes(content)
     fsync = os.fsync
 
     def change_first(descriptor: int) -> None:
         # The copy is complete, but not yet published.
-        change(source, content)
+        change(source, CONTENT)
         fsync(descriptor)
 
     monkeypatch.setattr(local.os, "fsync", change_first)
@@ -108,7 +114,7 @@ def test_a_failed_replacement_leaves_what_was_there(
     monkeypatch.undo()
     (instance,) = client.iter_instances(REFERENCE)
     # Either of the two whole files will do, and the outcome says which it is.
-    assert instance.content == (before if isinstance(outcome, Failure) else content)
+    assert instance.content == (before if isinstance(outcome, Failure) else CONTENT)
     assert len(list(client._folder.walk())) == 1
 
 
@@ -151,11 +157,8 @@ def test_a_file_that_is_rewritten_while_it_is_copied_does_not_arrive_mixed(
         return file
 
     monkeypatch.setattr(SourceFile, "opened", opened)
-    (outcome,) = client.iter_store_instances([source])
+    check_changed(client, source)
     monkeypatch.undo()
-    assert isinstance(outcome, Failure)
-    assert "changed while" in outcome.message
-    assert not client._folder.exists() or list(client._folder.walk()) == []
     (outcome,) = client.iter_store_instances([source])
     assert isinstance(outcome, StoredInstance)
     assert next(client.iter_instances(REFERENCE)).content == versions[1]
@@ -182,20 +185,16 @@ def test_a_source_is_neither_linked_nor_moved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["instance", "frames", "bulkdata"])
 def test_a_file_that_changes_while_it_is_read_is_an_error(
-    how: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, folder: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = image(b"A", 8)
-    path = folder / "a.dcm"
-    path.write_bytes(content)
-    os.utime(path, (1_600_000_000, 1_600_000_000))
+    path = source.replace(folder / "a.dcm")
     client = DICOMfileClient(folder)
     client.search_for_instances()
-    if how == "instance":
-        results = client.iter_instances(REFERENCE)
-    elif how == "frames":
-        results = client.iter_frames(Resource("1.2.1", "1.2.1.1", "1.2.1.1.1", (1,)))
-    else:
-        results = client.iter_bulkdata_parts(f"{REFERENCE.uri}/bulkdata/7FE00010")
+    results = {
+        "instance": lambda: client.iter_instances(REFERENCE),
+        "frames": lambda: client.iter_frames(frames_of(REFERENCE, 1)),
+        "bulkdata": lambda: client.iter_bulkdata_parts(f"{REFERENCE.uri}/bulkdata/7FE00010"),
+    }[how]()
     reader = client._reader
     check, calls = reader.check, []
 
@@ -203,7 +202,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
         check(*arguments)  # type: ignore[arg-type]
         calls.append(arguments)
         if len(calls) == 1:
-            other_pixels(path, content)
+            other_pixels(path, CONTENT)
 
     monkeypatch.setattr(reader, "check", change_after_the_first)
     with pytest.raises(Exception, match="changed after it was indexed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import pytest
@@ -165,3 +166,55 @@ def test_logs_leave_the_words_of_the_server_out() -> None:
 )
 def test_secrets_are_found_in_every_spelling_of_json(header, body) -> None:
     assert server_message(body, "http://h/", {"Authorization": header}) == "no ***"
+
+
+_URL = "http://h/?PatientName=Li%5EW%C3%BC%20X"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Li^Wü X",
+        "LI^WÜ X",
+        "Li%5EW%C3%BC%20X",
+        "Li%5eW%c3%bc+X",
+        "Li%255EW%25C3%25BC%2520X",
+        r"Li\u005eW\u00fc\u0020X",
+        r"Li\\u005EW\\u00FC X",
+        r"Li\x5eWü X",
+        r"Li\^Wü X",
+        "Li&#94;W&#252; X",
+        "Li&#x5E;W&#xfc;&#32;X",
+        "Li&Hat;W&uuml;&nbsp;X".replace("&nbsp;", " "),
+        "Li&amp;#94;W&amp;uuml; X",
+        r"Li%5EW\u00fc&#32;X",
+        r"\u004c\u0069%5EWü X",
+    ],
+)
+@pytest.mark.parametrize("form", ["text", "JSON", "quoted"])
+def test_a_name_is_masked_whole_in_any_spelling(said: str, form: str) -> None:
+    text = f"no match for {said}; sorry"
+    if form == "JSON":
+        text = json.dumps({"message": text})
+    elif form == "quoted":
+        text = json.dumps({"message": json.dumps({"why": text})})
+    message = server_message(text.encode(), _URL)
+    assert "no match for ***; sorry" in message
+    assert "Li" not in message
+
+
+def test_parts_of_a_name_do_not_show_how_it_is_made_up() -> None:
+    assert server_message(b"no Jane%5EDoe, Jane", "http://h/?PatientName=Doe%5EJane") == "no ***"
+
+
+@pytest.mark.parametrize("text", ["\\" * 60_000, "&amp;" * 13_000, "%25" * 20_000, "&#0" * 20_000, "***" * 20_000])
+def test_no_text_takes_long_to_mask(text: str) -> None:
+    assert len(server_message(text.encode(), _URL)) <= 300
+    assert without_secrets(text.encode(), {"Authorization": "Bearer a+b/c=="}) == text.encode()
+
+
+@pytest.mark.parametrize("said", [b"abc%2Fdef%2bgh%3D%3D", rb"abc\u002fdef\u002bgh==", b"abc&#47;def&plus;gh&equals;="])
+def test_secrets_are_found_in_every_spelling(said: bytes) -> None:
+    assert without_secrets(b"no " + said + b"!", {"Authorization": "Bearer abc/def+gh=="}) == b"no ***!"
+    long = {"Authorization": "Bearer " + "x" * 1000 + "/" + "y" * 1000}
+    assert without_secrets(b"no " + b"x" * 1000 + b"%2F" + b"y" * 1000, long) == b"no ***"

@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import random
+import socket
 import threading
 import time
 import zlib
@@ -31,7 +32,7 @@ from dicomweb_io.errors import (
 )
 from dicomweb_io.http.auth import BasicCredentials, BearerToken
 from dicomweb_io.http.multipart import BodyPart, BodySourceError, MultipartBody
-from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.http.retry import Deadline, RetryPolicy
 from dicomweb_io.http.settings import TLS, Limits, Timeouts
 from dicomweb_io.http.transport import StreamedAnswer, Transport
 from tests.answering import Reply, Request, in_turn
@@ -72,22 +73,29 @@ def test_the_query_is_sent_as_written(serve, connect, target) -> None:
     assert [got.target for got in server.requests] == [target, "http://pacs.invalid" + target]
 
 
-def test_what_cannot_be_sent_is_refused_before(serve, connect) -> None:
+@pytest.mark.parametrize(
+    "url", ["/a b", "/ä", "/a\r\nX: y", "ftp://x/", "http:///x", "http://h:99999/", "http://[::1/"]
+)
+def test_what_is_no_url_is_refused_before(serve, connect, url) -> None:
     server = serve(lambda got: got.answer())
-    transport = connect(server.url)
-    for url in ("/a b", "/ä", "/a\r\nX: y", "ftp://x/", "http:///x", "http://h:99999/", "http://[::1/"):
-        with pytest.raises(ValueError, match="URL"):
-            transport.request("GET", url)
-    for headers in ({"A": "b\r\nC: d"}, {"A B": "c"}, {"A": " b"}, {"A": "\u2603"}):
-        with pytest.raises(ValueError, match="header"):
-            transport.request("GET", "/", headers=headers)
-    with pytest.raises(TypeError):
-        transport.request("GET", "/", headers={"A": 1})
+    with pytest.raises(ValueError, match="URL"):
+        connect(server.url).request("GET", url)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("headers", [{"A": "b\r\nC: d"}, {"A B": "c"}, {"A": " b"}, {"A": "\u2603"}, {"A": 1}])
+def test_what_is_no_header_is_refused_before(serve, connect, headers) -> None:
+    server = serve(lambda got: got.answer())
+    with pytest.raises(TypeError if headers == {"A": 1} else ValueError, match="header"):
+        connect(server.url).request("GET", "/", headers=headers)
+    assert server.requests == []
+
+
+def test_what_cannot_be_a_transport() -> None:
     with pytest.raises(ValueError, match="scheme"):
         Transport("file:///x")
     with pytest.raises(FileNotFoundError, match="verify"):
-        Transport(server.url, tls=TLS("/does/not/exist.pem"))
-    assert server.requests == []
+        Transport("http://127.0.0.1", tls=TLS("/does/not/exist.pem"))
 
 
 def test_ipv6(serve, connect) -> None:
@@ -98,10 +106,11 @@ def test_ipv6(serve, connect) -> None:
 
 def test_user_information_becomes_credentials_and_is_never_shown(serve, connect) -> None:
     server = serve(lambda got: got.answer(404))
-    transport = connect(f"http://us%40er:p%3Ass@127.0.0.1:{server.port}/rs")
+    url = f"http://us%40er:p%3Ass@127.0.0.1:{server.port}/rs"
+    transport = connect(url)
     assert "p%3Ass" not in repr(transport)
     with pytest.raises(DICOMwebError) as caught:
-        transport.request("GET", f"http://us%40er:p%3Ass@127.0.0.1:{server.port}/rs/studies?PatientName=Doe")
+        transport.request("GET", url + "/studies?PatientName=Doe")
     assert server.requests[0].headers["authorization"] == BasicCredentials("us@er", "p:ss")._header()
     shown = f"{caught.value} {caught.value!r} {caught.value.response.request.headers} {caught.value.response.url}"
     for secret in ("us@er", "us%40er", "p%3Ass", "p:ss", "Doe", "Authorization"):
@@ -257,8 +266,6 @@ def test_a_body_that_cannot_be_read_is_no_network_error(serve, connect, tmp_path
 
 
 def test_an_early_answer_to_a_large_body_is_seen(serve, connect) -> None:
-    import socket
-
     listener = socket.create_server(("127.0.0.1", 0))
 
     def refuse() -> None:
@@ -291,18 +298,14 @@ CUT = [
 @pytest.mark.parametrize(("head", "body"), CUT)
 @pytest.mark.parametrize("hard", [False, True])
 def test_truncated_bodies(serve, connect, head, body, hard) -> None:
-    def handle(got) -> None:
-        if got.number <= bad:
-            got.send(b"HTTP/1.1 200 OK\r\n" + head + body)
-            if hard:
-                got.reset()
-            got.hangup()
-        got.answer(200, b"whole")
+    def broken(got) -> None:
+        got.send(b"HTTP/1.1 200 OK\r\n" + head + body)
+        if hard:
+            got.reset()
+        got.hangup()
 
-    bad = 2
-    server = serve(handle)
-    assert connect(server.url).request("GET", "/").content == b"whole"
-    bad = 1000
+    assert connect(serve(in_turn(broken, broken, Reply(body=b"whole"))).url).request("GET", "/").content == b"whole"
+    server = serve(broken)
     with pytest.raises((ResponseIncompleteError, ConnectionFailedError)) as caught:
         connect(server.url).request("GET", "/")
     assert caught.value.attempts == 5
@@ -419,6 +422,7 @@ GZIPPED = gzip.compress(b"x" * 1000)
         (b"plain", "gzip", MalformedResponseError),
         (b"x", "br", MalformedResponseError),
     ],
+    ids=["cut", "one byte", "wrong sum", "plain", "not asked for"],
 )
 def test_broken_compression(serve, connect, data, encoding, kind) -> None:
     server = serve(lambda got: got.answer(200, data, Content_Encoding=encoding))
@@ -501,8 +505,6 @@ def test_the_deadline_ends_dripping_bodies(serve, connect, head) -> None:
 
 
 def test_the_deadline_ends_an_upload_that_is_not_read(connect) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
         with pytest.raises(DeadlineExceededError):
             connect(f"http://127.0.0.1:{listener.getsockname()[1]}", timeouts=Timeouts(deadline=0.4)).request(
@@ -527,10 +529,7 @@ def test_a_stalled_server_ends_by_the_read_timeout(serve, connect) -> None:
 
 
 def test_a_deadline_over_several_requests(serve, connect) -> None:
-    from dicomweb_io.http.retry import Deadline
-
-    server = serve(lambda got: got.answer())
-    transport = connect(server.url)
+    transport = connect(serve(lambda got: got.answer()).url)
     deadline = Deadline(2)
     transport.request("GET", "/", deadline=deadline)
     threading.Event().wait(2)
@@ -707,13 +706,9 @@ def test_an_adapter_of_the_users_is_used(serve, connect) -> None:
 
 
 def test_digest_authentication(serve, connect) -> None:
-    def handle(got) -> None:
-        if got.headers.get("authorization", "").startswith('Digest username="u"'):
-            got.answer(200, b"in")
-        else:
-            got.answer(401, b"", WWW_Authenticate='Digest realm="r", nonce="n", qop="auth"')
-
-    server = serve(handle)
+    refusal = Reply(401, headers={"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'})
+    known = 'Digest username="u"'
+    server = serve(lambda got: Reply(body=b"in") if got.headers.get("authorization", "").startswith(known) else refusal)
     transport = connect(server.url, credentials=HTTPDigestAuth("u", "p"))
     assert transport.request("GET", "/").content == b"in"
     assert transport.request("POST", "/", body=MultipartBody([BodyPart({}, b"x")])).content == b"in"
@@ -844,24 +839,23 @@ def test_a_thread_that_reads_an_answer_can_ask_for_more(serve, connect) -> None:
 
 
 def test_waiting_for_a_slot_ends_with_the_deadline(serve, connect) -> None:
-    go_on = threading.Event()
+    asked, go_on = threading.Event(), threading.Event()
 
     def handle(got) -> None:
         got.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n1")
+        asked.set()
         go_on.wait(30)
         got.send(b"2")
 
-    server = serve(handle)
-    transport = connect(server.url, limits=Limits(1))
-    reader = threading.Thread(target=transport.request, args=("GET", "/"))
-    reader.start()
-    while not server.requests:
-        time.sleep(0.01)
-    with pytest.raises(DeadlineExceededError, match="in flight") as caught:
-        transport.request("GET", "/", deadline=0.2)
-    assert caught.value.url == server.url + "/"
-    go_on.set()
-    reader.join(30)
+    transport = connect(serve(handle).url, limits=Limits(1))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(transport.request, "GET", "/")
+        assert asked.wait(30)
+        with pytest.raises(DeadlineExceededError, match="in flight") as caught:
+            transport.request("GET", "/", deadline=0.2)
+        assert caught.value.url == transport.base_url + "/"
+        go_on.set()
+        assert reading.result().content == b"12"
 
 
 def test_an_answer_that_nobody_reads_holds_no_slot(serve, connect) -> None:

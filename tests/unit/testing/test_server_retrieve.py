@@ -305,6 +305,9 @@ def test_parts_missing_doubled_foreign_and_cut(serve, archive, study):
     assert parts(faulty(serve, archive, study, "duplicate_part", part=2)) == [*right[:2], right[1], *right[2:]]
     cut = parts(faulty(serve, archive, study, "cut_part", part=3))
     assert [len(part) for part in cut] == [len(right[0]), len(right[1]), len(right[2]) // 2, len(right[3])]
+    assert parts(faulty(serve, archive, study, "empty_part", part=2)) == [right[0], b"", *right[2:]]
+    other = parts(faulty(serve, archive, study, "dicom_part", part=2))
+    assert (other[0], other[1][128:132], other[2:]) == (right[0], b"DICM", right[2:])
     foreign = parts(faulty(serve, archive, study, "foreign_part", part=1))
     assert foreign[1:] == right[1:]
     uid = pydicom.dcmread(io.BytesIO(foreign[0])).SOPInstanceUID

@@ -162,6 +162,7 @@ def test_every_element_class_has_columns_with_values():
         "content": b"x",
         "path": None,
         "sop_class_uid": None,
+        "warnings": [],
     }
     for element_type in ROW_ELEMENTS:
         names = [name for name, _, _ in cells_of(element_type)]

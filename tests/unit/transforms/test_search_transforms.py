@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import apache_beam as beam
 import pytest
@@ -319,7 +320,8 @@ def test_empty_values_beside_others_are_return_keys_and_other_elements_name_noth
         {"StudyDate": "2004"},
     ]
     with pipeline() as p:
-        result = p | beam.Create([*lacking, {}]) | SearchForInstances(str(archive), failures="collect")
+        elements = p | beam.Create([*lacking, {}]) | beam.Map(lambda element: element).with_output_types(Any)
+        result = elements | SearchForInstances(str(archive), failures="collect")
         assert_that(result.rows, is_empty(), label="nothing")
         assert_that(result.failures | beam.combiners.Count.Globally(), equal_to([len(lacking) + 1]))
     with pipeline() as p:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.http.auth import BasicCredentials
 from tests.answering import Reply
@@ -93,11 +96,21 @@ def test_byte_ranges(web, byte_range, header, expected):
         (Reply.multipart([VALUE, VALUE], kind="application/octet-stream"), (1, 2), "several parts"),
         (Reply(200, VALUE), (256, None), "after the last"),
         (Reply(206, VALUE, headers={"Content-Range": "bytes 0-255/256"}), (5, None), "asked for bytes from 5"),
+        (Reply(206, VALUE), (5, None), "does not say which bytes"),
+        (Reply(206, VALUE[:10]), (0, 9), "does not say which bytes"),
+        (Reply(206, VALUE, headers={"Content-Range": "bytes */256"}), (0, None), "does not say which bytes"),
+        (Reply(206, VALUE, headers={"Content-Range": "bytes 0-255/256"}), (0, 9), "up to 9, got them up to 255"),
+        (Reply(206, VALUE[:5], headers={"Content-Range": "bytes 0-9/256"}), (0, 9), "has 10 bytes, but 5 came"),
+        (
+            replace(Reply.multipart([VALUE[:10]], kind="application/octet-stream"), status=206),
+            (0, 9),
+            "does not say which bytes",
+        ),
     ],
 )
 def test_ranges_that_cannot_be_had(web, reply, byte_range, words):
     server, client = web.connect(lambda request: reply)
-    with pytest.raises(MalformedResponseError, match=words):
+    with pytest.raises((MalformedResponseError, ResponseIncompleteError), match=words):
         client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=byte_range)
 
 
@@ -170,3 +183,43 @@ def test_an_answer_of_another_kind_is_no_bulk_data(web, kind):
         server, client = web.connect(lambda request, reply=reply: reply)
         with pytest.raises(MalformedResponseError, match="expected bulk data"):
             client.retrieve_bulkdata(f"{server.url}/bulk")
+
+
+@pytest.mark.parametrize(
+    ("internal", "given", "path"),
+    [
+        ("http://inner:8042/pacs", "http://inner:8042/pacs/studies/1.2/bulk/x?y=1", "/dicomweb/studies/1.2/bulk/x?y=1"),
+        ("http://inner:8042/pacs/", "HTTP://Inner:8042/pacs/a", "/dicomweb/a"),
+        ("http://inner:8042", "http://inner:8042/other/a", "/other/a"),
+        ("https://inner", "https://me:secret@inner/a", "/a"),
+    ],
+)
+def test_addresses_of_an_inner_host_are_asked_for_at_the_own_one(web, internal, given, path):
+    credentials = BasicCredentials("me", password="secret")
+    server, client = web.connect(value, internal_url=internal, credentials=credentials)
+    assert client.retrieve_bulkdata(given) == [VALUE]
+    assert server.requests[0].target == path
+    assert "authorization" in server.requests[0].headers
+    with Endpoint(server.url, internal_url=internal).connect() as other:
+        assert other.retrieve_bulkdata(given) == [VALUE]
+
+
+def test_other_hosts_than_the_inner_one_stay_strangers(web):
+    stranger = web.serve(value)
+    server, client = web.connect(value, internal_url=f"{stranger.url}/inner", headers={"X-Secret": "yes"})
+    client.retrieve_bulkdata(f"{stranger.url}/innermost/x")
+    assert not server.requests
+    assert "x-secret" not in stranger.requests[0].headers
+    for bad in ("inner", "ftp://inner", "http://inner?x"):
+        with pytest.raises(ValueError, match="url"):
+            Endpoint(server.url, internal_url=bad)
+    with pytest.raises(ValueError, match=r"internal_url.*only for servers"):
+        Endpoint("/folder", internal_url="http://inner")
+
+
+def test_a_range_may_come_as_one_of_several_ranges(web):
+    headers = {"Content-Type": "application/octet-stream", "Content-Range": "bytes 5-9/256"}
+    reply = web.multipart([(headers, VALUE[5:10])])
+    reply.status, reply.content_type = 206, "multipart/byteranges; boundary=BOUND"
+    server, client = web.connect(lambda request: reply)
+    assert client.retrieve_bulkdata(f"{server.url}/bulk", byte_range=(5, 9)) == [VALUE[5:10]]

@@ -168,8 +168,13 @@ def test_permissive_uids(web):
     server, client = web.connect(lambda request: web.json([]), permissive_uid=True)
     client.search_for_series("study-1:x")
     client.retrieve_study_metadata("a_b~c'd")
-    assert server.asked() == ["/dicomweb/studies/study-1:x/series", "/dicomweb/studies/a_b~c%27d/metadata"]
-    for uid in ("a/b", "..", "a?b", "a#b", "a%2Fb", "a@b", "a b"):
+    client.search_for_series(" a b?c ")
+    assert server.asked() == [
+        "/dicomweb/studies/study-1:x/series",
+        "/dicomweb/studies/a_b~c%27d/metadata",
+        "/dicomweb/studies/a%20b%3Fc/series",
+    ]
+    for uid in ("a/b", "..", "a\\b", "a@b", "a\tb", "a" * 65):
         with pytest.raises(ValueError, match="study_instance_uid"):
             client.search_for_series(uid)
 

@@ -150,6 +150,8 @@ def test_a_search_of_a_folder_that_is_not_there_can_be_closed(tmp_path: Path) ->
 def test_closing_ends_the_request(web, lazy: str) -> None:
     kind = "application/dicom" if lazy == "iter_study" else "application/octet-stream"
     files = [web.dicom(f"1.4.{number}", study="1.2", series="1.3", filler=40_000) for number in range(40)]
+    if lazy == "iter_instance_frames":
+        files = [bytes(40_000)] * 40
     _, client = web.connect(lambda request: Reply.multipart(files, kind=kind))
     arguments: dict[str, tuple[Any, ...]] = {
         "iter_instance_frames": (*ONE, list(range(1, 41))),
@@ -188,3 +190,82 @@ def test_prefixes_can_be_set(asked, tmp_path: Path) -> None:
         folder.qido_url_prefix = None
         with pytest.raises(ValueError, match="no path segments"):
             folder.qido_url_prefix = "qido"
+
+
+# What a search of a folder returns, and what its own URLs are good for ----------------------------------------------
+
+
+def test_required_attributes_are_there_and_empty_where_unknown(tmp_path: Path) -> None:
+    from tests.unit.files.making import make_bytes
+
+    (tmp_path / "a.dcm").write_bytes(make_bytes())
+    with DICOMfileClient(tmp_path) as client:
+        (study,), (series,), (instance,) = (
+            client.search_for_studies(),
+            client.search_for_series(),
+            client.search_for_instances(),
+        )
+        within = client.search_for_instances("1.2.1", "1.2.1.1")[0]
+    required = {
+        "00080020": "DA", "00080030": "TM", "00080050": "SH", "00080061": "CS", "00080090": "PN", "00100010": "PN",
+        "00100020": "LO", "00100030": "DA", "00100040": "CS", "0020000D": "UI", "00200010": "SH", "00201206": "IS",
+        "00201208": "IS",
+    }  # fmt: skip
+    levels = {"00080060": "CS", "0020000E": "UI", "00200011": "IS", "00201209": "IS"}
+    own = {"00080016": "UI", "00080018": "UI", "00200013": "IS"}
+    for row, wanted in (
+        (study, required),
+        (series, {**required, **levels}),
+        (instance, {**required, **levels, **own}),
+        (within, own),
+    ):
+        assert {tag: row[tag]["vr"] for tag in wanted} == wanted
+        assert list(row) == sorted(row)
+    assert study["00080090"] == {"vr": "PN"}
+    assert series["00200011"] == {"vr": "IS"}
+
+
+def test_the_retrieve_url_of_a_folder_is_a_reference(sample_folder: Path) -> None:
+    with DICOMfileClient(sample_folder) as client:
+        for row in client.search_for_instances(limit=5):
+            url = row["00081190"]["Value"][0]
+            assert url.startswith("file://")
+            assert Resource.of(url) == Resource.of(row)
+    assert Resource.of("memory://x/studies/y/studies/a%20b") == Resource("a b")
+    for wrong in ("file:///a/b", "memory://studies", "file:///x/studies/"):
+        with pytest.raises(ValueError, match=r"URI|path"):
+            Resource.of(wrong)
+
+
+# Multipart answers whose Content-Type names no boundary ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["multipart/related", 'multipart/related; type="application/octet-stream"'])
+def test_an_answer_without_a_boundary_that_is_one_whole_part(web, kind: str) -> None:
+    frame = bytes(range(256)) * 1000
+    _, client = web.connect(lambda request: Reply(200, frame, kind))
+    assert client.retrieve_instance_frames(*ONE, [1]) == [frame]
+    assert client.retrieve_bulkdata(f"{client.base_url}/x") == [frame]
+    _, client = web.connect(lambda request: Reply(200, b"", kind))
+    with pytest.raises(OSError, match="empty"):
+        client.retrieve_bulkdata(f"{client.base_url}/x")
+
+
+def test_an_instance_without_a_boundary(web) -> None:
+    content = web.dicom("1.4", study="1.2", series="1.3")
+    _, client = web.connect(lambda request: Reply(200, content, 'multipart/related; type="application/dicom"'))
+    assert [item.read() for item in client.iter_instances(Resource(*ONE))] == [content]
+    # Nothing proves its end.
+    unframed = Reply(200, content, 'multipart/related; type="application/dicom"', length=False)
+    _, client = web.connect(lambda request: unframed)
+    with pytest.raises(OSError, match="no boundary"):
+        list(client.iter_instances(Resource(*ONE)))
+
+
+def test_a_boundary_that_stands_in_the_body_only(web) -> None:
+    parts = Reply.multipart([b"one", b"two"], kind="application/octet-stream")
+    _, client = web.connect(lambda request: Reply(200, parts.body, "multipart/related"))
+    assert client.retrieve_bulkdata(f"{client.base_url}/x") == [b"one", b"two"]
+    _, client = web.connect(lambda request: Reply(200, parts.body[:-10], "multipart/related"))
+    with pytest.raises(OSError, match="closing boundary"):
+        client.retrieve_bulkdata(f"{client.base_url}/x")

@@ -344,30 +344,45 @@ def test_native_frames_are_as_long_as_known_metadata_say(web, tmp_path, metadata
 
 
 @pytest.mark.parametrize("batch", [1, 2, 400])
-def test_native_frames_of_an_unknown_size_are_as_long_as_each_other(web, batch):
-    sizes = {1: 100, 2: 101, 3: 99, 4: 50, 5: 100}
+@pytest.mark.parametrize("wrong", [1, 2, 5])
+@pytest.mark.parametrize("described", [True, False])
+def test_native_frames_of_an_unknown_size_are_as_long_as_each_other(web, tmp_path, batch, wrong, described):
+    sizes = {number: 25 if number == wrong else 48 + number % 2 for number in range(1, 7)}
     kind = "application/octet-stream"
 
     def answer(request):
+        if "/frames/" not in request.path:
+            return web.json([{**web.row(*UIDS), **image()}]) if described else web.Reply(404)
         return web.multipart([b"x" * sizes[number] for number in asked(request)], kind=kind)
 
     facts = GENERIC.with_facts(frames_per_request=batch)
     server, client = web.connect(answer, profile=facts)
-    found = client.iter_instance_frames(*UIDS, [1, 2, 3, 4, 5])
-    assert [len(next(found)) for _ in range(3)] == [100, 101, 99]
-    with pytest.raises(MalformedResponseError, match="frame 4 has 50 bytes, but frame 1 has 100"):
-        next(found)
-    with pytest.raises(MalformedResponseError, match="frame 4 has 50 bytes"):
-        client.retrieve_instance_frames(*UIDS, [4])
-    assert all("/frames/" in request.path for request in server.requests)
+    how = {"max_element_bytes": 0, "spool_directory": str(tmp_path)}
+    received = []
+    with pytest.raises(MalformedResponseError, match=r"frame \d has \d\d bytes, but frame 1 has \d\d"):
+        received.extend(client.iter_frames(reference(*range(1, 7)), **how))
+    # None of them is the wrong one, although it may be the first.
+    assert [frame.reference.frames[0] for frame in received] == list(range(1, wrong if wrong > 2 else 1))
+    assert len(os.listdir(tmp_path)) == len(received)
+    # The metadata were asked for then, and tell; without them nothing does.
+    assert len([path for path in server.asked() if path.endswith("/metadata")]) >= 1
+    for number in sizes:
+        if described and number != wrong:
+            assert client.retrieve_instance_frames(*UIDS, [number]) == [b"x" * sizes[number]]
+        else:
+            with pytest.raises(MalformedResponseError, match=f"frame {number} has {sizes[number]} bytes"):
+                client.retrieve_instance_frames(*UIDS, [number])
     # Compressed frames differ, also where the label does not say that they are compressed.
     for kind in ("image/jpeg", "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.4.90"):  # noqa: B007
         _, client = web.connect(answer, profile=facts)
-        assert len(list(client.iter_frames(reference(1, 2, 3, 4, 5)))) == 5
-    _, client = web.connect(
-        lambda request: web.multipart([b"\xff\xd8\xff" + b"x" * number for number in (1, 9)], kind=kind.split(";")[0])
-    )
-    assert len(client.retrieve_instance_frames(*UIDS, [1, 2])) == 2
+        assert len(list(client.iter_frames(reference(*sizes)))) == 6
+
+
+def test_compressed_frames_with_too_plain_a_label_may_differ(web):
+    parts = [b"\xff\xd8\xff" + b"x" * number for number in (1, 9)]
+    server, client = web.connect(lambda request: web.multipart(parts, kind="application/octet-stream"))
+    assert client.retrieve_instance_frames(*UIDS, [1, 2]) == parts
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("number", [10**9, "1000000000", -3, "many", 1e30])
@@ -380,3 +395,19 @@ def test_bulk_data_of_an_instance_with_an_impossible_number_of_frames(web, numbe
     _, client = web.connect(answer)
     with pytest.raises((DICOMwebError, DatasetError)):
         client.retrieve_instance(*UIDS, media_types=("image/jp2",))
+
+
+@pytest.mark.parametrize("status", [400, 413, 414, 431])
+@pytest.mark.parametrize("most", [1, 7, 150, 400])
+def test_lists_that_are_too_long_for_the_server_are_halved(web, status, most):
+    def answer(request):
+        if len(asked(request)) > most:
+            return web.Reply(status)
+        return web.multipart([b"frame %4d" % number for number in asked(request)], kind="application/octet-stream")
+
+    server, client = web.connect(answer)
+    numbers = list(range(1, 801))
+    assert client.retrieve_instance_frames(*UIDS, numbers) == [b"frame %4d" % number for number in numbers]
+    refused = [asked(request) for request in server.requests if len(asked(request)) > most]
+    assert len({len(one) for one in refused}) == len({(len(one), one[0]) for one in refused}) <= 9
+    assert len(server.requests) - len(refused) < 3 * -(-800 // most)

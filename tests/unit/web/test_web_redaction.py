@@ -34,6 +34,8 @@ def instance():
         ("cannot store QUENTIN Zzyzx", "cannot store *** ***"),
         ("Zzyzx^Quentin is another patient", "*** is another patient"),
         ("name 山田^太郎", "name ***"),
+        ("no Zzyzx%5EQuentin, no ZZYZX&#94;Quentin", "no ***, no ***"),
+        (r"no Zzyzx\u005equentin, no \u5c71\u7530", "no ***, no ***"),
         ("patient 77 has 770 studies in 1.77.3", "patient *** has 770 studies in 1.77.3"),
         ("(MRN-2) by one two: opera", "(***) by *** ***: opera"),
         ("the server refused it with HTTP 409", "the server refused it with HTTP 409"),

@@ -110,5 +110,5 @@ def test_parameters_that_pass():
     with pytest.raises(ValueError, match="viewport"):
         check_rendering_params({"viewport": "1,2,3,4,5,6"}, thumbnail=True)
     client = DICOMwebClient("http://127.0.0.1:9")
-    with pytest.raises(ValueError, match="transfer syntax"):
+    with pytest.raises(TypeError, match="transfer syntax"):
         client.retrieve_instance_rendered(*UIDS, media_types=(("image/jpeg", "1.2"),))

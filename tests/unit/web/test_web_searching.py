@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import nullcontext
 
@@ -333,6 +334,27 @@ def test_rows_that_name_no_instance_are_not_nothing(web):
         _, client = web.connect(lambda request, rows=rows: web.json(rows if "offset" not in request.parameters else []))
         with nullcontext() if words is None else pytest.raises(SearchIncompleteError, match=words):
             assert client.missing_instances(Resource("1.2"), []) == [Resource("1.2", "1.3", "1.4")]
+
+
+@pytest.mark.parametrize("in_memory", [1 << 20, 64])
+@pytest.mark.parametrize(
+    ("make", "outcome"),
+    [
+        (json.dumps, None),
+        (lambda rows: json.dumps([*rows, None]), SearchIncompleteError),
+        (lambda rows: json.dumps(rows)[:-3], ResponseIncompleteError),
+        (lambda rows: json.dumps(rows)[:-3] + "?}}]", MalformedResponseError),
+    ],
+)
+def test_a_large_answer_is_read_row_by_row(web, monkeypatch, in_memory, make, outcome):
+    monkeypatch.setattr("dicomweb_io.web.search._MAX_WHOLE", 100)
+    monkeypatch.setattr("dicomweb_io.web.search._MAX_ROWS_IN_MEMORY", in_memory)
+    rows = [web.row(f"1.{number}") for number in range(50)]
+    _, client = web.connect(lambda request: web.Reply(200, make(rows).encode(), "application/dicom+json"))
+    with nullcontext() if outcome is None else pytest.raises(outcome):
+        assert list(client.iter_search(STUDIES)) == rows
+    # What is behind the limit is not looked at.
+    assert client.search_for_studies(limit=3) == rows[:3]
 
 
 def test_the_query_goes_out_in_order_with_raw_commas_between_values_only(web):
