@@ -384,7 +384,10 @@ class Storer:
             if item.uid not in present:
                 missing.append(item)
             elif not self._existing.is_ours(item):
-                item.fail_by(error)
+                if item.must_be_same:
+                    item.fail_by(error)
+                else:
+                    item.succeed("exists", "uid")
             elif self._existing.proof == "uid" and (error.status or 0) >= 400:
                 # It was refused, and nothing tells whether it is what was sent.
                 item.succeed("exists", "uid")
@@ -401,7 +404,9 @@ class Storer:
         if not doubtful or throttle.is_alone:
             return
         try:
-            present = self._existing.present(doubtful) if method == "POST" else set()
+            # What was not processed (429) was not refused for being there.
+            refused = [item for item in doubtful if isinstance(item.outcome, Failure) and item.outcome.status != 429]
+            present = self._existing.present(refused) if method == "POST" else set()
         except RECOVERABLE as error:
             logger.info("the look-up of what was refused failed: %s", log_text(error))
             return

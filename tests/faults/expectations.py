@@ -231,6 +231,11 @@ rule(reported("MalformedResponseError", status=200), "range of bulk data / dupli
 rule(RECOVERED, "range of bulk data / halved part*")
 rule(believed("nothing tells how long bulk data must be"), "bulk data / halved part*")
 
+# What is refused for no clear reason and is there counts as there.
+_THERE = believed("it is there, under the same UIDs; verify='content' tells whether it is the same")
+for _proof in ("response", "uid", "content"):
+    rule(_THERE, f"store: server, {_proof} / status 409 always", f"store: server, {_proof} / all refused")
+
 # Storing: where the server did its work, a look-up tells; where it did not, every instance of the request has failed.
 _DID_ITS_WORK = (
     *("bad gzip always", "truncated gzip always", "bad JSON always", "truncated JSON always", "deep JSON"),
@@ -247,9 +252,11 @@ for _post in _POSTS:
         rule(RECOVERED, *(f"{_post} / status {code}" for code in (406, 400, 409, 413, 415, 422)))
     rule(reported("RedirectError", status=307), f"{_post} / redirect elsewhere")
     rule(reported("RedirectError", status=302), f"{_post} / redirect found", f"{_post} / redirect loop")
-    for _reason in ("A900", "C000", "C122", "0110", "0122", "B00E"):
+    for _reason in ("A900", "C000", "C122", "0122", "B00E"):
         rule(reported(status=202), f"{_post} / refused {_reason}")
-    rule(reported(status=202, retryable=True), f"{_post} / refused A700", f"{_post} / refused B00F")
+    # What a quieter moment may heal is sent once more alone, where it is not the third instance of its request.
+    rule(RECOVERED, *(f"{_post} / refused {_reason}" for _reason in ("A700", "0110", "B00F")))
+    rule(RECOVERED, f"{_post} / login page")
     rule(reported(status=409), f"{_post} / one refused by 409", f"{_post} / all refused")
     rule(reported(status=200, retryable=True), f"{_post} / login page*", f"{_post} / nothing stored")
 for _code in (400, 409, 413, 415, 422):
@@ -317,6 +324,16 @@ rule(
         for code in ("404", "405", "501", "404 always", "501 always")
         for name in ("SearchForInstances", "ReadFromDICOMweb (search)", "WatchForInstances")
     ),
+)
+# What is not found while many requests are in flight is asked for once more alone.
+rule(
+    RECOVERED,
+    *(f"{name} / status 404" for name in ("SearchFor*", "WatchFor*", "ReadFrom*", "Retrieve*", "DownloadInstances")),
+    "CopyInstances (source) / status 404",
+)
+# What is left after a refused login is not tried, and a later run can do it.
+rule(
+    reported(status=401, retryable=None), "CopyInstances* / status 401 always", "RetrieveInstances* / status 401 always"
 )
 # What does not come with its study is asked for by itself.
 rule(
