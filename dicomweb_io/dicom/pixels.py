@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from dicomweb_io.dicom.errors import FrameError, TranscodingError
 from dicomweb_io.dicom.frames import native_to_little_endian, split_frames
 from dicomweb_io.dicom.media_types import OCTET_STREAM
-from dicomweb_io.dicom.part10 import readable
+from dicomweb_io.dicom.part10 import read_dataset
 from dicomweb_io.dicom.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
     EXPLICIT_VR_BIG_ENDIAN,
@@ -404,7 +404,7 @@ def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
     if missing is not None:
         raise TranscodingError(missing)
     try:
-        dataset = pydicom.dcmread(readable(file), force=True)
+        dataset = read_dataset(file)
         syntax = pydicom.uid.UID(stored)
         dataset.file_meta.TransferSyntaxUID = syntax
         if syntax.is_encapsulated:
