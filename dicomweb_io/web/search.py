@@ -96,7 +96,7 @@ class Searcher(OfService):
                 return self._walked_page(query, offset, limit)
             if error.status != 413:
                 raise
-            raise TooManyResultsError(
+            refusal = TooManyResultsError(
                 f"the search finds more than the server returns; narrow it, for example by ranges of StudyDate. "
                 f"{error.detail}".strip(),
                 status=413,
@@ -104,7 +104,9 @@ class Searcher(OfService):
                 method=error.method,
                 attempts=error.attempts,
                 response=error.response,
-            ) from error
+            )
+            refusal.server_message = error.server_message
+            raise refusal from error
         warnings = warnings_of(answer)
         page = SearchPage(rows, offset, sent, _total(answer), warnings=warnings, unreadable=unreadable)
         announced = bool(_NEXT.search(answer.headers.get("Link", "")) or any(map(_MORE.search, warnings)))

@@ -126,12 +126,12 @@ def test_conflicting_duplicates_and_unreadable_files(serve, job, tmp_path):
     (source / "b.dcm").write_bytes(image(tail=b"two, longer"))
     (source / "cut.dcm").write_bytes(image(instance="1.2.3.4.7")[:-10])
     (source / "notes.txt").write_bytes(NAME + PIXELS)
-    (source / "bad-uid.dcm").write_bytes(image(instance="Zzyzx Quentin"))
+    (source / "bad-uid.dcm").write_bytes(image(instance="Zzyzx@Quentin"))
     server = serve(tmp_path / "archive")
     code, failures, everything = job(source, server.url)
     assert code == 1
     check(failures, everything)
-    assert {one["source"].rpartition("/")[2] for one in failures} == {"cut.dcm", "bad-uid.dcm"}
+    assert {one["source"].rpartition("/")[2] for one in failures} == {"b.dcm", "cut.dcm", "bad-uid.dcm"}
     assert b"differ from the file that was chosen" in everything
 
 
@@ -180,6 +180,16 @@ def test_failures_of_transforms(origin, kind):
         if kind != "JSON":
             metadata = references | RetrieveMetadata(server.url, failures="collect")
             assert_that(metadata.failures, harmless, label="metadata")
-        contents = pipeline | "contents" >> beam.Create([image()[:-10], NAME + PIXELS, image(instance="Zzyzx Quentin")])
+        contents = pipeline | "contents" >> beam.Create([image()[:-10], NAME + PIXELS, image(instance="Zzyzx@Quentin")])
         stored = contents | StoreInstances(server.url, failures="collect")
         assert_that(stored.failures, harmless, label="stored")
+
+
+def test_a_listing_of_the_destination_that_fails(origin, job, tmp_path):
+    """The server names some patient, of whom nothing was sent."""
+    (tmp_path / "image.dcm").write_bytes(image())
+    server = origin(lambda _: Reply(400, b"cannot list Quentin Zzyzx", "text/plain"))
+    code, failures, everything = job(tmp_path, server.url)
+    assert code == 1
+    assert "HTTP 400" in failures[0]["message"]
+    check(failures, everything)
