@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from dicomweb_io.elements import Failure, Resource
-from dicomweb_io.errors import DeadlineExceededError, DICOMError, log_text
+from dicomweb_io.errors import DeadlineExceededError, DICOMError
 
 RECOVERABLE = (OSError, DICOMError, EOFError)
 """What an archive, a network, a disk or bad data can raise. (`requests.RequestException` is an `OSError`.)
@@ -23,7 +23,6 @@ def failure_of(
     reference: Resource | None = None,
     rows: tuple[int, int] | None = None,
     source: str | None = None,
-    server_message: bool = True,
 ) -> Failure:
     """Makes the record of something that could not be done.
 
@@ -33,9 +32,8 @@ def failure_of(
         reference: What it was done to.
         rows: The half-open row range of a search that is lost.
         source: The file concerned.
-        server_message: Whether the message holds the server's own text too, which may name a patient.
     """
-    message = (str(error) if server_message else log_text(error)) or type(error).__name__
+    message = str(error) or type(error).__name__
     retryable = getattr(error, "retryable", None)
     if isinstance(error, DeadlineExceededError):
         # The deadline is over, so it is not retried now; a later attempt has a new deadline.
@@ -57,6 +55,7 @@ def failure_of(
         status=status if isinstance(status, int) else None,
         attempts=attempts if isinstance(attempts, int) else 1,
         retryable=retryable,
+        server_message=getattr(error, "server_message", None) or None,
     )
 
 

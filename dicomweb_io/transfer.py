@@ -146,14 +146,12 @@ class InstanceStorer:
             if self._listing.holds(reference):
                 return StoredInstance(reference, "exists", verified="uid")
         except RECOVERABLE as error:
-            return self._failure_of(error, reference, server_message=False)
+            return self._failure_of(error, reference)
         return None
 
-    def _failure_of(self, error: BaseException, reference: Resource, *, server_message: bool = True) -> Failure:
+    def _failure_of(self, error: BaseException, reference: Resource) -> Failure:
         unsent = isinstance(error, ConnectionFailedError) and not error.sent
-        return (self._lost(reference) if unsent else None) or failure_of(
-            error, self._transform, reference=reference, server_message=server_message
-        )
+        return (self._lost(reference) if unsent else None) or failure_of(error, self._transform, reference=reference)
 
     def _lost(self, reference: Resource) -> Failure | None:
         reason = self._destination.unavailable
@@ -193,9 +191,7 @@ class InstanceStorer:
                 try:
                     policy = "skip" if self._listing.holds(instance.reference) else "server"
                 except RECOVERABLE as error:
-                    results[place] = failure_of(
-                        error, self._transform, reference=instance.reference, server_message=False
-                    )
+                    results[place] = failure_of(error, self._transform, reference=instance.reference)
                     continue
             policies.setdefault(policy, []).append(place)
         return policies
