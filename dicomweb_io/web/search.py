@@ -23,7 +23,16 @@ from dicomweb_io.dicom.json_decode import first_text, without_padding
 from dicomweb_io.dicom.matching import carries, contradicted, filter_values, selects
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
-from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
+from dicomweb_io.elements import (
+    LEVELS,
+    UID_KEYWORDS,
+    UID_TAGS,
+    JSONDataset,
+    Resource,
+    SearchLevel,
+    SearchPage,
+    SearchQuery,
+)
 from dicomweb_io.errors import (
     DICOMwebError,
     FilterIgnoredError,
@@ -35,7 +44,7 @@ from dicomweb_io.errors import (
 from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.http.response import MAX_ANSWER_BYTES, Answer, StreamedAnswer
 from dicomweb_io.paging import Paging, Remembered, read_in_turn, resource_name, row_key, rows_follow
-from dicomweb_io.queries import MODALITIES_IN_STUDY, MODALITY, apportion, level_of
+from dicomweb_io.queries import MODALITIES_IN_STUDY, MODALITY, apportion, conditions, level_of
 from dicomweb_io.web.service import OfService, logger, warnings_of
 from dicomweb_io.web.urls import needs_escapes, query_string, with_query
 
@@ -497,13 +506,24 @@ def _total(answer: Answer | StreamedAnswer) -> int | None:
 def _within(query: SearchQuery, row: JSONDataset) -> JSONDataset:
     """The row with the UIDs that the resource searched implies, which servers may leave out.
 
-    Where it lacks its own UID, it shows that: it must not be taken for the study or series it lies in.
+    Where it lacks its own UID, it shows that: it must not be taken for the study or series it lies in. UIDs of one of
+    the objects below it, which nobody asked for, would make it a part of what it is.
     """
     for level, uid in path_uids(query).items():
         if not carries(row, UID_TAGS[level]):
             row[UID_TAGS[level]] = {"vr": "UI", "Value": [uid]}
     row.setdefault(UID_TAGS[query.level], {"vr": "UI"})
+    for level in LEVELS[LEVELS.index(query.level) + 1 :]:
+        tag = UID_TAGS[level]
+        if tag in row and not any(resolve(name) == (tag,) for name in _named(query)):
+            del row[tag]
     return row
+
+
+def _named(query: SearchQuery) -> Iterator[str]:
+    """The attributes that a query names."""
+    yield from (name for name, _ in conditions(query))
+    yield from (name for name in query.fields if name != "all")
 
 
 def _split_uid_lists(query: SearchQuery) -> Iterator[SearchQuery]:
@@ -549,12 +569,13 @@ def contradiction(query: SearchQuery, row: JSONDataset, *, loose_names: bool = F
         row: A row of its answer.
         loose_names: Whether the server matches names loosely without being asked to.
     """
-    if not query.search_filters:
+    filters = conditions(query)
+    if not filters:
         return None
     fuzzy = (
         loose_names or query.fuzzymatching or any(key.lower() == "fuzzymatching" for key, _ in query.additional_params)
     )
-    return contradicted(query.search_filters, row, level=query.level, names=not fuzzy)
+    return contradicted(filters, row, level=query.level, names=not fuzzy)
 
 
 def unanswered(query: SearchQuery, rows: Sequence[JSONDataset]) -> list[str]:
@@ -568,7 +589,7 @@ def unanswered(query: SearchQuery, rows: Sequence[JSONDataset]) -> list[str]:
         rows: The rows of one answer; no rows prove nothing.
     """
     found = []
-    for key, text in query.search_filters:
+    for key, text in conditions(query):
         tag = resolve(key)[0]
         if rows and selects(text) and tag != "00080005" and not any(carries(row, tag) for row in rows):
             found.append(key)
