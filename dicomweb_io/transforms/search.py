@@ -254,8 +254,8 @@ class SearchForStudies(_Search):
             do not prove that there are none, the whole search is made once more, and of its rows those are kept that no
             range matches. Searches inside a study and those with a limit are not split.
         exact: Take only rows that carry each attribute that is filtered by, with a value that matches to the letter
-            (wildcards as given); any other row fails the search. What is filtered by belongs to what is searched for, not
-            to a part of it. `DeleteResources` demands it.
+            (wildcards as given); any other row fails the search. Attributes of a part of what is searched for prove
+            nothing: they are an error. `DeleteResources` demands an exact search.
         allow_several_modalities: With `exact`, take a study that matches ModalitiesInStudy by one of several
             modalities.
         allow_all: Let an element ask for everything: an empty mapping, or one whose values are empty or wildcards
