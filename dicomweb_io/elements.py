@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from dicomweb_io.dicom.part10 import Header, header_of, readable
+from dicomweb_io.dicom.part10 import Header, header_of, read_dataset
 from dicomweb_io.dicom.uids import check_uid, is_uid, path_segment
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
@@ -294,12 +294,8 @@ class Instance:
         Args:
             **options: Arguments of `pydicom.dcmread`, such as ``stop_before_pixels=True``.
         """
-        import pydicom
-
-        options.setdefault("force", True)
         with self.open() as file:
-            dataset: Dataset = pydicom.dcmread(readable(file), **options)
-        return dataset
+            return read_dataset(file, **options)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Instance:

@@ -8,7 +8,7 @@ import re
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dicomweb_io.dicom.errors import DatasetError, DICOMDIRError, IncompleteDICOMError, MissingUIDError, Part10Error
 from dicomweb_io.dicom.header_scan import (
@@ -245,20 +245,45 @@ def _fragments(source: Source, scan: HeaderScan) -> list[tuple[int, int]]:
     return found
 
 
-def readable(file: BinaryIO) -> BinaryIO:
-    """A file as pydicom can read it, from its start.
+def read_dataset(file: BinaryIO, **options: Any) -> Dataset:
+    """Parses a file with pydicom, from its start, also where that alone does not read it.
 
-    pydicom takes a prefix without a preamble for an element, and gives an empty dataset if a delimiter is missing.
+    pydicom takes a prefix without a preamble for an element. If a delimiter is missing, it gives an empty dataset or
+    raises an error.
+
+    Args:
+        file: A seekable binary file.
+        **options: Arguments of `pydicom.dcmread`; ``force=True`` is the default.
     """
-    preamble, missing = b"", b""
+    import pydicom
+
+    options.setdefault("force", True)
     file.seek(0)
     if file.read(4) == b"DICM":
-        preamble = bytes(128)
+        file = io.BytesIO(bytes(128) + b"DICM" + file.read())
+    file.seek(0)
+    try:
+        dataset: Dataset = pydicom.dcmread(file, **options)
+        if dataset:
+            return dataset
+    except Exception:
+        missing = _missing_delimiters(file)
+        if not missing:
+            raise
+    else:
+        missing = _missing_delimiters(file)
+        if not missing:
+            return dataset
+    file.seek(0)
+    dataset = pydicom.dcmread(io.BytesIO(file.read() + missing), **options)
+    return dataset
+
+
+def _missing_delimiters(file: BinaryIO) -> bytes:
     # What is no DICOM at all, or broken, is left to pydicom.
     with suppress(Part10Error):
-        missing = judge(file).missing
-    file.seek(0)
-    return io.BytesIO(preamble + file.read() + missing) if preamble or missing else file
+        return judge(file).missing
+    return b""
 
 
 def read_range(file: BinaryIO | bytes, scan: HeaderScan, offset: int, length: int) -> bytes:

@@ -22,7 +22,7 @@ from dicomweb_io.dicom.errors import DatasetError, FrameError, TranscodingError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
 from dicomweb_io.dicom.media_types import OCTET_STREAM, MediaType
-from dicomweb_io.dicom.part10 import read_range, readable
+from dicomweb_io.dicom.part10 import read_dataset, read_range
 from dicomweb_io.dicom.pixels import (
     ENCODINGS,
     TARGETS,
@@ -127,10 +127,8 @@ class FolderReader:
 
     def header(self, file: IndexedFile) -> Dataset:
         """The dataset of a file without its pixel data. See `open` for the errors."""
-        import pydicom
-
         with self.open(file) as opened:
-            return pydicom.dcmread(readable(opened), stop_before_pixels=True, force=True)
+            return read_dataset(opened, stop_before_pixels=True)
 
     def uri_of(self, reference: Resource) -> str:
         """The URI of a resource of the folder."""

@@ -20,7 +20,7 @@ from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.dicom.errors import IncompleteJSONError
 from dicomweb_io.dicom.json_decode import first_text, without_padding
-from dicomweb_io.dicom.matching import carries, contradicted, filter_values, selects
+from dicomweb_io.dicom.matching import carries, contradicted, filter_values, same_attributes, selects
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import (
@@ -590,8 +590,9 @@ def unanswered(query: SearchQuery, rows: Sequence[JSONDataset]) -> list[str]:
     """
     found = []
     for key, text in conditions(query):
-        tag = resolve(key)[0]
-        if rows and selects(text) and tag != "00080005" and not any(carries(row, tag) for row in rows):
+        tags = same_attributes(resolve(key)[0], query.level)
+        shown = any(carries(row, tag) for row in rows for tag in tags)
+        if rows and selects(text) and "00080005" not in tags and not shown:
             found.append(key)
     return found
 

@@ -524,6 +524,11 @@ def test_taking_values_out() -> None:
     assert not is_empty({"vr": "US", "Value": [0]})
 
 
+@pytest.mark.parametrize("text", ["AQA=", ["AQA="], "AQ\nA=\n"])
+def test_inline_binary_is_text_or_a_list_with_a_text(text: Any) -> None:
+    assert load_json_dataset({"00420011": {"vr": "OB", "InlineBinary": text}}).EncapsulatedDocument == b"\1\0"
+
+
 def test_load_json_dataset() -> None:
     row: dict[str, Any] = {
         **ROW,

@@ -638,6 +638,7 @@ def test_a_modality_is_asked_for_as_servers_know_it_in_studies(web, caplog):
     filters = {"Modality": "CT", "Manufacturer": "Acme"}
     for _ in range(2):
         client.search_for_studies(search_filters=filters)
+    assert "no row of the answer has Modality" not in caplog.text
     client.search_for_series("1.1", search_filters={"Modality": "CT"})
     assert [request.query for request in server.requests] == [
         *["ModalitiesInStudy=CT&Manufacturer=Acme"] * 2,
