@@ -457,7 +457,9 @@ class _Plan(PooledDoFn):
 
         def ask(request: PageRequest) -> SearchPage:
             room.reserve(request.limit * 2048)
-            return client.search_page(subject, offset=request.offset, limit=request.limit)
+            # If all that is wanted fits into one answer, further rows in it are not even read.
+            surplus = request.limit != limit
+            return client.search_page(subject, offset=request.offset, limit=request.limit, surplus=surplus)
 
         total: int | None = None
         while (answered := next_rows(paging, ask)) is not None:
