@@ -497,8 +497,10 @@ class Paging:
         return Beginning(self._first, tuple(self.answer.keys[-_MAX_CARRIED:]), self.total, self.full, self.offset_works)
 
     def _incomplete(self, what: str) -> SearchIncompleteError:
+        # The reader of a part does not know how many rows came before it.
+        came = f"; {self.passed} rows came" if self._start == self._first_offset else ""
         return SearchIncompleteError(
-            f"{what}; {self.passed} rows came. The search is incomplete. Repeat it later, or narrow it",
+            f"{what}{came}. The search is incomplete. Repeat it later, or narrow it",
             method="GET",
             url=self._url,
         )
