@@ -19,7 +19,7 @@ from typing import Any, overload
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.dicom.errors import IncompleteJSONError
-from dicomweb_io.dicom.json_decode import first_text, without_padding
+from dicomweb_io.dicom.json_decode import first_text, is_dataset, without_padding
 from dicomweb_io.dicom.matching import carries, contradicted, filter_values, same_attributes, selects
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
@@ -444,15 +444,15 @@ def rows_of(answer: Answer, most: int | None = None) -> tuple[list[JSONDataset],
         except ValueError as error:
             raise answer.error(f"expected DICOM JSON, got {_kind(content)}", MalformedResponseError) from error
     document = _json(answer)
-    if isinstance(document, dict) and document and all(_is_tag(key) for key in document):
+    if document and is_dataset(document):
         document = [document]
     # One null among rows is a row that cannot be read; a list of other things is no answer to a search.
-    if not isinstance(document, list) or not any(isinstance(row, dict) or row is None for row in document or [None]):
+    if not isinstance(document, list) or not any(row is None or is_dataset(row) for row in document or [None]):
         raise answer.error(
             f"expected a list of DICOM JSON datasets, got {type(document).__name__}", MalformedResponseError
         )
     kept = document[:most]
-    rows = [row for row in kept if isinstance(row, dict)]
+    rows = [row for row in kept if is_dataset(row)]
     return rows, len(kept) - len(rows)
 
 
@@ -491,10 +491,6 @@ def _kind(content: bytes) -> str:
         html = content[:200].lower().startswith((b"<!doctype html", b"<html"))
         return "an HTML page (a login page?)" if html else "XML that is not a Native DICOM Model"
     return f"{len(content)} bytes of something else"
-
-
-def _is_tag(key: object) -> bool:
-    return isinstance(key, str) and len(key) == 8 and all(character in "0123456789ABCDEFabcdef" for character in key)
 
 
 def _total(answer: Answer | StreamedAnswer) -> int | None:

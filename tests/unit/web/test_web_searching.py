@@ -302,7 +302,7 @@ def test_a_total_that_is_too_low_hides_no_row(web, caplog):
     assert "10 rows were announced and 30 arrived" in caplog.text
 
 
-@pytest.mark.parametrize("other", [None, 5, "text, {", ["[", 1], True])
+@pytest.mark.parametrize("other", [None, 5, "text, {", ["[", 1], True, {"error": "no"}])
 def test_a_row_that_is_none_is_an_unreadable_row_and_no_lost_page(web, other):
     rows = [web.row("1.1"), other, web.row("1.2")]
     _, client = web.connect(lambda request: web.json(rows if "offset" not in request.parameters else []))
