@@ -99,9 +99,12 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
 
 
 def reason_of(failure: Failure) -> str:
-    """A failure's reason without what belongs to the single case, so that equal reasons can be counted."""
+    """A failure's reason without what belongs to the single case, so that equal reasons can be counted.
+
+    What a server wrote is left out: it may name a patient.
+    """
     text = failure.message.partition(":")[0] if failure.transform in _LINES else failure.message
-    for name in (failure.source, failure.url):
+    for name in (failure.server_message, failure.source, failure.url):
         if name:
             text = text.replace(name, "…")
     return " ".join(_NAMES.sub("UID", text).split())[:300]
