@@ -412,8 +412,8 @@ def frame_by_table(
 ) -> bytes | None:
     """Reads one encapsulated frame without a walk over all fragments, which may be very many.
 
-    The whole table is checked, but of the fragments only the first, the last and the frame's: `group_by_table` also
-    finds out that other entries begin no fragment.
+    The whole table is checked, but of the fragments only the first, the last and the frame's. `group_by_table` checks
+    all of them: only so a table is found out that has an entry too many, and another one too few.
 
     Args:
         read: Reads a range of the file.
@@ -437,10 +437,13 @@ def frame_by_table(
     ):
         return None
     found: dict[int, tuple[int, int]] = {}
+    marks = set()
     for wanted in {1, number_of_frames, number}:
         start = layout.items_offset + offsets[wanted - 1]
-        head = read(start, start + 8)
-        end = start + 8 + int.from_bytes(head[4:], "little")
+        head = read(start, start + 8 + _RLE_HEADER)
+        length = int.from_bytes(head[4:8], "little")
+        end = start + 8 + length
+        marks.add(image_mark(head[8 : 8 + length]))
         if head[:4] != _ITEM or end > layout.end:
             return None
         if wanted < number_of_frames:
@@ -449,6 +452,8 @@ def frame_by_table(
         elif end + 8 <= layout.end and read(end, end + 4) != _SEQUENCE_END:
             return None
         found[wanted] = start + 8, end
+    if len(marks) > 1:
+        return None
     start, end = found[number]
     if lengths is not None:
         spare = end - start - lengths[number - 1]
