@@ -102,6 +102,9 @@ def number_of_frames(dataset: Mapping[str, Any]) -> int:
         DatasetError: If what the metadata say cannot be a number of frames.
     """
     value = first(dataset, NUMBER_OF_FRAMES)
+    element = dataset.get(NUMBER_OF_FRAMES)
+    if isinstance(element, Mapping) and not {"InlineBinary", "BulkDataURI"}.isdisjoint(element):
+        raise DatasetError("NumberOfFrames (0028,0008) is given as bytes, not as a number")
     number: float | None = None
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,12}|", value.strip()):
         number = int(value.strip() or 0)
@@ -113,10 +116,15 @@ def number_of_frames(dataset: Mapping[str, Any]) -> int:
 
 
 def first(dataset: Mapping[str, Any], tag: str) -> Any:
-    """The first value of an attribute of a dataset in the DICOM JSON model, None if it has none."""
+    """The first value of an attribute of a dataset in the DICOM JSON model, None if it has none.
+
+    Some servers send a single value in place of a list.
+    """
     element = dataset.get(tag)
     values = element.get("Value") if isinstance(element, Mapping) else None
-    return values[0] if values and isinstance(values, (list, tuple)) else None
+    if isinstance(values, (list, tuple)):
+        return values[0] if values else None
+    return values
 
 
 def pixel_description(dataset: Mapping[str, Any], pixel_tag: str = "") -> PixelDescription:
