@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -127,6 +128,14 @@ def _all(client: DICOMClient, reference: Resource, options: Mapping[str, Any]) -
 
 
 def _frames(client: DICOMClient, reference: Resource, args: argparse.Namespace) -> None:
+    try:
+        # The metadata give the size of native frames: without it, one that is cut looks whole.
+        for _ in client.iter_metadata(replace(reference, frames=())):
+            pass
+    except DICOMwebError as error:
+        if error.status is None:
+            raise
+        logger.info("the size of the frames is unknown: %s", error.log_text)
     for frame in client.iter_frames(reference, media_types=_media_types(args)):
         content = frame.content or b""
         if args.show:

@@ -166,6 +166,16 @@ def test_frames_are_saved_with_number(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / f"{INSTANCE}_1.dat").read_bytes() == DATASET.PixelData
 
 
+@pytest.mark.parametrize("faults", [[], [fault("status", path="/metadata$", status=404, times=None)]])
+def test_a_frame_that_is_cut_is_not_saved(folder: Path, tmp_path: Path, faults) -> None:
+    """Its size is known from the metadata, if the server has them."""
+    for more, code in (([], 0), ([fault("cut_part", times=None)], 0 if faults else 1)):
+        with serve(folder, faults=[*faults, *more]) as server:
+            where = ("--url", server.url, "retrieve", "instances", "--study", STUDY, "--series", SERIES)
+            where += ("--instance", INSTANCE, "frames", "--numbers", "1", "--save", "--output-dir", tmp_path)
+            assert run(*where) == code
+
+
 def test_an_incomplete_search_prints_what_came_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serve(folder, faults=[fault("lying_total", times=None, difference=3)]) as server:
         assert run("--url", server.url, "search", "instances", "--json-lines") == 1
