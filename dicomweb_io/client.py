@@ -497,8 +497,8 @@ class DICOMClient(ABC):
             page = self.search_page(query, offset=offset, limit=limit, surplus=False)
             rows += page.rows[:limit]
             if page.unreadable:
-                what = f"{page.unreadable} of the rows cannot be read: they are no datasets; {len(rows)} rows came"
-                raise SearchIncompleteError(what, method="GET", url=self.base_url)
+                what = f"{page.unreadable} of the rows cannot be read, because they are not datasets"
+                raise SearchIncompleteError(f"{what}; {len(rows)} rows came", method="GET", url=self.base_url)
         except SearchIncompleteError as error:
             error.rows = rows
             raise

@@ -37,6 +37,7 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 _SPACE_AND_COMMAS = re.compile(rb"[ \t\r\n,]*")
 _BOM = b"\xef\xbb\xbf"
 
+_TAG = re.compile("[0-9A-Fa-f]{8}")
 _LOWER_TAG = re.compile(r"(?=.*[a-f])[0-9A-Fa-f]{8}")
 _NAMES = ("0020000D", "0020000E", "00080018")
 
@@ -151,6 +152,11 @@ def _without_non_finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_non_finite(item) for item in value]
     return value
+
+
+def is_dataset(value: object) -> bool:
+    """Whether a JSON value is a dataset, as far as its keys tell: an empty object, or one that has a tag."""
+    return isinstance(value, dict) and (not value or any(map(_TAG.fullmatch, value)))
 
 
 def without_padding(row: dict[str, Any]) -> dict[str, Any]:
@@ -344,7 +350,7 @@ def _text_element(tag: str, element: Any) -> DataElement | None:
     vr = element.get("vr") if isinstance(element, Mapping) else None
     content = element.get("Value") if vr in _TEXT_VRS else None
     found = content if isinstance(content, list) else [content]
-    if not re.fullmatch("[0-9A-Fa-f]{8}", tag) or not all(isinstance(item, (str, int, float)) for item in found):
+    if not _TAG.fullmatch(tag) or not all(isinstance(item, (str, int, float)) for item in found):
         return None
     texts = [str(item) for item in found]
     return DataElement(int(tag, 16), str(vr), texts[0] if len(texts) == 1 else texts, already_converted=True)

@@ -538,7 +538,7 @@ class MetadataRetriever:
             row = parse_native_model(text) if text.lstrip()[:1] == b"<" else json_decode.loads(text)
         except ValueError as error:
             raise answer.error(f"a dataset of the answer cannot be read: {error}", MalformedResponseError) from error
-        if not isinstance(row, dict):
+        if not json_decode.is_dataset(row):
             raise answer.error("the answer holds something that is not a dataset", MalformedResponseError)
         row = without_padding(row)
         if b"BulkDataURI" in text:

@@ -33,6 +33,7 @@ from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.multipart import MultipartBody
 from dicomweb_io.http.retry import Deadline
 from dicomweb_io.http.transport import Answer, Attempt
+from dicomweb_io.listing import lost_beside
 from dicomweb_io.store_items import Batch, StoreItem, check_options, prepare
 from dicomweb_io.store_response import StoreResponse, describe_reason, parse_store_response, response_module
 from dicomweb_io.web.replace import ExistingInstances, Replacer
@@ -178,10 +179,24 @@ class Storer:
                 item.fail("its outcome is unknown: the archive gave no answer", retryable=True)
             elif isinstance(item.outcome, StoredInstance):
                 self._existing.add(item.reference)
+                self._look_beside(item)
             yield item
         batch.clear()
         if hopeless is not None:
             raise hopeless
+
+    def _look_beside(self, item: StoreItem) -> None:
+        """Looks whether a store lost what this process stored before under the same SOP Instance UID."""
+        other = self._service.stored_before(item.reference)
+        if other is None or self._service.profile.same_uid_elsewhere == "keeps_both":
+            return
+        try:
+            there = [one for one in (item.reference, other) if self._existing.lists(one)]
+        except RECOVERABLE:
+            there = None
+        lost = lost_beside(item.reference, [other], there)
+        if lost is not None:
+            item.fail(f"the archive has this SOP Instance UID in another series, {other.uri}, and {lost}")
 
     def _look_before(self, item: StoreItem, on_existing: OnExisting) -> None:
         item.must_be_same = on_existing != "skip"
@@ -306,7 +321,7 @@ class Storer:
         words = [f"the server refused it with HTTP {answer.status}"]
         if response.nameless:
             words.append(describe_reason(reason, response.nameless[0], item.redact))
-        words.append(item.redact(answer.said))
+        words.append(item.redact(answer.server_message))
         item.fail(
             ": ".join(filter(None, words)),
             url=answer.url,

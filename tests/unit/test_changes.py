@@ -331,7 +331,7 @@ def test_azure_deletions_updates_and_damaged_rows(feed):
     feed.add(3, 2, action="update")
     replaced = feed.add(4, 3, state="replaced")
     feed.add(5, 4, sopInstanceUid=None)
-    feed.add(6, 5, studyInstanceUid="not a uid")
+    feed.add(6, 5, studyInstanceUid="no@uid")
     follower = Follower(feed.endpoint, start="all")
     assert follower.poll() == {replaced}
     assert len(follower.failures) == 2

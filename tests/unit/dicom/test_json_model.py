@@ -306,7 +306,7 @@ def test_sequences_nested_too_deeply_are_reported() -> None:
     assert sys.getrecursionlimit() >= 1000
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_files_are_encoded_or_refused(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["reportsi.dcm", "rtplan.dcm", "test-SR.dcm", "MR_small_bigendian.dcm"]))

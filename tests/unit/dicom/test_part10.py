@@ -308,7 +308,7 @@ def test_what_is_not_dicom(content: bytes) -> None:
         header_of(io.BytesIO(content))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_files_end_in_an_answer_or_a_part10_error(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["MR_small_RLE.dcm", "reportsi.dcm", "rtplan.dcm", "SC_rgb_small_odd.dcm"]))

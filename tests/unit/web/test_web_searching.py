@@ -19,7 +19,7 @@ from dicomweb_io.errors import (
     SearchIncompleteError,
     TooManyResultsError,
 )
-from dicomweb_io.listing import SeriesListing, expand_reference
+from dicomweb_io.listing import SeriesListing, expand_reference, resource_of_row
 from dicomweb_io.profiles import PROFILES, ServerProfile
 from dicomweb_io.queries import make_query
 from tests.answering import in_turn
@@ -131,9 +131,14 @@ def test_an_ignored_offset_fails_instead_of_looping(web):
     assert uids(seen) == ["1.1", "1.2", "1.3", "1.4"]
 
 
+@pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("number", [1, 2, 10])
-def test_a_server_that_ignores_offset_and_limit_gives_everything_at_once(web, number):
-    _, client = web.connect(lambda request: web.json(studies(web, range(number))))
+def test_a_server_that_ignores_offset_and_limit_gives_everything_at_once(web, number, ordered):
+    def answer(request):
+        rows = studies(web, range(number))
+        return web.json(rows if ordered or request.number % 2 else rows[::-1])
+
+    _, client = web.connect(answer)
     assert found(client, page_size=100) == list(range(number))
 
 
@@ -297,7 +302,7 @@ def test_a_total_that_is_too_low_hides_no_row(web, caplog):
     assert "10 rows were announced and 30 arrived" in caplog.text
 
 
-@pytest.mark.parametrize("other", [None, 5, "text, {", ["[", 1], True])
+@pytest.mark.parametrize("other", [None, 5, "text, {", ["[", 1], True, {"error": "no"}])
 def test_a_row_that_is_none_is_an_unreadable_row_and_no_lost_page(web, other):
     rows = [web.row("1.1"), other, web.row("1.2")]
     _, client = web.connect(lambda request: web.json(rows if "offset" not in request.parameters else []))
@@ -479,6 +484,8 @@ def test_an_ignored_filter_is_an_error(web, filters, values):
         client.search_for_studies(search_filters=filters)
     with pytest.raises(FilterIgnoredError):
         list(client.iter_search_for_studies(search_filters=filters))
+    with pytest.raises(FilterIgnoredError):
+        client.search_for_studies(additional_params=filters)
 
 
 @pytest.mark.parametrize(
@@ -532,6 +539,7 @@ def test_an_ignored_filter_is_an_error(web, filters, values):
 def test_a_filter_that_was_or_may_have_been_honoured_is_no_error(web, filters, values):
     _, client = web.connect(lambda request: web.json([web.row("1.1", **values)]))
     assert len(client.search_for_studies(search_filters=filters)) == 1
+    assert len(client.search_for_studies(additional_params=filters)) == 1
 
 
 @pytest.mark.parametrize(
@@ -551,6 +559,16 @@ def test_names_that_are_matched_loosely_and_rows_that_are_accepted_are_no_error(
     assert caplog.text.count("contradicts the filter on PatientName") == ("filter_mismatch" in options)
     with pytest.raises(ValueError, match="filter_mismatch"):
         web.connect(lambda request: None, filter_mismatch="ignore")
+
+
+def test_a_row_names_no_part_of_what_was_searched_for(web):
+    row = web.row("1.1", t0020000E=["1.1.1", "1.1.2"], t00080018="1.1.1.1")
+    _, client = web.connect(lambda request: web.json([row]))
+    for arguments in ({}, {"fields": ["all"]}):
+        assert [Resource.of(found) for found in client.search_for_studies(**arguments)] == [Resource("1.1")]
+    (found,) = client.search_for_studies(fields=["SeriesInstanceUID"])
+    assert found["0020000E"]["Value"] == ["1.1.1", "1.1.2"]
+    assert resource_of_row(found, "study") == Resource("1.1")
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -620,6 +638,7 @@ def test_a_modality_is_asked_for_as_servers_know_it_in_studies(web, caplog):
     filters = {"Modality": "CT", "Manufacturer": "Acme"}
     for _ in range(2):
         client.search_for_studies(search_filters=filters)
+    assert "no row of the answer has Modality" not in caplog.text
     client.search_for_series("1.1", search_filters={"Modality": "CT"})
     assert [request.query for request in server.requests] == [
         *["ModalitiesInStudy=CT&Manufacturer=Acme"] * 2,
