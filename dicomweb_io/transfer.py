@@ -32,7 +32,7 @@ from dicomweb_io.account import (
     UNMATCHED_LINE,
     UNREADABLE_LINE,
     Account,
-    Fate,
+    Entry,
     conflicts_of,
     failure_line,
     make_summary,
@@ -671,9 +671,11 @@ def run_transfer(
             client.survive_outages(endpoint.timeouts.outage)
         failures = stack.enter_context(Report(job.failures, "--failures"))
         copier = stack.enter_context(InstanceCopier(*clients, **job.copy_options()))
-        for fate in _all_fates(clients[0], job, copier, max_in_flight):
-            account.add(fate)
-            named = [fate] if isinstance(fate, Failure) else conflicts_of(fate) if isinstance(fate, Exclusion) else ()
+        for entry in _all_entries(clients[0], job, copier, max_in_flight):
+            account.add(entry)
+            named = (
+                [entry] if isinstance(entry, Failure) else conflicts_of(entry) if isinstance(entry, Exclusion) else ()
+            )
             for failure in named:
                 on_failure(failure)
                 failures.write(failure_line(failure))
@@ -685,18 +687,18 @@ def run_transfer(
     return summary
 
 
-def _all_fates(source: DICOMClient, job: TransferJob, copier: InstanceCopier, max_in_flight: int) -> Iterator[Fate]:
+def _all_entries(source: DICOMClient, job: TransferJob, copier: InstanceCopier, max_in_flight: int) -> Iterator[Entry]:
     pool = BoundedPool(max_in_flight)
-    lane: Lane[None, Fate] = pool.lane()
+    lane: Lane[None, Entry] = pool.lane()
     try:
         for task in _tasks(source, job):
             if isinstance(task, Failure):
                 yield task
                 continue
-            for _, fate in lane.submit(None, partial(_fates, source, copier, task)):
-                yield fate
-        for _, fate in lane.drain():
-            yield fate
+            for _, entry in lane.submit(None, partial(_entries, source, copier, task)):
+                yield entry
+        for _, entry in lane.drain():
+            yield entry
         yield from excluded_files(source, job)
     finally:
         lane.close()
@@ -809,7 +811,9 @@ def _resources(rows: Iterable[JSONDataset], level: SearchLevel, failures: list[F
         yield found
 
 
-def _fates(source: DICOMClient, copier: InstanceCopier, task: Resource | InstanceGroup, room: Room) -> Iterator[Fate]:
+def _entries(
+    source: DICOMClient, copier: InstanceCopier, task: Resource | InstanceGroup, room: Room
+) -> Iterator[Entry]:
     """Copies a series or a group; yields what it consists of, and then the result for each instance."""
     reason = source.unavailable
     if reason is not None and not isinstance(task, InstanceGroup):
