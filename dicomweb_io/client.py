@@ -500,7 +500,7 @@ class DICOMClient(ABC):
                 what = f"{page.unreadable} of the rows cannot be read: they are no datasets; {len(rows)} rows came"
                 raise SearchIncompleteError(what, method="GET", url=self.base_url)
         except SearchIncompleteError as error:
-            error.rows = rows
+            error.rows = rows or error.rows
             raise
         return rows
 
