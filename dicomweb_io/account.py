@@ -53,7 +53,7 @@ _LINE_WORDS = {
 _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
 _REASON = "reason: "
 _WARNING = "warning: "
-_NAMES = re.compile(r"\d+(?:\.\d+){2,}")
+_NAMES = re.compile(r"(?<!//)(?<![\d.])\d+(?:\.\d+){2,}")
 MAX_LISTED = 1000
 """The files left out that a summary lists."""
 
@@ -117,8 +117,8 @@ def conflicts_of(exclusion: Exclusion) -> Iterator[Failure]:
     """
     if exclusion.conflicts:
         what = exclusion.reference.uri if exclusion.reference is not None else "one instance"
-        message = f"{exclusion.reason}: two files are {what}, and {exclusion.chosen} was chosen"
-        yield Failure(EXCLUSIONS, message, source=exclusion.path)
+        message = f"{exclusion.reason}: {exclusion.path} and {exclusion.chosen} are {what}, and the second was chosen"
+        yield Failure(EXCLUSIONS, message, reference=exclusion.reference, source=exclusion.path)
 
 
 def failure_line(failure: Failure) -> str:
@@ -227,7 +227,7 @@ def _is_whole(summary: Mapping[str, Any]) -> bool:
 
 def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]:
     """The summary for people."""
-    what = "files" if job.has_exclusions else "instances"
+    what = "files" if job.counts_files else "instances"
     yield f"From {job.source.safe_url} to {job.destination.safe_url}"
     yield f"  found          {summary['found']:>10,} {what}"
     yield f"  transferred    {summary['transferred']:>10,}"
@@ -241,6 +241,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     conflicts = [item for item in summary["duplicates"] if item["conflicts"]]
     for item in conflicts[:10]:
         yield f"    {item['path']} is not at the destination: {item['chosen']} is the same instance ({item['reason']})"
+    if summary["conflicting"] > len(conflicts[:10]):
+        yield f"    and {summary['conflicting'] - len(conflicts[:10]):,} more, which --failures lists"
     yield f"  ignored        {summary['ignored']:>10,}"
     yield f"  failed         {summary['failed']:>10,}"
     yield f"  not tried      {summary['not_tried']:>10,}"

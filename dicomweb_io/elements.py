@@ -390,7 +390,7 @@ class SearchPage:
         more: True if the archive says that rows follow, False if it is known that none do, None if it cannot be known
             from this page.
         warnings: Texts of the answer's Warning headers.
-        unreadable: The number of further rows, which are no datasets.
+        unreadable: The number of further rows, which are not datasets.
     """
 
     rows: Sequence[JSONDataset]
@@ -533,7 +533,7 @@ class Failure:
 
 
 BEGINS_ALIKE = "and the chosen file begins with the same bytes"
-"""What is said of a duplicate that is cut off: nothing of it is lost."""
+"""The reason given for a duplicate that is cut off: nothing of it is lost."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -38,7 +38,7 @@ from dicomweb_io.elements import (
     StoredInstance,
 )
 from dicomweb_io.errors import DICOMwebError, InvalidIdentifierError, PagingError, SearchIncompleteError, log_text
-from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.http.retry import BAD_NEWS_LASTS, ProcessLock, start_anew_after_fork
 from dicomweb_io.queries import make_query
 
@@ -351,6 +351,7 @@ MAX_NEIGHBOURS = 200
 """The rows of a search for instances in other series."""
 
 _MAX_STUDIES = 10_000
+_LOCKS = 64
 
 Result = StoredInstance | Failure
 
@@ -389,12 +390,17 @@ class Neighbours:
 
     def start_anew(self) -> None:
         """Forgets what is known, and what is being sent."""
-        self._patients: dict[str, frozenset[str]] = {}
+        self._patients: dict[str, frozenset[str] | None] = {}
+        self._asking = [threading.Lock() for _ in range(_LOCKS)]
         self._changed = threading.Condition()
         self._sent: set[str] = set()
 
     def store(self, instances: Sequence[Instance], send: Callable[[Sequence[Instance]], list[Result]]) -> list[Result]:
-        """Stores instances, by `send`, and reports the result of each, in order."""
+        """Stores instances, by `send`, and reports the result of each, in order.
+
+        Raises:
+            requests.RequestException, OSError: If the archive cannot be asked now; it would be no use to store blindly.
+        """
         results: dict[int, Result] = {}
         for place, instance in enumerate(instances):
             withheld = self._other_patient(instance) if self._compares else None
@@ -436,19 +442,17 @@ class Neighbours:
             what = "would keep only that one" if self._fact == "ignores" else "would lose that one"
             return Failure(self._transform, f"not sent: {where}, and {what}", reference=reference)
         (result,) = send([instance])
-        there = self._found([str(reference.sop_instance_uid)])
-        if isinstance(result, Failure) or {reference, *others} <= set(there):
+        if isinstance(result, Failure):
             return result
-        if not self._looks:
-            said = "could not be looked at again when this one was stored"
-        elif reference not in there:
-            said = "answered that it is stored, and a search does not find it"
-        else:
-            said = "has lost that one since this one was stored"
-        return Failure(self._transform, f"{where}, and {said}", reference=reference, retryable=not self._looks)
+        try:
+            there = self._found([str(reference.sop_instance_uid)]) if self._looks else None
+        except RECOVERABLE:
+            there = None
+        lost = lost_beside(reference, others, there if self._looks else None)
+        return Failure(self._transform, f"{where}, and {lost}", reference=reference, retryable=True) if lost else result
 
     def _found(self, uids: Sequence[str]) -> list[Resource]:
-        """The instances with these UIDs, wherever they are; none where the archive cannot be asked so."""
+        """The instances with these UIDs, wherever they are; none where the archive never answers such a search."""
         size = _UIDS_PER_QUERY if self._archive.profile.uid_lists else 1
         found: dict[Resource, None] = {}
         try:
@@ -457,41 +461,37 @@ class Neighbours:
                 query = SearchQuery("instance", search_filters=filters)
                 found.update(dict.fromkeys(map(instance_of_row, self._search(self._archive, query))))
         except RECOVERABLE as error:
+            if failure_of(error, self._transform).retryable:
+                raise
             logger.info("%s cannot be asked for single UIDs: %s", self._archive.base_url, log_text(error))
             self._looks = False
         return list(found)
 
     def _other_patient(self, instance: Instance) -> Failure | None:
-        study = instance.reference.study_instance_uid
-        with self._changed:
-            known = self._patients.get(study)
-            if known is None:
+        study, patient = instance.reference.study_instance_uid, _patient_of(instance)
+        with self._asking[hash(study) % _LOCKS]:
+            if study not in self._patients:
                 # One look for each study, before anything is stored in it; others wait for it.
                 if len(self._patients) >= _MAX_STUDIES:
                     self._patients.clear()
-                known = self._patients[study] = self._patients_of(study)
-        if not known:
-            return None
-        try:
-            with instance.open() as file:
-                patient = (scan_header(file, stop_after=int(_PATIENT_ID, 16)).text(int(_PATIENT_ID, 16)) or "").strip(
-                    " \0"
-                )
-        except (*RECOVERABLE, ArithmeticError, LookupError):
-            # The store says what is wrong with it.
-            return None
-        # What other character sets than ASCII hold may be spelled in several ways.
-        if not patient or patient in known or not patient.isascii():
-            return None
+                self._patients[study] = self._patients_of(study)
+            known = self._patients[study]
+            if not patient or known is None or patient in known:
+                return None
+            if not known:
+                # The first one decides, except where equal UIDs are kept apart: patients are kept apart there too.
+                if self._fact != "keeps_both":
+                    self._patients[study] = frozenset({patient})
+                return None
         return Failure(
             self._transform,
-            f"not sent: {self._archive.base_url} has the study {study} under another PatientID, and might attach this "
-            "instance to that patient (--allow-other-patient, or allow_other_patient=True, stores it)",
+            f"not sent: {self._archive.base_url} has (or was just sent) the study {study} under another PatientID, "
+            "and might attach this one to that patient (--allow-other-patient, or allow_other_patient=True, stores it)",
             reference=instance.reference,
         )
 
-    def _patients_of(self, study: str) -> frozenset[str]:
-        """The patients that the archive has a study of; none if it has not, or does not say."""
+    def _patients_of(self, study: str) -> frozenset[str] | None:
+        """The patients that the archive has a study of, none if it has not; None if it does not say."""
         query = SearchQuery("study", search_filters=((UID_KEYWORDS["study"], study),))
         try:
             rows = [
@@ -499,12 +499,44 @@ class Neighbours:
                 for row in self._archive.iter_search(query, limit=MAX_NEIGHBOURS)
                 if Resource.of(row).contains(Resource(study))
             ]
-        except (*RECOVERABLE, FileNotFoundError) as error:
-            logger.info("the patient of %s is unknown: %s", study, log_text(error))
+        except FileNotFoundError:
+            # A folder that nothing was stored in yet.
             return frozenset()
+        except RECOVERABLE as error:
+            if failure_of(error, self._transform).retryable:
+                raise
+            logger.info("the patient of %s is unknown: %s", study, log_text(error))
+            return None
         patients = frozenset(first_text(row, _PATIENT_ID).strip(" \0") for row in rows)
         # A row without a PatientID leaves it open.
-        return patients if "" not in patients else frozenset()
+        return patients if "" not in patients else None
+
+
+def _patient_of(instance: Instance) -> str:
+    """The PatientID of an instance; empty if it has none, or one that may be spelled in several character sets."""
+    tag = int(_PATIENT_ID, 16)
+    try:
+        with instance.open() as file:
+            patient = (scan_header(file, stop_after=tag).text(tag) or "").strip(" \0")
+    except (*RECOVERABLE, ArithmeticError, LookupError):
+        # The store says what is wrong with it.
+        return ""
+    return patient if patient.isascii() else ""
+
+
+def lost_beside(reference: Resource, others: Iterable[Resource], there: Collection[Resource] | None) -> str | None:
+    """What is lost of instances with one SOP Instance UID since one of them was stored, in words; None if nothing is.
+
+    Args:
+        reference: The one that was stored.
+        others: The ones in other series.
+        there: The ones that the archive has now; None if it cannot be asked.
+    """
+    if there is None:
+        return "could not be looked at again when this one was stored"
+    if reference not in there:
+        return "answered that this one is stored, and a search does not find it"
+    return None if all(other in there for other in others) else "has lost that one since this one was stored"
 
 
 # Lists ----------------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ class Evidence:
         keys: The identities of its rows; see `row_key`.
         total: The number of all rows, where it was announced.
         more: Whether rows follow, where that is known.
-        unreadable: The number of further rows, which are no datasets.
+        unreadable: The number of further rows, which are not datasets.
     """
 
     keys: Sequence[bytes]
@@ -229,7 +229,7 @@ class Paging:
         passed: The rows passed on.
         received: The offset behind the rows received, duplicates included.
         repeated: The rows left out because they were returned before.
-        unreadable: The rows left out because they are no datasets.
+        unreadable: The rows left out because they are not datasets.
         answer: The last answer taken in.
         full: Whether that page held as many rows as were asked for.
         ended: Whether nothing more is to be asked for.
@@ -489,7 +489,7 @@ class Paging:
             SearchIncompleteError: In that case.
         """
         if self.unreadable:
-            raise self._incomplete(f"{self.unreadable} of the rows cannot be read: they are no datasets")
+            raise self._incomplete(f"{self.unreadable} of the rows cannot be read, because they are not datasets")
 
     @property
     def beginning(self) -> Beginning:

@@ -163,9 +163,12 @@ class InstanceStorer:
         Returns:
             The result of each, in order.
         """
-        if self._neighbours is not None:
+        if self._neighbours is None:
+            return self._store(instances)
+        try:
             return self._neighbours.store(instances, self._store)
-        return self._store(instances)
+        except RECOVERABLE as error:
+            return [self._failure_of(error, instance.reference) for instance in instances]
 
     def _store(self, instances: Sequence[Instance]) -> list[CopyResult]:
         results: dict[int, CopyResult] = {}
@@ -577,8 +580,8 @@ class TransferJob:
         return "series" if self.copies_series else "instance"
 
     @property
-    def has_exclusions(self) -> bool:
-        """Whether the source is a folder, where some files may not represent an instance."""
+    def counts_files(self) -> bool:
+        """Whether what is found are files, of which some may not represent an instance: all of a folder."""
         return not self.source.is_web and self.wanted is None
 
     @property
@@ -694,8 +697,7 @@ def _all_fates(source: DICOMClient, job: TransferJob, copier: InstanceCopier, ma
                 yield fate
         for _, fate in lane.drain():
             yield fate
-        if job.has_exclusions:
-            yield from excluded_files(source, job.query())
+        yield from excluded_files(source, job)
     finally:
         lane.close()
         pool.close()
@@ -834,16 +836,38 @@ def nothing_listed(client: DICOMClient, reference: Resource, transform: str) -> 
     return Failure(transform, f"{client.base_url} lists no instances of {reference.uri}", reference=reference)
 
 
-def excluded_files(source: DICOMClient, query: SearchQuery) -> Iterator[Exclusion | Failure]:
-    """The files that a search of a folder excludes; unreadable ones as failures."""
+def excluded_files(source: DICOMClient, job: TransferJob) -> Iterator[Exclusion | Failure]:
+    """The files of a folder that a job leaves out; unreadable ones as failures.
+
+    With a list, only those of what it names whose content is not copied.
+    """
+    if job.source.is_web:
+        return
+    named: set[Resource] = set()
     try:
-        for exclusion in source.iter_exclusions(query):
-            if exclusion.kind == "unreadable":
-                yield Failure(READ, exclusion.reason, reference=exclusion.reference, source=exclusion.path)
+        for exclusion in source.iter_exclusions(job.query()):
+            file, unreadable = exclusion.reference, exclusion.kind == "unreadable"
+            if job.wanted is not None:
+                if file is None or not (exclusion.conflicts or unreadable):
+                    continue
+                named = named or set(_named(source, job))
+                if named.isdisjoint((file, file.series, Resource(file.study_instance_uid))):
+                    continue
+            if unreadable:
+                yield Failure(READ, exclusion.reason, reference=file, source=exclusion.path)
             else:
                 yield exclusion
     except RECOVERABLE as error:
         yield failure_of(error, EXCLUSIONS)
+
+
+def _named(source: DICOMClient, job: TransferJob) -> Iterator[Resource]:
+    """The studies, series and instances that the lines of a list name."""
+    for line in job.lines:
+        if isinstance(line.wanted, SearchQuery):
+            yield from _resources(source.iter_search(line.wanted), line.wanted.level, [])
+        elif line.wanted is not None:
+            yield line.wanted
 
 
 # Downloads ------------------------------------------------------------------------------------------------------------

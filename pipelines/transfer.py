@@ -27,7 +27,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from dicomweb_io.account import ROW, conflicts_of, exit_code, make_summary, shown_progress, summary_lines, write_summary
-from dicomweb_io.elements import Failure, SearchQuery
+from dicomweb_io.elements import Failure
 from dicomweb_io.listing import ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
 from dicomweb_io.spool import PrivateDirectory
@@ -78,10 +78,7 @@ def build(pipeline: beam.Pipeline, job: TransferJob) -> TransferOutputs:
     copied = grouped.groups | "Copy" >> CopyInstances(
         job.source, job.destination, failures="collect", **job.copy_options()
     )
-    folders = pipeline | "Folder" >> beam.Create([job.query()] if job.has_exclusions else []).with_output_types(
-        SearchQuery
-    )
-    exclusions, unreadable = folders | "Exclusions" >> ListExclusions(job.source)
+    exclusions, unreadable = pipeline | "Exclusions" >> ListExclusions(job)
     joined = (*failures, grouped.failures, copied.failures, unreadable) | "Failures" >> beam.Flatten()
     return TransferOutputs(grouped.groups, copied.stored, joined, exclusions)
 

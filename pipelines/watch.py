@@ -30,7 +30,7 @@ from typing import Any, cast, get_args
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from dicomweb_io.account import adds_up, failure_line, format_bytes, write_summary
+from dicomweb_io.account import EXCLUSIONS, adds_up, failure_line, format_bytes, write_summary
 from dicomweb_io.changes import ChangeMethod, Changes, ChangeSource, Place, PlaceFile, Start, change_source
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.failures import RECOVERABLE, failure_of
@@ -146,6 +146,10 @@ def run_round(
     pending: dict[Resource, int] = {}
     given_up = list(changes.failures)
     for item in failures:
+        if item["transform"] == EXCLUSIONS:
+            # A file of a folder that another one stands for: no further round changes that.
+            given_up.append(_failure_from(item, Resource.of(item["reference"])))
+            continue
         if "reference" not in item:
             raise RuntimeError(f"a failure of the round names no object, so the round is repeated: {item['message']}")
         reference = Resource.of(item["reference"])

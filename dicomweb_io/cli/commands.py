@@ -15,6 +15,7 @@ from dicomweb_io.account import Account, exit_code, shown_progress, summary_line
 from dicomweb_io.cli.output import print_datasets, print_line, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
 from dicomweb_io.elements import COLLECTIONS, Failure
+from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.failures import RECOVERABLE, not_tried
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filters
@@ -78,7 +79,7 @@ def store(args: argparse.Namespace) -> int:
                     )
                     shown.advance(result.size)
     except RECOVERABLE as error:
-        reason = client.unavailable
+        reason = client.unavailable or (str(error) if isinstance(error, DICOMwebError) else None)
         if reason is None:
             raise
         print(f"dicomweb-io: {error}", file=sys.stderr)
@@ -218,7 +219,7 @@ def copy(args: argparse.Namespace) -> int:
 
 
 def _show(failure: Failure) -> None:
-    where = failure.reference.uri if failure.reference is not None else failure.source
+    where = failure.source or (failure.reference.uri if failure.reference is not None else None)
     print(f"dicomweb-io: {where}: {failure.message}" if where else f"dicomweb-io: {failure.message}", file=sys.stderr)
 
 

@@ -24,6 +24,7 @@ from dicomweb_io.dicom.uids import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
+    is_image_class,
     is_uid,
 )
 
@@ -41,6 +42,7 @@ _UIDS = {
 
 _IMAGE = frozenset((0x00280010, 0x00280011, 0x00280100))  # Rows, Columns, Bits Allocated
 _PIXEL_DATA_PROVIDER_URL = 0x00287FE0
+_DOCUMENT = 0x00420011
 _LAST_PIXEL_TAG = 0x7FE00010
 _FRAGMENT_PER_FRAME = frozenset(("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"))  # RLE, PS3.5 A.4.2; Deflated, A.4.13
 _VIDEO = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4 and HEVC: a stream, whose fragments are no frames
@@ -187,6 +189,15 @@ def judge(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan |
             return Verdict(f"{end.problem}; {max(len(fragments) - 1, 0)} fragments cannot hold {frames} frames")
         whole = _has_all_frames(source, scan, fragments, frames)
     return Verdict(None, None if whole else end.problem, scan.deflated, (*warnings, WITHOUT_DELIMITER), end.missing)
+
+
+def lacks_pixel_data(scan: HeaderScan) -> bool:
+    """Whether a scan found no pixel data though header or SOP Class say that it is an image; it may have been cut."""
+    if scan.pixel_data is not None or _PIXEL_DATA_PROVIDER_URL in scan.elements:
+        return False
+    if scan.elements.keys() >= _IMAGE:
+        return True
+    return _DOCUMENT not in scan.elements and is_image_class(scan.text(0x00080016) or scan.text(0x00020002))
 
 
 def check_complete(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan | None = None) -> str | None:

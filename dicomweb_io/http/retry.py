@@ -36,6 +36,8 @@ _MAX_EQUAL_CAUSES = 20
 _CROWDED_FOR = 10.0
 _MAX_PATIENCE = 64
 _FIRST_PROBE, _MAX_PROBE = 0.1, 5.0
+_MIN_SILENCE = 20
+"""Failures in a row that show that an archive is away, if they go on for long enough."""
 BAD_NEWS_LASTS = 60.0
 """Seconds for which an archive that was lost, or refused the login, is not worth another request of a job."""
 
@@ -503,12 +505,14 @@ class Throttle:
         self._held: set[Slot] = set()
         self._readers_waiting = 0
         self._patience = 1
+        self._slowed_in = -1
         self._owner: int | None = None
         self._turns_wanted = 0
         self._crowded_at = float("-inf")
         self._in_a_row: dict[str, tuple[Hashable, int]] = {}
         self._reached = False
         self._down_since: float | None = None
+        self._silence: tuple[float, int] | None = None
         self._prober: int | None = None
         self._probe_wait = _FIRST_PROBE
         self._lost: tuple[float, str] | None = None
@@ -664,6 +668,8 @@ class Throttle:
                 self._in_a_row.pop(kind, None)
                 if era == self._era:
                     self._halve()
+                if era > self._slowed_in:
+                    self._slowed_in = era
                     self._patience = min(_MAX_PATIENCE, 2 * self._patience)
             else:
                 last, number = self._in_a_row.get(kind, (None, 0))
@@ -680,12 +686,12 @@ class Throttle:
         return lost[1] if lost is not None and time.monotonic() - lost[0] < BAD_NEWS_LASTS else None
 
     def reached(self) -> None:
-        """Notes an answer, whatever it says."""
-        if self._reached and self._down_since is None and self._lost is None:
+        """Notes an answer of the archive, whatever it says."""
+        if self._reached and self._down_since is None and self._lost is None and self._silence is None:
             return
         with self._newcomers:
             self._reached = True
-            self._down_since = self._lost = None
+            self._down_since = self._lost = self._silence = None
             self._probe_wait = _FIRST_PROBE
             self._newcomers.notify_all()
 
@@ -694,6 +700,18 @@ class Throttle:
         with self._newcomers:
             self._lost = (time.monotonic(), why)
             self._newcomers.notify_all()
+
+    def heard_nothing(self, why: str, outage: float) -> None:
+        """Notes a request that the archive did not answer, though something in front of it may have.
+
+        If for `outage` seconds there was nothing else, it counts as lost.
+        """
+        with self._newcomers:
+            now = time.monotonic()
+            since, number = self._silence or (now, 0)
+            self._silence = since, number + 1
+            if number >= _MIN_SILENCE and now - since >= outage:
+                self.give_up(f"{why}; nothing else has been answered for {outage:g} s")
 
     def await_return(self, why: str, outage: float, deadline: Deadline) -> bool:
         """To be called by a thread that could not connect; returns when it may try again.

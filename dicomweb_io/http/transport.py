@@ -61,6 +61,8 @@ from dicomweb_io.http.settings import TLS, Limits, Timeouts
 Body = bytes | bytearray | memoryview | MultipartBody | Iterable[bytes] | None
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+_AWAY = frozenset({502, 503, 504})
+"""Statuses of a proxy whose archive is gone. One that is overloaded uses them too, but answers in between."""
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_RETRY_AFTER = 3600.0
@@ -391,9 +393,12 @@ class Transport:
             budget.stop(error)
             return None
         unreachable = isinstance(error, ConnectionFailedError) and not error.sent
-        if unreachable and self.outage is not None and throttle.lost:
-            budget.stop(error)
-            return None
+        silent = isinstance(error, ConnectionFailedError) or error.status in _AWAY
+        if silent and self.outage is not None:
+            throttle.heard_nothing(error.log_text, self.outage)
+            if throttle.lost:
+                budget.stop(error)
+                return None
         wait = self._repeated(error, call, budget)
         if wait is None and unreachable and error.retryable:
             throttle.give_up(error.log_text)
@@ -489,8 +494,8 @@ class Transport:
             retry_after = min(retry_after, _MAX_RETRY_AFTER)
         if status in (429, 503) and retry_after and self._throttle.back_off(min(retry_after, _MAX_RETRY_AFTER)):
             logger.warning("%s asks to wait %.1f s (HTTP %d)", safe_url(self.base_url), retry_after, status)
-        said = server_message(body, url, answer.request_headers)
-        words = [said, _ADVICE.get(status, "")]
+        message = server_message(body, url, answer.request_headers)
+        words = [message, _ADVICE.get(status, "")]
         if status in (401, 403) and not own:
             words.append("credentials were not sent there, because it is not the archive's own origin")
         error = answer.error(
@@ -498,7 +503,7 @@ class Transport:
             DICOMwebError,
             retryable=status in self.retry.statuses,
         )
-        error.said = said
+        error.server_message = message
         if status == 401 and own:
             self._refusal = (time.monotonic(), f"{safe_url(self.base_url)} refuses the login (HTTP 401)")
         error.retry_after = retry_after
@@ -557,7 +562,8 @@ class Transport:
             if failure is None:
                 raise
         else:
-            self._throttle.reached()
+            if response.status_code not in _AWAY:
+                self._throttle.reached()
             if own and response.status_code != 401:
                 self._refusal = None
             answer = StreamedAnswer(

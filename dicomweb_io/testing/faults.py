@@ -590,7 +590,7 @@ class LyingTotal(SearchFault, action="lying_total"):
 
 @dataclass(frozen=True)
 class EmptyPage(SearchFault, action="empty_page"):
-    """The page is empty (or the one from row `offset` on), though X-Total-Count tells of rows behind it."""
+    """The page is empty (or the one from row `offset` on), although X-Total-Count announces rows behind it."""
 
     offset: int | None = None
 
@@ -840,7 +840,7 @@ class WireFault(Fault):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.overlapping is not None:
-            raise ValueError(f"the fault {self.action!r} strikes connections, which cannot be told to overlap")
+            raise ValueError(f"the fault {self.action!r} strikes connections, not requests, so it has no overlapping")
 
     @property
     def place(self) -> tuple[Place, int]:

@@ -24,7 +24,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io.account import MAX_LISTED, REPORT, account_document, counts_of, failure_line
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
-from dicomweb_io.elements import Exclusion, Failure, Resource, SearchQuery, StoredInstance
+from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.listing import InstanceGroup, ListLine, SeriesGrouping, list_groups
 from dicomweb_io.options import report_lines
@@ -297,29 +297,27 @@ class _MatchLines(PooledDoFn):
             yield Problem(item) if isinstance(item, Failure) else item
 
 
-@beam.typehints.with_input_types(SearchQuery)
 class ListExclusions(DICOMwebTransform):
-    """What each search in a folder leaves out: gives the exclusions, and as failures the files that cannot be read.
+    """The files that a copy from a folder leaves out; those that cannot be read as failures.
 
     Args:
-        endpoint: The folder.
+        job: The transfer.
     """
 
-    def __init__(self, endpoint: EndpointLike) -> None:
-        super().__init__(endpoint, failures="collect")
+    def __init__(self, job: TransferJob) -> None:
+        super().__init__(job.source, failures="collect")
+        self._job = job
 
-    def expand(self, queries: Any) -> tuple[Any, Any]:
+    def expand(self, pipeline: Any) -> tuple[Any, Any]:
         """Builds the step."""
-        listed = queries | "List" >> self._step(_ListExclusions(self.endpoint), Exclusion)
+        folders = pipeline | "Folder" >> beam.Create([] if self._job.source.is_web else [self._job])
+        listed = folders | "List" >> self._step(_ListExclusions(), Exclusion)
         return listed["main"], listed[FAILURES]
 
 
 class _ListExclusions(beam.DoFn):
-    def __init__(self, source: Endpoint) -> None:
-        self._source = source
-
-    def process(self, element: SearchQuery) -> Iterator[Any]:
-        lease = shared_client(self._source)
+    def process(self, element: TransferJob) -> Iterator[Any]:
+        lease = shared_client(element.source)
         try:
             for item in excluded_files(lease.client, element):
                 yield TaggedOutput(FAILURES, item) if isinstance(item, Failure) else item

@@ -88,6 +88,10 @@ class ExistingInstances:
         whole = SearchQuery("instance", series.study_instance_uid, series.series_instance_uid)
         return found | (listed_uids(self._client, whole) & set(uids))
 
+    def lists(self, reference: Resource) -> bool:
+        """Whether the archive lists an instance now."""
+        return reference.sop_instance_uid in self._among(reference.series, [str(reference.sop_instance_uid)])
+
     def finds(self, item: StoreItem) -> bool:
         """Whether the archive has an item's UID; False if it cannot be asked."""
         try:

@@ -104,7 +104,7 @@ class Searcher(OfService):
                 return self._walked_page(query, offset, limit)
             if error.status != 413:
                 raise
-            raise TooManyResultsError(
+            refusal = TooManyResultsError(
                 f"the search finds more than the server returns; narrow it, for example by ranges of StudyDate. "
                 f"{error.detail}".strip(),
                 status=413,
@@ -112,7 +112,9 @@ class Searcher(OfService):
                 method=error.method,
                 attempts=error.attempts,
                 response=error.response,
-            ) from error
+            )
+            refusal.server_message = error.server_message
+            raise refusal from error
         warnings = warnings_of(answer)
         page = SearchPage(rows, offset, sent, _total(answer), warnings=warnings, unreadable=unreadable)
         announced = bool(_NEXT.search(answer.headers.get("Link", "")) or any(map(_MORE.search, warnings)))
@@ -284,7 +286,7 @@ class Searcher(OfService):
         return self._service.decodes_queries
 
     def _read(self, query: SearchQuery, answer: StreamedAnswer, most: int | None) -> tuple[Sequence[JSONDataset], int]:
-        """The rows of an answer, `most` of them at most, and how many further ones are no datasets."""
+        """The rows of an answer, `most` of them at most, and how many further ones are not datasets."""
         head, chunks = bytearray(), answer.iter_chunks()
         while len(head) <= _MAX_WHOLE and (chunk := next(chunks, None)) is not None:
             head += chunk
@@ -329,12 +331,12 @@ class Searcher(OfService):
         return rows, unreadable
 
     def _check_filters(self, query: SearchQuery, answer: Answer | StreamedAnswer, rows: Sequence[JSONDataset]) -> None:
-        """Fails if a row contradicts the path or a filter; logs, once for each, filters that no row tells of."""
+        """Fails if a row contradicts the path or a filter; logs, once for each, filters that no row can confirm."""
         for row in rows:
-            stray = strayed(query, row)
-            if stray is not None:
+            outside = outside_path(query, row)
+            if outside is not None:
                 raise answer.error(
-                    f"the server ignored the path of the search: a row of the answer has {stray}, so the other rows "
+                    f"the server ignored the path of the search: a row of the answer has {outside}, so the other rows "
                     f"may not belong there either. Its searches inside a study or series cannot be relied on",
                     FilterIgnoredError,
                 )
@@ -548,7 +550,7 @@ def _split_uid_lists(query: SearchQuery) -> Iterator[SearchQuery]:
 # Filters that were ignored ------------------------------------------------------------------------------------------
 
 
-def strayed(query: SearchQuery, row: JSONDataset) -> str | None:
+def outside_path(query: SearchQuery, row: JSONDataset) -> str | None:
     """The UID of a row that lies in another study or series than the one searched, in words; None if there is none.
 
     Args:

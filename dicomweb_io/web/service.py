@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -24,6 +25,7 @@ REFUSALS = (400, 406, 415)
 """Statuses with which servers refuse an Accept header (Orthanc 1.10.1 says 400 where the standard says 406)."""
 
 _MAX_FRAME_SIZES = 4096
+_MAX_STORED = 100_000
 _WARNING = re.compile(r'(\d{3})\s+(?:\S+\s+)?"((?:[^"\\]|\\.)*)"')
 
 
@@ -66,6 +68,8 @@ class Service:
         self.decodes_queries: bool | None = None
         self.frames_at_once = sys.maxsize
         # How many bytes the native frames of an instance have, by its metadata or its first frame: for some instances.
+        # The study and series that a SOP Instance UID was stored in, of the last ones.
+        self._stored: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._frame_sizes: dict[Resource, tuple[Collection[int], str]] = {}
 
     @contextmanager
@@ -180,6 +184,16 @@ class Service:
             return  # It has no frames, or nothing says how long they are.
         reason = f"its metadata say {' or '.join(map(str, sorted(sizes)))}"
         self.learn_frame_sizes(instance, {*sizes, *(size + 1 for size in sizes)}, reason)
+
+    def stored_before(self, instance: Resource) -> Resource | None:
+        """Notes that an instance was stored; gives what was stored before under its UID in another series, if known."""
+        uid = str(instance.sop_instance_uid)
+        place = sys.intern(instance.study_instance_uid), sys.intern(str(instance.series_instance_uid))
+        before = self._stored.pop(uid, place)
+        self._stored[uid] = place
+        if len(self._stored) > _MAX_STORED:
+            self._stored.popitem(last=False)
+        return Resource(*before, uid) if before != place else None
 
     def parts(self, answer: StreamedAnswer) -> MultipartReader:
         """The parts of an answer as they arrive."""

@@ -33,6 +33,7 @@ from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.http.multipart import MultipartBody
 from dicomweb_io.http.retry import Deadline
 from dicomweb_io.http.transport import Answer, Attempt
+from dicomweb_io.listing import lost_beside
 from dicomweb_io.store_items import Batch, StoreItem, check_options, prepare
 from dicomweb_io.store_response import StoreResponse, describe_reason, parse_store_response, response_module
 from dicomweb_io.web.replace import ExistingInstances, Replacer
@@ -178,10 +179,24 @@ class Storer:
                 item.fail("its outcome is unknown: the archive gave no answer", retryable=True)
             elif isinstance(item.outcome, StoredInstance):
                 self._existing.add(item.reference)
+                self._look_beside(item)
             yield item
         batch.clear()
         if hopeless is not None:
             raise hopeless
+
+    def _look_beside(self, item: StoreItem) -> None:
+        """Looks whether a store lost what this process stored before under the same SOP Instance UID."""
+        other = self._service.stored_before(item.reference)
+        if other is None or self._service.profile.same_uid_elsewhere == "keeps_both":
+            return
+        try:
+            there = [one for one in (item.reference, other) if self._existing.lists(one)]
+        except RECOVERABLE:
+            there = None
+        lost = lost_beside(item.reference, [other], there)
+        if lost is not None:
+            item.fail(f"the archive has this SOP Instance UID in another series, {other.uri}, and {lost}")
 
     def _look_before(self, item: StoreItem, on_existing: OnExisting) -> None:
         item.must_be_same = on_existing != "skip"
@@ -207,8 +222,9 @@ class Storer:
         if cap is not None and len(items) == 1 and items[0].size > cap:
             logger.info("an instance has %d bytes; the server is known to accept %d per request", items[0].size, cap)
         waiting = list(items)
-        # A second PUT replaces what the first one stored.
-        looks = method == "POST" and self._service.profile.store_again != "harmless"
+        # A second PUT replaces what the first one stored. What is guessed of a server permits nothing.
+        harmless = self._service.profile.store_again == "harmless" and not self._service.profile_is_guess
+        looks = method == "POST" and not harmless
         answer: Answer | None = None
         failure: DICOMwebError | None = None
         throttle = self._service.transport.throttle
@@ -269,10 +285,29 @@ class Storer:
             unknown = [item for item in unknown if item.outcome is None]
             if not unknown:
                 return
+        if answer.status == 409:
+            unknown = self._absent(unknown, response)
+            if not unknown:
+                return
         if len(unknown) == 1 and (len(items) == 1 or (others_are_named and answer.status != 413)):
             self._blame(unknown[0], response, answer)
         else:
             self._split(unknown, method, url)
+
+    def _absent(self, items: Sequence[StoreItem], response: StoreResponse) -> list[StoreItem]:
+        """After 409, which may mean that the instances are there already: what is not; what is there exists."""
+        reasons = {module.number_of(one, module.FAILURE_REASON) for one in response.nameless}
+        if any(item.must_be_same for item in items) or reasons.intersection(self._service.profile.conflict_reasons):
+            return list(items)
+        try:
+            present = self._existing.present(items)
+        except RECOVERABLE as error:
+            logger.info("the look-up of what was refused failed: %s", log_text(error))
+            return list(items)
+        for item in items:
+            if item.uid in present:
+                item.succeed("exists", "uid")
+        return [item for item in items if item.outcome is None]
 
     def _requested(self, method: str, url: str, items: Sequence[StoreItem], attempt: Attempt) -> Answer:
         body = MultipartBody([item.part() for item in items])
@@ -306,7 +341,7 @@ class Storer:
         words = [f"the server refused it with HTTP {answer.status}"]
         if response.nameless:
             words.append(describe_reason(reason, response.nameless[0], item.redact))
-        words.append(item.redact(answer.said))
+        words.append(item.redact(answer.server_message))
         item.fail(
             ": ".join(filter(None, words)),
             url=answer.url,

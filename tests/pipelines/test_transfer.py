@@ -544,6 +544,18 @@ def test_a_conflicting_file_is_named_and_never_success(driver, job, capsys, fold
         (line,) = failures.read_text().splitlines()
         assert json.loads(line)["source"] == str(other)
         assert "Everything is at the destination" not in said
+    # The same with a list, such as the failures of the run before.
+    (archive / "f.dcm").write_bytes(make_bytes(series="1.2.1.2", sop="9", EncapsulatedDocument=b"x" * 50)[:-20])
+    (tmp_path / "study").write_text("StudyInstanceUID\n1.2.1\n")
+    for wanted, failed in ((failures, 0), (tmp_path / "study", 1)):
+        code, numbers, said = run_by(driver, job, capsys, archive, folder, "--input", str(wanted))
+        assert (code, numbers["duplicate"], numbers["conflicting"], numbers["failed"]) == (1, 1, 1, failed)
+        assert numbers["found"] == sum(numbers[part] for part in PARTS)
+        assert "Everything is at the destination" not in said
+    (tmp_path / "series").write_text("StudyInstanceUID,SeriesInstanceUID\n1.2.1,1.2.1.3\n")
+    (archive / "g.dcm").write_bytes(make_bytes(series="1.2.1.3"))
+    code, numbers, _ = run_by(driver, job, capsys, archive, folder, "--input", str(tmp_path / "series"))
+    assert (code, numbers["transferred"], numbers["conflicting"]) == (0, 1, 0)
 
 
 # Lists --------------------------------------------------------------------------------------------------------------
@@ -617,3 +629,4 @@ def test_each_line_of_a_list_is_accounted_for(
     named = [json.loads(line) for line in failures.read_text().splitlines()]
     assert len(named) == sum(account.values())
     assert all(str(wanted) in entry["source"] for entry in named)
+    assert driver == "job" or all(f"{entry['source']}: " in said for entry in named)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from dicomweb_io.elements import Instance
@@ -120,6 +121,18 @@ def test_what_fails_always_is_given_up_and_told(job, serve, source, folder, tmp_
     told = [json.loads(line)["reference"]["sop_instance_uid"] for line in failures.read_text().splitlines()]
     assert sorted(told) == sorted(str(Instance.from_path(path).reference.sop_instance_uid) for path in paths)
     assert job(source, *options, destination=broken.url)[0] == 0
+
+
+def test_a_conflicting_file_of_a_folder_is_named_once_and_ends_no_round(job, source, folder, tmp_path):
+    first = min(fresh(source))
+    other = source / "zz.dcm"
+    dataset = pydicom.dcmread(first)
+    dataset.PatientName = "Another^Name"
+    dataset.save_as(other)
+    code, summary, _ = job(source, "--start", "all", "--failures", str(tmp_path / "failures"), polls=2)
+    assert (code, summary["given_up"], summary["failed_polls"]) == (1, 1, 0)
+    (line,) = (tmp_path / "failures").read_text().splitlines()
+    assert json.loads(line)["source"] == str(other)
 
 
 def test_a_source_that_cannot_be_asked_loses_nothing(job, serve, source, folder):

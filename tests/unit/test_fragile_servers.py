@@ -85,6 +85,19 @@ def test_a_plain_client_in_several_threads_retrieves_all(serve, many):
     assert sorted(got) == contents(many)
 
 
+@pytest.mark.parametrize(
+    "refusal", [{"action": "refuse_instances"}, {"action": "status", "status": 409}, {"status": 500}]
+)
+def test_what_is_there_already_is_sent_once(serve, folder, tmp_path, refusal):
+    """The profile is a guess by the address, which is that of an Orthanc; it does not permit to send things again."""
+    make_study(folder, series=3, instances=50, size=300)
+    make_study(tmp_path / "source", series=3, instances=50, size=300)
+    server = serve(folder, faults=[fault(**{"action": "status", **refusal}, method="POST", times=None)])
+    summary = run_transfer(TransferJob(Endpoint(str(tmp_path / "source")), Endpoint(server.url), on_existing="server"))
+    assert (summary["found"], summary["failed"], summary["not_tried"]) == (150, 0, 0)
+    assert len(server.records.of("POST")) == 3
+
+
 # Dead servers ---------------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +173,27 @@ def test_only_a_refused_login_ends_a_job(serve, many, folder, tmp_path, status):
         assert (summary["transferred"], summary["failed"], summary["not_tried"]) == (59, 1, 0)
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_job_ends_when_only_a_proxy_still_answers(serve, many, folder, tmp_path, status):
+    server = serve(folder, faults=[fault("status", status=status, first=40, times=None)])
+    ends = [
+        Endpoint(str(many)),
+        Endpoint(server.url, timeouts=Timeouts(outage=0.2), retry=RetryPolicy(initial_delay=0.05)),
+    ]
+    summary = run_transfer(TransferJob(*ends, failures=str(tmp_path / "failures.jsonl")))
+    assert summary["found"] == COUNT == sum(summary[part] for part in PARTS)
+    assert summary["transferred"] > 5
+    assert summary["not_tried"] > 10
+    assert len(lines_of(tmp_path)) == summary["not_tried"] + summary["failed"]
+
+
+def test_one_kind_of_request_that_always_fails_ends_no_job(serve, many, folder):
+    server = serve(folder, faults=[fault("status", status=503, method="POST", times=None)])
+    endpoint = Endpoint(server.url, timeouts=Timeouts(outage=0.1), retry=RetryPolicy(initial_delay=0.02))
+    summary = run_transfer(TransferJob(Endpoint(str(many)), endpoint))
+    assert (summary["failed"], summary["not_tried"]) == (COUNT, 0)
+
+
 def test_a_missing_secret_ends_a_job(serve, many, folder, tmp_path, monkeypatch):
     monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
     server = serve(folder)
@@ -193,11 +227,12 @@ def test_one_request_probes_a_server_that_is_down_and_the_others_wait(serve, fol
         assert client.stats.requests - before < 8 + 8 + 8
 
 
-def test_the_command_accounts_for_files_that_it_did_not_try(serve, many, folder, capsys):
-    server = serve(folder, faults=[fault("status", status=401, method="POST", first=2, times=None)])
+@pytest.mark.parametrize("status", [401, 403, 404, 501])
+def test_the_command_accounts_for_files_that_it_did_not_try(serve, many, folder, capsys, status):
+    server = serve(folder, faults=[fault("status", status=status, method="POST", first=2, times=None)])
     assert command_line(["--url", server.url, "store", "instances", str(many)]) == 1
     printed = capsys.readouterr()
     outcomes = Counter(json.loads(line)["outcome"] for line in printed.out.splitlines())
     assert outcomes == {"stored": 50, "not tried": 10}
-    assert "HTTP 401" in printed.err
+    assert f"HTTP {status}" in printed.err
     assert "10 not tried, 50 stored" in printed.err

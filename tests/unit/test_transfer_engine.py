@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.elements import UID_TAGS, Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import PagingError
+from dicomweb_io.errors import PagingError, StoreError
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.http.settings import Limits, Timeouts
 from dicomweb_io.listing import SeriesListing, expand_reference
@@ -517,6 +518,52 @@ def test_one_uid_in_two_series_is_two_instances_or_a_failure(answering, folder, 
         assert OLD in there.held, "what the archive had is lost although the profile says that it would be"
 
 
+@pytest.mark.parametrize("keeps", ["both", "ignores", "overwrites"])
+@pytest.mark.parametrize("entry", ["copy", "storer", "client", "store_instances"])
+@pytest.mark.parametrize("on_existing", ["server", "skip", "error"])
+def test_what_was_sent_under_one_uid_is_looked_for_whoever_sends_it(answering, folder, keeps, entry, on_existing):
+    for reference in (OLD, NEW, MORE):
+        put(folder, reference)
+    there = Keeper(answering, keeps)
+    instances = [Instance.from_path(path) for path in sorted(folder.glob("*.dcm"))]
+    with Endpoint(str(folder)).connect() as source, there.client() as client:
+        if entry == "copy":
+            job = TransferJob(Endpoint(str(folder)), Endpoint(there.url), on_existing=on_existing)
+            summary = run_transfer(job, clients=(source, client))
+            outcomes = [StoredInstance] * summary["transferred"] + [Failure] * summary["failed"]
+        elif entry == "storer":
+            outcomes = [type(one) for one in InstanceStorer(client, on_existing=on_existing).store(instances)]
+        elif entry == "client":
+            outcomes = [type(one) for one in client.iter_store_instances(instances, on_existing=on_existing)]
+        else:
+            try:
+                client.store_instances(instances)
+                outcomes = [StoredInstance] * 3
+            except StoreError as error:
+                outcomes = [type(one) for one in error.outcomes]
+    assert Counter(outcomes) == ({StoredInstance: 3} if keeps == "both" else {StoredInstance: 2, Failure: 1})
+
+
+@pytest.mark.parametrize("look", ["SOPInstanceUID=9", "/studies?StudyInstanceUID"])
+def test_a_look_that_fails_once_leaves_the_next_ones_in_force(answering, folder, look):
+    put(folder, NEW, "P" if "SOP" in look else "Q")
+    there = Keeper(answering, "ignores", [OLD])
+    before = []
+
+    def fails_once(request):
+        if look in request.target and not before:
+            before.append(request.target)
+            return Reply(503)
+        return there.answer(request)
+
+    job = TransferJob(Endpoint(str(folder)), Endpoint(answering(fails_once).url, retry=RetryPolicy.none()))
+    for _ in range(2):
+        summary = run_transfer(job)
+        assert (summary["transferred"], summary["failed"], exit_code(summary)) == (0, 1, 1)
+    assert before
+    assert list(there.held) == [OLD]
+
+
 @pytest.mark.parametrize(
     ("patient", "allowed", "arrives"), [("Q", False, False), ("Q", True, True), ("P", False, True)]
 )
@@ -534,6 +581,17 @@ def test_a_study_of_another_patient_is_withheld(answering, folder, tmp_path, kin
     summary = run_transfer(job, on_failure=failures.append)
     assert (summary["transferred"], summary["failed"], exit_code(summary)) == ((1, 0, 0) if arrives else (0, 1, 1))
     assert all("under another PatientID" in failure.message and failure.reference == MORE for failure in failures)
+
+
+@pytest.mark.parametrize(("fact", "allowed", "failed"), [(None, False, 1), (None, True, 0), ("keeps_both", False, 0)])
+def test_a_study_of_two_patients_is_stored_of_the_first_alone(answering, folder, fact, allowed, failed):
+    for reference, patient in ((OLD, "P"), (MORE, "Q")):
+        put(folder, reference, patient)
+    there = Keeper(answering, "both")
+    job = TransferJob(Endpoint(str(folder)), Endpoint(there.url), allow_other_patient=allowed)
+    with job.source.connect() as source, there.client(same_uid_elsewhere=fact) as destination:
+        summary = run_transfer(job, clients=(source, destination))
+    assert (summary["failed"], summary["transferred"]) == (failed, 2 - failed)
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,23 @@ def test_character_sets(name: str, text: str) -> None:
     assert first_value(row, "PatientComments") == text
 
 
+@pytest.mark.parametrize(
+    ("names", "value", "text"),
+    [
+        (("", "ISO 2022 IR 149"), b"\x1b$)C\xb1\xe8\x1b(Babc\xc8\xf1", "김abc희"),
+        (("", "ISO 2022 IR 58"), b"\x1b$)A\xcd\xf5\x1b(Ba\n\x1b$)A\xd0\xa1", "王a\n小"),
+        (("", "ISO 2022 IR 144"), b"\x1b-L\xb6\x1b(Ba\xb6", "ЖaЖ"),
+        (("ISO 2022 IR 144", "ISO 2022 IR 87"), b"\x1b$B;3\x1b(B\xb6", "山Ж"),
+        (("ISO 2022 IR 13", "ISO 2022 IR 87"), b"\x1b$B;3\x1b(B\xd4", "山ﾔ"),
+    ],
+)
+def test_an_escape_to_ascii_leaves_high_bytes_as_they_were(names: tuple[str, ...], value: bytes, text: str) -> None:
+    charset = character_set(names)
+    assert charset.decode(value) == text
+    assert charset.reads(value)
+    assert not character_set(("", "ISO 2022 IR 149")).reads(b"\x1b$)C\xb1\xe8\r\n\x1b(B\xb6")
+
+
 def test_character_sets_that_are_misspelt_unknown_or_mixed() -> None:
     for name in ("ISO_IR 100\x08\x00", "hex", "zlib", "undefined", "idna"):
         assert character_set((name,)).codecs == character_set(()).codecs

@@ -583,6 +583,21 @@ def test_an_odd_vr_before_the_uids_and_inside_a_sequence() -> None:
     assert found[0].keys() == {"00190010", "00191001", "00400001"}
 
 
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("vr", [b"--", b"??"])
+def test_an_odd_vr_may_come_first_in_an_item_or_in_no_order(vr: bytes, wide: bool) -> None:
+    odd = element(0x00191001, vr, b"abcdef", wide=wide)
+    items = [struct.pack("<HHI", 0xFFFE, number, length) for number, length in ((0xE000, 0xFFFFFFFF), (0xE00D, 0))]
+    value = items[0] + odd + items[1] + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    content = with_element(CT_SMALL, struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + value, 0x00100010)
+    assert check_complete(content) is None
+    assert encode(content)["00081140"]["Value"][0].keys() == {"00191001"}
+    undefined = struct.pack("<HH2sHI", 0x0019, 0x1002, vr, 0, 0xFFFFFFFF) + value
+    assert judge(with_element(CT_SMALL, odd + undefined)) == Verdict(warnings=(ODD_VR,))
+    unsorted = with_element(CT_SMALL, odd + element(0x00190010, b"LO", b"ACME"))
+    assert judge(unsorted) == Verdict(warnings=(ODD_VR,))
+
+
 def test_a_file_with_the_prefix_alone_is_dicom() -> None:
     bare = CT_SMALL[128:]
     header = header_of(io.BytesIO(bare))
