@@ -22,6 +22,7 @@ from dicomweb_io.dicom.errors import IncompleteJSONError
 from dicomweb_io.dicom.json_decode import first_text, is_dataset, without_padding
 from dicomweb_io.dicom.matching import carries, contradicted, filter_values, same_attributes, selects
 from dicomweb_io.dicom.media_types import DICOM_JSON
+from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import (
     LEVELS,
@@ -182,9 +183,7 @@ class Searcher(OfService):
                 if not seen.repeats(row_key(row, part.level)):
                     yield row
         if nameless:
-            what = (
-                f"{len(nameless)} rows of the levels above name no study or series, so that what is in them is missing"
-            )
+            what = f"{len(nameless)} rows of the levels above name no study or series; what is in them is missing"
             raise SearchIncompleteError(what, method="GET", url=self._service.urls.search(parts[0]))
         if incomplete:
             raise incomplete[0]
@@ -637,7 +636,7 @@ def walk(query: SearchQuery, search: Search, nameless: list[JSONDataset]) -> Ite
     if query.study_instance_uid is None:
         for study in search(parent_query(query)):
             uid = first_text(study, UID_TAGS["study"])
-            if not uid:
+            if not is_uid(uid, permissive=True):
                 nameless.append(study)
                 continue
             below = replace(
@@ -663,7 +662,7 @@ def walk(query: SearchQuery, search: Search, nameless: list[JSONDataset]) -> Ite
             return
     for series in search(parent_query(query)):
         uid = first_text(series, UID_TAGS["series"])
-        if not uid:
+        if not is_uid(uid, permissive=True):
             nameless.append(series)
             continue
         below = replace(
