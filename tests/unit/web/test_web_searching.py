@@ -270,6 +270,25 @@ def test_an_empty_page_is_no_end_against_what_the_server_announces(web, headers,
     assert len(list(client.iter_search(STUDIES, page_size=10, limit=20))) == 20
 
 
+def test_a_single_page_is_judged_by_what_the_server_announces(web, caplog):
+    """The loop of the user guide ends with an empty page."""
+    rows = [web.row(f"1.{number}") for number in range(50)]
+
+    def answer(request):
+        offset = int(request.parameters.get("offset", 0))
+        page = [] if offset == 20 else rows[offset : offset + 10]
+        return web.json(page, headers={"X-Total-Count": "50"})
+
+    _, client = web.connect(answer)
+    assert len(client.search_for_studies(limit=10)) == 10
+    assert not caplog.text
+    assert len(client.search_for_studies()) == 10
+    assert "more rows follow the 10 of this page" in caplog.text
+    with pytest.raises(SearchIncompleteError, match="50 rows in all"):
+        client.search_for_studies(offset=20)
+    assert client.search_for_studies(offset=50) == []
+
+
 def test_a_total_that_agrees_at_the_end_means_a_change(web):
     def answer(request):
         offset = int(request.parameters.get("offset", 0))
