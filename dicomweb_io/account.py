@@ -53,7 +53,7 @@ _LINE_WORDS = {
 _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
 _REASON = "reason: "
 _WARNING = "warning: "
-_NAMES = re.compile(r"\d+(?:\.\d+){2,}")
+_NAMES = re.compile(r"(?<!//)(?<![\d.])\d+(?:\.\d+){2,}")
 MAX_LISTED = 1000
 """The files left out that a summary lists."""
 
@@ -99,9 +99,12 @@ def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
 
 
 def reason_of(failure: Failure) -> str:
-    """A failure's reason without what belongs to the single case, so that equal reasons can be counted."""
+    """A failure's reason without what belongs to the single case, so that equal reasons can be counted.
+
+    What a server wrote is left out: it may name a patient.
+    """
     text = failure.message.partition(":")[0] if failure.transform in _LINES else failure.message
-    for name in (failure.source, failure.url):
+    for name in (failure.server_message, failure.source, failure.url):
         if name:
             text = text.replace(name, "…")
     return " ".join(_NAMES.sub("UID", text).split())[:300]
@@ -238,6 +241,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     conflicts = [item for item in summary["duplicates"] if item["conflicts"]]
     for item in conflicts[:10]:
         yield f"    {item['path']} is not at the destination: {item['chosen']} is the same instance ({item['reason']})"
+    if summary["conflicting"] > len(conflicts[:10]):
+        yield f"    and {summary['conflicting'] - len(conflicts[:10]):,} more, which --failures lists"
     yield f"  ignored        {summary['ignored']:>10,}"
     yield f"  failed         {summary['failed']:>10,}"
     yield f"  not tried      {summary['not_tried']:>10,}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -64,6 +65,8 @@ FilterMismatch = Literal["error", "warn"]
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+logger = logging.getLogger("dicomweb_io")
 
 DEFAULT_MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 _FRAMES_AT_ONCE = 1000
@@ -489,16 +492,19 @@ class DICOMClient(ABC):
     def _listed(self, query: SearchQuery, offset: int, limit: int | None, get_remaining: bool) -> list[JSONDataset]:
         rows: list[JSONDataset] = []
         try:
-            if get_remaining:
+            page = None if get_remaining else self.search_page(query, offset=offset, limit=limit, surplus=False)
+            # An empty page is no end where the archive announces rows behind it: all of the search shows whether it is.
+            if page is None or (page.more and not page.rows and not page.unreadable):
                 # Not `list(…)`: the rows before an error are kept.
                 for row in self.iter_search(query, offset=offset, limit=limit):
                     rows.append(row)  # noqa: PERF402
                 return rows
-            page = self.search_page(query, offset=offset, limit=limit, surplus=False)
             rows += page.rows[:limit]
             if page.unreadable:
-                what = f"{page.unreadable} of the rows cannot be read: they are no datasets; {len(rows)} rows came"
-                raise SearchIncompleteError(what, method="GET", url=self.base_url)
+                what = f"{page.unreadable} of the rows cannot be read, because they are not datasets"
+                raise SearchIncompleteError(f"{what}; {len(rows)} rows came", method="GET", url=self.base_url)
+            if page.more and not page.warnings and (limit is None or len(rows) < limit):
+                logger.warning("%s: more rows follow the %d of this page (see get_remaining)", self.base_url, len(rows))
         except SearchIncompleteError as error:
             error.rows = rows
             raise

@@ -6,6 +6,7 @@ import hashlib
 from typing import BinaryIO
 
 from dicomweb_io.dicom.part10 import header_of
+from dicomweb_io.dicom.pixels import decoded_pixels
 from dicomweb_io.elements import Instance
 from dicomweb_io.errors import TranscodingError
 from dicomweb_io.profiles import ComparisonLevel
@@ -62,9 +63,8 @@ def _pixel_difference(one: Instance, other: Instance) -> str | None:
     if any((name in first) != (name in second) for name in names):
         return "only one copy has pixel data"
     try:
-        pixels, others = first.pixel_array, second.pixel_array
+        (pixels, _), (others, _) = decoded_pixels(first), decoded_pixels(second)
     except Exception as error:
-        # pydicom's decoders raise whatever their codecs raise.
         raise TranscodingError(
             f"the pixels of {one.reference.uri} cannot be compared: {one.transfer_syntax_uid} and "
             f"{other.transfer_syntax_uid} cannot both be decoded ({type(error).__name__})"

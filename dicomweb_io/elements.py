@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from dicomweb_io.dicom.part10 import Header, header_of, readable
+from dicomweb_io.dicom.part10 import Header, header_of, read_dataset
 from dicomweb_io.dicom.uids import check_uid, is_uid, path_segment
 from dicomweb_io.dicom.uris import URI, URIType
 from dicomweb_io.errors import InvalidIdentifierError, safe_url
@@ -294,12 +294,8 @@ class Instance:
         Args:
             **options: Arguments of `pydicom.dcmread`, such as ``stop_before_pixels=True``.
         """
-        import pydicom
-
-        options.setdefault("force", True)
         with self.open() as file:
-            dataset: Dataset = pydicom.dcmread(readable(file), **options)
-        return dataset
+            return read_dataset(file, **options)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Instance:
@@ -394,7 +390,7 @@ class SearchPage:
         more: True if the archive says that rows follow, False if it is known that none do, None if it cannot be known
             from this page.
         warnings: Texts of the answer's Warning headers.
-        unreadable: The number of further rows, which are no datasets.
+        unreadable: The number of further rows, which are not datasets.
     """
 
     rows: Sequence[JSONDataset]
@@ -496,8 +492,8 @@ class StoredInstance:
 class Failure:
     """A failed operation on one object, with everything needed to understand and repeat it.
 
-    It holds UIDs, paths and reasons, never payload bytes or patient names (a path may contain a name, so failure files
-    are readable by their owner only).
+    It holds UIDs, paths and reasons, never payload bytes or patient names of ours (a path or a server's message may
+    contain a name, so failure files are readable by their owner only).
 
     Attributes:
         transform: The operation that failed, such as ``"RetrieveInstances"``.
@@ -510,6 +506,8 @@ class Failure:
         reason_code: The DICOM Failure Reason (0008,1197).
         attempts: How many times it was tried.
         retryable: Whether trying again later could help.
+        server_message: The part of `message` that the server wrote, which may name a patient: it is left out of
+            summaries.
     """
 
     transform: str
@@ -522,6 +520,7 @@ class Failure:
     reason_code: int | None = None
     attempts: int = 1
     retryable: bool = False
+    server_message: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The failure as a JSON object; absent values are left out."""
@@ -534,7 +533,7 @@ class Failure:
 
 
 BEGINS_ALIKE = "and the chosen file begins with the same bytes"
-"""What is said of a duplicate that is cut off: nothing of it is lost."""
+"""The reason given for a duplicate that is cut off: nothing of it is lost."""
 
 
 @dataclass(frozen=True)

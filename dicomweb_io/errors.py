@@ -118,7 +118,8 @@ class DICOMwebError(requests.HTTPError):
         attempts: How often it was tried.
         retryable: Whether trying again later may help.
         detail: What happened or what the server said, without the method and URL.
-        said: The part of `detail` that the server wrote. It is left out of logs, because it may name a patient.
+        server_message: The part of `detail` that the server wrote. It is left out of logs, because it may name a
+            patient.
         retry_after: Seconds that the server asked to wait, if it did.
         response: The answer, as in requests; None if none arrived. Its body is cut after 1 MiB, its request holds
             neither credentials nor query.
@@ -138,7 +139,7 @@ class DICOMwebError(requests.HTTPError):
     ) -> None:
         super().__init__(detail, response=response)
         self.detail = detail
-        self.said = ""
+        self.server_message = ""
         self.status = status if status is not None else (response.status_code if response is not None else None)
         self.url = safe_url(url)
         self.method = method
@@ -152,7 +153,7 @@ class DICOMwebError(requests.HTTPError):
     @property
     def log_text(self) -> str:
         """The message without the server's own text, for logs."""
-        return self._message(self.detail.replace(self.said, "").strip("; ") if self.said else self.detail)
+        return self._message(self.detail.replace(self.server_message, "").strip("; "))
 
     def _message(self, detail: str) -> str:
         words = [" ".join(filter(None, (self.method, self.url)))]

@@ -55,6 +55,7 @@ def failure_of(
         status=status if isinstance(status, int) else None,
         attempts=attempts if isinstance(attempts, int) else 1,
         retryable=retryable,
+        server_message=getattr(error, "server_message", None) or None,
     )
 
 

@@ -26,6 +26,7 @@ from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import (
+    LEVELS,
     UID_KEYWORDS,
     UID_TAGS,
     Failure,
@@ -307,7 +308,8 @@ def resource_of_row(row: Mapping[str, Any], level: SearchLevel, within: Resource
     """
     above = {} if within is None else within.series.uids
     implied = {UID_TAGS[parent]: {"vr": "UI", "Value": [uid]} for parent, uid in above.items()}
-    found = Resource.of({**implied, **row})
+    below = [UID_TAGS[one] for one in LEVELS[LEVELS.index(level) + 1 :]]
+    found = Resource.of({tag: element for tag, element in {**implied, **row}.items() if tag not in below})
     if found.level != level:
         raise InvalidIdentifierError(f"a row of a {level} search has only the {found.level} {found.uri}")
     if within is not None and not within.series.contains(found):

@@ -148,7 +148,7 @@ class Evidence:
         keys: The identities of its rows; see `row_key`.
         total: The number of all rows, where it was announced.
         more: Whether rows follow, where that is known.
-        unreadable: The number of further rows, which are no datasets.
+        unreadable: The number of further rows, which are not datasets.
     """
 
     keys: Sequence[bytes]
@@ -229,7 +229,7 @@ class Paging:
         passed: The rows passed on.
         received: The offset behind the rows received, duplicates included.
         repeated: The rows left out because they were returned before.
-        unreadable: The rows left out because they are no datasets.
+        unreadable: The rows left out because they are not datasets.
         answer: The last answer taken in.
         full: Whether that page held as many rows as were asked for.
         ended: Whether nothing more is to be asked for.
@@ -346,15 +346,18 @@ class Paging:
         assert self._doubted is not None  # noqa: S101 - doubts() asked for this
         request, evidence = self._doubted
         number = now.number
+        # The order may be another one each time.
+        reordered = number != request.limit and sorted(now.keys) == sorted(evidence.keys)
+        again = reordered or list(now.keys) == list(evidence.keys)
+        same = check.limit != number <= self.received and again
+        announced = max(now.total or 0, evidence.total or 0, self.total or 0)
+        if check.offset == 0 and same and announced <= number and not (now.more or evidence.more):
+            self.unpaged = self.ended = True
+            return
         # Rows without UIDs cannot be distinguished from earlier ones, so they are not read further where rows move.
         if now.keys and now.keys[0] != self._first and all(len(key) == _KEY_BYTES for key in evidence.keys):
             self._first = now.keys[0]
             self._moved = True
-            return
-        same = check.limit != number <= self.received and list(now.keys) == list(evidence.keys)
-        announced = max(now.total or 0, evidence.total or 0, self.total or 0)
-        if check.offset == 0 and same and announced <= number and not (now.more or evidence.more):
-            self.unpaged = self.ended = True
             return
         begins_again = evidence.keys[0] == self._first
         raise self._error(
@@ -486,7 +489,7 @@ class Paging:
             SearchIncompleteError: In that case.
         """
         if self.unreadable:
-            raise self._incomplete(f"{self.unreadable} of the rows cannot be read: they are no datasets")
+            raise self._incomplete(f"{self.unreadable} of the rows cannot be read, because they are not datasets")
 
     @property
     def beginning(self) -> Beginning:
@@ -494,8 +497,10 @@ class Paging:
         return Beginning(self._first, tuple(self.answer.keys[-_MAX_CARRIED:]), self.total, self.full, self.offset_works)
 
     def _incomplete(self, what: str) -> SearchIncompleteError:
+        # The reader of a part does not know how many rows came before it.
+        came = f"; {self.passed} rows came" if self._start == self._first_offset else ""
         return SearchIncompleteError(
-            f"{what}; {self.passed} rows came. The search is incomplete. Repeat it later, or narrow it",
+            f"{what}{came}. The search is incomplete. Repeat it later, or narrow it",
             method="GET",
             url=self._url,
         )

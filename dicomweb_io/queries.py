@@ -66,17 +66,45 @@ def make_query(
     return SearchQuery(level, study_instance_uid, series_instance_uid, filters, names, fuzzymatching, params)
 
 
+# Further parameters that are no conditions: they order or widen the answer.
+_NO_CONDITIONS = frozenset(
+    {"fuzzymatching", "includefield", "orderby", "emptyvaluematching", "multiplevaluematching", "includedefaults"}
+)
+
+
 def is_restricted(query: SearchQuery) -> bool:
     """Whether a query looks for less than everything: in a study or series, or by a value of at least one attribute.
 
     Further parameters count too, except those that only order or widen the answer.
     """
-    harmless = {"fuzzymatching", "includefield", "orderby", "emptyvaluematching", "includedefaults"}
     return (
         query.study_instance_uid is not None
         or any(selects(text) for _, text in query.search_filters)
-        or any(name.lower() not in harmless and text.strip(" *") for name, text in query.additional_params)
+        or any(name.lower() not in _NO_CONDITIONS and text.strip(" *") for name, text in query.additional_params)
     )
+
+
+def conditions(query: SearchQuery) -> tuple[tuple[str, str], ...]:
+    """What rows have to match: the filters, and further parameters that name an attribute (repeated ones as a list)."""
+    given: dict[str, list[str]] = {}
+    for name, text in query.additional_params:
+        if _is_attribute(name):
+            given.setdefault(name, []).append(text)
+    return (*query.search_filters, *((name, "\\".join(texts)) for name, texts in given.items()))
+
+
+def other_conditions(query: SearchQuery) -> tuple[str, ...]:
+    """The further parameters that may be conditions of the server's own, such as times of reception."""
+    names = dict.fromkeys(name for name, _ in query.additional_params)
+    return tuple(name for name in names if name.lower() not in _NO_CONDITIONS and not _is_attribute(name))
+
+
+def _is_attribute(name: str) -> bool:
+    try:
+        resolve(name)
+    except ValueError:
+        return False
+    return True
 
 
 def check_limits(limit: int | None, offset: int | None, page_size: int | None = None) -> None:

@@ -130,10 +130,10 @@ class StoreItem:
         """Notes a failure by an exception."""
         reference = self.instance.reference if self.instance is not None else None
         failure = failure_of(error, TRANSFORM, reference=reference, source=self.source)
-        server_words = error.said if isinstance(error, DICOMwebError) else ""
-        if server_words:
-            failure = replace(failure, message=failure.message.replace(server_words, self.redact(server_words)))
-        self.outcome = replace(failure, reason_code=reason_code)
+        server_words = error.server_message if isinstance(error, DICOMwebError) else ""
+        # Without the names of the instance it is no secret: it says why the server does not take it.
+        message = failure.message.replace(server_words, self.redact(server_words)) if server_words else failure.message
+        self.outcome = replace(failure, message=message, server_message=None, reason_code=reason_code)
 
     def discard(self) -> None:
         """Removes the temporary file, if there is one."""

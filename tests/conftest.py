@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from dicomweb_io.testing.orthanc import Orthanc, OrthancUnavailable, find_installation
 from dicomweb_io.testing.samples import charset_files, copy_samples, sample_files
 from tests.answering import AnsweringServer, Handler
+
+# An example may take long on a busy machine.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -219,7 +219,7 @@ def copy(args: argparse.Namespace) -> int:
 
 
 def _show(failure: Failure) -> None:
-    where = failure.reference.uri if failure.reference is not None else failure.source
+    where = failure.source or (failure.reference.uri if failure.reference is not None else None)
     print(f"dicomweb-io: {where}: {failure.message}" if where else f"dicomweb-io: {failure.message}", file=sys.stderr)
 
 

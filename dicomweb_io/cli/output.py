@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +16,11 @@ from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import JSONDataset, Resource
 from dicomweb_io.options import atomic_file
+
+logger = logging.getLogger("dicomweb_io")
+
+# A UID outside of sequences, as pydicom prints it.
+_UID_LINE = re.compile(rb"^\((\w{4}, ?\w{4})\) .* UI: (\S+)$", re.MULTILINE)
 
 _EXTENSIONS = {
     "application/dicom": "dcm",
@@ -90,6 +97,20 @@ def safe_name(stem: str, suffix: str) -> str:
     return f"{stem}.{suffix}"
 
 
+def names_of(resource: Resource, suffix: str) -> tuple[str, str]:
+    """The short and the long name for what belongs to an object: by its own UID, and by those of its parents too.
+
+    Raises:
+        ValueError: As in `safe_name`.
+    """
+    uids = list(resource.uids.values())
+    number = "".join(f"_{frame}" for frame in resource.frames)
+    short = safe_name(f"{uids[-1]}{number}", suffix)
+    for uid in uids:
+        safe_name(uid, suffix)
+    return short, f"{'_'.join(uids)}{number}.{suffix}"
+
+
 class FileNames:
     """Names of the files of instances: the SOP Instance UID, or all three UIDs where another instance has that name.
 
@@ -109,13 +130,8 @@ class FileNames:
         Raises:
             ValueError: As in `safe_name`.
         """
-        short = safe_name(str(instance.sop_instance_uid), self._suffix)
-        if self._given.setdefault(short, self._saved(short) or instance) == instance:
-            return short
-        uids = list(instance.uids.values())
-        for uid in uids:
-            safe_name(uid, self._suffix)
-        return f"{'_'.join(uids)}.{self._suffix}"
+        short, long = names_of(instance, self._suffix)
+        return short if self._given.setdefault(short, self._saved(short) or instance) == instance else long
 
     def _saved(self, name: str) -> Resource | None:
         """The instance of a file that is there; None if there is none, or it cannot be told."""
@@ -123,7 +139,11 @@ class FileNames:
             with open(os.path.join(self._directory, name), "rb") as file:
                 if self._suffix == "dcm":
                     return Resource.of_header(header_of(file))
-                return Resource.of(loads(file.read())) if self._suffix == "json" else None
+                content = file.read()
+            if self._suffix == "json":
+                return Resource.of(loads(content))
+            uids = {match[1]: match[2].decode() for match in _UID_LINE.finditer(content)}
+            return Resource(uids[b"0020,000D"], uids[b"0020,000E"], uids[b"0008,0018"])
         return None
 
 
@@ -134,6 +154,18 @@ def save_bytes(directory: str, name: str, chunks: Iterable[bytes]) -> str:
     with atomic_file(path, "wb") as file:
         file.writelines(chunks)
     return path
+
+
+def save_beside(directory: str, names: tuple[str, str], content: bytes) -> None:
+    """Writes a file under the first name, or under the second where the first one holds something else."""
+    first, second = names
+    path = os.path.join(directory, first)
+    with suppress(FileNotFoundError):
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size != len(content) or file.read() != content:
+                logger.warning("%s holds something else and stays; what came is saved as %s", path, second)
+                first = second
+    save_bytes(directory, first, [content])
 
 
 def write_bytes(chunks: Iterable[bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 import sys
@@ -15,10 +16,11 @@ from dicomweb_io.cli.output import (
     FileNames,
     extension,
     json_text,
+    names_of,
     print_datasets,
     print_line,
     progress,
-    safe_name,
+    save_beside,
     save_bytes,
     write_bytes,
 )
@@ -126,13 +128,12 @@ def _all(client: DICOMClient, reference: Resource, options: Mapping[str, Any]) -
 
 def _frames(client: DICOMClient, reference: Resource, args: argparse.Namespace) -> None:
     for frame in client.iter_frames(reference, media_types=_media_types(args)):
-        number = frame.reference.frames[0]
         content = frame.content or b""
         if args.show:
             _show(content)
         _deliver(
             args,
-            f"{reference.sop_instance_uid}_{number}",
+            frame.reference,
             frame.media_type,
             content,
             {**frame.reference.to_dict(), "transfer_syntax_uid": frame.transfer_syntax_uid},
@@ -144,8 +145,7 @@ def _rendered(client: DICOMClient, reference: Resource, args: argparse.Namespace
     given = {name: getattr(args, name) for name in ("quality", "window", "viewport")}
     params = {name: value for name, value in given.items() if value is not None}
     image = client.retrieve_rendered(reference, media_types=_media_types(args), params=params, thumbnail=args.thumbnail)
-    stem = reference.sop_instance_uid or reference.series_instance_uid or reference.study_instance_uid
-    _deliver(args, stem, image.media_type, image.content, reference.to_dict())
+    _deliver(args, reference, image.media_type, image.content, reference.to_dict())
     _hint(args)
 
 
@@ -154,7 +154,9 @@ def _bulkdata(client: DICOMClient, args: argparse.Namespace) -> None:
         if args.save:
             stem = os.path.basename(urlsplit(args.bulkdata_uri).path) or "bulkdata"
             stem = "".join(letter for letter in stem if letter.isalnum())[:64] or "bulkdata"
-            save_bytes(args.output_dir, f"{stem}_{number}.{extension(part.media_type)}", [part.content or b""])
+            last = f"{number}.{extension(part.media_type)}"
+            origin = hashlib.sha256(args.bulkdata_uri.encode()).hexdigest()[:16]
+            save_beside(args.output_dir, (f"{stem}_{last}", f"{stem}_{origin}_{last}"), part.content or b"")
         elif args.stdout:
             write_bytes([part.content or b""])
         else:
@@ -162,9 +164,11 @@ def _bulkdata(client: DICOMClient, args: argparse.Namespace) -> None:
     _hint(args)
 
 
-def _deliver(args: argparse.Namespace, stem: str, media_type: str, content: bytes, description: dict[str, Any]) -> None:
+def _deliver(
+    args: argparse.Namespace, resource: Resource, media_type: str, content: bytes, description: dict[str, Any]
+) -> None:
     if args.save:
-        save_bytes(args.output_dir, safe_name(stem, extension(media_type)), [content])
+        save_beside(args.output_dir, names_of(resource, extension(media_type)), content)
     elif args.stdout:
         write_bytes([content])
     else:

@@ -102,6 +102,9 @@ def number_of_frames(dataset: Mapping[str, Any]) -> int:
         DatasetError: If what the metadata say cannot be a number of frames.
     """
     value = first(dataset, NUMBER_OF_FRAMES)
+    element = dataset.get(NUMBER_OF_FRAMES)
+    if isinstance(element, Mapping) and not {"InlineBinary", "BulkDataURI"}.isdisjoint(element):
+        raise DatasetError("NumberOfFrames (0028,0008) is given as bytes, not as a number")
     number: float | None = None
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,12}|", value.strip()):
         number = int(value.strip() or 0)
@@ -113,10 +116,15 @@ def number_of_frames(dataset: Mapping[str, Any]) -> int:
 
 
 def first(dataset: Mapping[str, Any], tag: str) -> Any:
-    """The first value of an attribute of a dataset in the DICOM JSON model, None if it has none."""
+    """The first value of an attribute of a dataset in the DICOM JSON model, None if it has none.
+
+    Some servers send a single value in place of a list.
+    """
     element = dataset.get(tag)
     values = element.get("Value") if isinstance(element, Mapping) else None
-    return values[0] if values and isinstance(values, (list, tuple)) else None
+    if isinstance(values, (list, tuple)):
+        return values[0] if values else None
+    return values
 
 
 def pixel_description(dataset: Mapping[str, Any], pixel_tag: str = "") -> PixelDescription:
@@ -412,8 +420,8 @@ def frame_by_table(
 ) -> bytes | None:
     """Reads one encapsulated frame without a walk over all fragments, which may be very many.
 
-    The whole table is checked, but of the fragments only the first, the last and the frame's: `group_by_table` also
-    finds out that other entries begin no fragment.
+    The whole table is checked, but of the fragments only the first, the last and the frame's. `group_by_table` checks
+    all of them: only so a table is found out that has an entry too many, and another one too few.
 
     Args:
         read: Reads a range of the file.
@@ -437,10 +445,13 @@ def frame_by_table(
     ):
         return None
     found: dict[int, tuple[int, int]] = {}
+    marks = set()
     for wanted in {1, number_of_frames, number}:
         start = layout.items_offset + offsets[wanted - 1]
-        head = read(start, start + 8)
-        end = start + 8 + int.from_bytes(head[4:], "little")
+        head = read(start, start + 8 + _RLE_HEADER)
+        length = int.from_bytes(head[4:8], "little")
+        end = start + 8 + length
+        marks.add(image_mark(head[8 : 8 + length]))
         if head[:4] != _ITEM or end > layout.end:
             return None
         if wanted < number_of_frames:
@@ -449,6 +460,8 @@ def frame_by_table(
         elif end + 8 <= layout.end and read(end, end + 4) != _SEQUENCE_END:
             return None
         found[wanted] = start + 8, end
+    if len(marks) > 1:
+        return None
     start, end = found[number]
     if lengths is not None:
         spare = end - start - lengths[number - 1]

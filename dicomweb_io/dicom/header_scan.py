@@ -264,20 +264,26 @@ def _odd_head(reader: Source, data: bytes, base: int, index: int, order: str) ->
     if not is_name:
         forms.insert(len(forms) if all(0x20 <= byte < 0x7F for byte in vr) else 0, implicit)
     for form in forms:
-        end = base + form[1] + form[2]
+        # A value of undefined length begins with an item.
+        end = base + form[1] + (form[2] if form[2] != UNDEFINED else 0)
         if end - base + 8 <= len(data):
             following = data[end - base : end - base + 8]
         elif isinstance(reader, InflatedSource):
             continue  # hostile lengths would have it inflate everything again and again
         else:
             following = reader.read(end, 8)
-        if not following.strip(b"\0"):
+        if form[2] == UNDEFINED:
+            if len(following) == 8 and head.unpack_from(following) == (0xFFFE, 0xE000):
+                return form
+        elif not following.strip(b"\0"):
             if reader.reaches(end):
                 return form
         elif len(following) == 8:
             group, number = head.unpack_from(following)
-            known = group == tag[0] or following[4:6] in SHORT_VRS or following[4:6] in LONG_VRS
-            if (known and (group, number) > tag) or (group == 0xFFFE and number in (0xE000, 0xE00D, 0xE0DD)):
+            known = following[4:6] in SHORT_VRS or following[4:6] in LONG_VRS
+            # Not all writers sort the elements of a group.
+            follows = group >= tag[0] if known else group == tag[0] and number > tag[1]
+            if follows or (group == 0xFFFE and number in (0xE000, 0xE00D, 0xE0DD)):
                 return form
     return forms[0] if is_name else implicit
 
@@ -390,6 +396,9 @@ def _only_zeros(reader: Source, offset: int) -> bool:
 def looks_explicit(data: bytes, index: int) -> bool:
     """Whether the element at `index` has a VR. An item's end says nothing, which counts as explicit."""
     if len(data) < index + 6 or data[index : index + 4] in (b"\xfe\xff\x0d\xe0", b"\xff\xfe\xe0\x0d"):
+        return True
+    # Some writers give no real VR; as a length, either would be odd.
+    if data[index + 4 : index + 6] in (b"--", b"??"):
         return True
     return 0x41 <= data[index + 4] <= 0x5A and 0x41 <= data[index + 5] <= 0x5A
 

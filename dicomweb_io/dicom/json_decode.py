@@ -37,6 +37,7 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 _SPACE_AND_COMMAS = re.compile(rb"[ \t\r\n,]*")
 _BOM = b"\xef\xbb\xbf"
 
+_TAG = re.compile("[0-9A-Fa-f]{8}")
 _LOWER_TAG = re.compile(r"(?=.*[a-f])[0-9A-Fa-f]{8}")
 _NAMES = ("0020000D", "0020000E", "00080018")
 
@@ -151,6 +152,11 @@ def _without_non_finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_non_finite(item) for item in value]
     return value
+
+
+def is_dataset(value: object) -> bool:
+    """Whether a JSON value is a dataset, as far as its keys tell: an empty object, or one that has a tag."""
+    return isinstance(value, dict) and (not value or any(map(_TAG.fullmatch, value)))
 
 
 def without_padding(row: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +300,7 @@ class _Loader:
         loaded = PydicomDataset()
         for tag, element in dataset.items():
             try:
-                loaded.update(self._element(str(tag), element, f"{path}{tag}"))
+                loaded.add(self._element(str(tag), element, f"{path}{tag}"))
             except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
                 if self._raised is not None and self._raised in (error, error.__cause__):
                     raise
@@ -309,30 +315,31 @@ class _Loader:
                 )  # fmt: skip
         return loaded
 
-    def _element(self, tag: str, element: Any, path: str) -> Dataset:
+    def _element(self, tag: str, element: Any, path: str) -> DataElement:
         from pydicom.dataelem import DataElement
         from pydicom.dataset import Dataset as PydicomDataset
-        from pydicom.tag import Tag
 
-        if not element.get("vr"):
-            element = {**element, "vr": standard_vr(int(tag, 16))}
+        vr = element.get("vr") or standard_vr(int(tag, 16))
         if "InlineBinary" in element:
-            # pydicom skips what is not base64.
-            content = base64.b64decode("".join(element["InlineBinary"].split()), validate=True)
-            return PydicomDataset({Tag(int(tag, 16)): DataElement(int(tag, 16), element["vr"], content)})
-        if element["vr"] == "AT":
+            # pydicom skips what is not base64. An example of the standard (PS3.18 F.4) has the text in a list.
+            given = element["InlineBinary"]
+            text = "".join(given if isinstance(given, list) else [given])
+            return DataElement(int(tag, 16), vr, base64.b64decode("".join(text.split()), validate=True))
+        content = element.get("Value")
+        if vr == "SQ" and content:
+            if not isinstance(content, list) or not all(
+                isinstance(item, Mapping) for item in content if item is not None
+            ):
+                raise TypeError("a sequence consists of objects")
+            items = (self.dataset(item or {}, f"{path}/{number}/") for number, item in enumerate(content, 1))
+            return DataElement(int(tag, 16), "SQ", list(items))
+        if vr == "AT" and content:
             # It skips what is no tag, too.
-            element = {**element, "Value": [item and hex_tag(int(item, 16)) for item in element.get("Value") or ()]}
-        if element["vr"] != "SQ" or not element.get("Value"):
-            made: Dataset = PydicomDataset.from_json({tag: element}, self._handler)
-            return made
-        items = element["Value"]
-        if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items if item is not None):
-            raise TypeError("a sequence consists of objects")
-        made = PydicomDataset()
-        made.add_new(
-            int(tag, 16), "SQ", [self.dataset(item or {}, f"{path}/{number}/") for number, item in enumerate(items, 1)]
-        )
+            content = [item and hex_tag(int(item, 16)) for item in content]
+        key = next((name for name in ("Value", "BulkDataURI") if name in element), None)
+        # It looks at the signature of a handler each time.
+        value, handler = (element[key], self._handler) if key == "BulkDataURI" else (content, None)
+        made: DataElement = DataElement.from_json(PydicomDataset, tag, vr, value, key, handler)
         return made
 
 
@@ -343,7 +350,7 @@ def _text_element(tag: str, element: Any) -> DataElement | None:
     vr = element.get("vr") if isinstance(element, Mapping) else None
     content = element.get("Value") if vr in _TEXT_VRS else None
     found = content if isinstance(content, list) else [content]
-    if not re.fullmatch("[0-9A-Fa-f]{8}", tag) or not all(isinstance(item, (str, int, float)) for item in found):
+    if not _TAG.fullmatch(tag) or not all(isinstance(item, (str, int, float)) for item in found):
         return None
     texts = [str(item) for item in found]
     return DataElement(int(tag, 16), str(vr), texts[0] if len(texts) == 1 else texts, already_converted=True)

@@ -552,7 +552,7 @@ def contradicted(filters: Filters, row: Mapping[str, Any], *, level: str, names:
         if vr == "TM" and _date_decides(tag, filters):
             continue
         tests = _lenient_tests(tag, vr, key, text)
-        present = [value for one in _same(tag, level) for value in _texts(row.get(one), vr)]
+        present = [value for one in same_attributes(tag, level) for value in _texts(row.get(one), vr)]
         if not tests or not present or any(test(value) is not False for value in present for test in tests):
             continue
         others = [value for one in _ALSO.get(tag, ()) for value in _texts(row.get(one), vr)]
@@ -585,7 +585,7 @@ def unproven(filters: Filters, row: Mapping[str, Any], *, level: str, several: b
             continue
         vr = _vr_in(row, path[0]) if len(path) == 1 else vr_of(path[-1])
         tests = [_exact_test(vr, part) for part in filter_values(key, text)]
-        carriers = _same(path[0], level) if len(path) == 1 else ()
+        carriers = same_attributes(path[0], level) if len(path) == 1 else ()
         present = [value for tag in carriers for value in _texts(row.get(tag), vr)]
         if len(path) > 1:
             present = [value for element in _elements_at(row, path) for value in _texts(element, vr)]
@@ -600,8 +600,8 @@ def unproven(filters: Filters, row: Mapping[str, Any], *, level: str, several: b
     return None
 
 
-def _same(tag: str, level: str) -> tuple[str, ...]:
-    """The attributes of a row that a filter on one is compared with."""
+def same_attributes(tag: str, level: str) -> tuple[str, ...]:
+    """The attributes of a row that a filter on one is compared with: a study has the modalities of its series."""
     return (tag, _MODALITIES_IN_STUDY) if tag == _MODALITY and level == "study" else (tag,)
 
 

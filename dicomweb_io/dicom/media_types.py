@@ -228,7 +228,8 @@ def accepted_for(form: Form, media_types: Sequence[Any] | None) -> tuple[MediaTy
         if form == "rendered" and accepted_type.transfer_syntax_uid is not None:
             raise TypeError(f"rendered resources have no transfer syntax, but one was asked for with {name}")
         if not _FORMS[form].match(name):
-            raise ValueError(f"{form} are not available as {name}: {_WANTED[form]}")
+            what = {"bulkdata": "bulk data", "rendered": "rendered resources"}.get(form, form)
+            raise ValueError(f"{what} are not available as {name}: {_WANTED[form]}")
     return accepted_types
 
 

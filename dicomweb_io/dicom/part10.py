@@ -8,7 +8,7 @@ import re
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dicomweb_io.dicom.errors import DatasetError, DICOMDIRError, IncompleteDICOMError, MissingUIDError, Part10Error
 from dicomweb_io.dicom.header_scan import (
@@ -24,6 +24,7 @@ from dicomweb_io.dicom.uids import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
+    is_image_class,
     is_uid,
 )
 
@@ -41,6 +42,7 @@ _UIDS = {
 
 _IMAGE = frozenset((0x00280010, 0x00280011, 0x00280100))  # Rows, Columns, Bits Allocated
 _PIXEL_DATA_PROVIDER_URL = 0x00287FE0
+_DOCUMENT = 0x00420011
 _LAST_PIXEL_TAG = 0x7FE00010
 _FRAGMENT_PER_FRAME = frozenset(("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"))  # RLE, PS3.5 A.4.2; Deflated, A.4.13
 _VIDEO = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4 and HEVC: a stream, whose fragments are no frames
@@ -189,6 +191,15 @@ def judge(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan |
     return Verdict(None, None if whole else end.problem, scan.deflated, (*warnings, WITHOUT_DELIMITER), end.missing)
 
 
+def lacks_pixel_data(scan: HeaderScan) -> bool:
+    """Whether a scan found no pixel data though header or SOP Class say that it is an image; it may have been cut."""
+    if scan.pixel_data is not None or _PIXEL_DATA_PROVIDER_URL in scan.elements:
+        return False
+    if scan.elements.keys() >= _IMAGE:
+        return True
+    return _DOCUMENT not in scan.elements and is_image_class(scan.text(0x00080016) or scan.text(0x00020002))
+
+
 def check_complete(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan | None = None) -> str | None:
     """Tells why a file is incomplete; None if it is whole, be it odd. See `judge`.
 
@@ -245,20 +256,45 @@ def _fragments(source: Source, scan: HeaderScan) -> list[tuple[int, int]]:
     return found
 
 
-def readable(file: BinaryIO) -> BinaryIO:
-    """A file as pydicom can read it, from its start.
+def read_dataset(file: BinaryIO, **options: Any) -> Dataset:
+    """Parses a file with pydicom, from its start, also where that alone does not read it.
 
-    pydicom takes a prefix without a preamble for an element, and gives an empty dataset if a delimiter is missing.
+    pydicom takes a prefix without a preamble for an element. If a delimiter is missing, it gives an empty dataset or
+    raises an error.
+
+    Args:
+        file: A seekable binary file.
+        **options: Arguments of `pydicom.dcmread`; ``force=True`` is the default.
     """
-    preamble, missing = b"", b""
+    import pydicom
+
+    options.setdefault("force", True)
     file.seek(0)
     if file.read(4) == b"DICM":
-        preamble = bytes(128)
+        file = io.BytesIO(bytes(128) + b"DICM" + file.read())
+    file.seek(0)
+    try:
+        dataset: Dataset = pydicom.dcmread(file, **options)
+        if dataset:
+            return dataset
+    except Exception:
+        missing = _missing_delimiters(file)
+        if not missing:
+            raise
+    else:
+        missing = _missing_delimiters(file)
+        if not missing:
+            return dataset
+    file.seek(0)
+    dataset = pydicom.dcmread(io.BytesIO(file.read() + missing), **options)
+    return dataset
+
+
+def _missing_delimiters(file: BinaryIO) -> bytes:
     # What is no DICOM at all, or broken, is left to pydicom.
     with suppress(Part10Error):
-        missing = judge(file).missing
-    file.seek(0)
-    return io.BytesIO(preamble + file.read() + missing) if preamble or missing else file
+        return judge(file).missing
+    return b""
 
 
 def read_range(file: BinaryIO | bytes, scan: HeaderScan, offset: int, length: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from dicomweb_io.dicom.errors import FrameError, TranscodingError
 from dicomweb_io.dicom.frames import native_to_little_endian, split_frames
 from dicomweb_io.dicom.media_types import OCTET_STREAM
-from dicomweb_io.dicom.part10 import readable
+from dicomweb_io.dicom.part10 import read_dataset
 from dicomweb_io.dicom.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
     EXPLICIT_VR_BIG_ENDIAN,
@@ -404,7 +404,7 @@ def transcode(file: BinaryIO, stored: str, wanted: str) -> bytes:
     if missing is not None:
         raise TranscodingError(missing)
     try:
-        dataset = pydicom.dcmread(readable(file), force=True)
+        dataset = read_dataset(file)
         syntax = pydicom.uid.UID(stored)
         dataset.file_meta.TransferSyntaxUID = syntax
         if syntax.is_encapsulated:
@@ -447,21 +447,34 @@ def _decompress(dataset: Dataset) -> None:
     pydicom's own `decompress` leaves extended offset tables behind, and cannot correct the sign of JPEG 2000 images
     that Pillow decoded.
     """
-    from pydicom.encaps import encapsulate
-    from pydicom.pixels.decoders.base import get_decoder
-
     if expand_12_bits(dataset):
         return
-    if "PixelData" in dataset:
-        frames = _frames_of(dataset)
-        _set_pixel_data(dataset, encapsulate(frames, has_bot=False), "OB", encapsulated=True)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    pixels, found = get_decoder(syntax).as_array(dataset, decoding_plugin=decoding_plugin(syntax))
+    pixels, found = decoded_pixels(dataset)
     _set_pixel_data(dataset, pixels.tobytes(), "OB" if pixels.itemsize == 1 else "OW")
     dataset.BitsAllocated = pixels.itemsize * 8
     dataset.PhotometricInterpretation = str(found["photometric_interpretation"])
     if int(dataset.get("SamplesPerPixel", 1)) > 1:
         dataset.PlanarConfiguration = 0
+
+
+def decoded_pixels(dataset: Dataset) -> tuple[Any, dict[str, Any]]:
+    """The pixels of all frames as a NumPy array, colours as RGB, and what they are in the words of pydicom's decoders.
+
+    Args:
+        dataset: An image with file meta information. Its pixel data may be replaced by equal ones.
+
+    Raises:
+        Exception: If they cannot be decoded: decoder plugins can raise anything.
+    """
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+
+    expand_12_bits(dataset)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax not in NATIVE and "PixelData" in dataset:
+        _set_pixel_data(dataset, encapsulate(_frames_of(dataset), has_bot=False), "OB", encapsulated=True)
+    pixels, found = get_decoder(syntax).as_array(dataset, decoding_plugin=decoding_plugin(syntax))
+    return pixels, dict(found)
 
 
 def _little_endian(element: Any, bits_allocated: int) -> bytes:

@@ -42,6 +42,14 @@ def is_uid(value: object, *, permissive: bool = False) -> bool:
     return bool(_STRICT.match(value))
 
 
+def is_image_class(uid: str | None) -> bool:
+    """Tells whether objects of a SOP Class are images, which have pixel data; False for unknown classes."""
+    from pydicom.uid import UID
+
+    name = UID(uid or "").name
+    return "Image Storage" in name or name in ("Segmentation Storage", "Parametric Map Storage")
+
+
 def check_uid(value: object, name: str, *, permissive: bool = False) -> str:
     """Returns `value` if it is a UID; of the permissive form without its padding.
 

@@ -42,6 +42,8 @@ _WORDS = re.compile(r"[\s^=,]+")
 _VOICE_MARKS = "\u3099\u309a"  # they make other letters of kana, not accented ones
 
 _ESCAPE = b"\x1b"
+_ASCII = b"\x1b(B"
+_HIGH = (b"\x1b$)", b"\x1b-", b"\x1b)")  # the sets of bytes from 0x80 on
 _FRAGMENTS = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
 _DEFAULT = "latin-1"  # the default repertoire is ASCII; Latin-1 reads what wrongly goes beyond it without loss
 _RESET = frozenset(b"\r\n\t\f\\")  # PS3.5 section 6.1.2.5.3: these end what an escape sequence began
@@ -409,23 +411,37 @@ class CharacterSet:
 
     def _decode(self, value: bytes, person_name: bool, first: str, errors: str) -> str:
         reset = _NAME_RESET if person_name else _RESET
-        return "".join(_fragment(fragment, reset, first, errors) for fragment in _FRAGMENTS.findall(value))
+        pieces = []
+        high = None
+        for fragment in _FRAGMENTS.findall(value):
+            text, high = _fragment(fragment, reset, first, errors, high)
+            pieces.append(text)
+        return "".join(pieces)
 
 
-def _fragment(fragment: bytes, reset: frozenset[int], first: str, errors: str) -> str:
+def _fragment(
+    fragment: bytes, reset: frozenset[int], first: str, errors: str, high: str | None
+) -> tuple[str, str | None]:
+    """The text of bytes up to the next escape sequence, and the codec of high bytes behind it (G1), if one is named."""
     if not fragment.startswith(_ESCAPE):
-        return fragment.decode(first, errors)
+        return fragment.decode(first, errors), None
     length = 4 if fragment.startswith((b"\x1b$(", b"\x1b$)")) else 3
     codec = _ESCAPES.get(fragment[:length])
     if codec is None:
         if errors == "strict":
             raise UnicodeDecodeError(first, fragment, 0, length, "unknown escape sequence")
-        return fragment.decode(first, errors)
+        return fragment.decode(first, errors), None
     if codec in _READ_ESCAPES:
-        return fragment.decode(codec, errors)
+        return fragment.decode(codec, errors), high
+    if fragment.startswith(_HIGH):
+        high = codec
+    elif fragment.startswith(_ASCII):
+        # It says nothing of high bytes.
+        codec = high or first
     text = fragment[length:]
     end = next((index for index, byte in enumerate(text) if byte in reset), len(text))
-    return text[:end].decode(codec, errors) + text[end:].decode(first, errors)
+    decoded = text[:end].decode(codec, errors) + text[end:].decode(first, errors)
+    return decoded, high if end == len(text) else None
 
 
 @lru_cache(maxsize=512)

@@ -117,7 +117,7 @@ def _record(stat: FileStat, source: BinaryIO | bytes) -> FileRecord:
 
 
 def _packed(source: BinaryIO | bytes) -> str | None:
-    """What is said of a file that may hold DICOM files and has to be unpacked first."""
+    """The reason given for a file that may hold DICOM files and has to be unpacked first."""
     if not isinstance(source, bytes):
         source.seek(0)
         source = source.read(4)

@@ -22,7 +22,7 @@ from dicomweb_io.dicom.errors import DatasetError, FrameError, TranscodingError
 from dicomweb_io.dicom.header_scan import HeaderScan, scan_header
 from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
 from dicomweb_io.dicom.media_types import OCTET_STREAM, MediaType
-from dicomweb_io.dicom.part10 import read_range, readable
+from dicomweb_io.dicom.part10 import read_dataset, read_range
 from dicomweb_io.dicom.pixels import (
     ENCODINGS,
     TARGETS,
@@ -53,6 +53,8 @@ _EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 _DESCRIPTION = ("00280002", "00280004", "00280008", "00280010", "00280011", "00280100")
 # Walking over so few is cheaper than storing where they are.
 _FEW_FRAGMENTS = 16
+# Up to so many frames, the fragments of a local file are walked through even if a table names them.
+_WALKED_FRAMES = 1024
 _PATH = re.compile(r"[0-9A-F]{8}(?:/[1-9][0-9]*/[0-9A-F]{8})*\Z")
 
 
@@ -127,10 +129,8 @@ class FolderReader:
 
     def header(self, file: IndexedFile) -> Dataset:
         """The dataset of a file without its pixel data. See `open` for the errors."""
-        import pydicom
-
         with self.open(file) as opened:
-            return pydicom.dcmread(readable(opened), stop_before_pixels=True, force=True)
+            return read_dataset(opened, stop_before_pixels=True)
 
     def uri_of(self, reference: Resource) -> str:
         """The URI of a resource of the folder."""
@@ -497,7 +497,7 @@ class _Image:
         frames = self.description.number_of_frames
         packed = self._packed or self._index.fragments(self._file.id)
         extended = self._extended_table()
-        if packed is None and frames > _FEW_FRAGMENTS:
+        if packed is None and frames > (_WALKED_FRAMES if self._index.folder.is_local else _FEW_FRAGMENTS):
             for table in (extended, self._layout.basic):
                 content = table and locate.frame_by_table(self._read, self._layout, table, frames, number)
                 if content:

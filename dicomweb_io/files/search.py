@@ -50,6 +50,7 @@ from dicomweb_io.queries import (
     STUDY_DEFAULTS,
     STUDY_RELATED_INSTANCES,
     STUDY_RELATED_SERIES,
+    conditions,
     fields_of_all,
     is_returnable,
     matching_level,
@@ -403,18 +404,14 @@ def _sorted(row: JSONDataset) -> JSONDataset:
 
 def _plan(query: SearchQuery) -> _Plan:
     fields = list(query.fields)
-    pairs = list(query.search_filters)
-    # Of a name that is repeated, any value may match.
-    further: dict[str, str] = {}
     options = {"fuzzymatching": bool(query.fuzzymatching), "emptyvaluematching": False}
     for key, value in query.additional_params:
         if key == "includefield":
             fields.extend(value.split(","))
         elif key in (*options, "multiplevaluematching"):
             options[key] = _truth(key, value)  # Lists are matched in any case.
-        elif _is_attribute(key):
-            further[key] = f"{further[key]}\\{value}" if key in further else value
-    pairs += further.items()
+        else:
+            _check_attribute(key)
     empty = options["emptyvaluematching"]
     uids: dict[str, frozenset[str]] = {}
     for column, uid in (("study", query.study_instance_uid), ("series", query.series_instance_uid)):
@@ -422,7 +419,7 @@ def _plan(query: SearchQuery) -> _Plan:
             uids[column] = frozenset((uid,))
     filters: dict[SearchLevel, list[tuple[str, str]]] = {level: [] for level in LEVELS}
     returned: dict[SearchLevel, dict[str, tuple[tuple[str, ...], ...]]] = {level: {} for level in LEVELS}
-    for key, value in pairs:
+    for key, value in conditions(query):
         path = resolve(key)
         column = _UID_COLUMNS.get(path[0], "")
         if column and len(path) == 1 and not (empty and value.strip() == '""'):
@@ -449,9 +446,9 @@ def _plan(query: SearchQuery) -> _Plan:
     return _Plan(query, matchers, returned, "all" in fields, uids)
 
 
-def _is_attribute(key: str) -> bool:
+def _check_attribute(key: str) -> None:
     try:
-        return bool(resolve(key))
+        resolve(key)
     except InvalidIdentifierError as error:
         raise InvalidIdentifierError(
             f"the parameter {key!r} has no meaning for a folder: {error} (known are includefield, fuzzymatching, "

@@ -61,7 +61,7 @@ class Answer:
         content: The body, decompressed.
         attempts: How often the request was sent.
         received: The response as it came, with the secrets of its request; `response` is the one to show.
-        said: What the body says in words, if the status is an error (see `server_message`); no secret of the request.
+        server_message: What the body says in words, if the status is an error; no secret of the request.
     """
 
     status: int
@@ -69,7 +69,7 @@ class Answer:
     content: bytes
     attempts: int
     received: requests.Response = field(repr=False)
-    said: str = ""
+    server_message: str = ""
 
     @cached_property
     def response(self) -> requests.Response:
@@ -326,11 +326,11 @@ class StreamedAnswer:
 
     def with_content(self, content: bytes) -> Answer:
         """A complete answer with the body that was read."""
-        said = ""
+        message = ""
         if self.status >= 400:
             request = self._response.request
-            said = server_message(content, request.url or "", request.headers)
-        return Answer(self.status, self.headers, content, self.attempts, self._response, said)
+            message = server_message(content, request.url or "", request.headers)
+        return Answer(self.status, self.headers, content, self.attempts, self._response, message)
 
     def close(self, *, drain: bool = False) -> None:
         """Ends it; what was not read is lost.

@@ -494,8 +494,8 @@ class Transport:
             retry_after = min(retry_after, _MAX_RETRY_AFTER)
         if status in (429, 503) and retry_after and self._throttle.back_off(min(retry_after, _MAX_RETRY_AFTER)):
             logger.warning("%s asks to wait %.1f s (HTTP %d)", safe_url(self.base_url), retry_after, status)
-        said = server_message(body, url, answer.request_headers)
-        words = [said, _ADVICE.get(status, "")]
+        message = server_message(body, url, answer.request_headers)
+        words = [message, _ADVICE.get(status, "")]
         if status in (401, 403) and not own:
             words.append("credentials were not sent there, because it is not the archive's own origin")
         error = answer.error(
@@ -503,7 +503,7 @@ class Transport:
             DICOMwebError,
             retryable=status in self.retry.statuses,
         )
-        error.said = said
+        error.server_message = message
         if status == 401 and own:
             self._refusal = (time.monotonic(), f"{safe_url(self.base_url)} refuses the login (HTTP 401)")
         error.retry_after = retry_after

@@ -6,7 +6,7 @@ families, by what they are applied to:
 
 =============== ======================================================================= ===============================
 `AnswerFault`   the answer that is sent in place of the right one                       before anything is done
-`TokenFault`    the authentication                                                      before anything is done
+`ExpireToken`   the authentication                                                      before anything is done
 `SearchFault`   a search                                                                before the rows are chosen
 `StoreFault`    a store                                                                 before the first part is read
 `RowFault`      the rows of an answer                                                   before they are written as JSON
@@ -24,7 +24,7 @@ A new fault is a class here with an `action`; `fault`, JSON, the command and the
 
 from __future__ import annotations
 
-import io
+import gzip
 import itertools
 import json
 import random
@@ -34,6 +34,7 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from email.utils import formatdate
@@ -42,8 +43,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.part10 import encode_dataset
-from dicomweb_io.testing.samples import clone, sample_file
+from dicomweb_io.testing.samples import clone, encapsulate_frames, sample_file
 
 if TYPE_CHECKING:
     from dicomweb_io.testing.proxy import Link
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from dicomweb_io.testing.server.qido import Search
     from dicomweb_io.testing.server.stow import Store
 
-Layer = Literal["http", "wire"]
 Place = Literal["request", "answer", "header", "body", "part", "end"]
 
 _DWELL = 0.02
@@ -69,7 +68,6 @@ class Fault:
 
     Attributes:
         action: The name of what goes wrong, a key of `FAULTS`.
-        layer: Who plays it: ``"http"`` the server, ``"wire"`` the proxy.
         method: A regular expression that the whole method must match; None for any.
         path: A regular expression to find in the path (without the query); None for any.
         first: The number, from 1, of the first matching request that fails.
@@ -81,7 +79,6 @@ class Fault:
     """
 
     action: ClassVar[str] = ""
-    layer: ClassVar[Layer] = "http"
 
     method: str | None = None
     path: str | None = None
@@ -122,9 +119,8 @@ class Fault:
 
     def matches(self, method: str, path: str) -> bool:
         """Whether it concerns such requests at all."""
-        if self.method is not None and not re.fullmatch(self.method, method):
-            return False
-        return self.path is None or re.search(self.path, path) is not None
+        fits = self.method is None or re.fullmatch(self.method, method)
+        return bool(fits and (self.path is None or re.search(self.path, path)))
 
     def to_dict(self) -> dict[str, Any]:
         """The fault as a JSON object, without what has its default."""
@@ -135,28 +131,12 @@ class Fault:
 _COMMON = tuple(item.name for item in fields(Fault))
 
 
-def fault(
-    action: str,
-    *,
-    method: str | None = None,
-    path: str | None = None,
-    first: int = 1,
-    times: int | None = 1,
-    probability: float = 1.0,
-    seed: int = 0,
-    **options: Any,
-) -> Fault:
+def fault(action: str, **options: Any) -> Fault:
     """Makes a fault, such as ``fault("status", method="POST", status=503, retry_after=1, times=2)``.
 
     Args:
         action: A key of `FAULTS`.
-        method: A regular expression that the whole method must match; None for any.
-        path: A regular expression to find in the path (without the query); None for any.
-        first: The number, from 1, of the first matching request that fails.
-        times: How many matching requests fail from there on; None for all.
-        probability: The share of them that fails.
-        seed: Decides which share.
-        **options: The action's options, and ``overlapping``.
+        **options: The attributes of `Fault`, which all have, and the action's own.
 
     Raises:
         ValueError: If there is no such action or option, or a value is out of range.
@@ -169,7 +149,7 @@ def fault(
         if name not in known and name not in _COMMON:
             own = f"its own are: {', '.join(known)}" if known else "it has none of its own"
             raise ValueError(f"the fault {action!r} has no option {name!r}; {own}; all have: {', '.join(_COMMON)}")
-    return kind(method, path, first, times, probability, seed, **options)
+    return kind(**options)
 
 
 def faults_of_json(text: str | bytes) -> list[Fault]:
@@ -217,16 +197,14 @@ class FaultPlan:
                 if not isinstance(one, Fault):
                     raise TypeError(f"faults must be Fault objects (see fault()), but one is {type(one).__name__}")
                 self._faults.append(one)
-                self._seen.append(0)
-                self._running.append(0)
                 self.struck.append(0)
 
     def clear(self) -> None:
         """Removes all faults."""
         with self._lock:
             self._faults: list[Fault] = []
-            self._seen: list[int] = []
-            self._running: list[int] = []
+            self._seen: Counter[int] = Counter()
+            self._running: Counter[int] = Counter()
             self.struck: list[int] = []
 
     def strike(self, method: str, path: str) -> tuple[Fault, ...]:
@@ -243,10 +221,9 @@ class FaultPlan:
                 number = self._seen[index]
                 if number < one.first or (one.times is not None and number >= one.first + one.times):
                     continue
-                if one.probability < 1:
-                    draw = random.Random(f"{one.seed}/{index}/{number}").random()  # noqa: S311 - no secret
-                    if draw >= one.probability:
-                        continue
+                draw = random.Random(f"{one.seed}/{index}/{number}").random()  # noqa: S311 - no secret
+                if draw >= one.probability:
+                    continue
                 self.struck[index] += 1
                 struck.append(one)
         return tuple(struck)
@@ -379,15 +356,7 @@ def _bomb(size: int) -> Iterator[bytes]:
     yield squeeze.compress(end) + squeeze.flush() + struct.pack("<II", zlib.crc32(end, check), length)
 
 
-class TokenFault(Fault):
-    """A fault of the authentication."""
-
-    def apply(self, authentication: Authentication) -> None:
-        """Changes what the authentication lets pass."""
-        raise NotImplementedError
-
-
-class ExpireToken(TokenFault, action="expire_token"):
+class ExpireToken(Fault, action="expire_token"):
     """All bearer tokens given out so far expire: 401 from now on."""
 
     def apply(self, authentication: Authentication) -> None:
@@ -404,8 +373,7 @@ class CodingFault(Fault):
     def apply(self, answer: Answer) -> None:
         """Declares the answer to be gzip."""
         content = self.coded(answer.content())
-        for name in [name for name in answer.headers if name.lower() == "content-length"]:
-            del answer.headers[name]
+        answer.headers.pop("Content-Length", None)
         answer.headers["Content-Encoding"] = "gzip"
         answer.body = content
 
@@ -427,9 +395,7 @@ class TruncatedGzip(CodingFault, action="truncated_gzip"):
 
     def coded(self, content: bytes) -> bytes:
         """The beginning of the compressed content."""
-        squeeze = zlib.compressobj(wbits=31)
-        packed = squeeze.compress(content) + squeeze.flush()
-        return packed[: max(1, len(packed) - 12)]
+        return gzip.compress(content)[:-12]
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------
@@ -624,7 +590,7 @@ class LyingTotal(SearchFault, action="lying_total"):
 
 @dataclass(frozen=True)
 class EmptyPage(SearchFault, action="empty_page"):
-    """The page is empty (or the one from row `offset` on), though X-Total-Count tells of rows behind it."""
+    """The page is empty (or the one from row `offset` on), although X-Total-Count announces rows behind it."""
 
     offset: int | None = None
 
@@ -700,10 +666,7 @@ class OnePartFault(PartFault):
 
     def _replaced(self, parts: Iterator[PartOut]) -> Iterator[PartOut]:
         for number, part in enumerate(parts, start=1):
-            if number == self.part:
-                yield from self.instead(part)
-            else:
-                yield part
+            yield from self.instead(part) if number == self.part else (part,)
 
     def instead(self, part: PartOut) -> Iterator[PartOut]:
         """What is sent for the part."""
@@ -799,19 +762,9 @@ class MissingDelimiter(InstanceFault, action="missing_delimiter"):
     """Every image is encapsulated, a fragment for each frame, without the delimiter behind the last one."""
 
     def instead(self, content: bytes) -> bytes:
-        """The image in fragments said to be RLE, which they are not."""
-        import pydicom
-        from pydicom.encaps import encapsulate
-
-        dataset = pydicom.dcmread(io.BytesIO(content))
-        pixels = dataset.get("PixelData")
-        if not pixels or dataset.file_meta.TransferSyntaxUID.is_compressed:
-            return content
-        frames = int(dataset.get("NumberOfFrames", 1))
-        size = len(pixels) // frames
-        dataset.PixelData = encapsulate([pixels[number * size : (number + 1) * size] for number in range(frames)])
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
-        return encode_dataset(dataset)[:-8]
+        """The encapsulated image up to there."""
+        encapsulated = encapsulate_frames(content)
+        return content if encapsulated is content else encapsulated[:-8]
 
 
 # Stores ---------------------------------------------------------------------------------------------------------------
@@ -884,12 +837,10 @@ class OmitOutcome(StoreFault, action="omit_outcome"):
 class WireFault(Fault):
     """A fault of a connection, played by the proxy."""
 
-    layer: ClassVar[Layer] = "wire"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.overlapping is not None:
-            raise ValueError(f"the fault {self.action!r} strikes connections, which cannot be told to overlap")
+            raise ValueError(f"the fault {self.action!r} strikes connections, not requests, so it has no overlapping")
 
     @property
     def place(self) -> tuple[Place, int]:

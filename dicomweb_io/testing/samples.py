@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.dicom.uids import check_uid
 
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -202,6 +203,22 @@ def clone(
     series = series_instance_uid or new_uid(seed, template.study_instance_uid, template.series_instance_uid)
     instance = sop_instance_uid or new_uid(seed, "instance", template.sop_instance_uid)
     return template.make(study, series, instance)
+
+
+def encapsulate_frames(content: bytes) -> bytes:
+    """Encapsulates native pixel data, a fragment for each frame, as RLE, which they are not; else changes nothing."""
+    import pydicom
+    from pydicom.encaps import encapsulate
+
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    pixels = dataset.get("PixelData")
+    if not pixels or dataset.file_meta.TransferSyntaxUID.is_compressed:
+        return content
+    frames = int(dataset.get("NumberOfFrames", 1))
+    size = len(pixels) // frames
+    dataset.PixelData = encapsulate([pixels[number * size : (number + 1) * size] for number in range(frames)])
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+    return encode_dataset(dataset)
 
 
 def synthetic_instance(

@@ -161,7 +161,7 @@ class ChooseFrames(PooledDoFn):
         self._check(row)
         maximum = number_of_frames(row)
         if maximum > MANY_FRAMES:
-            # A number out of thin air would be as many requests that fail.
+            # A number that is far too large would be as many requests that fail.
             try:
                 self._retrieve_last(replace(instance, frames=(maximum,)), client)
             except RECOVERABLE as error:

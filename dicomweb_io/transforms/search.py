@@ -27,13 +27,31 @@ from dicomweb_io.dicom.columns import columns_of
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.matching import check_filter, unproven
 from dicomweb_io.dicom.values import parse_date
-from dicomweb_io.elements import UID_TAGS, JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
+from dicomweb_io.elements import (
+    COLLECTIONS,
+    LEVELS,
+    UID_TAGS,
+    JSONDataset,
+    Resource,
+    SearchLevel,
+    SearchPage,
+    SearchQuery,
+)
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import FilterIgnoredError, MalformedResponseError
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.paging import Beginning, PageRequest, Paging, confirm_end, next_rows, pages_by_offset, row_key
 from dicomweb_io.pool import Lease, Room
-from dicomweb_io.queries import DEFAULTS, check_limits, is_restricted, make_query
+from dicomweb_io.queries import (
+    DEFAULTS,
+    MODALITY,
+    check_limits,
+    conditions,
+    is_restricted,
+    level_of,
+    make_query,
+    other_conditions,
+)
 from dicomweb_io.transforms._core import (
     FAILURES,
     Converting,
@@ -236,7 +254,8 @@ class SearchForStudies(_Search):
             do not prove that there are none, the whole search is made once more, and of its rows those are kept that no
             range matches. Searches inside a study and those with a limit are not split.
         exact: Take only rows that carry each attribute that is filtered by, with a value that matches to the letter
-            (wildcards as given); any other row fails the search. `DeleteResources` demands it.
+            (wildcards as given); any other row fails the search. Attributes of a part of what is searched for prove
+            nothing: they are an error. `DeleteResources` demands an exact search.
         allow_several_modalities: With `exact`, take a study that matches ModalitiesInStudy by one of several
             modalities.
         allow_all: Let an element ask for everything: an empty mapping, or one whose values are empty or wildcards
@@ -353,11 +372,19 @@ def provable(query: SearchQuery) -> SearchQuery:
     fuzzy = query.fuzzymatching or any(name.lower() == "fuzzymatching" for name, _ in query.additional_params)
     if fuzzy:
         raise ValueError("fuzzymatching contradicts exact=True: no row proves that it matches")
-    for one in query.search_filters:
+    for name in other_conditions(query):
+        raise ValueError(f"additional_params has {name}, which contradicts exact=True: no row proves that it matches")
+    for one in conditions(query):
+        level = level_of(one[0])
+        if LEVELS.index(level) > LEVELS.index(query.level) and resolve(one[0]) != (MODALITY,):
+            raise ValueError(
+                f"the filter on {one[0]} contradicts exact=True in a search for {COLLECTIONS[query.level]}: some of "
+                f"what is in one may match and the rest not; search for {COLLECTIONS[level]}"
+            )
         # A filter that cannot be matched to the letter is an error before anything is sent.
         unproven([one], {}, level=query.level)
     known = {*DEFAULTS[query.level], *UID_TAGS.values(), *(resolve(name)[0] for name in query.fields if name != "all")}
-    more = [tag for key, _ in query.search_filters if (tag := resolve(key)[0]) not in known]
+    more = [tag for key, _ in conditions(query) if (tag := resolve(key)[0]) not in known]
     if "all" in query.fields or not more:
         return query
     return replace(query, fields=(*query.fields, *dict.fromkeys(more)))
@@ -375,7 +402,7 @@ class _Proof:
         Raises:
             FilterIgnoredError: If it does not.
         """
-        reason = unproven(query.search_filters, row, level=query.level, several=self.several_modalities)
+        reason = unproven(conditions(query), row, level=query.level, several=self.several_modalities)
         if reason is None:
             return
         uid = first_text(row, UID_TAGS[query.level]) or "without UID"
@@ -430,7 +457,9 @@ class _Plan(PooledDoFn):
 
         def ask(request: PageRequest) -> SearchPage:
             room.reserve(request.limit * 2048)
-            return client.search_page(subject, offset=request.offset, limit=request.limit)
+            # If all that is wanted fits into one answer, further rows in it are not even read.
+            surplus = request.limit != limit
+            return client.search_page(subject, offset=request.offset, limit=request.limit, surplus=surplus)
 
         total: int | None = None
         while (answered := next_rows(paging, ask)) is not None:

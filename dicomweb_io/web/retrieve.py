@@ -19,6 +19,7 @@ from urllib.parse import urljoin
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.errors import IncompleteDICOMError, IncompleteJSONError
+from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.json_decode import iter_json_objects, without_padding
 from dicomweb_io.dicom.media_types import (
     DICOM,
@@ -28,7 +29,7 @@ from dicomweb_io.dicom.media_types import (
     accept_spellings,
     accepted_for,
 )
-from dicomweb_io.dicom.part10 import WITHOUT_PIXEL_DATA, Header, Verdict, header_of, judge
+from dicomweb_io.dicom.part10 import WITHOUT_PIXEL_DATA, Header, Verdict, header_from_scan, judge, lacks_pixel_data
 from dicomweb_io.dicom.pixels import NATIVE
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import (
@@ -354,17 +355,18 @@ class InstanceRetriever:
         self, file: BinaryIO, size: int, answer: StreamedAnswer, accepted_type: _AcceptedForm, *, ends: bool
     ) -> tuple[Header, Verdict]:
         """What an instance is, if it is whole; `ends` says whether its last byte is known to be the last."""
-        verdict, cause = Verdict(), None
+        verdict, lacks_pixels, cause = Verdict(), False, None
         try:
-            header = header_of(file, size=size)
+            scan = scan_header(file, size=size)
+            header, lacks_pixels = header_from_scan(scan), lacks_pixel_data(scan)
             # A part may be whole and yet hold half a file, if the server stopped in the middle of reading it.
-            verdict = judge(file, size=size)
+            verdict = judge(file, size=size, scan=scan)
         except ValueError as error:
             cause = error
         reason = verdict.problem
         if reason is None and not ends and not verdict.proves_end:
             reason = verdict.open_end
-            if reason is None and WITHOUT_PIXEL_DATA in verdict.warnings:
+            if reason is None and lacks_pixels:
                 reason = "it ends before its pixel data, and neither a length nor a closing boundary shows that it may"
         if cause is None and reason is None:
             return header, verdict
@@ -536,7 +538,7 @@ class MetadataRetriever:
             row = parse_native_model(text) if text.lstrip()[:1] == b"<" else json_decode.loads(text)
         except ValueError as error:
             raise answer.error(f"a dataset of the answer cannot be read: {error}", MalformedResponseError) from error
-        if not isinstance(row, dict):
+        if not json_decode.is_dataset(row):
             raise answer.error("the answer holds something that is not a dataset", MalformedResponseError)
         row = without_padding(row)
         if b"BulkDataURI" in text:

@@ -19,11 +19,20 @@ from typing import Any, overload
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.dicom.errors import IncompleteJSONError
-from dicomweb_io.dicom.json_decode import first_text, without_padding
-from dicomweb_io.dicom.matching import carries, contradicted, filter_values, selects
+from dicomweb_io.dicom.json_decode import first_text, is_dataset, without_padding
+from dicomweb_io.dicom.matching import carries, contradicted, filter_values, same_attributes, selects
 from dicomweb_io.dicom.media_types import DICOM_JSON
 from dicomweb_io.dicom.xml_model import parse_native_model
-from dicomweb_io.elements import UID_KEYWORDS, UID_TAGS, JSONDataset, Resource, SearchLevel, SearchPage, SearchQuery
+from dicomweb_io.elements import (
+    LEVELS,
+    UID_KEYWORDS,
+    UID_TAGS,
+    JSONDataset,
+    Resource,
+    SearchLevel,
+    SearchPage,
+    SearchQuery,
+)
 from dicomweb_io.errors import (
     DICOMwebError,
     FilterIgnoredError,
@@ -35,7 +44,7 @@ from dicomweb_io.errors import (
 from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.http.response import MAX_ANSWER_BYTES, Answer, StreamedAnswer
 from dicomweb_io.paging import Paging, Remembered, read_in_turn, resource_name, row_key, rows_follow
-from dicomweb_io.queries import MODALITIES_IN_STUDY, MODALITY, apportion, level_of
+from dicomweb_io.queries import MODALITIES_IN_STUDY, MODALITY, apportion, conditions, level_of
 from dicomweb_io.web.service import OfService, logger, warnings_of
 from dicomweb_io.web.urls import needs_escapes, query_string, with_query
 
@@ -96,7 +105,7 @@ class Searcher(OfService):
                 return self._walked_page(query, offset, limit)
             if error.status != 413:
                 raise
-            raise TooManyResultsError(
+            refusal = TooManyResultsError(
                 f"the search finds more than the server returns; narrow it, for example by ranges of StudyDate. "
                 f"{error.detail}".strip(),
                 status=413,
@@ -104,7 +113,9 @@ class Searcher(OfService):
                 method=error.method,
                 attempts=error.attempts,
                 response=error.response,
-            ) from error
+            )
+            refusal.server_message = error.server_message
+            raise refusal from error
         warnings = warnings_of(answer)
         page = SearchPage(rows, offset, sent, _total(answer), warnings=warnings, unreadable=unreadable)
         announced = bool(_NEXT.search(answer.headers.get("Link", "")) or any(map(_MORE.search, warnings)))
@@ -264,7 +275,7 @@ class Searcher(OfService):
         return self._service.decodes_queries
 
     def _read(self, query: SearchQuery, answer: StreamedAnswer, most: int | None) -> tuple[Sequence[JSONDataset], int]:
-        """The rows of an answer, `most` of them at most, and how many further ones are no datasets."""
+        """The rows of an answer, `most` of them at most, and how many further ones are not datasets."""
         head, chunks = bytearray(), answer.iter_chunks()
         while len(head) <= _MAX_WHOLE and (chunk := next(chunks, None)) is not None:
             head += chunk
@@ -309,12 +320,12 @@ class Searcher(OfService):
         return rows, unreadable
 
     def _check_filters(self, query: SearchQuery, answer: Answer | StreamedAnswer, rows: Sequence[JSONDataset]) -> None:
-        """Fails if a row contradicts the path or a filter; logs, once for each, filters that no row tells of."""
+        """Fails if a row contradicts the path or a filter; logs, once for each, filters that no row can confirm."""
         for row in rows:
-            stray = strayed(query, row)
-            if stray is not None:
+            outside = outside_path(query, row)
+            if outside is not None:
                 raise answer.error(
-                    f"the server ignored the path of the search: a row of the answer has {stray}, so the other rows "
+                    f"the server ignored the path of the search: a row of the answer has {outside}, so the other rows "
                     f"may not belong there either. Its searches inside a study or series cannot be relied on",
                     FilterIgnoredError,
                 )
@@ -435,15 +446,15 @@ def rows_of(answer: Answer, most: int | None = None) -> tuple[list[JSONDataset],
         except ValueError as error:
             raise answer.error(f"expected DICOM JSON, got {_kind(content)}", MalformedResponseError) from error
     document = _json(answer)
-    if isinstance(document, dict) and document and all(_is_tag(key) for key in document):
+    if document and is_dataset(document):
         document = [document]
     # One null among rows is a row that cannot be read; a list of other things is no answer to a search.
-    if not isinstance(document, list) or not any(isinstance(row, dict) or row is None for row in document or [None]):
+    if not isinstance(document, list) or not any(row is None or is_dataset(row) for row in document or [None]):
         raise answer.error(
             f"expected a list of DICOM JSON datasets, got {type(document).__name__}", MalformedResponseError
         )
     kept = document[:most]
-    rows = [row for row in kept if isinstance(row, dict)]
+    rows = [row for row in kept if is_dataset(row)]
     return rows, len(kept) - len(rows)
 
 
@@ -484,10 +495,6 @@ def _kind(content: bytes) -> str:
     return f"{len(content)} bytes of something else"
 
 
-def _is_tag(key: object) -> bool:
-    return isinstance(key, str) and len(key) == 8 and all(character in "0123456789ABCDEFabcdef" for character in key)
-
-
 def _total(answer: Answer | StreamedAnswer) -> int | None:
     text = (answer.headers.get("X-Total-Count") or "").strip()
     # No archive has more rows; Python refuses to convert thousands of digits.
@@ -497,13 +504,24 @@ def _total(answer: Answer | StreamedAnswer) -> int | None:
 def _within(query: SearchQuery, row: JSONDataset) -> JSONDataset:
     """The row with the UIDs that the resource searched implies, which servers may leave out.
 
-    Where it lacks its own UID, it shows that: it must not be taken for the study or series it lies in.
+    Where it lacks its own UID, it shows that: it must not be taken for the study or series it lies in. UIDs of one of
+    the objects below it, which nobody asked for, would make it a part of what it is.
     """
     for level, uid in path_uids(query).items():
         if not carries(row, UID_TAGS[level]):
             row[UID_TAGS[level]] = {"vr": "UI", "Value": [uid]}
     row.setdefault(UID_TAGS[query.level], {"vr": "UI"})
+    for level in LEVELS[LEVELS.index(query.level) + 1 :]:
+        tag = UID_TAGS[level]
+        if tag in row and not any(resolve(name) == (tag,) for name in _named(query)):
+            del row[tag]
     return row
+
+
+def _named(query: SearchQuery) -> Iterator[str]:
+    """The attributes that a query names."""
+    yield from (name for name, _ in conditions(query))
+    yield from (name for name in query.fields if name != "all")
 
 
 def _split_uid_lists(query: SearchQuery) -> Iterator[SearchQuery]:
@@ -521,7 +539,7 @@ def _split_uid_lists(query: SearchQuery) -> Iterator[SearchQuery]:
 # Filters that were ignored ------------------------------------------------------------------------------------------
 
 
-def strayed(query: SearchQuery, row: JSONDataset) -> str | None:
+def outside_path(query: SearchQuery, row: JSONDataset) -> str | None:
     """The UID of a row that lies in another study or series than the one searched, in words; None if there is none.
 
     Args:
@@ -549,12 +567,13 @@ def contradiction(query: SearchQuery, row: JSONDataset, *, loose_names: bool = F
         row: A row of its answer.
         loose_names: Whether the server matches names loosely without being asked to.
     """
-    if not query.search_filters:
+    filters = conditions(query)
+    if not filters:
         return None
     fuzzy = (
         loose_names or query.fuzzymatching or any(key.lower() == "fuzzymatching" for key, _ in query.additional_params)
     )
-    return contradicted(query.search_filters, row, level=query.level, names=not fuzzy)
+    return contradicted(filters, row, level=query.level, names=not fuzzy)
 
 
 def unanswered(query: SearchQuery, rows: Sequence[JSONDataset]) -> list[str]:
@@ -568,9 +587,10 @@ def unanswered(query: SearchQuery, rows: Sequence[JSONDataset]) -> list[str]:
         rows: The rows of one answer; no rows prove nothing.
     """
     found = []
-    for key, text in query.search_filters:
-        tag = resolve(key)[0]
-        if rows and selects(text) and tag != "00080005" and not any(carries(row, tag) for row in rows):
+    for key, text in conditions(query):
+        tags = same_attributes(resolve(key)[0], query.level)
+        shown = any(carries(row, tag) for row in rows for tag in tags)
+        if rows and selects(text) and "00080005" not in tags and not shown:
             found.append(key)
     return found
 

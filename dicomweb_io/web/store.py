@@ -342,7 +342,7 @@ class Storer:
         words = [f"the server refused it with HTTP {answer.status}"]
         if response.nameless:
             words.append(describe_reason(reason, response.nameless[0], item.redact))
-        words.append(item.redact(answer.said))
+        words.append(item.redact(answer.server_message))
         item.fail(
             ": ".join(filter(None, words)),
             url=answer.url,

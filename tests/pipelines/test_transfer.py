@@ -629,3 +629,4 @@ def test_each_line_of_a_list_is_accounted_for(
     named = [json.loads(line) for line in failures.read_text().splitlines()]
     assert len(named) == sum(account.values())
     assert all(str(wanted) in entry["source"] for entry in named)
+    assert driver == "job" or all(f"{entry['source']}: " in said for entry in named)

@@ -14,17 +14,24 @@ import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that
 
+from dicomweb_io.cli import main as command
 from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.testing import fault, make_study
 from dicomweb_io.transforms import RetrieveInstances, RetrieveMetadata, StoreInstances
 from pipelines.transfer import main as transfer
 from tests.answering import Reply
 from tests.security.hostile import INSTANCE, SERIES, STUDY, element, multipart, part10, row, rows
 
+
+def copy(arguments):
+    return command(["copy", *arguments])
+
+
 NAME = b"Zzyzx"
 PIXELS = b"THESE ARE THE PIXELS"
 FIELDS = {
     *("transform", "message", "reference", "rows", "source", "url"),
-    *("status", "reason_code", "attempts", "retryable"),
+    *("status", "reason_code", "attempts", "retryable", "server_message"),
 }
 
 
@@ -66,6 +73,23 @@ def check(failures, everything):
     assert b"QUENTIN" not in everything.upper()
     for failure in failures:
         assert set(failure) <= FIELDS
+
+
+@pytest.mark.parametrize("level", ["series", "instances"])
+@pytest.mark.parametrize("run", [transfer, copy], ids=["job", "command"])
+def test_a_listing_whose_error_names_a_patient_leaves_the_name_out_of_the_summary(
+    run, level, serve, folder, tmp_path, capsys, caplog
+):
+    source = tmp_path / "source"
+    make_study(source)
+    error = {"status": 500, "body": "cannot open Zzyzx^Quentin", "path": f"/{level}$", "times": None}
+    server = serve(source, faults=[fault("status", **error)])
+    summary = tmp_path / "summary.json"
+    ends = [server.url, str(folder)] if run is copy else ["--source", server.url, "--destination", str(folder)]
+    assert run([*ends, "--summary", str(summary)]) == 1
+    printed = capsys.readouterr()
+    assert "HTTP 500" in summary.read_text()
+    assert "Zzyzx" not in summary.read_text() + printed.out + caplog.text
 
 
 def named_row(**uids):
@@ -126,12 +150,12 @@ def test_conflicting_duplicates_and_unreadable_files(serve, job, tmp_path):
     (source / "b.dcm").write_bytes(image(tail=b"two, longer"))
     (source / "cut.dcm").write_bytes(image(instance="1.2.3.4.7")[:-10])
     (source / "notes.txt").write_bytes(NAME + PIXELS)
-    (source / "bad-uid.dcm").write_bytes(image(instance="Zzyzx Quentin"))
+    (source / "bad-uid.dcm").write_bytes(image(instance="Zzyzx@Quentin"))
     server = serve(tmp_path / "archive")
     code, failures, everything = job(source, server.url)
     assert code == 1
     check(failures, everything)
-    assert {one["source"].rpartition("/")[2] for one in failures} == {"cut.dcm", "bad-uid.dcm"}
+    assert {one["source"].rpartition("/")[2] for one in failures} == {"b.dcm", "cut.dcm", "bad-uid.dcm"}
     assert b"differ from the file that was chosen" in everything
 
 
@@ -180,6 +204,6 @@ def test_failures_of_transforms(origin, kind):
         if kind != "JSON":
             metadata = references | RetrieveMetadata(server.url, failures="collect")
             assert_that(metadata.failures, harmless, label="metadata")
-        contents = pipeline | "contents" >> beam.Create([image()[:-10], NAME + PIXELS, image(instance="Zzyzx Quentin")])
+        contents = pipeline | "contents" >> beam.Create([image()[:-10], NAME + PIXELS, image(instance="Zzyzx@Quentin")])
         stored = contents | StoreInstances(server.url, failures="collect")
         assert_that(stored.failures, harmless, label="stored")

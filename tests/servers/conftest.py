@@ -239,7 +239,7 @@ class Spec:
     missing_frame: tuple[int, ...] = (404,)
     comparison_level: str = "file"
     content_check: str = "file"
-    again: tuple[str, str] = ("stored", "failed")
+    again: tuple[str, str] = ("stored", "exists")
     replaces: bool = False
 
 
@@ -383,7 +383,7 @@ SPECS: tuple[Spec, ...] = (
     Spec("dicomcloud-api", behaviour="dicomcloud-api", page_cap=12, **_DICOMCLOUD),
     Spec("dicomcloud-short-pages", behaviour="dicomcloud-short-pages", page_cap=10, shortfall=2, **_DICOMCLOUD),
     Spec(
-        "google", behaviour="google", profile="google", lacks=GOOGLE,
+        "google", behaviour="google", profile="google", lacks=GOOGLE, again=("stored", "failed"),
         secured=oauth2, content_check="dataset", replaces=True,
     ),
     Spec(
@@ -399,7 +399,7 @@ SPECS: tuple[Spec, ...] = (
         "healthimaging-probed", profile="probe",
         content_check="failed", lacks=_without_deletion(status=405), **_HEALTHIMAGING,
     ),
-    Spec("strict-probed", behaviour="strict", profile="probe", lacks=STRICT, again=("failed", "failed")),
+    Spec("strict-probed", behaviour="strict", profile="probe", lacks=STRICT, again=("exists", "exists")),
     Spec(
         "offset-ignored", behaviour="offset-ignored", page_cap=10,
         # With the server's true maximum known, a short page is known to be the last, and no second one is needed.

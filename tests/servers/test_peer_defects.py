@@ -237,14 +237,14 @@ def test_deleting_on_the_command_line(serve, make_image, tmp_path, capsys):
 
 
 def test_refusals_are_printed_and_end_with_an_error(serve, make_image, tmp_path, capsys):
-    server = serve(tmp_path / "archive", faults=[fault("refuse_instances", reason=0xA700, numbers=(2,))])
+    server = serve(tmp_path / "archive", faults=[fault("refuse_instances", reason=0xA900, numbers=(2,))])
     for number in (1, 2, 3):
         (tmp_path / f"{number}.dcm").write_bytes(make_image(1, 0, number, "refused"))
     assert run("--url", server.url, "store", "instances", *sorted(tmp_path.glob("*.dcm"))) == 1
     captured = capsys.readouterr()
     outcomes = [json.loads(line) for line in captured.out.splitlines()]
     assert [outcome["outcome"] for outcome in outcomes] == ["stored", "failed", "stored"]
-    assert outcomes[1]["reason_code"] == 0xA700
+    assert outcomes[1]["reason_code"] == 0xA900
     assert captured.err == "1 failed, 2 stored\n"
 
 

@@ -73,6 +73,13 @@ def test_what_moved_with_a_warning_is_named_and_does_not_fail():
     assert f"    2 x warning: {warnings[0]}" in lines
 
 
+def test_conflicts_beyond_ten_are_counted():
+    files = [Exclusion("duplicate", f"/a/{n}", "conflicting: other bytes", INSTANCE, "/a/chosen") for n in range(12)]
+    lines = list(summary_lines(account(*files), TransferJob(Endpoint("/a"), Endpoint("/b"))))
+    assert sum("is not at the destination" in line for line in lines) == 10
+    assert "    and 2 more, which --failures lists" in lines
+
+
 @pytest.mark.parametrize(
     "failure",
     [
@@ -95,6 +102,9 @@ def test_equal_reasons_are_one():
         for number in range(64)
     ]
     assert account(*failures)["reasons"] == {"… no answer for UID": 64}
+    assert reason_of(Failure("T", "not tried: GET http://127.0.0.1:9/studies/1.2.3")) == (
+        "not tried: GET http://127.0.0.1:9/studies/UID"
+    )
     assert len(reason_of(Failure("T", "x" * 1000))) == 300
 
 

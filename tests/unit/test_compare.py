@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import pydicom
 import pytest
@@ -63,6 +64,25 @@ def test_lossless_encodings_have_equal_pixels():
     one, other = Instance.from_bytes(sample("MR_small.dcm")), Instance.from_bytes(sample("MR_small_RLE.dcm"))
     assert "transfer syntaxes" in difference(one, other, "dataset")
     assert difference(one, other, "pixels") is None
+
+
+@pytest.mark.parametrize("table", [(0, 0, 0), (0, 8, 16), (1 << 20, 2 << 20, 3 << 20)])
+def test_a_wrong_offset_table_makes_no_other_pixels(table):
+    plain = pydicom.dcmread(io.BytesIO(sample("MR_small.dcm")))
+    frame = plain.PixelData
+    frames = [frame, bytes(len(frame)), frame[::-1]]
+    plain.NumberOfFrames, plain.PixelData = 3, b"".join(frames)
+    native = io.BytesIO()
+    plain.save_as(native)
+    plain.compress("1.2.840.10008.1.2.5", generate_instance_uid=False)
+    content = bytearray(plain.PixelData)
+    struct.pack_into("<3I", content, 8, *table)
+    plain.PixelData = bytes(content)
+    compressed = io.BytesIO()
+    plain.save_as(compressed)
+    one, other = Instance.from_bytes(native.getvalue()), Instance.from_bytes(compressed.getvalue())
+    assert difference(one, other, "pixels") is None
+    assert difference(other, one, "pixels") is None
 
 
 def test_objects_without_pixels_have_none_that_differ():

@@ -28,7 +28,7 @@ from starlette.types import Message, Receive, Scope, Send
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import Resource, SearchLevel
 from dicomweb_io.errors import DICOMwebError
-from dicomweb_io.testing.faults import AnswerFault, CodingFault, FaultPlan, TokenFault
+from dicomweb_io.testing.faults import AnswerFault, CodingFault, ExpireToken, FaultPlan
 from dicomweb_io.testing.server import qido, stow, wado
 from dicomweb_io.testing.server.auth import Authentication
 from dicomweb_io.testing.server.behaviour import Behaviour
@@ -318,7 +318,7 @@ class App:
                 return own
             if not self._bucket.take():
                 raise Refusal(429, "Too many requests.")
-            for one in exchange.struck(TokenFault):
+            for one in exchange.struck(ExpireToken):
                 one.apply(self.authentication)
             answer = _replaced(exchange) or self.authentication.refusal(exchange) or self._route(exchange)
             if exchange.warnings and "Warning" not in answer.headers:

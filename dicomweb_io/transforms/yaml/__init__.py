@@ -16,7 +16,7 @@ from typing import Any, Optional
 import apache_beam as beam
 
 from dicomweb_io import transforms
-from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
+from dicomweb_io.elements import Failure, Instance, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.options import make_endpoint
 from dicomweb_io.transforms.rows import AsRows
@@ -35,9 +35,9 @@ _SERIES = ["StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber", 
 _INSTANCE = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "InstanceNumber"]
 
 _UIDS = {
-    "study_instance_uid": ("study_instance_uid", "StudyInstanceUID"),
-    "series_instance_uid": ("series_instance_uid", "SeriesInstanceUID"),
-    "sop_instance_uid": ("sop_instance_uid", "SOPInstanceUID"),
+    "study_instance_uid": "StudyInstanceUID",
+    "series_instance_uid": "SeriesInstanceUID",
+    "sop_instance_uid": "SOPInstanceUID",
 }
 
 
@@ -281,7 +281,7 @@ class CopyInstances(_RowTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        references = pcollection | "References" >> beam.Map(reference_of_row).with_output_types(Resource)
+        references = pcollection | "References" >> beam.Map(uids_of_row).with_output_types(dict[str, str])
         copied = references | "Copy" >> self._inner
         return self._outputs(copied.stored | "AsRows" >> AsRows(element_type=StoredInstance), copied.failures)
 
@@ -304,16 +304,21 @@ def storable_of_row(row: Any) -> Any:
     return bytes(content) if content is not None else path
 
 
-def reference_of_row(row: Any) -> Resource:
-    """The reference that a row names, by DICOM keywords or by names in snake case.
+def uids_of_row(row: Any) -> dict[str, str]:
+    """The UIDs that a row names, by DICOM keywords or by names in snake case, as `Resource.of` takes them.
+
+    A column named by a keyword comes from a search: where it is empty the row lacks that UID, and is a failure. In the
+    other columns, those of references, it is a level that is not meant.
 
     Raises:
-        TypeError, ValueError: If it names no study.
+        ValueError: If the row has no column for the study.
     """
     fields = _fields_of(row)
-    uids = {
-        name: next((fields[key] for key in keys if fields.get(key) is not None), None) for name, keys in _UIDS.items()
-    }
-    if uids["study_instance_uid"] is None:
+    found: dict[str, str] = {}
+    for name, keyword in _UIDS.items():
+        uid = fields.get(name) or fields.get(keyword)
+        if uid or keyword in fields:
+            found[name] = uid or ""
+    if "study_instance_uid" not in found:
         raise ValueError(f"a row to be copied needs StudyInstanceUID; this one has {', '.join(fields) or 'nothing'}")
-    return Resource.of(uids)
+    return found

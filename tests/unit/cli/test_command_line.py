@@ -111,6 +111,39 @@ def test_instances_of_two_series_with_one_uid_are_saved_both(form: str, folder: 
     assert len(list((tmp_path / "two").iterdir())) == 2
 
 
+@pytest.mark.parametrize("form", [["metadata", "--dicomize"], ["frames", "--numbers", "1"], ["rendered"]])
+def test_what_belongs_to_instances_with_one_uid_is_saved_for_both(
+    form: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = pydicom.dcmread(CT)
+    other.SeriesInstanceUID = f"{SERIES}.9"
+    other.PixelData = bytes(len(other.PixelData))
+    other.save_as(folder / "other.dcm")
+    found = {}
+    for series in (SERIES, f"{SERIES}.9") * 2:
+        where = ("--url", folder, "retrieve", "instances", "--study", STUDY, "--series", series, "--instance", INSTANCE)
+        assert run(*where, *form, "--save", "--output-dir", tmp_path / "one") == 0
+        assert run(*where, *form, "--save", "--output-dir", tmp_path / series) == 0
+        (alone,) = (tmp_path / series).iterdir()
+        found[f"{STUDY}_{series}_" if series != SERIES else ""] = alone
+    expected = {prefix + path.name: path.read_bytes() for prefix, path in found.items()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == expected
+    assert ("holds something else and stays" in capsys.readouterr().err) == (form[0] != "metadata")
+
+
+def test_bulk_data_of_two_instances_are_saved_both(folder: Path, tmp_path: Path) -> None:
+    other = pydicom.dcmread(CT)
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"{INSTANCE}.9"
+    other.PixelData = bytes(len(other.PixelData))
+    other.save_as(folder / "other.dcm")
+    for uid in (INSTANCE, f"{INSTANCE}.9") * 2:
+        uri = f"studies/{STUDY}/series/{SERIES}/instances/{uid}/bulkdata/7FE00010"
+        where = ("--url", folder, "retrieve", "bulkdata", "--uri", uri)
+        assert run(*where, "--save", "--output-dir", tmp_path) == 0
+    saved = {path.read_bytes() for path in tmp_path.glob("7FE00010*.dat")}
+    assert saved == {DATASET.PixelData, other.PixelData}
+
+
 def test_bytes_reach_standard_output_only_when_asked(folder: Path) -> None:
     command = [sys.executable, "-m", "dicomweb_io", "--url", str(folder)]
     command += ["retrieve", "studies", "--study", STUDY, "full"]

@@ -305,6 +305,7 @@ def test_a_wrong_table_is_also_found_out_without_a_walk(table: list[int]) -> Non
 def test_numbers_of_frames(value: object, expected: int) -> None:
     row = {"00280008": {"vr": "IS", "Value": [value]}, "00280010": {"vr": "US", "Value": [4]}}
     assert number_of_frames(row) == expected
+    assert number_of_frames({**row, "00280008": {"vr": "IS", "Value": value}}) == expected
 
 
 @pytest.mark.parametrize(
@@ -315,6 +316,11 @@ def test_what_is_no_number_of_frames(value: object) -> None:
     row = {"00280008": {"vr": "IS", "Value": [value]}, "00280010": {"vr": "US", "Value": [4]}}
     with pytest.raises(DatasetError, match="0028,0008"):
         number_of_frames(row)
+
+
+def test_a_number_of_frames_in_bytes_is_none() -> None:
+    with pytest.raises(DatasetError, match="0028,0008"):
+        number_of_frames({"00280008": {"vr": "UN", "InlineBinary": "MyA="}, "00280010": {"vr": "US", "Value": [4]}})
 
 
 @pytest.mark.parametrize("row", [{}, {"00280008": {}}, {"00280008": {"Value": []}}, {"00280008": None}])

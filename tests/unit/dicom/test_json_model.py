@@ -306,7 +306,7 @@ def test_sequences_nested_too_deeply_are_reported() -> None:
     assert sys.getrecursionlimit() >= 1000
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_files_are_encoded_or_refused(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["reportsi.dcm", "rtplan.dcm", "test-SR.dcm", "MR_small_bigendian.dcm"]))
@@ -335,6 +335,23 @@ def test_character_sets(name: str, text: str) -> None:
     row = encode(encoded(dataset))
     assert first_text(row, "PatientName") == text
     assert first_value(row, "PatientComments") == text
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "text"),
+    [
+        (("", "ISO 2022 IR 149"), b"\x1b$)C\xb1\xe8\x1b(Babc\xc8\xf1", "김abc희"),
+        (("", "ISO 2022 IR 58"), b"\x1b$)A\xcd\xf5\x1b(Ba\n\x1b$)A\xd0\xa1", "王a\n小"),
+        (("", "ISO 2022 IR 144"), b"\x1b-L\xb6\x1b(Ba\xb6", "ЖaЖ"),
+        (("ISO 2022 IR 144", "ISO 2022 IR 87"), b"\x1b$B;3\x1b(B\xb6", "山Ж"),
+        (("ISO 2022 IR 13", "ISO 2022 IR 87"), b"\x1b$B;3\x1b(B\xd4", "山ﾔ"),
+    ],
+)
+def test_an_escape_to_ascii_leaves_high_bytes_as_they_were(names: tuple[str, ...], value: bytes, text: str) -> None:
+    charset = character_set(names)
+    assert charset.decode(value) == text
+    assert charset.reads(value)
+    assert not character_set(("", "ISO 2022 IR 149")).reads(b"\x1b$)C\xb1\xe8\r\n\x1b(B\xb6")
 
 
 def test_character_sets_that_are_misspelt_unknown_or_mixed() -> None:
@@ -522,6 +539,11 @@ def test_taking_values_out() -> None:
     assert is_empty({"vr": "CS", "Value": [None, ""]})
     assert not is_empty({"vr": "OB", "BulkDataURI": "x"})
     assert not is_empty({"vr": "US", "Value": [0]})
+
+
+@pytest.mark.parametrize("text", ["AQA=", ["AQA="], "AQ\nA=\n"])
+def test_inline_binary_is_text_or_a_list_with_a_text(text: Any) -> None:
+    assert load_json_dataset({"00420011": {"vr": "OB", "InlineBinary": text}}).EncapsulatedDocument == b"\1\0"
 
 
 def test_load_json_dataset() -> None:

@@ -393,7 +393,7 @@ SMALL_TEXT = st.text(alphabet="aAb^ ", max_size=6)
 PATTERN = st.text(alphabet="aAb^ *?", min_size=1, max_size=6).filter(lambda text: text.strip(" *"))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(PATTERN, min_size=1, max_size=3), st.lists(st.none() | SMALL_TEXT, max_size=3))
 def test_text_against_the_model(patterns: list[str], found: list[str | None]) -> None:
     filter_value = "\\".join(patterns)
@@ -402,7 +402,7 @@ def test_text_against_the_model(patterns: list[str], found: list[str | None]) ->
     assert compile_filters([("StudyDescription", filter_value)])(row) == expected
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.text(alphabet="aAb^=*?", min_size=1, max_size=8).filter(lambda text: text.strip("*^= ")),
     st.text(alphabet="aAb^=", min_size=1, max_size=8),
@@ -432,7 +432,7 @@ def test_names_against_the_model(pattern: str, name: str) -> None:
 DATES = st.dates(datetime.date(1999, 12, 20), datetime.date(2000, 1, 10))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.none() | DATES, st.none() | DATES, DATES)
 def test_dates_against_the_model(low: datetime.date | None, high: datetime.date | None, value: datetime.date) -> None:
     if low is None and high is None:
@@ -471,7 +471,7 @@ def shift(offset: str) -> datetime.timedelta:
     return datetime.timedelta(minutes=-minutes if offset.startswith("-") else minutes)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(ANY_INSTANT, OFFSETS, ANY_INSTANT, OFFSETS, ANY_INSTANT, OFFSETS)
 def test_date_times_against_the_model(
     low: Any, low_offset: str, high: Any, high_offset: str, value: Any, own: str
@@ -487,7 +487,7 @@ def test_date_times_against_the_model(
     assert compile_filters([("AcquisitionDateTime", text)])(row) == (first <= moment <= last)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xy")), min_size=1, max_size=3),
     st.lists(st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy"), max_size=2), max_size=3),
@@ -504,7 +504,7 @@ def test_sequences_against_the_model(filters: list[tuple[str, str]], items: list
     assert compile_filters([(f"00400275.{tags[key]}", value) for key, value in filters])(row) == expected
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.sampled_from(["StudyDate", "StudyTime", "AcquisitionDateTime", "Rows", "SOPInstanceUID"]), st.text())
 def test_any_filter_is_either_refused_or_universal_or_applied(attribute: str, value: str) -> None:
     try:

@@ -35,8 +35,8 @@ from dicomweb_io.dicom.part10 import (
     encode_dataset,
     header_of,
     judge,
+    read_dataset,
     read_range,
-    readable,
 )
 from dicomweb_io.elements import Instance
 
@@ -308,7 +308,7 @@ def test_what_is_not_dicom(content: bytes) -> None:
         header_of(io.BytesIO(content))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_files_end_in_an_answer_or_a_part10_error(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["MR_small_RLE.dcm", "reportsi.dcm", "rtplan.dcm", "SC_rgb_small_odd.dcm"]))
@@ -505,7 +505,7 @@ def test_a_missing_delimiter_is_odd_where_all_frames_are_there(content: bytes, p
         content = content[:-8]
     verdict = judge(content)
     assert (verdict.problem, verdict.warnings) == (None, (WITHOUT_DELIMITER,))
-    assert pydicom.dcmread(readable(io.BytesIO(content)), force=True).PixelData
+    assert read_dataset(io.BytesIO(content)).PixelData
     assert (verdict.open_end is None) == proven
     assert (check_complete(io.BytesIO(content)) is None) == proven
     content = content.rstrip(b"\0")
@@ -581,6 +581,21 @@ def test_an_odd_vr_before_the_uids_and_inside_a_sequence() -> None:
     assert check_complete(content) is None
     found = encode(content)["00081140"]["Value"]
     assert found[0].keys() == {"00190010", "00191001", "00400001"}
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("vr", [b"--", b"??"])
+def test_an_odd_vr_may_come_first_in_an_item_or_in_no_order(vr: bytes, wide: bool) -> None:
+    odd = element(0x00191001, vr, b"abcdef", wide=wide)
+    items = [struct.pack("<HHI", 0xFFFE, number, length) for number, length in ((0xE000, 0xFFFFFFFF), (0xE00D, 0))]
+    value = items[0] + odd + items[1] + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    content = with_element(CT_SMALL, struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + value, 0x00100010)
+    assert check_complete(content) is None
+    assert encode(content)["00081140"]["Value"][0].keys() == {"00191001"}
+    undefined = struct.pack("<HH2sHI", 0x0019, 0x1002, vr, 0, 0xFFFFFFFF) + value
+    assert judge(with_element(CT_SMALL, odd + undefined)) == Verdict(warnings=(ODD_VR,))
+    unsorted = with_element(CT_SMALL, odd + element(0x00190010, b"LO", b"ACME"))
+    assert judge(unsorted) == Verdict(warnings=(ODD_VR,))
 
 
 def test_a_file_with_the_prefix_alone_is_dicom() -> None:

@@ -169,6 +169,33 @@ def test_tables_of_fragments_are_kept_where_they_pay(folder: Path, tmp_path: Pat
     assert kept == [(b"100.dcm",)]
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_table_that_is_wrong_in_the_middle_gives_no_other_frame(split: bool, folder: Path) -> None:
+    dataset = large_image(40)
+    frames = [START + bytes([number] * 60) for number in range(40)]
+    set_compressed(dataset, JPEGBaseline8Bit, encapsulate(frames, has_bot=True))
+    offsets = [number * 72 for number in range(40)]
+    if split:
+        # Frame 5 has two fragments, and the table names the second.
+        offsets = [offset + 8 * (offset > 4 * 72) for offset in offsets]
+        offsets[4] += 40
+        content = bytearray(dataset.PixelData)
+        place = 8 + 40 * 4 + 4 * 72
+        fragment = content[place + 8 : place + 72]
+        item = b"\xfe\xff\x00\xe0\x20\x00\x00\x00"
+        content[place : place + 72] = item + fragment[:32] + item + fragment[32:]
+        dataset.PixelData = bytes(content)
+    else:
+        # One entry too many, and later one too few: each in between is one frame back.
+        offsets = [*offsets[:10], offsets[9] + 2, *offsets[10:29], *offsets[30:]]
+    dataset.PixelData = dataset.PixelData[:8] + struct.pack("<40I", *offsets) + dataset.PixelData[168:]
+    (folder / "wrong.dcm").write_bytes(saved(dataset))
+    client = DICOMfileClient(folder)
+    for number in (20, 5, 40, 1, 11):
+        (frame,) = client.iter_frames(frames_of(REFERENCE, number))
+        assert frame.content == frames[number - 1]
+
+
 def test_few_fragments_are_walked_through_once(folder: Path, counted: Count) -> None:
     path = folder / "few.dcm"
     path.write_bytes(saved(many_fragments(16, 20_000)))

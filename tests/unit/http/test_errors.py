@@ -150,7 +150,7 @@ def test_what_was_sent_in_confidence_is_not_repeated(headers, said, left) -> Non
 
 def test_logs_leave_the_words_of_the_server_out() -> None:
     error = DICOMwebError("Jane Doe is unknown; try later", method="GET", url="http://h/", status=500)
-    error.said = "Jane Doe is unknown"
+    error.server_message = "Jane Doe is unknown"
     assert error.log_text == "GET http://h/: HTTP 500: try later"
     assert "Jane" in str(error)
     assert pickle.loads(pickle.dumps(error)).log_text == error.log_text

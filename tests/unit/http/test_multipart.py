@@ -124,7 +124,7 @@ alphabet = st.sampled_from([b"\r", b"\n", b"-", b"--", b"b0", b"\r\n--b0", b"--b
 texts = st.lists(alphabet, max_size=12).map(b"".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(texts, max_size=4), texts, texts, st.randoms(use_true_random=False))
 def test_against_the_model(contents: list[bytes], preamble: bytes, epilogue: bytes, rng: random.Random) -> None:
     message = preamble
@@ -154,14 +154,14 @@ def test_against_the_model(contents: list[bytes], preamble: bytes, epilogue: byt
         assert [part.read() for part in MultipartReader(chunks, TYPE)] == expected == contents
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=300), max_size=5), st.integers(1, 400))
 def test_what_is_written_is_read(contents: list[bytes], size: int) -> None:
     message = b"".join(encode_multipart([({"A": "b"}, content) for content in contents], "x1"))
     assert parts_of(message, 'multipart/related; boundary="x1"', size) == [({"A": "b"}, item) for item in contents]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.binary(max_size=400), st.integers(1, 50))
 def test_garbage_only_raises_its_own_error(data: bytes, size: int) -> None:
     for message in (data, b"--b0\r\n" + data):

@@ -69,7 +69,7 @@ def test_clones_with_one_seed_stay_together():
     assert samples.clone(first.read_bytes(), 7) == samples.clone(first.read_bytes(), 7)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 10**18), min_size=3, max_size=3), st.integers(0, 8))
 def test_clones_take_uids_of_any_length(numbers, extra):
     uids = ["1." + ".".join(["2"] * extra) + ("." if extra else "") + str(number) for number in numbers]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from dicomweb_io.testing.faults import FAULTS
+from dicomweb_io.testing.faults import FAULTS, WireFault
 from dicomweb_io.testing.server.behaviour import Behaviour, Evidence, meanings
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS, GENERIC, VARIANTS
 from dicomweb_io.testing.server.command import shown
@@ -63,7 +63,7 @@ def faults_table() -> Iterator[str]:
     yield "| action | played by | what happens | options |"
     yield "|---|---|---|---|"
     for name, kind in FAULTS.items():
-        player = "the server" if kind.layer == "http" else "the proxy"
+        player = "the proxy" if issubclass(kind, WireFault) else "the server"
         options = ", ".join(f"`{key}={value!r}`" for key, value in kind.defaults().items())
         yield f"| `{name}` | {player} | {_text(' '.join(str(kind.__doc__).split()))} | {options} |"
 

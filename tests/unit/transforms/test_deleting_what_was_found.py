@@ -59,9 +59,11 @@ def delete(archive, filters, *, search=None, **options):
 FOUR = [study(number, f"PAT{number}") for number in range(1, 5)]
 
 
-def test_an_ignored_filter_deletes_nothing(archive):
+@pytest.mark.parametrize("further", [False, True], ids=["search_filters", "additional_params"])
+def test_an_ignored_filter_deletes_nothing(archive, further):
     one = archive(FOUR)
-    delete(one, {"PatientID": "PAT2"})
+    filters = {"PatientID": "PAT2"}
+    delete(one, None if further else filters, search={"additional_params": filters} if further else None)
     assert len(one.left) == 4
 
 
@@ -75,8 +77,7 @@ def test_an_ignored_filter_deletes_nothing(archive):
         ({"PatientName": "DOE^J"}, study(1, **{"00100010": ("PN", {"Alphabetic": "Doe^J"})})),
         ({"PatientName": "Doe"}, study(1, **{"00100010": ("PN", {"Alphabetic": "Doe^John"})})),
         ({"StudyDate": "20200101"}, study(1)),
-        ({"00091001": "x"}, study(1)),
-        ({"RequestAttributesSequence.ScheduledProcedureStepID": "1"}, study(1, **{"00400275": ("SQ", {})})),
+        ({"ProcedureCodeSequence.CodeValue": "1"}, study(1, **{"00081032": ("SQ", {})})),
         ({"ModalitiesInStudy": "CT"}, study(1, **{"00080061": ("CS", "CT", "MR")})),
         ({"Modality": "CT"}, study(1, **{"00080061": ("CS", "CT", "MR")})),
         ({"SOPClassesInStudy": "1.2.3"}, study(1, **{"00080062": ("UI", "1.2.3", "1.2.4")})),
@@ -103,8 +104,8 @@ def test_a_row_that_does_not_prove_that_it_matches_is_not_deleted(archive, filte
             {"allow_several_modalities": True},
         ),
         (
-            {"RequestAttributesSequence.ScheduledProcedureStepID": "1"},
-            study(1, **{"00400275": ("SQ", {"00400009": element("SH", "1")})}),
+            {"ProcedureCodeSequence.CodeValue": "1"},
+            study(1, **{"00081032": ("SQ", {"00080100": element("SH", "1")})}),
             {},
         ),
     ],
@@ -144,6 +145,11 @@ def test_a_search_that_is_not_exact_is_refused_before_anything_is_sent(archive):
     for arguments in ({"fuzzymatching": True}, {"additional_params": {"fuzzymatching": "true"}}):
         with pytest.raises(ValueError, match="fuzzymatching"):
             SearchForStudies(one.endpoint, exact=True, **arguments)
+    for filters in ({"SeriesDescription": "scout"}, {"SeriesInstanceUID": "1.2.1.1"}, {"00091001": "x"}):
+        with pytest.raises(ValueError, match="the rest not; search for"):
+            SearchForStudies(one.endpoint, filters, exact=True)
+    with pytest.raises(ValueError, match="StudyReceiveDateTime, which contradicts"):
+        SearchForStudies(one.endpoint, exact=True, additional_params={"StudyReceiveDateTime": "20200101-"})
     with pytest.raises(ValueError, match="allow_several_modalities"):
         SearchForStudies(one.endpoint, allow_several_modalities=True)
     assert not one.server.requests

@@ -39,7 +39,7 @@ class Rows:
         self.offsets = []
         self._lock = threading.Lock()
 
-    def search_page(self, query, *, offset, limit):
+    def search_page(self, query, *, offset, limit, surplus=True):
         with self._lock:
             self.offsets.append(offset)
         rows = [
@@ -158,7 +158,7 @@ def test_parts_are_read_at_once_only_after_offset_was_shown_to_work(offset_works
     class Archive(Rows):
         profile = GENERIC.with_facts(offset_works=offset_works)
 
-        def search_page(self, query, *, offset, limit):
+        def search_page(self, query, *, offset, limit, surplus=True):
             return replace(super().search_page(query, offset=offset, limit=limit), total=total, more=True)
 
     class Room:

@@ -126,6 +126,15 @@ def test_limit_counts_rows(serve, archive, limit):
         )
 
 
+def test_what_is_behind_the_limit_is_not_read(serve, archive, monkeypatch):
+    monkeypatch.setattr("dicomweb_io.web.search._MAX_WHOLE", 0)
+    monkeypatch.setattr("dicomweb_io.web.search._MAX_ROWS", 20)
+    server = serve(archive, faults=[fault("ignore_limit", times=None)])
+    with pipeline() as p:
+        rows = p | SearchForInstances(server.url, limit=10)
+        assert_that(rows | beam.combiners.Count.Globally(), equal_to([10]))
+
+
 def test_distinct_removes_what_several_searches_found(archive, references):
     with pipeline() as p:
         elements = p | beam.Create([references[0].series, references[0].series, references[0]])

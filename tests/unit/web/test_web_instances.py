@@ -12,10 +12,11 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.part10 import encode_dataset
+from dicomweb_io.dicom.part10 import encode_dataset, header_of
 from dicomweb_io.elements import Resource
 from dicomweb_io.errors import DICOMwebError, MalformedResponseError, ResponseIncompleteError
 from dicomweb_io.profiles import ServerProfile
+from dicomweb_io.testing.samples import sample_file
 from tests.answering import Reply, in_turn
 
 ORIGINAL = 'multipart/related; type="application/dicom"; transfer-syntax=*'
@@ -413,6 +414,18 @@ def test_a_body_without_length_that_ends_before_its_pixels_is_cut_off(web):
     assert len(server.requests) == 2
     server, client = web.connect(lambda request: web.Reply(200, cut, "application/dicom"))
     assert contents(client.iter_instances(ONE)) == {"1.2.3.1.1": cut}
+
+
+@pytest.mark.parametrize("tag", [0x00280002, 0x00280010, 0x00280100])
+def test_a_body_without_length_of_an_image_that_ends_before_its_rows_is_cut_off(web, tag):
+    content = sample_file("CT_small.dcm").read_bytes()
+    cut = content[: scan_header(content).elements[tag][1] - 8]
+    reference = Resource.of_header(header_of(io.BytesIO(content)))
+    _, client = web.connect(lambda request: web.Reply(200, cut, "application/dicom", length=False))
+    with pytest.raises(ResponseIncompleteError, match="before its pixel data"):
+        list(client.iter_instances(reference))
+    _, client = web.connect(lambda request: web.Reply(200, cut, "application/dicom"))
+    assert next(client.iter_instances(reference)).content == cut
 
 
 @pytest.mark.parametrize("framing", ["part", "part with a length", "length"])

@@ -125,7 +125,9 @@ def test_xml(web, multipart):
     assert found["00100010"] == {"vr": "PN", "Value": [{"Alphabetic": "A^B"}]}
 
 
-@pytest.mark.parametrize("body", [b"<html>login</html>", b"no", b"[1]", b'{"a": }', b"[{}] x"])
+@pytest.mark.parametrize(
+    "body", [b"<html>login</html>", b"no", b"[1]", b'{"a": }', b"[{}] x", b'{"error": "no"}', b'[{"a": 1}]']
+)
 def test_what_is_no_metadata_is_an_error(web, body):
     _, client = web.connect(lambda request: web.Reply(200, body, "application/dicom+json"))
     with pytest.raises(MalformedResponseError):

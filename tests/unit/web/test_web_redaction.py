@@ -85,7 +85,7 @@ def test_our_own_words_stay_whole(instance, tmp_path):
     item.fail("the old bytes are kept in /data/Zzyzx/77.dcm")
     assert item.outcome.message == "the old bytes are kept in /data/Zzyzx/77.dcm"
     error = DICOMwebError("Zzyzx is locked; try later", method="POST", url="http://zzyzx/studies", status=500)
-    error.said = "Zzyzx is locked"
+    error.server_message = "Zzyzx is locked"
     item.fail_by(error)
     assert item.outcome.message == "POST http://zzyzx/studies: HTTP 500: *** is locked; try later"
 

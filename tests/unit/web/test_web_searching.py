@@ -19,7 +19,7 @@ from dicomweb_io.errors import (
     SearchIncompleteError,
     TooManyResultsError,
 )
-from dicomweb_io.listing import SeriesListing, expand_reference
+from dicomweb_io.listing import SeriesListing, expand_reference, resource_of_row
 from dicomweb_io.profiles import PROFILES, ServerProfile
 from dicomweb_io.queries import make_query
 from tests.answering import in_turn
@@ -131,9 +131,14 @@ def test_an_ignored_offset_fails_instead_of_looping(web):
     assert uids(seen) == ["1.1", "1.2", "1.3", "1.4"]
 
 
+@pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("number", [1, 2, 10])
-def test_a_server_that_ignores_offset_and_limit_gives_everything_at_once(web, number):
-    _, client = web.connect(lambda request: web.json(studies(web, range(number))))
+def test_a_server_that_ignores_offset_and_limit_gives_everything_at_once(web, number, ordered):
+    def answer(request):
+        rows = studies(web, range(number))
+        return web.json(rows if ordered or request.number % 2 else rows[::-1])
+
+    _, client = web.connect(answer)
     assert found(client, page_size=100) == list(range(number))
 
 
@@ -265,6 +270,25 @@ def test_an_empty_page_is_no_end_against_what_the_server_announces(web, headers,
     assert len(list(client.iter_search(STUDIES, page_size=10, limit=20))) == 20
 
 
+def test_a_single_page_is_judged_by_what_the_server_announces(web, caplog):
+    """The loop of the user guide ends with an empty page."""
+    rows = [web.row(f"1.{number}") for number in range(50)]
+
+    def answer(request):
+        offset = int(request.parameters.get("offset", 0))
+        page = [] if offset == 20 else rows[offset : offset + 10]
+        return web.json(page, headers={"X-Total-Count": "50"})
+
+    _, client = web.connect(answer)
+    assert len(client.search_for_studies(limit=10)) == 10
+    assert not caplog.text
+    assert len(client.search_for_studies()) == 10
+    assert "more rows follow the 10 of this page" in caplog.text
+    with pytest.raises(SearchIncompleteError, match="50 rows in all"):
+        client.search_for_studies(offset=20)
+    assert client.search_for_studies(offset=50) == []
+
+
 def test_a_total_that_agrees_at_the_end_means_a_change(web):
     def answer(request):
         offset = int(request.parameters.get("offset", 0))
@@ -297,7 +321,7 @@ def test_a_total_that_is_too_low_hides_no_row(web, caplog):
     assert "10 rows were announced and 30 arrived" in caplog.text
 
 
-@pytest.mark.parametrize("other", [None, 5, "text, {", ["[", 1], True])
+@pytest.mark.parametrize("other", [None, 5, "text, {", ["[", 1], True, {"error": "no"}])
 def test_a_row_that_is_none_is_an_unreadable_row_and_no_lost_page(web, other):
     rows = [web.row("1.1"), other, web.row("1.2")]
     _, client = web.connect(lambda request: web.json(rows if "offset" not in request.parameters else []))
@@ -479,6 +503,8 @@ def test_an_ignored_filter_is_an_error(web, filters, values):
         client.search_for_studies(search_filters=filters)
     with pytest.raises(FilterIgnoredError):
         list(client.iter_search_for_studies(search_filters=filters))
+    with pytest.raises(FilterIgnoredError):
+        client.search_for_studies(additional_params=filters)
 
 
 @pytest.mark.parametrize(
@@ -532,6 +558,7 @@ def test_an_ignored_filter_is_an_error(web, filters, values):
 def test_a_filter_that_was_or_may_have_been_honoured_is_no_error(web, filters, values):
     _, client = web.connect(lambda request: web.json([web.row("1.1", **values)]))
     assert len(client.search_for_studies(search_filters=filters)) == 1
+    assert len(client.search_for_studies(additional_params=filters)) == 1
 
 
 @pytest.mark.parametrize(
@@ -551,6 +578,16 @@ def test_names_that_are_matched_loosely_and_rows_that_are_accepted_are_no_error(
     assert caplog.text.count("contradicts the filter on PatientName") == ("filter_mismatch" in options)
     with pytest.raises(ValueError, match="filter_mismatch"):
         web.connect(lambda request: None, filter_mismatch="ignore")
+
+
+def test_a_row_names_no_part_of_what_was_searched_for(web):
+    row = web.row("1.1", t0020000E=["1.1.1", "1.1.2"], t00080018="1.1.1.1")
+    _, client = web.connect(lambda request: web.json([row]))
+    for arguments in ({}, {"fields": ["all"]}):
+        assert [Resource.of(found) for found in client.search_for_studies(**arguments)] == [Resource("1.1")]
+    (found,) = client.search_for_studies(fields=["SeriesInstanceUID"])
+    assert found["0020000E"]["Value"] == ["1.1.1", "1.1.2"]
+    assert resource_of_row(found, "study") == Resource("1.1")
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -620,6 +657,7 @@ def test_a_modality_is_asked_for_as_servers_know_it_in_studies(web, caplog):
     filters = {"Modality": "CT", "Manufacturer": "Acme"}
     for _ in range(2):
         client.search_for_studies(search_filters=filters)
+    assert "no row of the answer has Modality" not in caplog.text
     client.search_for_series("1.1", search_filters={"Modality": "CT"})
     assert [request.query for request in server.requests] == [
         *["ModalitiesInStudy=CT&Manufacturer=Acme"] * 2,
