@@ -33,7 +33,13 @@ from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.elements import Failure, JSONDataset, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.errors import DICOMError, DICOMwebError, InvalidIdentifierError, MalformedResponseError
+from dicomweb_io.errors import (
+    DICOMError,
+    DICOMwebError,
+    InvalidIdentifierError,
+    MalformedResponseError,
+    SearchIncompleteError,
+)
 from dicomweb_io.failures import failure_of
 from dicomweb_io.http.transport import Answer, Transport
 from dicomweb_io.options import read_json, write_lines
@@ -379,7 +385,8 @@ class SearchChanges(_Source):
         references: list[Resource] = []
         failures: list[Failure] = []
         more = False
-        for row in client.iter_search(self.query(since)):
+        incomplete: list[SearchIncompleteError] = []
+        for row in _rows(client, self.query(since), incomplete):
             if len(references) >= max_changes:
                 more = True
                 break
@@ -399,13 +406,23 @@ class SearchChanges(_Source):
                 failures.append(failure)
             else:
                 references.append(reference)
-        if not more:
+        for problem in incomplete:
+            if silent:
+                raise problem
+            # What came is told, and what is wrong is told once.
+            digest = digest_of(str(problem))
+            if digest not in known:
+                seen.setdefault("", set()).add(digest)
+                failures.append(failure_of(problem, "Watch"))
+        # While rows are missing the window stays, so that a later search finds them.
+        missing = more or bool(incomplete)
+        if not missing:
             seen = self._without_old(seen, since)
         frozen = {
             key: old if len(old := cursor.seen.get(key, frozenset())) == len(members) else frozenset(members)
             for key, members in seen.items()
         }
-        position = cursor.position if more else now.isoformat()
+        position = cursor.position if missing else now.isoformat()
         return Changes(
             tuple(references), Cursor(self.method, position, cursor.start, frozen), more=more, failures=tuple(failures)
         )
@@ -446,6 +463,14 @@ class SearchChanges(_Source):
             last -= _MARGIN
         oldest = f"{last:%Y%m%d}"
         return {day: members for day, members in seen.items() if not day or day >= oldest}
+
+
+def _rows(client: DICOMClient, query: SearchQuery, incomplete: list[SearchIncompleteError]) -> Iterator[JSONDataset]:
+    """The rows of a search; what is wrong with an incomplete one is added to a list."""
+    try:
+        yield from client.iter_search(query)
+    except SearchIncompleteError as error:
+        incomplete.append(error)
 
 
 class OrthancFeed(_Source):

@@ -100,7 +100,8 @@ class DICOMfileClient(DICOMClient):
         index: A local directory for the index; by default ``dicomweb_io/index`` in the user's cache directory.
         duplicates: Which of several different files of one instance represents it: ``"first"`` by path, the
             ``"newest"``, ``"all"`` of them (each is a separate row), or ``"error"`` to refuse the folder. A
-            truncated file never represents an instance if there is a complete one.
+            truncated file never represents an instance if there is a complete one, nor does one that lacks its pixel
+            data.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
 
     Raises:

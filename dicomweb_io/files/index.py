@@ -6,7 +6,8 @@ searches return: one for each instance, series and study. The first instance of 
 represents the series, and the first series its study.
 
 Study, series and SOP Instance UID together name an instance. Among complete files that share all three the rule for
-duplicates decides which one represents the instance; a truncated file never does. `iter_exclusions` lists the files
+duplicates decides which one represents the instance; a truncated file never does, nor one that lacks its pixel data if
+another has them. `iter_exclusions` lists the files
 that do not represent an instance, and why.
 """
 
@@ -29,6 +30,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from dicomweb_io.dicom.header_scan import HeaderScan
 from dicomweb_io.dicom.json_decode import dumps, first_value
 from dicomweb_io.dicom.json_encode import encode
+from dicomweb_io.dicom.part10 import WITHOUT_PIXEL_DATA
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import BEGINS_ALIKE, SERIES_INSTANCE_UID, STUDY_INSTANCE_UID, Exclusion, Resource
 from dicomweb_io.errors import DICOMError
@@ -505,8 +507,8 @@ class Views:
             marks = ",".join("?" * len(part))
             candidates: dict[_Name, list[tuple[Any, ...]]] = {}
             for row in writer.execute(
-                f"SELECT study, series, sop, id, size, modified FROM file WHERE sop IN ({marks}) AND kind = {INSTANCE} "  # noqa: S608
-                "ORDER BY path",
+                "SELECT study, series, sop, id, size, modified, reason FROM file "  # noqa: S608
+                f"WHERE sop IN ({marks}) AND kind = {INSTANCE} ORDER BY path",
                 part,
             ):
                 candidates.setdefault(row[:3], []).append(row[3:])
@@ -529,9 +531,11 @@ class Views:
         """The files that represent an instance, out of all complete ones in order of their paths."""
         if len(candidates) < 2:
             return candidates
+        # What lacks its pixel data may have been cut off.
+        whole = [row for row in candidates if WITHOUT_PIXEL_DATA not in (row[3] or "")] or candidates
         if self._duplicates == "newest":
             # Of several equally new ones, the first.
-            return [max(candidates, key=lambda row: row[2])]
+            return [max(whole, key=lambda row: row[2])]
         if self._duplicates == "all":
             different: dict[tuple[int, bytes | None], tuple[Any, ...]] = {}
             sizes = [row[1] for row in candidates]
@@ -539,7 +543,7 @@ class Views:
                 alone = sizes.count(row[1]) == 1
                 different.setdefault((row[1], None if alone else self.digest(writer, row[0])), row)
             return list(different.values())
-        return candidates[:1]
+        return whole[:1]
 
     def check_conflicts(self, writer: sqlite3.Connection) -> None:
         """Checks that no two different files are of one instance.

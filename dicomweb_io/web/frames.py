@@ -187,17 +187,21 @@ class FrameRetriever(OfService):
             try:
                 for frame, located, problem in self._parts(answer, numbers, batch, accepted_type):
                     received += 1
+                    if located is None and waiting:
+                        remove_file(frame)
+                        raise answer.error(
+                            "some parts name their frames, which are in another order, and others name none",
+                            MalformedResponseError,
+                        )
                     if located is not None and located != numbers[position]:
                         if located not in numbers or located in waiting or located in numbers[:position]:
                             remove_file(frame)
                             raise answer.error(
                                 f"the answer holds frame {located}, not asked for", MalformedResponseError
                             )
-                        self._check(answer, frame, problem)
-                        waiting[located] = frame
+                        waiting[located] = self._checked(answer, frame, problem)
                         continue
-                    self._check(answer, frame, problem)
-                    yield frame
+                    yield self._checked(answer, frame, problem)
                     position += 1
                     while position < len(numbers) and numbers[position] in waiting:
                         yield waiting.pop(numbers[position])
@@ -248,22 +252,32 @@ class FrameRetriever(OfService):
             problem = _type_problem(own, accepted_type.media_types) if part.content_type else None
             yield self._frame(kept, own, number, batch, accepted_type), located, problem
 
-    def _check(self, answer: StreamedAnswer, frame: Frame, problem: str | None) -> None:
-        """Checks that what came is a frame, of an accepted type, and if it is native, as long as it must be."""
+    def _checked(self, answer: StreamedAnswer, frame: Frame, problem: str | None) -> Frame:
+        """Checks that what came is a frame, of an accepted type, and if it is native, as long as it must be.
+
+        Returns:
+            The frame; without a transfer syntax if it is not in the one that its type stands for.
+        """
         try:
             begin, size = _begin(frame)
-            if problem == OCTET_STREAM and image_mark(begin):
+            mark = image_mark(begin)
+            if problem == OCTET_STREAM and mark:
                 problem = None  # The right thing with too plain a label.
-            problem = problem or _other_thing(begin)
+            problem = problem or _other_thing(begin, frame.media_type)
             if problem:
                 raise answer.error(f"expected a frame, got {problem}", MalformedResponseError)
             if not size:
                 number = frame.reference.frames[0]
                 raise answer.error(f"frame {number} is empty", ResponseIncompleteError, retryable=True)
             native = (frame.transfer_syntax_uid or EXPLICIT_VR_LITTLE_ENDIAN) in NATIVE
-            # Some servers write compressed frames under this type without saying so.
-            if frame.media_type == OCTET_STREAM and native and not image_mark(begin):
+            if frame.media_type != OCTET_STREAM or not native:
+                return frame
+            if not mark:
                 self._check_size(answer, frame, size)
+                return frame
+            # Some servers write compressed frames under this type without saying so. Pixels may begin so by chance.
+            known = self._service.frame_sizes(frame.reference.instance)
+            return frame if known is not None and size in known[0] else replace(frame, transfer_syntax_uid=None)
         except BaseException:
             remove_file(frame)
             raise
@@ -316,10 +330,14 @@ def _begin(item: Frame | Bulkdata) -> tuple[bytes, int]:
         return file.read(_BEGIN), os.fstat(file.fileno()).st_size
 
 
-def _other_thing(begin: bytes) -> str | None:
+def _other_thing(begin: bytes, media_type: str) -> str | None:
     """What certainly is no pixels, whatever its label says."""
-    if begin[128:134] == b"DICM\x02\x00":
+    if begin[128:134] == b"DICM\x02\x00" or begin.startswith(b"DICM\x02\x00"):
         return "a DICOM file"
+    if media_type.startswith("image/") and begin.startswith((b"<?xml", b'{"')) and media_type != "image/svg+xml":
+        return "a message"
+    if begin[4:8] == b"ftyp" and not media_type.startswith("video/"):
+        return "a video, one stream without single frames"
     if begin[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "an HTML page"
     return None
@@ -585,7 +603,7 @@ class RenderedRetriever(OfService):
                     or (accepted_types and not any(_similar(wanted.name, media_type) for wanted in accepted_types))
                 ):
                     raise answer.error(f"expected a rendered image, got {media_type}", MalformedResponseError)
-                found = _other_thing(content[:_BEGIN])
+                found = _other_thing(content[:_BEGIN], media_type)
                 if found and media_type.partition("/")[0] in ("image", "video"):
                     raise answer.error(f"expected a rendered image, got {found}", MalformedResponseError)
                 framed = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers

@@ -243,7 +243,7 @@ class Deleter(OfService):
             for item in self._json(answer)
             if isinstance(item, dict) and item.get("Type") == _ORTHANC_TYPES[resource.level]
         ]
-        # A UID may be in the archive more than once (under several patients or series): only what was meant goes.
+        # One SOP Instance UID may be in several series: only what was meant goes.
         matching = [path for path in paths if self._belongs(root + path, resource)]
         if not matching:
             raise DICOMwebError(
@@ -253,8 +253,14 @@ class Deleter(OfService):
                 method="POST",
                 attempts=answer.attempts,
             )
-        for path in matching:
-            transport.request("DELETE", root + path, accept_statuses=(404,))
+        if len(matching) > 1:
+            raise DICOMwebError(
+                f"the server has {resource.uri} {len(matching)} times, under several patients, and the UIDs do not say "
+                f"which one is meant. Nothing was deleted; use the server's own interface",
+                url=answer.url,
+                method="POST",
+            )
+        transport.request("DELETE", root + matching[0], accept_statuses=(404,))
         return True
 
     def _belongs(self, url: str, resource: Resource) -> bool:

@@ -222,8 +222,9 @@ class Storer:
         if cap is not None and len(items) == 1 and items[0].size > cap:
             logger.info("an instance has %d bytes; the server is known to accept %d per request", items[0].size, cap)
         waiting = list(items)
-        # A second PUT replaces what the first one stored.
-        looks = method == "POST" and self._service.profile.store_again != "harmless"
+        # A second PUT replaces what the first one stored. What is guessed of a server permits nothing.
+        harmless = self._service.profile.store_again == "harmless" and not self._service.profile_is_guess
+        looks = method == "POST" and not harmless
         answer: Answer | None = None
         failure: DICOMwebError | None = None
         throttle = self._service.transport.throttle
@@ -284,10 +285,30 @@ class Storer:
             unknown = [item for item in unknown if item.outcome is None]
             if not unknown:
                 return
+        if answer.status == 409:
+            unknown = self._absent(unknown, response)
+            if not unknown:
+                return
         if len(unknown) == 1 and (len(items) == 1 or (others_are_named and answer.status != 413)):
             self._blame(unknown[0], response, answer)
         else:
             self._split(unknown, method, url)
+
+    def _absent(self, items: Sequence[StoreItem], response: StoreResponse) -> list[StoreItem]:
+        """After 409 without a certain reason, which may mean that they are there: what is not; what is there exists."""
+        reasons = {module.number_of(one, module.FAILURE_REASON) for one in response.nameless}
+        unclear = {None, module.PROCESSING_FAILURE}.difference(self._service.profile.conflict_reasons)
+        if any(item.must_be_same for item in items) or not reasons <= unclear:
+            return list(items)
+        try:
+            present = self._existing.present(items)
+        except RECOVERABLE as error:
+            logger.info("the look-up of what was refused failed: %s", log_text(error))
+            return list(items)
+        for item in items:
+            if item.uid in present:
+                item.succeed("exists", "uid")
+        return [item for item in items if item.outcome is None]
 
     def _requested(self, method: str, url: str, items: Sequence[StoreItem], attempt: Attempt) -> Answer:
         body = MultipartBody([item.part() for item in items])

@@ -16,7 +16,9 @@ from hypothesis import given, strategies as st
 from dicomweb_io.changes import Cursor, change_source, check_start, parse_moment, uids_of_orthanc
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import SearchIncompleteError
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study, synthetic_instance
 from tests.answering import Reply
 
@@ -189,6 +191,22 @@ def test_a_poll_that_fails_loses_nothing(serve, folder):
         follower.poll()
     follower.client = Endpoint(serve(folder).url).connect()
     assert follower.poll() == new
+
+
+def test_a_search_that_stays_incomplete_tells_what_came_and_is_told_once(serve, folder):
+    faults = [fault("lying_total", times=None), fault("null_row", times=None)]
+    follower = Follower(serve(folder, faults=faults).url, start="all", method="study_date")
+    there = store(folder)
+    found = follower.poll()
+    assert found < there
+    assert len(found) == 2
+    assert [failure.retryable for failure in follower.failures] == [False]
+    window, follower.failures = follower.cursor.position, []
+    assert follower.poll() == set()
+    assert follower.failures == []
+    assert follower.cursor.position == window == ""
+    with pytest.raises(SearchIncompleteError):
+        Follower(follower.client.base_url).poll()
 
 
 # Orthanc --------------------------------------------------------------------------------------------------------------

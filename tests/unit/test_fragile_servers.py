@@ -85,6 +85,19 @@ def test_a_plain_client_in_several_threads_retrieves_all(serve, many):
     assert sorted(got) == contents(many)
 
 
+@pytest.mark.parametrize(
+    "refusal", [{"action": "refuse_instances"}, {"action": "status", "status": 409}, {"status": 500}]
+)
+def test_what_is_there_already_is_sent_once(serve, folder, tmp_path, refusal):
+    """The profile is a guess by the address, which is that of an Orthanc; it does not permit to send things again."""
+    make_study(folder, series=3, instances=50, size=300)
+    make_study(tmp_path / "source", series=3, instances=50, size=300)
+    server = serve(folder, faults=[fault(**{"action": "status", **refusal}, method="POST", times=None)])
+    summary = run_transfer(TransferJob(Endpoint(str(tmp_path / "source")), Endpoint(server.url), on_existing="server"))
+    assert (summary["found"], summary["failed"], summary["not_tried"]) == (150, 0, 0)
+    assert len(server.records.of("POST")) == 3
+
+
 # Dead servers ---------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from dicomweb_io.files.database import index_path, is_local_disk
 from dicomweb_io.files.index import ConflictingDuplicatesError, Index
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.records import pack_scan, read_record, unpack_scan
+from dicomweb_io.testing.samples import sample_file
 from tests.unit.files.making import Put, make_bytes
 
 PutMany = Callable[[int], None]
@@ -142,6 +143,24 @@ def test_a_damaged_index_is_made_anew(damage: str, folder: Path, place: Path, pu
         connection.execute("PRAGMA user_version = 99" if damage == "old version" else "PRAGMA application_id = 7")
         connection.close()
     assert sops(opened(folder, place)) == ["1.2.1.1.1"]
+
+
+@pytest.mark.parametrize("duplicates", ["first", "newest"])
+def test_a_file_without_its_pixel_data_gives_way_to_one_with_them(duplicates: Any, folder: Path, place: Path) -> None:
+    content = sample_file("CT_small.dcm").read_bytes()
+    scan = scan_header(content)
+    for name, kept, when in (("a.dcm", scan.end, 1_700_000_000), ("b.dcm", len(content), 1_600_000_000)):
+        (folder / name).write_bytes(content[:kept])
+        os.utime(folder / name, (when, when))
+    client = DICOMfileClient(folder, index=place, duplicates=duplicates)
+    (instance,) = client.iter_instances(Resource(str(scan.text(0x0020000D))))
+    assert instance.content == content
+    (excluded,) = client.iter_exclusions()
+    assert (excluded.kind, os.path.basename(excluded.path)) == ("duplicate", "a.dcm")
+    (folder / "b.dcm").unlink()
+    client.refresh()
+    (instance,) = client.iter_instances(Resource(str(scan.text(0x0020000D))))
+    assert instance.content == content[: scan.end]
 
 
 def test_damage_in_the_middle_is_noticed_and_repaired(folder: Path, place: Path, put_many: PutMany) -> None:

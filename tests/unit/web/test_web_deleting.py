@@ -59,6 +59,7 @@ class Orthanc:
             {"ID": "d", "Path": "/studies/d", "Type": "Study"},
             {"ID": "x", "Path": "/patients/x", "Type": "Patient"},
         ],
+        b"1.1": [{"ID": name, "Path": f"/studies/{name}", "Type": "Study"} for name in "ef"],
     }
     PARENTS = {"/instances/a": ("1.2", "1.3"), "/instances/b": ("9.9", "9.8"), "/series/c": ("1.2",)}
 
@@ -90,4 +91,6 @@ def test_by_orthancs_own_interface(web):
         with pytest.raises(DICOMwebError) as caught:
             client.delete_instance(*uids)
         assert caught.value.status == 404
+    with pytest.raises(DICOMwebError, match=r"studies/1\.1 2 times, under several patients"):
+        client.delete_study("1.1")
     assert len(orthanc.deleted) == 3

@@ -240,6 +240,10 @@ FILE = bytes(128) + b"DICM\x02\x00\x00\x00UL\x04\x00" + bytes(100)
         ("image/jpeg", b"x", ("application/octet-stream",), "image/jpeg"),
         ("application/octet-stream", b"x", ("image/jp2", "image/jpeg"), "octet-stream"),
         ("video/mp4", b"x", None, "one stream"),
+        ("application/octet-stream", b"\0\0\0\x18ftypmp42" + bytes(20), None, "one stream"),
+        ("application/octet-stream", FILE[128:], None, "got a DICOM file"),
+        ("image/jpeg", b'{"error": "no such frame"}', None, "got a message"),
+        ("image/jp2", b"<?xml version='1.0'?><Error/>", None, "got a message"),
     ],
 )
 def test_what_is_no_frame_is_not_given_out_as_one(web, several, kind, content, asked_for, told):
@@ -383,6 +387,36 @@ def test_compressed_frames_with_too_plain_a_label_may_differ(web):
     server, client = web.connect(lambda request: web.multipart(parts, kind="application/octet-stream"))
     assert client.retrieve_instance_frames(*UIDS, [1, 2]) == parts
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("asked_for", [None, (("application/octet-stream", "1.2.840.10008.1.2.1"),)])
+def test_a_compressed_frame_with_too_plain_a_label_is_not_called_native(web, asked_for):
+    row = {**web.row(*UIDS), "00280002": {"vr": "US", "Value": [1]}, "00280004": {"vr": "CS", "Value": ["MONOCHROME2"]}}
+    for tag, number in (("00280010", 4), ("00280011", 16), ("00280100", 8)):
+        row[tag] = {"vr": "US", "Value": [number]}
+    jpeg = b"\xff\xd8\xff\xe0" + bytes(60)
+
+    def answer(request):
+        return web.json([row]) if request.path.endswith("/metadata") else web.multipart([({}, jpeg)])
+
+    _, client = web.connect(answer)
+    (frame,) = client.iter_frames(reference(1), media_types=asked_for)
+    assert (frame.content, frame.transfer_syntax_uid) == (jpeg, None)
+    # By its size it may be native all the same.
+    client.retrieve_instance_metadata(*UIDS)
+    (frame,) = client.iter_frames(reference(1), media_types=asked_for)
+    assert (frame.content, frame.transfer_syntax_uid) == (jpeg, "1.2.840.10008.1.2.1")
+
+
+def test_parts_of_which_only_some_say_which_frame_they_are(web):
+    kind = "application/octet-stream"
+    named = {"Content-Type": kind, "Content-Location": "/frames/2"}
+    _, client = web.connect(lambda request: web.multipart([(named, b"two2"), ({"Content-Type": kind}, b"one1")]))
+    with pytest.raises(MalformedResponseError, match="others name none"):
+        list(client.iter_frames(reference(1, 2)))
+    last = web.multipart([({"Content-Type": kind}, b"one1"), (named, b"two2")])
+    _, client = web.connect(lambda request: last)
+    assert [frame.content for frame in client.iter_frames(reference(1, 2))] == [b"one1", b"two2"]
 
 
 @pytest.mark.parametrize("number", [10**9, "1000000000", -3, "many", 1e30])
