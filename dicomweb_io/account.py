@@ -24,7 +24,7 @@ from dicomweb_io.options import report_lines
 if TYPE_CHECKING:
     from dicomweb_io.transfer import TransferJob
 
-Fate = InstanceGroup | StoredInstance | Failure | Exclusion
+Entry = InstanceGroup | StoredInstance | Failure | Exclusion
 """What is counted: what was found, and the result for each part of it."""
 
 PARTS = ("transferred", "already_there", "duplicate", "ignored", "failed", "not_tried")
@@ -70,32 +70,32 @@ def is_search_failure(failure: Failure) -> bool:
     )
 
 
-def counts_of(fate: Fate) -> Iterator[tuple[str, int]]:
+def counts_of(entry: Entry) -> Iterator[tuple[str, int]]:
     """What something that was found, or a result, adds to the counts."""
-    if isinstance(fate, InstanceGroup):
-        yield "found", len(fate.sop_instance_uids)
-    elif isinstance(fate, StoredInstance):
-        yield ("already_there" if fate.outcome == "exists" else "transferred"), 1
-        yield "bytes", fate.size
-        for warning in fate.warnings:
+    if isinstance(entry, InstanceGroup):
+        yield "found", len(entry.sop_instance_uids)
+    elif isinstance(entry, StoredInstance):
+        yield ("already_there" if entry.outcome == "exists" else "transferred"), 1
+        yield "bytes", entry.size
+        for warning in entry.warnings:
             yield f"{_WARNING}{warning}", 1
-    elif isinstance(fate, Exclusion):
+    elif isinstance(entry, Exclusion):
         yield "found", 1
-        yield fate.kind, 1
-        if fate.conflicts:
+        yield entry.kind, 1
+        if entry.conflicts:
             yield "conflicting", 1
     else:
-        if fate.transform == REPORT:
+        if entry.transform == REPORT:
             yield "unwritten", 1
-        elif fate.transform in _LINES:
-            yield _LINES[fate.transform], 1
-        elif is_search_failure(fate):
+        elif entry.transform in _LINES:
+            yield _LINES[entry.transform], 1
+        elif is_search_failure(entry):
             yield "search_failures", 1
         else:
-            yield ("failed" if fate.attempts else "not_tried"), 1
-            if fate.transform == READ:
+            yield ("failed" if entry.attempts else "not_tried"), 1
+            if entry.transform == READ:
                 yield "found", 1
-        yield f"{_REASON}{reason_of(fate)}", 1
+        yield f"{_REASON}{reason_of(entry)}", 1
 
 
 def reason_of(failure: Failure) -> str:
@@ -137,12 +137,12 @@ class Account:
         self.counts: Counter[str] = Counter()
         self._left_out: list[Exclusion] = []
 
-    def add(self, fate: Fate) -> None:
-        """Counts a fate."""
-        for name, number in counts_of(fate):
+    def add(self, entry: Entry) -> None:
+        """Counts an entry."""
+        for name, number in counts_of(entry):
             self.counts[name] += number
-        if isinstance(fate, Exclusion):
-            self._left_out.append(fate)
+        if isinstance(entry, Exclusion):
+            self._left_out.append(entry)
             if len(self._left_out) > 2 * MAX_LISTED:
                 self._left_out = first_by_path(self._left_out)
 
@@ -207,7 +207,7 @@ def write_summary(path: str | None, summary: dict[str, Any]) -> None:
 
 
 def adds_up(summary: Mapping[str, Any]) -> bool:
-    """Whether everything that was found has exactly one fate."""
+    """Whether everything that was found has exactly one result."""
     return bool(summary["found"] == sum(summary[name] for name in PARTS))
 
 

@@ -506,7 +506,7 @@ class DICOMClient(ABC):
             if page.more and not page.warnings and (limit is None or len(rows) < limit):
                 logger.warning("%s: more rows follow the %d of this page (see get_remaining)", self.base_url, len(rows))
         except SearchIncompleteError as error:
-            error.rows = rows
+            error.rows = rows or error.rows
             raise
         return rows
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from dicomweb_io.account import (
     UNMATCHED_LINE,
     UNREADABLE_LINE,
     Account,
-    Fate,
+    Entry,
     conflicts_of,
     failure_line,
     make_summary,
@@ -236,6 +236,27 @@ def check_policies(on_existing: str, verify: str) -> None:
 # Copies ---------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class CopyOptions:
+    """How instances are copied.
+
+    Attributes:
+        on_existing: See `InstanceStorer`.
+        verify: See `InstanceStorer`.
+        media_types: Accepted encodings; by default the stored one.
+        allow_transcoding: Take what the source re-encodes if it cannot give the original.
+        spool_directory: Where the private directory is made; by default the system's temporary directory.
+        allow_other_patient: See `InstanceStorer`.
+    """
+
+    on_existing: OnExisting = "skip"
+    verify: Verify = "response"
+    media_types: MediaTypes | None = None
+    allow_transcoding: bool = False
+    spool_directory: str | None = None
+    allow_other_patient: bool = False
+
+
 class InstanceCopier:
     """Copies instances from one archive to another, bytes unchanged, and reports the result of each.
 
@@ -246,44 +267,33 @@ class InstanceCopier:
     Args:
         source: Where the instances are.
         destination: Where they are to be.
-        on_existing: See `InstanceStorer`.
-        verify: See `InstanceStorer`.
-        media_types: Accepted encodings; by default the stored one.
-        allow_transcoding: Take what the source re-encodes if it cannot give the original.
-        spool_directory: Where the private directory is made; by default the system's temporary directory.
+        options: How they are copied.
         memory_threshold: Instances up to so many bytes wait in memory.
         transform: The name that failures carry.
-        allow_other_patient: See `InstanceStorer`.
     """
 
     def __init__(
         self,
         source: DICOMClient,
         destination: DICOMClient,
+        options: CopyOptions = CopyOptions(),
         *,
-        on_existing: OnExisting = "skip",
-        verify: Verify = "response",
-        media_types: MediaTypes | None = None,
-        allow_transcoding: bool = False,
-        spool_directory: str | None = None,
         memory_threshold: int = MEMORY_THRESHOLD,
         transform: str = "CopyInstances",
-        allow_other_patient: bool = False,
     ) -> None:
         self._source = source
         self._source_listing = SeriesListing(source)
         self._storer = InstanceStorer(
             destination,
-            on_existing=on_existing,
-            verify=verify,
+            on_existing=options.on_existing,
+            verify=options.verify,
             transform=transform,
-            allow_other_patient=allow_other_patient,
+            allow_other_patient=options.allow_other_patient,
         )
-        self._media_types = media_types
-        self._allow_transcoding = allow_transcoding
+        self._options = options
         self._threshold = memory_threshold
         self.transform = transform
-        self._spool = PrivateDirectory(spool_directory)
+        self._spool = PrivateDirectory(options.spool_directory)
 
     def copy(
         self, references: Sequence[Resource], *, cancelled: Callable[[], bool] = lambda: False
@@ -462,10 +472,10 @@ class InstanceCopier:
         # of the private directory, so it is never deleted.
         return self._source.iter_instances(
             reference,
-            media_types=self._media_types,
+            media_types=self._options.media_types,
             max_element_bytes=self._threshold,
             spool_directory=self._spool.path,
-            allow_transcoding=self._allow_transcoding,
+            allow_transcoding=self._options.allow_transcoding,
             borrow=True,
         )
 
@@ -536,12 +546,8 @@ class TransferJob:
         wanted: What a list names, or its lines; None for everything that the source holds.
         failures: Where failures are written, one JSON object a line.
         summary: Where the summary is written, as JSON.
-        on_existing: See `InstanceStorer`.
-        verify: See `InstanceStorer`.
-        allow_transcoding: See `InstanceCopier`.
-        spool_directory: See `InstanceCopier`.
+        on_existing, verify, allow_transcoding, spool_directory, allow_other_patient: See `CopyOptions`.
         allow_several_patients: Whether a line of a list may name what belongs to several patients.
-        allow_other_patient: See `InstanceCopier`.
 
     Raises:
         TypeError, ValueError: If a filter or policy is not valid.
@@ -599,10 +605,11 @@ class TransferJob:
         study, series = (within.study_instance_uid, within.series_instance_uid) if within is not None else (None, None)
         return make_query(level, study, series, search_filters=self.filters, permissive_uid=True)
 
-    def copy_options(self) -> dict[str, Any]:
-        """How instances are copied, as arguments of `InstanceCopier`."""
+    @property
+    def options(self) -> CopyOptions:
+        """How instances are copied."""
         names = ("on_existing", "verify", "allow_transcoding", "spool_directory", "allow_other_patient")
-        return {name: getattr(self, name) for name in names}
+        return CopyOptions(**{name: getattr(self, name) for name in names})
 
 
 def job_from(args: Any, source: Endpoint, destination: Endpoint, *, workers_elsewhere: bool = False) -> TransferJob:
@@ -622,20 +629,9 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint, *, workers_else
     if args.summary:
         check_writable(args.summary, "--summary")
     try:
-        return TransferJob(
-            source,
-            destination,
-            filters_from(args.filters),
-            wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None,
-            args.failures,
-            args.summary,
-            args.on_existing,
-            args.verify,
-            args.allow_transcoding,
-            args.spool_directory,
-            args.allow_several_patients,
-            args.allow_other_patient,
-        )
+        wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
+        given = {item.name: getattr(args, item.name) for item in fields(TransferJob)[4:]}
+        return TransferJob(source, destination, filters_from(args.filters), wanted, **given)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 
@@ -670,10 +666,12 @@ def run_transfer(
         for client, endpoint in zip(clients, (job.source, job.destination), strict=True):
             client.survive_outages(endpoint.timeouts.outage)
         failures = stack.enter_context(Report(job.failures, "--failures"))
-        copier = stack.enter_context(InstanceCopier(*clients, **job.copy_options()))
-        for fate in _all_fates(clients[0], job, copier, max_in_flight):
-            account.add(fate)
-            named = [fate] if isinstance(fate, Failure) else conflicts_of(fate) if isinstance(fate, Exclusion) else ()
+        copier = stack.enter_context(InstanceCopier(*clients, job.options))
+        for entry in _all_entries(clients[0], job, copier, max_in_flight):
+            account.add(entry)
+            named = (
+                [entry] if isinstance(entry, Failure) else conflicts_of(entry) if isinstance(entry, Exclusion) else ()
+            )
             for failure in named:
                 on_failure(failure)
                 failures.write(failure_line(failure))
@@ -685,18 +683,18 @@ def run_transfer(
     return summary
 
 
-def _all_fates(source: DICOMClient, job: TransferJob, copier: InstanceCopier, max_in_flight: int) -> Iterator[Fate]:
+def _all_entries(source: DICOMClient, job: TransferJob, copier: InstanceCopier, max_in_flight: int) -> Iterator[Entry]:
     pool = BoundedPool(max_in_flight)
-    lane: Lane[None, Fate] = pool.lane()
+    lane: Lane[None, Entry] = pool.lane()
     try:
         for task in _tasks(source, job):
             if isinstance(task, Failure):
                 yield task
                 continue
-            for _, fate in lane.submit(None, partial(_fates, source, copier, task)):
-                yield fate
-        for _, fate in lane.drain():
-            yield fate
+            for _, entry in lane.submit(None, partial(_entries, source, copier, task)):
+                yield entry
+        for _, entry in lane.drain():
+            yield entry
         yield from excluded_files(source, job)
     finally:
         lane.close()
@@ -809,7 +807,9 @@ def _resources(rows: Iterable[JSONDataset], level: SearchLevel, failures: list[F
         yield found
 
 
-def _fates(source: DICOMClient, copier: InstanceCopier, task: Resource | InstanceGroup, room: Room) -> Iterator[Fate]:
+def _entries(
+    source: DICOMClient, copier: InstanceCopier, task: Resource | InstanceGroup, room: Room
+) -> Iterator[Entry]:
     """Copies a series or a group; yields what it consists of, and then the result for each instance."""
     reason = source.unavailable
     if reason is not None and not isinstance(task, InstanceGroup):

@@ -21,6 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -75,9 +76,8 @@ def build(pipeline: beam.Pipeline, job: TransferJob) -> TransferOutputs:
     """Adds the steps of a transfer to a pipeline."""
     references, failures = _references(pipeline, job)
     grouped = references | "Distinct" >> DistinctReferences() | "Group" >> GroupBySeries(job.source, failures="collect")
-    copied = grouped.groups | "Copy" >> CopyInstances(
-        job.source, job.destination, failures="collect", **job.copy_options()
-    )
+    options = {item.name: getattr(job.options, item.name) for item in fields(job.options)}
+    copied = grouped.groups | "Copy" >> CopyInstances(job.source, job.destination, failures="collect", **options)
     exclusions, unreadable = pipeline | "Exclusions" >> ListExclusions(job)
     joined = (*failures, grouped.failures, copied.failures, unreadable) | "Failures" >> beam.Flatten()
     return TransferOutputs(grouped.groups, copied.stored, joined, exclusions)

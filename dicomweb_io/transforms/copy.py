@@ -30,6 +30,7 @@ from dicomweb_io.listing import InstanceGroup, ListLine, SeriesGrouping, list_gr
 from dicomweb_io.options import report_lines
 from dicomweb_io.pool import Lease, Room, shared_client
 from dicomweb_io.transfer import (
+    CopyOptions,
     InstanceCopier,
     TransferJob,
     check_policies,
@@ -193,14 +194,8 @@ class CopyInstances(DICOMwebTransform):
         super().__init__(source, failures=failures)
         check_policies(on_existing, verify)
         self.destination = Endpoint.of(destination)
-        self.options: dict[str, Any] = {
-            "on_existing": on_existing,
-            "verify": verify,
-            "media_types": tuple(media_types) if media_types is not None else None,
-            "allow_transcoding": allow_transcoding,
-            "spool_directory": spool_directory,
-            "allow_other_patient": allow_other_patient,
-        }
+        types = tuple(media_types) if media_types is not None else None
+        self.options = CopyOptions(on_existing, verify, types, allow_transcoding, spool_directory, allow_other_patient)
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
@@ -215,8 +210,8 @@ class CopyInstances(DICOMwebTransform):
         return {
             **super().display_data(),
             "destination": DisplayDataItem(self.destination.safe_url, label="Destination"),
-            "on_existing": DisplayDataItem(self.options["on_existing"], label="If it exists"),
-            "verify": DisplayDataItem(self.options["verify"], label="Verification"),
+            "on_existing": DisplayDataItem(self.options.on_existing, label="If it exists"),
+            "verify": DisplayDataItem(self.options.verify, label="Verification"),
         }
 
 
@@ -224,7 +219,7 @@ class _Copy(PooledDoFn):
     """Copies groups: one task for each, one result for each instance."""
 
     def __init__(
-        self, source: Endpoint, transform: str, destination: Endpoint, options: dict[str, Any], **how: Any
+        self, source: Endpoint, transform: str, destination: Endpoint, options: CopyOptions, **how: Any
     ) -> None:
         super().__init__(source, transform, **how)
         self._destination = destination
@@ -235,7 +230,7 @@ class _Copy(PooledDoFn):
         super().setup()
         self._receiver = shared_client(self._destination)
         self._copier = InstanceCopier(
-            cast(Lease, self._lease).client, self._receiver.client, transform=self._transform, **self._options
+            cast(Lease, self._lease).client, self._receiver.client, self._options, transform=self._transform
         )
 
     def teardown(self) -> None:

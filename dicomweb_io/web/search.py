@@ -22,13 +22,13 @@ from dicomweb_io.dicom.errors import IncompleteJSONError
 from dicomweb_io.dicom.json_decode import first_text, is_dataset, without_padding
 from dicomweb_io.dicom.matching import carries, contradicted, filter_values, same_attributes, selects
 from dicomweb_io.dicom.media_types import DICOM_JSON
+from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.dicom.xml_model import parse_native_model
 from dicomweb_io.elements import (
     LEVELS,
     UID_KEYWORDS,
     UID_TAGS,
     JSONDataset,
-    Resource,
     SearchLevel,
     SearchPage,
     SearchQuery,
@@ -169,6 +169,7 @@ class Searcher(OfService):
     def _flattened(self, parts: list[SearchQuery], page_size: int | None) -> Iterator[JSONDataset]:
         seen = Remembered()
         incomplete: list[SearchIncompleteError] = []
+        nameless: list[JSONDataset] = []
 
         def search(part: SearchQuery) -> Iterator[JSONDataset]:
             # What one of the searches lacks does not keep the rows of the others back.
@@ -178,9 +179,12 @@ class Searcher(OfService):
                 incomplete.append(error)
 
         for part in parts:
-            for row in walk(part, search) if self._walks(part) else search(part):
+            for row in walk(part, search, nameless) if self._walks(part) else search(part):
                 if not seen.repeats(row_key(row, part.level)):
                     yield row
+        if nameless:
+            what = f"{len(nameless)} rows of the levels above name no study or series; what is in them is missing"
+            raise SearchIncompleteError(what, method="GET", url=self._service.urls.search(parts[0]))
         if incomplete:
             raise incomplete[0]
 
@@ -226,7 +230,13 @@ class Searcher(OfService):
         return True
 
     def _walked_page(self, query: SearchQuery, offset: int, limit: int | None) -> SearchPage:
-        rows = list(self._iterate(query, offset, None if limit is None else limit + 1, None))
+        rows: list[JSONDataset] = []
+        try:
+            for row in self._iterate(query, offset, None if limit is None else limit + 1, None):
+                rows.append(row)  # noqa: PERF402 - those before an error are kept
+        except SearchIncompleteError as error:
+            error.rows = rows
+            raise
         more = limit is not None and len(rows) > limit
         return SearchPage(rows[:limit], offset, limit, more=more)
 
@@ -611,7 +621,7 @@ def parent_query(query: SearchQuery) -> SearchQuery:
     return replace(query, level="series", search_filters=shares["series"], fields=_fields(query, "series"))
 
 
-def walk(query: SearchQuery, search: Search) -> Iterator[JSONDataset]:
+def walk(query: SearchQuery, search: Search, nameless: list[JSONDataset]) -> Iterator[JSONDataset]:
     """The rows of a query, level by level.
 
     Each filter is asked at the level its attribute belongs to. Attributes of the study and series that the rows of a
@@ -620,17 +630,22 @@ def walk(query: SearchQuery, search: Search) -> Iterator[JSONDataset]:
     Args:
         query: The query; its level is ``"series"`` or ``"instance"``.
         search: Makes a search that the server has.
+        nameless: Rows of the levels above that lack their UID are added here.
     """
     shares = apportion(query)
     if query.study_instance_uid is None:
         for study in search(parent_query(query)):
+            uid = first_text(study, UID_TAGS["study"])
+            if not is_uid(uid, permissive=True):
+                nameless.append(study)
+                continue
             below = replace(
                 query,
-                study_instance_uid=Resource.of(study).study_instance_uid,
+                study_instance_uid=uid,
                 search_filters=(*shares["series"], *shares["instance"]),
                 fields=_fields(query, "series", "instance"),
             )
-            for row in search(below) if query.level == "series" else walk(below, search):
+            for row in search(below) if query.level == "series" else walk(below, search, nameless):
                 yield _with_parent(row, study)
         return
     if shares["study"]:
@@ -643,12 +658,16 @@ def walk(query: SearchQuery, search: Search) -> Iterator[JSONDataset]:
             search_filters=(("StudyInstanceUID", query.study_instance_uid), *shares["study"]),
             fields=(),
         )
-        if not any(Resource.of(row).study_instance_uid == query.study_instance_uid for row in search(studies)):
+        if not any(first_text(row, UID_TAGS["study"]) == query.study_instance_uid for row in search(studies)):
             return
     for series in search(parent_query(query)):
+        uid = first_text(series, UID_TAGS["series"])
+        if not is_uid(uid, permissive=True):
+            nameless.append(series)
+            continue
         below = replace(
             query,
-            series_instance_uid=Resource.of(series).series_instance_uid,
+            series_instance_uid=uid,
             search_filters=shares["instance"],
             fields=_fields(query, "instance"),
         )

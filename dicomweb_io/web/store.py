@@ -295,9 +295,10 @@ class Storer:
             self._split(unknown, method, url)
 
     def _absent(self, items: Sequence[StoreItem], response: StoreResponse) -> list[StoreItem]:
-        """After 409, which may mean that the instances are there already: what is not; what is there exists."""
+        """After 409 without a certain reason, which may mean that they are there: what is not; what is there exists."""
         reasons = {module.number_of(one, module.FAILURE_REASON) for one in response.nameless}
-        if any(item.must_be_same for item in items) or reasons.intersection(self._service.profile.conflict_reasons):
+        unclear = {None, module.PROCESSING_FAILURE}.difference(self._service.profile.conflict_reasons)
+        if any(item.must_be_same for item in items) or not reasons <= unclear:
             return list(items)
         try:
             present = self._existing.present(items)

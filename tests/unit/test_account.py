@@ -30,10 +30,10 @@ SERIES = Resource("1.2", "1.2.3")
 INSTANCE = Resource("1.2", "1.2.3", "1.2.3.4")
 
 
-def account(*fates):
+def account(*entries):
     made = Account()
-    for fate in fates:
-        made.add(fate)
+    for entry in entries:
+        made.add(entry)
     return make_summary(made.document(), 2.0)
 
 

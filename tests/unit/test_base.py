@@ -303,7 +303,7 @@ def test_it_retrieves_and_is_copied_from_and_to(client):
     references = list(expand_reference(client, Resource("1.2")))
     other = Small()
     other.iter_search = lambda query, **options: iter(())
-    with InstanceCopier(client, other, on_existing="skip") as copier:
+    with InstanceCopier(client, other) as copier:
         results = copier.copy(references)
     assert [(result.reference, result.outcome) for result in results] == [(item, "stored") for item in references]
 

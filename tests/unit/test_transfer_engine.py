@@ -26,7 +26,7 @@ from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transfer import InstanceCopier, InstanceStorer, TransferJob, run_transfer
+from dicomweb_io.transfer import CopyOptions, InstanceCopier, InstanceStorer, TransferJob, run_transfer
 from tests.answering import Reply
 from tests.unit.files.making import make_bytes
 
@@ -239,7 +239,7 @@ def test_large_instances_wait_in_a_private_file_that_is_removed(source, serve, d
             seen.extend(directory.iterdir())
         return False
 
-    with InstanceCopier(web, destination, spool_directory=str(spool), memory_threshold=100) as copier:
+    with InstanceCopier(web, destination, CopyOptions(spool_directory=str(spool)), memory_threshold=100) as copier:
         results = copier.copy(references, cancelled=watch)
         assert {result.outcome for result in results} == {"stored"}
         assert seen, "nothing was spooled"
@@ -259,7 +259,7 @@ def test_large_files_of_a_local_folder_are_borrowed_and_left_alone(source, desti
         seen.extend(path for directory in spool.iterdir() for path in directory.iterdir())
         return False
 
-    with InstanceCopier(source, destination, spool_directory=str(spool), memory_threshold=100) as copier:
+    with InstanceCopier(source, destination, CopyOptions(spool_directory=str(spool)), memory_threshold=100) as copier:
         results = copier.copy(references, cancelled=watch)
     assert {result.outcome for result in results} == {"stored"}
     assert seen == []
@@ -288,7 +288,7 @@ def test_a_destination_that_cannot_be_reached_is_a_failure_of_each_instance(sour
         results = copier.copy(references)
     assert [type(result) for result in results] == [Failure] * 3
     assert {result.retryable for result in results} == {True}
-    with InstanceCopier(source, nowhere, on_existing="server") as copier:
+    with InstanceCopier(source, nowhere, CopyOptions(on_existing="server")) as copier:
         results = copier.copy(references)
     assert [(type(result), result.reference) for result in results] == [(Failure, item) for item in references]
 
@@ -297,7 +297,7 @@ def test_verification_by_content_tells_the_level(source, serve, folder):
     server = serve(folder)
     web = Endpoint(server.url).connect()
     references = references_of(source)[:5]
-    with InstanceCopier(source, web, verify="content") as copier:
+    with InstanceCopier(source, web, CopyOptions(verify="content")) as copier:
         first = copier.copy(references)
         again = copier.copy(references)
     assert {(result.outcome, result.verified) for result in first} == {("stored", "file")}
@@ -307,7 +307,7 @@ def test_verification_by_content_tells_the_level(source, serve, folder):
     content = bytearray(stored.read_bytes())
     content[-1] ^= 0xFF
     stored.write_bytes(content)
-    with InstanceCopier(source, web, verify="content") as copier:
+    with InstanceCopier(source, web, CopyOptions(verify="content")) as copier:
         results = copier.copy(references)
     assert [type(result) for result in results] == [Failure] + [StoredInstance] * 4
     web.close()
@@ -368,7 +368,7 @@ def test_only_instances_are_copied(source, destination):
 @pytest.mark.parametrize("options", [{"on_existing": "overwrite"}, {"verify": "md5"}])
 def test_policies_are_checked(source, destination, options):
     with pytest.raises(ValueError, match=r"must be 'response'|must be 'server'"):
-        InstanceCopier(source, destination, **options)
+        InstanceCopier(source, destination, CopyOptions(**options))
 
 
 def test_a_storer_reports_each_instance_in_order(source, destination, tmp_path):

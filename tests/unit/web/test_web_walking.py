@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from dicomweb_io.elements import Resource
-from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.errors import DICOMwebError, SearchIncompleteError
 from dicomweb_io.profiles import ServerProfile
 from dicomweb_io.queries import make_query
 
@@ -119,6 +121,24 @@ def test_a_walked_page_knows_whether_more_follows(web, nested):
     assert client.search_page(query, limit=3).more is True
     assert client.search_page(query, limit=4).more is False
     assert client.search_page(query, offset=2, limit=2).more is False
+
+
+@pytest.mark.parametrize("tag", ["0020000D", "0020000E"])
+def test_a_row_above_that_names_nothing_costs_nothing_else(web, nested, tag):
+    def answer(request):
+        reply = nested(request)
+        if reply.status != 200 or request.path.endswith("/instances"):
+            return reply
+        # The first row of studies, or of the series of each study.
+        first, *others = json.loads(reply.body) or [None]
+        others = [{**first, tag: {"vr": "UI"}}, *others] if first and tag in first else [first, *others]
+        return web.json([row for row in others if row])
+
+    _, client = web.connect(answer, profile=KNOWN)
+    for search in (client.search_for_instances, lambda: client.search_for_instances(get_remaining=True)):
+        with pytest.raises(SearchIncompleteError, match="name no study or series") as caught:
+            search()
+        assert sops(caught.value.rows) == (["1.2.1.1"] if tag == "0020000D" else ["1.1.2.1"])
 
 
 def test_a_missing_study_is_not_a_missing_resource(web):
