@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
@@ -18,7 +19,9 @@ from dicomweb_io.options import UsageError
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command; see `dicomweb_io.cli.main`."""
     args = build_parser().parse_args(argv)
-    with _logging(args.verbosity), _any_text():
+    with _logging(args.verbosity), _any_text(), warnings.catch_warnings():
+        # Its warnings show values; what is lost is told by the log, without them.
+        warnings.filterwarnings("ignore", module="pydicom")
         return _run(args)
 
 

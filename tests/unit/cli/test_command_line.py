@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -16,6 +17,7 @@ from dicomweb_io.http.auth import BasicCredentials
 from dicomweb_io.options import connect, endpoint_from
 from dicomweb_io.testing import fault, make_study, serve
 from dicomweb_io.web.client import DICOMwebClient
+from tests.answering import Reply
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
 DATASET = pydicom.dcmread(CT)
@@ -242,6 +244,19 @@ def test_a_bad_value_does_not_end_what_is_printed_for_people(
     assert "not a number" in shown
     assert INSTANCE in shown
     assert f"{INSTANCE}: the element 00200011 does not follow" in caplog.text
+
+
+def test_standard_error_shows_no_values_of_metadata(answering: Any, tmp_path: Path) -> None:
+    uids = {"0020000D": "1.2", "0020000E": "1.2.3", "00080018": "1.2.3.4"}
+    row: dict[str, Any] = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in uids.items()}
+    row |= {"00100030": {"vr": "DA", "Value": ["SECRETS"]}, "00200011": {"vr": "IS", "Value": ["SECRETS"]}}
+    server = answering(lambda request: Reply.json([row]))
+    command = [sys.executable, "-m", "dicomweb_io", "--url", server.url, "retrieve", "studies", "--study", "1.2"]
+    command += ["metadata", "--dicomize"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "SECRETS" in result.stdout
+    assert "00200011" in result.stderr
+    assert "SECRETS" not in result.stderr
 
 
 def test_a_closed_pipe_is_no_traceback(folder: Path) -> None:
