@@ -42,7 +42,8 @@ class Timeouts:
         read: Seconds for each read or write.
         deadline: Seconds that one operation may take in all, retries included; None for no limit.
         outage: Seconds that a job or transform waits for a server that has answered before and cannot be connected to
-            any more. What is left after that is not tried. A client's single calls only follow the retry policy.
+            any more, or of which only a proxy still answers. What is left after that is not tried. A client's single
+            calls only follow the retry policy.
 
     Raises:
         ValueError: If one is not a positive number.
