@@ -459,7 +459,6 @@ class WrongVRs(RowFault, action="wrong_vrs"):
     spoilt: ClassVar[Mapping[str, dict[str, Any]]] = {
         "00080020": {"vr": "DA", "Value": [20260102]},
         "00080061": {"vr": "CS", "Value": "CT"},
-        "00100010": {"vr": "PN", "Value": ["Not^An^Object"]},
         "00100020": {"Value": [17]},
         "00200011": {"vr": "IS", "Value": ["not a number"]},
         "00201208": {"vr": "XX", "Value": [None]},
@@ -470,7 +469,9 @@ class WrongVRs(RowFault, action="wrong_vrs"):
     def apply(self, rows: Iterable[JSONRow]) -> Iterator[JSONRow]:
         """The rows with some attributes spoilt."""
         for row in rows:
-            yield {**row, **{tag: value for tag, value in self.spoilt.items() if tag in row or tag == "00100020"}}
+            names = [name.get("Alphabetic", "") for name in row.get("00100010", {}).get("Value", ())]
+            spoilt = {**self.spoilt, "00100010": {"vr": "PN", "Value": names}}
+            yield {**row, **{tag: value for tag, value in spoilt.items() if tag in row or tag == "00100020"}}
 
 
 @dataclass(frozen=True)

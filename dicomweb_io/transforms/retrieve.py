@@ -17,7 +17,7 @@ from apache_beam.transforms.display import DisplayDataItem
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.errors import DeadlineExceededError
+from dicomweb_io.errors import DeadlineExceededError, ResponseIncompleteError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import instance_of_row, listed_instances
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
@@ -243,8 +243,11 @@ class _FetchInstances(FetchParts):
                 expected.pop(reference, None)
                 yield item
         except RECOVERABLE as error:
-            # A failure that the archive would repeat for each instance is better reported once.
-            hopeless = isinstance(error, DeadlineExceededError) or not failure_of(error, self._transform).retryable
+            # A failure that the archive would repeat for each instance is better reported once. An answer that ends
+            # early in the same place again and again may do so for one instance alone.
+            hopeless = isinstance(error, DeadlineExceededError) or not (
+                isinstance(error, ResponseIncompleteError) or failure_of(error, self._transform).retryable
+            )
             if not expected or hopeless:
                 yield problem_of(error, self._transform, reference=subject)
                 return

@@ -265,7 +265,8 @@ class _Watch(LeasingDoFn):
                 problem.raise_it()
             failures = (problem.failure,)
         else:
-            references, failures = changes.references, changes.failures
+            references = changes.references
+            failures = tuple(replace(failure, transform=self._transform) for failure in changes.failures)
             next_state = replace(next_state, cursor=changes.cursor)
             if changes.more:
                 # However many answers a poll takes, each in its own bundle, it counts as one.

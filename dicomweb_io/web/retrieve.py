@@ -370,7 +370,7 @@ class InstanceRetriever:
                 reason = "it ends before its pixel data, and neither a length nor a closing boundary shows that it may"
         if cause is None and reason is None:
             return header, verdict
-        cut = cause is None or isinstance(cause, IncompleteDICOMError)
+        cut = cause is None or isinstance(cause, IncompleteDICOMError) or not size
         kind = ResponseIncompleteError if cut or not ends else MalformedResponseError
         text = f"the instance ends early: {reason}"
         if cause is not None:

@@ -148,7 +148,8 @@ def _reported(wanted: Expected, seen: Seen, base: Seen) -> None:
     assert len(seen.items) == len(base.items)
     for item, usual in zip(seen.items, base.items, strict=True):
         assert item[1] == usual[1], "results are not one for one and in order"
-        assert item == usual or item[0] == "failed" or usual[0] == "failed"
+        believed = wanted.partly_believed and item[0] == usual[0] == "stored"
+        assert item == usual or "failed" in (item[0], usual[0]) or believed
     for failure in new:
         _clear_failure(wanted, failure)
 
@@ -212,7 +213,9 @@ def _as_told(wanted: Expected, seen: Seen, base: Seen) -> None:
 def judge_transform(operation: str, failure_case: FailureCase, wanted: Expected, seen: Seen, base: Seen) -> None:
     """The same for a transform, whose results have no order, and which never raises: failures are elements."""
     assert seen.error is None
-    for path, content in (seen.files or {}).items():
+    if wanted.or_recovered and not seen.failures and (seen.items, seen.files) == (base.items, base.files):
+        return
+    for path, content in (seen.files or {}).items() if failure_case.name not in ODD else ():
         assert content in (seen.before.get(path), (base.files or {}).get(path)), f"{path} is damaged"
     if wanted.outcome == "believed":
         assert not seen.failures, _told(seen)

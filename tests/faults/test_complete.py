@@ -153,6 +153,7 @@ ASK_NOTHING = {
     "lookup_keyword": "a table",
     "lookup_tag": "a table",
     "refresh": "servers look at their files themselves",
+    "survive_outages": "it says how long the others wait",
     "set_chunk_size": "a setting",
     "set_http_retry_params": "a setting",
 }

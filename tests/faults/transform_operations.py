@@ -192,6 +192,7 @@ _ALL = (
         _first_instance,
         _INSTANCE + "/frames/.*",
         PARTS | {"several"},
+        apart=tuple(f"status {code}{always}" for code in (400, 406, 413, 415) for always in ("", " always")),
     ),
     _get(
         "RetrieveRendered",
