@@ -168,13 +168,18 @@ def without_padding(row: dict[str, Any]) -> dict[str, Any]:
     text = "".join(row)
     if text != text.upper():
         row = _upper(row)
-    for tag, element in row.items():
-        if isinstance(element, dict) and (element.get("vr") == "UI" or tag in _NAMES):
-            given = element.get("Value")
-            uids = given if isinstance(given, list) else [given] if isinstance(given, str) else []
-            bare = [uid.strip(" \0") if isinstance(uid, str) else uid for uid in uids]
-            if bare and bare != given:
-                row[tag] = {**element, "Value": bare}
+    try:
+        # Fast: there may be millions of rows.
+        named = [tag for tag, element in row.items() if element.get("vr") == "UI" or tag in _NAMES]
+    except AttributeError:
+        named = [tag for tag, element in row.items() if isinstance(element, dict)]
+        named = [tag for tag in named if row[tag].get("vr") == "UI" or tag in _NAMES]
+    for tag in named:
+        given = row[tag].get("Value")
+        uids = given if isinstance(given, list) else [given] if isinstance(given, str) else []
+        bare = [uid.strip(" \0") if isinstance(uid, str) else uid for uid in uids]
+        if bare and bare != given:
+            row[tag] = {**row[tag], "Value": bare}
     return row
 
 

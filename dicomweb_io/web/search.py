@@ -297,7 +297,8 @@ class Searcher(OfService):
             if len(head) > MAX_ANSWER_BYTES:
                 raise answer.error(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", MalformedResponseError)
         datasets, unreadable = rows_of(answer.with_content(bytes(head)), most)
-        rows = [_within(query, without_padding(row)) for row in datasets]
+        complete = _completion(query)
+        rows = [complete(without_padding(row)) for row in datasets]
         self._check_filters(query, answer, rows)
         return rows, unreadable
 
@@ -305,7 +306,8 @@ class Searcher(OfService):
         self, query: SearchQuery, answer: StreamedAnswer, chunks: Iterable[bytes], most: int | None
     ) -> tuple[Sequence[JSONDataset], int]:
         """The same of a large answer, which is never in memory as a whole."""
-        rows = LargeRows(lambda row: _within(query, without_padding(row)))
+        complete = _completion(query)
+        rows = LargeRows(lambda row: complete(without_padding(row)))
         unreadable, judged = 0, 0
         try:
             for text in json_decode.iter_json_objects(chunks, max_bytes=_MAX_ROW, keep_others=True):
@@ -331,14 +333,19 @@ class Searcher(OfService):
 
     def _check_filters(self, query: SearchQuery, answer: Answer | StreamedAnswer, rows: Sequence[JSONDataset]) -> None:
         """Fails if a row contradicts the path or a filter; logs, once for each, filters that no row can confirm."""
+        path = {UID_TAGS[level]: uid for level, uid in path_uids(query).items()}
+        judged = bool(conditions(query))
         for row in rows:
-            outside = outside_path(query, row)
+            within = all(_own_uid(row, tag) == uid for tag, uid in path.items())
+            outside = None if within else outside_path(query, row)
             if outside is not None:
                 raise answer.error(
                     f"the server ignored the path of the search: a row of the answer has {outside}, so the other rows "
                     f"may not belong there either. Its searches inside a study or series cannot be relied on",
                     FilterIgnoredError,
                 )
+            if not judged:
+                continue
             ignored = contradiction(query, row, loose_names=self._service.profile.loose_names)
             if ignored is not None and self._service.filter_mismatch == "error":
                 raise answer.error(
@@ -511,21 +518,37 @@ def _total(answer: Answer | StreamedAnswer) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
-def _within(query: SearchQuery, row: JSONDataset) -> JSONDataset:
-    """The row with the UIDs that the resource searched implies, which servers may leave out.
+def _completion(query: SearchQuery) -> Callable[[JSONDataset], JSONDataset]:
+    """What gives a row the UIDs that the resource searched implies, which servers may leave out.
 
     Where it lacks its own UID, it shows that: it must not be taken for the study or series it lies in. UIDs of one of
     the objects below it, which nobody asked for, would make it a part of what it is.
     """
-    for level, uid in path_uids(query).items():
-        if not carries(row, UID_TAGS[level]):
-            row[UID_TAGS[level]] = {"vr": "UI", "Value": [uid]}
-    row.setdefault(UID_TAGS[query.level], {"vr": "UI"})
-    for level in LEVELS[LEVELS.index(query.level) + 1 :]:
-        tag = UID_TAGS[level]
-        if tag in row and not any(resolve(name) == (tag,) for name in _named(query)):
-            del row[tag]
-    return row
+    implied = {UID_TAGS[level]: uid for level, uid in path_uids(query).items()}
+    own = UID_TAGS[query.level]
+    named = {resolve(name) for name in _named(query)}
+    below = [UID_TAGS[level] for level in LEVELS[LEVELS.index(query.level) + 1 :]]
+    unwanted = [tag for tag in below if (tag,) not in named]
+
+    def complete(row: JSONDataset) -> JSONDataset:
+        for tag, uid in implied.items():
+            if _own_uid(row, tag) is None and not carries(row, tag):
+                row[tag] = {"vr": "UI", "Value": [uid]}
+        row.setdefault(own, {"vr": "UI"})
+        for tag in unwanted:
+            row.pop(tag, None)
+        return row
+
+    return complete
+
+
+def _own_uid(row: JSONDataset, tag: str) -> str | None:
+    """A UID of a row in the usual form, fast; None for anything else."""
+    try:
+        value = row[tag]["Value"][0]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return value if isinstance(value, str) and value else None
 
 
 def _named(query: SearchQuery) -> Iterator[str]:
