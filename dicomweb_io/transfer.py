@@ -402,7 +402,7 @@ class InstanceCopier:
         """What the source gives for each of the instances."""
         rest = dict(missing)
         if self._is_cheaper_whole(group, len(missing)):
-            yield from self._whole_series(group.series, rest, cancelled)
+            yield from self._whole_series(group, rest, cancelled)
         for reference in rest:
             _check(cancelled)
             reason = self._source.unavailable
@@ -427,21 +427,40 @@ class InstanceCopier:
         return 2 * wanted >= listed
 
     def _whole_series(
-        self, series: Resource, rest: dict[Resource, None], cancelled: Callable[[], bool]
-    ) -> Iterator[tuple[Resource, Instance]]:
-        """What comes with the series of what is wanted; takes it out of `rest`."""
+        self, group: InstanceGroup, rest: dict[Resource, None], cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[Resource, Instance | Failure]]:
+        """What comes with the series of what is wanted; takes it out of `rest`.
+
+        If all that is listed is wanted, an instance that comes without being listed is a failure of the listing.
+        """
+        series, known = group.series, set(group.references)
+        is_all = group.listed is not None and group.listed <= len(known)
         try:
             for instance in self._instances(series):
                 _check(cancelled)
-                if instance.reference in rest:
-                    del rest[instance.reference]
-                    yield instance.reference, instance
-                else:
-                    self._spool.discard(instance)
+                reference = instance.reference
+                if reference in rest:
+                    del rest[reference]
+                    yield reference, instance
+                    continue
+                self._spool.discard(instance)
+                if is_all and reference not in known:
+                    known.add(reference)
+                    if not isinstance(self._storer.already_there(reference), StoredInstance):
+                        yield reference, self._unlisted(reference)
         except RECOVERABLE as error:
             logger.info("the retrieve of %s ended early: %s", series.uri, log_text(error))
         if rest:
             logger.info("%d instances were missing from %s; they are requested one by one", len(rest), series.uri)
+
+    def _unlisted(self, reference: Resource) -> Failure:
+        return Failure(
+            SEARCHES["instance"],
+            f"{self._source.base_url} returned an instance with its series that its listing lacks, so it was not "
+            f"copied: {reference.uri}. The list of failures or another run copies it",
+            reference=reference,
+            retryable=True,
+        )
 
     def _one(self, reference: Resource) -> Instance | Failure:
         kept: Instance | None = None

@@ -254,7 +254,8 @@ class _Copy(PooledDoFn):
         # A group may name an instance repeatedly, as its elements did: it is copied once, with a result for each.
         times = Counter(subject.sop_instance_uids)
         for reference, result in self._copier.iter_group(subject, cancelled=lambda: room.cancelled):
-            for _ in range(times[str(reference.sop_instance_uid)]):
+            # What its listing lacked is in no group.
+            for _ in range(times.get(str(reference.sop_instance_uid), 1)):
                 yield Problem(result) if isinstance(result, Failure) else result
 
     def count_result(self, result: StoredInstance) -> None:

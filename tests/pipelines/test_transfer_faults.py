@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dicomweb_io.cli import main as command
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from pipelines.transfer import main
@@ -68,3 +69,22 @@ def test_two_thousand_instances_with_faults_in_one_request_of_twenty(serve, tmp_
     assert len(copies) == back["transferred"]
     assert set(copies) <= set(originals)
     assert len(server.records) > COUNT / 8
+
+
+@pytest.mark.parametrize("run", [main, lambda options: command(["copy", *ends(options)])], ids=["job", "command"])
+def test_an_instance_that_comes_with_its_series_without_being_listed_is_named(run, serve, tmp_path):
+    make_study(tmp_path / "archive", instances=12)
+    server = serve(tmp_path / "archive", faults=[fault("shrink_pages", path="/instances$", times=None)])
+    failures, copies = tmp_path / "failures.jsonl", tmp_path / "copies"
+    options = ["--source", server.url, "--destination", str(copies), "--failures", str(failures)]
+    assert run(options) == 1
+    (lost,) = [json.loads(line) for line in failures.read_text().splitlines()]
+    assert len(list(copies.rglob("*.dcm"))) == 11
+    assert run([*options[:4], "--input", str(failures)]) == 0
+    assert len(list(copies.rglob("*.dcm"))) == 12
+    assert lost["reference"]["sop_instance_uid"] in {path.stem for path in copies.rglob("*.dcm")}
+
+
+def ends(options):
+    """The arguments of the job as those of the command."""
+    return [options[1], options[3], *options[4:]]
