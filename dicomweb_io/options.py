@@ -328,10 +328,14 @@ def filters_from(pairs: Sequence[str] | None) -> dict[str, str]:
     """Makes search filters of ``KEY=VALUE`` arguments; a repeated key becomes a list of values.
 
     Raises:
-        UsageError: If one has no ``=``.
+        UsageError: If one has no ``=`` or no value: an unset variable of a shell must not mean everything.
     """
     filters: dict[str, str] = {}
     for key, value in parse_filters(pairs):
+        if not value.strip():
+            raise UsageError(
+                f"--filter {key}= has no value, so it would match everything: give one, or leave the filter out"
+            )
         filters[key] = f"{filters[key]}\\{value}" if key in filters else value
     return filters
 

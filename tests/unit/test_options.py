@@ -107,6 +107,9 @@ def test_a_repeated_filter_is_a_list():
     for wrong in ("Modality", "=CT"):
         with pytest.raises(UsageError, match="expected KEY=VALUE"):
             filters_from([wrong])
+    for wrong in ("PatientID=", "PatientID= "):
+        with pytest.raises(UsageError, match="match everything"):
+            filters_from(["Modality=CT", wrong])
 
 
 def test_a_list_that_cannot_be_read_is_a_wrong_use(tmp_path):
