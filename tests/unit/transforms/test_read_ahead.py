@@ -212,7 +212,7 @@ def test_a_source_tells_of_rows_that_were_announced_and_did_not_come(answering, 
     with beam.Pipeline(runner="FnApiRunner") as p:
         found = p | SearchForSeries(answering(answer, path="/rs").url, page_size=10, failures="collect")
         came = found.rows | beam.combiners.Count.Globally()
-        lost = found.failures | beam.Map(lambda failure: ("rows came" in failure.message, failure.rows))
+        lost = found.failures | beam.Map(lambda failure: ("the server announces" in failure.message, failure.rows))
         assert_that(came, equal_to([20 if size == 1 else 19]), label="rows")
         # The row that cannot be read has no place of its own.
         assert_that(lost, equal_to([(True, (20 if size == 1 else 19, 50))]), label="lost")
