@@ -37,6 +37,9 @@ Chunk = bytes | bytearray | memoryview
 
 T = TypeVar("T", Frame, Bulkdata)
 
+MEMORY_THRESHOLD = 1024 * 1024
+"""Instances up to this size wait in memory for their batch, larger ones in a file."""
+
 
 class Collected(NamedTuple):
     """The bytes, in one of two places.

@@ -5,7 +5,7 @@ whole is one retrieve of the series, which streams into store requests of many; 
 itself. `run_transfer` does so for everything that a `TransferJob` names, in threads of this process; the transforms do
 it in Beam. Both keep their account by `dicomweb_io.account`, so that their numbers, words and files agree.
 
-`InstanceStorer` stores instances that are at hand; `InstanceDownloader` writes instances to files.
+`InstanceStorer` stores instances that are at hand.
 
 What is left when an archive has been lost, or refuses the login, is not tried: each instance gets a `Failure` that says
 so, without a request.
@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from dicomweb_io.account import (
     EXCLUSIONS,
@@ -39,7 +39,6 @@ from dicomweb_io.account import (
     write_summary,
 )
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
-from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.elements import (
     UID_KEYWORDS,
     Exclusion,
@@ -54,8 +53,6 @@ from dicomweb_io.elements import (
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import ConnectionFailedError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
-from dicomweb_io.files.local import folder_of
-from dicomweb_io.files.store import in_the_way, layout_path
 from dicomweb_io.http.retry import lend_slots
 from dicomweb_io.listing import (
     MAX_NEIGHBOURS,
@@ -72,7 +69,7 @@ from dicomweb_io.listing import (
 from dicomweb_io.options import Report, UsageError, check_writable, filters_from, wanted_from
 from dicomweb_io.pool import BoundedPool, Lane, Room, WorkCancelled
 from dicomweb_io.queries import level_of, make_query
-from dicomweb_io.spool import PrivateDirectory
+from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -88,8 +85,6 @@ MAX_BATCH_MEMORY = 7_000_000
 MAX_BATCH_BYTES = 20_000_000
 """Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
 
-MEMORY_THRESHOLD = 1024 * 1024
-"""Instances up to this size wait in memory for their batch, larger ones in a file."""
 
 # To know whether a few instances are all of their series costs a request, as much as one of them.
 _ASK_FROM = 4
@@ -887,132 +882,3 @@ def _named(source: DICOMClient, job: TransferJob) -> Iterator[Resource]:
             yield from _resources(source.iter_search(line.wanted), line.wanted.level, [])
         elif line.wanted is not None:
             yield line.wanted
-
-
-# Downloads ------------------------------------------------------------------------------------------------------------
-
-
-class Downloaded(NamedTuple):
-    """A file that holds an instance.
-
-    Attributes:
-        path: Where it is: a local path or URL.
-        size: Bytes that were written; 0 if the file was there before.
-        existed: Whether it was there before.
-    """
-
-    path: str
-    size: int
-    existed: bool
-
-
-class InstanceDownloader:
-    """Writes instances to ``DIRECTORY/STUDY/SERIES/INSTANCE.dcm``, bytes unchanged. May be used by several threads.
-
-    A file appears under its name when it is complete, never before, so what is there needs not be retrieved again: a
-    download that was cut short is simply started again. Large instances pass through a private spool file.
-
-    Args:
-        source: The archive.
-        directory: A local path, or any fsspec URL.
-        storage_options: Arguments for the fsspec filesystem.
-        overwrite: Retrieve and replace files that are there.
-        media_types: Accepted encodings; by default the stored one.
-        allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
-        spool_directory: Where the private directory is made; by default the system's temporary directory.
-        transform: The name that failures carry.
-
-    Raises:
-        ValueError: If the directory cannot be written to.
-    """
-
-    def __init__(
-        self,
-        source: DICOMClient,
-        directory: str,
-        *,
-        storage_options: Mapping[str, Any] | None = None,
-        overwrite: bool = False,
-        media_types: MediaTypes | None = None,
-        allow_transcoding: bool = False,
-        spool_directory: str | None = None,
-        transform: str = "DownloadInstances",
-    ) -> None:
-        self._source = source
-        self._folder = folder_of(directory, storage_options)
-        self._overwrite = overwrite
-        self._media_types = media_types
-        self._allow_transcoding = allow_transcoding
-        self._transform = transform
-        self._spool = PrivateDirectory(spool_directory)
-
-    def download(self, reference: Resource) -> Downloaded | Failure:
-        """Downloads an instance.
-
-        Args:
-            reference: The instance.
-
-        Returns:
-            Its file, or why there is none. UIDs that cannot be names of files are a failure too.
-        """
-        reason = self._source.unavailable
-        if reason is not None:
-            return not_tried(reason, self._transform, reference=reference)
-        try:
-            target = layout_path(reference)
-            if not self._overwrite and self._is_there(target, reference):
-                return Downloaded(self._folder.location_of(target), 0, True)
-            return self._retrieve(target, reference)
-        except RECOVERABLE as error:
-            return failure_of(error, self._transform, reference=reference)
-
-    def close(self) -> None:
-        """Removes the private directory. The client is not closed."""
-        self._spool.remove()
-
-    def _is_there(self, target: str, reference: Resource) -> bool:
-        stat = self._folder.stat(target)
-        if stat is None:
-            return False
-        with self._folder.open(target, stat.size) as file:
-            found = Resource.of_header(header_of(file))
-        if found != reference:
-            raise FileExistsError(
-                f"{self._folder.location_of(target)} holds another instance ({found.uri}); nothing was written"
-            )
-        return True
-
-    def _retrieve(self, target: str, reference: Resource) -> Downloaded | Failure:
-        result: Downloaded | None = None
-        instances = self._source.iter_instances(
-            reference,
-            media_types=self._media_types,
-            max_element_bytes=MEMORY_THRESHOLD,
-            spool_directory=self._spool.path,
-            allow_transcoding=self._allow_transcoding,
-        )
-        for instance in instances:
-            try:
-                if result is None and instance.reference == reference:
-                    result = self._publish(target, instance)
-            finally:
-                self._spool.discard(instance)
-        if result is None:
-            message = f"{self._source.base_url} answered without the instance {reference.uri}; nothing was written"
-            return Failure(self._transform, message, reference=reference, retryable=True)
-        return result
-
-    def _publish(self, target: str, instance: Instance) -> Downloaded:
-        path = self._folder.location_of(target)
-        source = instance.content
-        if source is None:
-            # An archive that is a folder gives the paths of its own files, perhaps of another filesystem.
-            local = instance.path if "://" not in str(instance.path) else None
-            source = instance.read() if local is None else None
-        written = self._folder.publish(
-            target, source if source is not None else str(instance.path), replace=self._overwrite
-        )
-        if not written and not self._is_there(target, instance.reference):
-            raise FileExistsError(in_the_way(path))
-        # Another writer was first; its bytes are the same.
-        return Downloaded(path, instance.size if written else 0, not written)

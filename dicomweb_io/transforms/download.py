@@ -12,12 +12,9 @@ from apache_beam.transforms.display import DisplayDataItem
 from dicomweb_io.client import DICOMClient, MediaTypes
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.files.store import Downloaded, InstanceDownloader
 from dicomweb_io.pool import Lease, Room
-from dicomweb_io.transfer import (
-    MEMORY_THRESHOLD,
-    Downloaded,
-    InstanceDownloader,
-)
+from dicomweb_io.spool import MEMORY_THRESHOLD
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
