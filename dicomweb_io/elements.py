@@ -203,7 +203,13 @@ def _web_uri(text: str) -> str:
     return f"http://localhost/studies/{rest}" if found else text
 
 
-def _open(path: str) -> BinaryIO:
+def open_path(path: str) -> BinaryIO:
+    """Opens a local path or a URL of fsspec for reading bytes.
+
+    Raises:
+        InvalidIdentifierError: If it cannot be a path.
+        OSError: If it cannot be read.
+    """
     try:
         if "://" not in path:
             return open(path, "rb")
@@ -279,7 +285,7 @@ class Instance:
 
     def open(self) -> BinaryIO:
         """Opens the bytes for reading from the start; the caller closes the file."""
-        return io.BytesIO(self.content) if self.content is not None else _open(cast(str, self.path))
+        return io.BytesIO(self.content) if self.content is not None else open_path(cast(str, self.path))
 
     def read(self) -> bytes:
         """All bytes, wherever they are."""
@@ -321,7 +327,7 @@ class Instance:
             ValueError: If it is not a DICOM object, or lacks a UID.
         """
         name = os.fspath(path)
-        with _open(name) as file:
+        with open_path(name) as file:
             header = header_of(file)
         return cls(
             Resource.of_header(header),

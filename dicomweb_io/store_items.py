@@ -6,6 +6,7 @@ A server's message about an instance may repeat its patient's name: `StoreItem.r
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, get_args
 
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, OnExisting, Storable, Verify
 from dicomweb_io.dicom.attributes import tags_of_vr
-from dicomweb_io.dicom.header_scan import DEFLATED_SYNTAXES
+from dicomweb_io.dicom.header_scan import DEFLATED_SYNTAXES, scan_header
 from dicomweb_io.dicom.media_types import DICOM
-from dicomweb_io.dicom.part10 import judge
-from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource, StoredInstance
+from dicomweb_io.dicom.part10 import encode_dataset, header_from_scan, judge
+from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource, StoredInstance, open_path
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.http.multipart import BodyPart
@@ -36,6 +37,7 @@ TRANSFORM = "StoreInstances"
 
 _WORD_ENDS = re.compile(r"[\s^=,;\\]+")
 _MIN_LENGTH = 2
+_FIRST_READ = 16384
 _FIRST_WITHOUT_BLANKS = "\u2e80"  # scripts of East Asia, whose words stand side by side
 _PATIENT_IDS: tuple[str, ...] = ("PatientID", "OtherPatientIDs", "OtherPatientIDsSequence")
 
@@ -161,21 +163,19 @@ def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
         if isinstance(storable, Instance):
             item.instance = storable
         elif isinstance(storable, (bytes, bytearray, memoryview)):
-            item.instance = Instance.from_bytes(bytes(storable))
+            item.instance = _inspected(bytes(storable))
         elif isinstance(storable, (str, os.PathLike)):
-            item.instance = Instance.from_path(storable)
+            item.instance = _inspected(None, os.fspath(storable))
         elif hasattr(storable, "read"):
             _read_into(item, cast(BinaryIO, storable))
         elif hasattr(storable, "file_meta") or hasattr(storable, "to_json_dict"):
-            item.instance = Instance.from_dataset(cast("Dataset", storable))
+            item.instance = _inspected(encode_dataset(cast("Dataset", storable)))
         else:
             raise TypeError(
                 "only an Instance, bytes, a path, a pydicom Dataset or a binary file can be stored, not "
                 f"{type(storable).__name__}"
             )
         item.size = item.given.size
-        if not isinstance(storable, Instance):
-            item.instance = _with_warnings(item.given, item.size)
     except RECOVERABLE as error:
         item.discard()
         source = os.fspath(storable) if isinstance(storable, (str, os.PathLike)) else None
@@ -191,16 +191,22 @@ def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
     return item
 
 
-def _with_warnings(instance: Instance, size: int) -> Instance:
-    """The instance with what is odd about it, where looking costs no request; whether it is whole is not considered."""
-    if instance.path is not None and "://" in instance.path:
-        return instance
-    with instance.open() as file:
-        warnings = judge(file, size=size).warnings
-    if not warnings:
-        return instance
-    logger.warning("%s is sent unchanged: %s", instance.reference.uri, "; ".join(warnings))
-    return replace(instance, warnings=warnings)
+def _inspected(content: bytes | None, path: str | None = None) -> Instance:
+    """An instance of the bytes of a file, with what is odd about it, by one look at its header.
+
+    Whether it is whole is not considered. A file that takes requests to read is not looked at any further.
+    """
+    if path is not None and "://" in path:
+        return Instance.from_path(path)
+    with io.BytesIO(content) if content is not None else open_path(str(path)) as file:
+        size = file.seek(0, os.SEEK_END)
+        scan = scan_header(file, size=size, first_read=_FIRST_READ)
+        header = header_from_scan(scan)
+        warnings = judge(file, size=size, scan=scan).warnings
+    reference = Resource.of_header(header)
+    if warnings:
+        logger.warning("%s is sent unchanged: %s", reference.uri, "; ".join(warnings))
+    return Instance(reference, header.transfer_syntax_uid, content, path, header.sop_class_uid, warnings)
 
 
 def _read_into(item: StoreItem, file: BinaryIO) -> None:
@@ -210,7 +216,7 @@ def _read_into(item: StoreItem, file: BinaryIO) -> None:
                 raise TypeError("a file to store must be opened for reading bytes (mode 'rb')")
             spool.write(chunk)
         content, item.temporary = spool.finish()
-    item.instance = Instance.from_path(item.temporary) if item.temporary else Instance.from_bytes(content or b"")
+    item.instance = _inspected(None, item.temporary) if item.temporary else _inspected(content or b"")
 
 
 @dataclass
