@@ -480,7 +480,10 @@ class Paging:
                 return
         elif now.number < check.limit and not now.more:
             return
-        raise self._incomplete(f"the server announces {announced}, but returns none from {self.received} on")
+        raise self._incomplete(
+            f"the server announces {announced}, but returns none from {self.received} on",
+            "; for a server that always announces too many, use a profile with total_is_upper_bound=True",
+        )
 
     def check_readable(self) -> None:
         """Fails if there were rows that could not be read.
@@ -496,11 +499,11 @@ class Paging:
         """What the pages so far proved, for the reader of the remaining rows."""
         return Beginning(self._first, tuple(self.answer.keys[-_MAX_CARRIED:]), self.total, self.full, self.offset_works)
 
-    def _incomplete(self, what: str) -> SearchIncompleteError:
+    def _incomplete(self, what: str, advice: str = "") -> SearchIncompleteError:
         # The reader of a part does not know how many rows came before it.
         came = f"; {self.passed} rows came" if self._start == self._first_offset else ""
         return SearchIncompleteError(
-            f"{what}{came}. The search is incomplete. Repeat it later, or narrow it",
+            f"{what}{came}. The search is incomplete. Repeat it later, or narrow it{advice}",
             method="GET",
             url=self._url,
         )
