@@ -252,13 +252,12 @@ class Searcher(OfService):
             tag = resolve(key)[0]
             mapped = tag == MODALITY and MODALITIES_IN_STUDY not in given
             filters.append(("ModalitiesInStudy" if mapped else key, text))
-            if level_of(tag) != "study" and not mapped and key not in self._service.unmatched_filters:
-                self._service.unmatched_filters.add(key)
-                logger.warning(
-                    "%s: this server matches no attributes of series or instances in a search for studies, so the "
-                    "filter on %s finds nothing; search for series, whose rows name their studies",
-                    self._service.urls.search(query),
+            if level_of(tag) != "study" and not mapped:
+                self._service.warn_once(
+                    query,
                     key,
+                    "this server matches no attributes of series or instances in a search for studies, so the filter "
+                    "on %s finds nothing; search for series, whose rows name their studies",
                 )
         return replace(query, search_filters=tuple(filters))
 
@@ -354,23 +353,19 @@ class Searcher(OfService):
                     f"supports; filter_mismatch='warn' accepts the rows",
                     FilterIgnoredError,
                 )
-            if ignored is not None and ignored not in self._service.contradicted_filters:
-                self._service.contradicted_filters.add(ignored)
-                logger.warning(
-                    "%s: a row of the answer contradicts the filter on %s: the server may have ignored it; check the "
-                    "rows",
-                    self._service.urls.search(query),
+            if ignored is not None:
+                self._service.warn_once(
+                    query,
                     ignored,
+                    "a row of the answer contradicts the filter on %s: the server may have ignored it; check the rows",
                 )
         for key in unanswered(query, rows):
-            if key not in self._service.unanswered_filters:
-                self._service.unanswered_filters.add(key)
-                logger.warning(
-                    "%s: no row of the answer has %s: the server may have ignored the filter on it and returned "
-                    "everything; check the rows",
-                    self._service.urls.search(query),
-                    key,
-                )
+            self._service.warn_once(
+                query,
+                key,
+                "no row of the answer has %s: the server may have ignored the filter on it and returned everything; "
+                "check the rows",
+            )
 
 
 # What an answer holds -------------------------------------------------------------------------------------------------

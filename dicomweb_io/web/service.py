@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dicomweb_io.client import FilterMismatch
 from dicomweb_io.dicom.frames import pixel_description
 from dicomweb_io.dicom.media_types import ContentType, parse_content_type
-from dicomweb_io.elements import JSONDataset, Resource
+from dicomweb_io.elements import JSONDataset, Resource, SearchQuery
 from dicomweb_io.errors import DICOMError, DICOMwebError, safe_url
 from dicomweb_io.http.multipart import MultipartReader
 from dicomweb_io.http.transport import Answer, Attempt, StreamedAnswer, Transport
@@ -62,15 +62,19 @@ class Service:
         # idempotent facts: threads that race write the same.
         self._accepted: dict[tuple[str, ...], str] = {}
         self.missing_resources: set[str] = set()
-        self.unanswered_filters: set[str] = set()
-        self.contradicted_filters: set[str] = set()
-        self.unmatched_filters: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
         self.decodes_queries: bool | None = None
         self.frames_at_once = sys.maxsize
-        # How many bytes the native frames of an instance have, by its metadata or its first frame: for some instances.
         # The study and series that a SOP Instance UID was stored in, of the last ones.
         self._stored: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        # How many bytes the native frames of an instance have, by its metadata or its first frame: for some instances.
         self._frame_sizes: dict[Resource, tuple[Collection[int], str]] = {}
+
+    def warn_once(self, query: SearchQuery, attribute: str, message: str) -> None:
+        """Logs a warning about an attribute that is searched by; the same about the same one only once."""
+        if (attribute, message) not in self._warned:
+            self._warned.add((attribute, message))
+            logger.warning(f"%s: {message}", self.urls.search(query), attribute)
 
     @contextmanager
     def get(
