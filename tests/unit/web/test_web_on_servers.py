@@ -16,7 +16,7 @@ from dicomweb_io.elements import Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.http.retry import RetryPolicy
-from dicomweb_io.http.settings import Timeouts
+from dicomweb_io.http.settings import Limits, Timeouts
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.orthanc import Orthanc
@@ -69,6 +69,10 @@ def archive(request, given, tmp_path_factory):
             endpoint = Endpoint(stack.enter_context(Orthanc()).url, **options)
         else:
             kind = KINDS.get(request.param, request.param)
+            rate = BEHAVIOURS[request.param].rate_limit
+            if rate is not None:
+                # Its refusals name no time to wait; whoever keeps to its rate gets none.
+                options["limits"] = Limits(requests_per_second=rate[0] / 2)
             server = stack.enter_context(serve(tmp_path_factory.mktemp("archive"), behaviour=request.param))
             endpoint = server.endpoint(profile=kind if kind in PROFILES else "generic", **options)
         client = stack.enter_context(endpoint.connect())
