@@ -42,8 +42,8 @@ class ResourcePath(NamedTuple):
 
 
 _PATH = re.compile(
-    r"studies/(?P<study>[^/]+)"
-    r"(?:/series/(?P<series>[^/]+)(?:/instances/(?P<instance>[^/]+)(?:/frames/(?P<frames>[^/]+))?)?)?"
+    r"studies/(?P<study>[^/?#]+)"
+    r"(?:/series/(?P<series>[^/?#]+)(?:/instances/(?P<instance>[^/?#]+)(?:/frames/(?P<frames>[^/?#]+))?)?)?"
     r"(?:/(?P<suffix>metadata|rendered|thumbnail))?/?\Z"
 )
 
