@@ -353,7 +353,7 @@ def _text_element(tag: str, element: Any) -> DataElement | None:
     from pydicom.dataelem import DataElement
 
     vr = element.get("vr") if isinstance(element, Mapping) else None
-    content = element.get("Value") if vr in _TEXT_VRS else None
+    content = element.get("Value") if isinstance(vr, str) and vr in _TEXT_VRS else None
     found = content if isinstance(content, list) else [content]
     if not _TAG.fullmatch(tag) or not all(isinstance(item, (str, int, float)) for item in found):
         return None
