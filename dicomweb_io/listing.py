@@ -31,7 +31,6 @@ from dicomweb_io.elements import (
     UID_TAGS,
     Failure,
     Instance,
-    JSONDataset,
     Resource,
     SearchLevel,
     SearchQuery,
@@ -347,8 +346,7 @@ def _issuer(row: Mapping[str, Any], tag: str) -> str:
 # Neighbours -----------------------------------------------------------------------------------------------------------
 
 _UIDS_PER_QUERY = 15
-MAX_NEIGHBOURS = 200
-"""The rows of a search for instances in other series."""
+_MAX_NEIGHBOURS = 200
 
 _MAX_STUDIES = 10_000
 _LOCKS = 64
@@ -365,7 +363,6 @@ class Neighbours:
 
     Args:
         archive: The archive.
-        search: Gives the rows of one search request to it, at most `MAX_NEIGHBOURS`.
         transform: The name that failures carry.
         allow_other_patient: Whether a study may be there under another patient.
     """
@@ -373,12 +370,10 @@ class Neighbours:
     def __init__(
         self,
         archive: DICOMClient,
-        search: Callable[[DICOMClient, SearchQuery], Sequence[JSONDataset]],
         transform: str,
         allow_other_patient: bool,
     ) -> None:
         self._archive = archive
-        self._search = search
         self._transform = transform
         profile = archive.profile
         self._fact = profile.same_uid_elsewhere
@@ -459,7 +454,9 @@ class Neighbours:
             for start in range(0, len(uids), size):
                 filters = (("SOPInstanceUID", "\\".join(uids[start : start + size])),)
                 query = SearchQuery("instance", search_filters=filters)
-                found.update(dict.fromkeys(map(instance_of_row, self._search(self._archive, query))))
+                # One request, of an archive that answers it at all.
+                rows = self._archive.search_page(query, limit=_MAX_NEIGHBOURS, walk=False).rows
+                found.update(dict.fromkeys(map(instance_of_row, rows)))
         except RECOVERABLE as error:
             if failure_of(error, self._transform).retryable:
                 raise
@@ -496,7 +493,7 @@ class Neighbours:
         try:
             rows = [
                 row
-                for row in self._archive.iter_search(query, limit=MAX_NEIGHBOURS)
+                for row in self._archive.iter_search(query, limit=_MAX_NEIGHBOURS)
                 if Resource.of(row).contains(Resource(study))
             ]
         except FileNotFoundError:

@@ -55,7 +55,6 @@ from dicomweb_io.errors import ConnectionFailedError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
 from dicomweb_io.http.retry import lend_slots
 from dicomweb_io.listing import (
-    MAX_NEIGHBOURS,
     InstanceGroup,
     ListLine,
     Neighbours,
@@ -120,9 +119,7 @@ class InstanceStorer:
         allow_other_patient: bool = False,
     ) -> None:
         check_policies(on_existing, verify)
-        self._neighbours = (
-            None if on_existing == "server" else Neighbours(destination, _once, transform, allow_other_patient)
-        )
+        self._neighbours = None if on_existing == "server" else Neighbours(destination, transform, allow_other_patient)
         self._destination = destination
         self._on_existing = on_existing
         self._verify: Verify = verify
@@ -209,11 +206,6 @@ class InstanceStorer:
             for place, instance in zip(places, instances, strict=True):
                 if place not in results:
                     results[place] = self._failure_of(error, instance.reference)
-
-
-def _once(archive: DICOMClient, query: SearchQuery) -> Sequence[JSONDataset]:
-    """The rows of one search request, of an archive that answers it at all."""
-    return archive.search_page(query, limit=MAX_NEIGHBOURS, walk=False).rows
 
 
 def check_policies(on_existing: str, verify: str) -> None:
