@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,18 @@ from tests.answering import AnsweringServer, Handler
 # An example may take long on a busy machine.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Writes what coverage has measured while the worker is still waited for.
+
+    xdist kills a worker that takes more than ten seconds to exit, and with it the measurements of half the tests.
+    """
+    coverage = sys.modules.get("coverage")
+    measuring = coverage and coverage.Coverage.current()
+    if measuring:
+        measuring.save()
 
 
 @pytest.fixture(scope="session", autouse=True)
