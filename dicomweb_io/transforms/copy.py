@@ -135,8 +135,8 @@ class _GroupBySeries(PooledDoFn):
     def _windowed(self, groups: Iterable[tuple[tuple[Place, ...], InstanceGroup]]) -> Iterator[Any]:
         for places, group in groups:
             self.count_result(group)
-            for timestamp, windows in grouped_places(list(places)):
-                yield WindowedValue(group, timestamp, windows)
+            for place in grouped_places(list(places)):
+                yield WindowedValue(group, *place)
 
     def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
         found = False

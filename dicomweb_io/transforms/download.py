@@ -90,7 +90,8 @@ class DownloadInstances(DICOMwebTransform):
         """Builds the steps."""
         named = AsReferences(type(self).__name__, collect=self.collects)
         references = pcollection | "AsReferences" >> self._step(named, Resource)
-        expanded = references["main"] | "Expand" >> self._step(self._pooled(ExpandReferences, pcollection), Resource)
+        spread = references["main"] | "ReshuffleReferences" >> beam.Reshuffle()
+        expanded = spread | "Expand" >> self._step(self._pooled(ExpandReferences, pcollection), Resource)
         download = self._pooled(_Download, pcollection, self.directory, self.options)
         written = expanded["main"] | "Reshuffle" >> beam.Reshuffle() | "Download" >> self._step(download, str)
         warn_of_secrets(self, self.directory)

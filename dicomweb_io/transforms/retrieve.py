@@ -113,12 +113,12 @@ class RetrieveTransform(DICOMwebTransform):
         references: AsReferences | None = None,
         choose: PooledDoFn | None = None,
     ) -> tuple[Any, Any]:
-        """References, perhaps chosen from, reshuffled and fetched; gives the results and the failures."""
+        """References, reshuffled before they are chosen from and fetched; gives the results and the failures."""
         made = references or AsReferences(type(self).__name__, collect=self.collects)
         named = pcollection | "AsReferences" >> self._step(made, Resource)
         failures = [named[FAILURES]]
         if choose is not None:
-            named = named["main"] | "Choose" >> self._step(choose, Resource)
+            named = named["main"] | "ReshuffleReferences" >> beam.Reshuffle() | "Choose" >> self._step(choose, Resource)
             failures.append(named[FAILURES])
         fetched = named["main"] | "Reshuffle" >> beam.Reshuffle() | "Fetch" >> self._step(dofn, output_type)
         return fetched["main"], self._report([*failures, fetched[FAILURES]])
