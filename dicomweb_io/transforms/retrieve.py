@@ -118,12 +118,12 @@ class RetrieveTransform(DICOMwebTransform):
         choose: PooledDoFn | None = None,
         packs: bool = False,
     ) -> tuple[Any, Any]:
-        """References, perhaps chosen from, reshuffled and fetched; gives the results and the failures."""
+        """References, reshuffled before they are chosen from and fetched; gives the results and the failures."""
         made = references or AsReferences(type(self).__name__, collect=self.collects)
         named = pcollection | "AsReferences" >> self._step(made, Resource)
         failures = [named[FAILURES]]
         if choose is not None:
-            named = named["main"] | "Choose" >> self._step(choose, Resource)
+            named = named["main"] | "ReshuffleReferences" >> beam.Reshuffle() | "Choose" >> self._step(choose, Resource)
             failures.append(named[FAILURES])
         if packs and not self.keep_order:
             named = packed(self, named["main"], Resource | InstanceGroup, expands=False)
