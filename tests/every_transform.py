@@ -5,6 +5,7 @@ A new public transform has to be added to `CASES`, or `unit/transforms/test_ever
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from dicomweb_io.transforms import (
     ParseNotifications,
     ReadAllFromDICOMweb,
     ReadFromDICOMweb,
+    ReadReferences,
     RetrieveBulkdata,
     RetrieveFrames,
     RetrieveInstances,
@@ -121,6 +123,12 @@ def _row_of(world: World) -> dict[str, Any]:
     return row | {"0020000E": {"vr": "UI", "Value": [world.series.series_instance_uid]}}
 
 
+def _list_of(world: World) -> Path:
+    path = world.directory / "list.jsonl"
+    path.write_text("".join(f"{json.dumps(reference.to_dict())}\n" for reference in world.references))
+    return path
+
+
 def _watch(kind: Any, count: int) -> Case:
     options = {"start": "all", "max_polls": 1, "method": "list"}
     return Case(lambda w, **o: kind(w.source, **options, **o), None, "references", count, Resource)
@@ -166,6 +174,9 @@ CASES: dict[str, Case] = {
     "ReadAllFromDICOMweb": Case(
         lambda w, **o: ReadAllFromDICOMweb(w.source, **o), lambda w: [_row_of(w)], "instances", INSTANCES, Instance
     ),
+    "ReadReferences": Case(
+        lambda w, **o: ReadReferences(_list_of(w), **o), None, "references", INSTANCES, Resource, bad=None
+    ),
     "ParseNotifications": Case(
         lambda w, **o: ParseNotifications(**o), lambda w: [_url(w.references[0])], "references", 1, Resource
     ),
@@ -177,7 +188,7 @@ CASES: dict[str, Case] = {
     "AsRows": Case(lambda w: AsRows(element_type=Resource), _series, "", 1, object, bad=None, fails=False),
 }
 
-WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications"})
+WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications", "ReadReferences"})
 """Those that are given an endpoint."""
 
 VARIANTS: dict[str, Callable[[World], Any]] = {
