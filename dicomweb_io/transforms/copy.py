@@ -48,6 +48,7 @@ from dicomweb_io.transforms._core import (
     Problem,
     Work,
     grouped_places,
+    piped_by_member,
     report_lineage,
     warn_of_secrets,
 )
@@ -62,6 +63,7 @@ GroupInput = ReferenceInput | InstanceGroup
 # Groups ---------------------------------------------------------------------------------------------------------------
 
 
+@piped_by_member
 class GroupedInstances(NamedTuple):
     """The output of `GroupBySeries`.
 

@@ -24,6 +24,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     Work,
+    piped_by_member,
     report_lineage,
     warn_of_secrets,
 )
@@ -31,6 +32,7 @@ from dicomweb_io.transforms.metrics import count
 from dicomweb_io.transforms.retrieve import ReferenceInput
 
 
+@piped_by_member
 class DownloadResult(NamedTuple):
     """The output of `DownloadInstances` with ``failures="collect"``."""
 

@@ -30,6 +30,7 @@ from dicomweb_io.transforms._core import (
     PartSpool,
     PooledDoFn,
     Problem,
+    piped_by_member,
     problem_of,
 )
 from dicomweb_io.transforms.metrics import count, observe
@@ -42,6 +43,7 @@ ReferenceInput = Resource | str | dict[str, Any]
 _METADATA_BYTES = 64 * 1024
 
 
+@piped_by_member
 class RetrievedInstances(NamedTuple):
     """The output of `RetrieveInstances` with ``failures="collect"``."""
 
@@ -49,6 +51,7 @@ class RetrievedInstances(NamedTuple):
     failures: Any
 
 
+@piped_by_member
 class RetrievedMetadata(NamedTuple):
     """The output of `RetrieveMetadata` with ``failures="collect"``."""
 

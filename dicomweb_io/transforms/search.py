@@ -61,6 +61,7 @@ from dicomweb_io.transforms._core import (
     Problem,
     Work,
     grouped_places,
+    piped_by_member,
     problem_of,
     reported,
     several_windows,
@@ -78,6 +79,7 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _MAX_PLANNED = 1000
 
 
+@piped_by_member
 class SearchResult(NamedTuple):
     """The output of a search with ``failures="collect"``."""
 
