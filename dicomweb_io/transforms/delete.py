@@ -18,10 +18,10 @@ from dicomweb_io.transforms._core import (
     FailingTransform,
     FailureMode,
     PooledDoFn,
+    ReferenceInput,
     piped_by_member,
 )
 from dicomweb_io.transforms.metrics import count
-from dicomweb_io.transforms.retrieve import ReferenceInput
 
 
 @piped_by_member
