@@ -8,6 +8,7 @@ without losing studies that have no date.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -165,7 +166,8 @@ class _Search(DICOMwebTransform):
         else:
             hold = several_windows(pvalue)
             made = pvalue | "MakeQueries" >> self._step(_MakeQueries(self, collect=collects), SearchQuery)
-            queries = made["main"]
+            # The archive is asked for each query: what lies before, perhaps a retrieve, is not to wait for the answers.
+            queries = made["main"] | "ReshuffleQueries" >> beam.Reshuffle()
             failures.append(made[FAILURES])
         if self.split_by is None:
             rows = self._rows(queries, "", hold, failures)
@@ -203,9 +205,11 @@ class _Search(DICOMwebTransform):
             SplitByStudyDate(self.endpoint, name, **how), SearchQuery, **{REST: SearchQuery}
         )
         dated = self._rows(split["main"] | "Reshuffle" >> beam.Reshuffle(), "", hold, failures)
-        rest = self._rows(split[REST], "Rest", hold, failures)
+        rest = self._rows(split[REST] | "ReshuffleRest" >> beam.Reshuffle(), "Rest", hold, failures)
         maybe = rest | "DropDated" >> beam.Filter(lambda row: not is_dated(row)).with_output_types(dict[str, Any])
-        undated = maybe | "KeepUndated" >> self._step(KeepUndated(self.endpoint, name, **how), dict[str, Any])
+        # Rows without a date are few; the archive is asked for the study of each.
+        spread = maybe | "ReshuffleUndated" >> beam.Reshuffle()
+        undated = spread | "KeepUndated" >> self._step(KeepUndated(self.endpoint, name, **how), dict[str, Any])
         failures += [split[FAILURES], undated[FAILURES]]
         return (dated, undated["main"]) | "JoinRows" >> beam.Flatten()
 
@@ -734,8 +738,8 @@ class SplitByStudyDate(PooledDoFn):
         if not isinstance(result, _Rest):
             yield from super()._emit(work, result)
             return
-        for timestamp, windows in grouped_places(work.places):
-            yield TaggedOutput(REST, WindowedValue(result.query, timestamp, windows))
+        for place in grouped_places(work.places):
+            yield TaggedOutput(REST, WindowedValue(result.query, *place))
 
 
 @dataclass(frozen=True)
@@ -788,6 +792,9 @@ class KeepUndated(PooledDoFn):
         with suppress(ValueError):
             return Resource(first_text(subject, "0020000D"))
         return None
+
+    def _key(self, subject: JSONDataset) -> Any:
+        return json.dumps(subject, sort_keys=True)
 
     def produce(self, subject: JSONDataset, client: DICOMClient, room: Room) -> Iterator[Any]:
         """Yields the row, or nothing."""

@@ -267,7 +267,11 @@ class _StoreEach(beam.DoFn):
             store.start_bundle()
 
     def process(
-        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+        self,
+        element: Any,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        pane: Any = beam.DoFn.PaneInfoParam,
     ) -> Iterator[Any]:
         """Stores an element."""
         try:
@@ -298,7 +302,7 @@ class _StoreEach(beam.DoFn):
                 store.start_bundle()
                 self._stores[key] = store
             self._stores.move_to_end(key)
-            yield from store.process(element, timestamp, window)
+            yield from store.process(element, timestamp, window, pane)
         except BaseException:
             self._abandon()
             raise

@@ -583,7 +583,8 @@ class ParseNotifications(DICOMwebTransform):
         references, failures = parsed["main"], [parsed[FAILURES]]
         if self._archive is not None:
             dofn = _AskOrthanc(self._archive, name, collect=collects, hold=several_windows(pcollection))
-            asked = parsed[_ORTHANC] | "AskOrthanc" >> self._step(dofn, Resource)
+            spread = parsed[_ORTHANC] | "ReshuffleChanges" >> beam.Reshuffle()
+            asked = spread | "AskOrthanc" >> self._step(dofn, Resource)
             references = (references, asked["main"]) | "Join" >> beam.Flatten()
             failures.append(asked[FAILURES])
         failed = self._report(failures)
