@@ -61,6 +61,7 @@ from dicomweb_io.listing import (
     SeriesListing,
     Wanted,
     group_by_series,
+    is_worth_whole,
     list_groups,
     resource_of_row,
     several_patients,
@@ -125,6 +126,10 @@ class InstanceStorer:
         self._verify: Verify = verify
         self._transform = transform
         self._listing = SeriesListing(destination)
+
+    def learn(self, series: Resource, uids: Iterable[str]) -> None:
+        """Takes what a listing has found in the archive, which then is not asked for it."""
+        self._listing.learn(series, uids)
 
     def already_there(self, reference: Resource) -> CopyResult | None:
         """The result for an instance that need not or cannot be sent, or None if it has to be."""
@@ -311,14 +316,14 @@ class SeriesReader:
             except RECOVERABLE as error:
                 logger.info("%s could not be listed: %s", group.series.uri, log_text(error))
                 return False
-        return 2 * wanted >= listed
+        return is_worth_whole(wanted, listed)
 
     def _whole_series(
         self, group: InstanceGroup, rest: dict[Resource, None], cancelled: Callable[[], bool]
     ) -> Iterator[tuple[Resource, Instance | Failure]]:
         """What comes with the series of what is wanted; takes it out of `rest`."""
         series, known = group.series, set(group.references)
-        is_all = group.listed is not None and group.listed <= len(known)
+        is_all = not group.named and group.listed is not None and group.listed <= len(known)
         left, ends = self._limits.max_bytes, time.monotonic() + self._limits.max_seconds
         instances = self._retrieve(series)
         try:
@@ -491,6 +496,8 @@ class InstanceCopier:
 
     def _results(self, group: InstanceGroup, cancelled: Callable[[], bool]) -> Iterator[tuple[Resource, CopyResult]]:
         missing: dict[Resource, None] = {}
+        if group.held is not None:
+            self._storer.learn(group.series, group.held)
         for reference in dict.fromkeys(group.references):
             _check(cancelled)
             known = self._storer.already_there(reference)

@@ -34,9 +34,8 @@ side input made of instances) between a retrieve and the step that uses the byte
 """
 
 from dicomweb_io.transforms.coders import ElementCoder, register_coders
-from dicomweb_io.transforms.copy import CopyInstances
+from dicomweb_io.transforms.copy import CopyInstances, DownloadInstances, DownloadResult
 from dicomweb_io.transforms.delete import DeleteResources, DeleteResult
-from dicomweb_io.transforms.download import DownloadInstances, DownloadResult
 from dicomweb_io.transforms.frames import (
     RetrieveBulkdata,
     RetrievedBulkdata,

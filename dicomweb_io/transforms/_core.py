@@ -50,6 +50,9 @@ Role = Literal["source", "sink"]
 # The systems under which Beam's own file systems report what they read; everything behind them is a path.
 _SYSTEMS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
+ReferenceInput = Resource | str | dict[str, Any]
+"""What names an object: a reference, a DICOMweb URI, or a row of a search or metadata."""
+
 T = TypeVar("T", Instance, Frame, Bulkdata)
 D = TypeVar("D", bound="PooledDoFn")
 
@@ -634,6 +637,10 @@ class PartSpool:
         )
         url = safe_url(part.uri) if isinstance(part, Bulkdata) else None
         return Problem(Failure(self._transform, message + "spool_directory", reference=reference, url=url))
+
+    def discard(self, part: T) -> None:
+        """Removes the file of a part that is not passed on."""
+        self._private.discard(part)
 
     def remove(self) -> None:
         """Removes the remaining files. It can be used again."""

@@ -18,9 +18,9 @@ from dicomweb_io.transforms._core import (
     FailingTransform,
     FailureMode,
     PooledDoFn,
+    ReferenceInput,
 )
 from dicomweb_io.transforms.metrics import count
-from dicomweb_io.transforms.retrieve import ReferenceInput
 
 
 class DeleteResult(NamedTuple):

@@ -31,6 +31,7 @@ from dicomweb_io.transforms._core import (
     FailureMode,
     PooledDoFn,
     Problem,
+    ReferenceInput,
     Work,
     call_user,
     problem_of,
@@ -38,7 +39,6 @@ from dicomweb_io.transforms._core import (
 from dicomweb_io.transforms.metrics import count, observe
 from dicomweb_io.transforms.retrieve import (
     FetchParts,
-    ReferenceInput,
     RetrieveOptions,
     RetrieveTransform,
     complete_metadata,
