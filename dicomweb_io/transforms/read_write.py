@@ -93,6 +93,8 @@ class ReadFromDICOMweb(_Read):
         **options: Further arguments of `RetrieveInstances`.
     """
 
+    _is_source = True
+
 
 @beam.typehints.with_input_types(QueryInput)
 class ReadAllFromDICOMweb(_Read):

@@ -329,6 +329,7 @@ class _WatchTransform(DICOMwebTransform):
     """The two watches; see `WatchForInstances`."""
 
     _element_type = Resource
+    _is_source = True
     _level: WatchLevel
 
     def __init__(
