@@ -48,6 +48,7 @@ from dicomweb_io.transforms._core import (
     Problem,
     ReferenceInput,
     Work,
+    piped_by_member,
     report_lineage,
     warn_of_secrets,
 )
@@ -168,6 +169,7 @@ class _Copy(PooledDoFn):
 # Downloads ------------------------------------------------------------------------------------------------------------
 
 
+@piped_by_member
 class DownloadResult(NamedTuple):
     """The output of `DownloadInstances` with ``failures="collect"``."""
 

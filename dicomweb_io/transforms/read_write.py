@@ -33,6 +33,7 @@ from dicomweb_io.transforms._core import (
     FailingTransform,
     FailureMode,
     Problem,
+    piped_by_member,
     reported,
     warn_of_secrets,
 )
@@ -107,6 +108,8 @@ class ReadFromDICOMweb(_Read):
             `with_error_handler`.
         **options: Further arguments of `RetrieveInstances`.
     """
+
+    _is_source = True
 
     def expand(self, pvalue: Any) -> Any:
         """Builds the steps."""
@@ -188,6 +191,7 @@ def series_query(query: SearchQuery, endpoint: Endpoint) -> SearchQuery | None:
     return replace(query, level="series", series_instance_uid=None, search_filters=filters, fields=())
 
 
+@piped_by_member
 class NamedReferences(NamedTuple):
     """The output of `ReferencesOfRows`."""
 
@@ -261,6 +265,8 @@ class ReadReferences(FailingTransform):
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `NamedReferences`. See also
             `with_error_handler`.
     """
+
+    _is_source = True
 
     def __init__(
         self,
