@@ -30,6 +30,7 @@ from dicomweb_io.transforms import (
     SearchForSeries,
     SearchForStudies,
     StoreInstances,
+    WatchForCompleteStudies,
     WatchForInstances,
     WatchForStudies,
     WriteToDICOMweb,
@@ -123,6 +124,8 @@ def _row_of(world: World) -> dict[str, Any]:
 
 def _watch(kind: Any, count: int) -> Case:
     options = {"start": "all", "max_polls": 1, "method": "list"}
+    if kind is WatchForCompleteStudies:
+        options |= {"max_polls": 2, "interval": 0.02, "quiet": 0.001}
     return Case(lambda w, **o: kind(w.source, **options, **o), None, "references", count, Resource)
 
 
@@ -171,6 +174,7 @@ CASES: dict[str, Case] = {
     ),
     "WatchForStudies": _watch(WatchForStudies, 1),
     "WatchForInstances": _watch(WatchForInstances, INSTANCES),
+    "WatchForCompleteStudies": _watch(WatchForCompleteStudies, 1),
     "DistinctReferences": Case(
         lambda w: DistinctReferences(), _series, "", 1, Resource, bad=None, fails=False, keeps_times=False
     ),
