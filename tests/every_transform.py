@@ -34,6 +34,7 @@ from dicomweb_io.transforms import (
     SearchForSeries,
     SearchForStudies,
     StoreInstances,
+    WatchForCompleteStudies,
     WatchForInstances,
     WatchForStudies,
     WriteToDICOMweb,
@@ -137,6 +138,8 @@ def _list_of(world: World) -> Path:
 
 def _watch(kind: Any, count: int, level: str) -> Case:
     options = {"start": "all", "max_polls": 1, "method": "list"}
+    if kind is WatchForCompleteStudies:
+        options |= {"max_polls": 2, "interval": 0.02, "quiet": 0.001}
     return Case(lambda w, **o: kind(w.source, **options, **o), None, "references", count, Resource, level=level)
 
 
@@ -207,6 +210,7 @@ CASES: dict[str, Case] = {
     ),
     "WatchForStudies": _watch(WatchForStudies, 1, "study"),
     "WatchForInstances": _watch(WatchForInstances, INSTANCES, "instance"),
+    "WatchForCompleteStudies": _watch(WatchForCompleteStudies, 1, "study"),
     "DistinctReferences": Case(
         lambda w: DistinctReferences(), _series, "", 1, Resource, bad=None, fails=False, keeps_times=False, level=None
     ),

@@ -23,8 +23,9 @@ instances without looking at them, `CopyInstances` is faster and needs less memo
 - **Retrieves**: `RetrieveInstances`, `RetrieveMetadata`, `RetrieveFrames`, `RetrieveRendered`, `RetrieveBulkdata`.
 - **Sinks**: `StoreInstances` (also called `WriteToDICOMweb`), `CopyInstances`; their result is a `StoreResult`.
   `DownloadInstances` writes files and emits their paths. `DeleteResources` deletes.
-- **Watching**: `WatchForStudies` and `WatchForInstances` emit references to what is new in an archive;
-  `ParseNotifications` turns notifications of archives into references.
+- **Watching**: `WatchForStudies` and `WatchForInstances` emit references to what is new in an archive,
+  `WatchForCompleteStudies` to studies of which nothing has arrived for a while; `ParseNotifications` turns
+  notifications of archives into references.
 - **Tables**: `AsRows` makes rows with a schema from elements and from search rows; searches do it with ``columns=``.
 
 A failure that remains after all retries fails the pipeline. With ``.with_error_handler(handler)`` or
@@ -66,6 +67,7 @@ from dicomweb_io.transforms.watch import (
     ParsedNotifications,
     ParseNotifications,
     Watched,
+    WatchForCompleteStudies,
     WatchForInstances,
     WatchForStudies,
 )
@@ -103,6 +105,7 @@ __all__ = [
     "SearchResult",
     "StoreInstances",
     "StoreResult",
+    "WatchForCompleteStudies",
     "WatchForInstances",
     "WatchForStudies",
     "Watched",
