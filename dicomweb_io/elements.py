@@ -514,6 +514,8 @@ class Failure:
         retryable: Whether trying again later could help.
         server_message: The part of `message` that the server wrote, which may name a patient: it is left out of
             summaries.
+        element: What the element is, if nothing else names it: its type, its size or keys, and the UIDs in it, without
+            other values.
     """
 
     transform: str
@@ -527,6 +529,7 @@ class Failure:
     attempts: int = 1
     retryable: bool = False
     server_message: str | None = None
+    element: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The failure as a JSON object; absent values are left out."""

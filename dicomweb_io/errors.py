@@ -22,7 +22,8 @@
         ├── InvalidIdentifierError, FilterError, Part10Error, DatasetError, FrameError, TranscodingError,
         │   RenderingError …                see `dicomweb_io.dicom.errors`
         ├── ElementTooLargeError            something is too large for memory, and there is no spool directory
-        └── UnsupportedError                the archive has no such operation
+        ├── UnsupportedError                the archive has no such operation
+        └── UserFunctionError               a function that the user gave raised something
 
 Exceptions of one room are defined in that room: `BodySourceError` of `dicomweb_io.http.multipart` and
 `ConflictingDuplicatesError` of `dicomweb_io.files.index` are `DICOMError` too, `SourceChangedError` of
@@ -102,6 +103,7 @@ __all__ = [
     "TooManyResultsError",
     "TranscodingError",
     "UnsupportedError",
+    "UserFunctionError",
     "http_error",
     "log_text",
     "safe_url",
@@ -300,6 +302,10 @@ class ElementTooLargeError(DICOMError):
 
 class UnsupportedError(DICOMError):
     """The archive has no such operation, or cannot take it in this form. Nothing was sent."""
+
+
+class UserFunctionError(DICOMError):
+    """A function that the user gave raised something. The message names both, and no value of the element."""
 
 
 def safe_url(url: str) -> str:

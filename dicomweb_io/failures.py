@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
 
-from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.dicom.uids import is_uid
+from dicomweb_io.elements import COLLECTIONS, Failure, Resource, SearchQuery
 from dicomweb_io.errors import DeadlineExceededError, DICOMError
 
 RECOVERABLE = (OSError, DICOMError, EOFError)
@@ -65,6 +70,70 @@ def not_tried(reason: str, transform: str, *, reference: Resource | None = None,
     It counts no attempt. A later run can do it: the record is a line of a list as any other.
     """
     return Failure(transform, f"not tried: {reason}", reference=reference, source=source, attempts=0, retryable=True)
+
+
+_MAX_DESCRIPTION = 200
+
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}|[0-9A-Fa-f]{8}")
+_LONG_UID = re.compile(r"(?<![0-9.])[0-2](?:\.[0-9]+){5,}(?![0-9.])")
+
+
+def describe_element(element: Any) -> str:
+    """Says what an element is without its values: type, size or keys, and UIDs, in at most 200 characters.
+
+    Names, identifiers of patients, paths, payload and secrets are no part of it.
+    """
+    if isinstance(element, Resource):
+        return element.uri[:_MAX_DESCRIPTION]
+    if isinstance(element, SearchQuery):
+        by = ", ".join(key for key, _ in element.search_filters)
+        return f"search for {COLLECTIONS[element.level]}{by and ' by ' + by}"[:_MAX_DESCRIPTION]
+    text = type(element).__name__
+    uids: Iterable[str]
+    if isinstance(element, str):
+        text += f" of {len(element)} characters"
+        uids = [element] if "." in element and is_uid(element) else _LONG_UID.findall(element)
+    elif isinstance(element, (bytes, bytearray, memoryview)):
+        text, uids = f"{text} of {len(element)} bytes", ()
+    else:
+        attributes = _attributes(element)
+        keys = [key if isinstance(key, str) and _KEY.fullmatch(key) else "…" for key in attributes]
+        if keys:
+            text += " with " + ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
+        elif isinstance(element, (tuple, list, set, frozenset, dict)):
+            text += f" of {len(element)}"
+        uids = _uids_in(attributes.values())
+    found = " ".join(dict.fromkeys(uids))
+    if found:
+        # The UIDs say most, so they are kept when the keys are cut.
+        found = f": {found}"[:_MAX_DESCRIPTION]
+        room = _MAX_DESCRIPTION - len(found)
+        text = text if len(text) <= room else text[: max(room - 1, 0)] + "…"
+    return (text + found)[:_MAX_DESCRIPTION]
+
+
+def _attributes(element: Any) -> dict[Any, Any]:
+    """What an element holds by name: a mapping, a row, a named tuple or a dataclass."""
+    if isinstance(element, Mapping):
+        return dict(element)
+    names = getattr(element, "_fields", None)
+    if names is None and is_dataclass(element):
+        names = [item.name for item in fields(element)]
+    if names is None:
+        # A `beam.Row` and an ordinary object.
+        return dict(getattr(element, "__dict__", None) or {})
+    return {name: getattr(element, name, None) for name in names}
+
+
+def _uids_in(values: Iterable[Any]) -> Iterable[str]:
+    for value in values:
+        if isinstance(value, Resource):
+            yield value.uri
+            continue
+        element = value.get("Value") if isinstance(value, Mapping) else value
+        for one in element if isinstance(element, (list, tuple)) else (element,):
+            if isinstance(one, str) and _LONG_UID.fullmatch(one) and is_uid(one):
+                yield one
 
 
 def _file_of(error: BaseException) -> str | None:

@@ -66,17 +66,26 @@ class InstanceGroup:
         series: The series.
         sop_instance_uids: The instances of it.
         listed: How many instances the archive lists in the series; None if it was not asked.
+        held: What the destination has of the series, as far as it matters here; None if it was not asked.
+        named: Whether each instance was named, so that no other of the series is wanted.
     """
 
     series: Resource
     sop_instance_uids: tuple[str, ...]
     listed: int | None = None
+    held: tuple[str, ...] | None = None
+    named: bool = False
 
     @property
     def references(self) -> list[Resource]:
         """The instances, in order."""
         series = self.series
         return [Resource(series.study_instance_uid, series.series_instance_uid, uid) for uid in self.sop_instance_uids]
+
+
+def is_worth_whole(wanted: int, listed: int) -> bool:
+    """Whether one request for a series moves less than a request for each instance that is wanted of it."""
+    return wanted > 1 and 2 * wanted >= listed
 
 
 class SeriesGrouping(Generic[K]):
@@ -163,7 +172,7 @@ class SeriesListing:
         Raises:
             requests.RequestException, OSError: If the archive cannot be asked.
         """
-        return instance.sop_instance_uid in self._known(instance.series)
+        return instance.sop_instance_uid in self.uids(instance.series)
 
     def size(self, series: Resource) -> int:
         """The number of instances that the archive lists in a series.
@@ -171,9 +180,14 @@ class SeriesListing:
         Raises:
             requests.RequestException, OSError: If the archive cannot be asked.
         """
-        return len(self._known(series))
+        return len(self.uids(series))
 
-    def _known(self, series: Resource) -> set[str]:
+    def uids(self, series: Resource) -> set[str]:
+        """The SOP Instance UIDs that the archive lists in a series; not to be changed.
+
+        Raises:
+            requests.RequestException, OSError: If the archive cannot be asked.
+        """
         with self._lock:
             known = self._series.get(series)
             if known is not None:
@@ -208,14 +222,26 @@ class SeriesListing:
                 known.add(str(instance.sop_instance_uid))
                 self._count += 1
 
+    def learn(self, series: Resource, uids: Iterable[str]) -> None:
+        """Takes what another listing of a series found, so that the archive is not asked again."""
+        with self._lock:
+            known = self._series.setdefault(series, set())
+            self._count -= len(known)
+            known.update(uids)
+            self._count += len(known)
+            self._forget_oldest()
+
     def _remember(self, series: Resource, uids: set[str]) -> None:
         with self._lock:
             self._series[series] = uids
             self._busy.pop(series, None)
             self._count += len(uids)
-            while self._count > self._maximum and len(self._series) > 1:
-                _, forgotten = self._series.popitem(last=False)
-                self._count -= len(forgotten)
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        while self._count > self._maximum and len(self._series) > 1:
+            _, forgotten = self._series.popitem(last=False)
+            self._count -= len(forgotten)
 
     def _ask(self, series: Resource) -> set[str]:
         for _ in range(_LISTING_ATTEMPTS - 1):

@@ -61,6 +61,7 @@ from dicomweb_io.listing import (
     SeriesListing,
     Wanted,
     group_by_series,
+    is_worth_whole,
     list_groups,
     resource_of_row,
     several_patients,
@@ -125,6 +126,10 @@ class InstanceStorer:
         self._verify: Verify = verify
         self._transform = transform
         self._listing = SeriesListing(destination)
+
+    def learn(self, series: Resource, uids: Iterable[str]) -> None:
+        """Takes what a listing has found in the archive, which then is not asked for it."""
+        self._listing.learn(series, uids)
 
     def already_there(self, reference: Resource) -> CopyResult | None:
         """The result for an instance that need not or cannot be sent, or None if it has to be."""
@@ -220,6 +225,176 @@ def check_policies(on_existing: str, verify: str) -> None:
         raise ValueError(f"verify must be 'response', 'uid' or 'content', not {verify!r}")
 
 
+# Retrieves ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SeriesLimits:
+    """When the answer for a whole series is ended, and what is missing is requested instance by instance.
+
+    Some archives end their answers after a time (Google after 30 minutes), and what is cut off in the middle of an
+    instance has to come again.
+
+    Attributes:
+        max_bytes: Bytes of instances in one answer.
+        max_seconds: Seconds since the request.
+    """
+
+    max_bytes: int = 4 * 1024**3
+    max_seconds: float = 20 * 60
+
+
+class SeriesReader:
+    """Retrieves instances of a series, most of them in one request. Safe to use from several threads.
+
+    Args:
+        source: The archive.
+        retrieve: Gives the instances of a series, or the one that is named, as they arrive.
+        discard: Is called with each instance that arrives and is not passed on.
+        transform: The name that failures carry.
+        limits: When the answer for a whole series is ended.
+    """
+
+    def __init__(
+        self,
+        source: DICOMClient,
+        retrieve: Callable[[Resource], Iterator[Instance]],
+        discard: Callable[[Instance], None],
+        *,
+        transform: str = "RetrieveInstances",
+        limits: SeriesLimits = SeriesLimits(),
+    ) -> None:
+        self._source = source
+        self._retrieve = retrieve
+        self._discard = discard
+        self._transform = transform
+        self._limits = limits
+        self._listing = SeriesListing(source)
+
+    def iter(
+        self,
+        group: InstanceGroup,
+        wanted: Iterable[Resource] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[Resource, Instance | Failure]]:
+        """Retrieves instances of a series and yields each of them, or why it could not be had.
+
+        If they are (nearly) all of their series, one request asks for the series; what its answer leaves out, or has
+        not given when it ends early or reaches a limit, is requested instance by instance. So every request makes
+        progress, and nothing that came is requested again.
+
+        Args:
+            group: The instances.
+            wanted: Those of them that are wanted; by default all.
+            cancelled: Asked before each instance; if it answers True, `WorkCancelled` is raised.
+
+        Yields:
+            Each instance that is wanted, once. If all that the archive lists is wanted, what comes without being
+            listed is a failure of the listing.
+        """
+        rest = dict.fromkeys(group.references if wanted is None else wanted)
+        if self._is_cheaper_whole(group, len(rest)):
+            yield from self._whole_series(group, rest, cancelled)
+        for reference in rest:
+            _check(cancelled)
+            reason = self._source.unavailable
+            if reason is not None:
+                yield reference, not_tried(reason, self._transform, reference=reference)
+            else:
+                yield reference, self._one(reference)
+
+    def _is_cheaper_whole(self, group: InstanceGroup, wanted: int) -> bool:
+        """Whether one request for the series moves less than a request for each instance."""
+        if wanted < 2 or self._source.unavailable is not None:
+            return False
+        listed = group.listed
+        if listed is None:
+            if wanted < _ASK_FROM or 2 * wanted < len(set(group.sop_instance_uids)):
+                return False
+            try:
+                listed = self._listing.size(group.series)
+            except RECOVERABLE as error:
+                logger.info("%s could not be listed: %s", group.series.uri, log_text(error))
+                return False
+        return is_worth_whole(wanted, listed)
+
+    def _whole_series(
+        self, group: InstanceGroup, rest: dict[Resource, None], cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[Resource, Instance | Failure]]:
+        """What comes with the series of what is wanted; takes it out of `rest`."""
+        series, known = group.series, set(group.references)
+        is_all = not group.named and group.listed is not None and group.listed <= len(known)
+        left, ends = self._limits.max_bytes, time.monotonic() + self._limits.max_seconds
+        instances = self._retrieve(series)
+        try:
+            for instance in instances:
+                _check(cancelled)
+                reference = instance.reference
+                left -= _size_of(instance)
+                if reference in rest:
+                    del rest[reference]
+                    yield reference, instance
+                else:
+                    self._discard(instance)
+                    if is_all and reference not in known:
+                        known.add(reference)
+                        yield reference, self._unlisted(reference)
+                # Nothing here may keep the instance alive while the next is read.
+                del instance
+                if left <= 0 or time.monotonic() > ends:
+                    logger.info("the answer for %s is long, and is ended here", series.uri)
+                    break
+        except RECOVERABLE as error:
+            logger.info("the retrieve of %s ended early: %s", series.uri, log_text(error))
+        finally:
+            close = getattr(instances, "close", None)
+            if close is not None:
+                close()
+        if rest:
+            logger.info("%d instances of %s are requested one by one", len(rest), series.uri)
+
+    def _unlisted(self, reference: Resource) -> Failure:
+        return Failure(
+            SEARCHES["instance"],
+            f"{self._source.base_url} returned an instance with its series that its listing lacks, so it was not "
+            f"copied: {reference.uri}. The list of failures or another run copies it",
+            reference=reference,
+            retryable=True,
+        )
+
+    def _one(self, reference: Resource) -> Instance | Failure:
+        kept: Instance | None = None
+        surplus = 0
+        try:
+            for instance in self._retrieve(reference):
+                if kept is None and instance.reference == reference:
+                    kept = instance
+                else:
+                    surplus += 1
+                    self._discard(instance)
+        except RECOVERABLE as error:
+            if kept is not None:
+                self._discard(kept)
+            return failure_of(error, self._transform, reference=reference)
+        if kept is None:
+            reason = "answered with another instance" if surplus else "answered without the instance"
+            return Failure(
+                self._transform,
+                f"{self._source.base_url} {reason} when asked for {reference.uri}; nothing was copied",
+                reference=reference,
+                retryable=not surplus,
+            )
+        return kept
+
+
+def _size_of(instance: Instance) -> int:
+    try:
+        return instance.size
+    except OSError:
+        # A file of a folder may have gone since it was found, which the store reports.
+        return 0
+
+
 # Copies ---------------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +432,7 @@ class InstanceCopier:
         options: How they are copied.
         memory_threshold: Instances up to so many bytes wait in memory.
         transform: The name that failures carry.
+        limits: When the answer for a whole series is ended.
     """
 
     def __init__(
@@ -267,9 +443,9 @@ class InstanceCopier:
         *,
         memory_threshold: int = MEMORY_THRESHOLD,
         transform: str = "CopyInstances",
+        limits: SeriesLimits = SeriesLimits(),
     ) -> None:
         self._source = source
-        self._source_listing = SeriesListing(source)
         self._storer = InstanceStorer(
             destination,
             on_existing=options.on_existing,
@@ -281,6 +457,7 @@ class InstanceCopier:
         self._threshold = memory_threshold
         self.transform = transform
         self._spool = PrivateDirectory(options.spool_directory)
+        self._reader = SeriesReader(source, self._instances, self._spool.discard, transform=transform, limits=limits)
 
     def copy(
         self, references: Sequence[Resource], *, cancelled: Callable[[], bool] = lambda: False
@@ -310,11 +487,8 @@ class InstanceCopier:
     ) -> Iterator[tuple[Resource, CopyResult]]:
         """Copies instances of a series, and yields the result for each of them, once and as soon as it is known.
 
-        Instances that are (nearly) all of their series are retrieved in one request. What it leaves out, or has not
-        returned when it ends early, is requested instance by instance.
-
         Args:
-            group: The instances.
+            group: The instances; see `SeriesReader`.
             cancelled: See `copy`.
         """
         for reference, result in self._results(group, cancelled):
@@ -322,6 +496,8 @@ class InstanceCopier:
 
     def _results(self, group: InstanceGroup, cancelled: Callable[[], bool]) -> Iterator[tuple[Resource, CopyResult]]:
         missing: dict[Resource, None] = {}
+        if group.held is not None:
+            self._storer.learn(group.series, group.held)
         for reference in dict.fromkeys(group.references):
             _check(cancelled)
             known = self._storer.already_there(reference)
@@ -330,6 +506,15 @@ class InstanceCopier:
             else:
                 yield reference, known
         yield from self._stored(self._retrieved(group, missing, cancelled))
+
+    def _retrieved(
+        self, group: InstanceGroup, missing: Mapping[Resource, None], cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[Resource, Instance | Failure]]:
+        """What the source gives for each of the instances, and what it gives beyond them that was not there."""
+        for reference, item in self._reader.iter(group, missing, cancelled):
+            if reference in missing or not isinstance(self._storer.already_there(reference), StoredInstance):
+                yield reference, item
+            del item
 
     def _stored(
         self, retrieved: Iterator[tuple[Resource, Instance | Failure]]
@@ -382,96 +567,6 @@ class InstanceCopier:
             # The folder itself cannot be read; that is another failure.
             return result
         return replace(result, source=found[0]) if found else result
-
-    def _retrieved(
-        self, group: InstanceGroup, missing: Mapping[Resource, None], cancelled: Callable[[], bool]
-    ) -> Iterator[tuple[Resource, Instance | Failure]]:
-        """What the source gives for each of the instances."""
-        rest = dict(missing)
-        if self._is_cheaper_whole(group, len(missing)):
-            yield from self._whole_series(group, rest, cancelled)
-        for reference in rest:
-            _check(cancelled)
-            reason = self._source.unavailable
-            if reason is not None:
-                yield reference, not_tried(reason, self.transform, reference=reference)
-            else:
-                yield reference, self._one(reference)
-
-    def _is_cheaper_whole(self, group: InstanceGroup, wanted: int) -> bool:
-        """Whether one request for the series moves less than a request for each instance."""
-        if wanted < 2 or self._source.unavailable is not None:
-            return False
-        listed = group.listed
-        if listed is None:
-            if wanted < _ASK_FROM or 2 * wanted < len(set(group.sop_instance_uids)):
-                return False
-            try:
-                listed = self._source_listing.size(group.series)
-            except RECOVERABLE as error:
-                logger.info("%s could not be listed: %s", group.series.uri, log_text(error))
-                return False
-        return 2 * wanted >= listed
-
-    def _whole_series(
-        self, group: InstanceGroup, rest: dict[Resource, None], cancelled: Callable[[], bool]
-    ) -> Iterator[tuple[Resource, Instance | Failure]]:
-        """What comes with the series of what is wanted; takes it out of `rest`.
-
-        If all that is listed is wanted, an instance that comes without being listed is a failure of the listing.
-        """
-        series, known = group.series, set(group.references)
-        is_all = group.listed is not None and group.listed <= len(known)
-        try:
-            for instance in self._instances(series):
-                _check(cancelled)
-                reference = instance.reference
-                if reference in rest:
-                    del rest[reference]
-                    yield reference, instance
-                    continue
-                self._spool.discard(instance)
-                if is_all and reference not in known:
-                    known.add(reference)
-                    if not isinstance(self._storer.already_there(reference), StoredInstance):
-                        yield reference, self._unlisted(reference)
-        except RECOVERABLE as error:
-            logger.info("the retrieve of %s ended early: %s", series.uri, log_text(error))
-        if rest:
-            logger.info("%d instances were missing from %s; they are requested one by one", len(rest), series.uri)
-
-    def _unlisted(self, reference: Resource) -> Failure:
-        return Failure(
-            SEARCHES["instance"],
-            f"{self._source.base_url} returned an instance with its series that its listing lacks, so it was not "
-            f"copied: {reference.uri}. The list of failures or another run copies it",
-            reference=reference,
-            retryable=True,
-        )
-
-    def _one(self, reference: Resource) -> Instance | Failure:
-        kept: Instance | None = None
-        surplus = 0
-        try:
-            for instance in self._instances(reference):
-                if kept is None and instance.reference == reference:
-                    kept = instance
-                else:
-                    surplus += 1
-                    self._spool.discard(instance)
-        except RECOVERABLE as error:
-            if kept is not None:
-                self._spool.discard(kept)
-            return failure_of(error, self.transform, reference=reference)
-        if kept is None:
-            reason = "answered with another instance" if surplus else "answered without the instance"
-            return Failure(
-                self.transform,
-                f"{self._source.base_url} {reason} when asked for {reference.uri}; nothing was copied",
-                reference=reference,
-                retryable=not surplus,
-            )
-        return kept
 
     def _instances(self, reference: Resource) -> Iterator[Instance]:
         # The store only reads: a large file of a local folder need not be copied for it. What is borrowed lies outside

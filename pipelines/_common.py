@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineRunner
 
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.options import UsageError, add_archive_options, add_authentication_options, endpoint_from
-
-LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "PrismRunner")
-"""Runners whose workers see this machine's files."""
 
 
 class Arguments:
@@ -73,33 +72,57 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
         unless ``--runner`` says otherwise.
 
     Raises:
-        UsageError: If an option is unknown.
+        UsageError: If an option or the runner is unknown.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    helper = argparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [options]",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",
     )
+    own = helper.add_argument_group("The job", "The runner is FnApiRunner unless --runner, below, names another.")
+    for beam_options in PipelineOptions.__subclasses__():
+        # The options of other jobs may be imported too.
+        if beam_options.__module__.startswith("apache_beam."):
+            beam_options._add_argparse_args(cast(Any, helper.add_argument_group(f"Beam: {beam_options.__name__}")))
+    options_class._add_argparse_args(cast(Any, own))
+    _, unknown = helper.parse_known_args(arguments)
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, add_help=False)
     options_class._add_argparse_args(cast(Any, parser))
     args, rest = parser.parse_known_args(arguments)
     options = PipelineOptions(rest)
     standard = options.view_as(StandardOptions)
-    if standard.runner is None:
-        standard.runner = "FnApiRunner"
-    if is_local(options):
+    standard.runner = "FnApiRunner" if standard.runner is None else _spelled(standard.runner)
+    if unknown and is_local(options):
         # A local runner takes no options but Beam's own: any remaining option is a mistake.
-        known = argparse.ArgumentParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
-        for beam_options in PipelineOptions.__subclasses__():
-            beam_options._add_argparse_args(cast(Any, known))
-        _, unknown = known.parse_known_args(rest)
-        if unknown:
-            raise UsageError(f"unknown arguments: {' '.join(unknown)}")
+        raise UsageError(f"unknown arguments: {' '.join(unknown)}")
     return args, options
+
+
+def _spelled(runner: str) -> str:
+    """The name of a runner as Beam spells it, or the full name of a class; Beam takes ``direct`` for DirectRunner."""
+    known = {path.rpartition(".")[2].lower(): path for path in StandardOptions.ALL_KNOWN_RUNNERS}
+    path = known.get(runner.lower()) or known.get(f"{runner.lower()}runner") or runner
+    module, _, name = path.rpartition(".")
+    if not module:
+        names = ", ".join(StandardOptions.KNOWN_RUNNER_NAMES)
+        raise UsageError(f"--runner {runner!r}: unknown runner (known: {names}, or the full name of a class)")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UsageError(f"--runner {runner!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, PipelineRunner)):
+        raise UsageError(f"--runner {runner!r}: {name} is no runner")
+    return runner if path is runner else name
 
 
 def is_local(options: PipelineOptions) -> bool:
     """Whether the job's workers run on this machine."""
     runner = str(options.view_as(StandardOptions).runner).rpartition(".")[2]
-    if runner in LOCAL_RUNNERS:
+    if runner in StandardOptions.LOCAL_RUNNERS:
         return True
     values = options.get_all_options()
     return runner == "PortableRunner" and values.get("job_endpoint") in (None, "embed")

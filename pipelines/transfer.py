@@ -33,15 +33,15 @@ from dicomweb_io.listing import ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob, job_from
-from dicomweb_io.transforms import CopyInstances, DistinctReferences, SearchForInstances, SearchForSeries
+from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms.copy import (
-    GroupBySeries,
     ListExclusions,
     MatchLines,
     WriteAccount,
     WriteFailures,
     tallied,
 )
+from dicomweb_io.transforms.grouping import GroupBySeries
 from dicomweb_io.transforms.read_write import ReferencesOfRows
 from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, is_local, parse
 
@@ -75,7 +75,8 @@ class TransferOutputs(NamedTuple):
 def build(pipeline: beam.Pipeline, job: TransferJob) -> TransferOutputs:
     """Adds the steps of a transfer to a pipeline."""
     references, failures = _references(pipeline, job)
-    grouped = references | "Distinct" >> DistinctReferences() | "Group" >> GroupBySeries(job.source, failures="collect")
+    listed = job.destination if job.on_existing == "skip" else None
+    grouped = references | "Group" >> GroupBySeries(job.source, listed, distinct=True, failures="collect")
     options = {item.name: getattr(job.options, item.name) for item in fields(job.options)}
     copied = grouped.groups | "Copy" >> CopyInstances(job.source, job.destination, failures="collect", **options)
     exclusions, unreadable = pipeline | "Exclusions" >> ListExclusions(job)

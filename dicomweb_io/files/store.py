@@ -347,6 +347,25 @@ class InstanceDownloader:
         Returns:
             Its file, or why there is none. UIDs that cannot be names of files are a failure too.
         """
+        known = self.already_there(reference)
+        if known is not None:
+            return known
+        result: Downloaded | Failure | None = None
+        try:
+            for instance in self.retrieve(reference):
+                if result is None and instance.reference == reference:
+                    result = self.write(instance)
+                else:
+                    self.discard(instance)
+        except RECOVERABLE as error:
+            return failure_of(error, self._transform, reference=reference)
+        if result is None:
+            message = f"{self._source.base_url} answered without the instance {reference.uri}; nothing was written"
+            return Failure(self._transform, message, reference=reference, retryable=True)
+        return result
+
+    def already_there(self, reference: Resource) -> Downloaded | Failure | None:
+        """The result for an instance that need not or cannot be retrieved, or None if it has to be."""
         reason = self._source.unavailable
         if reason is not None:
             return not_tried(reason, self._transform, reference=reference)
@@ -354,9 +373,32 @@ class InstanceDownloader:
             target = layout_path(reference)
             if not self._overwrite and self._is_there(target, reference):
                 return Downloaded(self._folder.location_of(target), 0, True)
-            return self._retrieve(target, reference)
         except RECOVERABLE as error:
             return failure_of(error, self._transform, reference=reference)
+        return None
+
+    def retrieve(self, reference: Resource) -> Iterator[Instance]:
+        """The instances of a reference as they arrive; each is for `write` or `discard`."""
+        return self._source.iter_instances(
+            reference,
+            media_types=self._media_types,
+            max_element_bytes=MEMORY_THRESHOLD,
+            spool_directory=self._spool.path,
+            allow_transcoding=self._allow_transcoding,
+        )
+
+    def write(self, instance: Instance) -> Downloaded | Failure:
+        """Makes a file of an instance, and discards it."""
+        try:
+            return self._publish(layout_path(instance.reference), instance)
+        except RECOVERABLE as error:
+            return failure_of(error, self._transform, reference=instance.reference)
+        finally:
+            self.discard(instance)
+
+    def discard(self, instance: Instance) -> None:
+        """Removes the spool file of an instance."""
+        self._spool.discard(instance)
 
     def close(self) -> None:
         """Removes the private directory. The client is not closed."""

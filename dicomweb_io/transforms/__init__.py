@@ -35,9 +35,8 @@ side input made of instances) between a retrieve and the step that uses the byte
 """
 
 from dicomweb_io.transforms.coders import ElementCoder, register_coders
-from dicomweb_io.transforms.copy import CopyInstances
+from dicomweb_io.transforms.copy import CopyInstances, DownloadInstances, DownloadResult
 from dicomweb_io.transforms.delete import DeleteResources, DeleteResult
-from dicomweb_io.transforms.download import DownloadInstances, DownloadResult
 from dicomweb_io.transforms.frames import (
     RetrieveBulkdata,
     RetrievedBulkdata,
@@ -53,7 +52,7 @@ from dicomweb_io.transforms.retrieve import (
     RetrieveInstances,
     RetrieveMetadata,
 )
-from dicomweb_io.transforms.rows import AsRows
+from dicomweb_io.transforms.rows import AsRows, bigquery_schema
 from dicomweb_io.transforms.search import SearchForInstances, SearchForSeries, SearchForStudies, SearchResult
 from dicomweb_io.transforms.store import StoreInstances, StoreResult
 from dicomweb_io.transforms.watch import (
@@ -101,4 +100,5 @@ __all__ = [
     "WatchForStudies",
     "Watched",
     "WriteToDICOMweb",
+    "bigquery_schema",
 ]

@@ -1,7 +1,8 @@
 """What the transforms share.
 
 - `FailingTransform` and `DICOMwebTransform`: the endpoint, and what becomes of failures;
-- `PooledDoFn`: works through the bounded pool that all bundles of a process share, and keeps windows and timestamps;
+- `piped_by_member`: for the named tuples that transforms give;
+- `PooledDoFn`: works through the bounded pool that all bundles of a process share, and keeps windows, times and panes;
 - `AsReferences` and `ExpandReferences`: from whatever names something to references of instances;
 - `PartSpool`: large instances, frames and values go through files, so that none is in memory unless it may be;
 - `report_lineage`: which archives a pipeline read from and wrote to.
@@ -11,25 +12,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar, Union, cast
 from urllib.parse import urlsplit
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Lineage
 from apache_beam.options.pipeline_options import TypeOptions
-from apache_beam.pvalue import TaggedOutput
+from apache_beam.pvalue import PBegin, TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
-from apache_beam.utils.windowed_value import WindowedValue
+from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
 from typing_extensions import Self
 
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, Resource, SearchQuery
+from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike, literal_secrets
-from dicomweb_io.errors import safe_url
-from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
+from dicomweb_io.errors import UserFunctionError, safe_url
+from dicomweb_io.failures import RECOVERABLE, describe_element, failure_of, not_tried
 from dicomweb_io.listing import InstanceGroup, expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory
@@ -48,8 +51,12 @@ Role = Literal["source", "sink"]
 # The systems under which Beam's own file systems report what they read; everything behind them is a path.
 _SYSTEMS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
+ReferenceInput = Resource | str | dict[str, Any]
+"""What names an object: a reference, a DICOMweb URI, or a row of a search or metadata."""
+
 T = TypeVar("T", Instance, Frame, Bulkdata)
 D = TypeVar("D", bound="PooledDoFn")
+R = TypeVar("R", bound=tuple[Any, ...])
 
 
 class TransformFailed(RuntimeError):
@@ -61,7 +68,7 @@ class TransformFailed(RuntimeError):
 
     def __init__(self, failure: Failure) -> None:
         self.failure = failure
-        subject = failure.reference.uri if failure.reference is not None else failure.source
+        subject = failure.reference.uri if failure.reference is not None else failure.source or failure.element
         super().__init__(
             f"{failure.transform} failed"
             + (f" for {subject}" if subject else "")
@@ -89,6 +96,65 @@ def problem_of(error: BaseException, transform: str, **details: Any) -> Problem:
     return Problem(failure_of(error, transform, **details), error)
 
 
+def piped_by_member(result: type[R]) -> type[R]:
+    """Makes ``result | transform`` an error that names the members, unless the transform takes several collections.
+
+    For the named tuples of collections that transforms give, which Beam knows as outputs, unlike other objects.
+    """
+    result.__or__ = _pipe_result  # type: ignore[assignment, unused-ignore]
+    return result
+
+
+def _pipe_result(result: Any, transform: Any) -> Any:
+    label, inner = getattr(transform, "label", transform), getattr(transform, "transform", transform)
+    if isinstance(inner, (beam.Flatten, beam.CoGroupByKey)):
+        return transform.__ror__(result)
+    members = [f"result.{name}" for name in result._fields]
+    raise TypeError(
+        f"a {type(result).__name__} holds several collections, so {label} needs one of them: take {members[0]} "
+        f"(there is also {' and '.join(members[1:])}; result | beam.Flatten() joins them)"
+    )
+
+
+def naming(problem: Problem, element: Any) -> Problem:
+    """The problem with a description of its element, if it names nothing that was tried."""
+    failure = problem.failure
+    if failure.reference is not None or failure.source or failure.url or failure.element:
+        return problem
+    return Problem(replace(failure, element=describe_element(element)), problem.error)
+
+
+def call_user(function: Callable[..., Any], element: Any, *, then: Callable[[Any], Any] | None = None) -> Any:
+    """Calls a function that the user gave.
+
+    Args:
+        function: The function.
+        element: Its argument.
+        then: What is done with the result at once, such as `list`, which may run the user's code too.
+
+    Raises:
+        UserFunctionError: For any `Exception` that it raises. The message names the function, the type and the line,
+            and no value of the element.
+    """
+    try:
+        result = function(element)
+        return result if then is None else then(result)
+    except Exception as error:
+        raise UserFunctionError(f"{_name_of(function)} raised {type(error).__name__}{_line_of(error)}") from error
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return str(name).rpartition("<locals>.")[2]
+
+
+def _line_of(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    return f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+
+
 class FailingTransform(beam.PTransform[Any, Any]):
     """A transform that some elements may fail in.
 
@@ -98,6 +164,9 @@ class FailingTransform(beam.PTransform[Any, Any]):
     """
 
     _element_type: Any = None
+
+    _is_source = False
+    """Whether it can be applied to a pipeline."""
 
     rows_are_proven: bool | None = None
     """Whether what it found in a search surely matches its filters; None if it does not search."""
@@ -111,6 +180,15 @@ class FailingTransform(beam.PTransform[Any, Any]):
         if self._element_type is not None and failures == "raise":
             # A hint holds for every output, so there is none where failures are an output too.
             self.with_output_types(self._element_type)
+
+    def __ror__(self, left: Any, label: str | None = None) -> Any:
+        """Applies it with ``|``."""
+        if isinstance(left, (beam.Pipeline, PBegin)) and not self._is_source:
+            raise TypeError(
+                f"{type(self).__name__} is no source: apply it to a collection, such as that of a search or of "
+                "beam.Create, not to a pipeline"
+            )
+        return super().__ror__(left, label)
 
     def with_error_handler(self, error_handler: Any) -> Self:
         """Sends failures to one of Beam's error handlers instead of failing the pipeline.
@@ -234,8 +312,8 @@ def several_windows(pcollection: Any) -> bool:
     return not isinstance(pcollection.windowing.windowfn, (GlobalWindows, FixedWindows, Sessions))
 
 
-Place = tuple[Any, Any]
-"""The timestamp and window that an element was in."""
+Place = tuple[Any, Any, Any]
+"""The timestamp, the window and the pane that an element was in."""
 
 
 @dataclass(eq=False)
@@ -253,25 +331,24 @@ class Work:
     begun: bool = False
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two elements in a row are one element in two windows."""
-    # One object is given for each window of an element; after a shuffle there are equal ones.
-    return one is other or (isinstance(one, (Resource, SearchQuery, InstanceGroup)) and one == other)
+def grouped_places(places: list[Place]) -> list[tuple[Any, tuple[Any, ...], Any]]:
+    """As few groups as possible, each a timestamp, windows and a pane, as `WindowedValue` takes them.
 
-
-def grouped_places(places: list[Place]) -> list[tuple[Any, tuple[Any, ...]]]:
-    """As few groups as possible: one for each timestamp with all its windows, unless a place occurs repeatedly."""
+    There is one for each timestamp with all its windows, unless a place occurs repeatedly or has a pane: Beam (2.77)
+    forgets the pane of what lies in several windows at once.
+    """
     if len(places) == 1:
-        return [(places[0][0], (places[0][1],))]
-    groups: list[tuple[Any, list[Any]]] = []
-    for timestamp, window in places:
-        for known, windows in groups:
-            if known == timestamp and window not in windows:
+        timestamp, window, pane = places[0]
+        return [(timestamp, (window,), pane)]
+    groups: list[tuple[Any, list[Any], Any]] = []
+    for timestamp, window, pane in places:
+        for known, windows, known_pane in groups:
+            if known == timestamp and known_pane == pane == PANE_INFO_UNKNOWN and window not in windows:
                 windows.append(window)
                 break
         else:
-            groups.append((timestamp, [window]))
-    return [(timestamp, tuple(windows)) for timestamp, windows in groups]
+            groups.append((timestamp, [window], pane))
+    return [(timestamp, tuple(windows), pane) for timestamp, windows, pane in groups]
 
 
 class LeasingDoFn(beam.DoFn):
@@ -313,9 +390,9 @@ class LeasingDoFn(beam.DoFn):
 class PooledDoFn(LeasingDoFn):
     """Does the same for each element in the threads of a shared pool, and gives results back on the bundle's thread.
 
-    Results keep the windows and the timestamp of their element. Equal elements of one bundle are processed once. An
-    element that lies in several windows arrives once for each; it is then held back until another one comes, so that it
-    is done once too.
+    Results keep the windows, the timestamp and the pane of their element. Equal elements of one bundle are processed
+    once. An element that lies in several windows arrives once for each; it is then held back until another one comes,
+    so that it is done once too.
 
     Args:
         endpoint: The archive.
@@ -364,14 +441,18 @@ class PooledDoFn(LeasingDoFn):
         self._held: Work | None = None
 
     def process(
-        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+        self,
+        element: Any,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        pane: Any = beam.DoFn.PaneInfoParam,
     ) -> Iterator[Any]:
         """Starts the work for an element and returns what is ready."""
-        place = (timestamp, window)
+        place = (timestamp, window, pane)
         try:
             if self._hold:
                 held = self._held
-                if held is not None and _is_same(held.subject, element) and held.places[0][0] == timestamp:
+                if held is not None and self._is_same(held.subject, element) and held.places[0][0] == timestamp:
                     held.places.append(place)
                     return
                 self._held = Work(element, [place])
@@ -434,7 +515,13 @@ class PooledDoFn(LeasingDoFn):
         return self._lane
 
     def _key(self, subject: Any) -> Any:
-        return subject if isinstance(subject, Resource) else None
+        return subject if isinstance(subject, (Resource, InstanceGroup)) else None
+
+    def _is_same(self, one: Any, other: Any) -> bool:
+        """Whether two elements in a row are one element in two windows."""
+        # One object is given for each window of an element; after a shuffle there are equal ones.
+        key = self._key(one)
+        return one is other or (key is not None and key == self._key(other))
 
     def _guarded(self, subject: Any, room: Room) -> Iterator[Any]:
         client, reference = cast(Lease, self._lease).client, self.reference_of(subject)
@@ -454,15 +541,16 @@ class PooledDoFn(LeasingDoFn):
             if key is not None and self._works.get(key) is work:
                 del self._works[key]
         if isinstance(result, Problem):
+            result = naming(result, work.subject)
             count("failures")
             if not self._collect:
                 result.raise_it()
-            for timestamp, windows in grouped_places(work.places):
-                yield TaggedOutput(FAILURES, WindowedValue(result.failure, timestamp, windows))
+            for place in grouped_places(work.places):
+                yield TaggedOutput(FAILURES, WindowedValue(result.failure, *place))
             return
         self.count_result(result)
-        for timestamp, windows in grouped_places(work.places):
-            yield WindowedValue(result, timestamp, windows)
+        for place in grouped_places(work.places):
+            yield WindowedValue(result, *place)
 
     def abandon(self) -> None:
         """Cancels what the bundle still does, and drops its results. May be repeated."""
@@ -492,7 +580,7 @@ class Converting(beam.DoFn):
         try:
             yield self.convert(element)
         except (TypeError, ValueError) as error:
-            yield reported(problem_of(error, self._transform), self._collect)
+            yield reported(naming(problem_of(error, self._transform), element), self._collect)
 
 
 def reported(problem: Problem, collect: bool) -> Any:
@@ -583,6 +671,10 @@ class PartSpool:
         )
         url = safe_url(part.uri) if isinstance(part, Bulkdata) else None
         return Problem(Failure(self._transform, message + "spool_directory", reference=reference, url=url))
+
+    def discard(self, part: T) -> None:
+        """Removes the file of a part that is not passed on."""
+        self._private.discard(part)
 
     def remove(self) -> None:
         """Removes the remaining files. It can be used again."""

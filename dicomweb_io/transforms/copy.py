@@ -1,18 +1,19 @@
-"""Copies from one archive to another without the bytes ever being an element: `CopyInstances`, and what a job needs.
+"""Instances moved without their bytes being an element: `CopyInstances`, `DownloadInstances`, and what a job needs.
 
-What moves together are instances of one series, an `InstanceGroup`: a study or series is listed and becomes groups
-that are whole series, single instances are grouped as they come. Groups are reshuffled, so that the work spreads, and
-each is copied by the transfer engine (`dicomweb_io.transfer`): one retrieve for a whole series, store requests of many.
+What moves together are instances of one series, an `InstanceGroup` (see `dicomweb_io.transforms.grouping`). Groups are
+reshuffled, so that the work spreads, and each is moved by the transfer engine (`dicomweb_io.transfer`): one retrieve
+for a whole series, store requests of many.
 
-Around that a job has `GroupBySeries` and `ListExclusions`, which say what there is to copy, and
+Around that a job has `ReadLines`, `MatchLines` and `ListExclusions`, which say what there is to copy, and
 `WriteAccount` and `WriteFailures`, which report the result, counted from output collections.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -20,135 +21,40 @@ import apache_beam as beam
 from apache_beam.pvalue import AsDict, AsIter, TaggedOutput
 from apache_beam.transforms import combiners
 from apache_beam.transforms.display import DisplayDataItem
-from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io.account import MAX_LISTED, REPORT, account_document, counts_of, failure_line
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.listing import InstanceGroup, ListLine, SeriesGrouping, list_groups
+from dicomweb_io.files.store import Downloaded, InstanceDownloader
+from dicomweb_io.listing import InstanceGroup, ListLine
 from dicomweb_io.options import report_lines
 from dicomweb_io.pool import Lease, Room, shared_client
+from dicomweb_io.spool import MEMORY_THRESHOLD
 from dicomweb_io.transfer import (
     CopyOptions,
     InstanceCopier,
+    SeriesReader,
     TransferJob,
     check_policies,
     excluded_files,
     match_line,
-    nothing_listed,
 )
 from dicomweb_io.transforms._core import (
     FAILURES,
-    AsReferences,
     DICOMwebTransform,
     FailureMode,
-    Place,
     PooledDoFn,
     Problem,
+    ReferenceInput,
     Work,
-    grouped_places,
+    piped_by_member,
     report_lineage,
     warn_of_secrets,
 )
+from dicomweb_io.transforms.grouping import GroupInput, groups_of
 from dicomweb_io.transforms.metrics import TALLY, count
-from dicomweb_io.transforms.retrieve import ReferenceInput
 from dicomweb_io.transforms.store import StoreResult, count_stored
-
-GroupInput = ReferenceInput | InstanceGroup
-"""What names something to copy: any reference, or a group that was made before."""
-
-
-# Groups ---------------------------------------------------------------------------------------------------------------
-
-
-class GroupedInstances(NamedTuple):
-    """The output of `GroupBySeries`.
-
-    Attributes:
-        groups: A collection of `InstanceGroup`.
-        failures: A collection of `Failure`; empty unless failures are collected.
-    """
-
-    groups: Any
-    failures: Any
-
-
-@beam.typehints.with_input_types(GroupInput)
-class GroupBySeries(DICOMwebTransform):
-    """Makes groups of instances of one series of references.
-
-    Studies and series are listed: each series becomes one group, however large. Single instances are grouped with
-    others of their series in the same bundle, window and timestamp.
-
-    Args:
-        endpoint: An `Endpoint`, a URL or a path.
-        failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
-
-    Returns:
-        A `GroupedInstances`.
-    """
-
-    def expand(self, pcollection: Any) -> GroupedInstances:
-        """Builds the steps."""
-        groups, failures = self.grouped(self, pcollection)
-        return GroupedInstances(groups, self._report(failures))
-
-    @staticmethod
-    def grouped(transform: DICOMwebTransform, pcollection: Any) -> tuple[Any, list[Any]]:
-        """The steps, as part of a transform: the groups and the failures."""
-        dofn = _AsGroups(type(transform).__name__, collect=transform.collects)
-        references = pcollection | "AsReferences" >> transform._step(dofn, Resource | InstanceGroup)
-        grouped = references["main"] | "GroupBySeries" >> transform._step(
-            transform._pooled(_GroupBySeries, pcollection), InstanceGroup
-        )
-        return grouped["main"], [references[FAILURES], grouped[FAILURES]]
-
-
-class _AsGroups(AsReferences):
-    """References to whole objects; lets groups pass."""
-
-    _whole = False
-
-    def reference_of(self, element: Any) -> Any:
-        return element if isinstance(element, InstanceGroup) else super().reference_of(element).instance
-
-
-class _GroupBySeries(PooledDoFn):
-    """Lists studies and series in the pool, and collects single instances until the end of the bundle."""
-
-    def start_bundle(self) -> None:
-        super().start_bundle()
-        self._grouping: SeriesGrouping[tuple[Place, ...]] = SeriesGrouping()
-
-    def _start(self, work: Work) -> Iterator[Any]:
-        if isinstance(work.subject, InstanceGroup):
-            yield from self._emit(work, work.subject)
-        elif work.subject.level == "instance":
-            yield from self._windowed(self._grouping.add(work.subject, tuple(work.places)))
-        else:
-            yield from super()._start(work)
-
-    def _finish(self) -> Iterator[Any]:
-        yield from self._windowed(self._grouping.flush())
-
-    def _windowed(self, groups: Iterable[tuple[tuple[Place, ...], InstanceGroup]]) -> Iterator[Any]:
-        for places, group in groups:
-            self.count_result(group)
-            for timestamp, windows in grouped_places(list(places)):
-                yield WindowedValue(group, timestamp, windows)
-
-    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        found = False
-        for group in list_groups(client, subject):
-            found = True
-            yield group
-        if not found:
-            yield Problem(nothing_listed(client, subject, self._transform))
-
-    def count_result(self, result: InstanceGroup) -> None:
-        count("listed", len(result.sop_instance_uids))
-
 
 # Copies ---------------------------------------------------------------------------------------------------------------
 
@@ -199,7 +105,8 @@ class CopyInstances(DICOMwebTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        groups, failures = GroupBySeries.grouped(self, pcollection)
+        listed = self.destination if self.options.on_existing == "skip" else None
+        groups, failures = groups_of(self, pcollection, listed)
         copy = self._pooled(_Copy, pcollection, self.destination, self.options)
         copied = groups | "Reshuffle" >> beam.Reshuffle() | "Copy" >> self._step(copy, StoredInstance)
         warn_of_secrets(self, self.destination)
@@ -247,9 +154,6 @@ class _Copy(PooledDoFn):
     def _leases(self) -> list[Lease]:
         return [*super()._leases(), cast(Lease, self._receiver)]
 
-    def _key(self, subject: Any) -> Any:
-        return subject
-
     def produce(self, subject: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
         # A group may name an instance repeatedly, as its elements did: it is copied once, with a result for each.
         times = Counter(subject.sop_instance_uids)
@@ -260,6 +164,145 @@ class _Copy(PooledDoFn):
 
     def count_result(self, result: StoredInstance) -> None:
         count_stored(result)
+
+
+# Downloads ------------------------------------------------------------------------------------------------------------
+
+
+@piped_by_member
+class DownloadResult(NamedTuple):
+    """The output of `DownloadInstances` with ``failures="collect"``."""
+
+    paths: Any
+    failures: Any
+
+
+@beam.typehints.with_input_types(ReferenceInput)
+class DownloadInstances(DICOMwebTransform):
+    """Writes instances to ``DIRECTORY/STUDY/SERIES/INSTANCE.dcm``, bytes unchanged, and gives the paths.
+
+    The input is any reference; studies and series are listed by a search. Instances are retrieved series by series. A
+    file appears under its name when it is complete. One that is there already is not retrieved again, so that a
+    download that was cut short can simply be started again; its path comes too.
+
+    Args:
+        endpoint: An `Endpoint`, a URL or a path.
+        directory: Where the files go: a path, or any fsspec URL. All workers must reach it.
+        storage_options: Arguments for the fsspec filesystem of the directory.
+        overwrite: Retrieve and replace files that are there.
+        media_types: Accepted encodings; by default the stored one.
+        allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
+        spool_directory: Where larger instances wait on their way, on each worker.
+        failures: ``"raise"`` or ``"collect"``; with the latter the output is a `DownloadResult`. See also
+            `with_error_handler`.
+
+    Raises:
+        ValueError: If the directory is a server, or an argument is not valid.
+    """
+
+    _element_type = str
+
+    def __init__(
+        self,
+        endpoint: EndpointLike,
+        directory: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        media_types: MediaTypes | None = None,
+        allow_transcoding: bool = False,
+        spool_directory: str | None = None,
+        failures: FailureMode = "raise",
+    ) -> None:
+        super().__init__(endpoint, failures=failures)
+        self.directory = Endpoint(os.fspath(directory), storage_options=storage_options)
+        if self.directory.is_web:
+            raise ValueError("directory must be a path or an fsspec URL; use CopyInstances to copy to a server")
+        self.options: dict[str, Any] = {
+            "overwrite": overwrite,
+            "media_types": tuple(media_types) if media_types is not None else None,
+            "allow_transcoding": allow_transcoding,
+            "spool_directory": spool_directory,
+        }
+
+    def expand(self, pcollection: Any) -> Any:
+        """Builds the steps."""
+        groups, failed = groups_of(self, pcollection)
+        download = self._pooled(_Download, pcollection, self.directory, self.options)
+        written = groups | "Reshuffle" >> beam.Reshuffle() | "Download" >> self._step(download, str)
+        warn_of_secrets(self, self.directory)
+        failures = self._report([*failed, written[FAILURES]])
+        return DownloadResult(written["main"], failures) if self._failure_mode == "collect" else written["main"]
+
+    def display_data(self) -> dict[str, Any]:
+        """The endpoint and the directory."""
+        return {
+            **super().display_data(),
+            "directory": DisplayDataItem(self.directory.safe_url, label="Directory"),
+            "overwrite": DisplayDataItem(self.options["overwrite"], label="Overwrite"),
+        }
+
+
+class _Download(PooledDoFn):
+    def __init__(
+        self, endpoint: Endpoint, transform: str, directory: Endpoint, options: dict[str, Any], **how: Any
+    ) -> None:
+        super().__init__(endpoint, transform, **how)
+        self._directory = directory
+        self._options = options
+        self._downloader: InstanceDownloader | None = None
+
+    def setup(self) -> None:
+        super().setup()
+        self._downloader = InstanceDownloader(
+            cast(Lease, self._lease).client,
+            self._directory.url,
+            storage_options=self._directory.storage_options,
+            transform=self._transform,
+            **self._options,
+        )
+
+    def teardown(self) -> None:
+        super().teardown()
+        if self._downloader is not None:
+            self._downloader.close()
+            self._downloader = None
+
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        report_lineage(self._directory, "sink")
+
+    def produce(self, subject: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
+        downloader = cast(InstanceDownloader, self._downloader)
+        room.reserve(MEMORY_THRESHOLD)
+        times = Counter(subject.sop_instance_uids)
+        missing: list[Resource] = []
+        for reference in dict.fromkeys(subject.references):
+            known = downloader.already_there(reference)
+            if known is None:
+                missing.append(reference)
+            else:
+                yield from self._results(known, times[str(reference.sop_instance_uid)])
+        reader = SeriesReader(client, downloader.retrieve, downloader.discard, transform=self._transform)
+        for reference, item in reader.iter(subject, missing, lambda: room.cancelled):
+            outcome = item if isinstance(item, Failure) else downloader.write(item)
+            # What its listing lacked is in no group.
+            yield from self._results(outcome, times.get(str(reference.sop_instance_uid), 1))
+            del item
+
+    def _results(self, outcome: Downloaded | Failure, times: int) -> Iterator[Any]:
+        for _ in range(times):
+            yield Problem(outcome) if isinstance(outcome, Failure) else outcome
+
+    def count_result(self, result: Downloaded) -> None:
+        count("exists" if result.existed else "downloaded")
+        count("downloaded_bytes", result.size)
+
+    def _emit(self, work: Work, result: Any) -> Iterator[Any]:
+        for output in super()._emit(work, result):
+            # Consumers get the path; the other fields were counted.
+            value = getattr(output, "value", None)
+            yield output.with_value(value.path) if isinstance(value, Downloaded) else output
 
 
 # What there is to copy ------------------------------------------------------------------------------------------------

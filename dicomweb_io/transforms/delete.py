@@ -18,11 +18,13 @@ from dicomweb_io.transforms._core import (
     FailingTransform,
     FailureMode,
     PooledDoFn,
+    ReferenceInput,
+    piped_by_member,
 )
 from dicomweb_io.transforms.metrics import count
-from dicomweb_io.transforms.retrieve import ReferenceInput
 
 
+@piped_by_member
 class DeleteResult(NamedTuple):
     """The output of `DeleteResources` with ``failures="collect"``."""
 

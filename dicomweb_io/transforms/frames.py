@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
@@ -26,16 +27,19 @@ from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
+    Converting,
     FailureMode,
     PooledDoFn,
     Problem,
+    ReferenceInput,
     Work,
+    call_user,
+    piped_by_member,
     problem_of,
 )
 from dicomweb_io.transforms.metrics import count, observe
 from dicomweb_io.transforms.retrieve import (
     FetchParts,
-    ReferenceInput,
     RetrieveOptions,
     RetrieveTransform,
     complete_metadata,
@@ -149,8 +153,8 @@ class ChooseFrames(PooledDoFn):
                     continue
                 try:
                     yield from self._chosen(row, choice, client)
-                except (*RECOVERABLE, TypeError, ValueError) as error:
-                    # The function is the user's, and so is what it raises.
+                except (*RECOVERABLE, ValueError) as error:
+                    # Numbers that are none are the user's mistake in one instance.
                     yield problem_of(error, self._transform, reference=Resource.of(row).instance)
         else:
             for instance in expand_reference(client, subject):
@@ -173,7 +177,7 @@ class ChooseFrames(PooledDoFn):
         if choice == "all":
             yield from self._pieces(instance, range(1, maximum + 1))
             return
-        numbers = list(choice(row))
+        numbers = call_user(choice, row, then=list)
         for number in numbers:
             _check_number(number)
         beyond = tuple(number for number in numbers if number > maximum)
@@ -198,6 +202,7 @@ class ChooseFrames(PooledDoFn):
             yield replace(instance, frames=tuple(numbers[start : start + self._piece]))
 
 
+@piped_by_member
 class RetrievedFrames(NamedTuple):
     """The output of `RetrieveFrames` with ``failures="collect"``."""
 
@@ -328,6 +333,7 @@ class _FetchFrames(FetchParts):
         )
 
 
+@piped_by_member
 class RetrievedRendered(NamedTuple):
     """The output of `RetrieveRendered` with ``failures="collect"``."""
 
@@ -439,6 +445,7 @@ class _FetchRendered(PooledDoFn):
         yield image
 
 
+@piped_by_member
 class RetrievedBulkdata(NamedTuple):
     """The output of `RetrieveBulkdata` with ``failures="collect"``."""
 
@@ -499,11 +506,15 @@ class RetrieveBulkdata(RetrieveTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
+        named = _NameURIs(type(self).__name__, self.tags, collect=self.collects)
         find = self._pooled(_FindURIs, pcollection, self.tags)
         fetch = self._pooled(_FetchBulkdata, pcollection, self.how)
-        found = pcollection | "FindURIs" >> self._step(find, str)
-        fetched = found["main"] | "Reshuffle" >> beam.Reshuffle() | "Fetch" >> self._step(fetch, Bulkdata)
-        failures = self._report([found[FAILURES], fetched[FAILURES]])
+        given = pcollection | "NameURIs" >> self._step(named, str, **{_REFERENCES: Resource})
+        spread = given[_REFERENCES] | "ReshuffleReferences" >> beam.Reshuffle()
+        found = spread | "FindURIs" >> self._step(find, str)
+        uris = (given["main"], found["main"]) | "JoinURIs" >> beam.Flatten()
+        fetched = uris | "Reshuffle" >> beam.Reshuffle() | "Fetch" >> self._step(fetch, Bulkdata)
+        failures = self._report([given[FAILURES], found[FAILURES], fetched[FAILURES]])
         return RetrievedBulkdata(fetched["main"], failures) if self._failure_mode == "collect" else fetched["main"]
 
     def display_data(self) -> dict[str, Any]:
@@ -534,29 +545,41 @@ def bulkdata_uris(dataset: Mapping[str, Any], tags: frozenset[str] | None = None
                 yield from bulkdata_uris(item, tags)
 
 
+_REFERENCES = "references"
+
+
+class _NameURIs(Converting):
+    """From elements to BulkDataURIs, or to references whose metadata are to be asked for."""
+
+    def __init__(self, transform: str, tags: frozenset[str] | None, *, collect: bool) -> None:
+        super().__init__(transform, collect=collect)
+        self._tags = tags
+
+    def process(self, element: Any) -> Iterator[Any]:
+        if isinstance(element, Mapping) and next(bulkdata_uris(element), None) is not None:
+            yield from bulkdata_uris(element, self._tags)
+        else:
+            yield from super().process(element)
+
+    def convert(self, element: Any) -> Any:
+        reference = _reference_in(element)
+        if reference is None:
+            if isinstance(element, str):
+                return element
+            # Raises and says what is wrong.
+            reference = Resource.of(element)
+        return TaggedOutput(_REFERENCES, reference.instance)
+
+
 class _FindURIs(PooledDoFn):
-    """From elements to BulkDataURIs; asks for metadata where an element is only a reference."""
+    """Finds the BulkDataURIs in the metadata of references."""
 
     def __init__(self, endpoint: Endpoint, transform: str, tags: frozenset[str] | None, **options: Any) -> None:
         super().__init__(endpoint, transform, **options)
         self._tags = tags
 
-    def reference_of(self, subject: Any) -> Resource | None:
-        return _reference_in(subject)
-
-    def produce(self, subject: Any, client: DICOMClient, room: Room) -> Iterator[Any]:
-        if isinstance(subject, Mapping) and next(bulkdata_uris(subject), None) is not None:
-            yield from bulkdata_uris(subject, self._tags)
-            return
-        reference = _reference_in(subject)
-        if reference is None:
-            if not isinstance(subject, str):
-                # Raises and says what is wrong.
-                reference = Resource.of(subject)
-            else:
-                yield subject
-                return
-        for row in complete_metadata(client, reference.instance, room, transform=self._transform):
+    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        for row in complete_metadata(client, subject, room, transform=self._transform):
             if isinstance(row, Problem):
                 yield row
             else:

@@ -16,6 +16,7 @@ from dicomweb_io.transforms._core import (
     DICOMwebTransform,
     FailingTransform,
     FailureMode,
+    piped_by_member,
     warn_of_secrets,
 )
 from dicomweb_io.transforms.retrieve import RetrievedInstances, RetrieveInstances
@@ -92,6 +93,8 @@ class ReadFromDICOMweb(_Read):
         **options: Further arguments of `RetrieveInstances`.
     """
 
+    _is_source = True
+
 
 @beam.typehints.with_input_types(QueryInput)
 class ReadAllFromDICOMweb(_Read):
@@ -108,6 +111,7 @@ class ReadAllFromDICOMweb(_Read):
     _distinct = False
 
 
+@piped_by_member
 class NamedReferences(NamedTuple):
     """The output of `ReferencesOfRows`."""
 

@@ -1,14 +1,18 @@
 """Retrieves (WADO-RS, PS3.18 section 10.4): `RetrieveInstances` and `RetrieveMetadata`.
 
 References are reshuffled before they are fetched, so that the work spreads; what is fetched never is: the steps that
-follow take it from the same worker. The answer for a study or series is compared with a search.
+follow take it from the same worker. Instances that are (nearly) all of their series are fetched with one request. The
+answer for a study or series is compared with a search.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -17,10 +21,11 @@ from apache_beam.transforms.display import DisplayDataItem
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
-from dicomweb_io.errors import DeadlineExceededError, ResponseIncompleteError
+from dicomweb_io.errors import DeadlineExceededError, ResponseIncompleteError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
-from dicomweb_io.listing import instance_of_row, listed_instances
+from dicomweb_io.listing import InstanceGroup, instance_of_row, is_worth_whole, listed_instances
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
+from dicomweb_io.transfer import SeriesReader
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
@@ -30,18 +35,19 @@ from dicomweb_io.transforms._core import (
     PartSpool,
     PooledDoFn,
     Problem,
+    ReferenceInput,
+    piped_by_member,
     problem_of,
 )
+from dicomweb_io.transforms.grouping import packed
 from dicomweb_io.transforms.metrics import count, observe
 
 logger = logging.getLogger("dicomweb_io")
 
-ReferenceInput = Resource | str | dict[str, Any]
-"""What names an object: a reference, a DICOMweb URI, or a row of a search or metadata."""
-
 _METADATA_BYTES = 64 * 1024
 
 
+@piped_by_member
 class RetrievedInstances(NamedTuple):
     """The output of `RetrieveInstances` with ``failures="collect"``."""
 
@@ -49,6 +55,7 @@ class RetrievedInstances(NamedTuple):
     failures: Any
 
 
+@piped_by_member
 class RetrievedMetadata(NamedTuple):
     """The output of `RetrieveMetadata` with ``failures="collect"``."""
 
@@ -90,7 +97,7 @@ class RetrieveTransform(DICOMwebTransform):
     Args:
         endpoint: An `Endpoint`, a URL or a path.
         max_bytes: The bytes that may be read or wait at once in a process.
-        keep_order: Give results in the order of the references of a bundle.
+        keep_order: Give results in the order of the references of a bundle, which are then not packed by series.
         failures: ``"raise"`` or ``"collect"``.
     """
 
@@ -112,13 +119,17 @@ class RetrieveTransform(DICOMwebTransform):
         *,
         references: AsReferences | None = None,
         choose: PooledDoFn | None = None,
+        packs: bool = False,
     ) -> tuple[Any, Any]:
-        """References, perhaps chosen from, reshuffled and fetched; gives the results and the failures."""
+        """References, reshuffled before they are chosen from and fetched; gives the results and the failures."""
         made = references or AsReferences(type(self).__name__, collect=self.collects)
         named = pcollection | "AsReferences" >> self._step(made, Resource)
         failures = [named[FAILURES]]
         if choose is not None:
-            named = named["main"] | "Choose" >> self._step(choose, Resource)
+            named = named["main"] | "ReshuffleReferences" >> beam.Reshuffle() | "Choose" >> self._step(choose, Resource)
+            failures.append(named[FAILURES])
+        if packs and not self.keep_order:
+            named = packed(self, named["main"], Resource | InstanceGroup, expands=False)
             failures.append(named[FAILURES])
         fetched = named["main"] | "Reshuffle" >> beam.Reshuffle() | "Fetch" >> self._step(dofn, output_type)
         return fetched["main"], self._report([*failures, fetched[FAILURES]])
@@ -174,7 +185,8 @@ class RetrieveInstances(RetrieveTransform):
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
-        instances, failures = self._fetch(pcollection, self._pooled(_FetchInstances, pcollection, self.how), Instance)
+        dofn = self._pooled(_FetchInstances, pcollection, self.how)
+        instances, failures = self._fetch(pcollection, dofn, Instance, packs=True)
         return RetrievedInstances(instances, failures) if self._failure_mode == "collect" else instances
 
     def display_data(self) -> dict[str, Any]:
@@ -225,7 +237,10 @@ class _FetchInstances(FetchParts):
         count("instance_bytes", size)
         observe("instance_size", size)
 
-    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+    def produce(self, subject: Resource | InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
+        if isinstance(subject, InstanceGroup):
+            yield from self._of_series(subject, client, room)
+            return
         if subject.level == "instance":
             found = False
             for item in self._stream(subject, client, room):
@@ -260,6 +275,18 @@ class _FetchInstances(FetchParts):
         for reference in expected:
             yield from self._again(reference, client, room)
 
+    def _of_series(self, group: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
+        times = Counter(group.references)
+        reader = SeriesReader(
+            client, partial(self._arriving, client, room), self._spool.discard, transform=self._transform
+        )
+        for reference, item in reader.iter(group, cancelled=lambda: room.cancelled):
+            result = Problem(item) if isinstance(item, Failure) else self._spool.as_element(item, reference, room)
+            del item
+            for _ in range(times[reference]):
+                yield result
+            del result
+
     def _again(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
         """An instance that a search lists but that was missing from its study or series."""
         found = False
@@ -274,6 +301,12 @@ class _FetchInstances(FetchParts):
             yield Problem(self._missing(reference, client))
 
     def _stream(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        for instance in self._arriving(client, room, reference):
+            yield self._spool.as_element(instance, instance.reference, room)
+            # Nothing here may keep it in memory while the next is read.
+            del instance
+
+    def _arriving(self, client: DICOMClient, room: Room, reference: Resource) -> Iterator[Instance]:
         how = self._how
         # What is larger goes to a file first, so that its size is known before it is read into memory.
         threshold = self._spool.threshold(room)
@@ -287,8 +320,7 @@ class _FetchInstances(FetchParts):
             additional_params=how.additional_params,
         )
         for instance in instances:
-            yield self._spool.as_element(instance, instance.reference, room)
-            # Nothing here may keep it in memory while the next is read.
+            yield instance
             del instance
             room.reserve(threshold)
 
@@ -333,7 +365,7 @@ class RetrieveMetadata(RetrieveTransform):
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
         dofn = self._pooled(_FetchMetadata, pcollection, self.additional_params)
-        metadata, failures = self._fetch(pcollection, dofn, dict[str, Any])
+        metadata, failures = self._fetch(pcollection, dofn, dict[str, Any], packs=True)
         return RetrievedMetadata(metadata, failures) if self._failure_mode == "collect" else metadata
 
 
@@ -347,8 +379,35 @@ class _FetchMetadata(PooledDoFn):
     def count_result(self, result: JSONDataset) -> None:
         count("metadata")
 
-    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        yield from complete_metadata(client, subject, room, transform=self._transform, additional_params=self._params)
+    def produce(self, subject: Resource | InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
+        if isinstance(subject, InstanceGroup):
+            yield from self._of_series(subject, client, room)
+        else:
+            yield from self._complete(subject, client, room)
+
+    def _complete(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
+        return complete_metadata(client, subject, room, transform=self._transform, additional_params=self._params)
+
+    def _of_series(self, group: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
+        times = Counter(group.references)
+        rest = dict.fromkeys(times)
+        if group.listed is not None and is_worth_whole(len(rest), group.listed):
+            room.reserve(_METADATA_BYTES)
+            try:
+                for row in client.iter_metadata(group.series, additional_params=self._params):
+                    reference = instance_of_row(row, group.series)
+                    if reference in rest:
+                        del rest[reference]
+                        yield from repeat(row, times[reference])
+                        room.reserve(_METADATA_BYTES)
+            except RECOVERABLE as error:
+                logger.info("the metadata of %s ended early: %s", group.series.uri, log_text(error))
+        for reference in rest:
+            try:
+                for row in self._complete(reference, client, room):
+                    yield from repeat(row, times[reference])
+            except RECOVERABLE as error:
+                yield from repeat(problem_of(error, self._transform, reference=reference), times[reference])
 
 
 def complete_metadata(

@@ -8,6 +8,7 @@ without losing studies that have no date.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +24,6 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.attributes import resolve
-from dicomweb_io.dicom.columns import columns_of
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.matching import check_filter, unproven
 from dicomweb_io.dicom.values import parse_date
@@ -62,13 +62,14 @@ from dicomweb_io.transforms._core import (
     Problem,
     Work,
     grouped_places,
+    piped_by_member,
     problem_of,
     reported,
     several_windows,
 )
 from dicomweb_io.transforms.metrics import count, count_traffic, observe
 from dicomweb_io.transforms.row_range import END, LEAST_ROWS, ReadAhead, RowRange, RowRangeProvider
-from dicomweb_io.transforms.rows import TakeColumns, row_type
+from dicomweb_io.transforms.rows import TakeColumns, chosen_columns, row_type
 
 QueryInput = Resource | SearchQuery | str | dict[str, Any]
 """What a search step takes: a reference, a query, a URI, a row of a search, or a mapping of filters."""
@@ -79,6 +80,7 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _MAX_PLANNED = 1000
 
 
+@piped_by_member
 class SearchResult(NamedTuple):
     """The output of a search with ``failures="collect"``."""
 
@@ -90,6 +92,7 @@ class _Search(DICOMwebTransform):
     """The three searches; see `SearchForStudies`."""
 
     _element_type = dict[str, Any]
+    _is_source = True
     _level: SearchLevel
 
     def __init__(
@@ -103,6 +106,7 @@ class _Search(DICOMwebTransform):
         additional_params: Mapping[str, Any] | None = None,
         page_size: int | None = None,
         columns: Sequence[str] | None = None,
+        typed_dates: bool = False,
         distinct: bool = False,
         split_by: str | None = None,
         exact: bool = False,
@@ -118,7 +122,7 @@ class _Search(DICOMwebTransform):
             raise ValueError(f"split_by must be 'StudyDate' or None, not {split_by!r}")
         if split_by is not None and limit is not None:
             raise ValueError("a search with a limit is not split: give either limit or split_by")
-        self.columns = columns_of(columns) if columns is not None else None
+        self.columns = chosen_columns(columns, typed_dates=typed_dates)
         if self.columns is not None and failures == "raise":
             self.with_output_types(row_type(self.columns))
         if page_size is not None and (not isinstance(page_size, int) or isinstance(page_size, bool) or page_size < 1):
@@ -165,7 +169,8 @@ class _Search(DICOMwebTransform):
         else:
             hold = several_windows(pvalue)
             made = pvalue | "MakeQueries" >> self._step(_MakeQueries(self, collect=collects), SearchQuery)
-            queries = made["main"]
+            # The archive is asked for each query: what lies before, perhaps a retrieve, is not to wait for the answers.
+            queries = made["main"] | "ReshuffleQueries" >> beam.Reshuffle()
             failures.append(made[FAILURES])
         if self.split_by is None:
             rows = self._rows(queries, "", hold, failures)
@@ -203,9 +208,11 @@ class _Search(DICOMwebTransform):
             SplitByStudyDate(self.endpoint, name, **how), SearchQuery, **{REST: SearchQuery}
         )
         dated = self._rows(split["main"] | "Reshuffle" >> beam.Reshuffle(), "", hold, failures)
-        rest = self._rows(split[REST], "Rest", hold, failures)
+        rest = self._rows(split[REST] | "ReshuffleRest" >> beam.Reshuffle(), "Rest", hold, failures)
         maybe = rest | "DropDated" >> beam.Filter(lambda row: not is_dated(row)).with_output_types(dict[str, Any])
-        undated = maybe | "KeepUndated" >> self._step(KeepUndated(self.endpoint, name, **how), dict[str, Any])
+        # Rows without a date are few; the archive is asked for the study of each.
+        spread = maybe | "ReshuffleUndated" >> beam.Reshuffle()
+        undated = spread | "KeepUndated" >> self._step(KeepUndated(self.endpoint, name, **how), dict[str, Any])
         failures += [split[FAILURES], undated[FAILURES]]
         return (dated, undated["main"]) | "JoinRows" >> beam.Flatten()
 
@@ -246,7 +253,8 @@ class SearchForStudies(_Search):
         additional_params: Further query parameters.
         page_size: Rows to ask for at once; by default what the server's profile says.
         columns: Give typed rows with a schema instead of dicts: these attributes (keywords, tags, or dotted paths into
-            sequences), which are asked for too. See `AsRows`.
+            sequences), which are asked for too. Dates and times are text (ISO 8601). See `AsRows`.
+        typed_dates: With `columns`: make dates `datetime.date`.
         distinct: Remove repeated rows also across the parts and elements of the search, by UID (a GroupByKey).
         split_by: ``"StudyDate"`` makes several searches of one whose rows are more than 10,000, or more than the
             archive returns at once: by ranges of dates with about as many rows each, which workers read at the same
@@ -734,8 +742,8 @@ class SplitByStudyDate(PooledDoFn):
         if not isinstance(result, _Rest):
             yield from super()._emit(work, result)
             return
-        for timestamp, windows in grouped_places(work.places):
-            yield TaggedOutput(REST, WindowedValue(result.query, timestamp, windows))
+        for place in grouped_places(work.places):
+            yield TaggedOutput(REST, WindowedValue(result.query, *place))
 
 
 @dataclass(frozen=True)
@@ -788,6 +796,9 @@ class KeepUndated(PooledDoFn):
         with suppress(ValueError):
             return Resource(first_text(subject, "0020000D"))
         return None
+
+    def _key(self, subject: JSONDataset) -> Any:
+        return json.dumps(subject, sort_keys=True)
 
     def produce(self, subject: JSONDataset, client: DICOMClient, room: Room) -> Iterator[Any]:
         """Yields the row, or nothing."""

@@ -30,6 +30,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     Work,
+    piped_by_member,
     problem_of,
     several_windows,
     warn_of_secrets,
@@ -42,6 +43,7 @@ Destination = EndpointLike | Callable[[Any], EndpointLike]
 MAX_DESTINATIONS = 8
 
 
+@piped_by_member
 class StoreResult(NamedTuple):
     """The output of `CopyInstances`, `StoreInstances` and `WriteToDICOMweb`.
 
@@ -267,7 +269,11 @@ class _StoreEach(beam.DoFn):
             store.start_bundle()
 
     def process(
-        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+        self,
+        element: Any,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        pane: Any = beam.DoFn.PaneInfoParam,
     ) -> Iterator[Any]:
         """Stores an element."""
         try:
@@ -298,7 +304,7 @@ class _StoreEach(beam.DoFn):
                 store.start_bundle()
                 self._stores[key] = store
             self._stores.move_to_end(key)
-            yield from store.process(element, timestamp, window)
+            yield from store.process(element, timestamp, window, pane)
         except BaseException:
             self._abandon()
             raise

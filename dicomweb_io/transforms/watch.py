@@ -69,6 +69,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     TransformFailed,
+    piped_by_member,
     problem_of,
     several_windows,
 )
@@ -96,6 +97,7 @@ _ORTHANC_LEVELS: dict[str, WatchLevel] = {"NewInstance": "instance", "NewStudy":
 _SHOWN = 100
 
 
+@piped_by_member
 class Watched(NamedTuple):
     """The output of a watch with ``failures="collect"``."""
 
@@ -159,8 +161,8 @@ class WatchStateCoder(Coder):  # type: ignore[misc, unused-ignore]
 
     def decode(self, encoded: bytes) -> WatchState:
         """Restores a state."""
-        items = _PRIMITIVES.decode(encoded)
-        place, polls, due, unfinished, done, studies, completed = (*items, *_NOTHING[len(items) :])
+        items: tuple[Any, ...] = _PRIMITIVES.decode(encoded)
+        place, polls, due, unfinished, done, studies, completed = items + _NOTHING[len(items) :]
         cursor = None
         if place is not None:
             method, position, start, seen, listing = place
@@ -538,6 +540,7 @@ class _WatchTransform(DICOMwebTransform):
     """The watches; see `WatchForInstances`."""
 
     _element_type = Resource
+    _is_source = True
     _level: WatchLevel
     quiet: float | None = None
 
@@ -684,6 +687,7 @@ class WatchForCompleteStudies(_WatchTransform):
         self.quiet = _seconds("quiet", quiet)
 
 
+@piped_by_member
 class ParsedNotifications(NamedTuple):
     """The output of `ParseNotifications` with ``failures="collect"``."""
 
@@ -833,7 +837,8 @@ class ParseNotifications(DICOMwebTransform):
         references, failures = parsed["main"], [parsed[FAILURES]]
         if self._archive is not None:
             dofn = _AskOrthanc(self._archive, name, collect=collects, hold=several_windows(pcollection))
-            asked = parsed[_ORTHANC] | "AskOrthanc" >> self._step(dofn, Resource)
+            spread = parsed[_ORTHANC] | "ReshuffleChanges" >> beam.Reshuffle()
+            asked = spread | "AskOrthanc" >> self._step(dofn, Resource)
             references = (references, asked["main"]) | "Join" >> beam.Flatten()
             failures.append(asked[FAILURES])
         failed = self._report(failures)

@@ -26,7 +26,14 @@ from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transfer import CopyOptions, InstanceCopier, InstanceStorer, TransferJob, run_transfer
+from dicomweb_io.transfer import (
+    CopyOptions,
+    InstanceCopier,
+    InstanceStorer,
+    SeriesLimits,
+    TransferJob,
+    run_transfer,
+)
 from tests.answering import Reply
 from tests.unit.files.making import make_bytes
 
@@ -174,6 +181,55 @@ def test_what_a_series_does_not_give_is_asked_for_one_by_one(source, serve, tmp_
         results = copier.copy(references)
     assert {type(result) for result in results} == {StoredInstance}, results
     assert contents_of(fresh(destination)) == contents_of(source)
+    web.close()
+
+
+def requests_for(server, what):
+    """How often each series, or each instance, was requested."""
+    return Counter(r.path for r in server.records if r.method == "GET" and re.search(f"/{what}/[0-9.]+$", r.path))
+
+
+@pytest.mark.parametrize(
+    ("limits", "alone"),
+    [
+        (SeriesLimits(max_bytes=10_000), 16),
+        (SeriesLimits(max_bytes=1), 22),
+        (SeriesLimits(max_seconds=0), 22),
+        (SeriesLimits(), 0),
+    ],
+    ids=str,
+)
+def test_the_answer_for_a_series_ends_at_a_limit_and_the_rest_is_asked_for_alone(
+    source, serve, tmp_path, destination, limits, alone
+):
+    """Twelve instances of about 2,600 bytes in each of two series: what came is not asked for again."""
+    server = serve(tmp_path / "source")
+    web = Endpoint(server.url).connect()
+    references = references_of(source)
+    with InstanceCopier(web, destination, limits=limits) as copier:
+        results = copier.copy(references)
+    assert {type(result) for result in results} == {StoredInstance}, results
+    assert contents_of(fresh(destination)) == contents_of(source)
+    assert list(requests_for(server, "series").values()) == [1, 1]
+    assert list(requests_for(server, "instances").values()) == [1] * alone
+    web.close()
+
+
+def test_a_server_that_cuts_every_answer_gives_everything_with_a_request_for_each_that_was_cut(
+    source, serve, tmp_path, destination
+):
+    """An answer ends without a word after 10,000 bytes, each time."""
+    cut = fault("truncate", path="/(series|instances)/[0-9.]+$", position=10_000, framing="close", times=None)
+    server = serve(tmp_path / "source", faults=[cut])
+    web = Endpoint(server.url).connect()
+    references = references_of(source)
+    with InstanceCopier(web, destination) as copier:
+        results = copier.copy(references)
+    assert {type(result) for result in results} == {StoredInstance}, results
+    assert contents_of(fresh(destination)) == contents_of(source)
+    assert list(requests_for(server, "series").values()) == [1, 1]
+    assert set(requests_for(server, "instances").values()) == {1}
+    assert sum(requests_for(server, "instances").values()) < 24
     web.close()
 
 

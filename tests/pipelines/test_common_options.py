@@ -1,0 +1,116 @@
+"""What all jobs share on their command lines: the runner, Beam's options, the help text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+
+from dicomweb_io.options import UsageError
+from pipelines import transfer, watch
+from pipelines._common import is_local, parse
+
+BOTH = ["--source", "/a", "--destination", "/b"]
+
+
+def parsed(*arguments):
+    return parse(transfer.TransferOptions, "transfer", "", [*BOTH, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runner", "local"),
+    [
+        ([], "FnApiRunner", True),
+        (["--runner=fnapirunner"], "FnApiRunner", True),
+        (["--runner", "direct"], "DirectRunner", True),
+        (["--runner=TestDirectRunner"], "TestDirectRunner", True),
+        (["--runner=portable"], "PortableRunner", True),
+        (["--runner=portablerunner", "--job_endpoint=host:1"], "PortableRunner", False),
+        (["--runner=dataflow"], "DataflowRunner", False),
+        (["--runner=Foo", "--runner=prism"], "PrismRunner", True),
+        *[
+            (["--runner", name], name, local)
+            for name, local in (
+                ("apache_beam.runners.portability.fn_api_runner.FnApiRunner", True),
+                ("apache_beam.runners.portability.flink_runner.FlinkRunner", False),
+            )
+        ],
+    ],
+)
+def test_a_runner_is_named_as_beam_allows(arguments, runner, local):
+    _, options = parsed(*arguments)
+    assert options.view_as(StandardOptions).runner == runner
+    assert is_local(options) == local
+
+
+@pytest.mark.parametrize("main", [transfer.main, watch.main])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Foo", "--runner 'Foo': unknown runner (known: DataflowRunner, "),
+        ("", "--runner '': unknown runner (known: "),
+        ("FnApiRuner", "FnApiRunner, "),
+        ("no.such.Runner", "--runner 'no.such.Runner': No module named 'no'"),
+        ("apache_beam.runners.runner.Foo", "has no attribute 'Foo'"),
+        ("apache_beam.Pipeline", "is no runner"),
+        ("apache_beam.", "has no attribute ''"),
+        (".Foo", "--runner '.Foo': "),
+    ],
+)
+def test_an_unknown_runner_is_a_wrong_command_line(main, name, message, capsys):
+    assert main([*BOTH, *(["--cursor", "c"] if main is watch.main else []), "--runner", name]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--direct_num_worker=2"], "unknown arguments: --direct_num_worker=2"),
+        (["--direct_num_workers=2", "/c"], "unknown arguments: /c"),
+        (["--dry-rum", "--direct_num_workers", "2"], "unknown arguments: --dry-rum"),
+    ],
+)
+def test_a_local_runner_takes_only_known_options(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        parsed(*arguments)
+
+
+def test_the_options_of_another_job_are_unknown():
+    with pytest.raises(UsageError, match="unknown arguments: --allow-patterns"):
+        parse(watch.WatchOptions, "watch", "", [*BOTH, "--cursor", "c", "--allow-patterns"])
+
+
+def test_the_options_of_beam_reach_beam_and_those_of_the_job_stay_away_from_it():
+    args, options = parsed("--direct_num_workers", "0", "--filter", "PatientID=1", "--streaming")
+    assert args.filters == ["PatientID=1"]
+    assert options.view_as(DirectOptions).direct_num_workers == 0
+    assert options.view_as(StandardOptions).streaming
+    assert "PatientID" not in str(options.get_all_options(retain_unknown_options=True))
+
+
+def test_a_wrong_value_is_said_in_two_lines(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parsed("--direct_num_workers=many")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "usage: transfer [options]",
+        "transfer: error: argument --direct_num_workers: invalid int value: 'many'",
+    ]
+
+
+@pytest.mark.parametrize("name", ["transfer", "watch"])
+def test_the_help_has_the_job_first_then_beam_in_groups_and_no_warning(name):
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipelines.{name}", "--help"], check=True, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    places = [
+        done.stdout.index(text)
+        for text in ("usage:", "exit code", "\n  --source ", "\nBeam: StandardOptions:", "\n  --runner ")
+    ]
+    assert places == sorted(places)
+    for option in ("--direct_num_workers", "--temp_location", "--prism_location", "--setup_file"):
+        assert done.stdout.count(f"\n  {option} ") == 1
+    assert done.stdout.count("\n  --source ") == 1

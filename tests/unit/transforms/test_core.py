@@ -1,0 +1,189 @@
+"""What all transforms share: panes, what failures say of elements, and users' functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows, IntervalWindow, SlidingWindows, TimestampedValue
+from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, PaneInfoTiming, WindowedValue
+
+from dicomweb_io.elements import Frame, Instance, Resource, SearchQuery
+from dicomweb_io.errors import UserFunctionError
+from dicomweb_io.failures import describe_element
+from dicomweb_io.transforms import (
+    RetrieveBulkdata,
+    RetrieveFrames,
+    RetrieveInstances,
+    RetrieveMetadata,
+    RetrieveRendered,
+    SearchForInstances,
+    SearchForSeries,
+    SearchForStudies,
+)
+from dicomweb_io.transforms._core import call_user, grouped_places
+
+UID = "1.2.826.0.1.3680043.8.498.1"
+SECOND = PaneInfo(False, True, PaneInfoTiming.LATE, 1, 1)
+
+
+def test_places_with_one_timestamp_are_one_group_unless_they_have_a_pane():
+    one, two = IntervalWindow(0, 10), IntervalWindow(5, 15)
+    none = PANE_INFO_UNKNOWN
+    places = [(1, one, none), (1, two, none), (2, two, none), (1, one, SECOND), (1, two, SECOND), (1, one, none)]
+    assert grouped_places(places) == [
+        (1, (one, two), none),
+        (2, (two,), none),
+        (1, (one,), SECOND),
+        (1, (two,), SECOND),
+        (1, (one,), none),
+    ]
+    assert grouped_places(places[3:4]) == [(1, (one,), SECOND)]
+
+
+class LatePane(beam.DoFn):
+    """Gives each element the pane of a second, late firing."""
+
+    def process(self, element, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
+        yield WindowedValue(element, timestamp, (window,), SECOND)
+
+
+SEEN = set()
+
+
+def look(element, label, time=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam, pane=beam.DoFn.PaneInfoParam):
+    SEEN.add((label, pane == SECOND, int(time), int(window.start)))
+
+
+def png(archive, **options):
+    return RetrieveRendered(archive, media_types=["image/png"], **options)
+
+
+def split(archive, **options):
+    return SearchForStudies(archive, split_by="StudyDate", **options)
+
+
+@pytest.mark.parametrize("windows", [FixedWindows(60), SlidingWindows(30, 10)], ids=["fixed", "sliding"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        RetrieveInstances,
+        RetrieveMetadata,
+        RetrieveFrames,
+        RetrieveBulkdata,
+        png,
+        SearchForStudies,
+        SearchForSeries,
+        SearchForInstances,
+        split,
+    ],
+)
+def test_results_and_failures_are_in_the_pane_and_windows_of_their_element(make, windows, archive):
+    study = Instance.from_path(next(archive.rglob("*.dcm"))).reference.study_instance_uid
+    SEEN.clear()
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        given = (
+            p
+            | beam.Create([f"studies/{study}", "studies/1.2.3.9.9", "no reference"])
+            | beam.Map(lambda item: TimestampedValue(item, 65))
+            | beam.WindowInto(windows)
+            | beam.ParDo(LatePane())
+        )
+        rows, failures = given | make(archive, failures="collect")
+        _ = rows | "Look at rows" >> beam.Map(look, "rows")
+        _ = failures | "Look at failures" >> beam.Map(look, "failures")
+    starts = [60] if isinstance(windows, FixedWindows) else [40, 50, 60]
+    expected = {(label, True, 65, start) for label in ("rows", "failures") for start in starts}
+    assert expected == SEEN
+
+
+@dataclass(frozen=True)
+class Visit:
+    study: str
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("element", "expected"),
+    [
+        ("Doe^Jane", "str of 8 characters"),
+        (UID, f"str of {len(UID)} characters: {UID}"),
+        (f"https://me:secret@pacs/x?study={UID}&key=s3cret", f"str of {42 + len(UID)} characters: {UID}"),
+        (b"\0" * 5, "bytes of 5 bytes"),
+        (None, "NoneType"),
+        (7, "int"),
+        ((1, "Doe^Jane"), "tuple of 2"),
+        ({}, "dict of 0"),
+        ({"StudyInstanceUID": UID, "PatientName": "Doe^Jane"}, f"dict with StudyInstanceUID, PatientName: {UID}"),
+        ({"0020000D": {"vr": "UI", "Value": [UID]}, "Doe^Jane": 1}, f"dict with 0020000D, …: {UID}"),
+        (Visit(UID, "Doe^Jane"), f"Visit with study, name: {UID}"),
+        (beam.Row(uid=UID, name="Doe^Jane"), f"Row with uid, name: {UID}"),
+        (Resource("1.2"), "studies/1.2"),
+        (
+            Frame(Resource("1.2", "1.3", "1.4", (1,)), None, "image/png", b"x"),
+            "Frame with reference, transfer_syntax_uid, media_type, content, path: "
+            "studies/1.2/series/1.3/instances/1.4/frames/1",
+        ),
+        (SearchQuery("study", search_filters=(("PatientName", "Doe^Jane"),)), "search for studies by PatientName"),
+    ],
+)
+def test_an_element_is_described_without_its_values(element, expected):
+    assert describe_element(element) == expected
+
+
+def test_a_description_is_short_and_keeps_the_uids():
+    text = describe_element({f"a_rather_long_name_of_a_column_{number}": 1 for number in range(50)} | {"uid": UID})
+    assert len(text) == 200
+    assert text.endswith(f"…: {UID}")
+    assert len(describe_element({str(number): f"{UID}.{number}" for number in range(50)})) == 200
+
+
+def no_number(row):
+    return [row["00080018"]["nothing"]]
+
+
+class Chooser:
+    def __call__(self, row):
+        return no_number(row)
+
+    def choose(self, row):
+        yield no_number(row)
+
+
+FUNCTIONS = [
+    (no_number, "no_number"),
+    (lambda row: no_number(row), "<lambda>"),
+    (partial(no_number), "no_number"),
+    (Chooser(), "Chooser"),
+    (Chooser().choose, "Chooser.choose"),
+]
+
+
+@pytest.mark.parametrize(("function", "name"), FUNCTIONS, ids=[name for _, name in FUNCTIONS])
+def test_what_a_users_function_raises_is_his_failure_with_the_name_of_the_function(function, name, archive):
+    with pytest.raises(UserFunctionError) as caught:
+        call_user(function, {"00080018": {"Value": ["1.2.3"]}}, then=list)
+    assert str(caught.value).startswith(f"{name} raised KeyError (test_core.py, line ")
+    assert "1.2.3" not in str(caught.value)
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        result = p | SearchForSeries(archive) | RetrieveFrames(archive, function, failures="collect")
+        told = result.failures | beam.Map(lambda one: (one.message.split(" (")[0], one.reference.level))
+        assert_that(told | beam.Distinct(), equal_to([(f"{name} raised KeyError", "instance")]))
+        assert_that(result.frames, equal_to([]), label="frames")
+
+
+def test_the_failure_of_what_is_no_reference_says_what_the_element_is(archive):
+    row = {"PatientName": "Doe^Jane", "SeriesInstanceUID": UID}
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        result = p | beam.Create([row]) | RetrieveInstances(archive, failures="collect")
+        told = result.failures | beam.Map(lambda one: (one.element, "Doe" in one.message))
+        assert_that(told, equal_to([(f"dict with PatientName, SeriesInstanceUID: {UID}", False)]))
+    p = beam.Pipeline(runner="FnApiRunner")
+    _ = p | beam.Create([row]) | RetrieveInstances(archive)
+    with pytest.raises(Exception, match="RetrieveInstances failed for dict with PatientName"):
+        p.run()
+    with pytest.raises(Exception, match="RetrieveInstances failed for dict with PatientName"):
+        p.run()
