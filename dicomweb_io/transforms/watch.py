@@ -161,8 +161,8 @@ class WatchStateCoder(Coder):  # type: ignore[misc, unused-ignore]
 
     def decode(self, encoded: bytes) -> WatchState:
         """Restores a state."""
-        items = _PRIMITIVES.decode(encoded)
-        place, polls, due, unfinished, done, studies, completed = (*items, *_NOTHING[len(items) :])
+        items: tuple[Any, ...] = _PRIMITIVES.decode(encoded)
+        place, polls, due, unfinished, done, studies, completed = items + _NOTHING[len(items) :]
         cursor = None
         if place is not None:
             method, position, start, seen, listing = place
