@@ -51,7 +51,7 @@ from dicomweb_io.transforms.retrieve import (
     RetrieveInstances,
     RetrieveMetadata,
 )
-from dicomweb_io.transforms.rows import AsRows
+from dicomweb_io.transforms.rows import AsRows, bigquery_schema
 from dicomweb_io.transforms.search import SearchForInstances, SearchForSeries, SearchForStudies, SearchResult
 from dicomweb_io.transforms.store import StoreInstances, StoreResult
 from dicomweb_io.transforms.watch import (
@@ -97,4 +97,5 @@ __all__ = [
     "WatchForStudies",
     "Watched",
     "WriteToDICOMweb",
+    "bigquery_schema",
 ]

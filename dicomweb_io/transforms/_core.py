@@ -1,6 +1,7 @@
 """What the transforms share.
 
 - `FailingTransform` and `DICOMwebTransform`: the endpoint, and what becomes of failures;
+- `piped_by_member`: for the named tuples that transforms give;
 - `PooledDoFn`: works through the bounded pool that all bundles of a process share, and keeps windows, times and panes;
 - `AsReferences` and `ExpandReferences`: from whatever names something to references of instances;
 - `PartSpool`: large instances, frames and values go through files, so that none is in memory unless it may be;
@@ -55,6 +56,7 @@ ReferenceInput = Resource | str | dict[str, Any]
 
 T = TypeVar("T", Instance, Frame, Bulkdata)
 D = TypeVar("D", bound="PooledDoFn")
+R = TypeVar("R", bound=tuple[Any, ...])
 
 
 class TransformFailed(RuntimeError):
@@ -92,6 +94,26 @@ class Problem:
 def problem_of(error: BaseException, transform: str, **details: Any) -> Problem:
     """Makes a `Problem` of an exception; see `failure_of`."""
     return Problem(failure_of(error, transform, **details), error)
+
+
+def piped_by_member(result: type[R]) -> type[R]:
+    """Makes ``result | transform`` an error that names the members, unless the transform takes several collections.
+
+    For the named tuples of collections that transforms give, which Beam knows as outputs, unlike other objects.
+    """
+    result.__or__ = _pipe_result  # type: ignore[assignment, unused-ignore]
+    return result
+
+
+def _pipe_result(result: Any, transform: Any) -> Any:
+    label, inner = getattr(transform, "label", transform), getattr(transform, "transform", transform)
+    if isinstance(inner, (beam.Flatten, beam.CoGroupByKey)):
+        return transform.__ror__(result)
+    members = [f"result.{name}" for name in result._fields]
+    raise TypeError(
+        f"a {type(result).__name__} holds several collections, so {label} needs one of them: take {members[0]} "
+        f"(there is also {' and '.join(members[1:])}; result | beam.Flatten() joins them)"
+    )
 
 
 def naming(problem: Problem, element: Any) -> Problem:

@@ -48,6 +48,7 @@ from dicomweb_io.transforms._core import (
     Problem,
     ReferenceInput,
     Work,
+    piped_by_member,
     report_lineage,
     warn_of_secrets,
 )
@@ -153,9 +154,6 @@ class _Copy(PooledDoFn):
     def _leases(self) -> list[Lease]:
         return [*super()._leases(), cast(Lease, self._receiver)]
 
-    def _key(self, subject: Any) -> Any:
-        return subject
-
     def produce(self, subject: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
         # A group may name an instance repeatedly, as its elements did: it is copied once, with a result for each.
         times = Counter(subject.sop_instance_uids)
@@ -171,6 +169,7 @@ class _Copy(PooledDoFn):
 # Downloads ------------------------------------------------------------------------------------------------------------
 
 
+@piped_by_member
 class DownloadResult(NamedTuple):
     """The output of `DownloadInstances` with ``failures="collect"``."""
 
@@ -272,9 +271,6 @@ class _Download(PooledDoFn):
     def start_bundle(self) -> None:
         super().start_bundle()
         report_lineage(self._directory, "sink")
-
-    def _key(self, subject: Any) -> Any:
-        return subject
 
     def produce(self, subject: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
         downloader = cast(InstanceDownloader, self._downloader)

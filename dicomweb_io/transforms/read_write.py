@@ -16,6 +16,7 @@ from dicomweb_io.transforms._core import (
     DICOMwebTransform,
     FailingTransform,
     FailureMode,
+    piped_by_member,
     warn_of_secrets,
 )
 from dicomweb_io.transforms.retrieve import RetrievedInstances, RetrieveInstances
@@ -110,6 +111,7 @@ class ReadAllFromDICOMweb(_Read):
     _distinct = False
 
 
+@piped_by_member
 class NamedReferences(NamedTuple):
     """The output of `ReferencesOfRows`."""
 

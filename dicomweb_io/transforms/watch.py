@@ -59,6 +59,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     TransformFailed,
+    piped_by_member,
     problem_of,
     several_windows,
 )
@@ -75,6 +76,7 @@ _ORTHANC_LEVELS: dict[str, WatchLevel] = {"NewInstance": "instance", "NewStudy":
 _SHOWN = 100
 
 
+@piped_by_member
 class Watched(NamedTuple):
     """The output of a watch with ``failures="collect"``."""
 
@@ -435,6 +437,7 @@ class WatchForStudies(_WatchTransform):
     _level: WatchLevel = "study"
 
 
+@piped_by_member
 class ParsedNotifications(NamedTuple):
     """The output of `ParseNotifications` with ``failures="collect"``."""
 
