@@ -110,23 +110,25 @@ class GroupBySeries(DICOMwebTransform):
 
     def expand(self, pcollection: Any) -> GroupedInstances:
         """Builds the steps."""
-        groups, failures = groups_of(self, pcollection, self._destination, distinct=self._distinct)
+        groups, failures = _grouped(self, pcollection, self._destination, distinct=self._distinct)
         return GroupedInstances(groups, self._report(failures))
 
 
 def groups_of(
-    transform: DICOMwebTransform,
-    pcollection: Any,
-    destination: Endpoint | None = None,
-    *,
-    distinct: bool = False,
+    transform: DICOMwebTransform, pcollection: Any, destination: Endpoint | None = None
 ) -> tuple[Any, list[Any]]:
     """The groups of whatever names instances, as steps of a transform; also their failures.
 
-    Groups of `GroupBySeries` stay as they are.
+    A collection of groups stays as it is.
     """
     if pcollection.element_type is InstanceGroup:
         return pcollection, []
+    return _grouped(transform, pcollection, destination)
+
+
+def _grouped(
+    transform: DICOMwebTransform, pcollection: Any, destination: Endpoint | None, *, distinct: bool = False
+) -> tuple[Any, list[Any]]:
     made = _AsGroups(type(transform).__name__, collect=transform.collects)
     named = pcollection | "AsReferences" >> transform._step(made, Resource | InstanceGroup)
     listed = packed(transform, named["main"], InstanceGroup, destination=destination, distinct=distinct)
