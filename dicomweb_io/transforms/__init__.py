@@ -19,6 +19,7 @@ instances without looking at them, `CopyInstances` is faster and needs less memo
 
 - **Sources**: `SearchForStudies`, `SearchForSeries`, `SearchForInstances`, `ReadFromDICOMweb`. Applied to a collection,
   the searches run once for each element; `ReadAllFromDICOMweb` reads the instances that each element names.
+  `ReadReferences` reads a list of what is wanted.
 - **Retrieves**: `RetrieveInstances`, `RetrieveMetadata`, `RetrieveFrames`, `RetrieveRendered`, `RetrieveBulkdata`.
 - **Sinks**: `StoreInstances` (also called `WriteToDICOMweb`), `CopyInstances`; their result is a `StoreResult`.
   `DownloadInstances` writes files and emits their paths. `DeleteResources` deletes.
@@ -45,7 +46,14 @@ from dicomweb_io.transforms.frames import (
     RetrieveFrames,
     RetrieveRendered,
 )
-from dicomweb_io.transforms.read_write import DistinctReferences, ReadAllFromDICOMweb, ReadFromDICOMweb, WriteToDICOMweb
+from dicomweb_io.transforms.read_write import (
+    DistinctReferences,
+    NamedReferences,
+    ReadAllFromDICOMweb,
+    ReadFromDICOMweb,
+    ReadReferences,
+    WriteToDICOMweb,
+)
 from dicomweb_io.transforms.retrieve import (
     RetrievedInstances,
     RetrievedMetadata,
@@ -75,10 +83,12 @@ __all__ = [
     "DownloadInstances",
     "DownloadResult",
     "ElementCoder",
+    "NamedReferences",
     "ParseNotifications",
     "ParsedNotifications",
     "ReadAllFromDICOMweb",
     "ReadFromDICOMweb",
+    "ReadReferences",
     "RetrieveBulkdata",
     "RetrieveFrames",
     "RetrieveInstances",
