@@ -49,7 +49,6 @@ __all__ = [
     "SearchForInstances",
     "SearchForSeries",
     "SearchForStudies",
-    "WatchForCompleteStudies",
     "WatchForInstances",
     "WatchForStudies",
     "WriteToDICOMweb",
@@ -103,7 +102,6 @@ _OWN = {
     "verify": _Parameter(str, "How to prove that they are stored: response, uid or content.", "response"),
     "allow_unproven_rows": _Parameter(bool, "Delete also what a search found that is not exact.", False),
     "interval": _Parameter(float, "Seconds between polls.", 60.0),
-    "quiet": _Parameter(float, "Seconds without a change after which a study is complete.", 300.0),
     "start": _Parameter(str, "now, all, or a date.", "now"),
     "max_polls": _Parameter(_NUMBER, "At most this many polls; without it the watch does not end."),
     "method": _Parameter(str, "How to find out what is new.", "auto"),
@@ -438,13 +436,6 @@ class WatchForStudies(_OnRows, takes=_WATCH, gives=Resource):
 
     _yaml_requires_inputs = False
     _transform = transforms.WatchForStudies
-
-
-class WatchForCompleteStudies(_OnRows, takes=(*_WATCH, "quiet"), gives=Resource):
-    """Reports the studies of which nothing has arrived for a quiet period: rows with the UID."""
-
-    _yaml_requires_inputs = False
-    _transform = transforms.WatchForCompleteStudies
 
 
 class WatchForInstances(_OnRows, takes=_WATCH, gives=Resource):
