@@ -5,12 +5,15 @@ A new public transform has to be added to `CASES`, or `unit/transforms/test_ever
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dicomweb_io.elements import Instance, Resource
+import apache_beam as beam
+
+from dicomweb_io.elements import Bulkdata, Frame, Instance, RenderedImage, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.transforms import (
     AsRows,
@@ -21,6 +24,7 @@ from dicomweb_io.transforms import (
     ParseNotifications,
     ReadAllFromDICOMweb,
     ReadFromDICOMweb,
+    ReadReferences,
     RetrieveBulkdata,
     RetrieveFrames,
     RetrieveInstances,
@@ -30,6 +34,7 @@ from dicomweb_io.transforms import (
     SearchForSeries,
     SearchForStudies,
     StoreInstances,
+    WatchForCompleteStudies,
     WatchForInstances,
     WatchForStudies,
     WriteToDICOMweb,
@@ -87,6 +92,7 @@ class Case:
         fails: Whether it takes ``failures=``.
         keeps_times: Whether results have the timestamp of their element.
         output: The Python type of what comes out.
+        level: What comes out stands for: ``"study"``, ``"series"`` or ``"instance"``; None: what its element does.
     """
 
     make: Callable[..., Any]
@@ -98,9 +104,11 @@ class Case:
     prepare: Callable[[World], None] = lambda world: None
     fails: bool = True
     keeps_times: bool = True
+    level: str | None = "instance"
 
 
 INSTANCES = 3
+COLUMNS = ["StudyInstanceUID", "SeriesInstanceUID", "Modality"]
 
 
 def _series(world: World) -> list[Any]:
@@ -112,7 +120,8 @@ def _write_each(world: World, **options: Any) -> Any:
     return WriteToDICOMweb(lambda element: target, **options)
 
 
-def _url(reference: Resource) -> str:
+def notification_of(reference: Resource) -> str:
+    """The notification of Google's archive that an object is new."""
     return f"//healthcare.googleapis.com/projects/p/locations/l/datasets/d/dicomStores/s/dicomWeb/{reference.uri}"
 
 
@@ -121,40 +130,67 @@ def _row_of(world: World) -> dict[str, Any]:
     return row | {"0020000E": {"vr": "UI", "Value": [world.series.series_instance_uid]}}
 
 
-def _watch(kind: Any, count: int) -> Case:
+def _list_of(world: World) -> Path:
+    path = world.directory / "list.jsonl"
+    path.write_text("".join(f"{json.dumps(reference.to_dict())}\n" for reference in world.references))
+    return path
+
+
+def _watch(kind: Any, count: int, level: str) -> Case:
     options = {"start": "all", "max_polls": 1, "method": "list"}
-    return Case(lambda w, **o: kind(w.source, **options, **o), None, "references", count, Resource)
+    if kind is WatchForCompleteStudies:
+        options |= {"max_polls": 2, "interval": 0.02, "quiet": 0.001}
+    return Case(lambda w, **o: kind(w.source, **options, **o), None, "references", count, Resource, level=level)
 
 
 CASES: dict[str, Case] = {
     "SearchForStudies": Case(
-        lambda w, **o: SearchForStudies(w.source, **o), lambda w: [{"Modality": "CT"}], "rows", 1, dict
+        lambda w, **o: SearchForStudies(w.source, **o), lambda w: [{"Modality": "CT"}], "rows", 1, dict, level="study"
     ),
     "SearchForSeries": Case(
-        lambda w, **o: SearchForSeries(w.source, columns=["Modality", "SeriesNumber"], **o), _series, "rows", 1, object
+        lambda w, **o: SearchForSeries(w.source, columns=COLUMNS, **o), _series, "rows", 1, beam.Row, level="series"
     ),
     "SearchForInstances": Case(lambda w, **o: SearchForInstances(w.source, **o), _series, "rows", INSTANCES, dict),
     "RetrieveInstances": Case(
         lambda w, **o: RetrieveInstances(w.source, **o), _series, "instances", INSTANCES, Instance
     ),
     "RetrieveMetadata": Case(lambda w, **o: RetrieveMetadata(w.source, **o), _series, "metadata", INSTANCES, dict),
-    "RetrieveFrames": Case(lambda w, **o: RetrieveFrames(w.source, **o), _series, "frames", INSTANCES, object),
+    "RetrieveFrames": Case(lambda w, **o: RetrieveFrames(w.source, **o), _series, "frames", INSTANCES, Frame),
     "RetrieveRendered": Case(
-        lambda w, **o: RetrieveRendered(w.source, media_types=["image/png"], **o), _series, "images", INSTANCES, object
+        lambda w, **o: RetrieveRendered(w.source, media_types=["image/png"], **o),
+        _series,
+        "images",
+        INSTANCES,
+        RenderedImage,
     ),
     "RetrieveBulkdata": Case(
-        lambda w, **o: RetrieveBulkdata(w.source, **o), _series, "bulkdata", INSTANCES, object, bad={"a": 1}
+        lambda w, **o: RetrieveBulkdata(w.source, **o), _series, "bulkdata", INSTANCES, Bulkdata, bad={"a": 1}
     ),
     "DownloadInstances": Case(
         lambda w, **o: DownloadInstances(w.source, w.directory / "files", **o), _series, "paths", INSTANCES, str
     ),
-    "CopyInstances": Case(lambda w, **o: CopyInstances(w.source, w.target, **o), _series, "stored", INSTANCES, object),
-    "StoreInstances": Case(
-        lambda w, **o: StoreInstances(w.target, **o), lambda w: w.instances[:1], "stored", 1, object, bad=b"not DICOM"
+    "CopyInstances": Case(
+        lambda w, **o: CopyInstances(w.source, w.target, **o), _series, "stored", INSTANCES, StoredInstance
     ),
-    "WriteToDICOMweb": Case(_write_each, lambda w: [str(w.paths[0])], "stored", 1, object, bad="/there/is/no.dcm"),
+    "StoreInstances": Case(
+        lambda w, **o: StoreInstances(w.target, **o),
+        lambda w: w.instances[:1],
+        "stored",
+        1,
+        StoredInstance,
+        bad=b"not DICOM",
+    ),
+    "WriteToDICOMweb": Case(
+        _write_each, lambda w: [str(w.paths[0])], "stored", 1, StoredInstance, bad="/there/is/no.dcm"
+    ),
     "DeleteResources": Case(
-        lambda w, **o: DeleteResources(w.target, **o), _series, "deleted", 1, Resource, prepare=World.fill_target
+        lambda w, **o: DeleteResources(w.target, **o),
+        _series,
+        "deleted",
+        1,
+        Resource,
+        prepare=World.fill_target,
+        level=None,
     ),
     "ReadFromDICOMweb": Case(
         lambda w, search_filters={"Modality": "CT"}, **o: ReadFromDICOMweb(w.source, search_filters, **o),
@@ -166,18 +202,24 @@ CASES: dict[str, Case] = {
     "ReadAllFromDICOMweb": Case(
         lambda w, **o: ReadAllFromDICOMweb(w.source, **o), lambda w: [_row_of(w)], "instances", INSTANCES, Instance
     ),
+    "ReadReferences": Case(
+        lambda w, **o: ReadReferences(_list_of(w), **o), None, "references", INSTANCES, Resource, bad=None
+    ),
     "ParseNotifications": Case(
-        lambda w, **o: ParseNotifications(**o), lambda w: [_url(w.references[0])], "references", 1, Resource
+        lambda w, **o: ParseNotifications(**o), lambda w: [notification_of(w.references[0])], "references", 1, Resource
     ),
-    "WatchForStudies": _watch(WatchForStudies, 1),
-    "WatchForInstances": _watch(WatchForInstances, INSTANCES),
+    "WatchForStudies": _watch(WatchForStudies, 1, "study"),
+    "WatchForInstances": _watch(WatchForInstances, INSTANCES, "instance"),
+    "WatchForCompleteStudies": _watch(WatchForCompleteStudies, 1, "study"),
     "DistinctReferences": Case(
-        lambda w: DistinctReferences(), _series, "", 1, Resource, bad=None, fails=False, keeps_times=False
+        lambda w: DistinctReferences(), _series, "", 1, Resource, bad=None, fails=False, keeps_times=False, level=None
     ),
-    "AsRows": Case(lambda w: AsRows(element_type=Resource), _series, "", 1, object, bad=None, fails=False),
+    "AsRows": Case(
+        lambda w: AsRows(element_type=Resource), _series, "", 1, beam.Row, bad=None, fails=False, level=None
+    ),
 }
 
-WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications"})
+WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications", "ReadReferences"})
 """Those that are given an endpoint."""
 
 VARIANTS: dict[str, Callable[[World], Any]] = {

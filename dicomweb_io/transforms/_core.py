@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import apache_beam as beam
 from apache_beam.metrics.metric import Lineage
 from apache_beam.options.pipeline_options import TypeOptions
-from apache_beam.pvalue import TaggedOutput
+from apache_beam.pvalue import PBegin, TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
@@ -165,6 +165,9 @@ class FailingTransform(beam.PTransform[Any, Any]):
 
     _element_type: Any = None
 
+    _is_source = False
+    """Whether it can be applied to a pipeline."""
+
     rows_are_proven: bool | None = None
     """Whether what it found in a search surely matches its filters; None if it does not search."""
 
@@ -177,6 +180,15 @@ class FailingTransform(beam.PTransform[Any, Any]):
         if self._element_type is not None and failures == "raise":
             # A hint holds for every output, so there is none where failures are an output too.
             self.with_output_types(self._element_type)
+
+    def __ror__(self, left: Any, label: str | None = None) -> Any:
+        """Applies it with ``|``."""
+        if isinstance(left, (beam.Pipeline, PBegin)) and not self._is_source:
+            raise TypeError(
+                f"{type(self).__name__} is no source: apply it to a collection, such as that of a search or of "
+                "beam.Create, not to a pipeline"
+            )
+        return super().__ror__(left, label)
 
     def with_error_handler(self, error_handler: Any) -> Self:
         """Sends failures to one of Beam's error handlers instead of failing the pipeline.

@@ -92,6 +92,7 @@ class _Search(DICOMwebTransform):
     """The three searches; see `SearchForStudies`."""
 
     _element_type = dict[str, Any]
+    _is_source = True
     _level: SearchLevel
 
     def __init__(

@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
+from apache_beam.typehints.decorators import TypeCheckError
 from requests.auth import HTTPBasicAuth
 
 from dicomweb_io import transforms
@@ -91,6 +92,12 @@ def test_a_result_that_is_piped_names_its_members(kind):
     pairs = kind(ones | "A" >> beam.Map(lambda x: (0, x)), twos | "B" >> beam.Map(lambda x: (0, x)))
     assert_that(pairs | beam.CoGroupByKey(), equal_to([(0, ([1], [2]))]))
     p.run()
+
+
+@pytest.mark.parametrize("name", [name for name in FED if not name.startswith("SearchFor")])
+def test_a_step_is_no_source(name, world):
+    with pytest.raises((TypeError, TypeCheckError), match=r"is no source|expects a PCollection"):
+        _ = pipeline() | "It" >> CASES[name].make(world)
 
 
 def test_the_runtime_check_of_types_finds_a_wrong_hint():

@@ -1,0 +1,28 @@
+"""Any two transforms can be chained: each pair that fits ends with all of its results, however narrow the limits."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+import pytest
+
+from tests.chains import PAIRS, Archives, run_chains
+from tests.unit.test_nothing_hangs import ends
+
+FIRST = [name for name, following in PAIRS.items() if following]
+
+
+def pipeline():
+    return beam.Pipeline(runner="FnApiRunner")
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_all_that_fits_may_follow_at_once(serve, tmp_path, first):
+    archives = Archives.start(serve, tmp_path)
+    ends(lambda: run_chains(archives, first, list(PAIRS[first]), pipeline))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [(first, second) for first in FIRST for second in PAIRS[first]])
+def test_each_pair_ends(serve, tmp_path, first, second):
+    archives = Archives.start(serve, tmp_path)
+    ends(lambda: run_chains(archives, first, [second], pipeline))
