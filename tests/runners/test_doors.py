@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from datetime import date
+from datetime import date, datetime, timezone
 from pathlib import Path
 
 import apache_beam as beam
@@ -149,6 +149,16 @@ CHAINS = {
     ),
     "bulk data": ((SEARCH, ("RetrieveBulkdata", {"attributes": ["PixelData"]})), {"uri": str, "content": bytes}, 3),
     "watch": ((("WatchForStudies", {"start": "all", "max_polls": 1}),), {"study_instance_uid": str}, 2),
+    "watch for complete studies": (
+        (
+            (
+                "WatchForCompleteStudies",
+                {"start": "all", "max_polls": 2, "interval": 0.02, "quiet": 0.001},
+            ),
+        ),
+        {"study_instance_uid": str},
+        2,
+    ),
     "watch and retrieve": (
         (("WatchForInstances", {"start": "all", "max_polls": 1}), ("RetrieveMetadata", {})),
         {"SOPInstanceUID": str},
@@ -281,6 +291,13 @@ def test_beam_sees_the_parameters(name):
 def test_wrong_parameters_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         doors.SearchForStudies("https://pacs.example/rs", **arguments)
+
+
+def test_a_watch_starts_at_a_time():
+    watch = doors.WatchForStudies("https://pacs.example/rs", start="2026-01-31")
+    assert watch._inner.start == datetime(2026, 1, 31, tzinfo=timezone.utc)
+    with pytest.raises(ValueError, match="yesterday"):
+        doors.WatchForStudies("https://pacs.example/rs", start="yesterday")
 
 
 def test_what_rows_name():
