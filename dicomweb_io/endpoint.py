@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EndpointLike = Union["Endpoint", str, "os.PathLike[str]"]
 
 _CLIENTS = {True: ("dicomweb_io.web.client", "DICOMwebClient"), False: ("dicomweb_io.files.client", "DICOMfileClient")}
+_SERVER_WITHOUT_SCHEME = re.compile(r"[\w.-]+:\d+(/|$)|[\w-]+\.[\w.-]+/(.*/)?dicom[_-]?web/?$", re.IGNORECASE)
 _GROUPS = {"prefixes": Prefixes, "tls": TLS, "timeouts": Timeouts, "limits": Limits, "retry": RetryPolicy}
 
 
@@ -74,9 +75,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         # Path objects are accepted too. Two colons in one begin no chain of filesystems, as they may in a text.
         text = os.fspath(self.url)
-        object.__setattr__(
-            self, "url", text if isinstance(self.url, str) or "::" not in text else os.path.abspath(text)
-        )
+        misread = "::" in text or _SERVER_WITHOUT_SCHEME.match(text)
+        object.__setattr__(self, "url", os.path.abspath(text) if misread and not isinstance(self.url, str) else text)
         if not self.url:
             raise ValueError("url is empty (expected https://…, a path, or an fsspec URL)")
         if self.is_web:
@@ -84,6 +84,9 @@ class Endpoint:
             if self.internal_url is not None:
                 split_service_url(self.internal_url)
         else:
+            if _SERVER_WITHOUT_SCHEME.match(self.url):
+                # As a destination it would quietly become a folder.
+                raise ValueError(f"{text!r}: write http:// or https:// before a server's address, ./ before a folder")
             kinds = ("prefixes", "credentials", "internal_url")
             given = [name for name in kinds if getattr(self, name) not in (None, Prefixes())]
             if given:

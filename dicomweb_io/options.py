@@ -16,14 +16,22 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from types import TracebackType
 from typing import IO, Any, Literal, Protocol
 
 from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import safe_url
-from dicomweb_io.http.auth import BasicCredentials, BearerToken, Credentials, GoogleCredentials
+from dicomweb_io.http.auth import (
+    AWSSigV4,
+    AzureCredentials,
+    BasicCredentials,
+    BearerToken,
+    Credentials,
+    GoogleCredentials,
+    OAuth2ClientCredentials,
+)
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.listing import ListLine, read_references
 
@@ -78,7 +86,24 @@ _AUTHENTICATION: dict[str, dict[str, Any]] = {
 # Secrets that a command line may take, and that nothing else takes: other users of a machine can read command lines.
 _PERSONAL = ("password", "token")
 _NAMES = (*_ARCHIVE, *_AUTHENTICATION, *_PERSONAL, "max_in_flight")
-_WAYS = ("user", "token", "token_env", "token_file", "google")
+_WAYS = ("user", "token", "token_env", "token_file", "token_command")
+_IDENTITIES: dict[str, type[Credentials]] = {
+    "google": GoogleCredentials,
+    "azure": AzureCredentials,
+    "aws": AWSSigV4,
+    "oauth2": OAuth2ClientCredentials,
+}
+# Options named after the kind and its fields, such as aws_region; secrets themselves are none.
+_IDENTITY_OPTIONS = {
+    f"{kind}_{field.name}": (kind, field.name)
+    for kind, made in _IDENTITIES.items()
+    for field in fields(made)  # type: ignore[arg-type]
+    if field.type in ("str", "str | None") and not field.metadata.get("secret")
+}
+CREDENTIAL_OPTIONS = tuple(
+    dict.fromkeys((*_AUTHENTICATION, "password_file", "token_command", *_IDENTITIES, *_IDENTITY_OPTIONS))
+)
+"""The options of `make_endpoint` that say how to authenticate, without those that hold a secret themselves."""
 _SERVICES = ("qido", "wado", "stow", "delete")
 
 
@@ -183,33 +208,49 @@ def _timeouts(given: Mapping[str, Any]) -> Timeouts:
 def _credentials(
     given: Mapping[str, Any], spelled: Callable[[str], str], *, workers_elsewhere: bool
 ) -> Credentials | None:
-    for name in ("user", "token", "token_env", "token_file"):
+    for name in _WAYS:
         if given.get(name) == "":
             # Most likely a command failed or a variable is unset; continuing would be anonymous access.
             raise UsageError(f"{spelled(name)} is empty")
-    ways = [name for name in _WAYS if given.get(name)]
-    if len(ways) > 1:
-        raise UsageError(f"give one way to authenticate, not {' and '.join(map(spelled, ways))}")
-    for name in ("password", "password_env"):
+    ways = [name for name in (*_WAYS, *_IDENTITIES, *_IDENTITY_OPTIONS) if given.get(name)]
+    kinds = {_IDENTITY_OPTIONS.get(name, (name,))[0]: name for name in reversed(ways)}
+    if len(kinds) > 1:
+        raise UsageError(f"give one way to authenticate, not {' and '.join(map(spelled, reversed(kinds.values())))}")
+    for name in ("password", "password_env", "password_file"):
         if given.get(name) and not given.get("user"):
             raise UsageError(f"{spelled(name)} needs {spelled('user')}")
     if given.get("user"):
         return _basic(given, spelled)
-    if given.get("token"):
-        return BearerToken(token=given["token"])
-    if given.get("token_env"):
-        if not workers_elsewhere and given["token_env"] not in os.environ:
-            raise UsageError(f"{spelled('token_env')}: the environment variable {given['token_env']} is not set")
-        return BearerToken(env=given["token_env"])
-    if given.get("token_file"):
-        return BearerToken(file=given["token_file"])
-    return GoogleCredentials() if given.get("google") else None
+    if given.get("token_env") and not workers_elsewhere and given["token_env"] not in os.environ:
+        raise UsageError(f"{spelled('token_env')}: the environment variable {given['token_env']} is not set")
+    for name, field in (("token", "token"), ("token_env", "env"), ("token_file", "file"), ("token_command", "command")):
+        if given.get(name):
+            return BearerToken(**{field: given[name]})
+    return _identity(next(iter(kinds)), given, spelled) if kinds else None
+
+
+def _identity(kind: str, given: Mapping[str, Any], spelled: Callable[[str], str]) -> Credentials:
+    made = _IDENTITIES[kind]
+    values = {
+        field: given[name] for name, (owner, field) in _IDENTITY_OPTIONS.items() if owner == kind and given.get(name)
+    }
+    required = [field.name for field in fields(made) if field.default is MISSING]  # type: ignore[arg-type]
+    missing = [spelled(f"{kind}_{name}") for name in required if name not in values]
+    if missing:
+        raise UsageError(f"{spelled(kind)} needs {' and '.join(missing)}")
+    try:
+        return made(**values)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _basic(given: Mapping[str, Any], spelled: Callable[[str], str]) -> BasicCredentials:
-    user, variable = given["user"], given.get("password_env")
-    if variable:
-        return BasicCredentials(user, password_env=variable)
+    user = given["user"]
+    named = {name: given[name] for name in ("password_env", "password_file") if given.get(name)}
+    if len(named) > 1:
+        raise UsageError(f"give {' or '.join(map(spelled, named))}, not both")
+    if named:
+        return BasicCredentials(user, **named)
     if given.get("password") is None:
         # Only where a person may be asked there is such an option, and a default for the variable.
         raise UsageError(f"{spelled('user')} needs {spelled('password_env')}")

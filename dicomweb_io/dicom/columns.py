@@ -1,4 +1,4 @@
-"""Attributes as columns of a table: from values of the DICOM JSON model to dates, numbers, text and lists of them."""
+"""Attributes as columns of a table: from values of the DICOM JSON model to numbers, text, dates and lists of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pydicom.datadict import dictionary_VM
 from dicomweb_io.dicom.attributes import BINARY_VRS, DECIMAL_VRS, INTEGER_VRS, lookup_keyword, resolve, vr_of
 from dicomweb_io.dicom.errors import InvalidIdentifierError
 from dicomweb_io.dicom.json_decode import iter_values
-from dicomweb_io.dicom.values import name_text, parse_date
+from dicomweb_io.dicom.values import iso_date, iso_date_time, iso_time, name_text
 
 _INT64 = 1 << 63  # tables have integers of 64 bits
+_MOMENTS = {"DA": iso_date, "TM": iso_time, "DT": iso_date_time}
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class Column:
         name: The column's name: the keyword, or ``tag_`` and 8 digits where there is none; the parts of a path into
             sequences are joined by ``_``.
         path: The tags, outermost first.
-        kind: The type of a value: `datetime.date` (VR DA), `int`, `float` or `str`. Times are text, as are date-times
-            (VRs TM, DT): without an offset from UTC they name no instant.
+        kind: The type of a value: `int`, `float`, `str`, or `datetime.date` for typed dates.
         many: Whether a cell is a list: attributes of which PS3.6 allows several values, and those in sequences.
+        vr: The value representation. Dates, times and date-times (VRs DA, TM, DT) have the form of ISO 8601 as text, as
+            precise as the archive gives them.
     """
 
     name: str
     path: tuple[str, ...]
     kind: type
     many: bool
+    vr: str = ""
 
     @property
     def field(self) -> str:
@@ -50,29 +53,28 @@ class Column:
         clean = True
         values = []
         for value in iter_values(row, self.path):
-            if value is None or value == "":
-                # A list of texts has a place for each value, because other lists may correspond to it.
-                if self.many and self.kind is str:
-                    values.append("")
-                continue
-            converted = _convert(value, self.kind)
-            if converted is None:
-                clean = False
-            else:
+            absent = value is None or value == ""
+            converted = None if absent else _convert(value, self.kind, self.vr)
+            clean = clean and (absent or converted is not None)
+            if converted is not None:
                 values.append(converted)
+            elif self.many and self.kind is str:
+                # A list of texts has a place for each value, because other lists may correspond to it.
+                values.append("")
         if self.many:
             return values, clean
         if len(values) < 2:
             return (values[0] if values else None), clean
-        return ("\\".join(values), clean) if self.kind is str else (values[0], False)
+        return ("\\".join(values), clean) if self.kind is str and self.vr not in _MOMENTS else (values[0], False)
 
 
-def column_of(attribute: str) -> Column:
+def column_of(attribute: str, *, typed_dates: bool = False) -> Column:
     """The column of an attribute.
 
     Args:
         attribute: A keyword, 8 hexadecimal digits, or a dotted path into sequences. Attributes that PS3.6 does not
             know are text.
+        typed_dates: Whether dates are `datetime.date` instead of text.
 
     Raises:
         InvalidIdentifierError: If it is unknown, a sequence, or binary.
@@ -86,17 +88,17 @@ def column_of(attribute: str) -> Column:
     if vr in BINARY_VRS and vr != "UN":
         raise InvalidIdentifierError(f"{attribute} is binary (VR {vr}) and cannot be a column")
     kind: type = str
-    if vr == "DA":
+    if vr == "DA" and typed_dates:
         kind = date
     elif vr in INTEGER_VRS:
         kind = int
     elif vr in DECIMAL_VRS:
         kind = float
-    return Column("_".join(map(_name, path)), path, kind, len(path) > 1 or _multiplicity(path[-1]) != "1")
+    return Column("_".join(map(_name, path)), path, kind, len(path) > 1 or _multiplicity(path[-1]) != "1", vr)
 
 
-def columns_of(attributes: Iterable[str]) -> tuple[Column, ...]:
-    """The columns of attributes, in order.
+def columns_of(attributes: Iterable[str], *, typed_dates: bool = False) -> tuple[Column, ...]:
+    """The columns of attributes, in order; see `column_of`.
 
     Raises:
         TypeError: If `attributes` is one text.
@@ -104,7 +106,7 @@ def columns_of(attributes: Iterable[str]) -> tuple[Column, ...]:
     """
     if isinstance(attributes, str):
         raise TypeError("columns must be a sequence of keywords or tags, not one str")
-    columns = tuple(column_of(attribute) for attribute in attributes)
+    columns = tuple(column_of(attribute, typed_dates=typed_dates) for attribute in attributes)
     if not columns:
         raise InvalidIdentifierError("columns is empty: name at least one attribute")
     names = [column.name for column in columns]
@@ -128,13 +130,14 @@ def _multiplicity(tag: str) -> str:
         return "1"
 
 
-def _convert(value: Any, kind: type) -> Any:
+def _convert(value: Any, kind: type, vr: str) -> Any:
     """The value as `kind`; None if it has no such form. Archives send numbers as texts and texts as numbers."""
+    moment = _MOMENTS.get(vr)
+    if moment is not None:
+        text = moment(value) if isinstance(value, str) else None
+        return text if kind is str or text is None else date.fromisoformat(text)
     if kind is str:
         return value if isinstance(value, str) else name_text(value)
-    if kind is date:
-        text = parse_date(value) if isinstance(value, str) else None
-        return None if text is None else date(int(text[:4]), int(text[4:6]), int(text[6:]))
     if isinstance(value, bool):
         return None
     try:

@@ -153,6 +153,39 @@ def parse_date_time(text: str) -> Interval | None:
     return Interval(first * _DAY + time.first, last * _DAY + time.last, offset)
 
 
+@lru_cache(maxsize=65536)
+def iso_date(text: str) -> str | None:
+    """A date as ISO 8601 writes it: ``2024-02-29``; None if it is not a date."""
+    plain = parse_date(text)
+    return None if plain is None else f"{plain[:4]}-{plain[4:6]}-{plain[6:]}"
+
+
+@lru_cache(maxsize=65536)
+def iso_time(text: str) -> str | None:
+    """A time as ISO 8601 writes it, as precise as it is: ``13:45:10.250000``, ``13:45``; None if it is not a time."""
+    match = _TIME.match(text.strip(" \0"))
+    return None if match is None or parse_time(text) is None else _clock(*match.groups())
+
+
+@lru_cache(maxsize=65536)
+def iso_date_time(text: str) -> str | None:
+    """A date-time as ISO 8601 writes it, as precise as it is; None if it is not a date-time.
+
+    Examples: ``2024-02-29T13:45:10.250000+01:00``, ``2024-02``.
+    """
+    match = _DATE_TIME.match(text.strip(" \0"))
+    if match is None or parse_date_time(text) is None:
+        return None
+    *day, hour, minute, second, fraction, offset = match.groups()
+    clock = "" if hour is None else "T" + _clock(hour, minute, second, fraction)
+    return "-".join(part for part in day if part) + clock + (f"{offset[:3]}:{offset[3:]}" if offset else "")
+
+
+def _clock(hour: str, minute: str | None, second: str | None, fraction: str | None) -> str:
+    text = ":".join(part for part in (hour, minute, second) if part)
+    return f"{text}.{fraction:0<6}" if fraction and int(fraction) else text
+
+
 def day_of(instant: int) -> str:
     """The date, as ``YYYYMMDD``, of an instant of a DT."""
     return date.fromordinal(instant // _DAY).strftime("%Y%m%d").zfill(8)

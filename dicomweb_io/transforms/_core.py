@@ -1,6 +1,7 @@
 """What the transforms share.
 
 - `FailingTransform` and `DICOMwebTransform`: the endpoint, and what becomes of failures;
+- `piped_by_member`: for the named tuples that transforms give;
 - `PooledDoFn`: works through the bounded pool that all bundles of a process share, and keeps windows, times and panes;
 - `AsReferences` and `ExpandReferences`: from whatever names something to references of instances;
 - `PartSpool`: large instances, frames and values go through files, so that none is in memory unless it may be;
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 import apache_beam as beam
 from apache_beam.metrics.metric import Lineage
 from apache_beam.options.pipeline_options import TypeOptions
-from apache_beam.pvalue import TaggedOutput
+from apache_beam.pvalue import PBegin, TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
@@ -55,6 +56,7 @@ ReferenceInput = Resource | str | dict[str, Any]
 
 T = TypeVar("T", Instance, Frame, Bulkdata)
 D = TypeVar("D", bound="PooledDoFn")
+R = TypeVar("R", bound=tuple[Any, ...])
 
 
 class TransformFailed(RuntimeError):
@@ -92,6 +94,26 @@ class Problem:
 def problem_of(error: BaseException, transform: str, **details: Any) -> Problem:
     """Makes a `Problem` of an exception; see `failure_of`."""
     return Problem(failure_of(error, transform, **details), error)
+
+
+def piped_by_member(result: type[R]) -> type[R]:
+    """Makes ``result | transform`` an error that names the members, unless the transform takes several collections.
+
+    For the named tuples of collections that transforms give, which Beam knows as outputs, unlike other objects.
+    """
+    result.__or__ = _pipe_result  # type: ignore[assignment, unused-ignore]
+    return result
+
+
+def _pipe_result(result: Any, transform: Any) -> Any:
+    label, inner = getattr(transform, "label", transform), getattr(transform, "transform", transform)
+    if isinstance(inner, (beam.Flatten, beam.CoGroupByKey)):
+        return transform.__ror__(result)
+    members = [f"result.{name}" for name in result._fields]
+    raise TypeError(
+        f"a {type(result).__name__} holds several collections, so {label} needs one of them: take {members[0]} "
+        f"(there is also {' and '.join(members[1:])}; result | beam.Flatten() joins them)"
+    )
 
 
 def naming(problem: Problem, element: Any) -> Problem:
@@ -143,6 +165,9 @@ class FailingTransform(beam.PTransform[Any, Any]):
 
     _element_type: Any = None
 
+    _is_source = False
+    """Whether it can be applied to a pipeline."""
+
     rows_are_proven: bool | None = None
     """Whether what it found in a search surely matches its filters; None if it does not search."""
 
@@ -155,6 +180,15 @@ class FailingTransform(beam.PTransform[Any, Any]):
         if self._element_type is not None and failures == "raise":
             # A hint holds for every output, so there is none where failures are an output too.
             self.with_output_types(self._element_type)
+
+    def __ror__(self, left: Any, label: str | None = None) -> Any:
+        """Applies it with ``|``."""
+        if isinstance(left, (beam.Pipeline, PBegin)) and not self._is_source:
+            raise TypeError(
+                f"{type(self).__name__} is no source: apply it to a collection, such as that of a search or of "
+                "beam.Create, not to a pipeline"
+            )
+        return super().__ror__(left, label)
 
     def with_error_handler(self, error_handler: Any) -> Self:
         """Sends failures to one of Beam's error handlers instead of failing the pipeline.

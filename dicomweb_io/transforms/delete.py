@@ -19,10 +19,12 @@ from dicomweb_io.transforms._core import (
     FailureMode,
     PooledDoFn,
     ReferenceInput,
+    piped_by_member,
 )
 from dicomweb_io.transforms.metrics import count
 
 
+@piped_by_member
 class DeleteResult(NamedTuple):
     """The output of `DeleteResources` with ``failures="collect"``."""
 

@@ -34,6 +34,7 @@ from dicomweb_io.transforms._core import (
     ReferenceInput,
     Work,
     call_user,
+    piped_by_member,
     problem_of,
 )
 from dicomweb_io.transforms.metrics import count, observe
@@ -201,6 +202,7 @@ class ChooseFrames(PooledDoFn):
             yield replace(instance, frames=tuple(numbers[start : start + self._piece]))
 
 
+@piped_by_member
 class RetrievedFrames(NamedTuple):
     """The output of `RetrieveFrames` with ``failures="collect"``."""
 
@@ -331,6 +333,7 @@ class _FetchFrames(FetchParts):
         )
 
 
+@piped_by_member
 class RetrievedRendered(NamedTuple):
     """The output of `RetrieveRendered` with ``failures="collect"``."""
 
@@ -442,6 +445,7 @@ class _FetchRendered(PooledDoFn):
         yield image
 
 
+@piped_by_member
 class RetrievedBulkdata(NamedTuple):
     """The output of `RetrieveBulkdata` with ``failures="collect"``."""
 

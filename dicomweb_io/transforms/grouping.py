@@ -40,6 +40,7 @@ from dicomweb_io.transforms._core import (
     Problem,
     ReferenceInput,
     Work,
+    piped_by_member,
 )
 from dicomweb_io.transforms.metrics import count
 
@@ -62,6 +63,7 @@ _ASK_FROM = 4
 _Packed = tuple[Any, ...]
 
 
+@piped_by_member
 class GroupedInstances(NamedTuple):
     """The output of `GroupBySeries`.
 

@@ -36,6 +36,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     ReferenceInput,
+    piped_by_member,
     problem_of,
 )
 from dicomweb_io.transforms.grouping import packed
@@ -46,6 +47,7 @@ logger = logging.getLogger("dicomweb_io")
 _METADATA_BYTES = 64 * 1024
 
 
+@piped_by_member
 class RetrievedInstances(NamedTuple):
     """The output of `RetrieveInstances` with ``failures="collect"``."""
 
@@ -53,6 +55,7 @@ class RetrievedInstances(NamedTuple):
     failures: Any
 
 
+@piped_by_member
 class RetrievedMetadata(NamedTuple):
     """The output of `RetrieveMetadata` with ``failures="collect"``."""
 

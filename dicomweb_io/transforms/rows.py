@@ -1,7 +1,8 @@
 """`AsRows` and ``columns=``: typed rows with a schema, for SQL, YAML, other languages, and tables.
 
 The elements of this package keep their classes, which schemas would lose (see `dicomweb_io.transforms.coders`). Where a
-schema is wanted, this makes rows of them.
+schema is wanted, this makes rows of them. Sinks that take rows need nothing more; for those that want a schema of
+BigQuery's there is `bigquery_schema`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from datetime import date
 from typing import Any, Optional
 
 import apache_beam as beam
@@ -33,6 +35,16 @@ ROW_ELEMENTS: tuple[type, ...] = (
 """The classes that `AsRows` can make rows of without `columns`."""
 
 
+_BIGQUERY_TYPES = {
+    str: "STRING",
+    int: "INTEGER",
+    float: "FLOAT",
+    bool: "BOOLEAN",
+    bytes: "BYTES",
+    date: "DATE",
+}
+
+
 class AsRows(beam.PTransform[Any, Any]):
     """Makes rows with a schema from elements, or from rows of searches and metadata.
 
@@ -40,26 +52,31 @@ class AsRows(beam.PTransform[Any, Any]):
     ``series_instance_uid``, ``sop_instance_uid``, ``frames``). A `Failure`'s ``rows`` become ``first_row`` and
     ``end_row``.
 
-    For datasets in the DICOM JSON model, `columns` names the columns: dates as `datetime.date`, numbers as numbers,
-    person names as text (``Alphabetic=Ideographic=Phonetic``), times as text, attributes that may have several values
-    as lists. What is absent is None or an empty list. Values that are not of their column's type are left out and
-    counted (metric ``unreadable_values``).
+    For datasets in the DICOM JSON model, `columns` names the columns: numbers as numbers, person names as text
+    (``Alphabetic=Ideographic=Phonetic``), dates and times as text in the form of ISO 8601 (``2024-02-29``,
+    ``13:45:10.250000``, ``2024-02-29T13:45:10+01:00``, as precise as the archive gives them), attributes that may have
+    several values as lists. What is absent is None or an empty list. Values that are not of their column's type are
+    left out (a list of text keeps their place empty) and counted (metric ``unreadable_values``).
 
     Args:
         columns: For datasets: keywords, tags, or dotted paths into sequences.
+        typed_dates: Make dates `datetime.date`, a logical type of Beam. SQL and other languages know it; Parquet, Avro
+            and Beam YAML do not. Times stay text, because Beam has no type for them in all languages.
         element_type: For elements: their class, where the collection has no type hint.
 
     Raises:
         TypeError, ValueError: If a column does not exist or cannot be one, or both arguments are given.
     """
 
-    def __init__(self, columns: Sequence[str] | None = None, *, element_type: type | None = None) -> None:
+    def __init__(
+        self, columns: Sequence[str] | None = None, *, typed_dates: bool = False, element_type: type | None = None
+    ) -> None:
         super().__init__()
         if columns is not None and element_type is not None:
             raise ValueError("columns are for datasets, element_type is for elements: give one of them")
         if element_type is not None and element_type not in ROW_ELEMENTS:
             raise ValueError(f"element_type must be one of {_names()}, not {element_type!r}")
-        self.columns = columns_of(columns) if columns is not None else None
+        self.columns = chosen_columns(columns, typed_dates=typed_dates)
         self.element_type = element_type
 
     def expand(self, pcollection: Any) -> Any:
@@ -104,11 +121,47 @@ class TakeColumns(beam.DoFn):
         yield Row(**values)
 
 
+def chosen_columns(columns: Sequence[str] | None, *, typed_dates: bool) -> tuple[Column, ...] | None:
+    """The columns that a transform was asked for, if any.
+
+    Raises:
+        TypeError, ValueError: If a column does not exist or cannot be one, or dates are to be typed without columns.
+    """
+    if columns is not None:
+        return columns_of(columns, typed_dates=typed_dates)
+    if typed_dates:
+        raise ValueError("typed_dates is for columns: name them")
+    return None
+
+
 def row_type(columns: Sequence[Column]) -> Any:
     """The type hint of rows with these columns."""
     return RowTypeConstraint.from_fields(
         [(column.name, _sequence(column.kind) if column.many else _optional(column.kind)) for column in columns]
     )
+
+
+def bigquery_schema(rows: Any) -> dict[str, list[dict[str, str]]]:
+    """The schema of a table for rows, as `apache_beam.io.WriteToBigQuery` takes it, which wants the rows as dicts.
+
+    Example: ``rows | beam.Map(lambda row: row._asdict()) | WriteToBigQuery(table, schema=bigquery_schema(rows))``
+
+    Args:
+        rows: The collection of rows, as `AsRows` and searches with ``columns=`` make them.
+
+    Raises:
+        TypeError: If it is no collection of such rows.
+    """
+    kind = getattr(rows, "element_type", None)
+    if not isinstance(kind, RowTypeConstraint):
+        raise TypeError(f"bigquery_schema needs a collection of rows with a schema, not of {kind}")
+    return {"fields": [_bigquery_field(name, hint) for name, hint in kind._fields]}
+
+
+def _bigquery_field(name: str, hint: Any) -> dict[str, str]:
+    arguments = typing.get_args(hint)
+    mode = "NULLABLE" if type(None) in arguments else "REPEATED" if arguments else "REQUIRED"
+    return {"name": name, "type": _BIGQUERY_TYPES[arguments[0] if arguments else hint], "mode": mode}
 
 
 def _optional(kind: Any) -> Any:

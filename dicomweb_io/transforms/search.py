@@ -24,7 +24,6 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.attributes import resolve
-from dicomweb_io.dicom.columns import columns_of
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.matching import check_filter, unproven
 from dicomweb_io.dicom.values import parse_date
@@ -63,13 +62,14 @@ from dicomweb_io.transforms._core import (
     Problem,
     Work,
     grouped_places,
+    piped_by_member,
     problem_of,
     reported,
     several_windows,
 )
 from dicomweb_io.transforms.metrics import count, count_traffic, observe
 from dicomweb_io.transforms.row_range import END, LEAST_ROWS, ReadAhead, RowRange, RowRangeProvider
-from dicomweb_io.transforms.rows import TakeColumns, row_type
+from dicomweb_io.transforms.rows import TakeColumns, chosen_columns, row_type
 
 QueryInput = Resource | SearchQuery | str | dict[str, Any]
 """What a search step takes: a reference, a query, a URI, a row of a search, or a mapping of filters."""
@@ -80,6 +80,7 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _MAX_PLANNED = 1000
 
 
+@piped_by_member
 class SearchResult(NamedTuple):
     """The output of a search with ``failures="collect"``."""
 
@@ -91,6 +92,7 @@ class _Search(DICOMwebTransform):
     """The three searches; see `SearchForStudies`."""
 
     _element_type = dict[str, Any]
+    _is_source = True
     _level: SearchLevel
 
     def __init__(
@@ -104,6 +106,7 @@ class _Search(DICOMwebTransform):
         additional_params: Mapping[str, Any] | None = None,
         page_size: int | None = None,
         columns: Sequence[str] | None = None,
+        typed_dates: bool = False,
         distinct: bool = False,
         split_by: str | None = None,
         exact: bool = False,
@@ -119,7 +122,7 @@ class _Search(DICOMwebTransform):
             raise ValueError(f"split_by must be 'StudyDate' or None, not {split_by!r}")
         if split_by is not None and limit is not None:
             raise ValueError("a search with a limit is not split: give either limit or split_by")
-        self.columns = columns_of(columns) if columns is not None else None
+        self.columns = chosen_columns(columns, typed_dates=typed_dates)
         if self.columns is not None and failures == "raise":
             self.with_output_types(row_type(self.columns))
         if page_size is not None and (not isinstance(page_size, int) or isinstance(page_size, bool) or page_size < 1):
@@ -250,7 +253,8 @@ class SearchForStudies(_Search):
         additional_params: Further query parameters.
         page_size: Rows to ask for at once; by default what the server's profile says.
         columns: Give typed rows with a schema instead of dicts: these attributes (keywords, tags, or dotted paths into
-            sequences), which are asked for too. See `AsRows`.
+            sequences), which are asked for too. Dates and times are text (ISO 8601). See `AsRows`.
+        typed_dates: With `columns`: make dates `datetime.date`.
         distinct: Remove repeated rows also across the parts and elements of the search, by UID (a GroupByKey).
         split_by: ``"StudyDate"`` makes several searches of one whose rows are more than 10,000, or more than the
             archive returns at once: by ranges of dates with about as many rows each, which workers read at the same

@@ -30,6 +30,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     Work,
+    piped_by_member,
     problem_of,
     several_windows,
     warn_of_secrets,
@@ -42,6 +43,7 @@ Destination = EndpointLike | Callable[[Any], EndpointLike]
 MAX_DESTINATIONS = 8
 
 
+@piped_by_member
 class StoreResult(NamedTuple):
     """The output of `CopyInstances`, `StoreInstances` and `WriteToDICOMweb`.
 

@@ -112,16 +112,20 @@ def test_wrong_parameters_are_refused(arguments, message):
 
 def test_what_rows_name():
     row = beam.Row(study_instance_uid="1.2", series_instance_uid=None)
-    assert Resource.of(doors.uids_of_row(row)) == Resource("1.2")
+    assert doors.reference_of_row(row) == Resource("1.2")
     series = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.3"}
-    assert Resource.of(doors.uids_of_row(series)) == Resource("1.2", "1.3")
+    assert doors.reference_of_row(series) == doors.query_of_row(series) == Resource("1.2", "1.3")
+    frames = {"study_instance_uid": "1.2", "series_instance_uid": "1.3", "sop_instance_uid": "1.4", "frames": [2, 1]}
+    assert doors.reference_of_row(frames) == Resource("1.2", "1.3", "1.4", (2, 1))
     for missing in ({"SOPInstanceUID": None}, {"SOPInstanceUID": ""}, {"SeriesInstanceUID": None}):
         with pytest.raises(ValueError, match="valid UID: ''"):
-            Resource.of(doors.uids_of_row(series | missing))
+            doors.reference_of_row(series | missing)
+    query = beam.Row(AccessionNumber=17, PatientID=None, StudyDate=float("nan"), Modality="")
+    assert doors.query_of_row(query) == {"AccessionNumber": "17", "Modality": ""}
     assert doors.storable_of_row(beam.Row(content=None, path="/a")) == "/a"
     assert doors.storable_of_row(beam.Row(content=b"x", path=None)) == b"x"
-    for function in (doors.uids_of_row, doors.storable_of_row):
-        with pytest.raises(ValueError, match="this one has other"):
+    for function in (doors.reference_of_row, doors.storable_of_row):
+        with pytest.raises(ValueError, match="has other"):
             function(beam.Row(other=1))
 
 

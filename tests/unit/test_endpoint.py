@@ -41,6 +41,15 @@ def test_of_anything_that_names_an_archive(tmp_path):
         ({"url": "https://"}, "no host"),
         ({"url": "https://h:99999"}, "port"),
         ({"url": "https://h/x?token=secret"}, "query"),
+        *(
+            ({"url": url}, "https:// before a server")
+            for url in (
+                "localhost:8042/dicom-web",
+                "127.0.0.1:80",
+                "pacs.example/dicom-web",
+                "pacs.example/a/DICOMweb/",
+            )
+        ),
         ({"url": "/folder", "prefixes": Prefixes("q")}, "prefixes: only for servers"),
         ({"url": "/folder", "credentials": HTTPBasicAuth("a", "b")}, "only for servers"),
     ],
@@ -49,6 +58,24 @@ def test_what_is_no_endpoint(arguments, words):
     with pytest.raises(ValueError, match=words) as caught:
         Endpoint(**arguments)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        Path("pacs.example/dicom-web"),
+        "./pacs.example/dicom-web",
+        "/a/pacs.example/dicom-web",
+        "dicom-web",
+        "studies/dicom-web",
+        "data.2026/studies",
+        "C:/dicom-web",
+        "memory://a.b/dicom-web",
+        "a.b/dicom-web/studies",
+    ],
+)
+def test_what_names_a_folder(path):
+    assert not Endpoint(path).is_web
 
 
 def test_it_travels_and_shows_no_secret():

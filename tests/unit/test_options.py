@@ -10,7 +10,14 @@ from dataclasses import replace
 import pytest
 
 from dicomweb_io.elements import Resource, SearchQuery
-from dicomweb_io.http.auth import BasicCredentials, BearerToken, GoogleCredentials
+from dicomweb_io.http.auth import (
+    AWSSigV4,
+    AzureCredentials,
+    BasicCredentials,
+    BearerToken,
+    GoogleCredentials,
+    OAuth2ClientCredentials,
+)
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.options import (
     UsageError,
@@ -56,7 +63,17 @@ def test_options_make_an_endpoint():
     [
         ({"token_env": "T"}, BearerToken(env="T")),
         ({"token_file": "/run/token"}, BearerToken(file="/run/token")),
+        ({"token_command": "gcloud token"}, BearerToken(command="gcloud token")),
+        ({"user": "me", "password_file": "/run/p"}, BasicCredentials("me", password_file="/run/p")),
         ({"google": True}, GoogleCredentials()),
+        ({"google_file": "key.json", "google": True}, GoogleCredentials("key.json")),
+        ({"azure": True}, AzureCredentials()),
+        ({"azure_client_id": "c", "azure_tenant_id": "t"}, AzureCredentials(client_id="c", tenant_id="t")),
+        ({"aws_region": "us-east-1", "aws_profile": "p"}, AWSSigV4("us-east-1", profile="p")),
+        (
+            {"oauth2_token_url": "https://t/", "oauth2_client_id": "c", "oauth2_client_secret_env": "S"},
+            OAuth2ClientCredentials("https://t/", "c", client_secret_env="S"),
+        ),
     ],
 )
 def test_secrets_are_named(given, credentials):
@@ -67,7 +84,12 @@ def test_secrets_are_named(given, credentials):
     ("given", "message"),
     [
         ({"token_env": "T", "google": True}, "give one way to authenticate, not TOKEN_ENV and GOOGLE"),
+        ({"user": "me", "aws_region": "r"}, "not USER and AWS_REGION"),
         ({"user": "me"}, "USER needs PASSWORD_ENV"),
+        ({"user": "me", "password_env": "P", "password_file": "f"}, "PASSWORD_ENV or PASSWORD_FILE"),
+        ({"aws": True}, "AWS needs AWS_REGION"),
+        ({"oauth2_client_id": "c"}, "OAUTH2 needs OAUTH2_TOKEN_URL"),
+        ({"oauth2_client_id": "c", "oauth2_token_url": "u"}, "client_secret"),
         ({"password_env": "P"}, "PASSWORD_ENV needs USER"),
         ({"token_file": ""}, "TOKEN_FILE is empty"),
         ({"ca": "a", "insecure_no_verify": True}, "CA and INSECURE_NO_VERIFY contradict"),

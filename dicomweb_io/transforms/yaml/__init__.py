@@ -1,32 +1,56 @@
 """The connector for Beam YAML, and for pipelines in other languages: rows in, rows out, plain parameters.
 
 `providers.yaml` beside this module lists these transforms for Beam YAML; ``docs/streaming-yaml-runners.md`` shows how
-to use them, there and through Python's expansion service. They are the transforms of `dicomweb_io.transforms` with
-parameters that have a schema. Secrets are named, not given: the name of an environment variable on the workers.
+to use them, there and through Python's expansion service. They are the transforms of `dicomweb_io.transforms`, of the
+same names, with parameters that have a schema. Secrets are named, not given: by ``credentials``, whose keys are the
+options of the command line (``dicomweb_io.options.CREDENTIAL_OPTIONS``).
 
-With ``error_handling: {output: NAME}`` each failure becomes a row in the output ``NAME``, with the fields of
-`dicomweb_io.elements.Failure`; without it, a failure fails the pipeline.
+What comes in are rows that name something by their UIDs (``StudyInstanceUID`` … or ``study_instance_uid`` …). With
+``error_handling: {output: NAME}`` each failure becomes a row in the output ``NAME``, with the fields of
+`dicomweb_io.elements.Failure`, also for rows that name nothing; without it, a failure fails the pipeline.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import Any, ClassVar, Optional
 
 import apache_beam as beam
+from apache_beam.pvalue import PBegin
 
 from dicomweb_io import transforms
-from dicomweb_io.elements import Failure, Instance, StoredInstance
+from dicomweb_io.elements import (
+    Bulkdata,
+    Failure,
+    Frame,
+    Instance,
+    RenderedImage,
+    Resource,
+    StoredInstance,
+)
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.options import make_endpoint
+from dicomweb_io.options import CREDENTIAL_OPTIONS, UsageError, make_endpoint
+from dicomweb_io.transforms._core import FAILURES, Converting, FailingTransform
 from dicomweb_io.transforms.rows import AsRows
 
 __all__ = [
     "CopyInstances",
+    "DeleteResources",
+    "DownloadInstances",
+    "ReadAllFromDICOMweb",
     "ReadFromDICOMweb",
+    "RetrieveBulkdata",
+    "RetrieveFrames",
+    "RetrieveInstances",
+    "RetrieveMetadata",
+    "RetrieveRendered",
     "SearchForInstances",
     "SearchForSeries",
     "SearchForStudies",
+    "WatchForInstances",
+    "WatchForStudies",
     "WriteToDICOMweb",
 ]
 
@@ -40,250 +64,103 @@ _UIDS = {
     "sop_instance_uid": "SOPInstanceUID",
 }
 
-
-def _endpoint(
-    url: str,
-    profile: str,
-    token_env: str | None,
-    user: str | None,
-    password_env: str | None,
-    google: bool,
-    filter_mismatch: str = "error",
-) -> Endpoint:
-    given = {"profile": profile, "token_env": token_env, "user": user, "password_env": password_env, "google": google}
-    given["filter_mismatch"] = filter_mismatch
-    return make_endpoint(url, given)
+# Parameters -----------------------------------------------------------------------------------------------------------
 
 
-class _RowTransform(beam.PTransform[Any, Any]):
-    """A transform of this package whose failures become rows, if Beam YAML's ``error_handling`` asks for them."""
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter: its type, which Beam makes a schema of, what it is, and its default."""
 
-    def __init__(
-        self,
-        error_handling: Mapping[str, Any] | None,
-        transform: Callable[..., Any],
-        *arguments: Any,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        self._failed: str | None = None
-        if error_handling is not None:
-            self._failed = error_handling.get("output")
-            if not isinstance(self._failed, str) or self._failed in ("", "good"):
-                raise ValueError("error_handling needs the name of an output: {output: failed}")
-        failures = "raise" if error_handling is None else "collect"
-        self._inner = transform(*arguments, failures=failures, **options)
-
-    def _outputs(self, rows: Any, failures: Any) -> Any:
-        """The rows, and the failures under the name that was asked for, if any."""
-        if self._failed is None:
-            return rows
-        return {"good": rows, self._failed: failures | "FailuresAsRows" >> AsRows(element_type=Failure)}
+    kind: Any
+    text: str
+    default: Any = None
 
 
-class _Search(_RowTransform):
-    _yaml_requires_inputs = False  # for Beam YAML, a source
-    _search: Any
-    _columns: list[str]
+_TEXT, _NUMBER, _TEXTS, _MAPPING = Optional[str], Optional[int], Optional[Sequence[str]], Optional[Mapping[str, str]]  # noqa: UP045
 
-    def __init__(
-        self,
-        endpoint: str,
-        search_filters: Optional[Mapping[str, str]] = None,  # noqa: UP045 - Beam YAML reads these annotations
-        columns: Optional[Sequence[str]] = None,  # noqa: UP045
-        limit: Optional[int] = None,  # noqa: UP045
-        profile: str = "auto",
-        token_env: Optional[str] = None,  # noqa: UP045
-        user: Optional[str] = None,  # noqa: UP045
-        password_env: Optional[str] = None,  # noqa: UP045
-        google: bool = False,
-        filter_mismatch: str = "error",
-        error_handling: Optional[Mapping[str, str]] = None,  # noqa: UP045
-    ) -> None:
-        """Searches an archive; see `dicomweb_io.transforms.SearchForStudies`.
+_OWN = {
+    "search_filters": _Parameter(_MAPPING, "Attribute (keyword, tag or path) to value."),
+    "columns": _Parameter(_TEXTS, "Attributes that become columns of the rows; by default the UIDs and a few others."),
+    "typed_dates": _Parameter(bool, "Make dates values of Beam's type, which SQL knows, instead of text.", False),
+    "limit": _Parameter(_NUMBER, "At most this many, for each search."),
+    "exact": _Parameter(bool, "Take only rows that prove that they match, as DeleteResources demands.", False),
+    "allow_all": _Parameter(bool, "Let a row ask for everything.", False),
+    "spool_directory": _Parameter(_TEXT, "Where those above 64 MiB go; their rows have a path."),
+    "frames": _Parameter(Optional[Sequence[int]], "Frame numbers, counted from 1; by default all."),  # noqa: UP045
+    "media_types": _Parameter(_TEXTS, "Accepted media types, in order of preference."),
+    "allow_transcoding": _Parameter(bool, "Accept what the archive re-encodes if it has no original.", False),
+    "thumbnail": _Parameter(bool, "Ask for thumbnails.", False),
+    "params": _Parameter(_MAPPING, "Rendering parameters: quality, window, viewport …"),
+    "attributes": _Parameter(_TEXTS, "Only the bulk data of these attributes."),
+    "directory": _Parameter(str, "Where the files go: a path or an fsspec URL.", inspect.Parameter.empty),
+    "overwrite": _Parameter(bool, "Retrieve and replace files that are there.", False),
+    "on_existing": _Parameter(
+        _TEXT,
+        "What to do with instances whose UID is there: server (default of stores), skip (default of copies), replace "
+        "or error.",
+    ),
+    "verify": _Parameter(str, "How to prove that they are stored: response, uid or content.", "response"),
+    "allow_unproven_rows": _Parameter(bool, "Delete also what a search found that is not exact.", False),
+    "interval": _Parameter(float, "Seconds between polls.", 60.0),
+    "start": _Parameter(str, "now, all, or a date.", "now"),
+    "max_polls": _Parameter(_NUMBER, "At most this many polls; without it the watch does not end."),
+    "method": _Parameter(str, "How to find out what is new.", "auto"),
+}
+_OF_ARCHIVE = {
+    "credentials": _Parameter(
+        _MAPPING,
+        "How to authenticate; names secrets: token_env, token_file, token_command; user with password_env or "
+        "password_file; google, azure, aws_region, oauth2_token_url …; ca, cert.",
+    ),
+    "profile": _Parameter(str, "The server's behaviour; by default by its URL.", "auto"),
+    "filter_mismatch": _Parameter(
+        str, 'What becomes of rows that contradict the filters: "error" fails the search, "warn" accepts them.', "error"
+    ),
+    "token_env": _Parameter(_TEXT, "Short for credentials of this name, as the next three."),
+    "user": _Parameter(_TEXT, "A user name."),
+    "password_env": _Parameter(_TEXT, "The environment variable that holds the user's password."),
+    "google": _Parameter(bool, "Use Google's application-default credentials.", False),
+}
+_ERRORS = _Parameter(_MAPPING, "Where failures go, as {output: NAME}.")
 
-        Args:
-            endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
-            search_filters: Attribute (keyword, tag or path) to value.
-            columns: Attributes that become columns of the rows; by default the UIDs and a few others.
-            limit: At most this many rows.
-            profile: The server's behaviour; by default by its URL.
-            token_env: The environment variable that holds a bearer token.
-            user: A user name.
-            password_env: The environment variable that holds the user's password.
-            google: Use Google's application-default credentials.
-            filter_mismatch: What becomes of rows that contradict the filters: "error" fails the search, "warn" accepts
-                them.
-            error_handling: Where failures go, as ``{output: NAME}``.
-        """
-        super().__init__(
-            error_handling,
-            type(self)._search,
-            _endpoint(endpoint, profile, token_env, user, password_env, google, filter_mismatch),
-            dict(search_filters or {}),
-            limit=limit,
-            columns=list(columns) if columns else self._columns,
+
+def _parameters(archives: Sequence[str], takes: Sequence[str]) -> dict[str, _Parameter]:
+    """All parameters of a transform, in order."""
+    made = {
+        name: _Parameter(str, "A DICOMweb service (https://…), a folder, or an fsspec URL.", inspect.Parameter.empty)
+        for name in archives
+    }
+    needed = sorted(takes, key=lambda name: _OWN[name].default is not inspect.Parameter.empty)
+    made |= {name: _OWN[name] for name in needed}
+    for archive in archives:
+        made |= {_of(archive, name): parameter for name, parameter in _OF_ARCHIVE.items()}
+    return made | {"error_handling": _ERRORS}
+
+
+def _of(archive: str, name: str) -> str:
+    return name if archive == "endpoint" else f"{archive}_{name}"
+
+
+def _endpoint(archive: str, given: Mapping[str, Any]) -> Endpoint:
+    """The archive that parameters describe.
+
+    Raises:
+        UsageError: If they contradict each other.
+    """
+    options = {name: given[_of(archive, name)] for name in _OF_ARCHIVE}
+    credentials = options.pop("credentials") or {}
+    unknown = sorted(set(credentials) - set(CREDENTIAL_OPTIONS))
+    if unknown:
+        raise UsageError(
+            f"{_of(archive, 'credentials')} has no {' and no '.join(unknown)}: it names how to authenticate by "
+            f"{', '.join(CREDENTIAL_OPTIONS)}"
         )
-
-    def expand(self, pbegin: Any) -> Any:
-        """Builds the steps."""
-        found = pbegin | "Search" >> self._inner
-        return found if self._failed is None else self._outputs(found.rows, found.failures)
+    flags = {"true": True, "false": False}
+    named = {name: flags.get(value, value) if isinstance(value, str) else value for name, value in credentials.items()}
+    return make_endpoint(given[archive], {**options, **named}, lambda name: _of(archive, name))
 
 
-class SearchForStudies(_Search):
-    """Searches for studies."""
-
-    _search = transforms.SearchForStudies
-    _columns = _STUDY
-
-
-class SearchForSeries(_Search):
-    """Searches for series."""
-
-    _search = transforms.SearchForSeries
-    _columns = _SERIES
-
-
-class SearchForInstances(_Search):
-    """Searches for instances."""
-
-    _search = transforms.SearchForInstances
-    _columns = _INSTANCE
-
-
-class ReadFromDICOMweb(_RowTransform):
-    """Reads the instances that match a search: rows with their UIDs, their transfer syntax and their bytes."""
-
-    _yaml_requires_inputs = False
-
-    def __init__(
-        self,
-        endpoint: str,
-        search_filters: Optional[Mapping[str, str]] = None,  # noqa: UP045
-        limit: Optional[int] = None,  # noqa: UP045
-        spool_directory: Optional[str] = None,  # noqa: UP045
-        profile: str = "auto",
-        token_env: Optional[str] = None,  # noqa: UP045
-        user: Optional[str] = None,  # noqa: UP045
-        password_env: Optional[str] = None,  # noqa: UP045
-        google: bool = False,
-        error_handling: Optional[Mapping[str, str]] = None,  # noqa: UP045
-    ) -> None:
-        """Reads instances; see `dicomweb_io.transforms.ReadFromDICOMweb`.
-
-        Args:
-            endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
-            search_filters: Attribute (keyword, tag or path) to value.
-            limit: At most this many instances.
-            spool_directory: Where instances above 64 MiB go; their rows have a path.
-            profile: The server's behaviour; by default by its URL.
-            token_env: The environment variable that holds a bearer token.
-            user: A user name.
-            password_env: The environment variable that holds the user's password.
-            google: Use Google's application-default credentials.
-            error_handling: Where failures go, as ``{output: NAME}``.
-        """
-        super().__init__(
-            error_handling,
-            transforms.ReadFromDICOMweb,
-            _endpoint(endpoint, profile, token_env, user, password_env, google),
-            dict(search_filters or {}),
-            limit=limit,
-            spool_directory=spool_directory,
-        )
-
-    def expand(self, pbegin: Any) -> Any:
-        """Builds the steps."""
-        read = pbegin | "Read" >> self._inner
-        instances, failures = (read, None) if self._failed is None else (read.instances, read.failures)
-        return self._outputs(instances | "AsRows" >> AsRows(element_type=Instance), failures)
-
-
-class WriteToDICOMweb(_RowTransform):
-    """Stores instances: rows with ``content`` (Part 10 bytes) or ``path``. A row comes out for each stored one."""
-
-    def __init__(
-        self,
-        endpoint: str,
-        on_existing: str = "server",
-        verify: str = "response",
-        profile: str = "auto",
-        token_env: Optional[str] = None,  # noqa: UP045
-        user: Optional[str] = None,  # noqa: UP045
-        password_env: Optional[str] = None,  # noqa: UP045
-        google: bool = False,
-        error_handling: Optional[Mapping[str, str]] = None,  # noqa: UP045
-    ) -> None:
-        """Stores instances; see `dicomweb_io.transforms.StoreInstances`.
-
-        Args:
-            endpoint: A DICOMweb service (https://…), a folder, or an fsspec URL.
-            on_existing: What to do with instances whose UID is there: server, skip, replace or error.
-            verify: How to prove that they are stored: response, uid or content.
-            profile: The server's behaviour; by default by its URL.
-            token_env: The environment variable that holds a bearer token.
-            user: A user name.
-            password_env: The environment variable that holds the user's password.
-            google: Use Google's application-default credentials.
-            error_handling: Where failures go, as ``{output: NAME}``.
-        """
-        super().__init__(
-            error_handling,
-            transforms.WriteToDICOMweb,
-            _endpoint(endpoint, profile, token_env, user, password_env, google),
-            on_existing=on_existing,
-            verify=verify,
-        )
-
-    def expand(self, pcollection: Any) -> Any:
-        """Builds the steps."""
-        written = pcollection | "Content" >> beam.Map(storable_of_row) | "Write" >> self._inner
-        return self._outputs(written.stored | "AsRows" >> AsRows(element_type=StoredInstance), written.failures)
-
-
-class CopyInstances(_RowTransform):
-    """Copies what rows name by their UIDs from one archive to another. The bytes never become rows."""
-
-    def __init__(
-        self,
-        source: str,
-        destination: str,
-        on_existing: str = "skip",
-        verify: str = "response",
-        source_profile: str = "auto",
-        source_token_env: Optional[str] = None,  # noqa: UP045
-        destination_profile: str = "auto",
-        destination_token_env: Optional[str] = None,  # noqa: UP045
-        error_handling: Optional[Mapping[str, str]] = None,  # noqa: UP045
-    ) -> None:
-        """Copies instances; see `dicomweb_io.transforms.CopyInstances`.
-
-        Args:
-            source: Where to copy from.
-            destination: Where to copy to.
-            on_existing: What to do with instances whose UID is there: skip, server, replace or error.
-            verify: How to prove that they are stored: response, uid or content.
-            source_profile: The source's behaviour; by default by its URL.
-            source_token_env: The environment variable that holds a bearer token for the source.
-            destination_profile: The destination's behaviour; by default by its URL.
-            destination_token_env: The environment variable that holds a bearer token for the destination.
-            error_handling: Where failures go, as ``{output: NAME}``.
-        """
-        super().__init__(
-            error_handling,
-            transforms.CopyInstances,
-            _endpoint(source, source_profile, source_token_env, None, None, False),
-            _endpoint(destination, destination_profile, destination_token_env, None, None, False),
-            on_existing=on_existing,
-            verify=verify,
-        )
-
-    def expand(self, pcollection: Any) -> Any:
-        """Builds the steps."""
-        references = pcollection | "References" >> beam.Map(uids_of_row).with_output_types(dict[str, str])
-        copied = references | "Copy" >> self._inner
-        return self._outputs(copied.stored | "AsRows" >> AsRows(element_type=StoredInstance), copied.failures)
+# Rows -----------------------------------------------------------------------------------------------------------------
 
 
 def _fields_of(row: Any) -> dict[str, Any]:
@@ -304,21 +181,265 @@ def storable_of_row(row: Any) -> Any:
     return bytes(content) if content is not None else path
 
 
-def uids_of_row(row: Any) -> dict[str, str]:
-    """The UIDs that a row names, by DICOM keywords or by names in snake case, as `Resource.of` takes them.
+def reference_of_row(row: Any) -> Resource:
+    """What a row names by its UIDs: columns named by DICOM keywords or in snake case, and ``frames``.
 
-    A column named by a keyword comes from a search: where it is empty the row lacks that UID, and is a failure. In the
+    A column named by a keyword comes from a search: where it is empty the row lacks that UID, which is an error. In the
     other columns, those of references, it is a level that is not meant.
 
     Raises:
-        ValueError: If the row has no column for the study.
+        ValueError: If the row has no column for the study, or lacks a UID.
     """
     fields = _fields_of(row)
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for name, keyword in _UIDS.items():
         uid = fields.get(name) or fields.get(keyword)
         if uid or keyword in fields:
             found[name] = uid or ""
     if "study_instance_uid" not in found:
-        raise ValueError(f"a row to be copied needs StudyInstanceUID; this one has {', '.join(fields) or 'nothing'}")
-    return found
+        raise ValueError(f"a reference needs StudyInstanceUID; this row has {', '.join(fields) or 'nothing'}")
+    return Resource.of({**found, "frames": tuple(fields.get("frames") or ())})
+
+
+def query_of_row(row: Any) -> Resource | dict[str, str]:
+    """What a row asks for: what its UIDs name, or what matches its columns, which are attributes.
+
+    Columns that are None, or not a number (an empty cell of a CSV file), are left out.
+    """
+    fields = _fields_of(row)
+    if not fields.keys().isdisjoint((*_UIDS, *_UIDS.values())):
+        return reference_of_row(row)
+    return {name: str(value) for name, value in fields.items() if value is not None and value == value}
+
+
+class _OfRows(Converting):
+    """Makes of rows what a transform takes."""
+
+    def __init__(self, convert: Callable[[Any], Any], transform: str, *, collect: bool) -> None:
+        super().__init__(transform, collect=collect)
+        self._of_row = convert
+
+    def convert(self, element: Any) -> Any:
+        return self._of_row(element)
+
+
+# Transforms -----------------------------------------------------------------------------------------------------------
+
+
+class _OnRows(FailingTransform):
+    """A transform of this package from rows to rows. Its parameters are those of its class statement.
+
+    Beam reads the signature of ``__init__`` for the schema of the parameters and the docstring of the class for their
+    descriptions; both are made here.
+    """
+
+    _yaml_requires_inputs: ClassVar[bool] = True
+    _transform: ClassVar[Any]
+    _convert: ClassVar[Any] = staticmethod(reference_of_row)
+    _converted: ClassVar[Any] = Resource
+    _element_class: ClassVar[type | None] = None
+    _archives: ClassVar[Sequence[str]]
+
+    def __init_subclass__(
+        cls, *, takes: Sequence[str] = (), gives: type | None = None, archives: Sequence[str] = ("endpoint",)
+    ) -> None:
+        super().__init_subclass__()
+        if cls.__name__.startswith("_"):
+            return
+        parameters = _parameters(archives, takes)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature(
+            [
+                inspect.Parameter("self", kind),
+                *(
+                    inspect.Parameter(name, kind, default=item.default, annotation=item.kind)
+                    for name, item in parameters.items()
+                ),
+            ]
+        )
+
+        def __init__(self: _OnRows, *arguments: Any, **options: Any) -> None:
+            bound = signature.bind(self, *arguments, **options)
+            bound.apply_defaults()
+            self._build(bound.arguments, takes)
+
+        __init__.__signature__ = signature  # type: ignore[attr-defined]
+        cls.__init__ = __init__  # type: ignore[assignment, method-assign]
+        cls._archives = archives
+        cls._element_class = gives or cls._element_class
+        described = "\n".join(f"    {name}: {item.text}" for name, item in parameters.items())
+        cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nArgs:\n{described}\n"
+
+    def _build(self, given: Mapping[str, Any], takes: Sequence[str]) -> None:
+        handling = given["error_handling"]
+        self._failed: str | None = None
+        if handling is not None:
+            self._failed = handling.get("output")
+            if not isinstance(self._failed, str) or self._failed in ("", "good"):
+                raise ValueError("error_handling needs the name of an output: {output: failed}")
+        FailingTransform.__init__(self, failures="raise" if handling is None else "collect")
+        options = {name: given[name] for name in takes if given[name] is not None}
+        endpoints = [_endpoint(archive, given) for archive in self._archives]
+        self._inner = self._transform(*endpoints, failures=self._failure_mode, **self._options(options))
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the transform."""
+        return options
+
+    def expand(self, pvalue: Any) -> Any:
+        """Builds the steps."""
+        failures = []
+        if not isinstance(pvalue, PBegin):
+            convert = _OfRows(self._convert, type(self).__name__, collect=self.collects)
+            made = pvalue | "OfRows" >> self._step(convert, self._converted)
+            pvalue = made["main"]
+            failures.append(made[FAILURES])
+        result = pvalue | type(self).__name__ >> self._inner
+        main, lost = result if isinstance(result, tuple) else (result, None)
+        rows = self._as_rows(main)
+        if self._failed is None:
+            return rows
+        lost = self._report([*failures, lost])
+        return {"good": rows, self._failed: lost | "FailuresAsRows" >> AsRows(element_type=Failure)}
+
+    def _as_rows(self, main: Any) -> Any:
+        return main if self._element_class is None else main | "AsRows" >> AsRows(element_type=self._element_class)
+
+
+class _Search(_OnRows):
+    _yaml_requires_inputs = False  # for Beam YAML, a source too
+    _convert = staticmethod(query_of_row)
+    _converted = Resource | dict[str, str]
+    _columns: list[str]
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {"columns": self._columns, **options}
+
+
+_SEARCH = ("search_filters", "columns", "limit", "typed_dates", "exact", "allow_all")
+
+
+class SearchForStudies(_Search, takes=_SEARCH):
+    """Searches for studies: once, or for each row that comes in, by its UIDs or else by its columns."""
+
+    _transform = transforms.SearchForStudies
+    _columns = _STUDY
+
+
+class SearchForSeries(_Search, takes=_SEARCH):
+    """Searches for series: once, or for each row that comes in, by its UIDs or else by its columns."""
+
+    _transform = transforms.SearchForSeries
+    _columns = _SERIES
+
+
+class SearchForInstances(_Search, takes=_SEARCH):
+    """Searches for instances: once, or for each row that comes in, by its UIDs or else by its columns."""
+
+    _transform = transforms.SearchForInstances
+    _columns = _INSTANCE
+
+
+class ReadFromDICOMweb(_OnRows, takes=("search_filters", "limit", "spool_directory"), gives=Instance):
+    """Reads the instances that match a search: rows with their UIDs, their transfer syntax and their bytes."""
+
+    _yaml_requires_inputs = False
+    _transform = transforms.ReadFromDICOMweb
+
+
+class ReadAllFromDICOMweb(_OnRows, takes=("search_filters", "limit", "allow_all", "spool_directory"), gives=Instance):
+    """Reads the instances of each row that comes in, by its UIDs or else by its columns, as ReadFromDICOMweb."""
+
+    _transform = transforms.ReadAllFromDICOMweb
+    _convert = staticmethod(query_of_row)
+    _converted = Resource | dict[str, str]
+
+
+class RetrieveInstances(_OnRows, takes=("spool_directory", "media_types", "allow_transcoding"), gives=Instance):
+    """Retrieves what rows name: a row with its bytes, or a path, for each instance."""
+
+    _transform = transforms.RetrieveInstances
+
+
+class RetrieveMetadata(_OnRows, takes=("columns", "typed_dates")):
+    """Retrieves the metadata of what rows name: a row of the columns for each instance."""
+
+    _transform = transforms.RetrieveMetadata
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        self._columns = AsRows(options.pop("columns", _INSTANCE), typed_dates=options.pop("typed_dates"))
+        return options
+
+    def _as_rows(self, main: Any) -> Any:
+        return main | "AsRows" >> self._columns
+
+
+class RetrieveFrames(_OnRows, takes=("frames", "media_types", "spool_directory"), gives=Frame):
+    """Retrieves the frames of what rows name: a row with the bytes, or a path, for each frame."""
+
+    _transform = transforms.RetrieveFrames
+
+
+class RetrieveRendered(_OnRows, takes=("frames", "media_types", "params", "thumbnail"), gives=RenderedImage):
+    """Retrieves rendered images of what rows name: a row with the bytes for each image."""
+
+    _transform = transforms.RetrieveRendered
+
+
+class RetrieveBulkdata(_OnRows, takes=("attributes", "media_types", "spool_directory"), gives=Bulkdata):
+    """Retrieves the bulk data of what rows name: a row with the bytes, or a path, for each value."""
+
+    _transform = transforms.RetrieveBulkdata
+
+
+class DownloadInstances(_OnRows, takes=("directory", "overwrite", "media_types", "allow_transcoding")):
+    """Writes what rows name to files: a row with the path for each instance. The bytes never become rows."""
+
+    _transform = transforms.DownloadInstances
+
+    def _as_rows(self, main: Any) -> Any:
+        return main | "AsRows" >> beam.Select(path=lambda path: path).with_output_types(
+            beam.typehints.row_type.RowTypeConstraint.from_fields([("path", str)])
+        )
+
+
+class WriteToDICOMweb(_OnRows, takes=("on_existing", "verify"), gives=StoredInstance):
+    """Stores instances: rows with ``content`` (Part 10 bytes) or ``path``. A row comes out for each stored one."""
+
+    _transform = transforms.WriteToDICOMweb
+    _convert = staticmethod(storable_of_row)
+    _converted = bytes | str
+
+
+class CopyInstances(
+    _OnRows,
+    takes=("on_existing", "verify", "allow_transcoding"),
+    gives=StoredInstance,
+    archives=("source", "destination"),
+):
+    """Copies what rows name from one archive to another: a row for each instance. The bytes never become rows."""
+
+    _transform = transforms.CopyInstances
+
+
+class DeleteResources(_OnRows, takes=("allow_unproven_rows",), gives=Resource):
+    """Deletes what rows name: a row with the UIDs for each. Searches before it need ``exact: true``."""
+
+    _transform = transforms.DeleteResources
+
+
+_WATCH = ("search_filters", "interval", "start", "max_polls", "method")
+
+
+class WatchForStudies(_OnRows, takes=_WATCH, gives=Resource):
+    """Reports the studies that arrive in an archive, each once: rows with the UID."""
+
+    _yaml_requires_inputs = False
+    _transform = transforms.WatchForStudies
+
+
+class WatchForInstances(_OnRows, takes=_WATCH, gives=Resource):
+    """Reports the instances that arrive in an archive, each once: rows with the UIDs."""
+
+    _yaml_requires_inputs = False
+    _transform = transforms.WatchForInstances

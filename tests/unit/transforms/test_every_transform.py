@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
+from apache_beam.typehints.decorators import TypeCheckError
 from requests.auth import HTTPBasicAuth
 
 from dicomweb_io import transforms
@@ -69,6 +70,35 @@ def test_every_public_transform_has_a_case():
         if isinstance(getattr(transforms, name), type) and issubclass(getattr(transforms, name), beam.PTransform)
     }
     assert set(CASES) == public, "add the new transform to tests/every_transform.py"
+
+
+RESULTS = [kind for kind in map(transforms.__dict__.get, transforms.__all__) if hasattr(kind, "_fields")]
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_a_result_that_is_piped_names_its_members(kind):
+    main, *others = kind._fields
+    assert others == ["failures"], "all results look alike"
+    assert {case.main for case in CASES.values()} > {main}
+    p = pipeline()
+    ones, twos = p | "1" >> beam.Create([1]), p | "2" >> beam.Create([2])
+    result = kind(ones, twos)
+    for transform in (beam.Map(str), "Label" >> beam.GroupByKey(), transforms.RetrieveInstances("x"), beam.Create([3])):
+        with pytest.raises(TypeError, match=rf"take result\.{main} \(there is also result\.failures") as caught:
+            _ = result | transform
+        assert kind.__name__ in str(caught.value)
+    joined = (result | beam.Flatten(), result | "Labelled" >> beam.Flatten(), tuple(result) | "T" >> beam.Flatten())
+    for number, collection in enumerate(joined):
+        assert_that(collection, equal_to([1, 2]), label=str(number))
+    pairs = kind(ones | "A" >> beam.Map(lambda x: (0, x)), twos | "B" >> beam.Map(lambda x: (0, x)))
+    assert_that(pairs | beam.CoGroupByKey(), equal_to([(0, ([1], [2]))]))
+    p.run()
+
+
+@pytest.mark.parametrize("name", [name for name in FED if not name.startswith("SearchFor")])
+def test_a_step_is_no_source(name, world):
+    with pytest.raises((TypeError, TypeCheckError), match=r"is no source|expects a PCollection"):
+        _ = pipeline() | "It" >> CASES[name].make(world)
 
 
 def test_the_runtime_check_of_types_finds_a_wrong_hint():

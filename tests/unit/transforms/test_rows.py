@@ -13,12 +13,13 @@ from hypothesis import given, strategies as st
 
 from dicomweb_io.dicom.columns import Column, column_of, columns_of
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
-from dicomweb_io.transforms import AsRows, SearchForInstances
+from dicomweb_io.transforms import AsRows, SearchForInstances, bigquery_schema
 from dicomweb_io.transforms.rows import ROW_ELEMENTS, cells_of, row_type
 
 ROW = {
     "00080020": {"vr": "DA", "Value": ["20240229"]},
-    "00080030": {"vr": "TM", "Value": ["101112"]},
+    "00080030": {"vr": "TM", "Value": ["101112.25"]},
+    "0008002A": {"vr": "DT", "Value": ["202402291011+0130"]},
     "00080008": {"vr": "CS", "Value": ["ORIGINAL", None, "AXIAL"]},
     "00100010": {"vr": "PN", "Value": [{"Alphabetic": "Doe^J", "Ideographic": "X"}]},
     "00200013": {"vr": "IS", "Value": ["7"]},
@@ -31,8 +32,9 @@ ROW = {
     "00091001": {"vr": "LO", "Value": ["private"]},
 }
 COLUMNS = {
-    "StudyDate": date(2024, 2, 29),
-    "StudyTime": "101112",
+    "StudyDate": "2024-02-29",
+    "StudyTime": "10:11:12.250000",
+    "AcquisitionDateTime": "2024-02-29T10:11+01:30",
     "ImageType": ["ORIGINAL", "", "AXIAL"],
     "PatientName": "Doe^J=X",
     "InstanceNumber": 7,
@@ -60,8 +62,18 @@ def test_values_have_the_type_of_their_attribute(attribute):
 @pytest.mark.parametrize(
     ("attribute", "values", "cell"),
     [
-        ("StudyDate", ["2024.02.29"], (date(2024, 2, 29), True)),
+        ("StudyDate", ["2024.02.29"], ("2024-02-29", True)),
         ("StudyDate", ["20240230"], (None, False)),
+        ("StudyDate", [20240229], (None, False)),
+        ("StudyDate", ["20240229", "20240301"], ("2024-02-29", False)),
+        ("StudyTime", ["10:11:12"], ("10:11:12", True)),
+        ("StudyTime", ["1011"], ("10:11", True)),
+        ("StudyTime", ["101112.000000"], ("10:11:12", True)),
+        ("StudyTime", ["2460"], (None, False)),
+        ("AcquisitionDateTime", ["2024"], ("2024", True)),
+        ("AcquisitionDateTime", ["20240229101112.5"], ("2024-02-29T10:11:12.500000", True)),
+        ("AcquisitionDateTime", ["20241301"], (None, False)),
+        ("DateOfLastCalibration", ["20240229", "x", None], (["2024-02-29", "", ""], False)),
         ("InstanceNumber", ["seven"], (None, False)),
         ("InstanceNumber", [1.5], (None, False)),
         ("InstanceNumber", [3.0], (3, True)),
@@ -79,6 +91,13 @@ def test_values_of_another_type(attribute, values, cell):
     assert column.cell({column.path[0]: {"vr": "XX", "Value": values}}) == cell
 
 
+def test_dates_are_dates_if_asked_for():
+    columns = columns_of(["StudyDate", "StudyTime", "DateOfLastCalibration"], typed_dates=True)
+    row = ROW | {"00181200": {"vr": "DA", "Value": ["20240301", "x"]}}
+    cells = [column.cell(row) for column in columns]
+    assert cells == [(date(2024, 2, 29), True), ("10:11:12.250000", True), ([date(2024, 3, 1)], False)]
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=2),
@@ -86,9 +105,9 @@ json_values = st.recursive(
 )
 
 
-@given(st.sampled_from(list(COLUMNS)), json_values, json_values)
-def test_a_cell_has_its_type_whatever_an_archive_sends(attribute, one, other):
-    column = column_of(attribute)
+@given(st.sampled_from(list(COLUMNS)), st.booleans(), json_values, json_values)
+def test_a_cell_has_its_type_whatever_an_archive_sends(attribute, typed_dates, one, other):
+    column = column_of(attribute, typed_dates=typed_dates)
     for row in ({column.path[0]: {"Value": [one, other]}}, {column.path[0]: one}):
         value, _ = column.cell(row)
         for item in value if column.many else [value]:
@@ -112,7 +131,9 @@ def test_impossible_columns(columns, error, message):
 
 
 def test_the_schema_has_the_types():
-    schema = dict(row_type(columns_of(["StudyDate", "PixelSpacing", "InstanceNumber", "PatientName"]))._fields)
+    names = ["StudyDate", "PixelSpacing", "InstanceNumber", "PatientName"]
+    assert dict(row_type(columns_of(names))._fields)["StudyDate"] == Optional[str]  # noqa: UP045
+    schema = dict(row_type(columns_of(names, typed_dates=True))._fields)
     assert schema == {
         "StudyDate": Optional[date],  # noqa: UP045
         "PixelSpacing": Sequence[float],
@@ -177,6 +198,10 @@ def test_what_cannot_become_rows_is_told_when_the_pipeline_is_built():
         AsRows(["PatientID"], element_type=Failure)
     with pytest.raises(ValueError, match="element_type must be one of"):
         AsRows(element_type=int)
+    with pytest.raises(ValueError, match="typed_dates is for columns"):
+        AsRows(element_type=Failure, typed_dates=True)
+    with pytest.raises(TypeError, match="rows with a schema"):
+        bigquery_schema(p | "Plain" >> beam.Create([{}]))
 
 
 def test_a_search_gives_typed_rows(serve, archive):
@@ -195,4 +220,4 @@ def test_a_search_gives_typed_rows(serve, archive):
 
 
 def test_columns_are_pure_data():
-    assert column_of("PatientName") == Column("PatientName", ("00100010",), str, False)
+    assert column_of("PatientName") == Column("PatientName", ("00100010",), str, False, "PN")
