@@ -21,17 +21,20 @@ import hashlib
 import json
 import logging
 import os
+import uuid
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
+from itertools import chain
 from typing import Any, Literal, cast, get_args
 from urllib.parse import quote
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom import json_decode
 from dicomweb_io.dicom.attributes import resolve
-from dicomweb_io.elements import Failure, JSONDataset, Resource, SearchQuery
+from dicomweb_io.elements import Failure, JSONDataset, Resource, SearchLevel, SearchQuery
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import (
     DICOMError,
@@ -41,6 +44,7 @@ from dicomweb_io.errors import (
     SearchIncompleteError,
 )
 from dicomweb_io.failures import failure_of
+from dicomweb_io.http.retry import ProcessLock, start_anew_after_fork
 from dicomweb_io.http.transport import Answer, Transport
 from dicomweb_io.options import read_json, write_lines
 from dicomweb_io.profiles import resolve_profile
@@ -48,8 +52,8 @@ from dicomweb_io.queries import make_query
 
 logger = logging.getLogger("dicomweb_io")
 
-WatchLevel = Literal["study", "instance"]
-"""What is watched for."""
+WatchLevel = Literal["study", "instance", "study_change"]
+"""What is watched for. ``"study_change"`` reports a study again whenever the number of its instances has changed."""
 
 Start = Literal["now", "all"] | date | datetime
 """Where to begin: with what arrives from now on, with everything that is there, or with a day or a moment."""
@@ -76,6 +80,9 @@ _LOOKBACKS = {
 }
 _WINDOWS: dict[str, Window] = {"receive_time": "StudyReceiveDateTime", "study_date": "StudyDate"}
 
+_NUMBER = "NumberOfStudyRelatedInstances"
+_MAX_LISTINGS = 4
+
 _ORTHANC_PAGE = 1000
 _ORTHANC_RESOURCES = 500
 _UIDS = {"Instance": "SOPInstanceUID", "Series": "SeriesInstanceUID", "Study": "StudyInstanceUID"}
@@ -95,12 +102,15 @@ class Cursor:
         position: How far the source has read: a sequence number, or a time.
         start: The time before which nothing is wanted, if there is one.
         seen: What was reported and may be found again, by day or time: digests of references, or sequence numbers.
+        listing: The name of an unfinished listing that the process which made the cursor can go on with. Any other
+            process lists again, so it is not part of the JSON form.
     """
 
     method: str
     position: str = ""
     start: str = ""
     seen: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+    listing: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The cursor as a JSON object."""
@@ -186,8 +196,9 @@ class _Source(ChangeSource):
 
     def __init__(self, level: WatchLevel, search_filters: Mapping[str, Any] | None = None) -> None:
         self._level = level
+        self._searched: SearchLevel = "instance" if level == "instance" else "study"
         self._filters = dict(search_filters or {})
-        make_query(level, search_filters=self._filters, permissive_uid=True)
+        make_query(self._searched, search_filters=self._filters, permissive_uid=True)
 
     def poll(
         self,
@@ -221,7 +232,7 @@ class _Source(ChangeSource):
             return candidates
         matches: set[Resource] = set()
         for study in dict.fromkeys(reference.study_instance_uid for reference in candidates):
-            if self._level == "study":
+            if self._searched == "study":
                 filters = {**self._filters, "StudyInstanceUID": study}
                 query = make_query("study", search_filters=filters, permissive_uid=True)
             else:
@@ -244,8 +255,9 @@ def change_source(
 
     Args:
         endpoint: The archive.
-        level: ``"instance"`` or ``"study"``. A study is reported once, when it is first seen; more of it may still
-            arrive.
+        level: ``"instance"``, ``"study"`` or ``"study_change"``. A study is reported once, when it is first seen; more
+            of it may still arrive. With ``"study_change"`` it is reported by every answer before which some of it
+            arrived; searches recognize that by its number of instances.
         search_filters: What must match; see `dicomweb_io.queries.make_query`.
         method: ``"auto"`` uses what the server's profile says, otherwise ``"study_date"`` for servers and ``"list"``
             for folders (and where the filters name StudyDate). Where only the address suggests Orthanc, its log of
@@ -257,8 +269,8 @@ def change_source(
         ValueError: If an argument is not valid, or does not fit the others.
     """
     where = Endpoint.of(endpoint)
-    if level not in ("study", "instance"):
-        raise ValueError(f"level must be 'study' or 'instance', not {level!r}")
+    if level not in get_args(WatchLevel):
+        raise ValueError(f"level must be one of {', '.join(get_args(WatchLevel))}, not {level!r}")
     if method not in get_args(ChangeMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(ChangeMethod))}, not {method!r}")
     filters = dict(search_filters or {})
@@ -371,42 +383,54 @@ class SearchChanges(_Source):
         elif since is not None:
             params["StudyReceiveDateTime"] = f"{since:%Y%m%d%H%M%S}-"
         fields = ["StudyDate"] if self._window == "StudyDate" else []
+        if self._level == "study_change":
+            fields.append(_NUMBER)
         return make_query(
-            self._level, fields=fields, search_filters=filters, additional_params=params, permissive_uid=True
+            self._searched, fields=fields, search_filters=filters, additional_params=params, permissive_uid=True
         )
 
     def _poll(self, client: DICOMClient, cursor: Cursor, max_changes: int, silent: bool) -> Changes:
-        # A folder's client sees it as it was when it was opened.
-        client.refresh()
-        now = datetime.now(timezone.utc)
-        since = self._since(cursor, now, silent)
+        listing = _LISTINGS.take(cursor.listing, client)
+        if listing is None:
+            # A folder's client sees it as it was when it was opened.
+            client.refresh()
+            now = datetime.now(timezone.utc)
+            since = self._since(cursor, now, silent)
+            listing = _Listing(client, self.query(since), now, since)
         seen = {key: set(members) for key, members in cursor.seen.items()}
-        known = set().union(*cursor.seen.values())
+        known: dict[str, str] = {}
+        for members in seen.values():
+            known.update((digest, number) for digest, _, number in (member.partition(".") for member in members))
         references: list[Resource] = []
         failures: list[Failure] = []
-        more = False
-        incomplete: list[SearchIncompleteError] = []
-        for row in _rows(client, self.query(since), incomplete):
-            if len(references) >= max_changes:
-                more = True
-                break
+        for row in listing.rows:
+            number = ""
             try:
                 reference: Resource | None = self._reference(row)
                 digest = digest_of(cast(Resource, reference).uri)
+                if self._level == "study_change":
+                    number = _number_of(client, row, cast(Resource, reference))
             except (TypeError, ValueError) as error:
                 reference, digest = None, digest_of(repr(sorted(row.items())))
                 failure = failure_of(error, "Watch")
-            if digest in known:
+            before = known.get(digest)
+            if before == number:
                 continue
-            known.add(digest)
-            seen.setdefault(self._bucket(row, now), set()).add(digest)
+            if before is not None:
+                for members in seen.values():
+                    members.discard(_member(digest, before))
+            known[digest] = number
+            seen.setdefault(self._bucket(row, listing.began), set()).add(_member(digest, number))
             if silent:
                 continue
             if reference is None:
                 failures.append(failure)
             else:
                 references.append(reference)
-        for problem in incomplete:
+            if len(references) >= max_changes:
+                break
+        more = listing.goes_on()
+        for problem in listing.incomplete:
             if silent:
                 raise problem
             # What came is told, and what is wrong is told once.
@@ -415,30 +439,32 @@ class SearchChanges(_Source):
                 seen.setdefault("", set()).add(digest)
                 failures.append(failure_of(problem, "Watch"))
         # While rows are missing the window stays, so that a later search finds them.
-        missing = more or bool(incomplete)
+        missing = more or bool(listing.incomplete)
         if not missing:
-            seen = self._without_old(seen, since)
+            seen = self._without_old(seen, listing.since)
         frozen = {
-            key: old if len(old := cursor.seen.get(key, frozenset())) == len(members) else frozenset(members)
+            key: old if (old := cursor.seen.get(key, frozenset())) == members else frozenset(members)
             for key, members in seen.items()
+            if members
         }
-        position = cursor.position if missing else now.isoformat()
-        return Changes(
-            tuple(references), Cursor(self.method, position, cursor.start, frozen), more=more, failures=tuple(failures)
-        )
+        position = cursor.position if missing else listing.began.isoformat()
+        place = _LISTINGS.keep(listing) if more else ""
+        reached = Cursor(self.method, position, cursor.start, frozen, place)
+        return Changes(tuple(references), reached, more=more, failures=tuple(failures))
 
     def _since(self, cursor: Cursor, now: datetime, silent: bool) -> datetime | None:
         if self._window is None:
             return None
         if cursor.position:
-            return parse_moment(cursor.position) - self._lookback - _MARGIN
+            # A clock that was ahead when the position was noted must not hide what arrives until then.
+            return min(parse_moment(cursor.position), now) - self._lookback - _MARGIN
         if cursor.start:
             return parse_moment(cursor.start) - _MARGIN
         return now - self._lookback - _MARGIN if silent else None
 
     def _reference(self, row: JSONDataset) -> Resource:
         reference = Resource.of(row)
-        if self._level == "study":
+        if self._searched == "study":
             return Resource(reference.study_instance_uid)
         if reference.level != "instance":
             raise InvalidIdentifierError(f"a row of an instance search has only the {reference.level}: {reference.uri}")
@@ -465,12 +491,89 @@ class SearchChanges(_Source):
         return {day: members for day, members in seen.items() if not day or day >= oldest}
 
 
-def _rows(client: DICOMClient, query: SearchQuery, incomplete: list[SearchIncompleteError]) -> Iterator[JSONDataset]:
-    """The rows of a search; what is wrong with an incomplete one is added to a list."""
+def _member(digest: str, number: str) -> str:
+    """What is remembered of a row: its digest, with the number of its instances if that is watched."""
+    return f"{digest}.{number}" if number else digest
+
+
+def _number_of(client: DICOMClient, row: JSONDataset, study: Resource) -> str:
+    """How many instances a study has: by its row or, where the archive does not say it there, by listing them."""
+    number = json_decode.first_text(row, _NUMBER).strip()
+    if number.isdigit():
+        return number
+    count = 0
     try:
-        yield from client.iter_search(query)
+        for _ in client.expected_instances(study):
+            count += 1
     except SearchIncompleteError as error:
-        incomplete.append(error)
+        logger.debug("%s is counted by what came: %s", study.uri, error)
+    return str(count)
+
+
+class _Listing:
+    """A search under way: its rows, and what was wrong in the end with an incomplete one.
+
+    Args:
+        client: The archive.
+        query: The search.
+        began: When it began.
+        since: Where its window begins, if it has one.
+    """
+
+    def __init__(self, client: DICOMClient, query: SearchQuery, began: datetime, since: datetime | None) -> None:
+        self.client = client
+        self.began = began
+        self.since = since
+        self.incomplete: list[SearchIncompleteError] = []
+        self.rows: Iterator[JSONDataset] = self._read(query)
+
+    def _read(self, query: SearchQuery) -> Iterator[JSONDataset]:
+        try:
+            yield from self.client.iter_search(query)
+        except SearchIncompleteError as error:
+            self.incomplete.append(error)
+
+    def goes_on(self) -> bool:
+        """Whether there is another row."""
+        for row in self.rows:
+            self.rows = chain([row], self.rows)
+            return True
+        return False
+
+
+class _Listings:
+    """The unfinished listings of this process: the next answer goes on where one ended, without listing again.
+
+    A listing has another name after each answer. So a bundle that is repeated, with the cursor from before, lists
+    again, and what was read for the attempt that failed is not lost. The latest few are kept.
+    """
+
+    def __init__(self) -> None:
+        self._lock = ProcessLock()
+        self.start_anew()
+        start_anew_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Forgets them all."""
+        self._kept: OrderedDict[str, _Listing] = OrderedDict()
+
+    def keep(self, listing: _Listing) -> str:
+        """Keeps a listing and returns its name."""
+        name = uuid.uuid4().hex
+        with self._lock:
+            self._kept[name] = listing
+            while len(self._kept) > _MAX_LISTINGS:
+                self._kept.popitem(last=False)
+        return name
+
+    def take(self, name: str, client: DICOMClient) -> _Listing | None:
+        """Gives a listing of a client away; None if this process does not have it."""
+        with self._lock:
+            listing = self._kept.pop(name, None)
+        return listing if listing is not None and listing.client is client else None
+
+
+_LISTINGS = _Listings()
 
 
 class OrthancFeed(_Source):
@@ -506,8 +609,11 @@ class OrthancFeed(_Source):
                 for change in changes
                 if change.get("ChangeType") == wanted and str(change.get("Date")) >= cursor.start
             ]
-        known = uids_of_orthanc(client, names, self._level)
-        references = self._matching(client, dict.fromkeys(known[name] for name in names if name in known))
+        known = uids_of_orthanc(client, names, "study" if self._level == "study" else "instance")
+        found = (known[name] for name in names if name in known)
+        if self._searched == "study":
+            found = (Resource(reference.study_instance_uid) for reference in found)
+        references = self._matching(client, dict.fromkeys(found))
         return Changes(references, Cursor(self.method, str(position), cursor.start), more=not done)
 
     @staticmethod
@@ -621,8 +727,9 @@ class AzureFeed(_Source):
                 except (TypeError, ValueError) as error:
                     failures.append(failure_of(error, "Watch"))
                     continue
-                if self._level == "study":
+                if self._searched == "study":
                     reference = Resource(reference.study_instance_uid)
+                if self._level == "study":
                     digest = digest_of(reference.uri)
                     if digest in studies:
                         continue

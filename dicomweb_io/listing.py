@@ -583,6 +583,23 @@ class ListLine:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class ListFile:
+    """A list that is read where it is needed; see `read_references`.
+
+    Attributes:
+        path: A local path or an fsspec URL.
+        allow_patterns: See `read_references`.
+    """
+
+    path: str
+    allow_patterns: bool = False
+
+    def lines(self) -> list[ListLine]:
+        """The lines of the list."""
+        return read_references(self.path, allow_patterns=self.allow_patterns)
+
+
 _COLUMNS = {
     "StudyInstanceUID": "StudyInstanceUID",
     "SeriesInstanceUID": "SeriesInstanceUID",

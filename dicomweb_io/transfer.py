@@ -56,6 +56,7 @@ from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
 from dicomweb_io.http.retry import lend_slots
 from dicomweb_io.listing import (
     InstanceGroup,
+    ListFile,
     ListLine,
     Neighbours,
     SeriesListing,
@@ -644,7 +645,7 @@ class TransferJob:
         source: Where to copy from.
         destination: Where to copy to.
         filters: Attribute to value: only what matches is copied.
-        wanted: What a list names, or its lines; None for everything that the source holds.
+        wanted: What a list names, its lines, or the list itself; None for everything that the source holds.
         failures: Where failures are written, one JSON object a line.
         summary: Where the summary is written, as JSON.
         on_existing, verify, allow_transcoding, spool_directory, allow_other_patient: See `CopyOptions`.
@@ -657,7 +658,7 @@ class TransferJob:
     source: Endpoint
     destination: Endpoint
     filters: Mapping[str, str] = field(default_factory=dict)
-    wanted: tuple[Wanted | ListLine, ...] | None = None
+    wanted: tuple[Wanted | ListLine, ...] | ListFile | None = None
     failures: str | None = None
     summary: str | None = None
     on_existing: OnExisting = "skip"
@@ -694,6 +695,8 @@ class TransferJob:
     @property
     def lines(self) -> list[ListLine]:
         """The lines of the list; none without a list."""
+        if isinstance(self.wanted, ListFile):
+            return self.wanted.lines()
         return [
             item if isinstance(item, ListLine) else ListLine(f"element {number}", item)
             for number, item in enumerate(self.wanted or (), 1)

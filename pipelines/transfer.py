@@ -21,7 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -29,7 +29,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from dicomweb_io.account import ROW, conflicts_of, exit_code, make_summary, shown_progress, summary_lines, write_summary
 from dicomweb_io.elements import Failure
-from dicomweb_io.listing import ListLine
+from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob, job_from
@@ -42,7 +42,7 @@ from dicomweb_io.transforms.copy import (
     tallied,
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
-from dicomweb_io.transforms.read_write import ReferencesOfRows
+from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
 from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, is_local, parse
 
 
@@ -91,7 +91,10 @@ def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[An
         found = pipeline | "Search" >> search(job.source, job.filters, failures="collect")
         references, lost = found.rows | "References" >> ReferencesOfRows(job.level, ROW, failures="collect")
         return references, [found.failures, lost]
-    lines = pipeline | "Lines" >> beam.Create(job.lines).with_output_types(ListLine)
+    if isinstance(job.wanted, ListFile):
+        lines = pipeline | "Lines" >> ReadLines(job.wanted)
+    else:
+        lines = pipeline | "Lines" >> beam.Create(job.lines).with_output_types(ListLine)
     references, unmatched = lines | "MatchLines" >> MatchLines(job)
     return references, [unmatched]
 
@@ -118,6 +121,7 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         The summary; see `dicomweb_io.account.make_summary`.
     """
     started = time.monotonic()
+    lines = len(job.lines)
     with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
         account = os.path.join(scratch, "account.json") if is_local(options) else _remote_account(options)
         pipeline = beam.Pipeline(options=options)
@@ -126,7 +130,7 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         with shown_progress(lambda: {name: number - before[name] for name, number in tallied().items()}, show_progress):
             pipeline.run().wait_until_finish()
         document = read_json(account)
-        document["counts"]["lines"] = len(job.lines)
+        document["counts"]["lines"] = lines
         summary = make_summary(document, time.monotonic() - started)
     write_summary(job.summary, summary)
     return summary
@@ -144,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, options = parse(TransferOptions, "python -m pipelines.transfer", __doc__ or "", argv)
         job = job_from(args, *endpoints_from(args), workers_elsewhere=not is_local(options))
+        if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
+            # The workers read it themselves, so that it is no part of the job's graph.
+            job = replace(job, wanted=ListFile(args.input, args.allow_patterns))
         summary = run(job, options)
     except UsageError as error:
         print(f"transfer: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ A new public transform has to be added to `CASES`, or `unit/transforms/test_ever
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from dicomweb_io.transforms import (
     ParseNotifications,
     ReadAllFromDICOMweb,
     ReadFromDICOMweb,
+    ReadReferences,
     RetrieveBulkdata,
     RetrieveFrames,
     RetrieveInstances,
@@ -32,6 +34,7 @@ from dicomweb_io.transforms import (
     SearchForSeries,
     SearchForStudies,
     StoreInstances,
+    WatchForCompleteStudies,
     WatchForInstances,
     WatchForStudies,
     WriteToDICOMweb,
@@ -127,8 +130,16 @@ def _row_of(world: World) -> dict[str, Any]:
     return row | {"0020000E": {"vr": "UI", "Value": [world.series.series_instance_uid]}}
 
 
+def _list_of(world: World) -> Path:
+    path = world.directory / "list.jsonl"
+    path.write_text("".join(f"{json.dumps(reference.to_dict())}\n" for reference in world.references))
+    return path
+
+
 def _watch(kind: Any, count: int, level: str) -> Case:
     options = {"start": "all", "max_polls": 1, "method": "list"}
+    if kind is WatchForCompleteStudies:
+        options |= {"max_polls": 2, "interval": 0.02, "quiet": 0.001}
     return Case(lambda w, **o: kind(w.source, **options, **o), None, "references", count, Resource, level=level)
 
 
@@ -191,11 +202,15 @@ CASES: dict[str, Case] = {
     "ReadAllFromDICOMweb": Case(
         lambda w, **o: ReadAllFromDICOMweb(w.source, **o), lambda w: [_row_of(w)], "instances", INSTANCES, Instance
     ),
+    "ReadReferences": Case(
+        lambda w, **o: ReadReferences(_list_of(w), **o), None, "references", INSTANCES, Resource, bad=None
+    ),
     "ParseNotifications": Case(
         lambda w, **o: ParseNotifications(**o), lambda w: [notification_of(w.references[0])], "references", 1, Resource
     ),
     "WatchForStudies": _watch(WatchForStudies, 1, "study"),
     "WatchForInstances": _watch(WatchForInstances, INSTANCES, "instance"),
+    "WatchForCompleteStudies": _watch(WatchForCompleteStudies, 1, "study"),
     "DistinctReferences": Case(
         lambda w: DistinctReferences(), _series, "", 1, Resource, bad=None, fails=False, keeps_times=False, level=None
     ),
@@ -204,7 +219,7 @@ CASES: dict[str, Case] = {
     ),
 }
 
-WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications"})
+WITH_ARCHIVE = sorted(set(CASES) - {"AsRows", "DistinctReferences", "ParseNotifications", "ReadReferences"})
 """Those that are given an endpoint."""
 
 VARIANTS: dict[str, Callable[[World], Any]] = {

@@ -19,11 +19,13 @@ instances without looking at them, `CopyInstances` is faster and needs less memo
 
 - **Sources**: `SearchForStudies`, `SearchForSeries`, `SearchForInstances`, `ReadFromDICOMweb`. Applied to a collection,
   the searches run once for each element; `ReadAllFromDICOMweb` reads the instances that each element names.
+  `ReadReferences` reads a list of what is wanted.
 - **Retrieves**: `RetrieveInstances`, `RetrieveMetadata`, `RetrieveFrames`, `RetrieveRendered`, `RetrieveBulkdata`.
 - **Sinks**: `StoreInstances` (also called `WriteToDICOMweb`), `CopyInstances`; their result is a `StoreResult`.
   `DownloadInstances` writes files and emits their paths. `DeleteResources` deletes.
-- **Watching**: `WatchForStudies` and `WatchForInstances` emit references to what is new in an archive;
-  `ParseNotifications` turns notifications of archives into references.
+- **Watching**: `WatchForStudies` and `WatchForInstances` emit references to what is new in an archive,
+  `WatchForCompleteStudies` to studies of which nothing has arrived for a while; `ParseNotifications` turns
+  notifications of archives into references.
 - **Tables**: `AsRows` makes rows with a schema from elements and from search rows; searches do it with ``columns=``.
 
 A failure that remains after all retries fails the pipeline. With ``.with_error_handler(handler)`` or
@@ -44,7 +46,14 @@ from dicomweb_io.transforms.frames import (
     RetrieveFrames,
     RetrieveRendered,
 )
-from dicomweb_io.transforms.read_write import DistinctReferences, ReadAllFromDICOMweb, ReadFromDICOMweb, WriteToDICOMweb
+from dicomweb_io.transforms.read_write import (
+    DistinctReferences,
+    NamedReferences,
+    ReadAllFromDICOMweb,
+    ReadFromDICOMweb,
+    ReadReferences,
+    WriteToDICOMweb,
+)
 from dicomweb_io.transforms.retrieve import (
     RetrievedInstances,
     RetrievedMetadata,
@@ -58,6 +67,7 @@ from dicomweb_io.transforms.watch import (
     ParsedNotifications,
     ParseNotifications,
     Watched,
+    WatchForCompleteStudies,
     WatchForInstances,
     WatchForStudies,
 )
@@ -73,10 +83,12 @@ __all__ = [
     "DownloadInstances",
     "DownloadResult",
     "ElementCoder",
+    "NamedReferences",
     "ParseNotifications",
     "ParsedNotifications",
     "ReadAllFromDICOMweb",
     "ReadFromDICOMweb",
+    "ReadReferences",
     "RetrieveBulkdata",
     "RetrieveFrames",
     "RetrieveInstances",
@@ -93,6 +105,7 @@ __all__ = [
     "SearchResult",
     "StoreInstances",
     "StoreResult",
+    "WatchForCompleteStudies",
     "WatchForInstances",
     "WatchForStudies",
     "Watched",

@@ -4,7 +4,7 @@ What moves together are instances of one series, an `InstanceGroup` (see `dicomw
 reshuffled, so that the work spreads, and each is moved by the transfer engine (`dicomweb_io.transfer`): one retrieve
 for a whole series, store requests of many.
 
-Around that a job has `ReadLines`, `MatchLines` and `ListExclusions`, which say what there is to copy, and
+Around that a job has `MatchLines` and `ListExclusions`, which say what there is to copy, and
 `WriteAccount` and `WriteFailures`, which report the result, counted from output collections.
 """
 
@@ -24,7 +24,7 @@ from apache_beam.transforms.display import DisplayDataItem
 
 from dicomweb_io.account import MAX_LISTED, REPORT, account_document, counts_of, failure_line
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
-from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
+from dicomweb_io.elements import Exclusion, Failure, Resource, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.files.store import Downloaded, InstanceDownloader
 from dicomweb_io.listing import InstanceGroup, ListLine
@@ -310,7 +310,7 @@ class _Download(PooledDoFn):
 
 @beam.typehints.with_input_types(ListLine)
 class MatchLines(DICOMwebTransform):
-    """The instances that the lines of a list name, and as failures the lines that name none.
+    """The instances that the lines of a list name, in groups, and as failures the lines that name none.
 
     Args:
         job: The transfer that the list belongs to.
@@ -322,7 +322,7 @@ class MatchLines(DICOMwebTransform):
 
     def expand(self, lines: Any) -> tuple[Any, Any]:
         """Builds the step."""
-        matched = lines | "Match" >> self._step(self._pooled(_MatchLines, lines, self._job), Resource)
+        matched = lines | "Match" >> self._step(self._pooled(_MatchLines, lines, self._job), InstanceGroup)
         return matched["main"], matched[FAILURES]
 
 
@@ -332,8 +332,21 @@ class _MatchLines(PooledDoFn):
         self._job = job
 
     def produce(self, subject: ListLine, client: DICOMClient, room: Room) -> Iterator[Any]:
+        series: dict[Resource, list[str]] = {}
+        failed = False
         for item in match_line(client, self._job, subject):
-            yield Problem(item) if isinstance(item, Failure) else item
+            if isinstance(item, Failure):
+                failed = True
+                yield Problem(item)
+            else:
+                series.setdefault(item.series, []).append(str(item.sop_instance_uid))
+        # A line that names a study or series has listed all of it.
+        wanted = subject.wanted
+        single = isinstance(wanted, Resource) and wanted.level == "instance"
+        narrowed = isinstance(wanted, SearchQuery) and wanted.level != "study"
+        listed = not (failed or self._job.filters or single or narrowed)
+        for one, uids in series.items():
+            yield InstanceGroup(one, tuple(uids), len(uids) if listed else None)
 
 
 class ListExclusions(DICOMwebTransform):

@@ -362,7 +362,7 @@ rule(reported("PagingError"), "SearchForStudies / moving rows")
 rule(RECOVERED, *(f"SearchForSeries / {name}" for name in ("offset ignored", "moving rows", "duplicate rows")))
 for _code in (400, 406, 415):
     rule(reported(status=_code), f"RetrieveRendered / status {_code}", f"DeleteResources / status {_code}")
-rule(reported("PagingError"), "WatchForStudies / moving rows", "WatchForStudies / duplicate rows")
+rule(reported("PagingError"), "WatchFor*Studies / moving rows", "WatchFor*Studies / duplicate rows")
 rule(reported("PagingError"), "SearchForStudies / duplicate rows")
 rule(
     believed("an empty page is the end of a search"),

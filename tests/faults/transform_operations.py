@@ -120,9 +120,9 @@ def _with(kind: Any, *arguments: Any, **options: Any) -> Make:
     return lambda endpoint, folder, bench: kind(endpoint, *arguments, **options, failures=_COLLECT)
 
 
-def _watch(kind: Any) -> Make:
+def _watch(kind: Any, max_polls: int = 2, **options: Any) -> Make:
     # The second poll finds what a first one that failed has missed.
-    return _with(kind, start="all", method="list", max_polls=2, interval=0.001)
+    return _with(kind, start="all", method="list", max_polls=max_polls, interval=0.001, **options)
 
 
 def _pages_of(rows: int) -> dict[str, Any]:
@@ -181,6 +181,13 @@ _ALL = (
     _get("ReadAllFromDICOMweb", _with(transforms.ReadAllFromDICOMweb), _study, _INSTANCE, OBJECTS),
     _search("WatchForStudies", _watch(transforms.WatchForStudies), "/studies$", _pages_of(1)),
     _search("WatchForInstances", _watch(transforms.WatchForInstances), "/instances$", _pages_of(7)),
+    _search(
+        "WatchForCompleteStudies",
+        # The third one finds what has come to rest.
+        _watch(transforms.WatchForCompleteStudies, max_polls=3, quiet=1e-6),
+        "/studies$",
+        _pages_of(1),
+    ),
     _get("RetrieveInstances (studies)", _with(transforms.RetrieveInstances), _study, "", OBJECTS | {"several", "long"}),
     _get("RetrieveInstances (instances)", _with(transforms.RetrieveInstances), _first_instance, _INSTANCE, OBJECTS),
     _get(

@@ -13,11 +13,12 @@ import pydicom
 import pytest
 from hypothesis import given, strategies as st
 
-from dicomweb_io.changes import Cursor, change_source, check_start, parse_moment, uids_of_orthanc
+from dicomweb_io.changes import _LISTINGS, Cursor, change_source, check_start, parse_moment, uids_of_orthanc
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import SearchIncompleteError
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.profiles import PROFILES
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study, synthetic_instance
 from tests.answering import Reply
@@ -209,7 +210,121 @@ def test_a_search_that_stays_incomplete_tells_what_came_and_is_told_once(serve, 
         Follower(follower.client.base_url).poll()
 
 
+def in_chunks(source, client, size, between=lambda number: None, cursor=None):
+    """What one poll gives in answers of some size, and the cursor behind it."""
+    found, number = [], 0
+    while True:
+        changes = source.poll(client, cursor, start="all", max_changes=size)
+        found += changes.references
+        cursor = changes.cursor
+        if not changes.more:
+            return found, cursor
+        number += 1
+        between(number)
+
+
+def test_a_poll_in_several_answers_lists_once(serve, folder):
+    there = store(folder, instances=60)
+    server = serve(folder)
+    client = Endpoint(server.url, profile=PROFILES["generic"].with_facts(page_sizes=(10, 10, 10))).connect()
+    source = change_source(server.url, method="list")
+    in_one = source.poll(client, None, start="all")
+    asked = len(server.records)
+    assert asked >= 7
+    found, cursor = in_chunks(source, client, 7)
+    assert len(server.records) == 2 * asked, "what was listed is listed again for each answer"
+    assert (len(found), set(found)) == (60, there) == (60, set(in_one.references))
+    assert cursor.listing == ""
+    assert source.poll(client, cursor).references == ()
+
+
+def test_an_answer_that_is_asked_for_again_is_the_same(place):
+    there = store(place, instances=10)
+    source, client = change_source(place, method="list"), Endpoint.of(place).connect()
+    first = source.poll(client, None, start="all", max_changes=4)
+    # A bundle that failed is repeated with the cursor from before, here or in another process.
+    second, again = (source.poll(client, first.cursor, max_changes=4) for _ in range(2))
+    elsewhere = Cursor.from_json(first.cursor.to_json())
+    assert elsewhere.listing == ""
+    assert second.references == again.references == source.poll(client, elsewhere, max_changes=4).references
+    rest, _ = in_chunks(source, client, 4, cursor=again.cursor)
+    assert {*first.references, *again.references, *rest} == there
+    assert len(first.references) + len(again.references) + len(rest) == 10
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_archive_that_changes_between_answers_loses_nothing(place, restarted, monkeypatch):
+    there = store(place, instances=20)
+    source, client = change_source(place, method="list"), Endpoint.of(place).connect()
+    other = Endpoint.of(place).connect()
+    gone = sorted(there, key=lambda item: item.uri)[::9]
+    added = set()
+
+    def change(number):
+        if number == 1:
+            for item in gone:
+                other.delete_instance(item.study_instance_uid, item.series_instance_uid, item.sop_instance_uid)
+        added.update(store(place, instances=2))
+        if restarted:
+            _LISTINGS.start_anew()
+
+    found, cursor = in_chunks(source, client, 5, between=change)
+    found += source.poll(client, cursor).references
+    assert len(found) == len(set(found)), "told twice"
+    assert set(found) | set(gone) == there | added
+
+
+def test_a_clock_that_was_ahead_hides_nothing(serve, folder):
+    url = serve(folder).url
+    store(url)
+    follower = Follower(url, method="study_date")
+    assert follower.poll() == set()
+    ahead = datetime.now(timezone.utc) + timedelta(days=400)
+    follower.cursor = Cursor("study_date", ahead.isoformat(), "", follower.cursor.seen)
+    new = store(url)
+    assert follower.poll() == new
+    assert follower.poll() == set()
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_study_is_told_when_its_number_of_instances_changes(place, tmp_path, monkeypatch, counted):
+    if not counted:
+        # Some archives do not say it in a search.
+        monkeypatch.setattr("dicomweb_io.changes._NUMBER", "StudyDescription")
+    quiet, growing = store(place), store(place)
+    study = Resource(next(iter(growing)).study_instance_uid)
+    now = Follower(place, "study_change", method="list")
+    everything = Follower(place, "study_change", method="list", start="all")
+    assert now.poll() == set()
+    assert everything.poll() == {study, Resource(next(iter(quiet)).study_instance_uid)}
+    for number in range(2):
+        seed, path = f"late {number}", tmp_path / f"{number}.dcm"
+        put(place, [synthetic_instance(100, path, seed=seed, study_instance_uid=study.study_instance_uid)])
+        assert everything.poll() == now.poll() == {study}
+        assert everything.poll() == now.poll() == set()
+    # Only the last number is remembered, also of a cursor that remembers studies without one.
+    assert sum(map(len, everything.cursor.seen.values())) == 2
+    plain = Follower(place, "study", method="list", start="all")
+    plain.poll()
+    now.cursor = plain.cursor
+    assert len(now.poll()) == 2
+    assert now.poll() == set()
+
+
 # Orthanc --------------------------------------------------------------------------------------------------------------
+
+
+def test_orthanc_tells_studies_that_grow(orthanc, tmp_path):
+    follower = Follower(orthanc.url, "study_change")
+    assert follower.all() == set()
+    new = store(orthanc.url, studies=2)
+    studies = {Resource(item.study_instance_uid) for item in new}
+    assert follower.all() == studies
+    study = next(iter(studies))
+    late = synthetic_instance(100, tmp_path / "late.dcm", seed="late", study_instance_uid=study.study_instance_uid)
+    put(orthanc.url, [late])
+    assert follower.all() == {study}
+    assert follower.all() == set()
 
 
 @pytest.mark.parametrize("level", ["instance", "study"])
@@ -365,6 +480,16 @@ def test_azure_studies_are_told_once(feed):
     feed.add(7, 5000, study="1.2.1")
     feed.add(8, 6000, study="1.2.2")
     assert follower.poll() == {Resource("1.2.2")}
+
+
+def test_azure_tells_studies_that_grow(feed):
+    follower = Follower(feed.endpoint, "study_change", start="all")
+    for number in range(1, 7):
+        feed.add(number, number, study=f"1.2.{number % 2}")
+    assert follower.poll() == {Resource("1.2.0"), Resource("1.2.1")}
+    feed.add(7, 5000, study="1.2.1")
+    assert follower.poll() == {Resource("1.2.1")}
+    assert follower.poll() == set()
 
 
 def test_azure_in_small_answers(feed):

@@ -48,16 +48,28 @@ def run(code):
     exec(compile(code, "example", "exec"), {"__name__": "__main__"})
 
 
-def test_watching_an_archive(serve, archive, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (0, {"interval=30": 'interval=30, start="all", max_polls=1', "/data/new": "PLACE"}),
+        (
+            1,
+            {
+                "quiet=600, interval=60": 'quiet=1e-6, interval=0.01, start="all", max_polls=2',
+                "/data/complete": "PLACE",
+            },
+        ),
+    ],
+)
+def test_watching_an_archive(serve, archive, tmp_path, number, options):
     code = replaced(
-        blocks("python")[0],
+        blocks("python")[number],
         {
             '["--runner=PrismRunner", "--streaming"]': '["--runner=FnApiRunner"]',
-            "interval=30": 'interval=30, start="all", max_polls=1',
+            **options,
             ADDRESS: serve(archive).url,
-            "/data/new": str(tmp_path / "new"),
         },
-    )
+    ).replace("PLACE", str(tmp_path / "new"))
     run(code)
     assert copied(tmp_path / "new") == copied(archive)
 
@@ -68,7 +80,7 @@ def test_notifications(serve, archive, tmp_path):
     paths = [f"{store}studies/{row['0020000D']['Value'][0]}" for row in server.archive.search_for_studies()]
     messages = f"beam.Create({paths!r})"
     code = replaced(
-        blocks("python")[1],
+        blocks("python")[2],
         {
             'ReadFromPubSub(subscription="projects/me/subscriptions/new-instances", with_attributes=True)': messages,
             "beam.Pipeline()": 'beam.Pipeline(runner="FnApiRunner")',

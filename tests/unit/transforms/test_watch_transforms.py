@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import logging
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -11,22 +11,29 @@ from itertools import pairwise
 import apache_beam as beam
 import pytest
 from apache_beam.internal import pickler
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.metrics import MetricsFilter
+from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
 from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.display import DisplayData
 from apache_beam.transforms.error_handling import ErrorHandler
 
-from dicomweb_io.changes import Cursor, change_source
+from dicomweb_io.changes import Changes, Cursor, change_source
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transforms import RetrieveInstances
+from dicomweb_io.transforms import RetrieveInstances, watch as watches
+from dicomweb_io.transforms.metrics import TALLY
 from dicomweb_io.transforms.watch import (
     MAX_WAIT,
+    WatchForCompleteStudies,
     WatchForInstances,
     WatchForStudies,
+    WatchProvider,
     WatchState,
+    WatchStateCoder,
     WatchTracker,
     _Pace,
 )
@@ -209,23 +216,340 @@ def test_every_way_to_split_hands_on_exactly_what_is_left():
     WatchTracker(replace(first, done=True)).check_done()
 
 
-def test_states_pickle():
-    state = WatchState(Cursor("list", "1", "", {"": frozenset({"a"})}), 3, 5.0)
-    copy = pickle.loads(pickle.dumps(state))
-    assert (copy.polls, copy.due, copy.cursor.seen) == (3, 5.0, {"": frozenset({"a"})})
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_drain_waits_for_nothing(bounded):
+    state = WatchState(Cursor("list", "1"), polls=1, due=5.0)
+    assert WatchProvider(bounded).truncate(state, state) is None
 
 
-def test_the_pace_outlives_a_clock_that_is_set():
+DIGESTS = ("AAECAwQFBgcICQoLDA0ODw", "_-_-_-_-_-_-_-_-_-_-_w")
+
+
+def same(one, other):
+    def parts(state):
+        cursor = state.cursor
+        place = cursor and (cursor.method, cursor.position, cursor.start, dict(cursor.seen), cursor.listing)
+        return place, state.polls, state.due, state.unfinished, state.done, list(state.open.items()), state.completed
+
+    return parts(one) == parts(other)
+
+
+# What this release writes and every later one must read.
+GOLDEN = [
+    ("0600", WatchState()),
+    (
+        "0603060504076f727468616e6304023137040f323032363031303154303030303030060004000103024016000000000000",
+        WatchState(Cursor("orthanc", "17", "20260101T000000"), 3, 5.5),
+    ),
+    (
+        "0605060504046c6973740400040006020602040006020321000102030405060708090a0b0c0d0e0f0ffeffeffeffeffeffeffeffeffeff"
+        "eff0060006020408323032363031303106020312c71c71c71c71c71c71c71c71c71c71c710000601040334353104036162630100020000"
+        "00000000000009000901",
+        WatchState(
+            Cursor("list", "", "", {"": frozenset(DIGESTS), "20260101": frozenset({"451", "x" * 22})}, "abc"), done=True
+        ),
+    ),
+    (
+        "0607060504046c697374040004000600040001070241cdcd650000000009010900060206020403312e3202401400000000000006020403312"
+        "e3102401900000000000006020321ffeffeffeffeffeffeffeffeffeffeff0000102030405060708090a0b0c0d0e0f00600",
+        WatchState(Cursor("list"), 7, 1e9, True, False, {"1.2": 5.0, "1.1": 6.25}, (DIGESTS[1], DIGESTS[0])),
+    ),
+]
+
+
+@pytest.mark.parametrize(("encoded", "state"), GOLDEN)
+def test_states_travel_exactly_and_are_read_by_later_releases(encoded, state):
+    coder = WatchProvider(True).restriction_coder()
+    assert coder.encode(state).hex() == encoded
+    assert same(coder.decode(bytes.fromhex(encoded)), state)
+    assert pickler.loads(pickler.dumps(coder)) == coder
+
+
+def test_states_are_small():
+    members = frozenset(watches.digest_of(str(number)) for number in range(1000))
+    size = len(WatchStateCoder().encode(WatchState(Cursor("list", seen={"": members}))))
+    assert size < 16.5 * 1000 + 50
+
+
+# Clocks ---------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A wall clock and a monotonic clock that only the test moves."""
+
+    def __init__(self):
+        self.wall, self.steady = 1_800_000_000.25, 1000.0
+
+    def time(self):
+        return self.wall
+
+    def monotonic(self):
+        return self.steady
+
+    def pass_by(self, seconds, step=0.0):
+        """Lets time pass, and sets the wall clock by a step."""
+        self.steady += seconds
+        self.wall += seconds + step
+
+
+class Scripted:
+    """A change source with answers that the test writes."""
+
+    method = "list"
+
+    def __init__(self):
+        self.answers = []
+
+    def poll(self, client, cursor, *, start, max_changes):
+        answer = self.answers.pop(0) if self.answers else ()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, Changes) else Changes(tuple(map(Resource, answer)), Cursor("list"))
+
+
+class Driver:
+    """Calls a watch's DoFn as a runner does: each poll with a restriction that was encoded, and a new estimator."""
+
+    def __init__(self, monkeypatch, directory, **options):
+        self.clock = Clock()
+        monkeypatch.setattr(watches, "time", self.clock)
+        kind = options.pop("kind", WatchForCompleteStudies)
+        self.transform = kind(str(directory), interval=10, **options)
+        self.source = self.transform.source = Scripted()
+        self.state, self.watermark, self.ended = WatchState(), None, False
+        self.dofn = self.process()
+
+    def process(self):
+        """The DoFn in a process that has not polled yet."""
+        watches._PACE = _Pace()
+        schedule = watches._Schedule(
+            "all", self.transform.stop, 10.0, self.transform.max_polls, 10_000, self.transform.quiet
+        )
+        dofn = watches._BoundedWatch(self.transform.endpoint, self.source, "Watch", schedule, collect=True)
+        dofn.setup()
+        return dofn
+
+    def poll(self, *answer, passing=10.0, step=0.0):
+        """Lets time pass, polls once, and gives the outputs with their times."""
+        self.clock.pass_by(passing, step)
+        if answer:
+            self.source.answers.append(*answer)
+        return self.call()
+
+    def call(self):
+        tracker = ThreadsafeRestrictionTracker(WatchTracker(self.state, True))
+        estimator = ManualWatermarkEstimator(self.watermark)
+        outputs = list(self.dofn.watch(RestrictionTrackerView(tracker), estimator))
+        assert not self.source.answers, "the archive was not asked"
+        tracker.check_done()
+        deferred = tracker.deferred_status()
+        self.ended = deferred is None
+        self.wait = None if self.ended else float(deferred[1].micros) / 1e6
+        coder = WatchStateCoder()
+        self.state = tracker.current_restriction() if self.ended else coder.decode(coder.encode(deferred[0]))
+        before, self.watermark = self.watermark, estimator.current_watermark()
+        for output in outputs:
+            value = getattr(output, "value", output)
+            value = value if hasattr(value, "timestamp") else output
+            assert before is None or value.timestamp >= before, "an element was late"
+        return [
+            output.value.study_instance_uid
+            for output in outputs
+            if isinstance(getattr(output, "value", None), Resource)
+        ]
+
+
+@pytest.fixture
+def drive(monkeypatch, tmp_path):
+    monkeypatch.setattr(watches, "_PACE", watches._PACE)
+
+    def driver(**options):
+        made = Driver(monkeypatch, tmp_path, **options)
+        drivers.append(made)
+        return made
+
+    drivers = []
+    yield driver
+    for made in drivers:
+        made.dofn.teardown()
+
+
+@pytest.mark.parametrize("step", [-5.0, -3600.0, 5.0, 3600.0, 86400.0 * 400])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_clock_that_is_set_disturbs_no_watch(drive, step, elsewhere):
+    watch = drive(kind=WatchForStudies)
+    assert watch.poll({"1.1"}) == ["1.1"]
+    watermark = watch.watermark
+    if elsewhere:
+        watch.dofn.teardown()
+        watch.dofn = watch.process()
+    # One that is not to be polled yet waits for one interval at most.
+    watch.clock.pass_by(0, step)
+    assert watch.dofn._remaining(watch.state) <= 10.0
+    assert watch.poll({"1.2"}) == ["1.2"]
+    assert watch.watermark >= watermark
+    assert watch.wait == pytest.approx(10.0, abs=0.1)
+    # Setting it right again disturbs it no more.
+    assert watch.poll({"1.3"}, step=-step) == ["1.3"]
+    assert watch.watermark >= watermark
+
+
+def test_a_clock_that_steps_back_fails_no_pipeline(monkeypatch, archive, held):
+    class Stepping:
+        monotonic = staticmethod(time.monotonic)
+        steps = [0.0]
+
+        @classmethod
+        def time(cls):
+            return time.time() + cls.steps[0]
+
+    class Stepped(Growing):
+        def poll(self, client, cursor, *, start, max_changes):
+            Stepping.steps[0] -= 5.0
+            return super().poll(client, cursor, start=start, max_changes=max_changes)
+
+    monkeypatch.setattr(watches, "time", Stepping)
+    watch = WatchForInstances(str(archive), start="all", max_polls=3, interval=QUICK, max_changes=5)
+    watch.source = Stepped(str(archive))
+    with pipeline() as p:
+        assert_that(p | watch, equal_to(held))
+    assert Stepping.steps[0] < -15.0
+
+
+def test_the_pace_outlives_a_clock_that_is_set(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(watches, "time", clock)
     pace = _Pace()
     assert pace.remaining("a", 10.0, 0.0) <= 0
-    assert 9 < pace.remaining("a", 10.0, time.time() + 10) <= 10
-    # The clock was set back by an hour since the poll before.
-    assert pace.remaining("a", 10.0, time.time() + 3600) == 10.0
-    pace.begin("a")
-    # It was set forward: this process knows better.
-    assert 9 < pace.remaining("a", 10.0, time.time() - 3600) <= 10
+    assert pace.remaining("a", 10.0, clock.wall + 10) == 10.0
+    # The clock of the process that polled last is an hour ahead: that is waited for once, and not for an hour.
+    due = clock.wall + 3600
+    assert pace.remaining("a", 10.0, due) == 10.0
+    clock.pass_by(10)
+    assert pace.remaining("a", 10.0, due) == 0
+    due = clock.wall + 10
+    pace.begin("a", 10.0, due)
+    # It was set while this process knows better.
+    for step in (3600, -7200):
+        clock.pass_by(0, step)
+        assert pace.remaining("a", 10.0, due) == 10.0
+    assert pace.step("a", 10.0, due) == -3600
+    assert pace.step("a", 10.0, due + 1) == pace.step("b", 10.0, due) == 0.0
+    # A bundle that is repeated, from a place before, does not poll again at once.
+    assert pace.remaining("a", 10.0, 0.0) == 10.0
     assert pace.remaining("b", 10.0, 0.0) <= 0
     assert MAX_WAIT > 0
+
+
+# Complete studies -----------------------------------------------------------------------------------------------------
+
+
+def test_a_study_comes_when_nothing_of_it_arrives_any_more(drive):
+    watch = drive(quiet=25)
+    assert watch.poll({"1.1", "1.2"}) == []
+    assert watch.poll({"1.1"}) == []
+    assert watch.poll() == []
+    assert watch.poll() == ["1.2"]
+    assert watch.poll() == ["1.1"]
+    assert watch.poll() == []
+    # What changes again comes again.
+    before = TALLY.snapshot().get("completed_again", 0)
+    assert [watch.poll({"1.1"}), watch.poll(), watch.poll(), watch.poll()] == [[], [], [], ["1.1"]]
+    assert TALLY.snapshot()["completed_again"] - before == 1
+    assert watch.state.open == {}
+
+
+def test_nothing_is_at_rest_while_the_archive_is_not_asked(drive):
+    watch = drive(quiet=25)
+    watch.poll({"1.1", "1.2"})
+    for _ in range(50):
+        assert watch.poll(OSError("away")) == []
+    # What arrived meanwhile begins a new quiet period; the other study had its own.
+    assert watch.poll({"1.1"}) == ["1.2"]
+    assert [watch.poll(), watch.poll(), watch.poll()] == [[], [], ["1.1"]]
+
+
+def test_the_rest_of_a_poll_is_waited_for(drive):
+    watch = drive(quiet=15)
+    watch.poll({"1.1"})
+    watch.poll()
+    part = Changes((Resource("1.2"),), Cursor("list"), more=True)
+    assert watch.poll(part) == []
+    assert watch.poll({"1.1"}, passing=0.0) == []
+    assert [watch.poll(), watch.poll()] == [[], ["1.2", "1.1"]]
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+def test_quiet_periods_are_not_measured_by_a_clock_that_is_set(drive, step):
+    watch = drive(quiet=25)
+    watch.poll({"1.1"})
+    assert watch.poll(step=step) == []
+    assert watch.poll() == []
+    assert watch.poll() == ["1.1"]
+
+
+def test_quiet_periods_go_on_in_a_worker_whose_clock_is_behind(drive):
+    watch = drive(quiet=25)
+    watch.poll({"1.1"})
+    watch.dofn.teardown()
+    watch.dofn = watch.process()
+    watch.clock.pass_by(0, -3600.0)
+    watch.dofn._remaining(watch.state)
+    assert [watch.poll() for _ in range(4)] == [[], [], [], ["1.1"]]
+
+
+def test_the_studies_on_their_way_to_rest_are_bounded(drive, monkeypatch, caplog):
+    monkeypatch.setattr(watches, "MAX_OPEN", 2)
+    monkeypatch.setattr(watches, "MAX_COMPLETED", 1)
+    watch = drive(quiet=25)
+    watch.poll(["1.1", "1.2"])
+    assert watch.poll(["1.1", "1.3"]) == ["1.2"]
+    assert "before their quiet period is over" in caplog.text
+    assert list(watch.state.open) == ["1.1", "1.3"]
+    assert watch.poll() == watch.poll() == []
+    assert watch.poll() == ["1.1", "1.3"]
+    assert len(watch.state.completed) == 1
+
+
+@pytest.mark.parametrize("end", ["max_polls", "stop"])
+def test_an_end_tells_what_is_not_at_rest(drive, caplog, end):
+    watch = drive(quiet=15, max_polls=3 if end == "max_polls" else None)
+    if end == "stop":
+        watch.transform.stop = datetime.fromtimestamp(watch.clock.wall + 31, timezone.utc)
+        watch.dofn = watch.process()
+    before = TALLY.snapshot().get("studies_left_open", 0)
+    watch.poll({"1.1"})
+    watch.poll()
+    with caplog.at_level(logging.WARNING):
+        assert watch.poll({"1.2"}) == ["1.1"]
+    assert watch.ended
+    assert TALLY.snapshot()["studies_left_open"] - before == 1
+    assert "ends while 1 studies are not at rest" in caplog.text
+
+
+def test_complete_studies_of_a_server(serve, folder, arrivals):
+    server = serve(folder)
+    Growing.waiting = list(arrivals)
+    watch = WatchForCompleteStudies(
+        server.url, start="all", max_polls=9, interval=QUICK, quiet=QUICK / 2, method="list"
+    )
+
+    class GrowingStudies(Growing):
+        def __init__(self, url):
+            self.url = url
+            self.source = watch.source
+
+    watch.source = GrowingStudies(server.url)
+    p = pipeline()
+    found = p | watch
+    study = Resource(Instance.from_path(arrivals[0]).reference.study_instance_uid)
+    assert_that(found, equal_to([study]))
+    result = p.run()
+    counters = {
+        item.key.metric.name: item.committed
+        for item in result.metrics().query(MetricsFilter().with_namespace("dicomweb_io"))["counters"]
+    }
+    assert (counters["completed"], counters["changes"], counters["polls"]) == (1, 5, 9)
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,332 @@
+"""References packed by series: fewer requests, and the same results in the same places."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, SlidingWindows, TimestampedValue
+
+from dicomweb_io.elements import Failure, Resource, SearchQuery
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.listing import InstanceGroup
+from dicomweb_io.queries import make_query
+from dicomweb_io.testing.faults import fault
+from dicomweb_io.testing.samples import make_study
+from dicomweb_io.transfer import InstanceCopier
+from dicomweb_io.transforms import (
+    CopyInstances,
+    DistinctReferences,
+    DownloadInstances,
+    ReadAllFromDICOMweb,
+    ReadFromDICOMweb,
+    ReadReferences,
+    RetrieveInstances,
+    RetrieveMetadata,
+    grouping,
+)
+from dicomweb_io.transforms.grouping import GroupBySeries, PackBySeries, bucket_of
+from dicomweb_io.transforms.read_write import series_query
+
+FOUR_PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=4"]
+
+
+def pipeline(*arguments):
+    return beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", *arguments]))
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """A folder with 2 studies of 4 series of 6 small instances. Not to be written to."""
+    directory = tmp_path_factory.mktemp("eight")
+    make_study(directory, studies=2, series=4, instances=6, size=300)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def references(eight):
+    """Its instances."""
+    with Endpoint(str(eight)).connect() as client:
+        return [Resource.of(row) for row in client.iter_search(make_query("instance"))]
+
+
+def requests(server, ending):
+    """How often each path with an ending was asked for, the further pages of a search aside."""
+    records = server.records.settled().of("GET")
+    asked = [one.path for one in records if re.search(ending, one.path) and "offset=" not in one.query]
+    return Counter(asked)
+
+
+SERIES, LISTING, SINGLE = r"/series/[^/]+$", r"/series/[^/]+/instances$", r"/instances/[^/]+$"
+
+
+# Requests -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["study", "series", "instance"])
+def test_four_processes_list_each_series_once(serve, eight, references, tmp_path, level):
+    source, destination = serve(eight), serve(tmp_path / "copy")
+    named = {"instance": references, "series": [one.series for one in references]}
+    named["study"] = [Resource(one.study_instance_uid) for one in references]
+    with pipeline(*FOUR_PROCESSES) as p:
+        elements = p | beam.Create(list(dict.fromkeys(named[level])))
+        stored = elements | CopyInstances(source.url, destination.url)
+        assert_that(stored.stored | beam.combiners.Count.Globally(), equal_to([48]))
+    assert len(requests(source, SERIES)) == 8
+    assert not requests(source, SINGLE)
+    for server in (source, destination):
+        asked = requests(server, LISTING)
+        assert set(asked.values()) <= {1}
+        # Studies are listed as such at the source.
+        assert len(asked) == (0 if server is source and level == "study" else 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "ending"),
+    [
+        (RetrieveInstances, ""),
+        (RetrieveMetadata, "/metadata"),
+        (lambda url: DownloadInstances(url, "memory://packed"), ""),
+    ],
+    ids=["instances", "metadata", "download"],
+)
+def test_a_list_of_all_instances_makes_a_request_for_each_series(serve, eight, references, make, ending):
+    server = serve(eight)
+    with pipeline() as p:
+        found = p | beam.Create(references) | make(server.url)
+        assert_that(found | beam.combiners.Count.Globally(), equal_to([48]))
+    assert sorted(requests(server, rf"/series/[^/]+{ending}$").values()) == [1] * 8
+    assert not requests(server, rf"/instances/[^/]+{ending}$")
+
+
+def test_a_few_instances_of_a_series_are_requested_one_by_one(serve, eight, references):
+    server = serve(eight)
+    some = [one for index, one in enumerate(references) if index % 6 < 2]
+    with pipeline() as p:
+        found = p | beam.Create(some) | RetrieveInstances(server.url) | beam.Map(lambda one: one.reference)
+        assert_that(found, equal_to(some))
+    assert len(requests(server, SINGLE)) == len(some)
+    assert not requests(server, LISTING) + requests(server, SERIES)
+
+
+def test_a_series_of_which_much_is_there_is_not_retrieved_whole(serve, eight, references, tmp_path):
+    source, destination = serve(eight), serve(tmp_path / "copy")
+    there = [one for index, one in enumerate(references) if index % 6]
+    for wanted in (there, references):
+        source.records.clear()
+        with pipeline() as p:
+            copied = p | beam.Create(wanted) | CopyInstances(source.url, destination.url)
+            states = copied.stored | beam.Map(lambda one: one.outcome) | beam.combiners.Count.PerElement()
+            numbers = [("stored", len(wanted))] if wanted is there else [("exists", 40), ("stored", 8)]
+            assert_that(states, equal_to(numbers))
+    assert len(requests(source, SINGLE)) == 8
+    assert not requests(source, SERIES)
+
+
+def test_what_a_series_leaves_out_fails_by_itself(serve, eight, references):
+    lost = references[0]
+    faults = [
+        fault("drop_part", path=SERIES, times=None, part=1),
+        fault("status", path=f"/{lost.sop_instance_uid}$", times=None, status=410),
+    ]
+    server = serve(eight, faults=faults)
+    with pipeline() as p:
+        found = p | beam.Create([*references, lost]) | RetrieveInstances(server.url, failures="collect")
+        came = found.instances | beam.Map(lambda one: one.reference)
+        assert_that(came, equal_to([one for one in references if one != lost]), label="came")
+        told = found.failures | beam.Map(lambda one: (one.reference, one.status))
+        assert_that(told, equal_to([(lost, 410)] * 2), label="told")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_instance_that_nobody_named_is_no_failure(eight, references, tmp_path, named):
+    """The listing lacks one that comes with its series. Who wants the whole series is told, who named others is not."""
+    uids = tuple(str(one.sop_instance_uid) for one in references[1:6])
+    group = InstanceGroup(references[0].series, uids, len(uids), named=named)
+    with Endpoint(str(eight)).connect() as source, Endpoint(str(tmp_path / "copy")).connect() as destination:
+        with InstanceCopier(source, destination) as copier:
+            results = dict(copier.iter_group(group))
+    assert [one for one, result in results.items() if isinstance(result, Failure)] == references[: 0 if named else 1]
+    assert len(results) == 5 + (not named)
+
+
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_series_that_is_not_wanted_whole_is_cut_into_chunks(serve, eight, references, monkeypatch):
+    monkeypatch.setattr(grouping, "MAX_CHUNK", 2)
+    monkeypatch.setattr(grouping, "is_worth_whole", lambda wanted, listed: False)
+    with pipeline() as p:
+        groups = (p | beam.Create([*references, references[0]]) | GroupBySeries(str(eight))).groups
+        assert_that(groups | beam.Map(lambda group: len(set(group.sop_instance_uids))), equal_to([2] * 24))
+        named = groups | "Named" >> beam.FlatMap(lambda group: group.references)
+        assert_that(named, equal_to([*references, references[0]]), label="named")
+
+
+def test_what_is_named_in_several_ways_is_named_once(eight, references):
+    series = references[0].series
+    whole = InstanceGroup(series, tuple(str(one.sop_instance_uid) for one in references[:6]), 6)
+    with pipeline() as p:
+        elements = p | beam.Create([whole, *references, *references[:3], Resource("1.2.3"), Resource("1.2.3")])
+        packed = elements | PackBySeries(distinct=True)
+        groups = packed | beam.Filter(lambda one: isinstance(one, InstanceGroup))
+        named = groups | beam.FlatMap(lambda group: group.references)
+        assert_that(named, equal_to(references), label="named")
+        assert_that(groups | beam.Map(lambda one: one.listed), equal_to([6] + [None] * 7), label="listed")
+        rest = packed | beam.Filter(lambda one: isinstance(one, Resource))
+        assert_that(rest, equal_to([Resource("1.2.3")]), label="rest")
+
+
+def test_buckets_are_the_same_in_every_process():
+    series = Resource("1.2.3", "1.2.3.4")
+    assert bucket_of(series) == bucket_of(InstanceGroup(series, ("1",))) == 134
+    assert 0 <= bucket_of(Resource("1.2.3")) < grouping.BUCKETS
+
+
+def note(element, path, time=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam, pane=beam.DoFn.PaneInfoParam):
+    """Writes down the reference of an element and its place."""
+    with open(path, "a") as file:
+        print(getattr(element, "reference", element).uri, int(time), window, pane, file=file)
+
+
+WINDOWS = {
+    "global": lambda: beam.WindowInto(GlobalWindows()),
+    "fixed": lambda: beam.WindowInto(FixedWindows(10)),
+    "sliding": lambda: beam.WindowInto(SlidingWindows(30, 10)),
+    "sessions": lambda: beam.WindowInto(Sessions(15)),
+    "accumulating": lambda: beam.WindowInto(
+        FixedWindows(10), trigger=Repeatedly(AfterCount(1)), accumulation_mode=AccumulationMode.ACCUMULATING
+    ),
+}
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_places_survive(eight, references, tmp_path, windows, streaming):
+    """Instances come in the windows, with the times and the panes of their references, as often as these."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    some = [TimestampedValue(one, index % 5 * 7) for index, one in enumerate([*references, *references[:2]])]
+    with pipeline(*(["--streaming"] if streaming else [])) as p:
+        keyed = p | beam.Create(some) | WINDOWS[windows]() | beam.Map(lambda one: (one.series.uri, one))
+        # The panes are those of a GroupByKey.
+        elements = keyed | beam.GroupByKey() | beam.FlatMap(lambda pair: pair[1]).with_output_types(Resource)
+        _ = elements | "Before" >> beam.Map(note, str(before))
+        _ = elements | RetrieveInstances(str(eight)) | "After" >> beam.Map(note, str(after))
+    assert sorted(after.read_text().splitlines()) == sorted(before.read_text().splitlines())
+    assert len(after.read_text().splitlines()) >= 50
+
+
+# Reading by filters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("filters", "options", "by_series"),
+    [
+        ({"Modality": "CT"}, {}, True),
+        ({"PatientID": "*"}, {"split_by": "StudyDate"}, True),
+        (None, {}, True),
+        ({"Modality": "CT"}, {"limit": 7}, False),
+        ({"InstanceNumber": "1"}, {}, False),
+    ],
+)
+def test_the_front_door_asks_for_series_unless_filters_are_about_instances(
+    serve, eight, references, filters, options, by_series
+):
+    server = serve(eight)
+    count = options.get("limit") or (8 if filters and "InstanceNumber" in filters else 48)
+    with pipeline() as p:
+        found = p | ReadFromDICOMweb(server.url, filters, **options)
+        assert_that(
+            found | beam.Map(lambda one: one.reference) | beam.Distinct() | beam.combiners.Count.Globally(),
+            equal_to([count]),
+        )
+    assert bool(requests(server, r"/dicom-web/series$")) == by_series
+    assert bool(requests(server, r"/dicom-web/instances$")) != by_series
+
+
+def test_the_front_door_reads_what_each_element_names(serve, eight, references):
+    server = serve(eight)
+    study, series, one = Resource(references[0].study_instance_uid), references[6].series, references[47]
+    elements = {
+        study: 24,
+        series: 6,
+        one: 1,
+        SearchQuery("study", search_filters=(("StudyInstanceUID", study.study_instance_uid),)): 24,
+        Resource("1.2.3"): 0,
+    }
+    with pipeline() as p:
+        found = p | beam.Create(list(elements)) | ReadAllFromDICOMweb(server.url)
+        assert_that(found | beam.combiners.Count.Globally(), equal_to([sum(elements.values())]))
+    assert len(requests(server, SINGLE)) == 1
+
+
+@pytest.mark.parametrize(
+    ("filters", "series", "web", "folder"),
+    [
+        ({}, None, True, True),
+        ({"StudyInstanceUID": "1.2"}, "1.2.3", True, True),
+        ({"Modality": "CT"}, None, True, False),
+        ({"SOPInstanceUID": "1.2"}, None, False, False),
+        ({"00091001": "x"}, None, False, False),
+    ],
+)
+def test_which_searches_may_be_for_series(filters, series, web, folder):
+    """The files of a series in a folder may disagree about it, so there each is matched."""
+    query = make_query("instance", "1.2" if series else None, series, search_filters=filters)
+    for url, expected in (("https://pacs.example", web), ("/data", folder)):
+        found = series_query(query, Endpoint(url))
+        assert (found is not None) == expected
+        assert found is None or ("SeriesInstanceUID", series) in found.search_filters or series is None
+
+
+# Lists ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_is_read_in_the_pipeline_and_every_line_is_accounted_for(eight, references, tmp_path):
+    path = tmp_path / "list.csv"
+    lines = [f"{one.study_instance_uid},{one.series_instance_uid},{one.sop_instance_uid}" for one in references]
+    header = "StudyInstanceUID,SeriesInstanceUID,SOPInstanceUID"
+    path.write_text("\n".join([header, *lines, "", "# a remark", "no UID,,", f"{references[0].study_instance_uid},,"]))
+    with pipeline() as p:
+        named = p | ReadReferences(path, level="instance", failures="collect")
+        assert named.references.element_type is Resource
+        assert_that(named.references, equal_to(references), label="references")
+        told = named.failures | beam.Map(lambda one: (one.source, one.transform))
+        bad = [(f"{path}, line {number}", "ReadReferences") for number in (52, 53)]
+        assert_that(told, equal_to(bad), label="bad")
+        came = named.references | RetrieveInstances(str(eight)) | beam.Map(lambda one: one.reference)
+        assert_that(came, equal_to(references), label="came")
+
+
+def test_accession_numbers_of_a_list_name_instances(eight, tmp_path):
+    with Endpoint(str(eight)).connect() as client:
+        (first, *_) = client.search_for_studies(fields=["AccessionNumber"])
+    path = tmp_path / "numbers.csv"
+    path.write_text(f"AccessionNumber\n{first['00080050']['Value'][0]}\n")
+    with pipeline() as p:
+        found = p | ReadReferences(path) | ReadAllFromDICOMweb(str(eight))
+        assert_that(found | beam.combiners.Count.Globally(), equal_to([24]))
+
+
+@pytest.mark.parametrize("content", [None, "Unknown,Columns\n1,2\n"])
+def test_a_list_that_cannot_be_read_is_a_failure(tmp_path, content):
+    path = tmp_path / "list.csv"
+    if content is not None:
+        path.write_text(content)
+    with pipeline() as p:
+        named = p | ReadReferences(str(path), failures="collect")
+        assert_that(named.failures | beam.Map(lambda one: one.source), equal_to([str(path)]))
+    with pytest.raises(ValueError, match="level must be one of"):
+        ReadReferences(str(path), level="frame")
+
+
+def test_references_to_frames_stay_distinct():
+    frames = [Resource("1.2", "1.3", "1.4", (1,)), Resource("1.2", "1.3", "1.4", (2,)), Resource("1.2", "1.3", "1.4")]
+    with pipeline() as p:
+        distinct = p | beam.Create([*frames, *frames]) | DistinctReferences()
+        assert_that(distinct, equal_to(frames))
