@@ -31,6 +31,9 @@ from dicomweb_io.http.retry import Registry, lend_slots, start_anew_after_fork
 
 DEFAULT_MAX_BYTES = 256 * 1024 * 1024
 
+TICK = 1.0
+"""Seconds between two reports of a thread that waits."""
+
 # A result that says nothing about its size counts as much: thousands of small ones are memory too.
 _LEAST_BYTES = 4096
 
@@ -113,13 +116,14 @@ class BoundedPool:
             self.max_bytes = min(self._budgets, default=self.max_bytes)
             self._condition.notify_all()
 
-    def lane(self, *, ordered: bool = False) -> Lane[Any, Any]:
+    def lane(self, *, ordered: bool = False, tick: Callable[[], None] | None = None) -> Lane[Any, Any]:
         """Opens a lane: the tasks and results of one step of a bundle.
 
         Args:
             ordered: Give results back in the order of submission instead of the order in which they are ready.
+            tick: Called on the bundle's thread with each result, and each second while the thread waits for one.
         """
-        lane: Lane[Any, Any] = Lane(self, ordered)
+        lane: Lane[Any, Any] = Lane(self, ordered, tick)
         self._lanes.add(lane)
         return lane
 
@@ -242,9 +246,10 @@ class Lane(Generic[K, R]):
     Every result that is yielded counts as taken when the next one is asked for.
     """
 
-    def __init__(self, pool: BoundedPool, ordered: bool = False) -> None:
+    def __init__(self, pool: BoundedPool, ordered: bool = False, tick: Callable[[], None] | None = None) -> None:
         self.pool = pool
         self.ordered = ordered
+        self._tick = tick
         self.closed = False
         self._tasks: deque[_Task] = deque()
         self._started = 0
@@ -300,6 +305,7 @@ class Lane(Generic[K, R]):
         pool = self.pool
         lent = False
         while True:
+            waited = False
             with pool._condition:
                 done = enough()
                 found = self._take()
@@ -309,10 +315,14 @@ class Lane(Generic[K, R]):
                     waits_for_room = holding > 0 and not pool._has_room(self, holding)
                     pool._starting += waits_for_room
                     try:
-                        pool._condition.wait()
+                        pool._condition.wait(None if self._tick is None else TICK)
                     finally:
                         pool._starting -= waits_for_room
-                    continue
+                    waited = True
+            if self._tick is not None:
+                self._tick()
+            if waited:
+                continue
             if found is not None:
                 key, item, size = found
                 # Nothing here may keep the item alive when the consumer has done with it.

@@ -29,6 +29,8 @@ R = TypeVar("R")
 
 _MAX_DURATIONS = 4096
 _MAX_INSTANT = 16
+_REPORTED_AFTER = 1.0
+"""Seconds after which a wait is counted, although it goes on."""
 _LENT_AFTER = 0.05
 """Seconds after which the slot of a reader who does not read is lent to a request that waits for one."""
 _MAX_EQUAL_CAUSES = 20
@@ -189,13 +191,20 @@ class Budget:
         policy: When and how often.
         deadline: Until when.
         on_retry: Called before each wait.
+        on_throttled: Called with seconds of waits, while they pass, that an overloaded server asked for.
 
     Attributes:
         tries: Requests sent so far.
         deadline: Until when.
     """
 
-    def __init__(self, policy: RetryPolicy, deadline: Deadline, on_retry: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        deadline: Deadline,
+        on_retry: Callable[[], None] = lambda: None,
+        on_throttled: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         self.policy = policy
         self.deadline = deadline
         self.tries = 0
@@ -204,6 +213,8 @@ class Budget:
         # A weak reference: the error's traceback leads back to this object.
         self._final: Callable[[], DICOMwebError | None] = lambda: None
         self._on_retry = on_retry
+        self._on_throttled = on_throttled
+        self._throttled = False
 
     def progress(self) -> None:
         """Resets the count of failures, because new data arrived completely."""
@@ -223,6 +234,7 @@ class Budget:
         Returns:
             Seconds to wait before the next try; None if there is none and the error stands.
         """
+        self._throttled = error.status in (429, 503)
         if error is self._final():
             return None
         if not error.retryable or not repeatable:
@@ -246,6 +258,15 @@ class Budget:
                 return None
         self._log(error, wait)
         return wait
+
+    def sleep(self, seconds: float) -> None:
+        """Waits before the next try, as `decide` says."""
+        while seconds > 0:
+            part = min(seconds, _REPORTED_AFTER)
+            time.sleep(part)
+            seconds -= part
+            if self._throttled:
+                self._on_throttled(part)
 
     def _log(self, error: DICOMwebError, wait: float) -> None:
         self._on_retry()
@@ -282,7 +303,7 @@ class Attempt:
         if wait is None:
             return False
         self.failed = True
-        time.sleep(wait)
+        self.budget.sleep(wait)
         return True
 
 
@@ -344,8 +365,8 @@ class Stats:
         retries: How often something was tried again.
         bytes_in: Bytes of bodies received, before decompression.
         bytes_out: Bytes sent, headers included.
-        throttled_seconds: Seconds that threads waited for the rate limit, a Retry-After of another request, or because
-            the server had been overloaded.
+        throttled_seconds: Seconds that threads waited for the rate limit, a Retry-After, or because the server had been
+            overloaded. They are counted while they pass.
     """
 
     requests: int = 0
@@ -531,8 +552,12 @@ class Throttle:
         """How many requests may be in flight now."""
         return int(self._limit)
 
-    def acquire(self, deadline: Deadline) -> Slot:
+    def acquire(self, deadline: Deadline, stats: Stats | None = None) -> Slot:
         """Waits until another request may begin. The slots of this thread's other requests are lent meanwhile.
+
+        Args:
+            deadline: When it gives up.
+            stats: Where throttled seconds are counted while they pass.
 
         Raises:
             DeadlineExceededError: If none becomes free in time; at once if the rate limit or the server's last
@@ -564,8 +589,13 @@ class Throttle:
                             f"which is after the deadline of {deadline.seconds:g} s"
                         )
                 began = time.monotonic()
+                wait = min(wait, _REPORTED_AFTER)
                 self._newcomers.wait(wait if remaining is None else min(wait, remaining))
-                waited += time.monotonic() - began if throttled else 0.0
+                if throttled:
+                    seconds = time.monotonic() - began
+                    waited += seconds
+                    if stats is not None:
+                        stats.add(throttled_seconds=seconds)
             if self._held:
                 self._crowded_at = time.monotonic()
             slot = Slot(self, self._era, waited)

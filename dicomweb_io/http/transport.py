@@ -222,7 +222,7 @@ class Transport:
             else:
                 self._succeeded(call)
                 return complete
-            time.sleep(wait)
+            budget.sleep(wait)
 
     @contextmanager
     def stream(
@@ -263,7 +263,7 @@ class Transport:
                 wait = self._decide(error, call, budget)
                 if wait is None:
                     raise
-            time.sleep(wait)
+            budget.sleep(wait)
         self._succeeded(call)
         try:
             yield answer
@@ -368,7 +368,12 @@ class Transport:
         running = Deadline.of(self.timeouts.deadline if deadline is None else deadline)
         # Others wait while this thread has the archive for itself.
         policy = RetryPolicy.none() if self._throttle.is_alone else self.retry
-        return Budget(policy, running, on_retry=lambda: self.stats.add(retries=1))
+        return Budget(
+            policy,
+            running,
+            on_retry=lambda: self.stats.add(retries=1),
+            on_throttled=lambda seconds: self.stats.add(throttled_seconds=seconds),
+        )
 
     def _budget(self, deadline: Deadline | float | None, attempt: Attempt | None) -> Budget:
         return attempt.budget if attempt is not None else self._new_budget(deadline)
@@ -517,7 +522,7 @@ class Transport:
         deadline = budget.deadline
         try:
             deadline.check("waiting to send", method=method, url=url, attempts=budget.tries)
-            slot = self._throttle.acquire(deadline)
+            slot = self._throttle.acquire(deadline, self.stats)
         except DICOMwebError as error:
             error.method, error.url = method, safe_url(url)
             raise
@@ -535,7 +540,7 @@ class Transport:
             self.stats.took(time.monotonic() - started)
 
         try:
-            self.stats.add(requests=1, throttled_seconds=slot.waited)
+            self.stats.add(requests=1)
             headers = self._headers_of(call, own)
             body = call.body
             if method != call.method:

@@ -37,7 +37,7 @@ from dicomweb_io.listing import InstanceGroup, expand_reference
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import nothing_listed
-from dicomweb_io.transforms.metrics import count, count_traffic
+from dicomweb_io.transforms.metrics import Traffic, count
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -375,10 +375,15 @@ class LeasingDoFn(beam.DoFn):
     def setup(self) -> None:
         """Leases the process's client and pool."""
         self._lease = shared_client(self._endpoint, max_bytes=self._max_bytes)
+        self._traffic = Traffic(self._leases)
 
     def start_bundle(self) -> None:
         """Reports the archive as a source or sink."""
         report_lineage(self._endpoint, self._role)
+
+    def _leases(self) -> list[Lease]:
+        """The leases whose traffic is counted."""
+        return [cast(Lease, self._lease)]
 
     def teardown(self) -> None:
         """Gives the client and the pool back."""
@@ -436,7 +441,7 @@ class PooledDoFn(LeasingDoFn):
         """Opens the lane of the bundle."""
         self.abandon()
         super().start_bundle()
-        self._lane = cast(Lease, self._lease).pool.lane(ordered=self._ordered)
+        self._lane = cast(Lease, self._lease).pool.lane(ordered=self._ordered, tick=self._traffic)
         self._works: dict[Any, Work] = {}
         self._held: Work | None = None
 
@@ -477,8 +482,7 @@ class PooledDoFn(LeasingDoFn):
             yield from self._finish()
             for work, result in lane.drain():
                 yield from self._emit(work, result)
-            for lease in self._leases():
-                count_traffic(lease)
+            self._traffic.count()
         finally:
             self.abandon()
 
@@ -504,10 +508,6 @@ class PooledDoFn(LeasingDoFn):
     def _finish(self) -> Iterator[Any]:
         """Starts what still waits to be started at the end of a bundle."""
         return iter(())
-
-    def _leases(self) -> list[Lease]:
-        """The leases whose traffic is counted at the end of a bundle."""
-        return [cast(Lease, self._lease)]
 
     def _open_lane(self) -> Lane[Any, Any]:
         if self._lane is None:

@@ -356,6 +356,8 @@ class ListExclusions(DICOMwebTransform):
         job: The transfer.
     """
 
+    _is_source = True
+
     def __init__(self, job: TransferJob) -> None:
         super().__init__(job.source, failures="collect")
         self._job = job

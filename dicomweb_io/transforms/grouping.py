@@ -20,9 +20,9 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.transforms.core import Windowing
 from apache_beam.transforms.trigger import AccumulationMode, Always
-from apache_beam.transforms.window import GlobalWindow, GlobalWindows, TimestampCombiner
+from apache_beam.transforms.window import BoundedWindow, GlobalWindow, GlobalWindows, TimestampCombiner
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
-from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
+from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, WindowedValue
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Resource
@@ -60,7 +60,9 @@ _MAX_MERGED = 100_000
 _ASK_FROM = 4
 
 # What `PackBySeries` shuffles: UIDs as text, which is smaller than the objects.
-_Packed = tuple[Any, ...]
+_Packed = tuple[str, str | None, tuple[str, ...], int | None]
+_PackedPlace = tuple[int, tuple[BoundedWindow, ...], PaneInfo]
+_Shuffled = tuple[int, tuple[_Packed, _PackedPlace | None]]
 
 
 @piped_by_member
@@ -108,23 +110,25 @@ class GroupBySeries(DICOMwebTransform):
 
     def expand(self, pcollection: Any) -> GroupedInstances:
         """Builds the steps."""
-        groups, failures = groups_of(self, pcollection, self._destination, distinct=self._distinct)
+        groups, failures = _grouped(self, pcollection, self._destination, distinct=self._distinct)
         return GroupedInstances(groups, self._report(failures))
 
 
 def groups_of(
-    transform: DICOMwebTransform,
-    pcollection: Any,
-    destination: Endpoint | None = None,
-    *,
-    distinct: bool = False,
+    transform: DICOMwebTransform, pcollection: Any, destination: Endpoint | None = None
 ) -> tuple[Any, list[Any]]:
     """The groups of whatever names instances, as steps of a transform; also their failures.
 
-    Groups of `GroupBySeries` stay as they are.
+    A collection of groups stays as it is.
     """
     if pcollection.element_type is InstanceGroup:
         return pcollection, []
+    return _grouped(transform, pcollection, destination)
+
+
+def _grouped(
+    transform: DICOMwebTransform, pcollection: Any, destination: Endpoint | None, *, distinct: bool = False
+) -> tuple[Any, list[Any]]:
     made = _AsGroups(type(transform).__name__, collect=transform.collects)
     named = pcollection | "AsReferences" >> transform._step(made, Resource | InstanceGroup)
     listed = packed(transform, named["main"], InstanceGroup, destination=destination, distinct=distinct)
@@ -201,7 +205,7 @@ class PackBySeries(beam.PTransform[Any, Any]):
             gathered = references | "Gather" >> beam.ParDo(_Gather(by_bucket=False)).with_output_types(output_type)
             return gathered | "Reshuffle" >> beam.Reshuffle()
         windowing = references.windowing
-        gather = beam.ParDo(_Gather(by_bucket=True)).with_output_types(tuple[int, Any])
+        gather = beam.ParDo(_Gather(by_bucket=True)).with_output_types(_Shuffled)
         gathered = references | "Gather" >> gather
         gathered._windowing = Windowing(
             GlobalWindows(),
@@ -274,7 +278,7 @@ class _Merge(beam.DoFn):
     def __init__(self, distinct: bool) -> None:
         self._distinct = distinct
 
-    def process(self, bucket: tuple[int, Iterable[tuple[_Packed, _Packed | None]]]) -> Iterator[Any]:
+    def process(self, bucket: tuple[int, Iterable[tuple[_Packed, _PackedPlace | None]]]) -> Iterator[Any]:
         """Gives groups and references in their places."""
         merged: dict[tuple[Any, ...], tuple[list[str], list[int]]] = {}
         whole: set[Any] = set()
@@ -321,14 +325,14 @@ def _uids_of(series: Resource) -> tuple[str, str | None]:
     return str(series.study_instance_uid), None if uid is None else str(uid)
 
 
-def _packed_place(timestamp: Any, windows: tuple[Any, ...], pane: Any) -> _Packed | None:
+def _packed_place(timestamp: Any, windows: tuple[Any, ...], pane: Any) -> _PackedPlace | None:
     """The place of an element; None for the usual one."""
     if timestamp == MIN_TIMESTAMP and windows == (GlobalWindow(),) and pane == PANE_INFO_UNKNOWN:
         return None
     return timestamp.micros, windows, pane
 
 
-def _placed(element: Resource | InstanceGroup, place: _Packed | None) -> WindowedValue:
+def _placed(element: Resource | InstanceGroup, place: _PackedPlace | None) -> WindowedValue:
     if place is None:
         return WindowedValue(element, MIN_TIMESTAMP, (GlobalWindow(),))
     micros, windows, pane = place

@@ -1,7 +1,8 @@
 """What transforms count: Beam metrics in one namespace, and a tally of the process that can be read while it runs.
 
 Both are to be called on a bundle's own thread: Beam's counters ignore what other threads count. Metrics count attempts
-of bundles; results are to be counted from output collections.
+of bundles; results are to be counted from output collections. Traffic is counted while a bundle runs, and so are waits:
+autoscalers are to hear of a server that wants less before a bundle ends.
 
 Every transform uses the same names, in the namespace ``dicomweb_io``:
 
@@ -20,12 +21,14 @@ Every transform uses the same names, in the namespace ``dicomweb_io``:
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 
 from apache_beam.metrics.metric import Metrics
 
 from dicomweb_io.http.retry import ProcessLock
-from dicomweb_io.pool import Lease
+from dicomweb_io.pool import TICK, Lease
 
 NAMESPACE = "dicomweb_io"
 """The namespace of all metrics of this package."""
@@ -84,6 +87,30 @@ def count_traffic(lease: Lease) -> None:
             _CARRY[0] += waited
             seconds, _CARRY[0] = divmod(_CARRY[0], 1000)
         count("cumulativeThrottlingSeconds", seconds)
+
+
+class Traffic:
+    """Counts what shared clients do while a bundle runs: at most once a second, however often it is called.
+
+    Args:
+        leases: Gives the leases of the clients.
+    """
+
+    def __init__(self, leases: Callable[[], Iterable[Lease]]) -> None:
+        self._leases = leases
+        self._due = 0.0
+
+    def __call__(self) -> None:
+        """Counts, if it is time."""
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + TICK
+            self.count()
+
+    def count(self) -> None:
+        """Counts now."""
+        for lease in self._leases():
+            count_traffic(lease)
 
 
 def observe(name: str, value: int) -> None:

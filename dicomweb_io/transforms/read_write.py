@@ -65,7 +65,8 @@ class _Read(DICOMwebTransform):
         **options: Any,
     ) -> None:
         super().__init__(endpoint, failures=failures)
-        self._how: dict[str, Any] = {"limit": limit, "page_size": page_size, "split_by": split_by}
+        how = {"limit": limit, "page_size": page_size, "split_by": split_by, "failures": "collect"}
+        self._how: dict[str, Any] = how
         self._search = SearchForInstances(
             self.endpoint, search_filters, fuzzymatching=fuzzymatching, allow_all=allow_all, **self._how
         )

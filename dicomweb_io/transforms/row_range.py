@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +24,7 @@ from dicomweb_io.elements import JSONDataset, SearchPage, SearchQuery
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.paging import Evidence, PageRequest, Paging, confirm_end, pages_of, row_key
 from dicomweb_io.pool import BoundedPool, Room
+from dicomweb_io.transforms.coders import ElementCoder, register
 from dicomweb_io.transforms.metrics import count
 
 END = 1 << 62
@@ -42,12 +43,14 @@ class RowRange:
         stop: The row after the last, or None if the end is where the archive's answers end.
         total: The number of rows that the archive announced for the whole search; a hint, never a limit.
         whole: Do not split, except where the range is about to go on.
+        row_bytes: The mean size of a row, as far as it is known.
     """
 
     start: int
     stop: int | None = None
     total: int | None = None
     whole: bool = False
+    row_bytes: int = 1024
 
     def __post_init__(self) -> None:
         if self.start < 0:
@@ -66,9 +69,9 @@ class RowRange:
 
     @property
     def size(self) -> int:
-        """The number of rows as far as it is known; at least 1 if there may be any."""
+        """The bytes of the rows as far as their number is known; those of 1 row at least if there may be any."""
         stop = self.likely_stop
-        return 1 if stop is None else stop - self.start
+        return self.row_bytes * (1 if stop is None else stop - self.start)
 
     def pieces(self, least: int = LEAST_ROWS) -> Iterator[RowRange]:
         """Yields ranges of at least `least` rows that together are this one."""
@@ -79,8 +82,11 @@ class RowRange:
             return
         bounds = [self.start + (stop - self.start) * index // number for index in range(number)]
         for start, end in pairwise(bounds):
-            yield RowRange(start, end)
-        yield RowRange(bounds[-1], self.stop, self.total)
+            yield RowRange(start, end, row_bytes=self.row_bytes)
+        yield RowRange(bounds[-1], self.stop, self.total, row_bytes=self.row_bytes)
+
+
+register(RowRange)
 
 
 class RowTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
@@ -145,21 +151,23 @@ class RowTracker(RestrictionTracker):  # type: ignore[misc, unused-ignore]
         if rows.stop is not None and point >= rows.stop:
             return None
         self._checkpointed = fraction_of_remainder == 0
-        self._rows = RowRange(rows.start, point)
-        return self._rows, RowRange(point, rows.stop, rows.total, rows.whole)
+        self._rows = RowRange(rows.start, point, row_bytes=rows.row_bytes)
+        return self._rows, replace(rows, start=point)
 
     def current_progress(self) -> RestrictionProgress:
-        """How much is done."""
+        """How much is done, in bytes, as the sizes of restrictions are."""
         rows = self._rows
+        size = rows.row_bytes
         done = 0 if self._last is None else min(self._last, END) - rows.start + 1
         if self._last is not None and self._last >= END:
             return RestrictionProgress(fraction=1.0)
         stop = rows.likely_stop
         if stop is None:
             # Nothing is known about the end: as much again as was read so far.
-            return RestrictionProgress(completed=done, remaining=max(done, 1))
+            return RestrictionProgress(completed=size * done, remaining=size * max(done, 1))
         done = min(done, stop - rows.start)
-        return RestrictionProgress(completed=done, remaining=max(stop - rows.start - done, 0 if rows.stop else 1))
+        left = max(stop - rows.start - done, 0 if rows.stop else 1)
+        return RestrictionProgress(completed=size * done, remaining=size * left)
 
     def is_bounded(self) -> bool:
         """True: every search ends."""
@@ -179,8 +187,12 @@ class RowRangeProvider(RestrictionProvider):  # type: ignore[misc, unused-ignore
         return RowTracker(restriction)
 
     def restriction_size(self, element: Any, restriction: RowRange) -> int:
-        """The number of rows."""
+        """The bytes of the rows, as far as they are known."""
         return restriction.size
+
+    def restriction_coder(self) -> ElementCoder[RowRange]:
+        """A coder whose bytes a later release reads too."""
+        return ElementCoder(RowRange)
 
     def split(self, element: Any, restriction: RowRange) -> Iterator[RowRange]:
         """Ranges of at least `LEAST_ROWS` rows."""
@@ -257,6 +269,7 @@ class ReadAhead:
         pool: Where pages are read.
         paging: The engine, at the start of the range.
         stop: Returns the offset after the last requested row; None if it is the end of the search.
+        tick: See `BoundedPool.lane`.
     """
 
     def __init__(
@@ -266,12 +279,14 @@ class ReadAhead:
         pool: BoundedPool,
         paging: Paging,
         stop: Callable[[], int | None],
+        tick: Callable[[], None] | None = None,
     ) -> None:
         self._client = client
         self._query = query
         self._pool = pool
         self._paging = paging
         self._stop = stop
+        self._tick = tick
 
     def __iter__(self) -> Iterator[tuple[int, JSONDataset]]:
         """Yields (offset, row); rows that were met before are left out.
@@ -301,7 +316,7 @@ class ReadAhead:
         return self._client.search_page(self._query, offset=check.offset, limit=check.limit)
 
     def _pages(self) -> Iterator[PackedPage]:
-        lane = self._pool.lane(ordered=True)
+        lane = self._pool.lane(ordered=True, tick=self._tick)
         maximum = self._pool.max_in_flight
         ahead = maximum if self._paging.full and self._paging.offset_works else 1
         # How many were asked for and not given yet: `arrived` are here, the others are on their way.

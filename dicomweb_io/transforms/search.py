@@ -67,7 +67,8 @@ from dicomweb_io.transforms._core import (
     reported,
     several_windows,
 )
-from dicomweb_io.transforms.metrics import count, count_traffic, observe
+from dicomweb_io.transforms.coders import register, size_of
+from dicomweb_io.transforms.metrics import count, observe
 from dicomweb_io.transforms.row_range import END, LEAST_ROWS, ReadAhead, RowRange, RowRangeProvider
 from dicomweb_io.transforms.rows import TakeColumns, chosen_columns, row_type
 
@@ -438,6 +439,9 @@ class PlannedSearch:
     beginning: Beginning | None = None
 
 
+register(Beginning, PlannedSearch)
+
+
 class _Plan(PooledDoFn):
     """Asks for the first page of each query, and plans the rest."""
 
@@ -469,14 +473,15 @@ class _Plan(PooledDoFn):
             surplus = request.limit != limit
             return client.search_page(subject, offset=request.offset, limit=request.limit, surplus=surplus)
 
-        total: int | None = None
+        total, row_bytes = None, RowRange.row_bytes
         while (answered := next_rows(paging, ask)) is not None:
             rows, found = answered
             for first in range(0, len(found), _MAX_PLANNED):
                 part = found[first : first + _MAX_PLANNED]
                 start = part[0][0]
                 page = tuple(rows[index] for _, index in part)
-                yield PlannedSearch(subject, RowRange(start, start + len(page)), page=page)
+                row_bytes = size_of(page) // len(page)
+                yield PlannedSearch(subject, RowRange(start, start + len(page), row_bytes=row_bytes), page=page)
             if paging.ended:
                 break
             answer = paging.answer
@@ -484,7 +489,8 @@ class _Plan(PooledDoFn):
             # The client walks the levels of servers without this search: then every page would restart the walk.
             by_offset = by_offset or answer.more is not True or answer.total is not None
             # With a limit nothing is split: most of it would be read in vain.
-            rest = RowRange(paging.position, limit, total, whole=limit is not None or not by_offset)
+            whole = limit is not None or not by_offset
+            rest = RowRange(paging.position, limit, total, whole=whole, row_bytes=row_bytes)
             # Before parts of it are read at once, another page has to show that the archive honours offsets.
             if paging.offset_works or len(list(rest.pieces())) == 1:
                 yield PlannedSearch(
@@ -532,12 +538,13 @@ class _ReadRows(LeasingDoFn):
                 if not tracker.try_claim(position):
                     return
                 claimed += 1
+                self._traffic()
                 yield row
         except RECOVERABLE as error:
             failed = error
         finally:
             count("rows", claimed)
-            count_traffic(cast(Lease, self._lease))
+            self._traffic.count()
         # The range is finished: claim the end, or the runner waits for the remaining rows.
         tracker.try_claim(END)
         rows = tracker.current_restriction()
@@ -565,7 +572,7 @@ class _ReadRows(LeasingDoFn):
         paging = Paging(
             client.profile, query, url=client.base_url, start=start, page_size=element.page_size, beginning=beginning
         )
-        return ReadAhead(client, query, lease.pool, paging, lambda: tracker.current_restriction().stop)
+        return ReadAhead(client, query, lease.pool, paging, lambda: tracker.current_restriction().stop, self._traffic)
 
     def _lost(self, error: BaseException, query: SearchQuery, rows: tuple[int, int]) -> Problem:
         problem = problem_of(error, self._transform, reference=narrowed_to(query), rows=rows)

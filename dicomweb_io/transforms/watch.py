@@ -73,6 +73,7 @@ from dicomweb_io.transforms._core import (
     problem_of,
     several_windows,
 )
+from dicomweb_io.transforms.coders import register
 from dicomweb_io.transforms.metrics import count, count_traffic
 
 logger = logging.getLogger("dicomweb_io")
@@ -701,6 +702,9 @@ class OrthancChange:
 
     identifier: str
     level: WatchLevel
+
+
+register(OrthancChange)
 
 
 def parse_notification(message: Any) -> Resource | OrthancChange | None:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from dicomweb_io.errors import DeadlineExceededError
-from dicomweb_io.http.retry import Deadline, Slot, Stats, Throttle, lend_slots, shared_throttle
+from dicomweb_io.errors import DeadlineExceededError, DICOMwebError
+from dicomweb_io.http import retry
+from dicomweb_io.http.retry import Budget, Deadline, RetryPolicy, Slot, Stats, Throttle, lend_slots, shared_throttle
 
 NEVER = Deadline(None)
 WAIT = 30
@@ -63,6 +64,32 @@ def test_a_wait_beyond_the_deadline_fails_at_once() -> None:
     with pytest.raises(DeadlineExceededError):
         slow.acquire(Deadline(5))
     assert throttle.in_flight == slow.in_flight == 0
+
+
+def test_throttled_seconds_are_counted_while_they_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait of a new request, which has an hour to go, and that of a request which was told to come again."""
+    monkeypatch.setattr(retry, "_REPORTED_AFTER", 0.01)
+    throttle, stats, told = Throttle(1), Stats(), Stats()
+    throttle.back_off(3600)
+    budget = Budget(RetryPolicy(), NEVER, on_throttled=lambda seconds: told.add(throttled_seconds=seconds))
+    in_thread(lambda: throttle.acquire(NEVER, stats))
+    assert budget.decide(DICOMwebError("busy", status=503, retryable=True, retry_after=3600)) is not None
+    in_thread(lambda: budget.sleep(3600))
+    ends = time.monotonic() + WAIT
+    while not (stats.throttled_seconds and told.throttled_seconds) and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert 0 < stats.throttled_seconds < 3600
+    assert 0 < told.throttled_seconds < 3600
+
+
+def test_only_the_waits_of_an_overload_count_as_throttled() -> None:
+    told: list[float] = []
+    budget = Budget(RetryPolicy(initial_delay=0.001, max_delay=0.001), NEVER, on_throttled=told.append)
+    for status, number in ((500, 0), (429, 1), (None, 1), (503, 2)):
+        wait = budget.decide(DICOMwebError("failed", status=status, retryable=True))
+        assert wait is not None
+        budget.sleep(wait)
+        assert len(told) == number
 
 
 def test_the_rate_holds_on_average() -> None:

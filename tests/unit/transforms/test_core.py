@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import apache_beam as beam
 import pytest
+from apache_beam.metrics.execution import MetricsContainer
+from apache_beam.runners.worker import statesampler
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, IntervalWindow, SlidingWindows, TimestampedValue
+from apache_beam.utils.counters import CounterFactory
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, PaneInfoTiming, WindowedValue
 
+from dicomweb_io import pool
 from dicomweb_io.elements import Frame, Instance, Resource, SearchQuery
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import UserFunctionError
 from dicomweb_io.failures import describe_element
+from dicomweb_io.http import retry
 from dicomweb_io.transforms import (
     RetrieveBulkdata,
     RetrieveFrames,
@@ -23,8 +31,11 @@ from dicomweb_io.transforms import (
     SearchForInstances,
     SearchForSeries,
     SearchForStudies,
+    metrics,
 )
 from dicomweb_io.transforms._core import call_user, grouped_places
+from dicomweb_io.transforms.retrieve import _FetchMetadata
+from tests.answering import Reply
 
 UID = "1.2.826.0.1.3680043.8.498.1"
 SECOND = PaneInfo(False, True, PaneInfoTiming.LATE, 1, 1)
@@ -187,3 +198,103 @@ def test_the_failure_of_what_is_no_reference_says_what_the_element_is(archive):
         p.run()
     with pytest.raises(Exception, match="RetrieveInstances failed for dict with PatientName"):
         p.run()
+
+
+# Metrics --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counting():
+    """Beam's counters of what this thread does meanwhile, as a runner reads them for its reports of progress."""
+    container, sampler = MetricsContainer("step"), statesampler.StateSampler("", CounterFactory())
+    statesampler.set_current_tracker(sampler)
+    sampler.start()
+    try:
+        with sampler.scoped_state("step", "process", metrics_container=container):
+            yield lambda name: sum(
+                number for key, number in container.get_cumulative().counters.items() if key.metric.name == name
+            )
+    finally:
+        sampler.stop()
+        statesampler.set_current_tracker(None)
+
+
+def until(reached):
+    """Whether something comes true; nothing depends on how long that takes."""
+    ends = time.monotonic() + 30
+    while not reached() and time.monotonic() < ends:
+        time.sleep(0.01)
+    return bool(reached())
+
+
+def _metadata(row):
+    return Reply.json([{tag: {"vr": "UI", "Value": [uid]} for tag, uid in row.items()}])
+
+
+def test_traffic_reaches_the_counters_while_a_bundle_waits_and_while_it_works(answering, monkeypatch):
+    """The second answer comes only when the first request was counted, on the thread that waits for the answers."""
+    monkeypatch.setattr(pool, "TICK", 0.01)
+    monkeypatch.setattr(metrics, "TICK", 0.0)
+    seen = []
+
+    def handler(request):
+        uids = request.path.split("/")
+        if uids[-2] == "1.4.2":
+            seen.append(until(lambda: counters("requests") and metrics.TALLY.snapshot().get("requests", 0) > before))
+        return _metadata(dict(zip(("0020000D", "0020000E", "00080018"), uids[2:-1:2], strict=True)))
+
+    before = metrics.TALLY.snapshot().get("requests", 0)
+    dofn = _FetchMetadata(Endpoint(answering(handler).url), "RetrieveMetadata", None, collect=False)
+    dofn.setup()
+    with counting() as counters:
+        dofn.start_bundle()
+        for number in (1, 2):
+            list(dofn.process(Resource("1.2", "1.3", f"1.4.{number}"), 0, None, PANE_INFO_UNKNOWN))
+        assert len(list(dofn.finish_bundle())) >= 1
+        assert seen == [True]
+        assert counters("requests") == 2
+    dofn.teardown()
+
+
+def test_throttled_time_reaches_the_counters_while_a_bundle_waits(answering, monkeypatch):
+    monkeypatch.setattr(pool, "TICK", 0.01)
+    monkeypatch.setattr(metrics, "TICK", 0.0)
+    monkeypatch.setattr(retry, "_REPORTED_AFTER", 0.01)
+    asked = []
+
+    def handler(request):
+        asked.append(request.path)
+        return Reply(503, headers={"Retry-After": "2"})
+
+    dofn = _FetchMetadata(Endpoint(answering(handler).url), "RetrieveMetadata", None, collect=True)
+    dofn.setup()
+    with counting() as counters:
+        dofn.start_bundle()
+        list(dofn.process(Resource("1.2", "1.3", "1.4"), 0, None, PANE_INFO_UNKNOWN))
+        lane, count = dofn._lane, dofn._traffic.count
+
+        def counted():
+            count()
+            if counters("throttling-msecs") > 0 and counters("throttled_msecs") > 0:
+                raise Enough
+
+        monkeypatch.setattr(dofn._traffic, "count", counted)
+        with pytest.raises(Enough):
+            list(dofn.finish_bundle())
+        assert len(asked) == 1, "the wait was over"
+        assert lane.closed
+    dofn.teardown()
+
+
+class Enough(Exception):
+    pass
+
+
+def test_the_rows_of_a_search_are_counted_while_they_come(archive, monkeypatch):
+    """A range of an archive without pages to read ahead, and one with them."""
+    monkeypatch.setattr(metrics, "TICK", 0.0)
+    calls = []
+    monkeypatch.setattr(metrics.Traffic, "count", lambda self: calls.append(1))
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        _ = p | SearchForInstances(archive, page_size=5)
+    assert len(calls) >= 60

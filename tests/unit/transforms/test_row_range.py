@@ -7,7 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, strategies as st
 
-from dicomweb_io.transforms.row_range import END, RowRange, RowTracker
+from dicomweb_io.transforms.row_range import END, RowRange, RowRangeProvider, RowTracker
 
 FRACTIONS = (0, 0.001, 0.25, 0.5, 0.75, 0.999, 1.0)
 
@@ -139,7 +139,22 @@ def test_pieces_are_the_range(start, length, known, whole):
         assert one.stop == two.start
     if len(pieces) > 1:
         assert not whole
-        assert all(piece.size >= 10_000 for piece in pieces)
+        assert all(piece.stop is None or piece.stop - piece.start >= 10_000 for piece in pieces)
+
+
+def test_sizes_and_progress_are_bytes_and_stay_so_in_every_part():
+    rows, provider = RowRange(0, 50_000, row_bytes=2000), RowRangeProvider()
+    assert provider.restriction_size(None, rows) == 100_000_000
+    parts = list(provider.split_and_size(None, rows))
+    assert [size for _, size in parts] == [20_000_000] * 5
+    assert {part.row_bytes for part, _ in parts} == {2000}
+    tracker = RowTracker(RowRange(0, None, 100, row_bytes=2000))
+    assert tracker.try_claim(9)
+    primary, residual = tracker.try_split(0.5)
+    assert primary.row_bytes == residual.row_bytes == 2000
+    assert primary.size + residual.size == 200_000
+    progress = tracker.current_progress()
+    assert (progress.completed_work, progress.completed_work + progress.remaining_work) == (20_000, primary.size)
 
 
 @given(
