@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from dicomweb_io import transforms
-from dicomweb_io.elements import Instance
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import metrics
 
@@ -40,8 +39,7 @@ def test_the_examples_run(number, serve, tmp_path, capfd, monkeypatch):
     (tmp_path / "data/one.dcm").write_bytes(one.read_bytes())
     (tmp_path / "data/copy").mkdir()
     (tmp_path / "data/copy/any.dcm").write_bytes(one.read_bytes())
-    reference = Instance.from_path(one).reference
-    (tmp_path / "data/list.csv").write_text(f"StudyInstanceUID\n{reference.study_instance_uid}\n")
+    (tmp_path / "data/accessions.csv").write_text("AccessionNumber\nA1\n")
     server = serve(tmp_path / "archive")
     code = EXAMPLES[number].replace("https://pacs.example/dicom-web", server.url)
     code = code.replace('"/data/', f'"{tmp_path}/data/').replace(
