@@ -59,7 +59,8 @@ class Crossing(NamedTuple):
         kind: ``"Reshuffle"``, ``"GroupByKey"``, ``"Read"`` (from the plan of a splittable DoFn to its work), or
             ``"Handover"`` (anything else that the runner does not fuse: a Flatten, a side input, state).
         element: The type of what crosses, as the pipeline declares it.
-        size: The bytes of the largest element on its way, with key, window and timestamp; None if there was none.
+        size: The bytes of the largest element on its way, with key, window and timestamp, rounded up, because keys are
+            random; None if there was none.
     """
 
     transform: str
@@ -181,7 +182,7 @@ def crossings_of(name: str, transform: Any, given: Any, *options: str) -> list[C
             declared = {types.outputs[maker] for maker in makers if maker in types.outputs} or {types.inputs.get(label)}
             what, element = "Handover", " or ".join(sorted(map(str, declared)))
         silent.pop(label, None)
-        found.append(Crossing(name, _short(label), what, element, size))
+        found.append(Crossing(name, _short(label), what, element, -(-size // 50) * 50))
     for label, (what, element) in silent.items():
         found.append(Crossing(name, _short(label), what, element, None))
     return sorted(found)

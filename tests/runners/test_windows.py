@@ -7,7 +7,7 @@ from collections import Counter
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.testing.test_stream import TestStream
+from apache_beam.testing import test_stream
 from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 from apache_beam.utils.windowed_value import PaneInfoTiming
@@ -46,7 +46,7 @@ def test_the_panes_of_an_accumulating_trigger_on_prism(prism, files, tmp_path):
     options = ["--runner=PrismRunner", f"--prism_location={prism}", "--streaming"]
     first, second, third = (Instance.from_path(path).reference for path in sorted(files.rglob("*.dcm")))
     stream = (
-        TestStream()
+        test_stream.TestStream()
         .advance_watermark_to(0)
         .add_elements([TimestampedValue(first.uri, 65)])
         .advance_processing_time(1)
