@@ -178,6 +178,15 @@ def test_chains_in_yaml(serve, archive, providers, name):
         assert_that(seen, equal_to([[True] * len(types)] * number))
 
 
+@pytest.mark.parametrize("sink", ["WriteToJson", "WriteToParquet", "WriteToAvro", "WriteToCsv", "LogForTesting"])
+@pytest.mark.parametrize("search", ["SearchForStudies", "SearchForInstances"])
+def test_default_columns_go_to_sinks_of_yaml(archive, tmp_path, providers, search, sink):
+    how = {} if sink == "LogForTesting" else {"path": str(tmp_path / "rows")}
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        _ = p | YamlTransform(chain((search, {"endpoint": str(archive)}), (sink, how)), providers=providers)
+    assert not how or list(tmp_path.glob("rows*"))
+
+
 def test_files_in_yaml(serve, archive, folder, providers):
     server = serve(archive)
     download = ("DownloadInstances", {"endpoint": server.url, "directory": str(folder)})

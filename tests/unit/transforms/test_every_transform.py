@@ -31,6 +31,7 @@ from dicomweb_io.http.auth import (
 )
 from dicomweb_io.testing.samples import make_study
 from tests.every_transform import CASES, INSTANCES, VARIANTS, WITH_ARCHIVE, World
+from tests.windows import WINDOWINGS, check_windows, make_worlds
 
 CHECKED = ["--runner=FnApiRunner", "--performance_runtime_type_check"]
 FED = [name for name, case in CASES.items() if case.elements is not None]
@@ -92,6 +93,30 @@ def test_a_result_that_is_piped_names_its_members(kind):
     pairs = kind(ones | "A" >> beam.Map(lambda x: (0, x)), twos | "B" >> beam.Map(lambda x: (0, x)))
     assert_that(pairs | beam.CoGroupByKey(), equal_to([(0, ([1], [2]))]))
     p.run()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: transforms.RetrieveInstances("/a", media_types="application/dicom"),
+        lambda: transforms.RetrieveInstances("/a", media_types=["image/png"]),
+        lambda: transforms.RetrieveFrames("/a", media_types="image/jls"),
+        lambda: transforms.RetrieveRendered("/a", media_types="image/png"),
+        lambda: transforms.RetrieveRendered("/a", media_types=["png"]),
+        lambda: transforms.RetrieveBulkdata("/a", media_types="image/png"),
+        lambda: transforms.DownloadInstances("/a", "/b", media_types="application/dicom"),
+        lambda: transforms.CopyInstances("/a", "/b", media_types=["image/png"]),
+        lambda: transforms.RetrieveRendered("/a", params="window=1"),
+        lambda: transforms.SearchForStudies("/a", "Modality=CT"),
+        lambda: transforms.SearchForStudies("/a", ["Modality"]),
+        lambda: transforms.ReadFromDICOMweb("/a", {"Modality"}),
+    ],
+)
+def test_a_wrong_argument_is_an_error_before_the_pipeline_runs(make):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"must be a (sequence|mapping)|not available as|not a media type"
+    ):
+        make()
 
 
 @pytest.mark.parametrize("name", [name for name in FED if not name.startswith("SearchFor")])
@@ -168,6 +193,14 @@ def test_types_hold_for_sources(name, world):
     done.wait_until_finish()
     host = world.source.url.split("/")[2]
     assert Lineage.query(done.metrics(), Lineage.SOURCE) == {f"dicomweb:`{host}`.dicom-web"}
+
+
+@pytest.mark.parametrize("how", WINDOWINGS)
+def test_results_and_failures_are_where_their_elements_are(how, serve, files, tmp_path):
+    """In the same windows, at the same time, in the same pane, once for each."""
+    worlds = make_worlds(Endpoint(serve(files).url), sorted(files.rglob("*.dcm")), tmp_path)
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        check_windows(p, worlds, WINDOWINGS[how])
 
 
 KINDS = {
