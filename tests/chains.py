@@ -19,7 +19,7 @@ from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
 from apache_beam.typehints.typehints import is_consistent_with
 
 from dicomweb_io import transforms
-from dicomweb_io.elements import Bulkdata, Instance, Resource
+from dicomweb_io.elements import Bulkdata, Frame, Instance, RenderedImage, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.testing.samples import make_study
@@ -103,6 +103,9 @@ def link(first: str, second: str) -> Link | None:
     # Paths are for stores, and a value does not say which instance it is of.
     if given in (str, Bulkdata):
         return None
+    if second == "DeleteResources" and given in (Frame, RenderedImage):
+        # Frames are not deleted.
+        return _instance_of
     hints = getattr(getattr(transforms, second), "_type_hints", None)
     taken = hints.input_types[0][0] if hints is not None and hints.input_types else Resource
     if is_consistent_with(convert_to_beam_type(dict[str, Any] if given is dict else given), taken):
@@ -116,6 +119,12 @@ PAIRS: dict[str, dict[str, Link]] = {
     first: {second: step for second in CASES if (step := link(first, second)) is not None} for first in CASES
 }
 """What may follow each transform, and how."""
+
+FIRST = [name for name, following in PAIRS.items() if following]
+"""The transforms that another one may follow."""
+
+OF_EACH_TYPE = sorted({CASES[name].output: name for name in FIRST if name in WITH_ARCHIVE}.values())
+"""One of those that ask an archive for each type of what they give: enough where starting a pipeline takes long."""
 
 
 def _number_of(name: str) -> int:
@@ -176,10 +185,3 @@ def run_chains(archives: Archives, first: str, seconds: Sequence[str], pipeline:
             counted.append(output | f"Name {second}" >> beam.Map(lambda _, name=second: name))
         numbers = tuple(counted) | beam.Flatten() | beam.combiners.Count.PerElement()
         assert_that(numbers, equal_to([(second, _number_from(first, second)) for second in seconds]))
-
-
-FIRST = [name for name, following in PAIRS.items() if following]
-"""The transforms that another one may follow."""
-
-OF_EACH_TYPE = sorted({CASES[name].output: name for name in FIRST if name in WITH_ARCHIVE}.values())
-"""One of those that ask an archive for each type of what they give: enough where starting a pipeline takes long."""
