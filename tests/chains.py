@@ -15,8 +15,6 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.testing.util import assert_that, equal_to
-from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
-from apache_beam.typehints.typehints import is_consistent_with
 
 from dicomweb_io import transforms
 from dicomweb_io.elements import Bulkdata, Frame, Instance, RenderedImage, Resource
@@ -86,11 +84,6 @@ def _instance_of(element: Any) -> Resource:
     return reference
 
 
-def _of_row(row: Any) -> Resource:
-    values = {name.lower().replace("_", ""): value for name, value in row.as_dict().items()}
-    return Resource(values["studyinstanceuid"], values["seriesinstanceuid"])
-
-
 def link(first: str, second: str) -> Link | None:
     """How what one transform gives becomes what another one takes; None if they do not fit."""
     given = CASES[first].output
@@ -107,12 +100,10 @@ def link(first: str, second: str) -> Link | None:
         # Frames are not deleted.
         return _instance_of
     hints = getattr(getattr(transforms, second), "_type_hints", None)
-    taken = hints.input_types[0][0] if hints is not None and hints.input_types else Resource
-    if is_consistent_with(convert_to_beam_type(dict[str, Any] if given is dict else given), taken):
+    if hints is not None and hints.input_types and hints.input_types[0][0] is not Resource:
+        # Whatever names something: also elements with a reference, and typed rows.
         return _same
-    if given is beam.Row:
-        return _of_row
-    return Resource.of if given is dict else _instance_of
+    return Resource.of
 
 
 PAIRS: dict[str, dict[str, Link]] = {
