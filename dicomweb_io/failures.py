@@ -89,6 +89,8 @@ def describe_element(element: Any) -> str:
         by = ", ".join(key for key, _ in element.search_filters)
         return f"search for {COLLECTIONS[element.level]}{by and ' by ' + by}"[:_MAX_DESCRIPTION]
     text = type(element).__name__
+    if text.startswith("BeamSchema_"):
+        text = "Row"  # as Beam decodes it, under a name that is random in each process
     uids: Iterable[str]
     if isinstance(element, str):
         text += f" of {len(element)} characters"

@@ -59,7 +59,8 @@ class Crossing(NamedTuple):
         kind: ``"Reshuffle"``, ``"GroupByKey"``, ``"Read"`` (from the plan of a splittable DoFn to its work), or
             ``"Handover"`` (anything else that the runner does not fuse: a Flatten, a side input, state).
         element: The type of what crosses, as the pipeline declares it.
-        size: The bytes of the largest element on its way, with key, window and timestamp; None if there was none.
+        size: The bytes of the largest element on its way, with key, window and timestamp, rounded up, because keys are
+            random; None if there was none.
     """
 
     transform: str
@@ -121,7 +122,7 @@ class _Types(PipelineVisitor):
     """The steps that shuffle, and the declared types of what goes into and out of each step."""
 
     def __init__(self) -> None:
-        self.shuffles: dict[str, str] = {}
+        self.shuffles: dict[str, tuple[str, str]] = {}
         self.inputs: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
 
@@ -135,17 +136,19 @@ class _Types(PipelineVisitor):
         if node.outputs:
             self.outputs[label] = " or ".join(sorted({_name_of(one.element_type) for one in node.outputs.values()}))
         for side in node.side_inputs:
-            self.shuffles[f"{label} (side input)"] = _name_of(side.pvalue.element_type)
+            self.shuffles[f"{label} (side input)"] = "Handover", _name_of(side.pvalue.element_type)
         transform = node.transform
-        grouping = isinstance(transform, (beam.GroupByKey, beam.Reshuffle))
+        grouping = isinstance(transform, (beam.GroupByKey, beam.Reshuffle)) and "ReshufflePerKey" not in label
         stateful = isinstance(transform, beam.ParDo) and DoFnSignature(transform.fn).is_stateful_dofn()
-        if (grouping and "ReshufflePerKey" not in label) or stateful:
-            self.shuffles[label] = self.inputs[label]
+        if grouping or stateful:
+            kind = type(transform).__name__ if grouping else "Handover"
+            self.shuffles[label] = kind, self.inputs[label]
 
 
 def _name_of(hint: Any) -> str:
     name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", str(hint))
-    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", name).replace("Dict[", "dict[").replace("Tuple[", "tuple[")
+    name = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", name).replace("Dict[", "dict[").replace("Tuple[", "tuple[")
+    return re.sub(r"^Union\[(.*)\]$", lambda found: found[1].replace(", ", " | "), name)
 
 
 def crossings_of(name: str, transform: Any, given: Any, *options: str) -> list[Crossing]:
@@ -164,7 +167,7 @@ def crossings_of(name: str, transform: Any, given: Any, *options: str) -> list[C
     with watched.watching():
         p.run().wait_until_finish()
     found = []
-    silent = {label: kind for label, kind in types.shuffles.items() if label.startswith("It/")}
+    silent = {label: shuffle for label, shuffle in types.shuffles.items() if label.startswith("It/")}
     for (kind, step, makers), size in watched.sizes.items():
         if not step.startswith("It/"):
             continue
@@ -179,9 +182,8 @@ def crossings_of(name: str, transform: Any, given: Any, *options: str) -> list[C
             declared = {types.outputs[maker] for maker in makers if maker in types.outputs} or {types.inputs.get(label)}
             what, element = "Handover", " or ".join(sorted(map(str, declared)))
         silent.pop(label, None)
-        found.append(Crossing(name, _short(label), what, element, size))
-    for label, element in silent.items():
-        what = "Reshuffle" if label.endswith("Reshuffle") else "GroupByKey"
+        found.append(Crossing(name, _short(label), what, element, -(-size // 50) * 50))
+    for label, (what, element) in silent.items():
         found.append(Crossing(name, _short(label), what, element, None))
     return sorted(found)
 

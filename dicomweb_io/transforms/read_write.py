@@ -65,8 +65,12 @@ class _Read(DICOMwebTransform):
         **options: Any,
     ) -> None:
         super().__init__(endpoint, failures=failures)
-        how = {"limit": limit, "page_size": page_size, "split_by": split_by, "failures": "collect"}
-        self._how: dict[str, Any] = how
+        self._how: dict[str, Any] = {
+            "limit": limit,
+            "page_size": page_size,
+            "split_by": split_by,
+            "failures": "collect",
+        }
         self._search = SearchForInstances(
             self.endpoint, search_filters, fuzzymatching=fuzzymatching, allow_all=allow_all, **self._how
         )

@@ -21,6 +21,7 @@ import apache_beam as beam
 from apache_beam.pvalue import PBegin
 
 from dicomweb_io import transforms
+from dicomweb_io.changes import parse_moment
 from dicomweb_io.elements import (
     Bulkdata,
     Failure,
@@ -49,6 +50,7 @@ __all__ = [
     "SearchForInstances",
     "SearchForSeries",
     "SearchForStudies",
+    "WatchForCompleteStudies",
     "WatchForInstances",
     "WatchForStudies",
     "WriteToDICOMweb",
@@ -102,7 +104,8 @@ _OWN = {
     "verify": _Parameter(str, "How to prove that they are stored: response, uid or content.", "response"),
     "allow_unproven_rows": _Parameter(bool, "Delete also what a search found that is not exact.", False),
     "interval": _Parameter(float, "Seconds between polls.", 60.0),
-    "start": _Parameter(str, "now, all, or a date.", "now"),
+    "quiet": _Parameter(float, "How many seconds nothing may have arrived.", 300.0),
+    "start": _Parameter(str, "now, all, or a date or time (ISO 8601, quoted in YAML).", "now"),
     "max_polls": _Parameter(_NUMBER, "At most this many polls; without it the watch does not end."),
     "method": _Parameter(str, "How to find out what is new.", "auto"),
 }
@@ -431,15 +434,27 @@ class DeleteResources(_OnRows, takes=("allow_unproven_rows",), gives=Resource):
 _WATCH = ("search_filters", "interval", "start", "max_polls", "method")
 
 
-class WatchForStudies(_OnRows, takes=_WATCH, gives=Resource):
+class _Watch(_OnRows):
+    _yaml_requires_inputs = False
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        start = options["start"]
+        return {**options, "start": parse_moment(start) if start not in ("now", "all") else start}
+
+
+class WatchForStudies(_Watch, takes=_WATCH, gives=Resource):
     """Reports the studies that arrive in an archive, each once: rows with the UID."""
 
-    _yaml_requires_inputs = False
     _transform = transforms.WatchForStudies
 
 
-class WatchForInstances(_OnRows, takes=_WATCH, gives=Resource):
+class WatchForInstances(_Watch, takes=_WATCH, gives=Resource):
     """Reports the instances that arrive in an archive, each once: rows with the UIDs."""
 
-    _yaml_requires_inputs = False
     _transform = transforms.WatchForInstances
+
+
+class WatchForCompleteStudies(_Watch, takes=("quiet", *_WATCH), gives=Resource):
+    """Reports the studies of which nothing has arrived for a while: rows with the UID."""
+
+    _transform = transforms.WatchForCompleteStudies

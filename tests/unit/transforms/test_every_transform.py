@@ -31,6 +31,7 @@ from dicomweb_io.http.auth import (
 )
 from dicomweb_io.testing.samples import make_study
 from tests.every_transform import CASES, INSTANCES, VARIANTS, WITH_ARCHIVE, World
+from tests.windows import WINDOWINGS, check_windows, make_worlds
 
 CHECKED = ["--runner=FnApiRunner", "--performance_runtime_type_check"]
 FED = [name for name, case in CASES.items() if case.elements is not None]
@@ -168,6 +169,14 @@ def test_types_hold_for_sources(name, world):
     done.wait_until_finish()
     host = world.source.url.split("/")[2]
     assert Lineage.query(done.metrics(), Lineage.SOURCE) == {f"dicomweb:`{host}`.dicom-web"}
+
+
+@pytest.mark.parametrize("how", WINDOWINGS)
+def test_results_and_failures_are_where_their_elements_are(how, serve, files, tmp_path):
+    """In the same windows, at the same time, in the same pane, once for each."""
+    worlds = make_worlds(Endpoint(serve(files).url), sorted(files.rglob("*.dcm")), tmp_path)
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        check_windows(p, worlds, WINDOWINGS[how])
 
 
 KINDS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime, time, timedelta, timezone
 from typing import Optional, Sequence  # noqa: UP035 - the forms that Beam's schemas give back
 
 import apache_beam as beam
@@ -12,6 +12,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, strategies as st
 
 from dicomweb_io.dicom.columns import Column, column_of, columns_of
+from dicomweb_io.dicom.values import iso_date, iso_date_time, iso_time
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.transforms import AsRows, SearchForInstances, bigquery_schema
 from dicomweb_io.transforms.rows import ROW_ELEMENTS, cells_of, row_type
@@ -221,3 +222,23 @@ def test_a_search_gives_typed_rows(serve, archive):
 
 def test_columns_are_pure_data():
     assert column_of("PatientName") == Column("PatientName", ("00100010",), str, False, "PN")
+
+
+OFFSET = timezone(timedelta(hours=1, minutes=30))
+
+
+@given(st.datetimes(min_value=datetime(1000, 1, 1)), st.sampled_from([2, 4, 6, 8, 10, 12, 14]), st.booleans())
+def test_times_as_text_are_those_that_python_reads(moment, length, with_minutes):
+    """Whatever precision a value has, its text is ISO 8601 and means the same."""
+    day, clock = moment.strftime("%Y%m%d").zfill(8), moment.strftime("%H%M%S.%f")
+    assert iso_date(day) == iso_date(f"{day[:4]}.{day[4:6]}.{day[6:]}") == moment.date().isoformat()
+    assert time.fromisoformat(iso_time(clock)) == moment.time()
+    assert datetime.fromisoformat(iso_date_time(f"{day}{clock}+0130")) == moment.replace(tzinfo=OFFSET)
+    given_part = (day + clock)[: max(length, 4)]
+    text = iso_date_time(given_part)
+    assert text.replace("-", "").replace(":", "").replace("T", "") == given_part
+    part = clock[: 4 if with_minutes else 2]
+    assert iso_time(part).replace(":", "") == part
+    assert time.fromisoformat(iso_time(part)) == moment.time().replace(
+        second=0, microsecond=0, **({} if with_minutes else {"minute": 0})
+    )

@@ -1,0 +1,21 @@
+"""Any two transforms can be chained, on every engine."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from tests.chains import PAIRS, Archives, run_chains
+from tests.unit.test_nothing_hangs import ends
+
+FIRST = [name for name, following in PAIRS.items() if following]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", FIRST)
+def test_all_that_fits_may_follow_at_once(engine, serve, tmp_path, first):
+    archives = Archives.start(serve, tmp_path)
+    ends(
+        lambda: run_chains(archives, first, list(PAIRS[first]), lambda: beam.Pipeline(options=PipelineOptions(engine)))
+    )
