@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import time
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -17,13 +18,20 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import apache_beam as beam
 import zstandard
+from apache_beam.coders import PickleCoder, VarIntCoder
 from apache_beam.io.fileio import ReadableFile
 from apache_beam.io.filesystem import CompressedFile, CompressionTypes
+from apache_beam.options.pipeline_options import PortableOptions
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io.client import OnExisting, Verify
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
+from dicomweb_io.errors import DICOMError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.pool import Lane, Lease, Room, identity_of, shared_client, shared_pool
 from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory
@@ -72,6 +80,16 @@ _DECOMPRESSING: dict[str, Callable[[Any], Any]] = {
 }
 _COMPRESSED_CHUNK = 4096
 
+_WAITING = "waiting"
+_SHARDS = 4
+"""Keys by which the paths for one archive wait: each may make a request of its own."""
+
+# Their timers fire at once (Beam 2.77); DirectRunner is one of the others.
+_WITHOUT_WAITING = (
+    *("FnApiRunner", "BundleBasedDirectRunner", "DirectRunner", "SwitchingDirectRunner"),
+    *("InteractiveRunner", "TestDirectRunner"),
+)
+
 
 @piped_by_member
 class StoreResult(NamedTuple):
@@ -105,6 +123,9 @@ class StoreInstances(FailingTransform):
             `dicomweb_io.transfer.InstanceStorer`.
         max_destinations: With a function: the maximum number of archives that a worker thread stays connected to
             without having anything to send.
+        max_batch_delay: In a streaming pipeline, whose bundles may hold a few elements each: paths and ``ReadableFile``
+            elements wait so many seconds for others, at most to the end of their window, to share a request. Elements
+            with content never wait. Windows must not overlap, and the runner must have timers that wait.
         failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
 
     Returns:
@@ -118,10 +139,13 @@ class StoreInstances(FailingTransform):
         on_existing: OnExisting = "server",
         verify: Verify = "response",
         max_destinations: int = MAX_DESTINATIONS,
+        max_batch_delay: float | None = None,
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(failures=failures)
         check_policies(on_existing, verify)
+        if max_batch_delay is not None and not max_batch_delay > 0:
+            raise ValueError(f"max_batch_delay must be more than 0 seconds, or None, not {max_batch_delay}")
         if max_destinations < 1:
             raise ValueError(f"max_destinations must be 1 or more, not {max_destinations}")
         by_element = callable(endpoint) and not isinstance(endpoint, Endpoint)
@@ -129,20 +153,33 @@ class StoreInstances(FailingTransform):
         self.endpoint: Endpoint | None = None if by_element else Endpoint.of(cast(EndpointLike, endpoint))
         self.options: dict[str, Any] = {"on_existing": on_existing, "verify": verify}
         self.max_destinations = max_destinations
+        self.max_batch_delay = max_batch_delay
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
+        if self.endpoint is not None:
+            warn_of_secrets(self, self.endpoint)
+        if self.max_batch_delay is None:
+            stored = self._stored(pcollection, "Store")
+            return StoreResult(stored["main"], self._report([stored[FAILURES]]))
+        _check_that_timers_wait(pcollection)
+        # Content must not cross the shuffle, and collections of it must not be flattened.
+        parted = pcollection | "Part" >> beam.ParDo(_Part(self.choose)).with_outputs(_WAITING, main="main")
+        waiting = parted[_WAITING] | "Type" >> beam.Map(lambda keyed: keyed).with_output_types(tuple[str, Any])
+        packed = waiting | "Wait" >> beam.ParDo(_Wait(self.max_batch_delay)).with_output_types(Any)
+        results = [self._stored(packed, "StoreTogether"), self._stored(parted["main"], "Store")]
+        stored = tuple(result["main"] for result in results) | "Join" >> beam.Flatten()
+        return StoreResult(stored, self._report([result[FAILURES] for result in results]))
+
+    def _stored(self, pcollection: Any, label: str) -> Any:
         name = type(self).__name__
         how: dict[str, Any] = {"collect": self.collects, "hold": several_windows(pcollection)}
         dofn: beam.DoFn
         if self.choose is not None:
             dofn = _StoreEach(self.choose, name, self.options, self.max_destinations, **how)
         else:
-            endpoint = cast(Endpoint, self.endpoint)
-            warn_of_secrets(self, endpoint)
-            dofn = _Store(endpoint, name, self.options, **how)
-        stored = pcollection | "Store" >> self._step(dofn, StoredInstance)
-        return StoreResult(stored["main"], self._report([stored[FAILURES]]))
+            dofn = _Store(cast(Endpoint, self.endpoint), name, self.options, **how)
+        return pcollection | label >> self._step(dofn, StoredInstance)
 
     def display_data(self) -> dict[str, Any]:
         """The endpoint and the policies."""
@@ -152,6 +189,7 @@ class StoreInstances(FailingTransform):
             **super().display_data(),
             "on_existing": DisplayDataItem(self.options["on_existing"], label="If it exists"),
             "verify": DisplayDataItem(self.options["verify"], label="Verification"),
+            "max_batch_delay": DisplayDataItem(self.max_batch_delay, label="Longest wait, seconds").drop_if_none(),
         }
 
 
@@ -202,6 +240,106 @@ def _is_readable_file(element: Any) -> bool:
 def _is_read_elsewhere(element: Any) -> bool:
     """Whether an element is not in memory yet."""
     return _is_readable_file(element) or isinstance(element, (str, os.PathLike, io.IOBase))
+
+
+def _check_that_timers_wait(pcollection: Any) -> None:
+    options = pcollection.pipeline.options
+    runner = type(pcollection.pipeline.runner).__name__
+    embedded = runner == "PortableRunner" and options.view_as(PortableOptions).job_endpoint in (None, "embed")
+    if embedded or runner in _WITHOUT_WAITING:
+        raise ValueError(
+            f"max_batch_delay needs a streaming runner, such as PrismRunner, FlinkRunner or DataflowRunner: on "
+            f"{runner} timers fire at once, so that nothing would wait; leave it out"
+        )
+    if several_windows(pcollection):
+        raise ValueError("max_batch_delay needs windows that do not overlap: an element would be stored for each")
+
+
+class _Part(beam.DoFn):
+    """Gives paths a key by which they wait together, and lets content pass."""
+
+    def __init__(self, choose: Callable[[Any], EndpointLike] | None) -> None:
+        self._choose = choose
+
+    def process(self, element: Any) -> Iterator[Any]:
+        """Yields the element, or the keyed path."""
+        if not isinstance(element, (str, os.PathLike, ReadableFile)):
+            yield element
+            return
+        shard = zlib.crc32(str(source_of_element(element)).encode()) % _SHARDS
+        try:
+            chosen = None if self._choose is None else Endpoint.of(call_user(self._choose, element)).url
+        except (DICOMError, TypeError, ValueError):
+            # The store reports it.
+            chosen = None
+        yield TaggedOutput(_WAITING, (f"{shard} {zlib.crc32((chosen or '').encode())}", element))
+
+
+_END = TimerSpec("end", TimeDomain.WATERMARK)
+_DELAY = TimerSpec("delay", TimeDomain.REAL_TIME)
+_Elements = beam.DoFn.StateParam(BagStateSpec("elements", PickleCoder()))
+_Count = beam.DoFn.StateParam(ReadModifyWriteStateSpec("count", VarIntCoder()))
+_End, _Delay = beam.DoFn.TimerParam(_END), beam.DoFn.TimerParam(_DELAY)
+
+
+class _Wait(beam.DoFn):
+    """Gives the paths of a key together: when they fill a request, or the first has waited for long."""
+
+    def __init__(self, delay: float) -> None:
+        self._delay = delay
+
+    def process(
+        self,
+        keyed: tuple[str, Any],
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        pane: Any = beam.DoFn.PaneInfoParam,
+        elements: Any = _Elements,
+        count: Any = _Count,
+        end: Any = _End,
+        delay: Any = _Delay,
+    ) -> Iterator[Any]:
+        """Keeps a path, and yields all if they are enough."""
+        elements.add((keyed[1], timestamp, pane))
+        number = (count.read() or 0) + 1
+        count.write(number)
+        if number >= MAX_BATCH_INSTANCES:
+            yield from _taken(elements, count, window)
+            delay.clear()
+        elif number == 1:
+            # Behind the window's end its results would be too late for what follows.
+            end.set(window.max_timestamp())
+            delay.set(time.time() + self._delay)
+
+    @on_timer(_END)
+    def at_the_end(
+        self,
+        window: Any = beam.DoFn.WindowParam,
+        elements: Any = _Elements,
+        count: Any = _Count,
+        delay: Any = _Delay,
+    ) -> Iterator[Any]:
+        """Yields what waits when the window ends."""
+        delay.clear()
+        yield from _taken(elements, count, window)
+
+    @on_timer(_DELAY)
+    def after_the_delay(
+        self,
+        window: Any = beam.DoFn.WindowParam,
+        elements: Any = _Elements,
+        count: Any = _Count,
+    ) -> Iterator[Any]:
+        """Yields what has waited for long."""
+        yield from _taken(elements, count, window)
+
+
+def _taken(elements: Any, count: Any, window: Any) -> Iterator[Any]:
+    kept = list(elements.read())
+    elements.clear()
+    count.clear()
+    for element, timestamp, pane in kept:
+        yield WindowedValue(element, timestamp, (window,), pane)
 
 
 @dataclass(eq=False)

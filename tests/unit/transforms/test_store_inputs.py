@@ -19,7 +19,9 @@ import pytest
 import zstandard
 from apache_beam.io import fileio
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to, is_empty
+from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dicomweb_io import pool as pools
@@ -305,3 +307,50 @@ def test_paths_may_be_path_objects_and_nothing_at_all(archive, folder):
         )
         nothing = p | "None" >> beam.Create([]) | "Store" >> StoreInstances(folder)
         assert_that(nothing.stored, is_empty(), label="nothing")
+
+
+# Waiting --------------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_is_refused_where_timers_do_not_wait(archive, folder):
+    paths = sorted(map(str, archive.rglob("*.dcm")))
+    waiting = StoreInstances(str(folder), max_batch_delay=1)
+    with pytest.raises(ValueError, match="on FnApiRunner timers fire at once"):
+        _ = pipeline() | beam.Create(paths) | waiting
+    embedded = beam.Pipeline(options=PipelineOptions(["--runner=PortableRunner", "--job_endpoint=embed"]))
+    with pytest.raises(ValueError, match="needs a streaming runner"):
+        _ = embedded | beam.Create(paths) | waiting
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="max_batch_delay must be more than 0"):
+            StoreInstances(str(folder), max_batch_delay=wrong)
+
+
+def test_what_waits_keeps_its_place_and_content_does_not_wait(archive, folder, monkeypatch):
+    """On this runner the timers fire at once, and all else is as on others."""
+    monkeypatch.setattr(store, "_WITHOUT_WAITING", ())
+    paths = sorted(archive.rglob("*.dcm"))[:6]
+    elements = [str(paths[0]), paths[1], *(path.read_bytes() for path in paths[2:4]), "missing", b"junk"]
+    with pipeline() as p:
+        timed = p | in_one_bundle(elements) | beam.Map(lambda item: TimestampedValue(item, 65))
+        with pytest.raises(ValueError, match="do not overlap"):
+            _ = (
+                timed
+                | "Over" >> beam.WindowInto(SlidingWindows(30, 10))
+                | "No" >> StoreInstances(folder, max_batch_delay=1)
+            )
+        fixed = timed | "Fixed" >> beam.WindowInto(FixedWindows(60))
+        result = fixed | StoreInstances(lambda _: str(folder), max_batch_delay=1, failures="collect")
+        places = [
+            outcomes
+            | f"Places{number}"
+            >> beam.Map(
+                lambda item, time=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam: (
+                    int(time),
+                    int(window.start),
+                )
+            )
+            for number, outcomes in enumerate(result)
+        ]
+        assert_that(places[0], equal_to([(65, 60)] * 4), label="stored")
+        assert_that(places[1], equal_to([(65, 60)] * 2), label="failures")
+    assert bytes_of(folder) == sorted(path.read_bytes() for path in paths[:4])
