@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -77,8 +78,9 @@ class Resource:
             if given is None and name != "study_instance_uid":
                 continue
             uid = check_uid(given, name, permissive=True)
-            if uid != given:
-                object.__setattr__(self, name, uid)
+            if uid is not given or type(uid) is not str:
+                # A UID of pydicom or a text of NumPy is the same key as plain text.
+                object.__setattr__(self, name, str(uid))
         if self.sop_instance_uid is not None and self.series_instance_uid is None:
             raise InvalidIdentifierError("sop_instance_uid needs series_instance_uid")
         if not isinstance(self.frames, tuple):
@@ -146,50 +148,127 @@ class Resource:
         return cls(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
 
     @classmethod
-    def of(cls, value: Resource | Mapping[str, Any] | URI | str) -> Resource:
+    def of(cls, value: Any, *, level: Level | None = None) -> Resource:
         """Makes a reference from anything that names an object.
 
         Args:
-            value: A `Resource`; a row of a search or metadata in the DICOM JSON model (the UIDs it holds decide the
-                level, and an empty one is an error: a row never names the whole that it is a part of); a mapping with
-                the attribute names of this class (as `to_dict` gives); a `URI` or the text of a DICOMweb URI, absolute
-                (of a folder too) or from ``studies/`` on.
+            value: Any of
+
+                - a `Resource`, or an element that has one as its `reference` (`Instance`, `StoredInstance`, `Frame` …);
+                - the text of a DICOMweb URI, absolute (of a folder too) or from ``studies/`` on, or a `URI`;
+                - a row of a search or metadata in the DICOM JSON model;
+                - UIDs by keyword (``StudyInstanceUID``, ``SeriesInstanceUID``, ``SOPInstanceUID``): a mapping, or the
+                  attributes of a typed row, a named tuple, a dataclass or a pydicom dataset;
+                - UIDs by the attribute names of this class, likewise (as `to_dict` and `AsRows` give them);
+                - a tuple of a level and the UIDs from the study down: ``("study", "1.2")``,
+                  ``("series", "1.2", "1.3")``.
+
+                The UIDs that it holds decide the level. In the DICOM JSON model and by keyword an empty one is an
+                error: a row never names the whole that it is a part of. By attribute names None is a level that is not
+                meant.
+            level: What it has to be. With ``"study"`` the text of a UID will do.
 
         Raises:
-            TypeError, ValueError: If the value names no study, or lacks a UID above or of what it names.
+            TypeError, ValueError: If the value names no study, lacks a UID above or of what it names, or is of another
+                level.
         """
-        if isinstance(value, Resource):
-            return value
-        if isinstance(value, Mapping):
-            if "study_instance_uid" in value:
-                known = {"study_instance_uid", "series_instance_uid", "sop_instance_uid", "frames"}
-                # An empty text is a UID that is missing; None is a level that is not meant.
-                fields = {key: item for key, item in value.items() if key in known and item not in (None, ())}
-                if "frames" in fields:
-                    fields["frames"] = tuple(fields["frames"])
-                return cls(**fields)
-            study = _uid_of(value, STUDY_INSTANCE_UID)
-            if study is None:
-                raise InvalidIdentifierError(
-                    "a reference needs a StudyInstanceUID (0020000D); the row has only the tags "
-                    + ", ".join(sorted(map(str, value))[:20])
-                )
-            series, instance = _uid_of(value, SERIES_INSTANCE_UID), _uid_of(value, SOP_INSTANCE_UID)
-            # A row never names more than what it is a row of: an instance without its series is not its study.
-            if series is None and (_has(value, SERIES_INSTANCE_UID) or _has(value, SOP_INSTANCE_UID)):
-                raise InvalidIdentifierError(f"the row of study {study} lacks its SeriesInstanceUID (0020000E)")
-            if instance is None and _has(value, SOP_INSTANCE_UID):
-                raise InvalidIdentifierError(f"the row of series {series} lacks its SOPInstanceUID (00080018)")
-            return cls(study, series, instance)
-        uri = value if isinstance(value, URI) else None
-        if uri is None:
-            if not isinstance(value, str):
-                kind = type(value).__name__
-                raise TypeError(f"a reference is a Resource, a DICOM JSON row or a URI, but this is {kind}")
-            uri = URI.from_string(_web_uri(value), permissive=True)
-        if uri.type is URIType.SERVICE or uri.study_instance_uid is None:
-            raise InvalidIdentifierError("the URI names a service, not a study, series, instance or frame")
-        return cls(uri.study_instance_uid, uri.series_instance_uid, uri.sop_instance_uid, tuple(uri.frames or ()))
+        found = _reference(value, level)
+        if level is not None and found.level != level:
+            raise InvalidIdentifierError(f"{found.uri} is a {found.level}, not a {level}")
+        return found
+
+
+_UID_NAMES: dict[SearchLevel, str] = {
+    "study": "study_instance_uid",
+    "series": "series_instance_uid",
+    "instance": "sop_instance_uid",
+}
+
+
+def _reference(value: Any, level: Level | None) -> Resource:
+    if isinstance(value, Resource):
+        return value
+    if isinstance(value, (str, URI)):
+        return _of_text(value, level)
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return _of_pair(value)
+    reference = getattr(value, "reference", None)
+    if isinstance(reference, Resource):
+        return reference
+    if isinstance(value, Mapping):
+        return _of_names(value, "mapping" if any(name in value for name in UID_KEYWORDS.values()) else "row")
+    kind = type(value).__name__
+    names = [name for name in (*_UID_NAMES.values(), *UID_KEYWORDS.values()) if hasattr(value, name)]
+    if names:
+        frames = {"frames": value.frames} if hasattr(value, "frames") else {}
+        return _of_names({name: getattr(value, name) for name in names} | frames, kind)
+    raise TypeError(
+        f"a reference is a Resource, a row with a StudyInstanceUID, a mapping of UIDs or a URI, but this is {kind}"
+    )
+
+
+def _of_names(row: Mapping[str, Any], kind: str) -> Resource:
+    if any(name in row for name in _UID_NAMES.values()):
+        # An empty text is a UID that is missing; None is a level that is not meant.
+        given = {name: row[name] for name in (*_UID_NAMES.values(), "frames") if row.get(name) not in (None, ())}
+        return Resource(given.pop("study_instance_uid", None), **given)
+    by_keyword = any(name in row for name in UID_KEYWORDS.values())
+    names = UID_KEYWORDS if by_keyword else UID_TAGS
+    uids = {level: _text_of(row.get(name)) if by_keyword else _uid_of(row, name) for level, name in names.items()}
+    has = {level: name in row or name.lower() in row for level, name in names.items()}
+    study, series, instance = (uids[level] for level in LEVELS)
+    if study is None:
+        raise InvalidIdentifierError(
+            f"a reference needs a StudyInstanceUID (0020000D); the {kind} has only {shown_keys(row) or 'nothing'}"
+        )
+    # A row never names more than what it is a row of: an instance without its series is not its study.
+    if series is None and (has["series"] or has["instance"]):
+        raise InvalidIdentifierError(f"the {kind} of study {study} lacks its SeriesInstanceUID (0020000E)")
+    if instance is None and has["instance"]:
+        raise InvalidIdentifierError(f"the {kind} of series {series} lacks its SOPInstanceUID (00080018)")
+    return Resource(study, series, instance, tuple(row.get("frames") or ()))
+
+
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}|[0-9A-Fa-f]{8}")
+_SHOWN_KEYS = 20
+
+
+def shown_keys(keys: Iterable[Any]) -> str:
+    """The names among some keys, for messages; other texts may be values, and are not shown."""
+    names = [key if isinstance(key, str) and _KEY.fullmatch(key) else "…" for key in keys]
+    more = f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
+    return ", ".join(names[:_SHOWN_KEYS]) + more
+
+
+def _text_of(value: Any) -> str | None:
+    """A UID that is given by itself, or as the only one of a list."""
+    one = value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+    return str(one).strip(" \0") or None if isinstance(one, str) else None
+
+
+def _of_pair(value: Sequence[Any]) -> Resource:
+    level, *uids = value or ("",)
+    number = LEVELS.index(level) + 1 if isinstance(level, str) and level in LEVELS else 0
+    if not number or len(uids) != number or None in uids:
+        raise InvalidIdentifierError(
+            'a tuple names an object by its level and the UIDs from the study down: ("study", STUDY), '
+            '("series", STUDY, SERIES) or ("instance", STUDY, SERIES, INSTANCE)'
+        )
+    return Resource(*uids)
+
+
+def _of_text(value: str | URI, level: Level | None) -> Resource:
+    if isinstance(value, str) and "." in value and is_uid(value.strip(" \0")):
+        if level == "study":
+            return Resource(value)
+        raise InvalidIdentifierError(
+            f'the UID {value.strip()} alone does not say what it names: give ("study", UID), '
+            f'("series", STUDY, SERIES), a mapping such as {{"StudyInstanceUID": UID}}, or a URI (studies/UID)'
+        )
+    uri = value if isinstance(value, URI) else URI.from_string(_web_uri(value), permissive=True)
+    if uri.type is URIType.SERVICE or uri.study_instance_uid is None:
+        raise InvalidIdentifierError("the URI names a service, not a study, series, instance or frame")
+    return Resource(uri.study_instance_uid, uri.series_instance_uid, uri.sop_instance_uid, tuple(uri.frames or ()))
 
 
 def _web_uri(text: str) -> str:
@@ -219,10 +298,6 @@ def open_path(path: str) -> BinaryIO:
     except ValueError as error:
         # A null character, or a protocol that fsspec does not know.
         raise InvalidIdentifierError(f"{safe_url(path)!r} cannot be opened: {error}") from None
-
-
-def _has(row: Mapping[str, Any], tag: str) -> bool:
-    return tag in row or tag.lower() in row
 
 
 def _uid_of(row: Mapping[str, Any], tag: str) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from dicomweb_io.dicom.uids import is_uid
-from dicomweb_io.elements import COLLECTIONS, Failure, Resource, SearchQuery
+from dicomweb_io.elements import COLLECTIONS, Failure, Resource, SearchQuery, shown_keys
 from dicomweb_io.errors import DeadlineExceededError, DICOMError
 
 RECOVERABLE = (OSError, DICOMError, EOFError)
@@ -74,7 +74,6 @@ def not_tried(reason: str, transform: str, *, reference: Resource | None = None,
 
 _MAX_DESCRIPTION = 200
 
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}|[0-9A-Fa-f]{8}")
 _LONG_UID = re.compile(r"(?<![0-9.])[0-2](?:\.[0-9]+){5,}(?![0-9.])")
 
 
@@ -99,9 +98,8 @@ def describe_element(element: Any) -> str:
         text, uids = f"{text} of {len(element)} bytes", ()
     else:
         attributes = _attributes(element)
-        keys = [key if isinstance(key, str) and _KEY.fullmatch(key) else "…" for key in attributes]
-        if keys:
-            text += " with " + ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
+        if attributes:
+            text += f" with {shown_keys(attributes)}"
         elif isinstance(element, (tuple, list, set, frozenset, dict)):
             text += f" of {len(element)}"
         uids = _uids_in(attributes.values())

@@ -16,10 +16,10 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.header_scan import scan_header
@@ -55,8 +55,6 @@ _PATIENT_ID, _PATIENT_NAME, _ISSUER_OF_PATIENT_ID = "00100020", "00100010", "001
 _ISSUER_OF_ACCESSION = "00080051"
 _ISSUER_NAMES = ("00400031", "00400032")  # LocalNamespaceEntityID, UniversalEntityID
 
-K = TypeVar("K", bound=Hashable)
-
 
 @dataclass(frozen=True)
 class InstanceGroup:
@@ -83,54 +81,32 @@ class InstanceGroup:
         return [Resource(series.study_instance_uid, series.series_instance_uid, uid) for uid in self.sop_instance_uids]
 
 
+ASK_FROM = 4
+"""To know whether fewer instances are all of their series costs a request, as much as one of them."""
+
+
 def is_worth_whole(wanted: int, listed: int) -> bool:
     """Whether one request for a series moves less than a request for each instance that is wanted of it."""
     return wanted > 1 and 2 * wanted >= listed
 
 
-class SeriesGrouping(Generic[K]):
-    """Collects instances by their series, some at a time: what is held is bounded."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[Resource, K], list[str]] = {}
-        self._count = 0
-
-    def add(self, instance: Resource, key: K) -> Iterator[tuple[K, InstanceGroup]]:
-        """Takes an instance and yields the groups that it completes.
-
-        Args:
-            instance: The instance.
-            key: Only instances with equal keys share a group.
-        """
-        place = (instance.series, key)
-        uids = self._held.setdefault(place, [])
-        uids.append(str(instance.sop_instance_uid))
-        self._count += 1
-        if len(uids) >= _MAX_GROUP:
-            yield self._give(place)
-        elif self._count > _MAX_HELD:
-            yield self._give(max(self._held, key=lambda held: len(self._held[held])))
-
-    def flush(self) -> Iterator[tuple[K, InstanceGroup]]:
-        """Yields the remaining groups."""
-        while self._held:
-            yield self._give(next(iter(self._held)))
-
-    def _give(self, place: tuple[Resource, K]) -> tuple[K, InstanceGroup]:
-        uids = self._held.pop(place)
-        self._count -= len(uids)
-        series, key = place
-        return key, InstanceGroup(series, tuple(uids))
-
-
 def group_by_series(instances: Iterable[Resource]) -> Iterator[InstanceGroup]:
     """Groups of the instances that come, those of a series together as far as memory allows."""
-    grouping: SeriesGrouping[None] = SeriesGrouping()
+    held: dict[Resource, list[str]] = {}
+    count = 0
     for instance in instances:
-        for _, group in grouping.add(instance, None):
-            yield group
-    for _, group in grouping.flush():
-        yield group
+        series = instance.series
+        held.setdefault(series, []).append(str(instance.sop_instance_uid))
+        count += 1
+        if len(held[series]) < _MAX_GROUP:
+            if count <= _MAX_HELD:
+                continue
+            series = max(held, key=lambda one: len(held[one]))
+        uids = held.pop(series)
+        count -= len(uids)
+        yield InstanceGroup(series, tuple(uids))
+    for series, uids in held.items():
+        yield InstanceGroup(series, tuple(uids))
 
 
 def list_groups(client: DICOMClient, reference: Resource) -> Iterator[InstanceGroup]:

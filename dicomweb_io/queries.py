@@ -54,7 +54,9 @@ def make_query(
             raise TypeError(f"fields must be str, but one is {type(name).__name__}")
         if name != "all":
             resolve(name)
-    items = search_filters.items() if isinstance(search_filters, Mapping) else (search_filters or ())
+    items = search_filters.items() if isinstance(search_filters, Mapping) else tuple(search_filters or ())
+    if isinstance(search_filters, str) or not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in items):
+        raise TypeError("search_filters must be a mapping of attribute to value, such as {'Modality': 'CT'}")
     filters = tuple((_filter_key(key), _filter_text(key, value)) for key, value in items)
     for key, text in filters:
         check_filter(key, text)

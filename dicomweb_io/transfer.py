@@ -55,6 +55,7 @@ from dicomweb_io.errors import ConnectionFailedError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
 from dicomweb_io.http.retry import lend_slots
 from dicomweb_io.listing import (
+    ASK_FROM,
     InstanceGroup,
     ListFile,
     ListLine,
@@ -85,10 +86,6 @@ MAX_BATCH_MEMORY = 7_000_000
 
 MAX_BATCH_BYTES = 20_000_000
 """Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
-
-
-# To know whether a few instances are all of their series costs a request, as much as one of them.
-_ASK_FROM = 4
 
 
 # Stores ---------------------------------------------------------------------------------------------------------------
@@ -310,7 +307,7 @@ class SeriesReader:
             return False
         listed = group.listed
         if listed is None:
-            if wanted < _ASK_FROM or 2 * wanted < len(set(group.sop_instance_uids)):
+            if wanted < ASK_FROM or 2 * wanted < len(set(group.sop_instance_uids)):
                 return False
             try:
                 listed = self._listing.size(group.series)

@@ -25,7 +25,7 @@ from dicomweb_io.http.settings import Limits
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.testing.server.behaviour import Limits as Caps
 from dicomweb_io.testing.server.behaviours import behaviour_of
-from tests.every_transform import CASES, INSTANCES, World, notification_of
+from tests.every_transform import CASES, INSTANCES, WITH_ARCHIVE, World, notification_of
 
 STUDIES, SERIES = 2, 2
 NUMBERS = {"study": STUDIES, "series": STUDIES * SERIES, "instance": STUDIES * SERIES * INSTANCES}
@@ -141,7 +141,8 @@ def _made(archives: Archives, name: str) -> Any:
     """The transform, with no room for more than one thing at a time."""
     options: dict[str, Any] = {}
     parameters = inspect.signature(getattr(transforms, name)).parameters
-    if "max_bytes" in parameters or name.startswith("Read"):
+    # `ReadFromDICOMweb` and `ReadAllFromDICOMweb` hand it on.
+    if "max_bytes" in parameters or "options" in parameters:
         options["max_bytes"] = 1
     if name == "DeleteResources":
         options["allow_unproven_rows"] = True
@@ -175,3 +176,10 @@ def run_chains(archives: Archives, first: str, seconds: Sequence[str], pipeline:
             counted.append(output | f"Name {second}" >> beam.Map(lambda _, name=second: name))
         numbers = tuple(counted) | beam.Flatten() | beam.combiners.Count.PerElement()
         assert_that(numbers, equal_to([(second, _number_from(first, second)) for second in seconds]))
+
+
+FIRST = [name for name, following in PAIRS.items() if following]
+"""The transforms that another one may follow."""
+
+OF_EACH_TYPE = sorted({CASES[name].output: name for name in FIRST if name in WITH_ARCHIVE}.values())
+"""One of those that ask an archive for each type of what they give: enough where starting a pipeline takes long."""

@@ -10,6 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 LITTLE = {
+    "archives": ("--series", "2", "--instances", "2", "--size", "1000", "--runs", "1"),
     "client": ("--runs", "1"),
     "file_index": ("--instances", "40", "--repeat", "1", "--small-files", "--no-peer", "--writers", "2"),
     "overheads": ("--series", "2", "--instances", "2", "--size", "200", "--runs", "1"),
@@ -24,7 +25,9 @@ def test_every_script_is_known():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LITTLE)
-def test_it_runs(name):
+def test_it_runs(name, request):
+    if name == "archives":
+        request.getfixturevalue("orthanc_server")
     done = subprocess.run([sys.executable, FOLDER / f"{name}.py", *LITTLE[name]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ours" in done.stdout or "pipeline" in done.stdout

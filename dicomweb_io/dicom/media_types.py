@@ -233,6 +233,16 @@ def accepted_for(form: Form, media_types: Sequence[Any] | None) -> tuple[MediaTy
     return accepted_types
 
 
+def checked_media_types(form: Form, media_types: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    """The media types as they were given, for one form of a resource, if they are valid.
+
+    Raises:
+        TypeError, ValueError: See `accepted_for`.
+    """
+    accepted_for(form, media_types)
+    return None if media_types is None else tuple(media_types)
+
+
 def _checked_name(name: str) -> str:
     lowered = name.strip().lower()
     if not _MEDIA_TYPE.match(lowered):

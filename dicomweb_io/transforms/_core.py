@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar, Union, cast
 from urllib.parse import urlsplit
@@ -25,11 +25,25 @@ from apache_beam.options.pipeline_options import TypeOptions
 from apache_beam.pvalue import PBegin, TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
+from apache_beam.typehints.row_type import RowTypeConstraint
+from apache_beam.typehints.typehints import is_consistent_with
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
 from typing_extensions import Self
 
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, Resource
+from dicomweb_io.elements import (
+    LEVELS,
+    UID_KEYWORDS,
+    Bulkdata,
+    Failure,
+    Frame,
+    Instance,
+    RenderedImage,
+    Resource,
+    SearchLevel,
+    StoredInstance,
+    shown_keys,
+)
 from dicomweb_io.endpoint import Endpoint, EndpointLike, literal_secrets
 from dicomweb_io.errors import UserFunctionError, safe_url
 from dicomweb_io.failures import RECOVERABLE, describe_element, failure_of, not_tried
@@ -51,8 +65,8 @@ Role = Literal["source", "sink"]
 # The systems under which Beam's own file systems report what they read; everything behind them is a path.
 _SYSTEMS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
-ReferenceInput = Resource | str | dict[str, Any]
-"""What names an object: a reference, a DICOMweb URI, or a row of a search or metadata."""
+ReferenceInput = Resource | str | dict[str, Any] | tuple[str, ...] | Instance | StoredInstance | Frame | RenderedImage
+"""What names an object (see `Resource.of`). Typed rows, which have no common class, are let in by their columns."""
 
 T = TypeVar("T", Instance, Frame, Bulkdata)
 D = TypeVar("D", bound="PooledDoFn")
@@ -171,6 +185,9 @@ class FailingTransform(beam.PTransform[Any, Any]):
     rows_are_proven: bool | None = None
     """Whether what it found in a search surely matches its filters; None if it does not search."""
 
+    level: SearchLevel = "study"
+    """What the rows of a search are."""
+
     def __init__(self, *, failures: FailureMode = "raise") -> None:
         super().__init__()
         if failures not in ("raise", "collect"):
@@ -276,6 +293,21 @@ class DICOMwebTransform(FailingTransform):
         """The endpoint without secrets, and what becomes of failures."""
         return {"endpoint": DisplayDataItem(self.endpoint.safe_url, label="Endpoint"), **super().display_data()}
 
+    def type_check_inputs(self, pvalueish: Any) -> None:
+        """Lets typed rows in where references are wanted.
+
+        Raises:
+            ValueError: If the rows lack a column that names what they are about.
+        """
+        hints = self.get_type_hints().input_types
+        columns = columns_of_type(getattr(pvalueish, "element_type", None))
+        wanted = hints[0][0] if hints and hints[0] else Any
+        takes_references = wanted is not Any and is_consistent_with(Resource, wanted)
+        if not columns or not takes_references or is_consistent_with(pvalueish.element_type, wanted):
+            super().type_check_inputs(pvalueish)
+        else:
+            check_uid_columns(type(self).__name__, columns, pvalueish)
+
     def inside(self, outer: FailingTransform) -> Self:
         """Makes this a step of another transform, which says what becomes of failures and warns of secrets."""
         self._part_of_another = True
@@ -291,6 +323,43 @@ class DICOMwebTransform(FailingTransform):
         if not self._part_of_another:
             warn_of_secrets(self, self.endpoint)
         return super()._report(parts)
+
+
+def columns_of_type(element_type: Any) -> tuple[str, ...]:
+    """The columns of a collection of typed rows, named tuples or dataclasses; none for anything else."""
+    if isinstance(element_type, RowTypeConstraint):
+        return tuple(name for name, _ in element_type._fields)
+    if isinstance(element_type, type):
+        if is_dataclass(element_type):
+            return tuple(item.name for item in fields(element_type))
+        return tuple(getattr(element_type, "_fields", ()))
+    return ()
+
+
+def check_uid_columns(transform: str, columns: Sequence[str], pcollection: Any) -> None:
+    """Checks that typed rows name what they are about, and not the whole that it is a part of.
+
+    Raises:
+        ValueError: If a column is missing.
+    """
+    if "study_instance_uid" in columns:
+        return
+    # Of rows that come straight from a search it is known what they are about.
+    applied: Any = pcollection.producer
+    level: SearchLevel = "study"
+    while applied is not None:
+        search = applied.transform
+        if isinstance(search, FailingTransform) and search.rows_are_proven is not None:
+            level = search.level
+            break
+        applied = applied.parent
+    wanted = [UID_KEYWORDS[one] for one in LEVELS[: LEVELS.index(level) + 1]]
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{transform} takes references, and the rows lack the column {', '.join(missing)}: they have only "
+            f"{shown_keys(columns)} (name it in columns= of the search, or in the query that gives the rows)"
+        )
 
 
 def warn_of_secrets(transform: beam.PTransform[Any, Any], *endpoints: Endpoint) -> None:

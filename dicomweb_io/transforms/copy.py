@@ -24,6 +24,7 @@ from apache_beam.transforms.display import DisplayDataItem
 
 from dicomweb_io.account import MAX_LISTED, REPORT, account_document, counts_of, failure_line
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
+from dicomweb_io.dicom.media_types import checked_media_types
 from dicomweb_io.elements import Exclusion, Failure, Resource, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.files.store import Downloaded, InstanceDownloader
@@ -100,7 +101,7 @@ class CopyInstances(DICOMwebTransform):
         super().__init__(source, failures=failures)
         check_policies(on_existing, verify)
         self.destination = Endpoint.of(destination)
-        types = tuple(media_types) if media_types is not None else None
+        types = checked_media_types("instances", media_types)
         self.options = CopyOptions(on_existing, verify, types, allow_transcoding, spool_directory, allow_other_patient)
 
     def expand(self, pcollection: Any) -> Any:
@@ -220,7 +221,7 @@ class DownloadInstances(DICOMwebTransform):
             raise ValueError("directory must be a path or an fsspec URL; use CopyInstances to copy to a server")
         self.options: dict[str, Any] = {
             "overwrite": overwrite,
-            "media_types": tuple(media_types) if media_types is not None else None,
+            "media_types": checked_media_types("instances", media_types),
             "allow_transcoding": allow_transcoding,
             "spool_directory": spool_directory,
         }

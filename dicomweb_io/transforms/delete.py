@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.elements import UID_KEYWORDS, Resource, SearchQuery
+from dicomweb_io.elements import STUDY_INSTANCE_UID, UID_KEYWORDS, Resource, SearchQuery
 from dicomweb_io.endpoint import EndpointLike
 from dicomweb_io.pool import Room
 from dicomweb_io.transforms._core import (
@@ -126,7 +126,11 @@ class _ExactReferences(AsReferences):
         reference: Resource = super().reference_of(element)
         if reference.frames:
             raise ValueError(f"frames cannot be deleted: {reference.uri} (name the instance to delete it as a whole)")
-        if isinstance(element, Mapping) and "study_instance_uid" not in element and not self._rows:
+        if (
+            isinstance(element, Mapping)
+            and STUDY_INSTANCE_UID in {str(key).upper() for key in element}
+            and not self._rows
+        ):
             raise ValueError(
                 f"the row of {reference.uri} comes from no exact search, so nothing proves that it matches: use "
                 f"SearchFor…(…, exact=True), give a reference (Resource.of(row)), or set allow_unproven_rows=True"

@@ -17,6 +17,7 @@ from apache_beam.transforms.display import DisplayDataItem
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.frames import NUMBER_OF_FRAMES, first, number_of_frames
+from dicomweb_io.dicom.media_types import checked_media_types
 from dicomweb_io.dicom.pixels import is_video
 from dicomweb_io.elements import Bulkdata, Failure, Frame, JSONDataset, RenderedImage, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
@@ -257,7 +258,8 @@ class RetrieveFrames(RetrieveTransform):
     ) -> None:
         super().__init__(endpoint, max_bytes=max_bytes, keep_order=keep_order, failures=failures)
         self.frames: FrameChoice = check_choice(frames if frames is not None else "all")
-        self.how = RetrieveOptions(media_types, max_element_bytes, spool_directory, additional_params)
+        types = checked_media_types("frames", media_types)
+        self.how = RetrieveOptions(types, max_element_bytes, spool_directory, additional_params)
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
@@ -383,7 +385,7 @@ class RetrieveRendered(RetrieveTransform):
         check_rendering_params(params, thumbnail=thumbnail)
         self.frames = check_choice(frames)
         self.options: dict[str, Any] = {
-            "media_types": tuple(media_types) if media_types is not None else None,
+            "media_types": checked_media_types("rendered", media_types),
             "params": dict(params) if params else None,
             "thumbnail": thumbnail,
         }
@@ -502,7 +504,8 @@ class RetrieveBulkdata(RetrieveTransform):
         if isinstance(attributes, str):
             raise TypeError("attributes must be a sequence of keywords or tags, not one str")
         self.tags = None if attributes is None else frozenset(resolve(name)[-1] for name in attributes)
-        self.how = RetrieveOptions(media_types, max_element_bytes, spool_directory, additional_params)
+        types = checked_media_types("bulkdata", media_types)
+        self.how = RetrieveOptions(types, max_element_bytes, spool_directory, additional_params)
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""

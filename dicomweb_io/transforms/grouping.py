@@ -28,7 +28,7 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.listing import InstanceGroup, SeriesListing, is_worth_whole, list_groups
+from dicomweb_io.listing import ASK_FROM, InstanceGroup, SeriesListing, is_worth_whole, list_groups
 from dicomweb_io.pool import Lease, Room, shared_client
 from dicomweb_io.transfer import nothing_listed
 from dicomweb_io.transforms._core import (
@@ -55,9 +55,6 @@ MAX_CHUNK = 1000
 
 _MAX_GATHERED = 20_000
 _MAX_MERGED = 100_000
-
-# To know whether a few instances are all of their series costs a request, as much as one of them.
-_ASK_FROM = 4
 
 # What `PackBySeries` shuffles: UIDs as text, which is smaller than the objects.
 _Packed = tuple[str, str | None, tuple[str, ...], int | None]
@@ -396,7 +393,7 @@ class ListSeries(PooledDoFn):
 
     def _is_known(self, group: InstanceGroup) -> bool:
         """Whether a group needs no look at an archive."""
-        few = len(group.sop_instance_uids) < _ASK_FROM or group.listed is not None
+        few = len(group.sop_instance_uids) < ASK_FROM or group.listed is not None
         return few and len(group.sop_instance_uids) <= MAX_CHUNK and self._there is None
 
     def produce(self, subject: Resource | InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
@@ -421,7 +418,7 @@ class ListSeries(PooledDoFn):
         there = self._uids_there(group.series)
         missing = len(times.keys() - (there or ()))
         listed = group.listed
-        if listed is None and missing >= _ASK_FROM:
+        if listed is None and missing >= ASK_FROM:
             listed = self._size(group.series)
         named = group.named or group.listed is None
         if listed is not None and is_worth_whole(missing, listed):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -19,6 +19,7 @@ import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
 
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
+from dicomweb_io.dicom.media_types import checked_media_types
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import DeadlineExceededError, ResponseIncompleteError, log_text
@@ -67,7 +68,7 @@ class RetrievedMetadata(NamedTuple):
 class RetrieveOptions:
     """How instances, frames or values are asked for; see `RetrieveInstances`."""
 
-    media_types: Sequence[Any] | None = None
+    media_types: tuple[Any, ...] | None = None
     max_element_bytes: int = DEFAULT_MAX_ELEMENT_BYTES
     spool_directory: str | None = None
     additional_params: Mapping[str, Any] | None = None
@@ -75,8 +76,6 @@ class RetrieveOptions:
 
     def __post_init__(self) -> None:
         check_size(max_element_bytes=self.max_element_bytes)
-        if self.media_types is not None:
-            object.__setattr__(self, "media_types", tuple(self.media_types))
         object.__setattr__(self, "additional_params", dict(self.additional_params) if self.additional_params else None)
 
 
@@ -179,9 +178,8 @@ class RetrieveInstances(RetrieveTransform):
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(endpoint, max_bytes=max_bytes, keep_order=keep_order, failures=failures)
-        self.how = RetrieveOptions(
-            media_types, max_element_bytes, spool_directory, additional_params, allow_transcoding
-        )
+        types = checked_media_types("instances", media_types)
+        self.how = RetrieveOptions(types, max_element_bytes, spool_directory, additional_params, allow_transcoding)
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""

@@ -65,7 +65,8 @@ class AsRows(beam.PTransform[Any, Any]):
         element_type: For elements: their class, where the collection has no type hint.
 
     Raises:
-        TypeError, ValueError: If a column does not exist or cannot be one, or both arguments are given.
+        TypeError, ValueError: If a column does not exist or cannot be one, both arguments are given, or the collection
+            has neither datasets nor elements.
     """
 
     def __init__(
@@ -82,6 +83,11 @@ class AsRows(beam.PTransform[Any, Any]):
     def expand(self, pcollection: Any) -> Any:
         """Builds the step."""
         if self.columns is not None:
+            if pcollection.element_type in ROW_ELEMENTS or isinstance(pcollection.element_type, RowTypeConstraint):
+                raise TypeError(
+                    f"columns are for datasets in the DICOM JSON model, not for {pcollection.element_type}: take them "
+                    f"from RetrieveMetadata or a search, or leave columns out"
+                )
             return pcollection | "TakeColumns" >> beam.ParDo(TakeColumns(self.columns)).with_output_types(
                 row_type(self.columns)
             )

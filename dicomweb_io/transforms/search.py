@@ -26,10 +26,12 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.matching import check_filter, unproven
+from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.dicom.values import parse_date
 from dicomweb_io.elements import (
     COLLECTIONS,
     LEVELS,
+    UID_KEYWORDS,
     UID_TAGS,
     JSONDataset,
     Resource,
@@ -60,6 +62,7 @@ from dicomweb_io.transforms._core import (
     LeasingDoFn,
     PooledDoFn,
     Problem,
+    ReferenceInput,
     Work,
     grouped_places,
     piped_by_member,
@@ -72,10 +75,11 @@ from dicomweb_io.transforms.metrics import count, observe
 from dicomweb_io.transforms.row_range import END, LEAST_ROWS, ReadAhead, RowRange, RowRangeProvider
 from dicomweb_io.transforms.rows import TakeColumns, chosen_columns, row_type
 
-QueryInput = Resource | SearchQuery | str | dict[str, Any]
-"""What a search step takes: a reference, a query, a URI, a row of a search, or a mapping of filters."""
+QueryInput = ReferenceInput | SearchQuery
+"""What a search step takes: whatever names an object, a query, or a mapping of filters."""
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
+_SEVERAL = re.compile(r"[*?\\\\,]")
 
 # Rows that travel together between two steps. A page of a server that ignores limits may hold many more.
 _MAX_PLANNED = 1000
@@ -94,7 +98,6 @@ class _Search(DICOMwebTransform):
 
     _element_type = dict[str, Any]
     _is_source = True
-    _level: SearchLevel
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ class _Search(DICOMwebTransform):
         if page_size is not None and (not isinstance(page_size, int) or isinstance(page_size, bool) or page_size < 1):
             raise ValueError(f"page_size must be a positive integer, not {page_size!r}")
         self.query = make_query(
-            self._level,
+            self.level,
             fuzzymatching=fuzzymatching,
             fields=self._all_fields(fields, split_by),
             search_filters=search_filters,
@@ -178,7 +181,7 @@ class _Search(DICOMwebTransform):
         else:
             rows = self._split_rows(queries, hold, failures)
         if self.distinct:
-            rows = rows | "Distinct" >> _DistinctRows(self._level)
+            rows = rows | "Distinct" >> _DistinctRows(self.level)
         if self.columns is not None:
             rows = rows | "TakeColumns" >> beam.ParDo(TakeColumns(self.columns)).with_output_types(
                 row_type(self.columns)
@@ -221,7 +224,7 @@ class _Search(DICOMwebTransform):
         """The endpoint and the names of the filters. Their values may be patients' names, so they are not shown."""
         return {
             **super().display_data(),
-            "level": DisplayDataItem(self._level, label="Level"),
+            "level": DisplayDataItem(self.level, label="Level"),
             "filters": DisplayDataItem(
                 ", ".join(key for key, _ in self.query.search_filters), label="Filtered by"
             ).drop_if_default(""),
@@ -276,14 +279,14 @@ class SearchForStudies(_Search):
         ValueError: If a filter, a field or a number is invalid.
     """
 
-    _level: SearchLevel = "study"
+    level: SearchLevel = "study"
 
 
 @beam.typehints.with_input_types(QueryInput)
 class SearchForSeries(_Search):
     """Searches for series; applied to studies, for the series of each. Arguments as in `SearchForStudies`."""
 
-    _level: SearchLevel = "series"
+    level: SearchLevel = "series"
 
 
 @beam.typehints.with_input_types(QueryInput)
@@ -293,7 +296,7 @@ class SearchForInstances(_Search):
     Arguments as in `SearchForStudies`.
     """
 
-    _level: SearchLevel = "instance"
+    level: SearchLevel = "instance"
 
 
 def query_for(element: Any, base: SearchQuery, *, allow_all: bool = False) -> SearchQuery:
@@ -321,10 +324,10 @@ def query_for(element: Any, base: SearchQuery, *, allow_all: bool = False) -> Se
             fuzzymatching=element.fuzzymatching if element.fuzzymatching is not None else base.fuzzymatching,
             additional_params=(*element.additional_params, *base.additional_params),
         )
-    if isinstance(element, Mapping) and "study_instance_uid" not in element and not _is_row(element):
+    if isinstance(element, Mapping) and not _names_object(element):
         more = make_query(base.level, search_filters=element, permissive_uid=True)
         _check_restricted(more, allow_all)
-        return replace(base, search_filters=(*base.search_filters, *more.search_filters))
+        return _placed(replace(base, search_filters=(*base.search_filters, *more.search_filters)))
     reference = Resource.of(element)
     study, series, instance = (
         reference.study_instance_uid,
@@ -342,6 +345,33 @@ def query_for(element: Any, base: SearchQuery, *, allow_all: bool = False) -> Se
     if instance is not None:
         filters.append(("SOPInstanceUID", instance))
     return replace(base, study_instance_uid=study, series_instance_uid=series, search_filters=tuple(filters))
+
+
+def _names_object(element: Mapping[str, Any]) -> bool:
+    """Whether a mapping names an object: a row, a reference, or UIDs by keyword and nothing else."""
+    if "study_instance_uid" in element or _is_row(element):
+        return True
+    uids = set(UID_KEYWORDS.values())
+    return "StudyInstanceUID" in element and all(
+        key in uids and (value is None or (isinstance(value, str) and not _SEVERAL.search(value)))
+        for key, value in element.items()
+    )
+
+
+def _placed(query: SearchQuery) -> SearchQuery:
+    """The query, made in the study and series that its filters name: that is what a reference to them means too."""
+    given = {resolve(key)[-1]: text for key, text in query.search_filters if len(resolve(key)) == 1}
+    place: dict[str, str] = {}
+    for level in LEVELS[: LEVELS.index(query.level)]:
+        uid = given.get(UID_TAGS[level], "")
+        if query.study_instance_uid is not None or not is_uid(uid):
+            break
+        place[UID_TAGS[level]] = uid
+    filters = tuple(item for item in query.search_filters if resolve(item[0])[-1] not in place)
+    study, series = (place.get(UID_TAGS[level]) for level in LEVELS[:2])
+    return (
+        replace(query, study_instance_uid=study, series_instance_uid=series, search_filters=filters) if study else query
+    )
 
 
 def _check_restricted(query: SearchQuery, allow_all: bool) -> None:

@@ -22,7 +22,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
@@ -32,6 +32,7 @@ from apache_beam.coders import Coder, FastPrimitivesCoder
 from apache_beam.coders.typecoders import registry
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.options.pipeline_options import DirectOptions
 from apache_beam.pvalue import PBegin, TaggedOutput
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.display import DisplayDataItem
@@ -330,6 +331,7 @@ class _Schedule:
 
     Attributes:
         quiet: Seconds without a change after which a study is reported; None if every change is.
+        stays: Whether one bundle makes all polls, on a runner that would forget what is deferred.
     """
 
     start: Start
@@ -338,6 +340,7 @@ class _Schedule:
     max_polls: int | None
     max_changes: int
     quiet: float | None = None
+    stays: bool = False
 
     def ends(self, state: WatchState, next_poll: float) -> bool:
         """Whether there is no further poll at a time in seconds since 1970."""
@@ -368,20 +371,27 @@ class _Watch(LeasingDoFn):
         super().teardown()
 
     def watch(self, tracker: Any, estimator: Any) -> Iterator[Any]:
-        """Makes one poll when it is due, and defers the further ones."""
+        """Makes one poll when it is due, and defers the further ones, or makes them too where that loses them."""
+        wait = yield from self._poll_if_due(tracker, estimator)
+        while wait is not None and self._schedule.stays:
+            wait = yield from self._poll_if_due(tracker, estimator)
+        if wait is not None:
+            tracker.defer_remainder(Duration.of(wait))
+
+    def _poll_if_due(self, tracker: Any, estimator: Any) -> Generator[Any, None, float | None]:
+        """Polls, and returns the seconds until the next poll is due; None if there is none for this bundle."""
         state: WatchState = tracker.current_restriction()
         wait = self._remaining(state)
         if wait > 0:
             self._leaving.wait(min(wait, MAX_WAIT))
             wait = self._remaining(state)
         if wait > 0:
-            tracker.defer_remainder(Duration.of(wait))
-            return
+            return wait
         began = time.time()
         if self._schedule.ends(state, began):
             if tracker.try_claim(replace(state, done=True)):
                 self._leave(state)
-            return
+            return None
         moment = _not_before(estimator.current_watermark(), began)
         interval = self._schedule.interval
         step = _PACE.step(self._watch, interval, state.due)
@@ -410,7 +420,7 @@ class _Watch(LeasingDoFn):
             references, next_state = _at_rest(next_state, changes, self._schedule.quiet, began, step)
         ended = not next_state.unfinished and self._schedule.ends(next_state, next_state.due)
         if not tracker.try_claim(next_state):
-            return
+            return None
         if not next_state.unfinished:
             count("polls")
         yield from self._outputs(references, failures, moment)
@@ -418,8 +428,8 @@ class _Watch(LeasingDoFn):
         if ended:
             tracker.try_claim(replace(next_state, done=True))
             self._leave(next_state)
-        else:
-            tracker.defer_remainder(Duration.of(max(self._remaining(next_state), 0.0)))
+            return None
+        return max(self._remaining(next_state), 0.0)
 
     def _poll(self, state: WatchState) -> Changes:
         lease = cast(Lease, self._lease)
@@ -585,7 +595,12 @@ class _WatchTransform(DICOMwebTransform):
         if not isinstance(pbegin, PBegin):
             raise TypeError(f"{type(self).__name__} is a source: apply it to a pipeline, not to a collection")
         kind = _UnboundedWatch if self.stop is None and self.max_polls is None else _BoundedWatch
-        schedule = _Schedule(self.start, self.stop, self.interval, self.max_polls, self.max_changes, self.quiet)
+        # With several workers FnApiRunner (Beam 2.77) forgets what they defer, and the pipeline would end as if all was
+        # well after one poll.
+        workers = pbegin.pipeline.options.view_as(DirectOptions).direct_num_workers
+        schedule = _Schedule(
+            self.start, self.stop, self.interval, self.max_polls, self.max_changes, self.quiet, stays=workers != 1
+        )
         dofn = kind(self.endpoint, self.source, type(self).__name__, schedule, collect=self.collects)
         begin = pbegin | "Begin" >> beam.Create([WatchState(self.cursor)], reshuffle=False)
         polled = begin | "Poll" >> self._step(dofn, Resource)

@@ -651,6 +651,8 @@ def check_rendering_params(params: Mapping[str, Any] | None, *, thumbnail: bool 
     Raises:
         ValueError: If one has a value that no server could understand.
     """
+    if not isinstance(params or {}, Mapping):
+        raise TypeError("params must be a mapping of rendering parameter to value, such as {'quality': 90}")
     checked = dict(params or {})
     quality = checked.get("quality")
     if quality is not None and not (str(quality).isascii() and str(quality).isdigit() and 1 <= int(quality) <= 100):

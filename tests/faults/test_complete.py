@@ -163,6 +163,7 @@ ASK_NO_SERVER = {
     "AsRows": "makes rows of elements",
     "DistinctReferences": "compares references",
     "ParseNotifications": "parses messages; only what Orthanc's changes leave out is asked of Orthanc's own interface",
+    "ReadReferences": "reads a list",
 }
 """Transforms that send no DICOMweb request, with the reason."""
 

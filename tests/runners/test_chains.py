@@ -6,14 +6,12 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from tests.chains import PAIRS, Archives, run_chains
+from tests.chains import OF_EACH_TYPE, PAIRS, Archives, run_chains
 from tests.unit.test_nothing_hangs import ends
-
-FIRST = [name for name, following in PAIRS.items() if following]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("first", OF_EACH_TYPE)
 def test_all_that_fits_may_follow_at_once(engine, serve, tmp_path, first):
     archives = Archives.start(serve, tmp_path)
     ends(

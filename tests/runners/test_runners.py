@@ -83,7 +83,9 @@ def test_the_whole_connector(engine, serve, archive, references, folder, tmp_pat
         seen = written.stored | "W" >> beam.Map(lambda item: item.reference.uri)
         assert_that(seen, equal_to(uris), label="written")
 
-        watched = p | WatchForInstances(source.url, start="all", max_polls=2, interval=0.02, method="list")
+        watched = p | WatchForInstances(
+            source.url, start="all", max_polls=2, max_changes=2, interval=0.02, method="list"
+        )
         assert_that(watched | "N" >> beam.Map(lambda item: item.uri), equal_to(uris), label="watched")
     assert bytes_of(folder) == bytes_of(copy) == bytes_of(tmp_path / "written") == bytes_of(archive)
 

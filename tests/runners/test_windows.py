@@ -29,7 +29,7 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", WINDOWINGS)
+@pytest.mark.parametrize("how", ["sessions", "accumulating"])
 def test_results_and_failures_are_where_their_elements_are(engine, how, serve, files, tmp_path):
     worlds = make_worlds(Endpoint(serve(files).url), sorted(files.rglob("*.dcm")), tmp_path)
     with beam.Pipeline(options=PipelineOptions(engine)) as p:

@@ -265,6 +265,8 @@ def test_an_archive_that_changes_between_answers_loses_nothing(place, restarted,
             for item in gone:
                 other.delete_instance(item.study_instance_uid, item.series_instance_uid, item.sop_instance_uid)
         added.update(store(place, instances=2))
+        # Another watch of the process looks at the same archive through the same client.
+        change_source(place, method="list").poll(client, None, start="all")
         if restarted:
             _LISTINGS.start_anew()
 
@@ -356,6 +358,16 @@ def test_orthanc_in_small_answers_with_filters_and_deletions(orthanc):
     assert filtered.all() == mr
     assert started.all() == set(), "what came before the start was told"
     assert uids_of_orthanc(client, ["no-such-id"], "instance") == {}
+
+
+def test_a_log_of_orthanc_that_is_cut_ends_no_watch(orthanc):
+    store(orthanc.url)
+    follower = Follower(orthanc.url)
+    assert follower.poll() == set()
+    follower.client.transport.request("DELETE", f"{orthanc.url.rpartition('/')[0]}/changes")
+    assert follower.poll() == set()
+    new = store(orthanc.url)
+    assert follower.poll() == new
 
 
 def test_another_orthanc_at_the_address_is_noticed(orthanc):

@@ -1,6 +1,8 @@
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pydicom
 import pytest
@@ -99,6 +101,107 @@ def test_reference_of_a_search_row() -> None:
         Resource.of(7)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="service"):
         Resource.of("https://pacs.example/dicom-web")
+
+
+class Named(NamedTuple):
+    StudyInstanceUID: str
+    SeriesInstanceUID: Any = None
+    PatientName: str = "Doe^Jane"
+
+
+@dataclass(frozen=True)
+class Found:
+    study_instance_uid: str
+    series_instance_uid: Any = None
+    sop_instance_uid: Any = None
+    frames: Any = ()
+
+
+def dataset_of(**uids: str) -> pydicom.Dataset:
+    dataset = pydicom.Dataset()
+    for name, uid in uids.items():
+        setattr(dataset, name, uid)
+    return dataset
+
+
+STUDY, SERIES, INSTANCE = Resource("1.2"), Resource("1.2", "1.3"), Resource("1.2", "1.3", "1.4")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"StudyInstanceUID": "1.2"}, STUDY),
+        ({"StudyInstanceUID": " 1.2\0", "PatientName": "Doe^Jane"}, STUDY),
+        ({"StudyInstanceUID": ["1.2"], "SeriesInstanceUID": ("1.3",)}, SERIES),
+        ({"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.3", "SOPInstanceUID": "1.4"}, INSTANCE),
+        ({"study_instance_uid": "1.2", "series_instance_uid": None, "sop_instance_uid": None, "frames": []}, STUDY),
+        (Named("1.2", "1.3"), SERIES),
+        (Found("1.2"), STUDY),
+        (Found("1.2", "1.3", "1.4", [1, 2]), Resource("1.2", "1.3", "1.4", (1, 2))),
+        (SimpleNamespace(StudyInstanceUID="1.2"), STUDY),
+        (dataset_of(StudyInstanceUID="1.2", SeriesInstanceUID="1.3", SOPInstanceUID="1.4"), INSTANCE),
+        (("study", "1.2"), STUDY),
+        (["series", "1.2", "1.3"], SERIES),
+        (("instance", "1.2", "1.3", "1.4"), INSTANCE),
+        (Instance(INSTANCE, "1.2.840.10008.1.2.1", b"x"), INSTANCE),
+        (StoredInstance(INSTANCE), INSTANCE),
+        (Failure("Retrieve", "message", SERIES), SERIES),
+    ],
+)
+def test_whatever_names_an_object_is_a_reference(value: Any, expected: Resource) -> None:
+    found = Resource.of(value)
+    assert found == expected
+    assert {type(uid) for uid in found.uids.values()} == {str}
+    assert Resource.of(value, level=expected.level) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1.2.3", r'the UID 1.2.3 alone .* \("study", UID\), .*StudyInstanceUID'),
+        (("study",), "a tuple names an object by its level"),
+        (("series", "1.3"), "a tuple names an object by its level"),
+        (("patient", "1.3"), "a tuple names an object by its level"),
+        ((), "a tuple names an object by its level"),
+        ((1, "1.2"), "a tuple names an object by its level"),
+        (("study", None), "a tuple names an object by its level"),
+        (Named(""), r"needs a StudyInstanceUID \(0020000D\); the Named has only StudyInstanceUID"),
+        (Named("1.2", ""), "the Named of study 1.2 lacks its SeriesInstanceUID"),
+        (
+            {"StudyInstanceUID": "1.2", "SeriesInstanceUID": None},
+            "the mapping of study 1.2 lacks its SeriesInstanceUID",
+        ),
+        ({"StudyInstanceUID": "1.2", "SOPInstanceUID": "1.4"}, "lacks its SeriesInstanceUID"),
+        ({"StudyInstanceUID": "1.2", "SeriesInstanceUID": float("nan")}, "lacks its SeriesInstanceUID"),
+        ({"StudyInstanceUID": ["1.2", "1.3"]}, "needs a StudyInstanceUID"),
+        ({"SeriesInstanceUID": "1.3", "Doe^Jane": 1}, "the mapping has only SeriesInstanceUID, …"),
+        (Found("1.2", "1.3", ""), "sop_instance_uid"),
+        (dataset_of(PatientID="1"), "this is Dataset"),
+        (Failure("Retrieve", "message"), "this is Failure"),
+        (b"1.2", "this is bytes"),
+    ],
+)
+def test_what_lacks_a_uid_is_refused_with_a_word_what_to_do(value: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Resource.of(value)
+
+
+def test_a_reference_of_a_level() -> None:
+    assert Resource.of("1.2.3", level="study") == Resource("1.2.3")
+    with pytest.raises(ValueError, match=r"the UID 1\.2\.3 alone"):
+        Resource.of("1.2.3", level="series")
+    with pytest.raises(ValueError, match=r"studies/1.2/series/1.3 is a series, not a study"):
+        Resource.of(SERIES, level="study")
+
+
+@given(UIDS, UIDS, UIDS, st.integers(1, 3))
+def test_every_spelling_of_a_reference_is_the_same(study: str, series: str, instance: str, number: int) -> None:
+    uids = (study, series, instance)[:number]
+    expected = Resource(*uids)
+    row = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in zip(UID_TAGS.values(), uids, strict=False)}
+    keywords = dict(zip(UID_KEYWORDS.values(), uids, strict=False))
+    for spelled in (expected.uri, row, keywords, SimpleNamespace(**keywords), (expected.level, *uids), Found(*uids)):
+        assert Resource.of(spelled) == expected
 
 
 @given(UIDS, UIDS, UIDS, UIDS)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import apache_beam as beam
 import pytest
 
-from tests.chains import PAIRS, Archives, run_chains
+from tests.chains import FIRST, PAIRS, Archives, run_chains
 from tests.unit.test_nothing_hangs import ends
-
-FIRST = [name for name, following in PAIRS.items() if following]
 
 
 def pipeline():

@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pytest
@@ -17,12 +18,14 @@ from apache_beam.utils.counters import CounterFactory
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, PaneInfoTiming, WindowedValue
 
 from dicomweb_io import pool
+from dicomweb_io.dicom.columns import Column
 from dicomweb_io.elements import Frame, Instance, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import UserFunctionError
 from dicomweb_io.failures import describe_element
 from dicomweb_io.http import retry
 from dicomweb_io.transforms import (
+    DeleteResources,
     RetrieveBulkdata,
     RetrieveFrames,
     RetrieveInstances,
@@ -298,3 +301,101 @@ def test_the_rows_of_a_search_are_counted_while_they_come(archive, monkeypatch):
     with beam.Pipeline(runner="FnApiRunner") as p:
         _ = p | SearchForInstances(archive, page_size=5)
     assert len(calls) >= 60
+
+
+# References from anything ---------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    StudyInstanceUID: str
+    PatientID: str
+
+
+def studies_of(archive):
+    return sorted({Instance.from_path(path).reference.study_instance_uid for path in archive.rglob("*.dcm")})
+
+
+def row_of(uid):
+    return {"0020000D": {"vr": "UI", "Value": [uid]}}
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda uid: {"StudyInstanceUID": uid},
+        lambda uid: {"study_instance_uid": uid, "series_instance_uid": None},
+        lambda uid: ("study", uid),
+        lambda uid: Line(uid, "1"),
+        lambda uid: beam.Row(StudyInstanceUID=uid, PatientID="1"),
+        lambda uid: beam.Row(study_instance_uid=uid, frames=[]),
+        lambda uid: Resource(uid),
+        row_of,
+    ],
+)
+@pytest.mark.parametrize(("make", "number"), [(SearchForSeries, 2), (RetrieveMetadata, 20), (SearchForStudies, 1)])
+def test_whatever_names_a_study_is_taken_and_asks_the_same(spelled, make, number, serve, archive):
+    server, uid = serve(archive), studies_of(archive)[0]
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        found = p | beam.Create([spelled(uid)]) | make(server.url) | beam.combiners.Count.Globally()
+        assert_that(found, equal_to([number]))
+    path = f"/studies/{uid}/" if make is not SearchForStudies else "/studies"
+    assert all(path in record.path for record in server.records)
+
+
+def test_uids_among_filters_place_the_search_in_their_study(serve, archive):
+    server, uid = serve(archive), studies_of(archive)[0]
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        filters = [{"StudyInstanceUID": uid, "Modality": "CT"}, {"StudyInstanceUID": f"{uid}.*", "Modality": "CT"}]
+        result = p | beam.Create(filters) | SearchForSeries(server.url, failures="collect")
+        assert_that(result.rows | beam.combiners.Count.Globally(), equal_to([2]))
+    asked = {(record.path.rpartition("/dicom-web")[2], "StudyInstanceUID" in record.query) for record in server.records}
+    assert (f"/studies/{uid}/series", False) in asked
+
+
+def test_columns_of_a_search_name_what_the_next_step_takes(archive):
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        studies = p | SearchForStudies(archive, columns=["StudyInstanceUID", "PatientID", "StudyDate"])
+        series = studies | SearchForSeries(archive, columns=["StudyInstanceUID", "SeriesInstanceUID", "Modality"])
+        frames = series | RetrieveFrames(archive) | beam.combiners.Count.Globally()
+        assert_that(frames, equal_to([60]))
+
+
+@pytest.mark.parametrize(
+    ("search", "columns", "missing"),
+    [
+        (SearchForStudies, ["PatientID"], "StudyInstanceUID"),
+        (SearchForSeries, ["StudyInstanceUID", "Modality"], "SeriesInstanceUID"),
+        (SearchForInstances, ["Modality"], "StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID"),
+    ],
+)
+@pytest.mark.parametrize("make", [SearchForInstances, RetrieveInstances, DeleteResources, RetrieveBulkdata])
+def test_columns_that_do_not_name_the_rows_are_an_error_at_construction(search, columns, missing, make, archive):
+    rows = beam.Pipeline() | search(archive, columns=columns, exact=True)
+    with pytest.raises(ValueError, match=f"{make.__name__} takes references, and the rows lack the column {missing}:"):
+        _ = rows | "Next" >> make(archive)
+
+
+def test_a_collection_of_something_else_is_still_refused(archive):
+    for wrong in ([1], [b"x"], [Column("a", ("00100010",), str, False)]):
+        with pytest.raises(Exception, match=r"hint violation|takes references"):
+            _ = beam.Pipeline() | beam.Create(wrong) | RetrieveInstances(archive)
+
+
+def test_a_row_that_lacks_its_own_uid_is_a_failure_and_never_its_parent(serve, archive):
+    server, uid = serve(archive), studies_of(archive)[0]
+    rows = [
+        {"StudyInstanceUID": uid, "SeriesInstanceUID": None},
+        {"StudyInstanceUID": uid, "SeriesInstanceUID": ""},
+        beam.Row(StudyInstanceUID=uid, SeriesInstanceUID=None),
+        row_of(uid) | {"0020000E": {"vr": "UI"}},
+    ]
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        given = p | beam.Create(rows).with_output_types(Any)
+        for make in (RetrieveInstances, SearchForInstances, DeleteResources):
+            options = {"allow_unproven_rows": True} if make is DeleteResources else {}
+            _, failures = given | make(server.url, failures="collect", **options)
+            lost = failures | f"Lost {make.__name__}" >> beam.Map(
+                lambda one: "lacks its SeriesInstanceUID" in one.message
+            )
+            assert_that(lost, equal_to([True] * 4), label=make.__name__)
+    assert len(server.records) == 0

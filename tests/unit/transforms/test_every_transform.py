@@ -95,6 +95,30 @@ def test_a_result_that_is_piped_names_its_members(kind):
     p.run()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: transforms.RetrieveInstances("/a", media_types="application/dicom"),
+        lambda: transforms.RetrieveInstances("/a", media_types=["image/png"]),
+        lambda: transforms.RetrieveFrames("/a", media_types="image/jls"),
+        lambda: transforms.RetrieveRendered("/a", media_types="image/png"),
+        lambda: transforms.RetrieveRendered("/a", media_types=["png"]),
+        lambda: transforms.RetrieveBulkdata("/a", media_types="image/png"),
+        lambda: transforms.DownloadInstances("/a", "/b", media_types="application/dicom"),
+        lambda: transforms.CopyInstances("/a", "/b", media_types=["image/png"]),
+        lambda: transforms.RetrieveRendered("/a", params="window=1"),
+        lambda: transforms.SearchForStudies("/a", "Modality=CT"),
+        lambda: transforms.SearchForStudies("/a", ["Modality"]),
+        lambda: transforms.ReadFromDICOMweb("/a", {"Modality"}),
+    ],
+)
+def test_a_wrong_argument_is_an_error_before_the_pipeline_runs(make):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"must be a (sequence|mapping)|not available as|not a media type"
+    ):
+        make()
+
+
 @pytest.mark.parametrize("name", [name for name in FED if not name.startswith("SearchFor")])
 def test_a_step_is_no_source(name, world):
     with pytest.raises((TypeError, TypeCheckError), match=r"is no source|expects a PCollection"):

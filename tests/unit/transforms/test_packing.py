@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 
@@ -14,11 +15,11 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions,
 
 from dicomweb_io.elements import Failure, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.listing import InstanceGroup
+from dicomweb_io.listing import InstanceGroup, ListFile
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transfer import InstanceCopier
+from dicomweb_io.transfer import InstanceCopier, TransferJob
 from dicomweb_io.transforms import (
     CopyInstances,
     DistinctReferences,
@@ -32,6 +33,7 @@ from dicomweb_io.transforms import (
 )
 from dicomweb_io.transforms.grouping import GroupBySeries, PackBySeries, bucket_of
 from dicomweb_io.transforms.read_write import series_query
+from pipelines.transfer import build, main
 
 FOUR_PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=4"]
 
@@ -330,3 +332,32 @@ def test_references_to_frames_stay_distinct():
     with pipeline() as p:
         distinct = p | beam.Create([*frames, *frames]) | DistinctReferences()
         assert_that(distinct, equal_to(frames))
+
+
+# The job --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_job_reads_its_list_and_lists_each_series_once(serve, eight, references, tmp_path):
+    source, destination = serve(eight), serve(tmp_path / "copy")
+    path = tmp_path / "list.csv"
+    studies = dict.fromkeys(one.study_instance_uid for one in references)
+    path.write_text("\n".join(["StudyInstanceUID", *studies]))
+    arguments = ["--source", source.url, "--destination", destination.url, "--input", str(path)]
+    assert main([*arguments, "--summary", str(tmp_path / "summary.json")]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["found"], summary["transferred"], summary["lines"]) == (48, 48, 2)
+    assert not requests(source, LISTING)
+    assert sorted(requests(destination, LISTING).values()) == [1] * 8
+    assert sorted(requests(source, SERIES).values()) == [1] * 8
+
+
+def test_the_graph_of_the_job_does_not_grow_with_its_list(tmp_path):
+    sizes = []
+    for number in (1, 10_000):
+        path = tmp_path / "list.txt"
+        path.write_text("".join(f"1.2.3.{line}\n" for line in range(number)))
+        job = TransferJob(Endpoint("/data"), Endpoint("/copy"), wanted=ListFile(str(path)))
+        graph = pipeline()
+        build(graph, job)
+        sizes.append(len(graph.to_runner_api().SerializeToString()))
+    assert sizes[1] < sizes[0] * 1.1

@@ -195,6 +195,10 @@ def test_what_cannot_become_rows_is_told_when_the_pipeline_is_built():
     p = beam.Pipeline(runner="FnApiRunner")
     with pytest.raises(TypeError, match="give columns for datasets"):
         _ = p | beam.Create([{}]) | AsRows()
+    instances = p | "I" >> beam.Create([]).with_output_types(Instance)
+    for number, wrong in enumerate((instances, instances | "Typed" >> AsRows())):
+        with pytest.raises(TypeError, match="columns are for datasets"):
+            _ = wrong | str(number) >> AsRows(["Rows"])
     with pytest.raises(ValueError, match="give one of them"):
         AsRows(["PatientID"], element_type=Failure)
     with pytest.raises(ValueError, match="element_type must be one of"):

@@ -41,6 +41,7 @@ def test_the_examples_run(number, serve, tmp_path, capfd, monkeypatch):
     (tmp_path / "data/one.dcm").write_bytes(one.read_bytes())
     (tmp_path / "data/copy").mkdir()
     (tmp_path / "data/copy/any.dcm").write_bytes(one.read_bytes())
+    (tmp_path / "data/accessions.csv").write_text("AccessionNumber\nA1\n")
     server = serve(tmp_path / "archive")
     code = EXAMPLES[number].replace("https://pacs.example/dicom-web", server.url)
     code = code.replace('"/data/', f'"{tmp_path}/data/').replace(

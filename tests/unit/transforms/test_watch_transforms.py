@@ -13,6 +13,7 @@ import pytest
 from apache_beam.internal import pickler
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
 from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.display import DisplayData
@@ -126,6 +127,16 @@ def test_a_long_poll_goes_on_in_small_bundles(archive, held):
     with pipeline() as p:
         found = p | WatchForInstances(str(archive), start="all", max_polls=1, max_changes=7, interval=3600)
         assert_that(found, equal_to(held))
+
+
+@pytest.mark.parametrize("max_changes", [7, 10_000])
+def test_several_workers_lose_no_poll(archive, held, max_changes):
+    options = PipelineOptions(["--direct_running_mode=multi_threading", "--direct_num_workers=2"])
+    with beam.Pipeline(runner="FnApiRunner", options=options) as p:
+        found = p | WatchForInstances(str(archive), start="all", max_polls=2, max_changes=max_changes, interval=QUICK)
+        assert_that(found, equal_to(held), label="references")
+        rested = p | WatchForCompleteStudies(str(archive), start="all", max_polls=2, interval=QUICK, quiet=1e-6)
+        assert_that(rested, equal_to({Resource(item.study_instance_uid) for item in held}), label="studies")
 
 
 def test_an_unbounded_watch_ends_only_by_its_runner(archive):
