@@ -15,11 +15,9 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.testing.util import assert_that, equal_to
-from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
-from apache_beam.typehints.typehints import is_consistent_with
 
 from dicomweb_io import transforms
-from dicomweb_io.elements import Bulkdata, Instance, Resource
+from dicomweb_io.elements import Bulkdata, Frame, Instance, RenderedImage, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.testing.samples import make_study
@@ -86,11 +84,6 @@ def _instance_of(element: Any) -> Resource:
     return reference
 
 
-def _of_row(row: Any) -> Resource:
-    values = {name.lower().replace("_", ""): value for name, value in row.as_dict().items()}
-    return Resource(values["studyinstanceuid"], values["seriesinstanceuid"])
-
-
 def link(first: str, second: str) -> Link | None:
     """How what one transform gives becomes what another one takes; None if they do not fit."""
     given = CASES[first].output
@@ -103,19 +96,26 @@ def link(first: str, second: str) -> Link | None:
     # Paths are for stores, and a value does not say which instance it is of.
     if given in (str, Bulkdata):
         return None
+    if second == "DeleteResources" and given in (Frame, RenderedImage):
+        # Frames are not deleted.
+        return _instance_of
     hints = getattr(getattr(transforms, second), "_type_hints", None)
-    taken = hints.input_types[0][0] if hints is not None and hints.input_types else Resource
-    if is_consistent_with(convert_to_beam_type(dict[str, Any] if given is dict else given), taken):
+    if hints is not None and hints.input_types and hints.input_types[0][0] is not Resource:
+        # Whatever names something: also elements with a reference, and typed rows.
         return _same
-    if given is beam.Row:
-        return _of_row
-    return Resource.of if given is dict else _instance_of
+    return Resource.of
 
 
 PAIRS: dict[str, dict[str, Link]] = {
     first: {second: step for second in CASES if (step := link(first, second)) is not None} for first in CASES
 }
 """What may follow each transform, and how."""
+
+FIRST = [name for name, following in PAIRS.items() if following]
+"""The transforms that another one may follow."""
+
+OF_EACH_TYPE = sorted({CASES[name].output: name for name in FIRST if name in WITH_ARCHIVE}.values())
+"""One of those that ask an archive for each type of what they give: enough where starting a pipeline takes long."""
 
 
 def _number_of(name: str) -> int:
@@ -176,10 +176,3 @@ def run_chains(archives: Archives, first: str, seconds: Sequence[str], pipeline:
             counted.append(output | f"Name {second}" >> beam.Map(lambda _, name=second: name))
         numbers = tuple(counted) | beam.Flatten() | beam.combiners.Count.PerElement()
         assert_that(numbers, equal_to([(second, _number_from(first, second)) for second in seconds]))
-
-
-FIRST = [name for name, following in PAIRS.items() if following]
-"""The transforms that another one may follow."""
-
-OF_EACH_TYPE = sorted({CASES[name].output: name for name in FIRST if name in WITH_ARCHIVE}.values())
-"""One of those that ask an archive for each type of what they give: enough where starting a pipeline takes long."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from functools import cache, lru_cache
-
-from pydicom.datadict import dictionary_keyword, dictionary_VR, keyword_dict, tag_for_keyword
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
 
 from dicomweb_io.dicom.errors import InvalidIdentifierError
 
@@ -16,6 +18,51 @@ DECIMAL_VRS = frozenset(("DS", "FD", "FL"))
 WILDCARD_VRS = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}\Z")
+
+
+Entry = tuple[str, str, str, str, str]
+"""VR, VM, name, whether it is retired, and keyword."""
+
+
+@cache
+def _dictionary() -> dict[int, Entry]:
+    """The data dictionary of PS3.6 that comes with pydicom.
+
+    To import pydicom takes longer than the rest of a command; its file with the dictionary alone takes little.
+    """
+    package = find_spec("pydicom")
+    path = Path(str(package and package.origin)).with_name("_dicom_dict.py")
+    spec = spec_from_file_location("_dicom_dict", path)
+    module: Any = None
+    if "pydicom" not in sys.modules and path.is_file() and spec is not None and spec.loader is not None:
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    if not hasattr(module, "DicomDictionary"):
+        from pydicom import datadict as module
+    entries: dict[int, Entry] = module.DicomDictionary
+    return entries
+
+
+@cache
+def _keywords() -> dict[str, int]:
+    return {entry[4]: tag for tag, entry in _dictionary().items()}
+
+
+def entry_of(tag: int) -> Entry:
+    """The entry of a standard attribute in the data dictionary of PS3.6.
+
+    Raises:
+        KeyError: If it has no such tag.
+    """
+    entry = _dictionary().get(tag)
+    if entry is None:
+        if tag >> 16 & 1:
+            raise KeyError(f"{tag:08X} is a private tag")
+        # Of groups that repeat, such as overlays, the dictionary has patterns.
+        from pydicom.datadict import get_entry
+
+        entry = get_entry(tag)
+    return entry
 
 
 def lookup_keyword(tag: int | str) -> str:
@@ -28,7 +75,7 @@ def lookup_keyword(tag: int | str) -> str:
         KeyError: If the data dictionary of PS3.6 has no such tag.
     """
     number = int(tag, 16) if isinstance(tag, str) else int(tag)
-    keyword = dictionary_keyword(number)
+    keyword = entry_of(number)[4]
     if not keyword:
         raise KeyError(f"{number:08X} has no keyword")
     return keyword
@@ -40,7 +87,7 @@ def lookup_tag(keyword: str) -> str:
     Raises:
         KeyError: If the data dictionary of PS3.6 has no such keyword.
     """
-    number = tag_for_keyword(keyword) if keyword else None
+    number = _keywords().get(keyword) if keyword else None
     if number is None:
         raise KeyError(f"{keyword!r} is not a keyword of PS3.6")
     return f"{number:08X}"
@@ -68,9 +115,9 @@ def resolve(attribute: str) -> tuple[str, ...]:
         if _TAG.match(name):
             tags.append(name.upper())
             continue
-        number = tag_for_keyword(name) if name else None
+        number = _keywords().get(name) if name else None
         if number is None:
-            near = difflib.get_close_matches(name, keyword_dict, n=1, cutoff=0.75)
+            near = difflib.get_close_matches(name, _keywords(), n=1, cutoff=0.75)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InvalidIdentifierError(f"{name!r} is neither a DICOM keyword nor 8 hexadecimal digits{hint}")
         tags.append(f"{number:08X}")
@@ -85,7 +132,7 @@ def vr_of(tag: str) -> str:
         tag: 8 hexadecimal digits.
     """
     try:
-        return str(dictionary_VR(int(tag, 16))).split(" or ")[0]
+        return entry_of(int(tag, 16))[0].split(" or ")[0]
     except KeyError:
         return "UN"
 
@@ -93,4 +140,4 @@ def vr_of(tag: str) -> str:
 @cache
 def tags_of_vr(vr: str) -> tuple[int, ...]:
     """All standard attributes of a value representation, ascending."""
-    return tuple(sorted(tag for tag in keyword_dict.values() if dictionary_VR(tag) == vr))
+    return tuple(sorted(tag for tag in _keywords().values() if entry_of(tag)[0] == vr))

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from pydicom.datadict import dictionary_VM
-
-from dicomweb_io.dicom.attributes import BINARY_VRS, DECIMAL_VRS, INTEGER_VRS, lookup_keyword, resolve, vr_of
+from dicomweb_io.dicom.attributes import BINARY_VRS, DECIMAL_VRS, INTEGER_VRS, entry_of, lookup_keyword, resolve, vr_of
 from dicomweb_io.dicom.errors import InvalidIdentifierError
 from dicomweb_io.dicom.json_decode import iter_values
 from dicomweb_io.dicom.values import iso_date, iso_date_time, iso_time, name_text
@@ -125,7 +123,7 @@ def _name(tag: str) -> str:
 
 def _multiplicity(tag: str) -> str:
     try:
-        return str(dictionary_VM(int(tag, 16)))
+        return entry_of(int(tag, 16))[1]
     except KeyError:
         return "1"
 

@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
-from pydicom.datadict import dictionary_VR, private_dictionary_VR
-
-from dicomweb_io.dicom.attributes import BINARY_VRS
+from dicomweb_io.dicom.attributes import BINARY_VRS, entry_of
 from dicomweb_io.dicom.header_scan import (
     LARGE_VALUE,
     LONG_VRS,
@@ -401,13 +399,15 @@ class _Encoder:
 def standard_vr(tag: int) -> str:
     """The value representation of a tag in the dictionary; UN if it has none."""
     try:
-        return str(dictionary_VR(tag))
+        return entry_of(tag)[0]
     except KeyError:
         return "UN"
 
 
 @lru_cache(maxsize=16384)
 def _private_standard_vr(tag: int, creator: bytes) -> str:
+    from pydicom.datadict import private_dictionary_VR
+
     try:
         return str(private_dictionary_VR(tag, creator.decode("latin-1").rstrip(" \0")))
     except KeyError:

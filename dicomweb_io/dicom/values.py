@@ -17,10 +17,8 @@ from array import array
 from collections.abc import Callable, Mapping
 from datetime import date
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
-
-from pydicom.charset import CODES_TO_ENCODINGS, STAND_ALONE_ENCODINGS, python_encoding
 
 from dicomweb_io.dicom.errors import FilterError
 
@@ -48,15 +46,7 @@ _FRAGMENTS = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
 _DEFAULT = "latin-1"  # the default repertoire is ASCII; Latin-1 reads what wrongly goes beyond it without loss
 _RESET = frozenset(b"\r\n\t\f\\")  # PS3.5 section 6.1.2.5.3: these end what an escape sequence began
 _NAME_RESET = _RESET | frozenset(b"^=")
-# By escape sequence (PS3.3 section C.12.1.1.2); ESC $ @ is the JIS X 0208 of 1978, which old writers use.
-_ESCAPES = CODES_TO_ENCODINGS | {b"\x1b$)A": "gb2312", b"\x1b-b": "iso8859_15", b"\x1b$@": "iso2022_jp"}
 _READ_ESCAPES = frozenset(("iso2022_jp", "iso2022_jp_2"))  # Python codecs that know the sequences themselves
-_TERMS = python_encoding | {
-    **dict.fromkeys(("ISO 2022 IR 58", "ISO 2022 58", "ISO_IR 58"), "gb2312"),
-    **dict.fromkeys(("ISO_IR 203", "ISO 2022 IR 203"), "iso8859_15"),
-    **dict.fromkeys(("ISO_IR 87", "ISO_IR 159"), "iso2022_jp_2"),
-    "ISO_IR 149": "euc_kr",
-}
 _SPELLING = re.compile(r"ISO[ _-]?(2022[ _-])?IR[ _-]?([0-9]+)\Z", re.IGNORECASE)
 
 _WORD_CODES = {"OW": "H", "OL": "I", "OF": "I", "OD": "Q", "OV": "Q"}
@@ -452,6 +442,27 @@ class CharacterSet:
         return "".join(pieces)
 
 
+@cache
+def _escapes() -> dict[bytes, str]:
+    """The codecs by escape sequence (PS3.3 section C.12.1.1.2); old writers use ESC $ @, the JIS X 0208 of 1978."""
+    from pydicom.charset import CODES_TO_ENCODINGS
+
+    return CODES_TO_ENCODINGS | {b"\x1b$)A": "gb2312", b"\x1b-b": "iso8859_15", b"\x1b$@": "iso2022_jp"}
+
+
+@cache
+def _terms() -> dict[str, str]:
+    """The codecs by defined term."""
+    from pydicom.charset import python_encoding
+
+    return python_encoding | {
+        **dict.fromkeys(("ISO 2022 IR 58", "ISO 2022 58", "ISO_IR 58"), "gb2312"),
+        **dict.fromkeys(("ISO_IR 203", "ISO 2022 IR 203"), "iso8859_15"),
+        **dict.fromkeys(("ISO_IR 87", "ISO_IR 159"), "iso2022_jp_2"),
+        "ISO_IR 149": "euc_kr",
+    }
+
+
 def _fragment(
     fragment: bytes, reset: frozenset[int], first: str, errors: str, high: str | None
 ) -> tuple[str, str | None]:
@@ -459,7 +470,7 @@ def _fragment(
     if not fragment.startswith(_ESCAPE):
         return fragment.decode(first, errors), None
     length = 4 if fragment.startswith((b"\x1b$(", b"\x1b$)")) else 3
-    codec = _ESCAPES.get(fragment[:length])
+    codec = _escapes().get(fragment[:length])
     if codec is None:
         if errors == "strict":
             raise UnicodeDecodeError(first, fragment, 0, length, "unknown escape sequence")
@@ -493,6 +504,8 @@ def character_set_of(value: bytes) -> CharacterSet:
 def _codecs_of(names: tuple[str, ...]) -> tuple[str, ...]:
     if not any(names):
         return (_DEFAULT,)
+    from pydicom.charset import STAND_ALONE_ENCODINGS
+
     if names[0] in STAND_ALONE_ENCODINGS:
         # PS3.5 section 6.1.2.5.4 d: these allow no code extension; what follows is ignored.
         names = names[:1]
@@ -502,10 +515,10 @@ def _codecs_of(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _codec(name: str) -> str | None:
     """The Python codec of a defined term, however it is spelt; None if there is none."""
-    codec = _TERMS.get(name) or _TERMS.get(name.upper())
+    codec = _terms().get(name) or _terms().get(name.upper())
     match = _SPELLING.match(name)
     if codec is None and match:
-        codec = _TERMS.get(f"ISO 2022 IR {match[2]}" if match[1] else f"ISO_IR {match[2]}")
+        codec = _terms().get(f"ISO 2022 IR {match[2]}" if match[1] else f"ISO_IR {match[2]}")
     elif codec is None:
         # Some writers put the name of a codec here.
         codec = name

@@ -162,8 +162,14 @@ class WatchStateCoder(Coder):  # type: ignore[misc, unused-ignore]
         return cast(bytes, _PRIMITIVES.encode(tuple(items)))
 
     def decode(self, encoded: bytes) -> WatchState:
-        """Restores a state."""
+        """Restores a state.
+
+        Raises:
+            ValueError: If a newer release wrote it, with fields that this one does not know.
+        """
         items: tuple[Any, ...] = _PRIMITIVES.decode(encoded)
+        if len(items) > len(_NOTHING):
+            raise ValueError("a newer release of dicomweb_io wrote this place of a watch: go on with that one")
         place, polls, due, unfinished, done, studies, completed = items + _NOTHING[len(items) :]
         cursor = None
         if place is not None:

@@ -18,9 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
-
-from pydicom.dataset import Dataset
+from typing import TYPE_CHECKING, Any, Literal
 
 from dicomweb_io import store_response as module
 from dicomweb_io.client import OnExisting, Storable, Verify
@@ -39,6 +37,9 @@ from dicomweb_io.store_response import StoreResponse, describe_reason, parse_sto
 from dicomweb_io.web.replace import ExistingInstances, Replacer
 from dicomweb_io.web.service import Service, logger
 from dicomweb_io.web.urls import parameters, with_query
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 _WITH_RESPONSE = (400, 409, 413, 415, 422)
 """Error statuses whose answers may state the outcome of each instance."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import apache_beam as beam
@@ -9,6 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 
 from dicomweb_io.elements import Failure, Instance, Resource
+from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import (
     AsRows,
@@ -18,11 +20,13 @@ from dicomweb_io.transforms import (
     ReadFromDICOMweb,
     RetrieveBulkdata,
     RetrieveFrames,
+    RetrieveMetadata,
     RetrieveRendered,
     SearchForInstances,
     SearchForStudies,
     WriteToDICOMweb,
 )
+from tests.unit.transforms.test_every_transform import KINDS
 
 
 def test_the_other_transforms_give_the_same_on_every_engine(engine, serve, tmp_path):
@@ -65,3 +69,39 @@ def test_the_other_transforms_give_the_same_on_every_engine(engine, serve, tmp_p
     assert sorted(path.read_bytes() for path in target.rglob("*.dcm")) == sorted(contents.values())
     assert sorted(path.read_bytes() for path in tmp_path.glob("split-*/**/*.dcm")) == sorted(contents.values())
     assert not list((tmp_path / "old").rglob("*.dcm"))
+
+
+ON_THIS_MACHINE = {
+    "none",
+    "basic by variable",
+    "basic literal",
+    "token by file",
+    "token literal",
+    "an authentication object",
+}
+"""The kinds of credentials that ask no other server."""
+
+PACKAGES = {"azure": "azure", "aws": "botocore"}
+"""Those that need a package of an extra."""
+
+
+def test_transforms_reach_the_workers_with_every_kind_of_credentials(engine, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("PACS_PASSWORD", "a-password")
+    [path] = make_study(tmp_path / "archive", instances=1, size=100)
+    reference, url = Instance.from_path(path).reference, serve(tmp_path / "archive").url
+    with beam.Pipeline(options=PipelineOptions(engine)) as p:
+        given = p | beam.Create(["no reference"])
+        here = p | "Here" >> beam.Create([reference])
+        looks = []
+        expected = []
+        for kind, (credentials, _) in KINDS.items():
+            if kind in PACKAGES and find_spec(PACKAGES[kind]) is None:
+                continue
+            endpoint = Endpoint(url, credentials=credentials)
+            subjects = here if kind in ON_THIS_MACHINE else given
+            found = subjects | kind >> RetrieveMetadata(endpoint, failures="collect")
+            for name, collection in found._asdict().items():
+                looks.append(collection | f"{kind} {name}" >> beam.Map(lambda _, look=(kind, name): look))
+            works = kind in ON_THIS_MACHINE - {"token by file"}
+            expected.append((kind, "metadata" if works else "failures"))
+        assert_that(tuple(looks) | beam.Flatten(), equal_to(expected))

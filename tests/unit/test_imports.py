@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from dicomweb_io.testing.samples import make_study
+
 
 def _modules_after(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
@@ -29,6 +31,15 @@ def test_everything_but_the_transforms_does_without_beam(statement: str) -> None
 def test_the_package_itself_loads_nothing_heavy() -> None:
     loaded = _modules_after("import dicomweb_io")
     assert not loaded & {"pydicom", "requests", "numpy", "fsspec", "apache_beam"}
+
+
+def test_a_copy_between_folders_and_the_start_of_a_command_do_without_pydicom(tmp_path) -> None:
+    """It takes longer to import than all the rest."""
+    make_study(tmp_path / "source", instances=2, size=100)
+    arguments = ["copy", str(tmp_path / "source"), str(tmp_path / "copy")]
+    loaded = _modules_after(f"from dicomweb_io.cli import main\nassert main({arguments!r}) == 0")
+    assert not loaded & {"pydicom", "numpy"}
+    assert len(list((tmp_path / "copy").rglob("*.dcm"))) == 2
 
 
 def test_public_names_can_be_loaded_and_listed() -> None:

@@ -24,9 +24,11 @@ from dicomweb_io.testing import serve
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import (
     CopyInstances,
+    RetrieveBulkdata,
     RetrieveFrames,
     RetrieveInstances,
     RetrieveMetadata,
+    RetrieveRendered,
     SearchForInstances,
     SearchForSeries,
     SearchForStudies,
@@ -39,7 +41,7 @@ LANES = 8
 """More lanes than any pipeline here opens: answers that wait for their reader are with the server still."""
 
 
-def ends(*works):
+def ends(*works, patience=PATIENCE):
     """Does some things in threads of their own and fails, with all threads' stacks, if one does not end."""
     errors = []
 
@@ -53,7 +55,7 @@ def ends(*works):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(patience)
         if thread.is_alive():
             faulthandler.dump_traceback(sys.__stderr__)
             pytest.fail("it hangs")
@@ -169,6 +171,48 @@ def test_search_retrieve_and_store_end_with_their_defaults(archives, where):
             assert_that(results.stored | beam.combiners.Count.Globally(), equal_to([STUDIES * SERIES * INSTANCES]))
 
     ends(work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "retrieve",
+    [RetrieveFrames, lambda url: RetrieveRendered(url, media_types=["image/png"]), RetrieveBulkdata],
+    ids=["frames", "rendered", "bulk data"],
+)
+def test_large_studies_go_through_two_retrieves_with_their_defaults(retrieve, many_instances):
+    """More metadata than may wait at once, of more studies than may be asked for at once."""
+    studies, instances, url = many_instances
+
+    def work():
+        with beam.Pipeline(runner="FnApiRunner") as p:
+            found = p | SearchForStudies(url) | RetrieveMetadata(url) | retrieve(url)
+            assert_that(found | beam.combiners.Count.Globally(), equal_to([studies * instances]))
+
+    ends(work, patience=900)
+
+
+@pytest.fixture(scope="module")
+def many_instances(tmp_path_factory):
+    """Eight studies of a thousand instances, on a server."""
+    directory = tmp_path_factory.mktemp("instances")
+    make_study(directory, studies=8, instances=1000, size=100)
+    with serve(directory) as server:
+        yield 8, 1000, server.url
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_large_page_are_searched_below_with_the_defaults(tmp_path):
+    """Each row of a page that is still being read starts a search of its own."""
+    studies = 6000
+    make_study(tmp_path, studies=studies, instances=1, size=2)
+
+    def work():
+        with beam.Pipeline(runner="FnApiRunner") as p:
+            found = p | SearchForStudies(server.url, page_size=5000) | SearchForSeries(server.url)
+            assert_that(found | beam.combiners.Count.Globally(), equal_to([studies]))
+
+    with serve(tmp_path) as server:
+        ends(work, patience=900)
 
 
 # Threads --------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from apache_beam.pvalue import PBegin
 from dicomweb_io import transforms
 from dicomweb_io.changes import parse_moment
 from dicomweb_io.elements import (
+    UID_KEYWORDS,
     Bulkdata,
     Failure,
     Frame,
@@ -60,11 +61,7 @@ _STUDY = ["StudyInstanceUID", "PatientID", "AccessionNumber", "StudyDate", "Stud
 _SERIES = ["StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription"]
 _INSTANCE = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "InstanceNumber"]
 
-_UIDS = {
-    "study_instance_uid": "StudyInstanceUID",
-    "series_instance_uid": "SeriesInstanceUID",
-    "sop_instance_uid": "SOPInstanceUID",
-}
+_UIDS = (*UID_KEYWORDS.values(), "study_instance_uid", "series_instance_uid", "sop_instance_uid")
 
 # Parameters -----------------------------------------------------------------------------------------------------------
 
@@ -184,34 +181,14 @@ def storable_of_row(row: Any) -> Any:
     return bytes(content) if content is not None else path
 
 
-def reference_of_row(row: Any) -> Resource:
-    """What a row names by its UIDs: columns named by DICOM keywords or in snake case, and ``frames``.
-
-    A column named by a keyword comes from a search: where it is empty the row lacks that UID, which is an error. In the
-    other columns, those of references, it is a level that is not meant.
-
-    Raises:
-        ValueError: If the row has no column for the study, or lacks a UID.
-    """
-    fields = _fields_of(row)
-    found: dict[str, Any] = {}
-    for name, keyword in _UIDS.items():
-        uid = fields.get(name) or fields.get(keyword)
-        if uid or keyword in fields:
-            found[name] = uid or ""
-    if "study_instance_uid" not in found:
-        raise ValueError(f"a reference needs StudyInstanceUID; this row has {', '.join(fields) or 'nothing'}")
-    return Resource.of({**found, "frames": tuple(fields.get("frames") or ())})
-
-
 def query_of_row(row: Any) -> Resource | dict[str, str]:
     """What a row asks for: what its UIDs name, or what matches its columns, which are attributes.
 
     Columns that are None, or not a number (an empty cell of a CSV file), are left out.
     """
     fields = _fields_of(row)
-    if not fields.keys().isdisjoint((*_UIDS, *_UIDS.values())):
-        return reference_of_row(row)
+    if not fields.keys().isdisjoint(_UIDS):
+        return Resource.of(row)
     return {name: str(value) for name, value in fields.items() if value is not None and value == value}
 
 
@@ -238,7 +215,7 @@ class _OnRows(FailingTransform):
 
     _yaml_requires_inputs: ClassVar[bool] = True
     _transform: ClassVar[Any]
-    _convert: ClassVar[Any] = staticmethod(reference_of_row)
+    _convert: ClassVar[Any] = staticmethod(Resource.of)
     _converted: ClassVar[Any] = Resource
     _element_class: ClassVar[type | None] = None
     _archives: ClassVar[Sequence[str]]

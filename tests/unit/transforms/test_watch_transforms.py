@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import apache_beam as beam
 import pytest
+from apache_beam.coders import FastPrimitivesCoder
 from apache_beam.internal import pickler
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.metrics import MetricsFilter
@@ -274,6 +275,11 @@ def test_states_travel_exactly_and_are_read_by_later_releases(encoded, state):
     assert coder.encode(state).hex() == encoded
     assert same(coder.decode(bytes.fromhex(encoded)), state)
     assert pickler.loads(pickler.dumps(coder)) == coder
+
+
+def test_a_state_of_a_newer_release_is_refused():
+    with pytest.raises(ValueError, match="a newer release"):
+        WatchStateCoder().decode(FastPrimitivesCoder().encode((None,) * 8))
 
 
 def test_states_are_small():
