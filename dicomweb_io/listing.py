@@ -9,17 +9,22 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import errno
+import gzip
 import io
 import json
 import logging
+import os
 import re
 import threading
 import time
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
+from typing import IO, Any
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.header_scan import scan_header
@@ -592,8 +597,8 @@ class ListFile:
     path: str
     allow_patterns: bool = False
 
-    def lines(self) -> list[ListLine]:
-        """The lines of the list."""
+    def lines(self) -> Iterator[ListLine]:
+        """The lines of the list, read as they are needed."""
         return read_references(self.path, allow_patterns=self.allow_patterns)
 
 
@@ -615,7 +620,7 @@ _PATTERN = re.compile(r"[*?\\]")
 _EXCEL_TEXT = re.compile(r'="(.*)"\Z')
 
 
-def read_references(path: str, *, allow_patterns: bool = False) -> list[ListLine]:
+def read_references(path: str, *, allow_patterns: bool = False) -> Iterator[ListLine]:
     """Reads a list of what is wanted. Blank lines and lines that begin with ``#`` are left out.
 
     Each line is one of: a JSON object with UIDs (``study_instance_uid`` …, or DICOM JSON), an entry of an earlier
@@ -624,48 +629,69 @@ def read_references(path: str, *, allow_patterns: bool = False) -> list[ListLine
     ``AccessionNumber``, ``IssuerOfAccessionNumber``, ``PatientID`` and ``IssuerOfPatientID``.
 
     Args:
-        path: A local path or an fsspec URL.
+        path: A local path or an fsspec URL; the file may be compressed by gzip.
         allow_patterns: Whether an accession number or patient's identifier may hold wildcards, ``*`` and ``?``, or
             several values.
 
-    Returns:
+    Yields:
         Every line, those that cannot be read too.
 
     Raises:
         OSError: If the file cannot be read.
         ValueError: If it is not a text, or its header is unknown.
     """
-    texts = [(number, line.strip()) for number, line in enumerate(io.StringIO(_text(path), newline=None), 1)]
-    numbered = [(number, line) for number, line in texts if line and not line.startswith("#")]
-    delimiter = ""
-    if numbered and re.fullmatch(r"sep=[;,\t]?", numbered[0][1]):
-        # Excel writes this line, and strips the tab with other blanks.
-        delimiter = numbered.pop(0)[1][4:] or "\t"
-    if not numbered:
-        return []
-    header, delimiter = _header(*numbered[0], delimiter)
-    lines = []
-    for number, text in numbered if header is None else numbered[1:]:
-        place = f"{path}, line {number}"
+    with _text(path) as text:
+        texts = ((number, line.strip()) for number, line in enumerate(text, 1))
+        numbered = ((number, line) for number, line in texts if line and not line.startswith("#"))
+        first, delimiter = next(numbered, None), ""
+        if first is not None and re.fullmatch(r"sep=[;,\t]?", first[1]):
+            # Excel writes this line, and strips the tab with other blanks.
+            delimiter = first[1][4:] or "\t"
+            first = next(numbered, None)
+        if first is None:
+            return
+        header, delimiter = _header(*first, delimiter)
+        for number, line in chain([first] if header is None else [], numbered):
+            place = f"{path}, line {number}"
+            try:
+                wanted = _of_line(line) if header is None else _of_cells(header, _cells(line, delimiter))
+                yield ListLine(place, _without_patterns(wanted, allowed=allow_patterns))
+            except (TypeError, ValueError) as error:
+                yield ListLine(place, None, str(error))
+
+
+@contextlib.contextmanager
+def _text(path: str) -> Iterator[IO[str]]:
+    """A file as text, which may be compressed by gzip."""
+    with contextlib.ExitStack() as stack:
+        content: Any = stack.enter_context(_opened(path))
+        if _start_of(content) == b"\x1f\x8b":
+            content = stack.enter_context(gzip.GzipFile(fileobj=content))
+        # Excel's "Unicode text" is UTF-16.
+        utf16 = _start_of(content) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         try:
-            wanted = _of_line(text) if header is None else _of_cells(header, _cells(text, delimiter))
-            lines.append(ListLine(place, _without_patterns(wanted, allowed=allow_patterns)))
-        except (TypeError, ValueError) as error:
-            lines.append(ListLine(place, None, str(error)))
-    return lines
+            yield stack.enter_context(io.TextIOWrapper(content, "utf-16" if utf16 else "utf-8-sig", newline=None))
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"the compressed file is damaged: {error}") from error
 
 
-def _text(path: str) -> str:
-    if "://" in path:
-        import fsspec
+def _opened(path: str) -> Any:
+    if "://" not in path:
+        return open(path, "rb")
+    import fsspec
 
-        with fsspec.open(path, "rb") as file:
-            content = file.read()
-    else:
-        with open(path, "rb") as file:
-            content = file.read()
-    # Excel's "Unicode text" is UTF-16.
-    return str(content, "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    try:
+        return fsspec.open(path, "rb").open()
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+
+
+def _start_of(file: Any) -> bytes:
+    start: bytes = file.read(2)
+    file.seek(0)
+    return start
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -744,6 +770,8 @@ def _of_line(line: str) -> Wanted:
         return _of_json(line)
     if _is_reference(line):
         return Resource.of(line).instance
+    if line.startswith("[{"):
+        raise ValueError("it is a JSON array; give one object a line")
     cells = _cells(line, ",")
     if len(cells) != 1:
         raise ValueError("it has several cells, and the list has no header")

@@ -695,14 +695,17 @@ class TransferJob:
         return not self.source.is_web and self.wanted is None
 
     @property
-    def lines(self) -> list[ListLine]:
+    def lines(self) -> Iterator[ListLine]:
         """The lines of the list; none without a list."""
         if isinstance(self.wanted, ListFile):
-            return self.wanted.lines()
-        return [
-            item if isinstance(item, ListLine) else ListLine(f"element {number}", item)
-            for number, item in enumerate(self.wanted or (), 1)
-        ]
+            yield from self.wanted.lines()
+            return
+        for number, item in enumerate(self.wanted or (), 1):
+            yield item if isinstance(item, ListLine) else ListLine(f"element {number}", item)
+
+    def count_lines(self) -> int:
+        """The number of lines of the list."""
+        return sum(1 for _ in self.lines)
 
     def query(self, level: SearchLevel = "instance", within: Wanted | None = None) -> SearchQuery:
         """The search at the source for what matches, of all or of what a line of a list names."""
@@ -783,7 +786,7 @@ def run_transfer(
                 failures.write(failure_line(failure))
     if failures.problem is not None:
         account.add(Failure(REPORT, failures.problem))
-    account.counts["lines"] = len(job.lines)
+    account.counts["lines"] = job.count_lines()
     summary = make_summary(account.document(), time.monotonic() - started)
     write_summary(job.summary, summary)
     return summary

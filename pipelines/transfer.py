@@ -94,7 +94,7 @@ def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[An
     if isinstance(job.wanted, ListFile):
         lines = pipeline | "Lines" >> ReadLines(job.wanted)
     else:
-        lines = pipeline | "Lines" >> beam.Create(job.lines).with_output_types(ListLine)
+        lines = pipeline | "Lines" >> beam.Create(list(job.lines)).with_output_types(ListLine)
     references, unmatched = lines | "MatchLines" >> MatchLines(job)
     return references, [unmatched]
 
@@ -121,7 +121,7 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         The summary; see `dicomweb_io.account.make_summary`.
     """
     started = time.monotonic()
-    lines = len(job.lines)
+    lines = job.count_lines()
     with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
         account = os.path.join(scratch, "account.json") if is_local(options) else _remote_account(options)
         pipeline = beam.Pipeline(options=options)

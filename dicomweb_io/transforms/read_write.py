@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -318,11 +318,11 @@ class ReadLines(beam.PTransform[Any, Any]):
         return lines | "Reshuffle" >> beam.Reshuffle()
 
 
-def _lines_of(wanted: ListFile) -> Iterable[ListLine]:
+def _lines_of(wanted: ListFile) -> Iterator[ListLine]:
     try:
-        return wanted.lines()
+        yield from wanted.lines()
     except (OSError, ValueError) as error:
-        return [ListLine(wanted.path, None, str(error))]
+        yield ListLine(wanted.path, None, str(error))
 
 
 class _NameLines(beam.DoFn):
@@ -336,11 +336,11 @@ class _NameLines(beam.DoFn):
         if wanted is not None and self._level is not None:
             named = wanted.level if isinstance(wanted, Resource) else None
             if named != self._level:
-                wanted, problem = None, f"it names {named or 'no object by its UIDs'}, not a {self._level}"
+                wanted, problem = None, f"the line names {named or 'no object by its UIDs'}, not a {self._level}"
         if wanted is not None:
             yield wanted
             return
-        failure = Failure(self._transform, f"the line names nothing that can be read: {problem}", source=line.place)
+        failure = Failure(self._transform, f"nothing was read: {problem}", source=line.place)
         yield reported(Problem(failure), self._collect)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import tracemalloc
 from collections import Counter
 from functools import partial
 
@@ -35,6 +37,7 @@ from dicomweb_io.transforms import (
     RetrieveInstances,
     RetrieveMetadata,
     grouping,
+    read_write,
 )
 from dicomweb_io.transforms.grouping import GroupBySeries, PackBySeries, bucket_of
 from dicomweb_io.transforms.read_write import series_query
@@ -359,16 +362,55 @@ def test_accession_numbers_of_a_list_name_instances(eight, tmp_path):
         assert_that(found | beam.combiners.Count.Globally(), equal_to([24]))
 
 
-@pytest.mark.parametrize("content", [None, "Unknown,Columns\n1,2\n"])
-def test_a_list_that_cannot_be_read_is_a_failure(tmp_path, content):
-    path = tmp_path / "list.csv"
+UNREADABLE = {
+    "missing": (None, "No such file"),
+    "unknown columns": (b"Unknown,Columns\n1,2\n", "unknown columns"),
+    "no text": (b"\x89PNG\r\n\x1a\n", "codec"),
+    "damaged": (gzip.compress(b"StudyInstanceUID\n" + bytes(str(list(range(999))), "ascii"))[:-30], "damaged"),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_list_that_cannot_be_read_is_a_failure(tmp_path, what):
+    path, (content, why) = tmp_path / "list.csv", UNREADABLE[what]
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     with pipeline() as p:
         named = p | ReadReferences(str(path), failures="collect")
-        assert_that(named.failures | beam.Map(lambda one: one.source), equal_to([str(path)]))
+        told = named.failures | beam.Map(lambda one: (one.source, why in one.message))
+        assert_that(told | beam.Filter(lambda one: one[0] == str(path)), equal_to([(str(path), True)]))
     with pytest.raises(ValueError, match="level must be one of"):
         ReadReferences(str(path), level="frame")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"), [("memory://nowhere/list.csv", "No such file.*memory://nowhere"), ("nowhere://list", "nowhere")]
+)
+def test_a_remote_list_that_cannot_be_read_is_a_failure(url, why):
+    (line,) = read_write._lines_of(ListFile(url))
+    assert (line.place, line.wanted) == (url, None)
+    assert re.search(why, line.problem)
+
+
+def test_a_list_may_be_compressed_and_is_read_as_it_is_needed(tmp_path):
+    path = tmp_path / "list.csv.gz"
+    with gzip.open(path, "wt") as file:
+        file.writelines(["StudyInstanceUID\n", *("1.2.3\n" for _ in range(200_000))])
+    lines = ListFile(str(path)).lines()
+    assert next(lines).wanted == Resource("1.2.3")
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in lines) == 199_999
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_json_array_is_no_accession_number(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text('[{"StudyInstanceUID": "1.2.3"}]')
+    (line,) = ListFile(str(path)).lines()
+    assert "one object a line" in line.problem
 
 
 @pytest.mark.parametrize("make", [RetrieveInstances, lambda url: CopyInstances(url, "/copy")])
