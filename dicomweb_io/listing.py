@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -51,6 +52,9 @@ logger = logging.getLogger("dicomweb_io")
 _MAX_CACHED_UIDS = 200_000
 _MAX_HELD = 20_000
 _MAX_FAILED = 10_000
+
+LISTING_LASTS = 600.0
+"""Seconds that the listing of a series is believed."""
 
 # An archive that is being written to shifts its rows from page to page; a listing that noticed is made again.
 _LISTING_ATTEMPTS = 3
@@ -152,7 +156,8 @@ class SeriesListing:
     """Which instances an archive holds, asked once for each series. Safe to use from several threads.
 
     A series that could not be listed is not asked for again for a minute: the answer would be the same for each of its
-    instances.
+    instances. What is known of a series is asked for again after ten minutes, because a streaming pipeline runs for
+    long, and instances come and go.
 
     Args:
         client: The archive.
@@ -165,6 +170,7 @@ class SeriesListing:
         self._lock = ProcessLock()
         self._series: OrderedDict[Resource, set[str]] = OrderedDict()
         self._busy: dict[Resource, ProcessLock] = {}
+        self._known_since: dict[Resource, float] = {}
         self._failed: dict[Resource, tuple[float, BaseException]] = {}
         self._count = 0
 
@@ -191,7 +197,7 @@ class SeriesListing:
             requests.RequestException, OSError: If the archive cannot be asked.
         """
         with self._lock:
-            known = self._series.get(series)
+            known = self._still_known(series)
             if known is not None:
                 self._series.move_to_end(series)
                 return known
@@ -199,7 +205,7 @@ class SeriesListing:
         # The second caller waits for the answer of the first.
         with busy:
             with self._lock:
-                known = self._series.get(series)
+                known = self._still_known(series)
                 at, failure = self._failed.get(series, (0.0, None))
             if failure is not None and time.monotonic() - at < BAD_NEWS_LASTS:
                 # A copy, because the traceback of one that is raised repeatedly grows.
@@ -227,23 +233,31 @@ class SeriesListing:
     def learn(self, series: Resource, uids: Iterable[str]) -> None:
         """Takes what another listing of a series found, so that the archive is not asked again."""
         with self._lock:
-            known = self._series.setdefault(series, set())
-            self._count -= len(known)
+            known = self._still_known(series) or set()
+            before = len(known)
             known.update(uids)
-            self._count += len(known)
-            self._forget_oldest()
+            self._keep(series, known, len(known) - before)
 
     def _remember(self, series: Resource, uids: set[str]) -> None:
         with self._lock:
-            self._series[series] = uids
             self._busy.pop(series, None)
-            self._count += len(uids)
-            self._forget_oldest()
+            self._keep(series, uids, len(uids) - len(self._series.get(series, ())))
 
-    def _forget_oldest(self) -> None:
+    def _keep(self, series: Resource, uids: set[str], more: int) -> None:
+        self._count += more
+        self._series[series] = uids
+        self._known_since.setdefault(series, time.monotonic())
         while self._count > self._maximum and len(self._series) > 1:
-            _, forgotten = self._series.popitem(last=False)
-            self._count -= len(forgotten)
+            self._forget(next(iter(self._series)))
+
+    def _still_known(self, series: Resource) -> set[str] | None:
+        if time.monotonic() - self._known_since.get(series, math.inf) > LISTING_LASTS:
+            self._forget(series)
+        return self._series.get(series)
+
+    def _forget(self, series: Resource) -> None:
+        self._count -= len(self._series.pop(series))
+        del self._known_since[series]
 
     def _ask(self, series: Resource) -> set[str]:
         for _ in range(_LISTING_ATTEMPTS - 1):

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 
+from dicomweb_io import listing
 from dicomweb_io.account import exit_code
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import encode_dataset
@@ -448,14 +449,27 @@ def test_a_listing_forgets_the_oldest_series_when_it_grows_too_large(source):
             asked.append(query.series_instance_uid)
             return source.iter_search(query)
 
-    listing = SeriesListing(Counting(), max_uids=15)
+    known = SeriesListing(Counting(), max_uids=15)
     for reference in references:
-        assert listing.holds(reference)
+        assert known.holds(reference)
     assert len(asked) == len(set(asked)) == 2
-    assert not listing.holds(Resource(references[-1].study_instance_uid, references[-1].series_instance_uid, "1.2.3"))
+    assert not known.holds(Resource(references[-1].study_instance_uid, references[-1].series_instance_uid, "1.2.3"))
     assert len(asked) == 2
-    assert listing.holds(references[0])
+    assert known.holds(references[0])
     assert len(asked) == 3
+
+
+def test_what_was_deleted_long_after_it_was_listed_is_copied_again(source, folder, monkeypatch):
+    """A streaming pipeline keeps its copier for weeks."""
+    (reference, *_) = references_of(source)
+    with Endpoint(str(folder)).connect() as destination, InstanceCopier(source, destination) as copier:
+        outcomes = []
+        for lasts in (600, 600, -1):
+            monkeypatch.setattr(listing, "LISTING_LASTS", lasts)
+            outcomes += [result.outcome for result in copier.copy([reference])]
+            if len(outcomes) == 2:
+                destination.delete_resource(reference)
+    assert outcomes == ["stored", "exists", "stored"]
 
 
 def test_two_copiers_into_one_folder_at_once_agree(source, folder):
