@@ -438,6 +438,7 @@ class SearchQuery:
         fields: Further attributes to return, by keyword or tag, or ``("all",)``.
         fuzzymatching: Ask for fuzzy matching of person names; None sends no parameter.
         additional_params: Further query parameters, sent unchanged.
+        source: The list and the line that asks for it, for failures.
     """
 
     level: SearchLevel
@@ -447,6 +448,7 @@ class SearchQuery:
     fields: tuple[str, ...] = ()
     fuzzymatching: bool | None = None
     additional_params: tuple[tuple[str, str], ...] = ()
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if self.level not in ("study", "series", "instance"):

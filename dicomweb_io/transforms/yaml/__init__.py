@@ -84,6 +84,7 @@ _OWN = {
     "limit": _Parameter(_NUMBER, "At most this many, for each search."),
     "exact": _Parameter(bool, "Take only rows that prove that they match, as DeleteResources demands.", False),
     "allow_all": _Parameter(bool, "Let a row ask for everything.", False),
+    "require_match": _Parameter(Optional[bool], "Make a search, or each row, that finds nothing a failure."),  # noqa: UP045
     "spool_directory": _Parameter(_TEXT, "Where those above 64 MiB go; their rows have a path."),
     "frames": _Parameter(Optional[Sequence[int]], "Frame numbers, counted from 1; by default all."),  # noqa: UP045
     "media_types": _Parameter(_TEXTS, "Accepted media types, in order of preference."),
@@ -296,7 +297,7 @@ class _Search(_OnRows):
         return {"columns": self._columns, **options}
 
 
-_SEARCH = ("search_filters", "columns", "limit", "typed_dates", "exact", "allow_all")
+_SEARCH = ("search_filters", "columns", "limit", "typed_dates", "exact", "allow_all", "require_match")
 
 
 class SearchForStudies(_Search, takes=_SEARCH):
@@ -320,14 +321,16 @@ class SearchForInstances(_Search, takes=_SEARCH):
     _columns = _INSTANCE
 
 
-class ReadFromDICOMweb(_OnRows, takes=("search_filters", "limit", "spool_directory"), gives=Instance):
+class ReadFromDICOMweb(_OnRows, takes=("search_filters", "limit", "require_match", "spool_directory"), gives=Instance):
     """Reads the instances that match a search: rows with their UIDs, their transfer syntax and their bytes."""
 
     _yaml_requires_inputs = False
     _transform = transforms.ReadFromDICOMweb
 
 
-class ReadAllFromDICOMweb(_OnRows, takes=("search_filters", "limit", "allow_all", "spool_directory"), gives=Instance):
+class ReadAllFromDICOMweb(
+    _OnRows, takes=("search_filters", "limit", "allow_all", "require_match", "spool_directory"), gives=Instance
+):
     """Reads the instances of each row that comes in, by its UIDs or else by its columns, as ReadFromDICOMweb."""
 
     _transform = transforms.ReadAllFromDICOMweb
