@@ -460,6 +460,21 @@ def shared_client(endpoint: Endpoint, *, max_bytes: int = DEFAULT_MAX_BYTES) -> 
     return Lease(endpoint, max_bytes)
 
 
+def shared_pool(user: object, key: str, max_in_flight: int) -> tuple[BoundedPool, Callable[[], object]]:
+    """This process's pool for a purpose that is not bound to one archive.
+
+    Args:
+        user: Who uses it, as long as this object lives or until it gives the pool back.
+        key: The purpose.
+        max_in_flight: See `BoundedPool`.
+
+    Returns:
+        The pool, which is not to be closed, and what gives it back.
+    """
+    pool = _POOLS.acquire(key, lambda: BoundedPool(max_in_flight))
+    return pool, weakref.finalize(user, _POOLS.release, key)
+
+
 def identity_of(endpoint: Endpoint) -> Any:
     """A key that equal descriptions have in common, whichever object they are."""
     # Endpoints hold mappings and arbitrary authentication objects, so they cannot be compared; their pickles can. The

@@ -20,13 +20,13 @@ from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, OnExisting, Storable, 
 from dicomweb_io.dicom.attributes import tags_of_vr
 from dicomweb_io.dicom.header_scan import DEFLATED_SYNTAXES, scan_header
 from dicomweb_io.dicom.media_types import DICOM
-from dicomweb_io.dicom.part10 import encode_dataset, header_from_scan, judge
+from dicomweb_io.dicom.part10 import encode_dataset, header_from_scan, header_of, judge
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource, StoredInstance, open_path
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.http.multipart import BodyPart
 from dicomweb_io.http.redaction import spelled
-from dicomweb_io.spool import Spool
+from dicomweb_io.spool import MEMORY_THRESHOLD, Spool
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -38,6 +38,7 @@ TRANSFORM = "StoreInstances"
 _WORD_ENDS = re.compile(r"[\s^=,;\\]+")
 _MIN_LENGTH = 2
 _FIRST_READ = 16384
+_CHUNK = 1 << 18
 _FIRST_WITHOUT_BLANKS = "\u2e80"  # scripts of East Asia, whose words stand side by side
 _PATIENT_IDS: tuple[str, ...] = ("PatientID", "OtherPatientIDs", "OtherPatientIDsSequence")
 
@@ -63,6 +64,7 @@ class StoreItem:
         outcome: Its outcome; None while that is open.
         answer: What the server said of it: an item of its response module.
         temporary: A file to remove when the outcome is out.
+        source: The file that the caller gave, if it is one.
         existed: Whether the destination had its UID before; None if unknown.
         must_be_same: Whether another object with its UID in the destination is a failure.
         study_url: The Retrieve URL of the study, from the answer.
@@ -73,6 +75,7 @@ class StoreItem:
     outcome: StoredInstance | Failure | None = None
     answer: JSONDataset | None = None
     temporary: str | None = None
+    source: str | None = None
     existed: bool | None = None
     must_be_same: bool = False
     study_url: str | None = None
@@ -104,11 +107,6 @@ class StoreItem:
         if "://" in path:
             return BodyPart(headers, instance.open, self.size)
         return BodyPart(headers, path, self.size)
-
-    @property
-    def source(self) -> str | None:
-        """The file that the caller gave, if it is one."""
-        return self.instance.path if self.instance is not None and self.temporary is None else None
 
     def redact(self, message: str) -> str:
         """A server's message without the instance's names, should it repeat them."""
@@ -149,7 +147,7 @@ def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
     """Makes an item of something to store; reads only the header of bytes and files.
 
     Args:
-        storable: See `dicomweb_io.client.Storable`. An open file is read to its end and stays open.
+        storable: See `inspect`.
         study_instance_uid: The study of the request's URL, which the instance has to belong to.
 
     Returns:
@@ -158,16 +156,49 @@ def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
     Raises:
         TypeError: If it cannot be stored: a mistake in the program, not in the data.
     """
-    item = StoreItem()
+    try:
+        item = inspect(storable)
+    except RECOVERABLE as error:
+        reason = (
+            str(error) if isinstance(error, ValueError) else f"it cannot be read: {error.__class__.__name__}: {error}"
+        )
+        reference = storable.reference if isinstance(storable, Instance) else None
+        # The file of an instance that is gone is not what the caller gave.
+        source = None if isinstance(storable, Instance) else source_of(storable)
+        return StoreItem(outcome=Failure(TRANSFORM, f"not sent: {reason}", reference=reference, source=source))
+    if study_instance_uid is not None and item.reference.study_instance_uid != study_instance_uid:
+        item.fail(f"not sent: it belongs to study {item.reference.study_instance_uid}, not to {study_instance_uid}")
+    return item
+
+
+def inspect(
+    storable: Storable, *, max_bytes: int = DEFAULT_MAX_ELEMENT_BYTES, directory: str | None = None
+) -> StoreItem:
+    """Makes an item of something to store; reads only the header of bytes and local files.
+
+    What takes requests to read is read once if it is small; a larger file stays where it is and is sent from there.
+
+    Args:
+        storable: See `dicomweb_io.client.Storable`. An open file is read to its end and stays open.
+        max_bytes: What may be in memory of an open file; the rest goes to a temporary file, which the item owns.
+        directory: Where that is made; by default the system's temporary directory.
+
+    Raises:
+        OSError, DICOMError: If it cannot be read, is not DICOM, or lacks a UID.
+        TypeError: If it cannot be stored: a mistake in the program, not in the data.
+    """
+    item = StoreItem(source=source_of(storable))
     try:
         if isinstance(storable, Instance):
             item.instance = storable
         elif isinstance(storable, (bytes, bytearray, memoryview)):
             item.instance = _inspected(bytes(storable))
-        elif isinstance(storable, (str, os.PathLike)):
-            item.instance = _inspected(None, os.fspath(storable))
+        elif item.source is not None and "://" in item.source:
+            _read_remote(item, item.source, min(max_bytes, MEMORY_THRESHOLD), directory)
+        elif item.source is not None:
+            item.instance = _inspected(None, item.source)
         elif hasattr(storable, "read"):
-            _read_into(item, cast(BinaryIO, storable))
+            _read_into(item, cast(BinaryIO, storable), max_bytes, directory)
         elif hasattr(storable, "file_meta") or hasattr(storable, "to_json_dict"):
             item.instance = _inspected(encode_dataset(cast("Dataset", storable)))
         else:
@@ -175,29 +206,25 @@ def prepare(storable: Storable, study_instance_uid: str | None) -> StoreItem:
                 "only an Instance, bytes, a path, a pydicom Dataset or a binary file can be stored, not "
                 f"{type(storable).__name__}"
             )
-        item.size = item.given.size
-    except RECOVERABLE as error:
+        item.size = item.size or item.given.size
+    except BaseException:
         item.discard()
-        source = os.fspath(storable) if isinstance(storable, (str, os.PathLike)) else None
-        reason = (
-            str(error) if isinstance(error, ValueError) else f"it cannot be read: {error.__class__.__name__}: {error}"
-        )
-        reference = storable.reference if isinstance(storable, Instance) else None
-        item.outcome = Failure(TRANSFORM, f"not sent: {reason}", reference=reference, source=source)
-        item.instance = None
-        return item
-    if study_instance_uid is not None and item.reference.study_instance_uid != study_instance_uid:
-        item.fail(f"not sent: it belongs to study {item.reference.study_instance_uid}, not to {study_instance_uid}")
+        raise
     return item
 
 
-def _inspected(content: bytes | None, path: str | None = None) -> Instance:
-    """An instance of the bytes of a file, with what is odd about it, by one look at its header.
+def source_of(storable: Any) -> str | None:
+    """The path of what is a file, or is in one."""
+    if isinstance(storable, Instance):
+        return storable.path
+    return os.fspath(storable) if isinstance(storable, (str, os.PathLike)) else None
 
-    Whether it is whole is not considered. A file that takes requests to read is not looked at any further.
+
+def _inspected(content: bytes | None, path: str | None = None) -> Instance:
+    """An instance of the bytes of a local file, with what is odd about it, by one look at its header.
+
+    Whether it is whole is not considered.
     """
-    if path is not None and "://" in path:
-        return Instance.from_path(path)
     with io.BytesIO(content) if content is not None else open_path(str(path)) as file:
         size = file.seek(0, os.SEEK_END)
         scan = scan_header(file, size=size, first_read=_FIRST_READ)
@@ -209,9 +236,31 @@ def _inspected(content: bytes | None, path: str | None = None) -> Instance:
     return Instance(reference, header.transfer_syntax_uid, content, path, header.sop_class_uid, warnings)
 
 
-def _read_into(item: StoreItem, file: BinaryIO) -> None:
-    with Spool(max_bytes=DEFAULT_MAX_ELEMENT_BYTES, directory=tempfile.gettempdir()) as spool:
-        while chunk := file.read(1 << 20):
+def _read_remote(item: StoreItem, path: str, max_bytes: int, directory: str | None) -> None:
+    with open_path(path) as file:
+        head = b""
+        while len(head) <= max_bytes and (chunk := file.read(max_bytes + 1 - len(head))):
+            head += chunk
+        if len(head) <= max_bytes:
+            item.instance = _inspected(head)
+            return
+        try:
+            item.size = file.seek(0, os.SEEK_END)
+        except ValueError:
+            # The server of the file knows neither its length nor ranges, so it cannot be sent from there.
+            _read_into(item, file, max_bytes, directory, head)
+            return
+        header = header_of(file, size=item.size)
+    item.instance = Instance(
+        Resource.of_header(header), header.transfer_syntax_uid, path=path, sop_class_uid=header.sop_class_uid
+    )
+
+
+def _read_into(item: StoreItem, file: BinaryIO, max_bytes: int, directory: str | None, head: bytes = b"") -> None:
+    with Spool(max_bytes=max_bytes, directory=directory or tempfile.gettempdir()) as spool:
+        if head:
+            spool.write(head)
+        while chunk := file.read(_CHUNK):
             if not isinstance(chunk, bytes):
                 raise TypeError("a file to store must be opened for reading bytes (mode 'rb')")
             spool.write(chunk)

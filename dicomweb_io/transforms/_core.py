@@ -49,7 +49,7 @@ from dicomweb_io.endpoint import Endpoint, EndpointLike, literal_secrets
 from dicomweb_io.errors import UserFunctionError, safe_url
 from dicomweb_io.failures import RECOVERABLE, describe_element, failure_of, not_tried
 from dicomweb_io.listing import InstanceGroup, expand_reference
-from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lane, Lease, Room, shared_client
+from dicomweb_io.pool import DEFAULT_MAX_BYTES, BoundedPool, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import nothing_listed
 from dicomweb_io.transforms.metrics import Traffic, count
@@ -516,7 +516,10 @@ class PooledDoFn(LeasingDoFn):
         """Opens the lane of the bundle."""
         self.abandon()
         super().start_bundle()
-        self._lane = cast(Lease, self._lease).pool.lane(ordered=self._ordered, tick=self._traffic)
+        self._open(cast(Lease, self._lease).pool)
+
+    def _open(self, pool: BoundedPool) -> None:
+        self._lane = pool.lane(ordered=self._ordered, tick=self._traffic)
         self._works: dict[Any, Work] = {}
         self._held: Work | None = None
 

@@ -31,7 +31,7 @@ NAME = b"Zzyzx"
 PIXELS = b"THESE ARE THE PIXELS"
 FIELDS = {
     *("transform", "message", "reference", "rows", "source", "url"),
-    *("status", "reason_code", "attempts", "retryable", "server_message"),
+    *("status", "reason_code", "attempts", "retryable", "server_message", "element"),
 }
 
 

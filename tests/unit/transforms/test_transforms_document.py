@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from dicomweb_io import transforms
+from dicomweb_io.elements import Instance
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import metrics
 
@@ -48,6 +50,21 @@ def test_the_examples_run(number, serve, tmp_path, capfd, monkeypatch):
     assert code != EXAMPLES[number]
     # The functions of an example belong to a module that workers need not import.
     exec(compile(code, f"example {number + 1}", "exec"), {"__name__": "__main__"})
+
+
+def test_the_model_scores_every_frame(serve, tmp_path, capfd):
+    """The scores are those of the pixels, by the references of their frames."""
+    (code,) = [example for example in EXAMPLES if "RunInference" in example]
+    paths = make_study(tmp_path, instances=5, size=200)
+    code = code.replace("https://pacs.example/dicom-web", serve(tmp_path).url)
+    code = code.replace("beam.Pipeline()", 'beam.Pipeline(runner="FnApiRunner")')
+    exec(compile(code, "example", "exec"), {"__name__": "__main__"})
+    shown = dict(line.split() for line in capfd.readouterr().out.splitlines() if line.startswith("studies/"))
+    expected = {
+        f"{Instance.from_path(path).reference.uri}/frames/1": 0.5 + 2 * pydicom.dcmread(path).pixel_array.mean()
+        for path in paths
+    }
+    assert {uri: float(score) for uri, score in shown.items()} == pytest.approx(expected)
 
 
 def test_there_is_an_example_of_every_transform():

@@ -114,14 +114,15 @@ def test_arrivals_between_polls_come_once_each_and_can_be_retrieved(serve, folde
 def test_no_poll_comes_earlier_than_the_interval(serve, archive):
     """FnApiRunner ignores the wish to be called later; the archive must not notice."""
     server = serve(archive)
-    interval = 0.15
+    interval = 0.3
     with pipeline() as p:
         _ = p | WatchForInstances(server.url, max_polls=4, interval=interval, method="list")
     searches = [record for record in server.records if record.path.endswith("instances")]
     moments = [record.started for record in searches if "offset=0" in record.query or "offset" not in record.query]
     gaps = [later - earlier for earlier, later in pairwise(moments)]
     assert len(gaps) == 3
-    assert min(gaps) >= interval * 0.95
+    # The first request of a process takes a moment longer to leave it than the others.
+    assert min(gaps) >= interval * 0.9
 
 
 def test_a_long_poll_goes_on_in_small_bundles(archive, held):
