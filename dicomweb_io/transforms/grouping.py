@@ -250,13 +250,15 @@ class _Gather(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         """Gives the groups."""
-        # The same instances in several windows are one group in several windows, so that they are moved once.
-        windows: dict[tuple[Any, ...], list[Any]] = {}
+        # The same instances in several windows are one group in several windows, so that they are moved once. But Beam
+        # (2.77) forgets the pane of what lies in several windows.
+        places: dict[tuple[Any, ...], list[Any]] = {}
         for (series, timestamp, window, pane), uids in self._gathered.items():
-            windows.setdefault((InstanceGroup(series, tuple(uids)), timestamp, pane), []).append(window)
+            apart = None if pane == PANE_INFO_UNKNOWN else window
+            places.setdefault((InstanceGroup(series, tuple(uids)), timestamp, pane, apart), []).append(window)
         self.start_bundle()
-        for (group, timestamp, pane), several in windows.items():
-            yield self._output(group, timestamp, tuple(several), pane)
+        for (group, timestamp, pane, _), windows in places.items():
+            yield self._output(group, timestamp, tuple(windows), pane)
 
     def _output(self, element: Resource | InstanceGroup, timestamp: Any, windows: tuple[Any, ...], pane: Any) -> Any:
         if not self._by_bucket:

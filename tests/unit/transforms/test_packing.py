@@ -12,6 +12,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, SlidingWindows, TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import PaneInfo, PaneInfoTiming, WindowedValue
 
 from dicomweb_io.elements import Failure, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint
@@ -221,6 +223,26 @@ def test_places_survive(eight, references, tmp_path, windows, streaming):
         _ = elements | RetrieveInstances(str(eight)) | "After" >> beam.Map(note, str(after))
     assert sorted(after.read_text().splitlines()) == sorted(before.read_text().splitlines())
     assert len(after.read_text().splitlines()) >= 50
+
+
+class InEachWindow(beam.DoFn):
+    """Gives an element the same time and pane in each of its windows."""
+
+    def process(self, element, window=beam.DoFn.WindowParam):
+        yield WindowedValue(element, Timestamp(65), (window,), PaneInfo(True, False, PaneInfoTiming.EARLY, 0, -1))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_panes_survive_in_several_windows(eight, references, tmp_path, streaming):
+    """Beam forgets the pane of what lies in several windows at once."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    with pipeline(*(["--streaming"] if streaming else [])) as p:
+        timed = p | beam.Create([TimestampedValue(one, 65) for one in references])
+        put = timed | WINDOWS["sliding"]() | beam.ParDo(InEachWindow()).with_output_types(Resource)
+        _ = put | "Before" >> beam.Map(note, str(before))
+        _ = put | RetrieveInstances(str(eight)) | "After" >> beam.Map(note, str(after))
+    assert sorted(after.read_text().splitlines()) == sorted(before.read_text().splitlines())
+    assert after.read_text().count("EARLY") == 3 * 48
 
 
 # Reading by filters ---------------------------------------------------------------------------------------------------
