@@ -155,7 +155,8 @@ def call_user(function: Callable[..., Any], element: Any, *, then: Callable[[Any
         result = function(element)
         return result if then is None else then(result)
     except Exception as error:
-        raise UserFunctionError(f"{_name_of(function)} raised {type(error).__name__}{_line_of(error)}") from error
+        # Not chained: runners print whole chains, and its message may hold values, as that of a KeyError does.
+        raise UserFunctionError(f"{_name_of(function)} raised {type(error).__name__}{_line_of(error)}") from None
 
 
 def _name_of(function: Any) -> str:

@@ -57,7 +57,7 @@ from dicomweb_io.changes import (
 )
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom import json_decode
-from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.elements import Failure, Resource, shown_keys
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.pool import Lease, Room
@@ -96,7 +96,6 @@ _GOOGLE_PATH = re.compile(
     r"(?:.*/)?projects/[^/]+/locations/[^/]+/datasets/[^/]+/dicomStores/[^/]+/dicomWeb/(studies/.+)\Z", re.DOTALL
 )
 _ORTHANC_LEVELS: dict[str, WatchLevel] = {"NewInstance": "instance", "NewStudy": "study", "StableStudy": "study"}
-_SHOWN = 100
 
 
 @piped_by_member
@@ -786,7 +785,7 @@ def _of_mapping(data: Mapping[Any, Any]) -> Resource | OrthancChange | None:
 
 
 def _keys(entry: Mapping[str, Any]) -> str:
-    return ("its keys are " + ", ".join(sorted(entry))[:_SHOWN]) if entry else "it is empty"
+    return f"its keys are {shown_keys(sorted(entry))}" if entry else "it is empty"
 
 
 class _Parse(Converting):
