@@ -149,7 +149,7 @@ class ReadAllFromDICOMweb(_Read):
 
     def expand(self, pvalue: Any) -> Any:
         """Builds the steps."""
-        dofn = _PlanReads(self._search, collect=self.collects)
+        dofn = _PlanReads(self._search, type(self).__name__, collect=self.collects)
         planned = pvalue | "Plan" >> self._step(dofn, SearchQuery, **{_SERIES: SearchQuery})
         # The queries hold the filters already, and what they may ask for was checked.
         searches = (
@@ -169,11 +169,12 @@ class _PlanReads(Converting):
 
     Args:
         search: The search for instances whose filters hold for each element.
+        transform: The name for failures.
         collect: See `Converting`.
     """
 
-    def __init__(self, search: SearchForInstances, *, collect: bool) -> None:
-        super().__init__(type(search).__name__, collect=collect)
+    def __init__(self, search: SearchForInstances, transform: str, *, collect: bool) -> None:
+        super().__init__(transform, collect=collect)
         self._endpoint, self._base = search.endpoint, search.query
         self._by_series, self._allow_all = search.limit is None, search.allow_all
 

@@ -82,6 +82,7 @@ QueryInput = ReferenceInput | SearchQuery
 """What a search step takes: whatever names an object, a query, or a mapping of filters."""
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
+_TOLD = frozenset((*UID_KEYWORDS.values(), "AccessionNumber"))
 _SEVERAL = re.compile(r"[*?\\\\,]")
 
 # Rows that travel together between two steps. A page of a server that ignores limits may hold many more.
@@ -579,7 +580,8 @@ def narrowed_to(query: SearchQuery) -> Resource | None:
 
 def _unmatched(query: SearchQuery, transform: str) -> Problem:
     """The failure of a search that has to find something and does not."""
-    names = ", ".join(name for name, _ in query.search_filters)
+    # A patient is not named.
+    names = ", ".join(f"{name} {text}" if name in _TOLD else name for name, text in query.search_filters)
     message = "the search" + (f" by {names}" if names else "") + f" found no {query.level}"
     failure = Failure(transform, message, reference=narrowed_to(query), source=query.source)
     return naming(Problem(failure), query)

@@ -71,7 +71,9 @@ def test_read_all_takes_references_queries_rows_and_uris(serve, archive, content
         lost = p | "lost" >> beam.Create(["nonsense", one])
         lost = lost | "Lost" >> ReadAllFromDICOMweb(server.url, failures="collect")
         assert_that(lost.instances | "R" >> beam.Map(lambda item: item.reference), equal_to([one]), label="rest")
-        assert_that(lost.failures | "F" >> beam.Map(lambda x: x.transform), equal_to(["SearchForInstances"]), label="f")
+        assert_that(
+            lost.failures | "F" >> beam.Map(lambda x: x.transform), equal_to(["ReadAllFromDICOMweb"]), label="f"
+        )
 
 
 @pytest.mark.parametrize(("filters", "lost"), [(None, 2), ({"Modality": "CT"}, 0)])

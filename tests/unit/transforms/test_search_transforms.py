@@ -154,7 +154,7 @@ def test_what_finds_nothing_is_a_failure_where_a_match_is_required(serve, archiv
         nothing = ("the search found no series", unknown, None, None)
         assert_that(below.failures | "Below failed" >> what_failed(), equal_to([nothing]), label="below")
         lines = p | ReadReferences(str(listed)) | "Listed" >> SearchForStudies(place, **how)
-        lost = ("the search by AccessionNumber found no study", None, f"{listed}, line 2", None)
+        lost = ("the search by AccessionNumber 00123 found no study", None, f"{listed}, line 2", None)
         assert_that(lines.failures | "Lines" >> what_failed(), equal_to([lost]), label="line")
         one = p | "One" >> SearchForInstances(place, {"PatientID": "NOBODY"}, **how)
         asked = ("the search by PatientID found no instance", None, None, "search for instances by PatientID")
