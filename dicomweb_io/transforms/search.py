@@ -569,7 +569,7 @@ class _Plan(PooledDoFn):
 def narrowed_to(query: SearchQuery) -> Resource | None:
     """What a search is made in or for, by its UIDs, for failures; None if it names no study."""
     given = dict(query.search_filters)
-    uids: list[str] = []
+    uids: list[Any] = []
     for level, placed in zip(LEVELS, (query.study_instance_uid, query.series_instance_uid, None), strict=True):
         uid = placed or given.get(UID_KEYWORDS[level], "")
         if not is_uid(uid, permissive=placed is not None):
