@@ -393,7 +393,7 @@ class _Watch(LeasingDoFn):
         if wait > 0:
             return wait
         began = time.time()
-        if self._schedule.ends(state, began):
+        if not state.unfinished and self._schedule.ends(state, began):
             if tracker.try_claim(replace(state, done=True)):
                 self._leave(state)
             return None
@@ -500,8 +500,9 @@ def _at_rest(
         # In the order of the last changes.
         studies.pop(reference.study_instance_uid, None)
         studies[reference.study_instance_uid] = now
-    # What the rest of an unfinished poll will report is not at rest.
-    rested = [] if changes.more else [uid for uid, moment in studies.items() if began - moment >= quiet]
+    # What the rest of a poll will report is not at rest, and what an incomplete answer lacks need not be.
+    waits = changes.more or bool(changes.failures)
+    rested = [] if waits else [uid for uid, moment in studies.items() if began - moment >= quiet]
     for uid in rested:
         del studies[uid]
     early = list(studies)[: max(0, len(studies) - MAX_OPEN)]
