@@ -775,7 +775,7 @@ def _of_keys(row: Mapping[str, str]) -> Wanted:
 def _without_patterns(wanted: Wanted, *, allowed: bool) -> Wanted:
     for key, value in wanted.search_filters if isinstance(wanted, SearchQuery) and not allowed else ():
         if _PATTERN.search(value):
-            raise ValueError(f"its {key} is a pattern or a list of values: say --allow-patterns, if it is meant so")
+            raise ValueError(f"its {key} is a pattern or a list of values: allow patterns, if it is meant so")
     return wanted
 
 

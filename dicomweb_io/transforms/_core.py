@@ -157,7 +157,8 @@ def call_user(function: Callable[..., Any], element: Any, *, then: Callable[[Any
         result = function(element)
         return result if then is None else then(result)
     except Exception as error:
-        raise UserFunctionError(f"{_name_of(function)} raised {type(error).__name__}{_line_of(error)}") from error
+        # Not chained: runners print whole chains, and its message may hold values, as that of a KeyError does.
+        raise UserFunctionError(f"{_name_of(function)} raised {type(error).__name__}{_line_of(error)}") from None
 
 
 def _name_of(function: Any) -> str:
@@ -209,6 +210,11 @@ class FailingTransform(beam.PTransform[Any, Any]):
                 "beam.Create, not to a pipeline"
             )
         return super().__ror__(left, label)
+
+    def _check_begins(self, pvalue: Any) -> None:
+        """Rejects a collection as the input of what is only a source."""
+        if not isinstance(pvalue, PBegin):
+            raise TypeError(f"{type(self).__name__} is a source: apply it to a pipeline, not to a collection")
 
     def with_error_handler(self, error_handler: Any) -> Self:
         """Sends failures to one of Beam's error handlers instead of failing the pipeline.
@@ -615,7 +621,8 @@ class PooledDoFn(LeasingDoFn):
         try:
             yield from self.produce(subject, client, room)
         except RECOVERABLE as error:
-            yield problem_of(error, self._transform, reference=reference)
+            source = subject.source if isinstance(subject, SearchQuery) else None
+            yield problem_of(error, self._transform, reference=reference, source=source)
 
     def _emit(self, work: Work, result: Any) -> Iterator[Any]:
         if not work.begun:

@@ -124,6 +124,31 @@ def test_a_few_instances_of_a_series_are_requested_one_by_one(serve, eight, refe
     assert not requests(server, LISTING) + requests(server, SERIES)
 
 
+@pytest.mark.parametrize("refused", [True, False])
+@pytest.mark.parametrize(
+    ("make", "ending"),
+    [
+        (RetrieveInstances, ""),
+        (RetrieveMetadata, "/metadata"),
+        (lambda url: DownloadInstances(url, f"memory://at-once/{url[7:]}"), ""),
+        (lambda url: CopyInstances(url, f"memory://copied/{url[7:]}"), ""),
+    ],
+    ids=["instances", "metadata", "download", "copy"],
+)
+def test_instances_of_one_series_are_requested_several_at_once(serve, eight, references, make, ending, refused):
+    """A few of a series, or all of one that the server does not give whole; the fault strikes two at once only."""
+    faults = [fault("status", path=rf"/instances/[^/]+{ending}$", overlapping=1, status=503, retry_after=0)]
+    if refused:
+        faults.append(fault("status", path=rf"/series/[^/]+{ending}$", status=404, times=None))
+    server = serve(eight, faults=faults)
+    with pipeline() as p:
+        some = references[:6] if refused else references[:3]
+        found = p | beam.Create(some) | make(server.url)
+        found = getattr(found, "stored", found)
+        assert_that(found | beam.combiners.Count.Globally(), equal_to([len(some)]))
+    assert [one.status for one in server.records.settled() if one.faults and "/instances/" in one.path] == [503]
+
+
 def test_a_series_of_which_much_is_there_is_not_retrieved_whole(serve, eight, references, tmp_path):
     source, destination = serve(eight), serve(tmp_path / "copy")
     there = [one for index, one in enumerate(references) if index % 6]
