@@ -257,12 +257,16 @@ class _Download(PooledDoFn):
 
     def setup(self) -> None:
         super().setup()
-        self._downloader = InstanceDownloader(
-            cast(Lease, self._lease).client,
+        client = cast(Lease, self._lease).client
+        downloader = self._downloader = InstanceDownloader(
+            client,
             self._directory.url,
             storage_options=self._directory.storage_options,
             transform=self._transform,
             **self._options,
+        )
+        self._reader = SeriesReader(
+            client, lambda reference, _: downloader.retrieve(reference), downloader.discard, transform=self._transform
         )
 
     def teardown(self) -> None:
@@ -286,10 +290,7 @@ class _Download(PooledDoFn):
                 missing.append(reference)
             else:
                 yield from self._results(known, times[str(reference.sop_instance_uid)])
-        reader = SeriesReader(
-            client, lambda reference, _: downloader.retrieve(reference), downloader.discard, transform=self._transform
-        )
-        for reference, item in reader.iter(subject, missing, room):
+        for reference, item in self._reader.iter(subject, missing, room):
             outcome = item if isinstance(item, Failure) else downloader.write(item)
             # What its listing lacked is in no group.
             yield from self._results(outcome, times.get(str(reference.sop_instance_uid), 1))
