@@ -108,6 +108,8 @@ def resolve(attribute: str) -> tuple[str, ...]:
         InvalidIdentifierError: If a keyword is unknown; the message names the nearest one. Servers ignore filters
             that they do not know and return everything, so a misspelt keyword must never be sent.
     """
+    if not isinstance(attribute, str):
+        raise TypeError(f"an attribute is the text of a keyword or of 8 hexadecimal digits, not {attribute!r}")
     if not attribute:
         raise InvalidIdentifierError("an attribute is empty (expected a keyword or 8 hexadecimal digits)")
     tags = []
@@ -122,6 +124,14 @@ def resolve(attribute: str) -> tuple[str, ...]:
             raise InvalidIdentifierError(f"{name!r} is neither a DICOM keyword nor 8 hexadecimal digits{hint}")
         tags.append(f"{number:08X}")
     return tuple(tags)
+
+
+def is_attribute(name: object) -> bool:
+    """Whether something is the keyword, the tag or the dotted path of an attribute."""
+    try:
+        return isinstance(name, str) and bool(resolve(name))
+    except ValueError:
+        return False
 
 
 @lru_cache(maxsize=4096)

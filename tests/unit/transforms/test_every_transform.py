@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import bz2
 import logging
+import sys
 from collections import Counter
 
 import apache_beam as beam
@@ -29,6 +30,7 @@ from dicomweb_io.http.auth import (
     GoogleCredentials,
     OAuth2ClientCredentials,
 )
+from dicomweb_io.http.settings import TLS
 from dicomweb_io.testing.samples import make_study
 from tests.every_transform import CASES, INSTANCES, VARIANTS, WITH_ARCHIVE, World
 from tests.windows import WINDOWINGS, check_windows, make_worlds
@@ -123,6 +125,13 @@ def test_a_wrong_argument_is_an_error_before_the_pipeline_runs(make):
 def test_a_step_is_no_source(name, world):
     with pytest.raises((TypeError, TypeCheckError), match=r"is no source|expects a PCollection"):
         _ = pipeline() | "It" >> CASES[name].make(world)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in FED])
+def test_a_source_is_no_step(name, world):
+    """A whole series would come, for example, where an element names an instance."""
+    with pytest.raises(TypeError, match="is a source"):
+        _ = pipeline() | beam.Create(["studies/1.2/series/1.3/instances/1.4"]) | "It" >> CASES[name].make(world)
 
 
 def test_the_runtime_check_of_types_finds_a_wrong_hint():
@@ -227,6 +236,25 @@ def world_with(kind, directory, **headers):
         for name in ("source", "target")
     )
     return World(source, target, [], directory)
+
+
+@pytest.mark.parametrize("lacking", ["a package", "a file"])
+def test_a_worker_that_lacks_what_an_archive_needs_says_so_for_each_element(lacking, files, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "azure.identity", None)
+    monkeypatch.setattr(World, "fill_target", lambda world: None)
+    options = {"a package": {"credentials": AzureCredentials()}, "a file": {"tls": TLS(str(tmp_path / "no.pem"))}}
+    archive = Endpoint("https://127.0.0.1:9/dicom", **options[lacking])
+    world = World(archive, archive, sorted(files.rglob("*.dcm")), tmp_path)
+    with pipeline() as p:
+        failures = []
+        for name in WITH_ARCHIVE:
+            case = CASES[name]
+            given = p if case.elements is None else p | f"Create {name}" >> beam.Create(case.elements(world))
+            options = {"allow_unproven_rows": True} if name == "DeleteResources" else {}
+            result = given | name >> case.make(world, failures="collect", **options)
+            failures.append(result.failures | f"Name {name}" >> beam.Map(lambda x, name=name: (name, x.message)))
+        told = failures | beam.Flatten() | beam.Filter(lambda x: "azure" in x[1] or "there is no file" in x[1])
+        assert_that(told | beam.Keys() | beam.Distinct(), equal_to(WITH_ARCHIVE))
 
 
 @pytest.mark.parametrize("kind", KINDS)
