@@ -146,9 +146,24 @@ class Account:
             if len(self._left_out) > 2 * MAX_LISTED:
                 self._left_out = first_by_path(self._left_out)
 
+    def merge(self, other: Account) -> None:
+        """Adds what another account has counted."""
+        self.counts.update(other.counts)
+        self._left_out = first_by_path([*self._left_out, *other._left_out])
+
     def document(self) -> dict[str, Any]:
-        """What `make_summary` takes."""
-        return account_document(self.counts, self._left_out)
+        """What `make_summary` takes: counts, and the first files that were left out, as a JSON object."""
+        listed = [
+            {
+                "kind": item.kind,
+                "path": item.path,
+                "reason": item.reason,
+                "chosen": item.chosen,
+                "conflicts": item.conflicts,
+            }
+            for item in first_by_path(self._left_out)
+        ]
+        return {"counts": dict(self.counts), "left_out": listed}
 
 
 def first_by_path(exclusions: Iterable[Exclusion]) -> list[Exclusion]:
@@ -156,26 +171,11 @@ def first_by_path(exclusions: Iterable[Exclusion]) -> list[Exclusion]:
     return heapq.nsmallest(MAX_LISTED, exclusions, key=lambda item: item.path)
 
 
-def account_document(counts: Mapping[str, int], left_out: Iterable[Exclusion]) -> dict[str, Any]:
-    """Counts, and the first files that were left out, as a JSON object."""
-    listed = [
-        {
-            "kind": item.kind,
-            "path": item.path,
-            "reason": item.reason,
-            "chosen": item.chosen,
-            "conflicts": item.conflicts,
-        }
-        for item in first_by_path(left_out)
-    ]
-    return {"counts": dict(counts), "left_out": listed}
-
-
 def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Makes the summary of a transfer.
 
     Args:
-        document: See `account_document`.
+        document: See `Account.document`.
         seconds: How long it took.
 
     Returns:

@@ -53,7 +53,7 @@ from dicomweb_io.elements import (
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import ConnectionFailedError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
-from dicomweb_io.http.retry import lend_slots
+from dicomweb_io.http.retry import BAD_NEWS_LASTS, lend_slots
 from dicomweb_io.listing import (
     ASK_FROM,
     InstanceGroup,
@@ -247,6 +247,10 @@ class SeriesLimits:
     max_seconds: float = 20 * 60
 
 
+MAX_IN_VAIN = 3
+"""Series in a row of which nothing comes before series are not asked for as a whole for a while."""
+
+
 class SeriesReader:
     """Retrieves instances of a series, most of them in one request. Safe to use from several threads.
 
@@ -274,6 +278,8 @@ class SeriesReader:
         self._transform = transform
         self._limits = limits
         self._listing = SeriesListing(source)
+        # Series in a row of which nothing came, and when the last of them did not.
+        self._in_vain, self._at = 0, 0.0
 
     def iter(
         self,
@@ -285,7 +291,8 @@ class SeriesReader:
 
         If they are (nearly) all of their series, one request asks for the series; what its answer leaves out, or has
         not given when it ends early or reaches a limit, is requested instance by instance, several at once where there
-        is room. So every request makes progress, and nothing that came is requested again.
+        is room. So every request makes progress, and nothing that came is requested again. When several series in a row
+        gave nothing, no others are asked for as a whole for a minute.
 
         Args:
             group: The instances.
@@ -315,6 +322,9 @@ class SeriesReader:
         """Whether one request for the series moves less than a request for each instance."""
         if wanted < 2 or self._source.unavailable is not None:
             return False
+        # Each is tried repeatedly, which takes long where a gateway ends every answer that is not quick.
+        if self._in_vain >= MAX_IN_VAIN and time.monotonic() - self._at < BAD_NEWS_LASTS:
+            return False
         listed = group.listed
         if listed is None:
             if wanted < ASK_FROM or 2 * wanted < len(set(group.sop_instance_uids)):
@@ -336,6 +346,7 @@ class SeriesReader:
         instances = self._retrieve(series, room)
         try:
             for instance in instances:
+                self._in_vain = 0
                 _check(room)
                 reference = instance.reference
                 left -= _size_of(instance)
@@ -354,6 +365,8 @@ class SeriesReader:
                     break
         except RECOVERABLE as error:
             logger.info("the retrieve of %s ended early: %s", series.uri, log_text(error))
+            if left == self._limits.max_bytes:
+                self._in_vain, self._at = self._in_vain + 1, time.monotonic()
         finally:
             close = getattr(instances, "close", None)
             if close is not None:

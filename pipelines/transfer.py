@@ -65,7 +65,7 @@ class TransferOutputs(NamedTuple):
         groups: The instances that were found, each once, by series.
         stored: What arrived or was there already.
         failures: What did not, and failed search requests.
-        exclusions: Files that do not represent an instance.
+        exclusions: Files that do not represent an instance; None if the source is a server.
     """
 
     groups: Any
@@ -81,8 +81,12 @@ def build(pipeline: beam.Pipeline, job: TransferJob) -> TransferOutputs:
     grouped = references | "Group" >> GroupBySeries(job.source, listed, distinct=True, failures="collect")
     options = {item.name: getattr(job.options, item.name) for item in fields(job.options)}
     copied = grouped.groups | "Copy" >> CopyInstances(job.source, job.destination, failures="collect", **options)
-    exclusions, unreadable = pipeline | "Exclusions" >> ListExclusions(job)
-    joined = (*failures, grouped.failures, copied.failures, unreadable) | "Failures" >> beam.Flatten()
+    failures += [grouped.failures, copied.failures]
+    exclusions = None
+    if not job.source.is_web:
+        exclusions, unreadable = pipeline | "Exclusions" >> ListExclusions(job)
+        failures.append(unreadable)
+    joined = failures | "Failures" >> beam.Flatten()
     return TransferOutputs(grouped.groups, copied.stored, joined, exclusions)
 
 
@@ -103,10 +107,12 @@ def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[An
 
 def report(outputs: TransferOutputs, account: str, failures: str | None) -> None:
     """Adds the job's last steps, which write the account and the failures."""
-    counted = outputs._asdict()
+    counted = {name: items for name, items in outputs._asdict().items() if items is not None}
     if failures is not None:
-        conflicts = outputs.exclusions | "Conflicts" >> beam.FlatMap(conflicts_of).with_output_types(Failure)
-        named = (outputs.failures, conflicts) | "Named" >> beam.Flatten()
+        named = outputs.failures
+        if outputs.exclusions is not None:
+            conflicts = outputs.exclusions | "Conflicts" >> beam.FlatMap(conflicts_of).with_output_types(Failure)
+            named = (named, conflicts) | "Named" >> beam.Flatten()
         counted["unwritten"] = named | "WriteFailures" >> WriteFailures(failures)
     _ = counted | "Account" >> WriteAccount(account)
 

@@ -18,11 +18,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
-from apache_beam.pvalue import AsDict, AsIter, TaggedOutput
-from apache_beam.transforms import combiners
+from apache_beam.pvalue import AsIter, TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
 
-from dicomweb_io.account import MAX_LISTED, REPORT, account_document, counts_of, failure_line
+from dicomweb_io.account import REPORT, Account, Entry, failure_line
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
 from dicomweb_io.dicom.media_types import checked_media_types
 from dicomweb_io.elements import Exclusion, Failure, Resource, SearchQuery, StoredInstance
@@ -255,12 +257,16 @@ class _Download(PooledDoFn):
 
     def setup(self) -> None:
         super().setup()
-        self._downloader = InstanceDownloader(
-            cast(Lease, self._lease).client,
+        client = cast(Lease, self._lease).client
+        downloader = self._downloader = InstanceDownloader(
+            client,
             self._directory.url,
             storage_options=self._directory.storage_options,
             transform=self._transform,
             **self._options,
+        )
+        self._reader = SeriesReader(
+            client, lambda reference, _: downloader.retrieve(reference), downloader.discard, transform=self._transform
         )
 
     def teardown(self) -> None:
@@ -284,10 +290,7 @@ class _Download(PooledDoFn):
                 missing.append(reference)
             else:
                 yield from self._results(known, times[str(reference.sop_instance_uid)])
-        reader = SeriesReader(
-            client, lambda reference, _: downloader.retrieve(reference), downloader.discard, transform=self._transform
-        )
-        for reference, item in reader.iter(subject, missing, room):
+        for reference, item in self._reader.iter(subject, missing, room):
             outcome = item if isinstance(item, Failure) else downloader.write(item)
             # What its listing lacked is in no group.
             yield from self._results(outcome, times.get(str(reference.sop_instance_uid), 1))
@@ -367,7 +370,7 @@ class ListExclusions(DICOMwebTransform):
 
     def expand(self, pipeline: Any) -> tuple[Any, Any]:
         """Builds the step."""
-        folders = pipeline | "Folder" >> beam.Create([] if self._job.source.is_web else [self._job])
+        folders = pipeline | "Folder" >> beam.Create([self._job], reshuffle=False)
         listed = folders | "List" >> self._step(_ListExclusions(), Exclusion)
         return listed["main"], listed[FAILURES]
 
@@ -388,7 +391,7 @@ class _ListExclusions(beam.DoFn):
 class WriteAccount(beam.PTransform[Any, Any]):
     """Counts what was found and the results, and writes the account as JSON, for `make_summary`.
 
-    The input is a mapping: collections whose elements are counted by name, ``exclusions`` among them.
+    The input is a mapping: the collections whose elements are counted, by name.
 
     Args:
         path: A local path or an fsspec URL that the workers can write.
@@ -400,20 +403,32 @@ class WriteAccount(beam.PTransform[Any, Any]):
 
     def expand(self, collections: Any) -> Any:
         """Builds the steps."""
-        counts = [
-            items | f"Count_{name}" >> beam.FlatMap(counts_of).with_output_types(tuple[str, int])
-            for name, items in collections.items()
-        ]
-        sums = counts | "AllCounts" >> beam.Flatten() | "Sum" >> beam.CombinePerKey(sum)
-        exclusions = collections["exclusions"]
-        first = exclusions | "First" >> combiners.Top.Smallest(MAX_LISTED, key=lambda item: item.path)
-        once = exclusions.pipeline | "Once" >> beam.Create([None])
-        return once | "Write" >> beam.Map(_write_account, self._path, AsDict(sums), AsIter(first))
+        accounts = [items | f"Count_{name}" >> beam.ParDo(_CountEntries()) for name, items in collections.items()]
+        # An account is also written of nothing.
+        first = accounts[0].pipeline | "Begin" >> beam.Create([(0, Account())], reshuffle=False)
+        merged = (first, *accounts) | "Accounts" >> beam.Flatten() | "Merge" >> beam.GroupByKey()
+        return merged | "Write" >> beam.Map(_write_account, self._path)
 
 
-def _write_account(_: None, path: str, counts: dict[str, int], left_out: Iterable[list[Exclusion]]) -> None:
-    document = account_document(counts, [item for items in left_out for item in items])
-    report_lines(path, "the account of the job in", [json.dumps(document)])
+@beam.typehints.with_output_types(tuple[int, Account])
+class _CountEntries(beam.DoFn):
+    """Makes an account of each bundle."""
+
+    def start_bundle(self) -> None:
+        self._account = Account()
+
+    def process(self, element: Entry) -> None:
+        self._account.add(element)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        yield WindowedValue((0, self._account), MIN_TIMESTAMP, (GlobalWindow(),))
+
+
+def _write_account(accounts: tuple[int, Iterable[Account]], path: str) -> None:
+    total = Account()
+    for account in accounts[1]:
+        total.merge(account)
+    report_lines(path, "the account of the job in", [json.dumps(total.document())])
 
 
 class WriteFailures(beam.PTransform[Any, Any]):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
@@ -25,7 +25,7 @@ from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import DeadlineExceededError, ResponseIncompleteError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import InstanceGroup, instance_of_row, is_worth_whole, listed_instances
-from dicomweb_io.pool import DEFAULT_MAX_BYTES, Room
+from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lease, Room
 from dicomweb_io.transfer import SeriesReader
 from dicomweb_io.transforms._core import (
     FAILURES,
@@ -229,6 +229,12 @@ class FetchParts(PooledDoFn):
 class _FetchInstances(FetchParts):
     _part = "the instance"
 
+    def setup(self) -> None:
+        super().setup()
+        client = cast(Lease, self._lease).client
+        arriving = partial(self._arriving, client)
+        self._reader = SeriesReader(client, arriving, self._spool.discard, transform=self._transform)
+
     def count_result(self, result: Instance) -> None:
         size = len(result.content) if result.content is not None else result.size
         count("instances")
@@ -237,7 +243,7 @@ class _FetchInstances(FetchParts):
 
     def produce(self, subject: Resource | InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
         if isinstance(subject, InstanceGroup):
-            yield from self._of_series(subject, client, room)
+            yield from self._of_series(subject, room)
             return
         if subject.level == "instance":
             found = False
@@ -273,10 +279,9 @@ class _FetchInstances(FetchParts):
         for reference in expected:
             yield from self._again(reference, client, room)
 
-    def _of_series(self, group: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
+    def _of_series(self, group: InstanceGroup, room: Room) -> Iterator[Any]:
         times = Counter(group.references)
-        reader = SeriesReader(client, partial(self._arriving, client), self._spool.discard, transform=self._transform)
-        for reference, item in reader.iter(group, room=room):
+        for reference, item in self._reader.iter(group, room=room):
             result = Problem(item) if isinstance(item, Failure) else self._spool.as_element(item, reference, room)
             del item
             for _ in range(times[reference]):

@@ -202,6 +202,16 @@ def test_what_a_series_does_not_give_is_asked_for_one_by_one(source, serve, tmp_
     web.close()
 
 
+def test_series_that_give_nothing_are_not_asked_for_again_and_again(serve, tmp_path, folder):
+    """Every series is refused, after some attempts: the fourth in a row is not asked for as a whole."""
+    make_study(tmp_path / "many", series=8, instances=4, size=200)
+    server = serve(tmp_path / "many", faults=[fault("status", path="/series/[0-9.]+$", status=504, times=None)])
+    source = Endpoint(server.url, retry=RetryPolicy(max_attempts=2, initial_delay=0.01))
+    summary = run_transfer(TransferJob(source, Endpoint(str(folder))), max_in_flight=1)
+    assert (summary["transferred"], summary["failed"]) == (32, 0)
+    assert len(requests_for(server, "series")) == 3
+
+
 def requests_for(server, what):
     """How often each series, or each instance, was requested."""
     return Counter(r.path for r in server.records if r.method == "GET" and re.search(f"/{what}/[0-9.]+$", r.path))
