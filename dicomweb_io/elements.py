@@ -227,7 +227,7 @@ def _of_names(row: Mapping[str, Any], kind: str) -> Resource:
     study, series, instance = (uids[level] for level in LEVELS)
     if study is None:
         raise InvalidIdentifierError(
-            f"a reference needs a StudyInstanceUID (0020000D); the {kind} has only {shown_keys(row) or 'nothing'}"
+            f"a reference needs a StudyInstanceUID (0020000D) as text; the {kind} has {shown_keys(row) or 'nothing'}"
         )
     # A row never names more than what it is a row of: an instance without its series is not its study.
     if series is None and (has["series"] or has["instance"]):
@@ -275,7 +275,10 @@ def _of_text(value: str | URI, level: Level | None) -> Resource:
         )
     uri = value if isinstance(value, URI) else URI.from_string(_web_uri(value), permissive=True)
     if uri.type is URIType.SERVICE or uri.study_instance_uid is None:
-        raise InvalidIdentifierError("the URI names a service, not a study, series, instance or frame")
+        raise InvalidIdentifierError(
+            "the text is no URI of a study, series, instance or frame (studies/UID); what else it may be is said by a "
+            'mapping, such as {"AccessionNumber": "123"} for a search'
+        )
     return Resource(uri.study_instance_uid, uri.series_instance_uid, uri.sop_instance_uid, tuple(uri.frames or ()))
 
 
@@ -446,6 +449,7 @@ class SearchQuery:
         fields: Further attributes to return, by keyword or tag, or ``("all",)``.
         fuzzymatching: Ask for fuzzy matching of person names; None sends no parameter.
         additional_params: Further query parameters, sent unchanged.
+        source: The list and the line that asks for it, for failures.
     """
 
     level: SearchLevel
@@ -455,6 +459,7 @@ class SearchQuery:
     fields: tuple[str, ...] = ()
     fuzzymatching: bool | None = None
     additional_params: tuple[tuple[str, str], ...] = ()
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if self.level not in ("study", "series", "instance"):

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Union, cast
 from urllib.parse import urlsplit, urlunsplit
 
+import fsspec
+
 from dicomweb_io.client import DICOMClient, FilterMismatch, check_filter_mismatch
 from dicomweb_io.http.auth import Credentials
 from dicomweb_io.http.retry import RetryPolicy
@@ -83,10 +85,15 @@ class Endpoint:
             split_service_url(self.url)
             if self.internal_url is not None:
                 split_service_url(self.internal_url)
+            if self.profile != "auto":
+                from dicomweb_io.profiles import resolve_profile
+
+                resolve_profile(self.profile, self.url)
         else:
             if _SERVER_WITHOUT_SCHEME.match(self.url):
                 # As a destination it would quietly become a folder.
                 raise ValueError(f"{text!r}: write http:// or https:// before a server's address, ./ before a folder")
+            self._check_filesystem()
             kinds = ("prefixes", "credentials", "internal_url")
             given = [name for name in kinds if getattr(self, name) not in (None, Prefixes())]
             if given:
@@ -95,6 +102,14 @@ class Endpoint:
         for name, kind in _GROUPS.items():
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be {kind.__name__}(…), not {type(getattr(self, name)).__name__}")
+
+    def _check_filesystem(self) -> None:
+        for name in re.findall(r"(?:^|::)([^:/]+)://", self.url):
+            if name not in fsspec.available_protocols():
+                raise ValueError(
+                    f"{self.safe_url}: there is no filesystem {name}:// (a server's address begins with http:// or "
+                    f"https://)"
+                )
 
     @classmethod
     def of(cls, value: EndpointLike) -> Endpoint:

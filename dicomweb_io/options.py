@@ -155,6 +155,25 @@ def endpoint_from(
     return make_endpoint(url, given, lambda name: _spelled(role, name), workers_elsewhere=workers_elsewhere)
 
 
+def check_given_once(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Rejects an option that replaces its value and is given twice: the first value would be dropped without a word.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    parsers, replacing, others = [parser], set[str](), set[str]()
+    while parsers:
+        for action in parsers.pop()._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            else:
+                (replacing if type(action) is argparse._StoreAction else others).update(action.option_strings)
+    given = [argument.partition("=")[0] for argument in arguments]
+    twice = sorted(name for name in replacing - others if given.count(name) > 1)
+    if twice:
+        raise UsageError(f"{twice[0]} is given {given.count(twice[0])} times, and only the last would count")
+
+
 def make_endpoint(
     url: str,
     given: Mapping[str, Any],

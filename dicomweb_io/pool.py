@@ -20,9 +20,10 @@ import pickle
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from dicomweb_io.client import DICOMClient
@@ -190,6 +191,35 @@ class Room:
     def cancelled(self) -> bool:
         """True if the lane was closed."""
         return self._task.lane.closed
+
+    def each(self, keys: Iterable[K], produce: Callable[[K, Room], Iterator[R]]) -> Iterator[tuple[K, R]]:
+        """Divides the task: yields what is produced for each of several keys, with its key, as it is ready.
+
+        The parts have a lane of their own, so one of them always goes on, and others where the pool has places. What
+        the task holds for its next item is given back.
+
+        Raises:
+            WorkCancelled: If the lane was closed.
+        """
+        pool = self._task.lane.pool
+        with pool._condition:
+            self._task.hold(0)
+        lane: Lane[K, R] = pool.lane()
+
+        def results() -> Iterator[tuple[K, R]]:
+            for key in keys:
+                yield from lane.submit(key, partial(produce, key))
+            yield from lane.drain()
+
+        try:
+            for key, result in results():
+                if self.cancelled:
+                    raise WorkCancelled
+                yield key, result
+                # Nothing here may keep the result alive while the next is awaited.
+                del result
+        finally:
+            lane.close()
 
     def reserve(self, size: int) -> None:
         """Waits until the task may hold `size` bytes for its next item, instead of what it holds for it now.

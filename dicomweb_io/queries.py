@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
-from dicomweb_io.dicom.attributes import lookup_tag, resolve, vr_of
+from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS, lookup_tag, resolve, vr_of
 from dicomweb_io.dicom.matching import check_filter, selects
 from dicomweb_io.dicom.uids import check_uid
 from dicomweb_io.elements import LEVELS, JSONDataset, SearchLevel, SearchQuery
@@ -145,6 +146,10 @@ def _parameter(key: object, value: object) -> list[tuple[str, str]]:
 
 def _filter_text(key: str, value: object) -> str:
     """One filter value as text; a list is joined by backslashes, DICOM's own separator of values."""
+    values = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+    if any(isinstance(item, float) for item in values) and vr_of(resolve(key)[-1]) not in {*INTEGER_VRS, *DECIMAL_VRS}:
+        # A table with an empty cell makes 123.0 of 123, and nan of the empty one.
+        raise TypeError(f"the value of {key} must be text, not a float")
     if isinstance(value, (list, tuple, set, frozenset)):
         parts = [_text(key, item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
         if not parts:
@@ -160,7 +165,8 @@ def _text(key: object, value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, (str, int, float)):
         return str(value)
-    raise TypeError(f"the value of {key} must be text, a number or a list of them, not {type(value).__name__}")
+    hint = " (a date is written YYYYMMDD, such as '20040131')" if isinstance(value, date) else ""
+    raise TypeError(f"the value of {key} must be text, a number or a list of them, not {type(value).__name__}{hint}")
 
 
 # Which attribute belongs to which level -------------------------------------------------------------------------------

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.options import UsageError, add_archive_options, add_authentication_options, endpoint_from
+from dicomweb_io.options import (
+    UsageError,
+    add_archive_options,
+    add_authentication_options,
+    check_given_once,
+    endpoint_from,
+)
 
 
 class Arguments:
@@ -93,6 +103,7 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, add_help=False)
     options_class._add_argparse_args(cast(Any, parser))
     args, rest = parser.parse_known_args(arguments)
+    check_given_once(parser, arguments)
     options = PipelineOptions(rest)
     standard = options.view_as(StandardOptions)
     standard.runner = "FnApiRunner" if standard.runner is None else _spelled(standard.runner)
@@ -100,6 +111,31 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
         # A local runner takes no options but Beam's own: any remaining option is a mistake.
         raise UsageError(f"unknown arguments: {' '.join(unknown)}")
     return args, options
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets Ctrl-C end a pipeline as a `KeyboardInterrupt`: Beam logs its traceback and makes a RuntimeError of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = threading.Event()
+
+    def stop(number: int, frame: Any) -> None:
+        interrupted.set()
+        logging.disable()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except Exception as error:
+        if interrupted.is_set():
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+        logging.disable(logging.NOTSET)
 
 
 def _spelled(runner: str) -> str:

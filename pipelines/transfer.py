@@ -8,7 +8,7 @@ At the end there is a summary whose numbers add up: found = transferred + alread
 not tried. They are counted from the job's output collections. For a folder, found are files; for a server, the
 instances that it lists. Not tried is what was left when a server could not be reached for --source-outage or
 --destination-outage seconds, or refused the login. The exit code is 0 only if everything was done, 1 if not, 2 if the
-command line is wrong.
+command line is wrong, 130 after Ctrl-C.
 
     python -m pipelines.transfer --source /data/incoming --destination https://pacs.example/dicom-web
 
@@ -34,6 +34,7 @@ from dicomweb_io.options import UsageError, add_transfer_options, read_json
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob, job_from
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
+from dicomweb_io.transforms._core import piped_by_member
 from dicomweb_io.transforms.copy import (
     ListExclusions,
     MatchLines,
@@ -43,7 +44,7 @@ from dicomweb_io.transforms.copy import (
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
 from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
-from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, is_local, parse
+from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, interruptible, is_local, parse
 
 
 class TransferOptions(PipelineOptions):
@@ -56,6 +57,7 @@ class TransferOptions(PipelineOptions):
         add_transfer_options(arguments)
 
 
+@piped_by_member
 class TransferOutputs(NamedTuple):
     """The collections of a transfer.
 
@@ -151,10 +153,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
             # The workers read it themselves, so that it is no part of the job's graph.
             job = replace(job, wanted=ListFile(args.input, args.allow_patterns))
-        summary = run(job, options)
+        with interruptible():
+            summary = run(job, options)
     except UsageError as error:
         print(f"transfer: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("transfer: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"transfer: there is no summary: {error}", file=sys.stderr)
         return 1

@@ -13,12 +13,18 @@ from io import TextIOWrapper
 import requests
 
 from dicomweb_io.cli.arguments import build_parser
-from dicomweb_io.options import UsageError
+from dicomweb_io.options import UsageError, check_given_once
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command; see `dicomweb_io.cli.main`."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        check_given_once(parser, sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        print(f"dicomweb-io: {error}", file=sys.stderr)
+        return 2
     with _logging(args.verbosity), _any_text(), warnings.catch_warnings():
         # Its warnings show values; what is lost is told by the log, without them.
         warnings.filterwarnings("ignore", module="pydicom")

@@ -108,6 +108,8 @@ def resolve(attribute: str) -> tuple[str, ...]:
         InvalidIdentifierError: If a keyword is unknown; the message names the nearest one. Servers ignore filters
             that they do not know and return everything, so a misspelt keyword must never be sent.
     """
+    if not isinstance(attribute, str):
+        raise TypeError(f"an attribute is the text of a keyword or of 8 hexadecimal digits, not {attribute!r}")
     if not attribute:
         raise InvalidIdentifierError("an attribute is empty (expected a keyword or 8 hexadecimal digits)")
     tags = []

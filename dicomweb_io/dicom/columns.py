@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -48,10 +49,10 @@ class Column:
             The value (None, or an empty list, where the attribute has none), and whether the cell is
             complete: values that are not of the column's type are left out.
         """
-        clean = True
+        clean, gaps = True, False
         values = []
         for value in iter_values(row, self.path):
-            absent = value is None or value == ""
+            absent = value in (None, "") or (isinstance(value, Mapping) and not any(value.values()))
             converted = None if absent else _convert(value, self.kind, self.vr)
             clean = clean and (absent or converted is not None)
             if converted is not None:
@@ -59,8 +60,11 @@ class Column:
             elif self.many and self.kind is str:
                 # A list of texts has a place for each value, because other lists may correspond to it.
                 values.append("")
+            else:
+                gaps = True
         if self.many:
-            return values, clean
+            # A list of numbers has no empty places: the others move up.
+            return values, clean and not (gaps and values)
         if len(values) < 2:
             return (values[0] if values else None), clean
         return ("\\".join(values), clean) if self.kind is str and self.vr not in _MOMENTS else (values[0], False)
@@ -75,10 +79,13 @@ def column_of(attribute: str, *, typed_dates: bool = False) -> Column:
         typed_dates: Whether dates are `datetime.date` instead of text.
 
     Raises:
-        InvalidIdentifierError: If it is unknown, a sequence, or binary.
+        InvalidIdentifierError: If it is unknown, a sequence, binary, or in something that is no sequence.
     """
     path = resolve(attribute)
     vr = vr_of(path[-1])
+    for tag in path[:-1]:
+        if vr_of(tag) not in ("SQ", "UN"):
+            raise InvalidIdentifierError(f"{attribute}: {_name(tag)} is no sequence, so nothing is in it")
     if vr == "SQ":
         raise InvalidIdentifierError(
             f"{attribute} is a sequence: name an attribute in it, such as {attribute}.CodeValue"
@@ -140,7 +147,8 @@ def _convert(value: Any, kind: type, vr: str) -> Any:
         return None
     try:
         if kind is float:
-            return float(value)
+            # Not every sink takes NaN and infinity.
+            return float(value) if math.isfinite(float(value)) else None
         number = int(value) if isinstance(value, (int, str)) else int(value) if value == int(value) else None
     except (TypeError, ValueError, OverflowError):
         return None

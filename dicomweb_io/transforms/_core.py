@@ -25,6 +25,8 @@ from apache_beam.options.pipeline_options import TypeOptions
 from apache_beam.pvalue import PBegin, TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
+from apache_beam.typehints import TypeCheckError
+from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
 from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.typehints.typehints import is_consistent_with
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
@@ -41,6 +43,7 @@ from dicomweb_io.elements import (
     RenderedImage,
     Resource,
     SearchLevel,
+    SearchQuery,
     StoredInstance,
     shown_keys,
 )
@@ -208,6 +211,11 @@ class FailingTransform(beam.PTransform[Any, Any]):
             )
         return super().__ror__(left, label)
 
+    def _check_begins(self, pvalue: Any) -> None:
+        """Rejects a collection as the input of what is only a source."""
+        if not isinstance(pvalue, PBegin):
+            raise TypeError(f"{type(self).__name__} is a source: apply it to a pipeline, not to a collection")
+
     def with_error_handler(self, error_handler: Any) -> Self:
         """Sends failures to one of Beam's error handlers instead of failing the pipeline.
 
@@ -299,10 +307,18 @@ class DICOMwebTransform(FailingTransform):
 
         Raises:
             ValueError: If the rows lack a column that names what they are about.
+            TypeCheckError: If something has to be searched for first.
         """
         hints = self.get_type_hints().input_types
-        columns = columns_of_type(getattr(pvalueish, "element_type", None))
+        given = getattr(pvalueish, "element_type", None)
+        columns = columns_of_type(given)
         wanted = hints[0][0] if hints and hints[0] else Any
+        kinds = getattr(convert_to_beam_type(given), "union_types", (given,))
+        if SearchQuery in kinds and not is_consistent_with(SearchQuery, wanted):
+            raise TypeCheckError(
+                f"{type(self).__name__} takes references, and searches are among its elements: "
+                "ReadReferences(…, level=…) gives references alone, ReadAllFromDICOMweb and the searches take both"
+            )
         takes_references = wanted is not Any and is_consistent_with(Resource, wanted)
         if not columns or not takes_references or is_consistent_with(pvalueish.element_type, wanted):
             super().type_check_inputs(pvalueish)
@@ -605,7 +621,8 @@ class PooledDoFn(LeasingDoFn):
         try:
             yield from self.produce(subject, client, room)
         except RECOVERABLE as error:
-            yield problem_of(error, self._transform, reference=reference)
+            source = subject.source if isinstance(subject, SearchQuery) else None
+            yield problem_of(error, self._transform, reference=reference, source=source)
 
     def _emit(self, work: Work, result: Any) -> Iterator[Any]:
         if not work.begun:

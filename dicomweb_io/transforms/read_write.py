@@ -61,14 +61,18 @@ class _Read(DICOMwebTransform):
         page_size: int | None = None,
         split_by: str | None = None,
         allow_all: bool = False,
+        require_match: bool | None = None,
         failures: FailureMode = "raise",
         **options: Any,
     ) -> None:
         super().__init__(endpoint, failures=failures)
+        if require_match is None:
+            require_match = not self._is_source and not search_filters and split_by is None and limit != 0
         self._how: dict[str, Any] = {
             "limit": limit,
             "page_size": page_size,
             "split_by": split_by,
+            "require_match": require_match,
             "failures": "collect",
         }
         self._search = SearchForInstances(
@@ -109,6 +113,7 @@ class ReadFromDICOMweb(_Read):
         fuzzymatching: Ask for fuzzy matching of names.
         page_size: Rows of the search to ask for at once.
         split_by: ``"StudyDate"`` makes several searches of a large one.
+        require_match: Make a search that finds nothing a failure; by default it is none.
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `RetrievedInstances`. See also
             `with_error_handler`.
         **options: Further arguments of `RetrieveInstances`.
@@ -118,6 +123,7 @@ class ReadFromDICOMweb(_Read):
 
     def expand(self, pvalue: Any) -> Any:
         """Builds the steps."""
+        self._check_begins(pvalue)
         search: SearchForInstances | SearchForSeries = self._search
         query = series_query(search.query, self.endpoint) if search.limit is None else None
         if query is not None:
@@ -137,12 +143,13 @@ class ReadAllFromDICOMweb(_Read):
     twice.
 
     Arguments as in `ReadFromDICOMweb`; filters and the limit hold for each element. An element that asks for everything
-    is a failure unless `allow_all` is True.
+    is a failure unless `allow_all` is True, and so is one that finds nothing, unless there are `search_filters`
+    (`require_match` says otherwise).
     """
 
     def expand(self, pvalue: Any) -> Any:
         """Builds the steps."""
-        dofn = _PlanReads(self._search, collect=self.collects)
+        dofn = _PlanReads(self._search, type(self).__name__, collect=self.collects)
         planned = pvalue | "Plan" >> self._step(dofn, SearchQuery, **{_SERIES: SearchQuery})
         # The queries hold the filters already, and what they may ask for was checked.
         searches = (
@@ -162,11 +169,12 @@ class _PlanReads(Converting):
 
     Args:
         search: The search for instances whose filters hold for each element.
+        transform: The name for failures.
         collect: See `Converting`.
     """
 
-    def __init__(self, search: SearchForInstances, *, collect: bool) -> None:
-        super().__init__(type(search).__name__, collect=collect)
+    def __init__(self, search: SearchForInstances, transform: str, *, collect: bool) -> None:
+        super().__init__(transform, collect=collect)
         self._endpoint, self._base = search.endpoint, search.query
         self._by_series, self._allow_all = search.limit is None, search.allow_all
 
@@ -288,6 +296,7 @@ class ReadReferences(FailingTransform):
 
     def expand(self, pipeline: Any) -> Any:
         """Builds the steps."""
+        self._check_begins(pipeline)
         dofn = _NameLines(type(self).__name__, self._level, collect=self.collects)
         output_type = Resource if self._level is not None else Resource | SearchQuery
         lines = pipeline | "Lines" >> ReadLines(self._list)
@@ -338,7 +347,7 @@ class _NameLines(beam.DoFn):
             if named != self._level:
                 wanted, problem = None, f"it names {named or 'no object by its UIDs'}, not a {self._level}"
         if wanted is not None:
-            yield wanted
+            yield replace(wanted, source=line.place) if isinstance(wanted, SearchQuery) else wanted
             return
         failure = Failure(self._transform, f"the line names nothing that can be read: {problem}", source=line.place)
         yield reported(Problem(failure), self._collect)

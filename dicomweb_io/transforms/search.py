@@ -33,6 +33,7 @@ from dicomweb_io.elements import (
     LEVELS,
     UID_KEYWORDS,
     UID_TAGS,
+    Failure,
     JSONDataset,
     Resource,
     SearchLevel,
@@ -66,6 +67,7 @@ from dicomweb_io.transforms._core import (
     ReferenceInput,
     Work,
     grouped_places,
+    naming,
     piped_by_member,
     problem_of,
     reported,
@@ -80,6 +82,7 @@ QueryInput = ReferenceInput | SearchQuery
 """What a search step takes: whatever names an object, a query, or a mapping of filters."""
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
+_TOLD = frozenset((*UID_KEYWORDS.values(), "AccessionNumber"))
 _SEVERAL = re.compile(r"[*?\\\\,]")
 
 # Rows that travel together between two steps. A page of a server that ignores limits may hold many more.
@@ -117,6 +120,7 @@ class _Search(DICOMwebTransform):
         exact: bool = False,
         allow_several_modalities: bool = False,
         allow_all: bool = False,
+        require_match: bool = False,
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(endpoint, failures=failures)
@@ -127,6 +131,8 @@ class _Search(DICOMwebTransform):
             raise ValueError(f"split_by must be 'StudyDate' or None, not {split_by!r}")
         if split_by is not None and limit is not None:
             raise ValueError("a search with a limit is not split: give either limit or split_by")
+        if require_match and (split_by is not None or limit == 0):
+            raise ValueError("require_match is for searches whose rows are counted: leave split_by and limit=0 out")
         self.columns = chosen_columns(columns, typed_dates=typed_dates)
         if self.columns is not None and failures == "raise":
             self.with_output_types(row_type(self.columns))
@@ -145,6 +151,7 @@ class _Search(DICOMwebTransform):
         self.exact = exact
         self.allow_several_modalities = allow_several_modalities
         self.allow_all = allow_all
+        self.require_match = require_match
         self.limit = limit
         self.page_size = page_size
         self.distinct = distinct
@@ -193,10 +200,11 @@ class _Search(DICOMwebTransform):
     def _rows(self, queries: Any, which: str, hold: bool, failures: list[Any]) -> Any:
         """The rows of queries, and their failures added to a list."""
         name, collects = type(self).__name__, self.collects
-        plan = _Plan(self.endpoint, name, limit=self.limit, page_size=self.page_size, collect=collects, hold=hold)
+        how = {"require_match": self.require_match, "collect": collects}
+        plan = _Plan(self.endpoint, name, limit=self.limit, page_size=self.page_size, hold=hold, **how)
         planned = queries | f"Plan{which}" >> self._step(plan, PlannedSearch)
         found = planned["main"] | f"Search{which}" >> self._step(
-            _ReadRows(self.endpoint, name, proof=self._proof, collect=collects), dict[str, Any]
+            _ReadRows(self.endpoint, name, proof=self._proof, **how), dict[str, Any]
         )
         failures += [planned[FAILURES], found[FAILURES]]
         return found["main"]
@@ -273,6 +281,7 @@ class SearchForStudies(_Search):
             modalities.
         allow_all: Let an element ask for everything: an empty mapping, or one whose values are empty or wildcards
             alone. Otherwise it is a failure. (A search that is applied to a pipeline may always ask for everything.)
+        require_match: Make each element (or the one search of a pipeline) that finds nothing a failure.
         failures: ``"raise"`` or ``"collect"``; with the latter the output is a `SearchResult`. See also
             `with_error_handler`.
 
@@ -483,9 +492,17 @@ class _Plan(PooledDoFn):
     """Asks for the first page of each query, and plans the rest."""
 
     def __init__(
-        self, endpoint: Endpoint, transform: str, *, limit: int | None, page_size: int | None, **how: Any
+        self,
+        endpoint: Endpoint,
+        transform: str,
+        *,
+        limit: int | None,
+        page_size: int | None,
+        require_match: bool = False,
+        **how: Any,
     ) -> None:
         super().__init__(endpoint, transform, **how)
+        self._require_match = require_match
         self._limit = limit
         self._page_size = page_size
 
@@ -510,9 +527,10 @@ class _Plan(PooledDoFn):
             surplus = request.limit != limit
             return client.search_page(subject, offset=request.offset, limit=request.limit, surplus=surplus)
 
-        total, row_bytes = None, RowRange.row_bytes
+        total, row_bytes, planned = None, RowRange.row_bytes, False
         while (answered := next_rows(paging, ask)) is not None:
             rows, found = answered
+            planned = planned or bool(found)
             for first in range(0, len(found), _MAX_PLANNED):
                 part = found[first : first + _MAX_PLANNED]
                 start = part[0][0]
@@ -530,6 +548,7 @@ class _Plan(PooledDoFn):
             rest = RowRange(paging.position, limit, total, whole=whole, row_bytes=row_bytes)
             # Before parts of it are read at once, another page has to show that the archive honours offsets.
             if paging.offset_works or len(list(rest.pieces())) == 1:
+                planned = True
                 yield PlannedSearch(
                     subject,
                     rest,
@@ -538,6 +557,8 @@ class _Plan(PooledDoFn):
                 )
                 break
         confirm_end(paging, ask)
+        if self._require_match and not planned:
+            yield _unmatched(subject, self._transform)
 
     def count_result(self, result: PlannedSearch) -> None:
         if result.page is not None:
@@ -546,18 +567,35 @@ class _Plan(PooledDoFn):
 
 
 def narrowed_to(query: SearchQuery) -> Resource | None:
-    """The study or series that a search is made in, for failures; None if it is made in the whole archive."""
-    if query.study_instance_uid is None:
-        return None
-    return Resource(query.study_instance_uid, query.series_instance_uid)
+    """What a search is made in or for, by its UIDs, for failures; None if it names no study."""
+    given = dict(query.search_filters)
+    uids: list[Any] = []
+    for level, placed in zip(LEVELS, (query.study_instance_uid, query.series_instance_uid, None), strict=True):
+        uid = placed or given.get(UID_KEYWORDS[level], "")
+        if not is_uid(uid, permissive=placed is not None):
+            break
+        uids.append(uid)
+    return Resource(*uids) if uids else None
+
+
+def _unmatched(query: SearchQuery, transform: str) -> Problem:
+    """The failure of a search that has to find something and does not."""
+    # A patient is not named.
+    names = ", ".join(f"{name} {text}" if name in _TOLD else name for name, text in query.search_filters)
+    message = "the search" + (f" by {names}" if names else "") + f" found no {query.level}"
+    failure = Failure(transform, message, reference=narrowed_to(query), source=query.source)
+    return naming(Problem(failure), query)
 
 
 class _ReadRows(LeasingDoFn):
     """Reads ranges of rows. It catches its own errors: Beam's exception handling breaks splittable DoFns."""
 
-    def __init__(self, endpoint: Endpoint, transform: str, *, proof: _Proof | None, collect: bool) -> None:
+    def __init__(
+        self, endpoint: Endpoint, transform: str, *, proof: _Proof | None, require_match: bool, collect: bool
+    ) -> None:
         super().__init__(endpoint, transform, collect=collect)
         self._proof = proof
+        self._require_match = require_match
 
     def process(
         self,
@@ -589,6 +627,8 @@ class _ReadRows(LeasingDoFn):
             end = rows.likely_stop
             lost = (position + 1, end if end is not None and end > position + 1 else END)
             yield reported(self._lost(failed, element.query, lost), self._collect)
+        elif self._require_match and not claimed and rows.start == 0:
+            yield reported(_unmatched(element.query, self._transform), self._collect)
         elif rows.stop is None and rows.total is not None and rows.total != position + 1:
             count("total_mismatches")
 
@@ -612,7 +652,7 @@ class _ReadRows(LeasingDoFn):
         return ReadAhead(client, query, lease.pool, paging, lambda: tracker.current_restriction().stop, self._traffic)
 
     def _lost(self, error: BaseException, query: SearchQuery, rows: tuple[int, int]) -> Problem:
-        problem = problem_of(error, self._transform, reference=narrowed_to(query), rows=rows)
+        problem = problem_of(error, self._transform, reference=narrowed_to(query), rows=rows, source=query.source)
         what = f"rows {rows[0]} to " + (str(rows[1]) if rows[1] < END else "the end")
         message = f"the {query.level} search failed for {what}: {problem.failure.message}"
         return Problem(replace(problem.failure, message=message), problem.error)

@@ -598,8 +598,7 @@ class _WatchTransform(DICOMwebTransform):
 
     def expand(self, pbegin: PBegin) -> Any:
         """Builds the steps."""
-        if not isinstance(pbegin, PBegin):
-            raise TypeError(f"{type(self).__name__} is a source: apply it to a pipeline, not to a collection")
+        self._check_begins(pbegin)
         kind = _UnboundedWatch if self.stop is None and self.max_polls is None else _BoundedWatch
         # With several workers FnApiRunner (Beam 2.77) forgets what they defer, and the pipeline would end as if all was
         # well after one poll.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,30 @@ from pipelines import transfer, watch
 from pipelines._common import is_local, parse
 
 BOTH = ["--source", "/a", "--destination", "/b"]
+
+
+def test_an_option_with_one_value_is_given_once():
+    for twice in (["--destination", "/c"], ["--input", "a", "--input=b"]):
+        with pytest.raises(UsageError, match=f"{twice[0]} is given 2 times, and only the last would count"):
+            parsed(*twice)
+    parsed("--filter", "PatientID=1", "--filter", "StudyDate=20260101")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, wrapped):
+    """Beam makes a RuntimeError of it in a worker."""
+
+    def run(job, options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if wrapped:
+                raise RuntimeError("KeyboardInterrupt [while running 'Copy']") from None
+            raise
+
+    monkeypatch.setattr(transfer, "run", run)
+    assert transfer.main(BOTH) == 130
+    assert capsys.readouterr().err.startswith("transfer: interrupted")
 
 
 def parsed(*arguments):

@@ -26,6 +26,7 @@ from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import AWSSigV4, BasicCredentials, BearerToken, GoogleCredentials
 from dicomweb_io.http.settings import TLS
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import yaml as doors
 
@@ -316,16 +317,28 @@ def test_beam_sees_the_parameters(name):
         ({"error_handling": {}}, "needs the name of an output"),
         ({"search_filters": {"Modalit": "CT"}}, "Modalit"),
         ({"columns": ["Nonsense"]}, "Nonsense"),
+        ({"columns": [0o100010]}, "text of a keyword"),
+        ({"credentials": "secret"}, "^credentials must be a mapping, such as {token_env: NAME}$"),
+        ({"credentials": {"google": "no"}}, "credentials: google must be true or false"),
+        ({"exact": "false"}, "exact must be true or false"),
+        ({"search_filters": {"AccessionNumber": 0o123}}, "value of AccessionNumber in quotes"),
+        ({"search_filters": {"StudyTime": ["0700", 0o700]}}, "value of StudyTime in quotes"),
+        ({"search_filters": {"Modality": False}}, "value of Modality in quotes"),
+        ({"search_filters": {"StudyDate": date(2026, 1, 2)}}, "a date is written YYYYMMDD"),
+        ({"profile": "orthank"}, "no profile 'orthank'"),
     ],
 )
 def test_wrong_parameters_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    """Such as what YAML makes of 00123, NO and "false", which says the opposite of what counts as true."""
+    with pytest.raises((TypeError, ValueError), match=message):
         doors.SearchForStudies("https://pacs.example/rs", **arguments)
 
 
 def test_a_watch_starts_at_a_time():
     watch = doors.WatchForStudies("https://pacs.example/rs", start="2026-01-31")
     assert watch._inner.start == datetime(2026, 1, 31, tzinfo=timezone.utc)
+    unquoted = doors.WatchForStudies("https://pacs.example/rs", start=date(2026, 1, 31))
+    assert unquoted._inner.start == date(2026, 1, 31)
     with pytest.raises(ValueError, match="yesterday"):
         doors.WatchForStudies("https://pacs.example/rs", start="yesterday")
 
@@ -337,6 +350,8 @@ def test_what_rows_name():
         doors.query_of_row(beam.Row(**series, SOPInstanceUID=None))
     query = beam.Row(AccessionNumber=17, PatientID=None, StudyDate=float("nan"), Modality="")
     assert doors.query_of_row(query) == {"AccessionNumber": "17", "Modality": ""}
+    with pytest.raises(TypeError, match="AccessionNumber must be text, not a float"):
+        make_query("study", search_filters=doors.query_of_row(beam.Row(AccessionNumber=17.0)))
     assert doors.storable_of_row(beam.Row(content=None, path="/a")) == "/a"
     assert doors.storable_of_row(beam.Row(content=b"x", path=None)) == b"x"
     with pytest.raises(ValueError, match="has other"):

@@ -99,7 +99,7 @@ def test_reference_of_a_search_row() -> None:
         Resource.of({"00080018": {"vr": "UI", "Value": ["1.4"]}})
     with pytest.raises(TypeError, match="int"):
         Resource.of(7)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="service"):
+    with pytest.raises(ValueError, match="no URI of a study"):
         Resource.of("https://pacs.example/dicom-web")
 
 
@@ -165,7 +165,7 @@ def test_whatever_names_an_object_is_a_reference(value: Any, expected: Resource)
         ((), "a tuple names an object by its level"),
         ((1, "1.2"), "a tuple names an object by its level"),
         (("study", None), "a tuple names an object by its level"),
-        (Named(""), r"needs a StudyInstanceUID \(0020000D\); the Named has only StudyInstanceUID"),
+        (Named(""), r"needs a StudyInstanceUID \(0020000D\) as text; the Named has StudyInstanceUID"),
         (Named("1.2", ""), "the Named of study 1.2 lacks its SeriesInstanceUID"),
         (
             {"StudyInstanceUID": "1.2", "SeriesInstanceUID": None},
@@ -174,7 +174,7 @@ def test_whatever_names_an_object_is_a_reference(value: Any, expected: Resource)
         ({"StudyInstanceUID": "1.2", "SOPInstanceUID": "1.4"}, "lacks its SeriesInstanceUID"),
         ({"StudyInstanceUID": "1.2", "SeriesInstanceUID": float("nan")}, "lacks its SeriesInstanceUID"),
         ({"StudyInstanceUID": ["1.2", "1.3"]}, "needs a StudyInstanceUID"),
-        ({"SeriesInstanceUID": "1.3", "Doe^Jane": 1}, "the mapping has only SeriesInstanceUID, …"),
+        ({"SeriesInstanceUID": "1.3", "Doe^Jane": 1}, "the mapping has SeriesInstanceUID, …"),
         (Found("1.2", "1.3", ""), "sop_instance_uid"),
         (
             {"study_instance_uid": "1.2", "SeriesInstanceUID": "1.3"},

@@ -51,6 +51,9 @@ def test_of_anything_that_names_an_archive(tmp_path):
             )
         ),
         ({"url": "/folder", "prefixes": Prefixes("q")}, "prefixes: only for servers"),
+        ({"url": "htp://me:secret@pacs.example/rs"}, "htp://pacs.example/rs: there is no filesystem htp://"),
+        ({"url": "simplecache::htp://pacs.example/rs"}, "there is no filesystem htp://"),
+        ({"url": "https://pacs.example/rs", "profile": "orthank"}, "there is no profile 'orthank'"),
         ({"url": "/folder", "credentials": HTTPBasicAuth("a", "b")}, "only for servers"),
     ],
 )

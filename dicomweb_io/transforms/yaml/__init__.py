@@ -22,6 +22,7 @@ from apache_beam.pvalue import PBegin
 
 from dicomweb_io import transforms
 from dicomweb_io.changes import parse_moment
+from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS, resolve, vr_of
 from dicomweb_io.elements import (
     UID_KEYWORDS,
     Bulkdata,
@@ -75,6 +76,7 @@ class _Parameter:
     default: Any = None
 
 
+_FLAG = Optional[bool]  # noqa: UP045
 _TEXT, _NUMBER, _TEXTS, _MAPPING = Optional[str], Optional[int], Optional[Sequence[str]], Optional[Mapping[str, str]]  # noqa: UP045
 
 _OWN = {
@@ -84,6 +86,7 @@ _OWN = {
     "limit": _Parameter(_NUMBER, "At most this many, for each search."),
     "exact": _Parameter(bool, "Take only rows that prove that they match, as DeleteResources demands.", False),
     "allow_all": _Parameter(bool, "Let a row ask for everything.", False),
+    "require_match": _Parameter(_FLAG, "Make a search, or each row, that finds nothing a failure."),
     "spool_directory": _Parameter(_TEXT, "Where those above 64 MiB go; their rows have a path."),
     "frames": _Parameter(Optional[Sequence[int]], "Frame numbers, counted from 1; by default all."),  # noqa: UP045
     "media_types": _Parameter(_TEXTS, "Accepted media types, in order of preference."),
@@ -141,6 +144,25 @@ def _of(archive: str, name: str) -> str:
     return name if archive == "endpoint" else f"{archive}_{name}"
 
 
+# The options of credentials that only say yes.
+_FLAGS = {"google", "azure", "aws", "oauth2", "insecure_no_verify"}
+
+
+def _check_flag(name: str, value: Any) -> None:
+    """Rejects a text, which would count as true whatever it says."""
+    if value is not None and not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, without quotes")
+
+
+def _check_filters(filters: Any) -> None:
+    """Rejects values that YAML does not read as they are written: 00123 is the number 83, and NO is false."""
+    for name, value in filters.items() if isinstance(filters, Mapping) else ():
+        numeric = isinstance(name, str) and vr_of(resolve(name)[-1]) in {*INTEGER_VRS, *DECIMAL_VRS, "DA"}
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(one, bool) or (isinstance(one, (int, float)) and not numeric):
+                raise UsageError(f"search_filters: write the value of {name} in quotes")
+
+
 def _endpoint(archive: str, given: Mapping[str, Any]) -> Endpoint:
     """The archive that parameters describe.
 
@@ -149,6 +171,8 @@ def _endpoint(archive: str, given: Mapping[str, Any]) -> Endpoint:
     """
     options = {name: given[_of(archive, name)] for name in _OF_ARCHIVE}
     credentials = options.pop("credentials") or {}
+    if not isinstance(credentials, Mapping):
+        raise UsageError(f"{_of(archive, 'credentials')} must be a mapping, such as {{token_env: NAME}}")
     unknown = sorted(set(credentials) - set(CREDENTIAL_OPTIONS))
     if unknown:
         raise UsageError(
@@ -156,7 +180,12 @@ def _endpoint(archive: str, given: Mapping[str, Any]) -> Endpoint:
             f"{', '.join(CREDENTIAL_OPTIONS)}"
         )
     flags = {"true": True, "false": False}
-    named = {name: flags.get(value, value) if isinstance(value, str) else value for name, value in credentials.items()}
+    named = {
+        name: flags.get(value, value) if isinstance(value, str) and name in _FLAGS else value
+        for name, value in credentials.items()
+    }
+    for name in _FLAGS & named.keys():
+        _check_flag(f"{_of(archive, 'credentials')}: {name}", named[name])
     return make_endpoint(given[archive], {**options, **named}, lambda name: _of(archive, name))
 
 
@@ -181,7 +210,7 @@ def storable_of_row(row: Any) -> Any:
     return bytes(content) if content is not None else path
 
 
-def query_of_row(row: Any) -> Resource | dict[str, str]:
+def query_of_row(row: Any) -> Resource | dict[str, Any]:
     """What a row asks for: what its UIDs name, or what matches its columns, which are attributes.
 
     Columns that are None, or not a number (an empty cell of a CSV file), are left out.
@@ -189,7 +218,8 @@ def query_of_row(row: Any) -> Resource | dict[str, str]:
     fields = _fields_of(row)
     if not fields.keys().isdisjoint(_UIDS):
         return Resource.of(row)
-    return {name: str(value) for name, value in fields.items() if value is not None and value == value}
+    present = {name: value for name, value in fields.items() if value is not None and value == value}
+    return {name: value if isinstance(value, float) else str(value) for name, value in present.items()}
 
 
 def _as_it_is(row: Any) -> Any:
@@ -224,6 +254,7 @@ class _OnRows(FailingTransform):
     _takes_references: ClassVar[bool] = True
     _element_class: ClassVar[type | None] = None
     _archives: ClassVar[Sequence[str]]
+    _flags: ClassVar[Sequence[str]]
 
     def __init_subclass__(
         cls, *, takes: Sequence[str] = (), gives: type | None = None, archives: Sequence[str] = ("endpoint",)
@@ -251,6 +282,7 @@ class _OnRows(FailingTransform):
         __init__.__signature__ = signature  # type: ignore[attr-defined]
         cls.__init__ = __init__  # type: ignore[assignment, method-assign]
         cls._archives = archives
+        cls._flags = [name for name, item in parameters.items() if item.kind in (bool, _FLAG)]
         cls._element_class = gives or cls._element_class
         described = "\n".join(f"    {name}: {item.text}" for name, item in parameters.items())
         cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nArgs:\n{described}\n"
@@ -262,6 +294,9 @@ class _OnRows(FailingTransform):
             self._failed = handling.get("output")
             if not isinstance(self._failed, str) or self._failed in ("", "good"):
                 raise ValueError("error_handling needs the name of an output: {output: failed}")
+        for name in self._flags:
+            _check_flag(name, given[name])
+        _check_filters(given.get("search_filters"))
         FailingTransform.__init__(self, failures="raise" if handling is None else "collect")
         options = {name: given[name] for name in takes if given[name] is not None}
         endpoints = [_endpoint(archive, given) for archive in self._archives]
@@ -297,14 +332,14 @@ class _OnRows(FailingTransform):
 class _Search(_OnRows):
     _yaml_requires_inputs = False  # for Beam YAML, a source too
     _convert = staticmethod(query_of_row)
-    _converted = Resource | dict[str, str]
+    _converted = Resource | dict[str, Any]
     _columns: list[str]
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         return {"columns": self._columns, **options}
 
 
-_SEARCH = ("search_filters", "columns", "limit", "typed_dates", "exact", "allow_all")
+_SEARCH = ("search_filters", "columns", "limit", "typed_dates", "exact", "allow_all", "require_match")
 
 
 class SearchForStudies(_Search, takes=_SEARCH):
@@ -328,19 +363,21 @@ class SearchForInstances(_Search, takes=_SEARCH):
     _columns = _INSTANCE
 
 
-class ReadFromDICOMweb(_OnRows, takes=("search_filters", "limit", "spool_directory"), gives=Instance):
+class ReadFromDICOMweb(_OnRows, takes=("search_filters", "limit", "require_match", "spool_directory"), gives=Instance):
     """Reads the instances that match a search: rows with their UIDs, their transfer syntax and their bytes."""
 
     _yaml_requires_inputs = False
     _transform = transforms.ReadFromDICOMweb
 
 
-class ReadAllFromDICOMweb(_OnRows, takes=("search_filters", "limit", "allow_all", "spool_directory"), gives=Instance):
+class ReadAllFromDICOMweb(
+    _OnRows, takes=("search_filters", "limit", "allow_all", "require_match", "spool_directory"), gives=Instance
+):
     """Reads the instances of each row that comes in, by its UIDs or else by its columns, as ReadFromDICOMweb."""
 
     _transform = transforms.ReadAllFromDICOMweb
     _convert = staticmethod(query_of_row)
-    _converted = Resource | dict[str, str]
+    _converted = Resource | dict[str, Any]
 
 
 class RetrieveInstances(_OnRows, takes=("spool_directory", "media_types", "allow_transcoding"), gives=Instance):
@@ -428,7 +465,8 @@ class _Watch(_OnRows):
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         start = options["start"]
-        return {**options, "start": parse_moment(start) if start not in ("now", "all") else start}
+        moment = parse_moment(start) if isinstance(start, str) and start not in ("now", "all") else start
+        return {**options, "start": moment}
 
 
 class WatchForStudies(_Watch, takes=_WATCH, gives=Resource):

@@ -65,6 +65,7 @@ def test_a_value_may_hold_an_equals_sign(folder: Path, capsys: pytest.CaptureFix
     ("arguments", "text"),
     [
         (["search", "studies"], "--url is required"),
+        (["--url", "x", "--url=y", "search", "studies"], "--url is given 2 times"),
         (["--url", "x", "search", "studies", "--filter", "PatientID"], "KEY=VALUE"),
         (["--url", "x", "search", "studies", "--filter", "PatientId=1"], "did you mean 'PatientID'"),
         (["--url", "x", "search", "instances", "--limit", "-1"], "limit"),

@@ -71,7 +71,19 @@ def test_read_all_takes_references_queries_rows_and_uris(serve, archive, content
         lost = p | "lost" >> beam.Create(["nonsense", one])
         lost = lost | "Lost" >> ReadAllFromDICOMweb(server.url, failures="collect")
         assert_that(lost.instances | "R" >> beam.Map(lambda item: item.reference), equal_to([one]), label="rest")
-        assert_that(lost.failures | "F" >> beam.Map(lambda x: x.transform), equal_to(["SearchForInstances"]), label="f")
+        assert_that(
+            lost.failures | "F" >> beam.Map(lambda x: x.transform), equal_to(["ReadAllFromDICOMweb"]), label="f"
+        )
+
+
+@pytest.mark.parametrize(("filters", "lost"), [(None, 2), ({"Modality": "CT"}, 0)])
+def test_read_all_accounts_for_what_elements_name(serve, archive, filters, lost):
+    """As retrieves do. With filters of its own, what an element names may be there and not match."""
+    with pipeline() as p:
+        named = p | beam.Create(["studies/1.2", {"AccessionNumber": "00123"}])
+        read = named | ReadAllFromDICOMweb(serve(archive).url, filters, failures="collect")
+        assert_that(read.instances, equal_to([]), label="instances")
+        assert_that(read.failures | beam.combiners.Count.Globally(), equal_to([lost]), label="failures")
 
 
 def test_read_all_fetches_an_element_in_three_windows_once(serve, archive, contents):

@@ -127,6 +127,13 @@ def test_a_step_is_no_source(name, world):
         _ = pipeline() | "It" >> CASES[name].make(world)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name not in FED])
+def test_a_source_is_no_step(name, world):
+    """A whole series would come, for example, where an element names an instance."""
+    with pytest.raises(TypeError, match="is a source"):
+        _ = pipeline() | beam.Create(["studies/1.2/series/1.3/instances/1.4"]) | "It" >> CASES[name].make(world)
+
+
 def test_the_runtime_check_of_types_finds_a_wrong_hint():
     """The option that the tests below rely on does something."""
     p = pipeline()

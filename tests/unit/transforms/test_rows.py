@@ -85,6 +85,12 @@ def test_values_have_the_type_of_their_attribute(attribute):
         ("PixelSpacing", [1, "x", None], ([1.0], False)),
         ("PixelSpacing", [True], ([], False)),
         ("Rows", [""], (None, True)),
+        ("PixelSpacing", [None, 0.5], ([0.5], False)),
+        ("PixelSpacing", [None, None], ([], True)),
+        ("PixelSpacing", ["NaN", float("inf")], ([], False)),
+        ("PatientWeight", ["1e400"], (None, False)),
+        ("PatientName", [{}], (None, True)),
+        ("PatientName", [{"Alphabetic": ""}], (None, True)),
     ],
 )
 def test_values_of_another_type(attribute, values, cell):
@@ -124,6 +130,8 @@ def test_a_cell_has_its_type_whatever_an_archive_sends(attribute, typed_dates, o
         (["PixelData"], ValueError, "binary"),
         (["RequestAttributesSequence"], ValueError, "is a sequence"),
         (["PatientID", "00100020"], ValueError, "more than once"),
+        (["PatientID.StudyDate"], ValueError, "PatientID is no sequence"),
+        ([0o100020], TypeError, "text of a keyword"),
     ],
 )
 def test_impossible_columns(columns, error, message):

@@ -21,7 +21,7 @@ from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.server.behaviour import Limits
 from dicomweb_io.testing.server.behaviours import behaviour_of
-from dicomweb_io.transforms import SearchForInstances, SearchForSeries, SearchForStudies
+from dicomweb_io.transforms import ReadReferences, SearchForInstances, SearchForSeries, SearchForStudies
 from dicomweb_io.transforms._core import TransformFailed
 from dicomweb_io.transforms.metrics import NAMESPACE
 from dicomweb_io.transforms.search import _DistinctRows, query_for
@@ -135,6 +135,30 @@ def test_what_is_behind_the_limit_is_not_read(serve, archive, monkeypatch):
     with pipeline() as p:
         rows = p | SearchForInstances(server.url, limit=10)
         assert_that(rows | beam.combiners.Count.Globally(), equal_to([10]))
+
+
+def what_failed():
+    return beam.Map(lambda item: (item.message, item.reference, item.source, item.element))
+
+
+@pytest.mark.parametrize("from_folder", [False, True])
+def test_what_finds_nothing_is_a_failure_where_a_match_is_required(serve, archive, references, tmp_path, from_folder):
+    place = str(archive) if from_folder else serve(archive).url
+    listed = tmp_path / "list.csv"
+    listed.write_text("AccessionNumber\n00123\n")
+    known, unknown = Resource(references[0].study_instance_uid), Resource("1.2.3")
+    how = {"require_match": True, "failures": "collect"}
+    with pipeline() as p:
+        below = p | "Below" >> beam.Create([known, unknown]) | SearchForSeries(place, **how)
+        assert_that(below.rows | beam.combiners.Count.Globally(), equal_to([2]), label="found")
+        nothing = ("the search found no series", unknown, None, None)
+        assert_that(below.failures | "Below failed" >> what_failed(), equal_to([nothing]), label="below")
+        lines = p | ReadReferences(str(listed)) | "Listed" >> SearchForStudies(place, **how)
+        lost = ("the search by AccessionNumber 00123 found no study", None, f"{listed}, line 2", None)
+        assert_that(lines.failures | "Lines" >> what_failed(), equal_to([lost]), label="line")
+        one = p | "One" >> SearchForInstances(place, {"PatientID": "NOBODY"}, **how)
+        asked = ("the search by PatientID found no instance", None, None, "search for instances by PatientID")
+        assert_that(one.failures | "Ones" >> what_failed(), equal_to([asked]), label="one")
 
 
 def test_distinct_removes_what_several_searches_found(archive, references):

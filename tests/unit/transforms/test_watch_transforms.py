@@ -608,11 +608,6 @@ def test_wrong_arguments_are_refused(arguments, message):
         WatchForInstances("https://pacs.example/rs", **arguments)
 
 
-def test_it_is_a_source():
-    with pytest.raises(TypeError, match="is a source"):
-        _ = pipeline() | beam.Create([1]) | WatchForInstances("/data")
-
-
 def test_it_pickles_and_shows_no_secret():
     endpoint = Endpoint("https://user:secret@pacs.example/rs", headers={"X-Key": "hidden"})
     watch = pickler.loads(pickler.dumps(WatchForStudies(endpoint, {"PatientName": "DOE^JOHN"}, interval=timedelta(1))))
