@@ -113,15 +113,16 @@ def describe_element(element: Any) -> str:
 
 
 def attributes_of(element: Any) -> dict[Any, Any]:
-    """What an element holds by name: a mapping, a row, a named tuple or a dataclass."""
+    """What an element holds by name: a mapping, a row, a named tuple, a dataclass or a dataset of pydicom."""
     if isinstance(element, Mapping):
         return dict(element)
-    names = getattr(element, "_fields", None)
+    names = element.dir() if hasattr(element, "to_json_dict") else getattr(element, "_fields", None)
     if names is None and is_dataclass(element):
         names = [item.name for item in fields(element)]
     if names is None:
         # A `beam.Row` and an ordinary object.
-        return dict(getattr(element, "__dict__", None) or {})
+        own = getattr(element, "__dict__", None) or {}
+        return {name: value for name, value in own.items() if not name.startswith("_")}
     return {name: getattr(element, name, None) for name in names}
 
 

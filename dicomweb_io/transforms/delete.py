@@ -145,8 +145,7 @@ class _ExactReferences(AsReferences):
 
 def _is_row(element: Any) -> bool:
     """Whether an element says more of what it names than its UIDs."""
-    # Datasets of pydicom list their keywords so.
-    names = element.dir() if hasattr(element, "to_json_dict") else attributes_of(element)
+    names = attributes_of(element)
     if isinstance(element, Mapping) and STUDY_INSTANCE_UID in {str(name).upper() for name in names}:
         return True
     return any(is_attribute(name) and name not in UID_KEYWORDS.values() for name in names)

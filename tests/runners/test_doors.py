@@ -211,6 +211,29 @@ def test_files_in_yaml(serve, archive, folder, providers):
         _ = beam.Pipeline() | YamlTransform(chain((search[0], {"endpoint": str(folder)}), delete), providers=providers)
 
 
+@pytest.mark.parametrize("step", ["DeleteResources", "RetrieveMetadata", "SearchForInstances", "CopyInstances"])
+def test_rows_of_series_without_their_uid_are_no_studies_in_yaml(archive, providers, step):
+    endpoint = {"endpoint": str(archive)}
+    search = ("SearchForSeries", {**endpoint, "exact": True, "columns": ["StudyInstanceUID", "Modality"]})
+    how = {"source": str(archive), "destination": str(archive)} if step == "CopyInstances" else endpoint
+    with pytest.raises(ValueError, match="lack the column SeriesInstanceUID"):
+        _ = beam.Pipeline() | YamlTransform(chain(search, (step, how)), providers=providers)
+
+
+def test_rows_of_a_table_are_not_deleted_without_consent_in_yaml(archive, folder, providers):
+    study = Instance.from_path(next(archive.rglob("*.dcm"))).reference.study_instance_uid
+    rows = ("Create", {"elements": [{"StudyInstanceUID": study, "Modality": "CT"}]})
+    how = {"endpoint": str(folder), "error_handling": {"output": "failed"}}
+    steps = [{"type": name, "config": config} for name, config in (rows, ("DeleteResources", how))]
+    steps[1]["input"] = "Create"
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        done = p | YamlTransform(
+            yaml.safe_dump({"type": "composite", "transforms": steps, "output": "DeleteResources.failed"}),
+            providers=providers,
+        )
+        assert_that(done | beam.Map(lambda row: "no exact search" in row.message), equal_to([True]))
+
+
 NAMELESS = {
     "CopyInstances": {"source": "/source", "destination": "/destination"},
     "DownloadInstances": {"directory": "/destination"},

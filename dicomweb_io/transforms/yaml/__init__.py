@@ -35,7 +35,7 @@ from dicomweb_io.elements import (
 )
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.options import CREDENTIAL_OPTIONS, UsageError, make_endpoint
-from dicomweb_io.transforms._core import FAILURES, Converting, FailingTransform
+from dicomweb_io.transforms._core import FAILURES, Converting, FailingTransform, check_uid_columns, columns_of_type
 from dicomweb_io.transforms.rows import AsRows
 
 __all__ = [
@@ -222,6 +222,10 @@ def query_of_row(row: Any) -> Resource | dict[str, Any]:
     return {name: value if isinstance(value, float) else str(value) for name, value in present.items()}
 
 
+def _as_it_is(row: Any) -> Any:
+    return row
+
+
 class _OfRows(Converting):
     """Makes of rows what a transform takes."""
 
@@ -247,6 +251,7 @@ class _OnRows(FailingTransform):
     _transform: ClassVar[Any]
     _convert: ClassVar[Any] = staticmethod(Resource.of)
     _converted: ClassVar[Any] = Resource
+    _takes_references: ClassVar[bool] = True
     _element_class: ClassVar[type | None] = None
     _archives: ClassVar[Sequence[str]]
     _flags: ClassVar[Sequence[str]]
@@ -305,6 +310,9 @@ class _OnRows(FailingTransform):
         """Builds the steps."""
         failures = []
         if not isinstance(pvalue, PBegin):
+            columns = columns_of_type(pvalue.element_type)
+            if UID_KEYWORDS["study"] in columns and self._takes_references:
+                check_uid_columns(type(self).__name__, columns, pvalue)
             convert = _OfRows(self._convert, type(self).__name__, collect=self.collects)
             made = pvalue | "OfRows" >> self._step(convert, self._converted)
             pvalue = made["main"]
@@ -426,6 +434,7 @@ class WriteToDICOMweb(_OnRows, takes=("on_existing", "verify"), gives=StoredInst
     _transform = transforms.WriteToDICOMweb
     _convert = staticmethod(storable_of_row)
     _converted = bytes | str
+    _takes_references = False
 
 
 class CopyInstances(
@@ -443,6 +452,9 @@ class DeleteResources(_OnRows, takes=("allow_unproven_rows",), gives=Resource):
     """Deletes what rows name: a row with the UIDs for each. Searches before it need ``exact: true``."""
 
     _transform = transforms.DeleteResources
+    # It takes fewer rows than others.
+    _convert = staticmethod(_as_it_is)
+    _converted = Any
 
 
 _WATCH = ("search_filters", "interval", "start", "max_polls", "method")

@@ -17,6 +17,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, IntervalWindow, SlidingWindows, TimestampedValue
 from apache_beam.utils.counters import CounterFactory
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, PaneInfoTiming, WindowedValue
+from pydicom import Dataset
 
 from dicomweb_io import pool
 from dicomweb_io.dicom.columns import Column
@@ -143,6 +144,10 @@ class Visit:
             "studies/1.2/series/1.3/instances/1.4/frames/1",
         ),
         (SearchQuery("study", search_filters=(("PatientName", "Doe^Jane"),)), "search for studies by PatientName"),
+        (
+            Dataset.from_json({"0020000D": {"vr": "UI", "Value": [UID]}, "00101010": {"vr": "AS", "Value": ["099Y"]}}),
+            f"Dataset with PatientAge, StudyInstanceUID: {UID}",
+        ),
     ],
 )
 def test_an_element_is_described_without_its_values(element, expected):
