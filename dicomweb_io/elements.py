@@ -208,6 +208,14 @@ def _reference(value: Any, level: Level | None) -> Resource:
 
 
 def _of_names(row: Mapping[str, Any], kind: str) -> Resource:
+    forms = [
+        [name for name in names.values() if name in row or name.lower() in row]
+        for names in (_UID_NAMES, UID_KEYWORDS, UID_TAGS)
+    ]
+    if sum(map(bool, forms)) > 1:
+        # What one form leaves out the other may name: it must not become the whole.
+        mixed = " and ".join(found[0] for found in forms if found)
+        raise InvalidIdentifierError(f"the {kind} names UIDs in several forms ({mixed}): give all in one form")
     if any(name in row for name in _UID_NAMES.values()):
         # An empty text is a UID that is missing; None is a level that is not meant.
         given = {name: row[name] for name in (*_UID_NAMES.values(), "frames") if row.get(name) not in (None, ())}

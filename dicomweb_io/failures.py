@@ -97,7 +97,7 @@ def describe_element(element: Any) -> str:
     elif isinstance(element, (bytes, bytearray, memoryview)):
         text, uids = f"{text} of {len(element)} bytes", ()
     else:
-        attributes = _attributes(element)
+        attributes = attributes_of(element)
         if attributes:
             text += f" with {shown_keys(attributes)}"
         elif isinstance(element, (tuple, list, set, frozenset, dict)):
@@ -112,7 +112,7 @@ def describe_element(element: Any) -> str:
     return (text + found)[:_MAX_DESCRIPTION]
 
 
-def _attributes(element: Any) -> dict[Any, Any]:
+def attributes_of(element: Any) -> dict[Any, Any]:
     """What an element holds by name: a mapping, a row, a named tuple or a dataclass."""
     if isinstance(element, Mapping):
         return dict(element)

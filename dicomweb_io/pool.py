@@ -20,14 +20,17 @@ import pickle
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.errors import CredentialsError
 from dicomweb_io.http.retry import Registry, lend_slots, start_anew_after_fork
+from dicomweb_io.profiles import resolve_profile
 
 DEFAULT_MAX_BYTES = 256 * 1024 * 1024
 
@@ -188,6 +191,35 @@ class Room:
     def cancelled(self) -> bool:
         """True if the lane was closed."""
         return self._task.lane.closed
+
+    def each(self, keys: Iterable[K], produce: Callable[[K, Room], Iterator[R]]) -> Iterator[tuple[K, R]]:
+        """Divides the task: yields what is produced for each of several keys, with its key, as it is ready.
+
+        The parts have a lane of their own, so one of them always goes on, and others where the pool has places. What
+        the task holds for its next item is given back.
+
+        Raises:
+            WorkCancelled: If the lane was closed.
+        """
+        pool = self._task.lane.pool
+        with pool._condition:
+            self._task.hold(0)
+        lane: Lane[K, R] = pool.lane()
+
+        def results() -> Iterator[tuple[K, R]]:
+            for key in keys:
+                yield from lane.submit(key, partial(produce, key))
+            yield from lane.drain()
+
+        try:
+            for key, result in results():
+                if self.cancelled:
+                    raise WorkCancelled
+                yield key, result
+                # Nothing here may keep the result alive while the next is awaited.
+                del result
+        finally:
+            lane.close()
 
     def reserve(self, size: int) -> None:
         """Waits until the task may hold `size` bytes for its next item, instead of what it holds for it now.
@@ -418,11 +450,17 @@ class Lease:
     def __init__(self, endpoint: Endpoint, max_bytes: int) -> None:
         self.endpoint = endpoint
         key = identity_of(endpoint)
-        self.client = _CLIENTS.acquire(key, endpoint.connect)
-        self.client.survive_outages(endpoint.timeouts.outage)
+        connected = True
+        try:
+            self.client = _CLIENTS.acquire(key, endpoint.connect)
+        except (ImportError, OSError) as error:
+            # Of a worker that lacks a package or a certificate it is said for each element what it cannot do.
+            connected, self.client = False, cast(DICOMClient, _Unconnected(endpoint, error))
+        else:
+            self.client.survive_outages(endpoint.timeouts.outage)
         self.pool = _POOLS.acquire(key, lambda: BoundedPool(endpoint.limits.max_in_flight, max_bytes))
         self.pool.join(max_bytes)
-        self._finalizer = weakref.finalize(self, _release, key, self.pool, max_bytes)
+        self._finalizer = weakref.finalize(self, _release, key, self.pool, max_bytes, connected)
 
     def take_traffic(self) -> dict[str, int]:
         """What the client did on the network since this was last asked, by whichever user of it.
@@ -443,10 +481,25 @@ class Lease:
         self._finalizer()
 
 
-def _release(key: Any, pool: BoundedPool, max_bytes: int) -> None:
+class _Unconnected:
+    """In place of a client that this process cannot make: whatever it is asked for raises the reason."""
+
+    unavailable = stats = None
+
+    def __init__(self, endpoint: Endpoint, error: ImportError | OSError) -> None:
+        self.base_url = endpoint.safe_url
+        self.profile = resolve_profile(endpoint.profile, endpoint.url)
+        self._reason = str(error)
+
+    def __getattr__(self, name: str) -> Any:
+        raise CredentialsError(self._reason)
+
+
+def _release(key: Any, pool: BoundedPool, max_bytes: int, connected: bool) -> None:
     pool.leave(max_bytes)
     _POOLS.release(key)
-    _CLIENTS.release(key)
+    if connected:
+        _CLIENTS.release(key)
 
 
 def shared_client(endpoint: Endpoint, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Lease:

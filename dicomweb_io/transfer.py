@@ -65,6 +65,7 @@ from dicomweb_io.listing import (
     group_by_series,
     is_worth_whole,
     list_groups,
+    parts_of,
     resource_of_row,
     several_patients,
 )
@@ -86,6 +87,10 @@ MAX_BATCH_MEMORY = 7_000_000
 
 MAX_BATCH_BYTES = 20_000_000
 """Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
+
+
+_ASK_FIRST = 200
+"""Instances of a series whose listing is worth a wait, before they are given to one thread or to several."""
 
 
 # Stores ---------------------------------------------------------------------------------------------------------------
@@ -247,7 +252,8 @@ class SeriesReader:
 
     Args:
         source: The archive.
-        retrieve: Gives the instances of a series, or the one that is named, as they arrive.
+        retrieve: Gives the instances of a series, or the one that is named, as they arrive. It is called with the room
+            of its task, which is None if `iter` was given none.
         discard: Is called with each instance that arrives and is not passed on.
         transform: The name that failures carry.
         limits: When the answer for a whole series is ended.
@@ -256,7 +262,7 @@ class SeriesReader:
     def __init__(
         self,
         source: DICOMClient,
-        retrieve: Callable[[Resource], Iterator[Instance]],
+        retrieve: Callable[[Resource, Any], Iterator[Instance]],
         discard: Callable[[Instance], None],
         *,
         transform: str = "RetrieveInstances",
@@ -273,18 +279,18 @@ class SeriesReader:
         self,
         group: InstanceGroup,
         wanted: Iterable[Resource] | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
+        room: Room | None = None,
     ) -> Iterator[tuple[Resource, Instance | Failure]]:
         """Retrieves instances of a series and yields each of them, or why it could not be had.
 
         If they are (nearly) all of their series, one request asks for the series; what its answer leaves out, or has
-        not given when it ends early or reaches a limit, is requested instance by instance. So every request makes
-        progress, and nothing that came is requested again.
+        not given when it ends early or reaches a limit, is requested instance by instance, several at once where there
+        is room. So every request makes progress, and nothing that came is requested again.
 
         Args:
             group: The instances.
             wanted: Those of them that are wanted; by default all.
-            cancelled: Asked before each instance; if it answers True, `WorkCancelled` is raised.
+            room: The room of the task that this is; without one, instances are requested one after the other.
 
         Yields:
             Each instance that is wanted, once. If all that the archive lists is wanted, what comes without being
@@ -292,14 +298,18 @@ class SeriesReader:
         """
         rest = dict.fromkeys(group.references if wanted is None else wanted)
         if self._is_cheaper_whole(group, len(rest)):
-            yield from self._whole_series(group, rest, cancelled)
+            yield from self._whole_series(group, rest, room)
+        if room is not None:
+            yield from room.each(rest, self._alone)
+            return
         for reference in rest:
-            _check(cancelled)
-            reason = self._source.unavailable
-            if reason is not None:
-                yield reference, not_tried(reason, self._transform, reference=reference)
-            else:
-                yield reference, self._one(reference)
+            yield reference, self._one(reference, None)
+
+    def _alone(self, reference: Resource, room: Room) -> Iterator[Instance | Failure]:
+        item = self._one(reference, room)
+        if isinstance(item, Instance):
+            room.reserve(len(item.content or b""))
+        yield item
 
     def _is_cheaper_whole(self, group: InstanceGroup, wanted: int) -> bool:
         """Whether one request for the series moves less than a request for each instance."""
@@ -317,16 +327,16 @@ class SeriesReader:
         return is_worth_whole(wanted, listed)
 
     def _whole_series(
-        self, group: InstanceGroup, rest: dict[Resource, None], cancelled: Callable[[], bool]
+        self, group: InstanceGroup, rest: dict[Resource, None], room: Room | None
     ) -> Iterator[tuple[Resource, Instance | Failure]]:
         """What comes with the series of what is wanted; takes it out of `rest`."""
         series, known = group.series, set(group.references)
         is_all = not group.named and group.listed is not None and group.listed <= len(known)
         left, ends = self._limits.max_bytes, time.monotonic() + self._limits.max_seconds
-        instances = self._retrieve(series)
+        instances = self._retrieve(series, room)
         try:
             for instance in instances:
-                _check(cancelled)
+                _check(room)
                 reference = instance.reference
                 left -= _size_of(instance)
                 if reference in rest:
@@ -360,11 +370,15 @@ class SeriesReader:
             retryable=True,
         )
 
-    def _one(self, reference: Resource) -> Instance | Failure:
+    def _one(self, reference: Resource, room: Room | None) -> Instance | Failure:
+        """What a request for an instance gives."""
+        reason = self._source.unavailable
+        if reason is not None:
+            return not_tried(reason, self._transform, reference=reference)
         kept: Instance | None = None
         surplus = 0
         try:
-            for instance in self._retrieve(reference):
+            for instance in self._retrieve(reference, room):
                 if kept is None and instance.reference == reference:
                     kept = instance
                 else:
@@ -457,14 +471,12 @@ class InstanceCopier:
         self._spool = PrivateDirectory(options.spool_directory)
         self._reader = SeriesReader(source, self._instances, self._spool.discard, transform=transform, limits=limits)
 
-    def copy(
-        self, references: Sequence[Resource], *, cancelled: Callable[[], bool] = lambda: False
-    ) -> list[CopyResult]:
+    def copy(self, references: Sequence[Resource], *, room: Room | None = None) -> list[CopyResult]:
         """Copies instances.
 
         Args:
             references: Instances; see `expand_reference` for studies and series.
-            cancelled: Asked before each instance; if it answers True, `WorkCancelled` is raised.
+            room: See `SeriesReader.iter`.
 
         Returns:
             For each reference, in the same order, a `StoredInstance` or a `Failure`.
@@ -477,39 +489,37 @@ class InstanceCopier:
                 raise ValueError(f"an InstanceCopier copies instances, but {reference.uri} is a {reference.level}")
         results: dict[Resource, CopyResult] = {}
         for group in group_by_series(dict.fromkeys(references)):
-            results.update(self.iter_group(group, cancelled=cancelled))
+            results.update(self.iter_group(group, room))
         return [results[reference] for reference in references]
 
-    def iter_group(
-        self, group: InstanceGroup, *, cancelled: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[Resource, CopyResult]]:
+    def iter_group(self, group: InstanceGroup, room: Room | None = None) -> Iterator[tuple[Resource, CopyResult]]:
         """Copies instances of a series, and yields the result for each of them, once and as soon as it is known.
 
         Args:
             group: The instances; see `SeriesReader`.
-            cancelled: See `copy`.
+            room: See `SeriesReader.iter`.
         """
-        for reference, result in self._results(group, cancelled):
+        for reference, result in self._results(group, room):
             yield reference, self._with_file(result)
 
-    def _results(self, group: InstanceGroup, cancelled: Callable[[], bool]) -> Iterator[tuple[Resource, CopyResult]]:
+    def _results(self, group: InstanceGroup, room: Room | None) -> Iterator[tuple[Resource, CopyResult]]:
         missing: dict[Resource, None] = {}
         if group.held is not None:
             self._storer.learn(group.series, group.held)
         for reference in dict.fromkeys(group.references):
-            _check(cancelled)
+            _check(room)
             known = self._storer.already_there(reference)
             if known is None:
                 missing[reference] = None
             else:
                 yield reference, known
-        yield from self._stored(self._retrieved(group, missing, cancelled))
+        yield from self._stored(self._retrieved(group, missing, room))
 
     def _retrieved(
-        self, group: InstanceGroup, missing: Mapping[Resource, None], cancelled: Callable[[], bool]
+        self, group: InstanceGroup, missing: Mapping[Resource, None], room: Room | None
     ) -> Iterator[tuple[Resource, Instance | Failure]]:
         """What the source gives for each of the instances, and what it gives beyond them that was not there."""
-        for reference, item in self._reader.iter(group, missing, cancelled):
+        for reference, item in self._reader.iter(group, missing, room):
             if reference in missing or not isinstance(self._storer.already_there(reference), StoredInstance):
                 yield reference, item
             del item
@@ -566,7 +576,7 @@ class InstanceCopier:
             return result
         return replace(result, source=found[0]) if found else result
 
-    def _instances(self, reference: Resource) -> Iterator[Instance]:
+    def _instances(self, reference: Resource, room: Room | None) -> Iterator[Instance]:
         # The store only reads: a large file of a local folder need not be copied for it. What is borrowed lies outside
         # of the private directory, so it is never deleted.
         return self._source.iter_instances(
@@ -595,8 +605,8 @@ def _awaited(sent: Future[list[tuple[Resource, CopyResult]]] | None) -> list[tup
     return sent.result()
 
 
-def _check(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
+def _check(room: Room | None) -> None:
+    if room is not None and room.cancelled:
         raise WorkCancelled
 
 
@@ -808,8 +818,26 @@ def _tasks(source: DICOMClient, job: TransferJob) -> Iterator[Resource | Instanc
     if job.copies_series:
         yield from dict.fromkeys(_found(source, job.query("series"), failures))
     else:
-        yield from group_by_series(_distinct(_wanted(source, job, failures)))
+        listing = SeriesListing(source)
+        for group in group_by_series(_distinct(_wanted(source, job, failures))):
+            yield from _spread(group, listing)
     yield from failures
+
+
+def _spread(group: InstanceGroup, listing: SeriesListing) -> Iterator[InstanceGroup]:
+    """A large group whole or in parts, which several threads move; of a small one the thread that moves it decides."""
+    if len(group.sop_instance_uids) < _ASK_FIRST:
+        yield group
+        return
+    try:
+        listed = listing.size(group.series)
+    except RECOVERABLE:
+        listed = None
+    asked = replace(group, listed=listed, named=True)
+    if listed is not None and is_worth_whole(len(group.sop_instance_uids), listed):
+        yield asked
+    else:
+        yield from parts_of(asked)
 
 
 def _wanted(source: DICOMClient, job: TransferJob, failures: list[Failure]) -> Iterator[Resource]:
@@ -923,7 +951,7 @@ def _entries(
         for group in groups:
             found = True
             yield group
-            for _, result in copier.iter_group(group, cancelled=lambda: room.cancelled):
+            for _, result in copier.iter_group(group, room):
                 yield result
     except RECOVERABLE as error:
         yield failure_of(error, copier.transform, reference=series)

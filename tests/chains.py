@@ -142,7 +142,7 @@ def _made(archives: Archives, name: str) -> Any:
     options: dict[str, Any] = {}
     parameters = inspect.signature(getattr(transforms, name)).parameters
     # `ReadFromDICOMweb` and `ReadAllFromDICOMweb` hand it on.
-    if "max_bytes" in parameters or "options" in parameters:
+    if "max_bytes" in parameters or (name.startswith("Read") and "options" in parameters):
         options["max_bytes"] = 1
     if name == "DeleteResources":
         options["allow_unproven_rows"] = True

@@ -126,6 +126,14 @@ def resolve(attribute: str) -> tuple[str, ...]:
     return tuple(tags)
 
 
+def is_attribute(name: object) -> bool:
+    """Whether something is the keyword, the tag or the dotted path of an attribute."""
+    try:
+        return isinstance(name, str) and bool(resolve(name))
+    except ValueError:
+        return False
+
+
 @lru_cache(maxsize=4096)
 def vr_of(tag: str) -> str:
     """The value representation of a tag by PS3.6, the first where several are allowed; ``"UN"`` if unknown.

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Storable, Verify
 from dicomweb_io.dicom.errors import DICOMError, IncompleteDICOMError
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.part10 import WITHOUT_DELIMITER, check_complete, header_from_scan, header_of, judge
+from dicomweb_io.dicom.part10 import WITHOUT_DELIMITER, check_complete, header_from_scan, judge
 from dicomweb_io.dicom.uids import file_name, is_file_name
 from dicomweb_io.elements import (
     Failure,
@@ -125,7 +125,7 @@ class FolderStore:
         if not existing:
             # A file without a usable instance at this very place is left over from a broken copy.
             leftover = self._folder.stat(target) is not None
-            other = self._instance_at(target) if leftover else None
+            other = _instance_at(self._folder, target) if leftover else None
             if other not in (None, item.reference):
                 raise DICOMError(
                     f"{self._folder.location_of(target)} holds another instance, {other.uri}, and was not changed"
@@ -151,18 +151,7 @@ class FolderStore:
 
     def _holds(self, path: str, reference: Resource) -> bool:
         """Whether a complete file of this instance is at a path now."""
-        return self._instance_at(path) == reference
-
-    def _instance_at(self, path: str) -> Resource | None:
-        """The instance that the complete file at a path holds, None if there is none."""
-        stat = self._folder.stat(path)
-        if stat is None:
-            return None
-        try:
-            with self._folder.open(path, stat.size) as file:
-                return _complete_instance(file, stat.size)
-        except FileNotFoundError:
-            return None
+        return _instance_at(self._folder, path) == reference
 
     def _settle(self, item: StoreItem, existing: list[str], on_existing: OnExisting, verify: Verify) -> bool:
         """Notes the outcome for an instance that the folder has already; False if it has to be replaced."""
@@ -239,6 +228,18 @@ class FolderStore:
         return f"{self._folder.base_url}/{reference.uri}"
 
 
+def _instance_at(folder: Folder, path: str) -> Resource | None:
+    """The instance that the complete file at a path holds, None if there is none."""
+    stat = folder.stat(path)
+    if stat is None:
+        return None
+    try:
+        with folder.open(path, stat.size) as file:
+            return _complete_instance(file, stat.size)
+    except FileNotFoundError:
+        return None
+
+
 def _complete_instance(file: BinaryIO, size: int) -> Resource | None:
     """The instance that a complete file holds; None if the file is not one."""
     try:
@@ -302,7 +303,8 @@ class InstanceDownloader:
     """Writes instances to ``DIRECTORY/STUDY/SERIES/INSTANCE.dcm``, bytes unchanged. May be used by several threads.
 
     A file appears under its name when it is complete, never before, so what is there needs not be retrieved again: a
-    download that was cut short is simply started again. Large instances pass through a private spool file.
+    download that was cut short is simply started again. What is no complete instance, left there by another program, is
+    replaced. Large instances pass through a private spool file.
 
     Args:
         source: The archive.
@@ -405,36 +407,12 @@ class InstanceDownloader:
         self._spool.remove()
 
     def _is_there(self, target: str, reference: Resource) -> bool:
-        stat = self._folder.stat(target)
-        if stat is None:
-            return False
-        with self._folder.open(target, stat.size) as file:
-            found = Resource.of_header(header_of(file))
-        if found != reference:
+        found = _instance_at(self._folder, target)
+        if found not in (None, reference):
             raise FileExistsError(
                 f"{self._folder.location_of(target)} holds another instance ({found.uri}); nothing was written"
             )
-        return True
-
-    def _retrieve(self, target: str, reference: Resource) -> Downloaded | Failure:
-        result: Downloaded | None = None
-        instances = self._source.iter_instances(
-            reference,
-            media_types=self._media_types,
-            max_element_bytes=MEMORY_THRESHOLD,
-            spool_directory=self._spool.path,
-            allow_transcoding=self._allow_transcoding,
-        )
-        for instance in instances:
-            try:
-                if result is None and instance.reference == reference:
-                    result = self._publish(target, instance)
-            finally:
-                self._spool.discard(instance)
-        if result is None:
-            message = f"{self._source.base_url} answered without the instance {reference.uri}; nothing was written"
-            return Failure(self._transform, message, reference=reference, retryable=True)
-        return result
+        return found is not None
 
     def _publish(self, target: str, instance: Instance) -> Downloaded:
         path = self._folder.location_of(target)
@@ -443,10 +421,12 @@ class InstanceDownloader:
             # An archive that is a folder gives the paths of its own files, perhaps of another filesystem.
             local = instance.path if "://" not in str(instance.path) else None
             source = instance.read() if local is None else None
-        written = self._folder.publish(
-            target, source if source is not None else str(instance.path), replace=self._overwrite
-        )
+        content = source if source is not None else str(instance.path)
+        # A file without a usable instance at this very place is left over from a broken copy.
+        written = self._folder.publish(target, content, replace=self._overwrite)
         if not written and not self._is_there(target, instance.reference):
-            raise FileExistsError(in_the_way(path))
-        # Another writer was first; its bytes are the same.
+            if self._folder.stat(target) is None or not self._folder.publish(target, content, replace=True):
+                raise FileExistsError(in_the_way(path))
+            written = True
+        # Else another writer was first; its bytes are the same.
         return Downloaded(path, instance.size if written else 0, not written)

@@ -25,6 +25,8 @@ from apache_beam.options.pipeline_options import TypeOptions
 from apache_beam.pvalue import PBegin, TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
+from apache_beam.typehints import TypeCheckError
+from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
 from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.typehints.typehints import is_consistent_with
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
@@ -155,7 +157,8 @@ def call_user(function: Callable[..., Any], element: Any, *, then: Callable[[Any
         result = function(element)
         return result if then is None else then(result)
     except Exception as error:
-        raise UserFunctionError(f"{_name_of(function)} raised {type(error).__name__}{_line_of(error)}") from error
+        # Not chained: runners print whole chains, and its message may hold values, as that of a KeyError does.
+        raise UserFunctionError(f"{_name_of(function)} raised {type(error).__name__}{_line_of(error)}") from None
 
 
 def _name_of(function: Any) -> str:
@@ -304,10 +307,18 @@ class DICOMwebTransform(FailingTransform):
 
         Raises:
             ValueError: If the rows lack a column that names what they are about.
+            TypeCheckError: If something has to be searched for first.
         """
         hints = self.get_type_hints().input_types
-        columns = columns_of_type(getattr(pvalueish, "element_type", None))
+        given = getattr(pvalueish, "element_type", None)
+        columns = columns_of_type(given)
         wanted = hints[0][0] if hints and hints[0] else Any
+        kinds = getattr(convert_to_beam_type(given), "union_types", (given,))
+        if SearchQuery in kinds and not is_consistent_with(SearchQuery, wanted):
+            raise TypeCheckError(
+                f"{type(self).__name__} takes references, and searches are among its elements: "
+                "ReadReferences(…, level=…) gives references alone, ReadAllFromDICOMweb and the searches take both"
+            )
         takes_references = wanted is not Any and is_consistent_with(Resource, wanted)
         if not columns or not takes_references or is_consistent_with(pvalueish.element_type, wanted):
             super().type_check_inputs(pvalueish)

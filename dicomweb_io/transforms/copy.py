@@ -158,7 +158,7 @@ class _Copy(PooledDoFn):
     def produce(self, subject: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
         # A group may name an instance repeatedly, as its elements did: it is copied once, with a result for each.
         times = Counter(subject.sop_instance_uids)
-        for reference, result in self._copier.iter_group(subject, cancelled=lambda: room.cancelled):
+        for reference, result in self._copier.iter_group(subject, room):
             # What its listing lacked is in no group.
             for _ in range(times.get(str(reference.sop_instance_uid), 1)):
                 yield Problem(result) if isinstance(result, Failure) else result
@@ -284,8 +284,10 @@ class _Download(PooledDoFn):
                 missing.append(reference)
             else:
                 yield from self._results(known, times[str(reference.sop_instance_uid)])
-        reader = SeriesReader(client, downloader.retrieve, downloader.discard, transform=self._transform)
-        for reference, item in reader.iter(subject, missing, lambda: room.cancelled):
+        reader = SeriesReader(
+            client, lambda reference, _: downloader.retrieve(reference), downloader.discard, transform=self._transform
+        )
+        for reference, item in reader.iter(subject, missing, room):
             outcome = item if isinstance(item, Failure) else downloader.write(item)
             # What its listing lacked is in no group.
             yield from self._results(outcome, times.get(str(reference.sop_instance_uid), 1))

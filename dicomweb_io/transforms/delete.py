@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.attributes import is_attribute
 from dicomweb_io.elements import STUDY_INSTANCE_UID, UID_KEYWORDS, Resource, SearchQuery
 from dicomweb_io.endpoint import EndpointLike
+from dicomweb_io.failures import attributes_of
 from dicomweb_io.pool import Room
 from dicomweb_io.transforms._core import (
     FAILURES,
@@ -44,7 +46,8 @@ class DeleteResources(DICOMwebTransform):
     What a search found is deleted only if the search is exact: ``SearchForStudies(…, exact=True) | DeleteResources``.
     Servers that do not understand a filter ignore it and return everything. In a batch pipeline nothing is deleted
     before the search has ended, because deletions shift its pages. References (`Resource`, mappings of UIDs, URIs) are
-    taken as they are; rows in the DICOM JSON model that come from elsewhere are failures.
+    taken as they are; rows that come from elsewhere are failures: those in the DICOM JSON model, and mappings or typed
+    rows with attributes that are no UIDs, because whatever they were chosen by need not hold in the archive.
 
     Args:
         endpoint: An `Endpoint`, a URL or a path.
@@ -96,8 +99,12 @@ def searches_before(pcollection: Any) -> list[FailingTransform]:
         known.add(applied)
         if isinstance(applied.transform, FailingTransform) and applied.transform.rows_are_proven is not None:
             found.append(applied.transform)
-        waiting += [applied.parent, *(value.producer for value in applied.inputs)]
+        asides = (side.pvalue for side in applied.side_inputs)
+        waiting += [applied.parent, *(value.producer for value in (*applied.inputs, *asides))]
     return found
+
+
+_WILDCARDS = frozenset("*?")
 
 
 class _AfterAll(beam.PTransform[Any, Any]):
@@ -126,16 +133,23 @@ class _ExactReferences(AsReferences):
         reference: Resource = super().reference_of(element)
         if reference.frames:
             raise ValueError(f"frames cannot be deleted: {reference.uri} (name the instance to delete it as a whole)")
-        if (
-            isinstance(element, Mapping)
-            and STUDY_INSTANCE_UID in {str(key).upper() for key in element}
-            and not self._rows
-        ):
+        if any(_WILDCARDS & set(uid) for uid in reference.uids.values()):
+            raise ValueError(f"wildcards name nothing that can be deleted: {reference.uri}")
+        if not self._rows and _is_row(element):
             raise ValueError(
                 f"the row of {reference.uri} comes from no exact search, so nothing proves that it matches: use "
                 f"SearchFor…(…, exact=True), give a reference (Resource.of(row)), or set allow_unproven_rows=True"
             )
         return reference
+
+
+def _is_row(element: Any) -> bool:
+    """Whether an element says more of what it names than its UIDs."""
+    # Datasets of pydicom list their keywords so.
+    names = element.dir() if hasattr(element, "to_json_dict") else attributes_of(element)
+    if isinstance(element, Mapping) and STUDY_INSTANCE_UID in {str(name).upper() for name in names}:
+        return True
+    return any(is_attribute(name) and name not in UID_KEYWORDS.values() for name in names)
 
 
 class _Delete(PooledDoFn):

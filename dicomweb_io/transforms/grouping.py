@@ -11,7 +11,6 @@ for more to come, only those of a bundle do.
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -28,7 +27,16 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.listing import ASK_FROM, InstanceGroup, SeriesListing, is_worth_whole, list_groups
+from dicomweb_io.listing import (
+    ASK_FROM,
+    MAX_PART,
+    MAX_WHOLE,
+    InstanceGroup,
+    SeriesListing,
+    is_worth_whole,
+    list_groups,
+    parts_of,
+)
 from dicomweb_io.pool import Lease, Room, shared_client
 from dicomweb_io.transfer import nothing_listed
 from dicomweb_io.transforms._core import (
@@ -49,9 +57,6 @@ GroupInput = ReferenceInput | InstanceGroup
 
 BUCKETS = 256
 """Keys of the GroupByKey. One for each series takes four times as long (FnApiRunner, 100,000 references)."""
-
-MAX_CHUNK = 1000
-"""Instances of a series that are moved together, unless the whole series is."""
 
 _MAX_GATHERED = 20_000
 _MAX_MERGED = 100_000
@@ -250,13 +255,15 @@ class _Gather(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         """Gives the groups."""
-        # The same instances in several windows are one group in several windows, so that they are moved once.
-        windows: dict[tuple[Any, ...], list[Any]] = {}
+        # The same instances in several windows are one group in several windows, so that they are moved once. But Beam
+        # (2.77) forgets the pane of what lies in several windows.
+        places: dict[tuple[Any, ...], list[Any]] = {}
         for (series, timestamp, window, pane), uids in self._gathered.items():
-            windows.setdefault((InstanceGroup(series, tuple(uids)), timestamp, pane), []).append(window)
+            apart = None if pane == PANE_INFO_UNKNOWN else window
+            places.setdefault((InstanceGroup(series, tuple(uids)), timestamp, pane, apart), []).append(window)
         self.start_bundle()
-        for (group, timestamp, pane), several in windows.items():
-            yield self._output(group, timestamp, tuple(several), pane)
+        for (group, timestamp, pane, _), windows in places.items():
+            yield self._output(group, timestamp, tuple(windows), pane)
 
     def _output(self, element: Resource | InstanceGroup, timestamp: Any, windows: tuple[Any, ...], pane: Any) -> Any:
         if not self._by_bucket:
@@ -342,8 +349,8 @@ def _placed(element: Resource | InstanceGroup, place: _PackedPlace | None) -> Wi
 class ListSeries(PooledDoFn):
     """Makes groups of references to studies and series, and says of each group what the archives hold.
 
-    A group that is (nearly) all that the destination lacks of its series stays one; another is cut into chunks, which
-    spread over the workers.
+    A group that is (nearly) all that the destination lacks of its series stays one, because one request moves it many
+    times as fast as a request for each instance. Another, or a very large one, is cut into parts, which spread.
 
     Args:
         source: The archive.
@@ -394,17 +401,17 @@ class ListSeries(PooledDoFn):
     def _is_known(self, group: InstanceGroup) -> bool:
         """Whether a group needs no look at an archive."""
         few = len(group.sop_instance_uids) < ASK_FROM or group.listed is not None
-        return few and len(group.sop_instance_uids) <= MAX_CHUNK and self._there is None
+        return few and len(group.sop_instance_uids) <= MAX_PART and self._there is None
 
     def produce(self, subject: Resource | InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
         """Yields groups, or a `Problem` if the archive lists nothing: a reference must not vanish."""
         if isinstance(subject, InstanceGroup):
-            yield from self._chunks(subject)
+            yield from self._parts(subject)
             return
         found = False
         for group in list_groups(client, subject):
             found = True
-            yield from self._chunks(group)
+            yield from self._parts(group)
         if not found:
             yield Problem(nothing_listed(client, subject, self._transform))
 
@@ -413,23 +420,19 @@ class ListSeries(PooledDoFn):
         if isinstance(result, InstanceGroup) and self._expands:
             count("listed", len(result.sop_instance_uids))
 
-    def _chunks(self, group: InstanceGroup) -> Iterator[InstanceGroup]:
-        times = Counter(group.sop_instance_uids)
+    def _parts(self, group: InstanceGroup) -> Iterator[InstanceGroup]:
+        wanted = set(group.sop_instance_uids)
         there = self._uids_there(group.series)
-        missing = len(times.keys() - (there or ()))
+        missing = len(wanted - (there or set()))
         listed = group.listed
         if listed is None and missing >= ASK_FROM:
             listed = self._size(group.series)
-        named = group.named or group.listed is None
-        if listed is not None and is_worth_whole(missing, listed):
-            yield replace(group, listed=listed, held=None if there is None else tuple(sorted(there)), named=named)
-            return
-        uids = list(times)
-        for start in range(0, len(uids), MAX_CHUNK):
-            some = uids[start : start + MAX_CHUNK]
-            repeated = tuple(uid for uid in some for _ in range(times[uid]))
-            held = None if there is None else tuple(uid for uid in some if uid in there)
-            yield InstanceGroup(group.series, repeated, listed, held, named)
+        held = None if there is None else tuple(sorted(there))
+        asked = replace(group, listed=listed, held=held, named=group.named or group.listed is None)
+        if listed is not None and len(wanted) <= MAX_WHOLE and is_worth_whole(missing, listed):
+            yield asked
+        else:
+            yield from parts_of(asked)
 
     def _uids_there(self, series: Resource) -> set[str] | None:
         try:

@@ -275,10 +275,8 @@ class _FetchInstances(FetchParts):
 
     def _of_series(self, group: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
         times = Counter(group.references)
-        reader = SeriesReader(
-            client, partial(self._arriving, client, room), self._spool.discard, transform=self._transform
-        )
-        for reference, item in reader.iter(group, cancelled=lambda: room.cancelled):
+        reader = SeriesReader(client, partial(self._arriving, client), self._spool.discard, transform=self._transform)
+        for reference, item in reader.iter(group, room=room):
             result = Problem(item) if isinstance(item, Failure) else self._spool.as_element(item, reference, room)
             del item
             for _ in range(times[reference]):
@@ -299,12 +297,12 @@ class _FetchInstances(FetchParts):
             yield Problem(self._missing(reference, client))
 
     def _stream(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        for instance in self._arriving(client, room, reference):
+        for instance in self._arriving(client, reference, room):
             yield self._spool.as_element(instance, instance.reference, room)
             # Nothing here may keep it in memory while the next is read.
             del instance
 
-    def _arriving(self, client: DICOMClient, room: Room, reference: Resource) -> Iterator[Instance]:
+    def _arriving(self, client: DICOMClient, reference: Resource, room: Room) -> Iterator[Instance]:
         how = self._how
         # What is larger goes to a file first, so that its size is known before it is read into memory.
         threshold = self._spool.threshold(room)
@@ -400,12 +398,15 @@ class _FetchMetadata(PooledDoFn):
                         room.reserve(_METADATA_BYTES)
             except RECOVERABLE as error:
                 logger.info("the metadata of %s ended early: %s", group.series.uri, log_text(error))
-        for reference in rest:
-            try:
-                for row in self._complete(reference, client, room):
-                    yield from repeat(row, times[reference])
-            except RECOVERABLE as error:
-                yield from repeat(problem_of(error, self._transform, reference=reference), times[reference])
+        for reference, row in room.each(rest, partial(self._alone, client)):
+            room.reserve(_METADATA_BYTES)
+            yield from repeat(row, times[reference])
+
+    def _alone(self, client: DICOMClient, reference: Resource, room: Room) -> Iterator[Any]:
+        try:
+            yield from self._complete(reference, client, room)
+        except RECOVERABLE as error:
+            yield problem_of(error, self._transform, reference=reference)
 
 
 def complete_metadata(

@@ -23,7 +23,7 @@ from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.dicom.attributes import resolve
+from dicomweb_io.dicom.attributes import is_attribute, resolve
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.matching import check_filter, unproven
 from dicomweb_io.dicom.uids import is_uid
@@ -39,6 +39,7 @@ from dicomweb_io.elements import (
     SearchLevel,
     SearchPage,
     SearchQuery,
+    shown_keys,
 )
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import FilterIgnoredError, MalformedResponseError
@@ -338,6 +339,12 @@ def query_for(element: Any, base: SearchQuery, *, allow_all: bool = False) -> Se
         _check_restricted(more, allow_all)
         return _placed(replace(base, search_filters=(*base.search_filters, *more.search_filters)))
     reference = Resource.of(element)
+    others = [] if not isinstance(element, Mapping) or _is_row(element) else [*filter(is_attribute, element)]
+    if any(name not in UID_KEYWORDS.values() for name in others):
+        raise ValueError(
+            f"a reference by attribute names is no filter, and this one holds {shown_keys(others)}: name the UIDs by "
+            "keyword too (StudyInstanceUID …)"
+        )
     study, series, instance = (
         reference.study_instance_uid,
         reference.series_instance_uid,
@@ -562,7 +569,7 @@ class _Plan(PooledDoFn):
 def narrowed_to(query: SearchQuery) -> Resource | None:
     """What a search is made in or for, by its UIDs, for failures; None if it names no study."""
     given = dict(query.search_filters)
-    uids: list[str] = []
+    uids: list[Any] = []
     for level, placed in zip(LEVELS, (query.study_instance_uid, query.series_instance_uid, None), strict=True):
         uid = placed or given.get(UID_KEYWORDS[level], "")
         if not is_uid(uid, permissive=placed is not None):

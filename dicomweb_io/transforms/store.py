@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import threading
 import time
 import zlib
 from collections import OrderedDict, deque
@@ -33,7 +34,7 @@ from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import DICOMError
 from dicomweb_io.failures import RECOVERABLE, failure_of
-from dicomweb_io.pool import Lane, Lease, Room, identity_of, shared_client, shared_pool
+from dicomweb_io.pool import TICK, Lane, Lease, Room, WorkCancelled, identity_of, shared_client, shared_pool
 from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory
 from dicomweb_io.store_items import StoreItem, inspect, source_of
 from dicomweb_io.transfer import (
@@ -352,6 +353,7 @@ class _Archive:
         storer: What stores with that client.
         waiting: What waits.
         in_flight: Batches that were handed to the pool and are not done.
+        sending: The instances in them, each with the last of its batches.
     """
 
     endpoint: Endpoint
@@ -359,6 +361,7 @@ class _Archive:
     storer: InstanceStorer | None = None
     waiting: _Batch = field(init=False)
     in_flight: int = 0
+    sending: dict[Resource, _Batch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.waiting = _Batch(self)
@@ -370,13 +373,19 @@ class _Archive:
 
 @dataclass(eq=False)
 class _Batch:
-    """What goes into one request to an archive, if that takes it."""
+    """What goes into one request to an archive, if that takes it.
+
+    One that holds an instance which is being sent already waits for that, or it would be chance which of the two stays,
+    and a replacement could delete what the other one has just stored.
+    """
 
     archive: _Archive
     items: list[StoreItem] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     memory: int = 0
     size: int = 0
+    earlier: list[_Batch] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
 
     def has_room_for(self, item: StoreItem) -> bool:
         return not self.items or (
@@ -424,7 +433,7 @@ class _Store(PooledDoFn):
         self._memory = 0
         self._full: deque[_Batch] = deque()
         for archive in self._archives.values():
-            archive.waiting, archive.in_flight = _Batch(archive), 0
+            archive.waiting, archive.in_flight, archive.sending = _Batch(archive), 0, {}
 
     def _archive_of(self, element: Any) -> _Archive:
         """The archive that an element goes to. What it raises becomes the element's failure."""
@@ -478,6 +487,9 @@ class _Store(PooledDoFn):
         batch, archive.waiting = archive.waiting, _Batch(archive)
         self._memory -= batch.memory
         archive.in_flight += 1
+        references = [item.reference for item in batch.items]
+        batch.earlier = list({archive.sending[one]: None for one in references if one in archive.sending})
+        archive.sending.update(dict.fromkeys(references, batch))
         self._full.append(batch)
 
     def _send_full(self) -> Iterator[Any]:
@@ -489,7 +501,7 @@ class _Store(PooledDoFn):
             except RECOVERABLE as error:
                 yield from self._emit(batch, [self._unsent(item, error) for item in batch.items])
                 continue
-            task = partial(self._store, storer, batch.items)
+            task = partial(self._store, storer, batch)
             for key, result in self._open_lane().submit(cast(Any, batch), task, holding=batch.memory):
                 yield from self._emit(key, result)
 
@@ -513,35 +525,50 @@ class _Store(PooledDoFn):
                 self._close_batch(archive)
         yield from self._send_full()
 
-    def _store(self, storer: InstanceStorer, items: list[StoreItem], room: Room) -> Iterator[list[CopyResult]]:
+    def _store(self, storer: InstanceStorer, batch: _Batch, room: Room) -> Iterator[list[CopyResult]]:
         """Sends a batch. Runs in a pool thread."""
         try:
-            results: dict[Resource, CopyResult] = {}
-            wanted: dict[Resource, Instance] = {}
-            repeated: list[StoreItem] = []
-            for item in items:
-                known = storer.already_there(item.reference)
-                if known is not None:
-                    results[item.reference] = known
-                elif item.reference in wanted:
-                    repeated.append(item)
-                else:
-                    wanted[item.reference] = item.given
-            results.update(zip(wanted, storer.store(list(wanted.values())), strict=True))
-            # Objects with one UID do not belong into one request: which would be kept?
-            later = {id(item): _again(storer, item.given) for item in repeated}
-            outcomes = [(item, later.get(id(item)) or results[item.reference]) for item in items]
-            yield [
-                replace(outcome, source=item.source) if isinstance(outcome, Failure) else outcome
-                for item, outcome in outcomes
-            ]
+            for other in batch.earlier:
+                while not other.done.wait(TICK):
+                    if room.cancelled:
+                        raise WorkCancelled
+            results = self._results(storer, batch.items)
         finally:
-            for item in items:
+            batch.earlier.clear()
+            batch.done.set()
+            for item in batch.items:
                 item.discard()
+        yield results
+
+    def _results(self, storer: InstanceStorer, items: list[StoreItem]) -> list[CopyResult]:
+        results: dict[Resource, CopyResult] = {}
+        wanted: dict[Resource, Instance] = {}
+        repeated: list[StoreItem] = []
+        for item in items:
+            known = storer.already_there(item.reference)
+            if known is not None:
+                results[item.reference] = known
+            elif item.reference in wanted:
+                repeated.append(item)
+            else:
+                wanted[item.reference] = item.given
+        results.update(zip(wanted, storer.store(list(wanted.values())), strict=True))
+        # Objects with one UID do not belong into one request: which would be kept?
+        later = {id(item): _again(storer, item.given) for item in repeated}
+        outcomes = [(item, later.get(id(item)) or results[item.reference]) for item in items]
+        return [
+            replace(outcome, source=item.source) if isinstance(outcome, Failure) else outcome
+            for item, outcome in outcomes
+        ]
 
     def _emit(self, work: Any, result: Any) -> Iterator[Any]:
         if isinstance(work, _Batch):
-            work.archive.in_flight -= 1
+            archive = work.archive
+            archive.in_flight -= 1
+            work.done.set()
+            for item in work.items:
+                if archive.sending.get(item.reference) is work:
+                    del archive.sending[item.reference]
             for one, outcome in zip(work.works, result, strict=True):
                 yield from super()._emit(one, Problem(outcome) if isinstance(outcome, Failure) else outcome)
         else:

@@ -57,7 +57,7 @@ from dicomweb_io.changes import (
 )
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom import json_decode
-from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.elements import Failure, Resource, shown_keys
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.pool import Lease, Room
@@ -96,7 +96,6 @@ _GOOGLE_PATH = re.compile(
     r"(?:.*/)?projects/[^/]+/locations/[^/]+/datasets/[^/]+/dicomStores/[^/]+/dicomWeb/(studies/.+)\Z", re.DOTALL
 )
 _ORTHANC_LEVELS: dict[str, WatchLevel] = {"NewInstance": "instance", "NewStudy": "study", "StableStudy": "study"}
-_SHOWN = 100
 
 
 @piped_by_member
@@ -394,7 +393,7 @@ class _Watch(LeasingDoFn):
         if wait > 0:
             return wait
         began = time.time()
-        if self._schedule.ends(state, began):
+        if not state.unfinished and self._schedule.ends(state, began):
             if tracker.try_claim(replace(state, done=True)):
                 self._leave(state)
             return None
@@ -501,8 +500,9 @@ def _at_rest(
         # In the order of the last changes.
         studies.pop(reference.study_instance_uid, None)
         studies[reference.study_instance_uid] = now
-    # What the rest of an unfinished poll will report is not at rest.
-    rested = [] if changes.more else [uid for uid, moment in studies.items() if began - moment >= quiet]
+    # What the rest of a poll will report is not at rest, and what an incomplete answer lacks need not be.
+    waits = changes.more or bool(changes.failures)
+    rested = [] if waits else [uid for uid, moment in studies.items() if began - moment >= quiet]
     for uid in rested:
         del studies[uid]
     early = list(studies)[: max(0, len(studies) - MAX_OPEN)]
@@ -786,7 +786,7 @@ def _of_mapping(data: Mapping[Any, Any]) -> Resource | OrthancChange | None:
 
 
 def _keys(entry: Mapping[str, Any]) -> str:
-    return ("its keys are " + ", ".join(sorted(entry))[:_SHOWN]) if entry else "it is empty"
+    return f"its keys are {shown_keys(sorted(entry))}" if entry else "it is empty"
 
 
 class _Parse(Converting):

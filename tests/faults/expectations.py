@@ -337,18 +337,27 @@ rule(
 rule(
     reported(status=401, retryable=None), "CopyInstances* / status 401 always", "RetrieveInstances* / status 401 always"
 )
-# What does not come with its study is asked for by itself.
+# What does not come with its study or series is asked for by itself.
 rule(
     RECOVERED,
-    *(f"RetrieveInstances (studies) / {name} always" for name in ("bad gzip", "truncated gzip", "no closing boundary")),
-    *(f"RetrieveInstances (studies) / {name} always" for name in ("wrong boundary", "halved part", "empty part")),
-    "RetrieveInstances (studies) / reset after always",
     *(
-        f"RetrieveInstances (studies) / {name} always"
-        for name in ("reset in body", "cut in body", "cut without length")
+        f"{name} / {what} always"
+        for name in ("RetrieveInstances (studies)", "ReadAllFromDICOMweb")
+        for what in (
+            *("bad gzip", "truncated gzip", "no closing boundary", "wrong boundary", "halved part", "empty part"),
+            *("reset after", "reset in body", "cut in body", "cut without length"),
+            *("status 429", "status 500", "status 503"),
+        )
     ),
-    *(f"RetrieveInstances (studies) / status {code} always" for code in (429, 500, 503)),
     "RetrieveInstances (studies) / missing part*",
+    "ReadAllFromDICOMweb / missing part*",
+)
+# What the destination has is asked for once more by the copy.
+rule(
+    RECOVERED,
+    *(f"CopyInstances (listing) / status {code}" for code in (403, 405, 409, 410, 413, 422, 501)),
+    *(f"CopyInstances (listing) / {name}" for name in ("redirect elsewhere", "login page")),
+    *(f"CopyInstances (listing) / {what} ignored" for what in ("filters", "path")),
 )
 # So are frames.
 rule(RECOVERED, *(f"RetrieveFrames / status {code}" for code in (403, 404, 405, 409, 410, 413, 422, 501)))

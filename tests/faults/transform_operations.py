@@ -177,8 +177,14 @@ _ALL = (
         _ROWS,
         apart=("status 404", "status 405", "status 501", "status 404 always", "status 501 always"),
     ),
-    _search("ReadFromDICOMweb (search)", _with(transforms.ReadFromDICOMweb), "/instances$", {}),
-    _get("ReadAllFromDICOMweb", _with(transforms.ReadAllFromDICOMweb), _study, _INSTANCE, OBJECTS),
+    _search("ReadFromDICOMweb (search)", _with(transforms.ReadFromDICOMweb), "/series$", {}),
+    _get(
+        "ReadAllFromDICOMweb",
+        _with(transforms.ReadAllFromDICOMweb),
+        _study,
+        "/series/[^/]+",
+        OBJECTS | {"several", "long"},
+    ),
     _search("WatchForStudies", _watch(transforms.WatchForStudies), "/studies$", _pages_of(1)),
     _search("WatchForInstances", _watch(transforms.WatchForInstances), "/instances$", _pages_of(7)),
     _search(

@@ -176,6 +176,11 @@ def test_whatever_names_an_object_is_a_reference(value: Any, expected: Resource)
         ({"StudyInstanceUID": ["1.2", "1.3"]}, "needs a StudyInstanceUID"),
         ({"SeriesInstanceUID": "1.3", "Doe^Jane": 1}, "the mapping has SeriesInstanceUID, …"),
         (Found("1.2", "1.3", ""), "sop_instance_uid"),
+        (
+            {"study_instance_uid": "1.2", "SeriesInstanceUID": "1.3"},
+            r"in several forms \(study_instance_uid and Series",
+        ),
+        ({"StudyInstanceUID": "1.2", "0020000e": {"vr": "UI", "Value": ["1.3"]}}, "in several forms"),
         (dataset_of(PatientID="1"), "this is Dataset"),
         (Failure("Retrieve", "message"), "this is Failure"),
         (b"1.2", "this is bytes"),

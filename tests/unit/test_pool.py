@@ -309,6 +309,49 @@ def test_chains_of_any_kind_end(seed):
         pool.close()
 
 
+def test_a_task_divides_into_parts_that_run_at_once(pool):
+    """Two at once, beside the task itself; with all places taken, each task still has one."""
+    meet = threading.Barrier(2)
+
+    def part(number, room):
+        if number < 2:
+            meet.wait(WAIT)
+        room.reserve(60_000)
+        yield number
+
+    def divided(room):
+        room.reserve(90_000)
+        for number, result in room.each(range(5), part):
+            room.reserve(60_000)
+            yield number, result
+
+    assert sorted(run_all(pool.lane(), [("a", divided)])) == [("a", (number, number)) for number in range(5)]
+
+    def crowded(room):
+        yield from room.each(range(2, 9), part)
+
+    assert len(run_all(pool.lane(), [(name, crowded) for name in "abcdef"])) == 42
+    assert (pool.in_flight, pool.bytes_in_use) == (0, 0)
+
+
+def test_a_task_that_is_cancelled_cancels_its_parts(pool):
+    begun, closed = threading.Event(), threading.Event()
+
+    def part(number, room):
+        begun.set()
+        assert closed.wait(WAIT)
+        yield number
+
+    lane = pool.lane()
+    list(lane.submit("a", lambda room: room.each(range(100), part)))
+    assert begun.wait(WAIT)
+    lane.close()
+    closed.set()
+    with pool._condition:
+        assert pool._condition.wait_for(lambda: pool._started == 0, WAIT)
+    assert (pool.in_flight, pool.bytes_in_use) == (0, 0)
+
+
 def test_a_task_that_waits_for_room_leaves_its_place_to_others(pool):
     """One lane's tasks all wait for room; another may then run as many as there are places."""
     holder, busy, started = pool.lane(), pool.lane(), []

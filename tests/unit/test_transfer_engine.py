@@ -62,6 +62,23 @@ def contents_of(client):
     return {reference: next(iter(client.iter_instances(reference))).read() for reference in references_of(client)}
 
 
+class Watched:
+    """The room of a task, which is told of each instance."""
+
+    def __init__(self, look):
+        self.look = look
+
+    @property
+    def cancelled(self):
+        return self.look()
+
+    def each(self, keys, produce):
+        return ((key, result) for key in keys for result in produce(key, self))
+
+    def reserve(self, size):
+        pass
+
+
 def fresh(client):
     """The same archive as a newcomer sees it."""
     return Endpoint(client.base_url).connect()
@@ -296,7 +313,7 @@ def test_large_instances_wait_in_a_private_file_that_is_removed(source, serve, d
         return False
 
     with InstanceCopier(web, destination, CopyOptions(spool_directory=str(spool)), memory_threshold=100) as copier:
-        results = copier.copy(references, cancelled=watch)
+        results = copier.copy(references, room=Watched(watch))
         assert {result.outcome for result in results} == {"stored"}
         assert seen, "nothing was spooled"
         assert [list(directory.iterdir()) for directory in spool.iterdir()] == [[]]
@@ -316,7 +333,7 @@ def test_large_files_of_a_local_folder_are_borrowed_and_left_alone(source, desti
         return False
 
     with InstanceCopier(source, destination, CopyOptions(spool_directory=str(spool)), memory_threshold=100) as copier:
-        results = copier.copy(references, cancelled=watch)
+        results = copier.copy(references, room=Watched(watch))
     assert {result.outcome for result in results} == {"stored"}
     assert seen == []
     assert contents_of(fresh(source)) == contents
@@ -386,7 +403,7 @@ def test_a_copy_can_be_cancelled(source, destination):
 
     with InstanceCopier(source, destination) as copier:
         with pytest.raises(WorkCancelled):
-            copier.copy(references_of(source), cancelled=cancelled)
+            copier.copy(references_of(source), room=Watched(cancelled))
     assert len(asked) == 4
 
 
@@ -408,7 +425,7 @@ def test_a_file_that_goes_while_it_is_copied_is_a_failure_of_its_instance(source
         return Instance.from_path(path).reference
 
     with InstanceCopier(source, destination, memory_threshold=100) as copier:
-        results = copier.copy(references, cancelled=remove)
+        results = copier.copy(references, room=Watched(remove))
     assert [item.reference for item in results if isinstance(item, Failure)] == [references[2]]
     assert [item.outcome for item in results if isinstance(item, StoredInstance)] == ["stored"] * 23
 

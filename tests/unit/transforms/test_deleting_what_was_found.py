@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to, is_empty
@@ -139,7 +141,8 @@ def test_a_search_that_is_not_exact_is_refused_before_anything_is_sent(archive):
     series = studies | SearchForSeries(one.endpoint, exact=True)
     references = studies | "Refer" >> beam.Map(Resource.of)
     watched = p | WatchForStudies(one.endpoint, search_filters={"PatientID": "PAT2"}, max_polls=1)
-    for number, found in enumerate((studies, series, references, watched)):
+    beside = p | beam.Create(["x"]) | beam.FlatMap(lambda _, rows: rows, beam.pvalue.AsList(references))
+    for number, found in enumerate((studies, series, references, watched, beside)):
         with pytest.raises(ValueError, match="exact=True"):
             found | f"Delete{number}" >> DeleteResources(one.endpoint)
     for arguments in ({"fuzzymatching": True}, {"additional_params": {"fuzzymatching": "true"}}):
@@ -166,3 +169,34 @@ def test_rows_from_elsewhere_need_consent_and_references_do_not(archive):
         deleted = p | beam.Create(FOUR[:1]) | DeleteResources(one.endpoint, allow_unproven_rows=True)
         assert_that(deleted, equal_to([Resource("1.2.1")]))
     assert one.left == ["1.2.4"]
+
+
+class OfATable(NamedTuple):
+    StudyInstanceUID: str
+    PatientID: str
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        {"StudyInstanceUID": "1.2.1", "Modality": "CT"},
+        {"study_instance_uid": "1.2.1", "PatientID": "PAT1"},
+        beam.Row(StudyInstanceUID="1.2.1", Modality="CT"),
+        OfATable("1.2.1", "PAT1"),
+        {"study_instance_uid": "1.2.1", "SeriesInstanceUID": "1.2.1.1"},
+        {"StudyInstanceUID": "1.2.1", "0020000E": element("UI", "1.2.1.1")},
+        {"StudyInstanceUID": "1.2.1", "SeriesInstanceUID": float("nan")},
+        {"StudyInstanceUID": "*"},
+        ("study", "1.2.?"),
+        ("series", "1.2.1"),
+        "studies/%2A",
+    ],
+    ids=str,
+)
+def test_what_may_mean_less_than_the_whole_is_not_deleted(archive, element):
+    one = archive(FOUR)
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        given = p | beam.Create([element]).with_output_types(Any)
+        result = given | DeleteResources(one.endpoint, failures="collect")
+        assert_that(result.failures | beam.combiners.Count.Globally(), equal_to([1]))
+    assert not one.server.requests

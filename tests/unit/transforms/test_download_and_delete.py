@@ -99,6 +99,23 @@ def test_a_file_of_another_instance_is_not_taken_for_the_one_wanted(small, tmp_p
     assert target.read_bytes() == contents[one]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_what_another_program_left_half_done_is_replaced(small, tmp_path, where, overwrite):
+    archive, contents = small
+    target = str(tmp_path / "target") if where == "folder" else f"memory://half-done-{overwrite}"
+    filesystem = fsspec.filesystem("file" if where == "folder" else "memory")
+    for reference, left in zip(contents, (b"", b"garbage" * 99, None, b"\0" * 128 + b"DICM"), strict=False):
+        path = path_of(target, reference).replace("memory:/", "")
+        filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+        filesystem.pipe_file(path, contents[reference][:-50] if left is None else left)
+    with pipeline() as p:
+        paths = p | beam.Create(list(contents)) | DownloadInstances(str(archive), target, overwrite=overwrite)
+        assert_that(paths | beam.combiners.Count.Globally(), equal_to([len(contents)]))
+    written = {reference: path_of(target, reference).replace("memory:/", "") for reference in contents}
+    assert {reference: filesystem.cat_file(path) for reference, path in written.items()} == contents
+
+
 def test_a_server_is_no_directory():
     with pytest.raises(ValueError, match="use CopyInstances"):
         DownloadInstances("/data", "https://pacs.example")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import bz2
 import logging
+import sys
 from collections import Counter
 
 import apache_beam as beam
@@ -29,6 +30,7 @@ from dicomweb_io.http.auth import (
     GoogleCredentials,
     OAuth2ClientCredentials,
 )
+from dicomweb_io.http.settings import TLS
 from dicomweb_io.testing.samples import make_study
 from tests.every_transform import CASES, INSTANCES, VARIANTS, WITH_ARCHIVE, World
 from tests.windows import WINDOWINGS, check_windows, make_worlds
@@ -234,6 +236,25 @@ def world_with(kind, directory, **headers):
         for name in ("source", "target")
     )
     return World(source, target, [], directory)
+
+
+@pytest.mark.parametrize("lacking", ["a package", "a file"])
+def test_a_worker_that_lacks_what_an_archive_needs_says_so_for_each_element(lacking, files, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "azure.identity", None)
+    monkeypatch.setattr(World, "fill_target", lambda world: None)
+    options = {"a package": {"credentials": AzureCredentials()}, "a file": {"tls": TLS(str(tmp_path / "no.pem"))}}
+    archive = Endpoint("https://127.0.0.1:9/dicom", **options[lacking])
+    world = World(archive, archive, sorted(files.rglob("*.dcm")), tmp_path)
+    with pipeline() as p:
+        failures = []
+        for name in WITH_ARCHIVE:
+            case = CASES[name]
+            given = p if case.elements is None else p | f"Create {name}" >> beam.Create(case.elements(world))
+            options = {"allow_unproven_rows": True} if name == "DeleteResources" else {}
+            result = given | name >> case.make(world, failures="collect", **options)
+            failures.append(result.failures | f"Name {name}" >> beam.Map(lambda x, name=name: (name, x.message)))
+        told = failures | beam.Flatten() | beam.Filter(lambda x: "azure" in x[1] or "there is no file" in x[1])
+        assert_that(told | beam.Keys() | beam.Distinct(), equal_to(WITH_ARCHIVE))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import partial
 
 import apache_beam as beam
 import pytest
@@ -12,14 +13,18 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, SlidingWindows, TimestampedValue
+from apache_beam.typehints import TypeCheckError
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import PaneInfo, PaneInfoTiming, WindowedValue
 
+from dicomweb_io import transfer
 from dicomweb_io.elements import Failure, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.listing import InstanceGroup, ListFile
+from dicomweb_io.listing import InstanceGroup, ListFile, parts_of
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transfer import InstanceCopier, TransferJob
+from dicomweb_io.transfer import InstanceCopier, TransferJob, run_transfer
 from dicomweb_io.transforms import (
     CopyInstances,
     DistinctReferences,
@@ -116,6 +121,31 @@ def test_a_few_instances_of_a_series_are_requested_one_by_one(serve, eight, refe
     assert not requests(server, LISTING) + requests(server, SERIES)
 
 
+@pytest.mark.parametrize("refused", [True, False])
+@pytest.mark.parametrize(
+    ("make", "ending"),
+    [
+        (RetrieveInstances, ""),
+        (RetrieveMetadata, "/metadata"),
+        (lambda url: DownloadInstances(url, f"memory://at-once/{url[7:]}"), ""),
+        (lambda url: CopyInstances(url, f"memory://copied/{url[7:]}"), ""),
+    ],
+    ids=["instances", "metadata", "download", "copy"],
+)
+def test_instances_of_one_series_are_requested_several_at_once(serve, eight, references, make, ending, refused):
+    """A few of a series, or all of one that the server does not give whole; the fault strikes two at once only."""
+    faults = [fault("status", path=rf"/instances/[^/]+{ending}$", overlapping=1, status=503, retry_after=0)]
+    if refused:
+        faults.append(fault("status", path=rf"/series/[^/]+{ending}$", status=404, times=None))
+    server = serve(eight, faults=faults)
+    with pipeline() as p:
+        some = references[:6] if refused else references[:3]
+        found = p | beam.Create(some) | make(server.url)
+        found = getattr(found, "stored", found)
+        assert_that(found | beam.combiners.Count.Globally(), equal_to([len(some)]))
+    assert [one.status for one in server.records.settled() if one.faults and "/instances/" in one.path] == [503]
+
+
 def test_a_series_of_which_much_is_there_is_not_retrieved_whole(serve, eight, references, tmp_path):
     source, destination = serve(eight), serve(tmp_path / "copy")
     there = [one for index, one in enumerate(references) if index % 6]
@@ -160,14 +190,33 @@ def test_an_instance_that_nobody_named_is_no_failure(eight, references, tmp_path
 # Groups ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_series_that_is_not_wanted_whole_is_cut_into_chunks(serve, eight, references, monkeypatch):
-    monkeypatch.setattr(grouping, "MAX_CHUNK", 2)
-    monkeypatch.setattr(grouping, "is_worth_whole", lambda wanted, listed: False)
+@pytest.mark.parametrize("largest", [5, 6])
+def test_what_is_not_requested_whole_is_cut_into_parts(eight, references, monkeypatch, largest):
+    monkeypatch.setattr(grouping, "parts_of", partial(parts_of, size=2))
+    monkeypatch.setattr(grouping, "MAX_WHOLE", largest)
     with pipeline() as p:
-        groups = (p | beam.Create([*references, references[0]]) | GroupBySeries(str(eight))).groups
-        assert_that(groups | beam.Map(lambda group: len(set(group.sop_instance_uids))), equal_to([2] * 24))
+        elements = p | beam.Create([*references[:30], *references[36:40], references[0]])
+        groups = (elements | GroupBySeries(str(eight))).groups
+        sizes = groups | beam.Map(lambda group: len(set(group.sop_instance_uids)))
+        # Four of six instances are most of a series.
+        assert_that(sizes, equal_to([6] * 5 + [4] if largest == 6 else [2] * 15 + [4]))
         named = groups | "Named" >> beam.FlatMap(lambda group: group.references)
-        assert_that(named, equal_to([*references, references[0]]), label="named")
+        assert_that(named, equal_to([*references[:30], *references[36:40], references[0]]), label="named")
+
+
+@pytest.mark.parametrize(("wanted", "whole"), [(slice(None), 8), (slice(0, 30), 5), (slice(None, None, 3), 0)])
+def test_the_command_copies_a_long_list_of_instances_by_series_or_in_parts(
+    serve, eight, references, tmp_path, monkeypatch, wanted, whole
+):
+    monkeypatch.setattr(transfer, "_ASK_FIRST", 2)
+    monkeypatch.setattr(transfer, "parts_of", partial(parts_of, size=1))
+    source, some = serve(eight), references[wanted]
+    job = TransferJob(Endpoint(source.url), Endpoint(str(tmp_path / "copy")), wanted=tuple(some))
+    summary = run_transfer(job)
+    assert (summary["found"], summary["transferred"]) == (len(some), len(some))
+    assert sorted(requests(source, SERIES).values()) == [1] * whole
+    assert len(requests(source, SINGLE)) == (0 if whole else len(some))
+    assert set(requests(source, LISTING).values()) == {1}
 
 
 def test_what_is_named_in_several_ways_is_named_once(eight, references):
@@ -221,6 +270,26 @@ def test_places_survive(eight, references, tmp_path, windows, streaming):
         _ = elements | RetrieveInstances(str(eight)) | "After" >> beam.Map(note, str(after))
     assert sorted(after.read_text().splitlines()) == sorted(before.read_text().splitlines())
     assert len(after.read_text().splitlines()) >= 50
+
+
+class InEachWindow(beam.DoFn):
+    """Gives an element the same time and pane in each of its windows."""
+
+    def process(self, element, window=beam.DoFn.WindowParam):
+        yield WindowedValue(element, Timestamp(65), (window,), PaneInfo(True, False, PaneInfoTiming.EARLY, 0, -1))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_panes_survive_in_several_windows(eight, references, tmp_path, streaming):
+    """Beam forgets the pane of what lies in several windows at once."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    with pipeline(*(["--streaming"] if streaming else [])) as p:
+        timed = p | beam.Create([TimestampedValue(one, 65) for one in references])
+        put = timed | WINDOWS["sliding"]() | beam.ParDo(InEachWindow()).with_output_types(Resource)
+        _ = put | "Before" >> beam.Map(note, str(before))
+        _ = put | RetrieveInstances(str(eight)) | "After" >> beam.Map(note, str(after))
+    assert sorted(after.read_text().splitlines()) == sorted(before.read_text().splitlines())
+    assert after.read_text().count("EARLY") == 3 * 48
 
 
 # Reading by filters ---------------------------------------------------------------------------------------------------
@@ -325,6 +394,13 @@ def test_a_list_that_cannot_be_read_is_a_failure(tmp_path, content):
         assert_that(named.failures | beam.Map(lambda one: one.source), equal_to([str(path)]))
     with pytest.raises(ValueError, match="level must be one of"):
         ReadReferences(str(path), level="frame")
+
+
+@pytest.mark.parametrize("make", [RetrieveInstances, lambda url: CopyInstances(url, "/copy")])
+def test_a_retrieve_of_a_list_that_may_hold_searches_says_what_to_do(make):
+    with pytest.raises(TypeCheckError, match="level="):
+        _ = pipeline() | ReadReferences("list.csv") | make("https://pacs.example")
+    _ = pipeline() | ReadReferences("list.csv", level="study") | make("https://pacs.example")
 
 
 def test_references_to_frames_stay_distinct():

@@ -91,6 +91,8 @@ def test_every_kind_of_element_narrows_the_search(archive, references):
     row |= {"0020000E": {"vr": "UI", "Value": [one.series_instance_uid]}}
     for element in (one.series, row, one.series.to_dict(), one.series.uri, f"https://pacs.example/{one.series.uri}"):
         assert query_for(element, base) == expected
+    with pytest.raises(ValueError, match="holds Modality: name the UIDs by keyword too"):
+        query_for({**one.to_dict(), "Modality": "CT"}, base)
     with_filter = query_for({"PatientID": "X"}, base)
     assert with_filter.search_filters == (("Modality", "CT"), ("PatientID", "X"))
     assert query_for(SearchQuery("instance", one.study_instance_uid), base).study_instance_uid == one.study_instance_uid

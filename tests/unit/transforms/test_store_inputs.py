@@ -189,6 +189,37 @@ def test_of_files_with_one_instance_the_first_is_stored(archive, folder, tmp_pat
     assert bytes_of(folder) == [paths[0].read_bytes()]
 
 
+@pytest.mark.parametrize("by_function", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "outcomes", "kept"),
+    [
+        ("skip", ["stored"] + 23 * ["exists"], 0),
+        ("error", ["stored"] + 23 * ["failed"], 0),
+        ("replace", ["stored"] + 23 * ["replaced"], 23),
+    ],
+)
+def test_one_instance_in_several_requests_is_sent_in_order(
+    serve, archive, folder, monkeypatch, policy, outcomes, kept, by_function
+):
+    monkeypatch.setattr(store, "MAX_BATCH_INSTANCES", 2)
+    url = serve(folder, behaviour="orthanc").url
+    dataset = pydicom.dcmread(next(archive.rglob("*.dcm")))
+    variants = []
+    for number in range(24):
+        dataset.PatientComments = str(number)
+        variants.append(Instance.from_dataset(dataset).content)
+    with pipeline() as p:
+        stores = StoreInstances((lambda _: url) if by_function else url, on_existing=policy, failures="collect")
+        result = p | in_one_bundle(variants) | stores
+        told = (
+            result.stored | "Outcome" >> beam.Map(lambda one: one.outcome),
+            result.failures | "Failed" >> beam.Map(lambda one: "failed"),
+        ) | beam.Flatten()
+        assert_that(told, equal_to(outcomes))
+    (path,) = folder.rglob("*.dcm")
+    assert pydicom.dcmread(path).PatientComments == str(kept)
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
 def test_broken_compressed_files_are_failures(tmp_path, folder, archive, suffix):
     """Bytes that are cut off behind the header are not an instance."""

@@ -21,7 +21,7 @@ from apache_beam.transforms.display import DisplayData
 from apache_beam.transforms.error_handling import ErrorHandler
 
 from dicomweb_io.changes import Changes, Cursor, change_source
-from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.elements import Failure, Instance, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
@@ -495,6 +495,23 @@ def test_the_rest_of_a_poll_is_waited_for(drive):
     assert watch.poll(part) == []
     assert watch.poll({"1.1"}, passing=0.0) == []
     assert [watch.poll(), watch.poll()] == [[], ["1.2", "1.1"]]
+
+
+def test_nothing_is_at_rest_by_a_poll_that_lacks_something(drive):
+    watch = drive(quiet=15)
+    watch.poll({"1.1"})
+    watch.poll()
+    incomplete = Changes((), Cursor("list"), failures=(Failure("Watch", "rows are missing"),))
+    assert [watch.poll(incomplete), watch.poll()] == [[], ["1.1"]]
+
+
+def test_a_poll_is_finished_also_when_the_end_comes_meanwhile(drive):
+    watch = drive(kind=WatchForStudies)
+    watch.transform.stop = datetime.fromtimestamp(watch.clock.wall + 11, timezone.utc)
+    watch.dofn = watch.process()
+    assert watch.poll(Changes((Resource("1.1"),), Cursor("list"), more=True)) == ["1.1"]
+    assert watch.poll({"1.2"}) == ["1.2"]
+    assert watch.ended
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])
