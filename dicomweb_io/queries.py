@@ -149,7 +149,7 @@ def _filter_text(key: str, value: object) -> str:
     values = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
     if any(isinstance(item, float) for item in values) and vr_of(resolve(key)[-1]) not in {*INTEGER_VRS, *DECIMAL_VRS}:
         # A table with an empty cell makes 123.0 of 123, and nan of the empty one.
-        raise TypeError(f"the value of {key} must be text, not a float")
+        raise TypeError(f"the value of {key} must be text, not a float: read tables as text (dtype=str)")
     if isinstance(value, (list, tuple, set, frozenset)):
         parts = [_text(key, item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
         if not parts:

@@ -575,7 +575,8 @@ def narrowed_to(query: SearchQuery) -> Resource | None:
         if not is_uid(uid, permissive=placed is not None):
             break
         uids.append(uid)
-    return Resource(*uids) if uids else None
+    study, series, instance, *_ = (*uids, None, None, None)
+    return None if study is None else Resource(study, series, instance)
 
 
 def _unmatched(query: SearchQuery, transform: str) -> Problem:

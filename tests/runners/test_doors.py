@@ -334,6 +334,14 @@ def test_wrong_parameters_are_refused(arguments, message):
         doors.SearchForStudies("https://pacs.example/rs", **arguments)
 
 
+def test_a_list_of_references_in_yaml(providers, tmp_path):
+    (tmp_path / "list.csv").write_text("StudyInstanceUID,SeriesInstanceUID\n1.2,1.3\n")
+    step = f"{{type: ReadReferences, config: {{path: {tmp_path}/list.csv, level: series}}}}"
+    with beam.Pipeline(runner="FnApiRunner") as p:
+        rows = p | YamlTransform(step, providers=providers) | beam.Map(Resource.of)
+        assert_that(rows, equal_to([Resource("1.2", "1.3")]))
+
+
 def test_a_watch_starts_at_a_time():
     watch = doors.WatchForStudies("https://pacs.example/rs", start="2026-01-31")
     assert watch._inner.start == datetime(2026, 1, 31, tzinfo=timezone.utc)

@@ -44,6 +44,7 @@ __all__ = [
     "DownloadInstances",
     "ReadAllFromDICOMweb",
     "ReadFromDICOMweb",
+    "ReadReferences",
     "RetrieveBulkdata",
     "RetrieveFrames",
     "RetrieveInstances",
@@ -94,6 +95,8 @@ _OWN = {
     "thumbnail": _Parameter(bool, "Ask for thumbnails.", False),
     "params": _Parameter(_MAPPING, "Rendering parameters: quality, window, viewport …"),
     "attributes": _Parameter(_TEXTS, "Only the bulk data of these attributes."),
+    "path": _Parameter(str, "The list: a path or an fsspec URL that the workers can read.", inspect.Parameter.empty),
+    "level": _Parameter(str, "What each line names: study, series or instance.", inspect.Parameter.empty),
     "directory": _Parameter(str, "Where the files go: a path or an fsspec URL.", inspect.Parameter.empty),
     "overwrite": _Parameter(bool, "Retrieve and replace files that are there.", False),
     "on_existing": _Parameter(
@@ -378,6 +381,13 @@ class ReadAllFromDICOMweb(
     _transform = transforms.ReadAllFromDICOMweb
     _convert = staticmethod(query_of_row)
     _converted = Resource | dict[str, Any]
+
+
+class ReadReferences(_OnRows, takes=("path", "level"), gives=Resource, archives=()):
+    """Reads a list of UIDs or references (CSV, JSON lines, one a line): rows with the UIDs."""
+
+    _yaml_requires_inputs = False
+    _transform = transforms.ReadReferences
 
 
 class RetrieveInstances(_OnRows, takes=("spool_directory", "media_types", "allow_transcoding"), gives=Instance):

@@ -40,7 +40,7 @@ def places(serve, tmp_path, monkeypatch):
     """The addresses of the page, and what is there in the test."""
     monkeypatch.setattr(beam.io, "WriteToBigQuery", WriteToBigQuery)
     make_study(tmp_path / "archive", studies=2, instances=3, size=200)
-    make_study(tmp_path / "data/dicom", studies=2, instances=3, size=200)
+    make_study(tmp_path / "data/dicom", studies=2, instances=3, size=200, seed="new")
     for name in ("research", "data/png"):
         (tmp_path / name).mkdir()
     first = DICOMfileClient(tmp_path / "archive").search_for_studies()[0]
@@ -76,7 +76,7 @@ def three_printed(tmp_path, printed):
 
 
 def stored(tmp_path, printed):
-    assert [line.split()[1] for line in printed] == ["exists"] * INSTANCES
+    assert [line.split()[1] for line in printed] == ["stored"] * INSTANCES
 
 
 def in_bucket(tmp_path, printed):

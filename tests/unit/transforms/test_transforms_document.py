@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from dicomweb_io import transforms
+from dicomweb_io import DICOMfileClient, transforms
 from dicomweb_io.elements import Instance
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import metrics
@@ -41,9 +41,11 @@ def test_the_examples_run(number, serve, tmp_path, capfd, monkeypatch):
     (tmp_path / "data/one.dcm").write_bytes(one.read_bytes())
     (tmp_path / "data/copy").mkdir()
     (tmp_path / "data/copy/any.dcm").write_bytes(one.read_bytes())
-    (tmp_path / "data/accessions.csv").write_text("AccessionNumber\nA1\n")
+    study = DICOMfileClient(tmp_path / "archive").search_for_studies()[0]
+    (tmp_path / "data/accessions.csv").write_text(f"AccessionNumber\n{study['00080050']['Value'][0]}\n")
     server = serve(tmp_path / "archive")
     code = EXAMPLES[number].replace("https://pacs.example/dicom-web", server.url)
+    code = code.replace('[{"PatientID": "1"}, {"PatientID": "2"}]', '[{"PatientID": "SYNTHETIC"}]')
     code = code.replace('"/data/', f'"{tmp_path}/data/').replace(
         "beam.Pipeline()", 'beam.Pipeline(runner="FnApiRunner")'
     )
