@@ -334,8 +334,11 @@ def test_the_front_door_reads_what_each_element_names(serve, eight, references):
         Resource("1.2.3"): 0,
     }
     with pipeline() as p:
-        found = p | beam.Create(list(elements)) | ReadAllFromDICOMweb(server.url)
-        assert_that(found | beam.combiners.Count.Globally(), equal_to([sum(elements.values())]))
+        found = p | beam.Create(list(elements)) | ReadAllFromDICOMweb(server.url, failures="collect")
+        number = found.instances | beam.combiners.Count.Globally()
+        assert_that(number, equal_to([sum(elements.values())]), label="number")
+        lost = found.failures | beam.Map(lambda one: one.reference)
+        assert_that(lost, equal_to([Resource("1.2.3")]), label="lost")
     assert len(requests(server, SINGLE)) == 1
 
 
