@@ -108,6 +108,10 @@ MAX_PART = 50
 """Instances that are requested one by one in a row, as many as one store request takes."""
 
 
+ASK_FIRST = 200
+"""Instances of a series whose listing is worth a wait, before they are given to one thread or to several."""
+
+
 def parts_of(group: InstanceGroup, size: int = MAX_PART) -> Iterator[InstanceGroup]:
     """Cuts a group into groups of some instances. One that is named repeatedly is so in its part."""
     times = Counter(group.sop_instance_uids)
@@ -268,6 +272,22 @@ class SeriesListing:
     def _listed(self, series: Resource) -> set[str]:
         query = make_query("instance", series.study_instance_uid, series.series_instance_uid, permissive_uid=True)
         return listed_uids(self._client, query)
+
+
+def spread(group: InstanceGroup, listing: SeriesListing) -> Iterator[InstanceGroup]:
+    """A large group whole or in parts, which several threads move; of a small one the thread that moves it decides."""
+    if len(group.sop_instance_uids) < ASK_FIRST:
+        yield group
+        return
+    try:
+        listed = listing.size(group.series)
+    except RECOVERABLE:
+        listed = None
+    asked = replace(group, listed=listed, named=True)
+    if listed is not None and is_worth_whole(len(group.sop_instance_uids), listed):
+        yield asked
+    else:
+        yield from parts_of(asked)
 
 
 def listed_uids(client: DICOMClient, query: SearchQuery, *, limit: int | None = None) -> set[str]:

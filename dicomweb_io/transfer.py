@@ -65,9 +65,9 @@ from dicomweb_io.listing import (
     group_by_series,
     is_worth_whole,
     list_groups,
-    parts_of,
     resource_of_row,
     several_patients,
+    spread,
 )
 from dicomweb_io.options import Report, UsageError, check_writable, filters_from, wanted_from
 from dicomweb_io.pool import BoundedPool, Lane, Room, WorkCancelled
@@ -87,10 +87,6 @@ MAX_BATCH_MEMORY = 7_000_000
 
 MAX_BATCH_BYTES = 20_000_000
 """Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
-
-
-_ASK_FIRST = 200
-"""Instances of a series whose listing is worth a wait, before they are given to one thread or to several."""
 
 
 # Stores ---------------------------------------------------------------------------------------------------------------
@@ -836,24 +832,8 @@ def _tasks(source: DICOMClient, job: TransferJob) -> Iterator[Resource | Instanc
     else:
         listing = SeriesListing(source)
         for group in group_by_series(_distinct(_wanted(source, job, failures))):
-            yield from _spread(group, listing)
+            yield from spread(group, listing)
     yield from failures
-
-
-def _spread(group: InstanceGroup, listing: SeriesListing) -> Iterator[InstanceGroup]:
-    """A large group whole or in parts, which several threads move; of a small one the thread that moves it decides."""
-    if len(group.sop_instance_uids) < _ASK_FIRST:
-        yield group
-        return
-    try:
-        listed = listing.size(group.series)
-    except RECOVERABLE:
-        listed = None
-    asked = replace(group, listed=listed, named=True)
-    if listed is not None and is_worth_whole(len(group.sop_instance_uids), listed):
-        yield asked
-    else:
-        yield from parts_of(asked)
 
 
 def _wanted(source: DICOMClient, job: TransferJob, failures: list[Failure]) -> Iterator[Resource]:

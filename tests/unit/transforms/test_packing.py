@@ -19,7 +19,7 @@ from apache_beam.typehints import TypeCheckError
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import PaneInfo, PaneInfoTiming, WindowedValue
 
-from dicomweb_io import transfer
+from dicomweb_io import listing
 from dicomweb_io.elements import Failure, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.listing import InstanceGroup, ListFile, parts_of
@@ -211,8 +211,8 @@ def test_what_is_not_requested_whole_is_cut_into_parts(eight, references, monkey
 def test_the_command_copies_a_long_list_of_instances_by_series_or_in_parts(
     serve, eight, references, tmp_path, monkeypatch, wanted, whole
 ):
-    monkeypatch.setattr(transfer, "_ASK_FIRST", 2)
-    monkeypatch.setattr(transfer, "parts_of", partial(parts_of, size=1))
+    monkeypatch.setattr(listing, "ASK_FIRST", 2)
+    monkeypatch.setattr(listing, "parts_of", partial(parts_of, size=1))
     source, some = serve(eight), references[wanted]
     job = TransferJob(Endpoint(source.url), Endpoint(str(tmp_path / "copy")), wanted=tuple(some))
     summary = run_transfer(job)
