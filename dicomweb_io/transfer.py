@@ -73,6 +73,7 @@ from dicomweb_io.options import Report, UsageError, check_writable, filters_from
 from dicomweb_io.pool import BoundedPool, Lane, Room, WorkCancelled
 from dicomweb_io.queries import level_of, make_query
 from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory
+from dicomweb_io.store_items import check_options
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -87,6 +88,9 @@ MAX_BATCH_MEMORY = 7_000_000
 
 MAX_BATCH_BYTES = 20_000_000
 """Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
+
+# Series in a row of which nothing comes before series are not asked for as a whole for a while.
+_MAX_IN_VAIN = 3
 
 
 # Stores ---------------------------------------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ class InstanceStorer:
         transform: str = "StoreInstances",
         allow_other_patient: bool = False,
     ) -> None:
-        check_policies(on_existing, verify)
+        check_options(on_existing, verify)
         self._neighbours = None if on_existing == "server" else Neighbours(destination, transform, allow_other_patient)
         self._destination = destination
         self._on_existing = on_existing
@@ -212,18 +216,6 @@ class InstanceStorer:
                     results[place] = self._failure_of(error, instance.reference)
 
 
-def check_policies(on_existing: str, verify: str) -> None:
-    """Checks two options that many operations share.
-
-    Raises:
-        ValueError: If one has a value that does not exist.
-    """
-    if on_existing not in ("server", "skip", "replace", "error"):
-        raise ValueError(f"on_existing must be 'server', 'skip', 'replace' or 'error', not {on_existing!r}")
-    if verify not in ("response", "uid", "content"):
-        raise ValueError(f"verify must be 'response', 'uid' or 'content', not {verify!r}")
-
-
 # Retrieves ------------------------------------------------------------------------------------------------------------
 
 
@@ -241,10 +233,6 @@ class SeriesLimits:
 
     max_bytes: int = 4 * 1024**3
     max_seconds: float = 20 * 60
-
-
-MAX_IN_VAIN = 3
-"""Series in a row of which nothing comes before series are not asked for as a whole for a while."""
 
 
 class SeriesReader:
@@ -304,9 +292,8 @@ class SeriesReader:
             yield from self._whole_series(group, rest, room)
         if room is not None:
             yield from room.each(rest, self._alone)
-            return
-        for reference in rest:
-            yield reference, self._one(reference, None)
+        else:
+            yield from ((reference, self._one(reference, None)) for reference in rest)
 
     def _alone(self, reference: Resource, room: Room) -> Iterator[Instance | Failure]:
         item = self._one(reference, room)
@@ -319,7 +306,7 @@ class SeriesReader:
         if wanted < 2 or self._source.unavailable is not None:
             return False
         # Each is tried repeatedly, which takes long where a gateway ends every answer that is not quick.
-        if self._in_vain >= MAX_IN_VAIN and time.monotonic() - self._at < BAD_NEWS_LASTS:
+        if self._in_vain >= _MAX_IN_VAIN and time.monotonic() - self._at < BAD_NEWS_LASTS:
             return False
         listed = group.listed
         if listed is None:
@@ -424,12 +411,10 @@ class CopyOptions:
     """How instances are copied.
 
     Attributes:
-        on_existing: See `InstanceStorer`.
-        verify: See `InstanceStorer`.
+        on_existing, verify, allow_other_patient: See `InstanceStorer`.
         media_types: Accepted encodings; by default the stored one.
         allow_transcoding: Take what the source re-encodes if it cannot give the original.
         spool_directory: Where the private directory is made; by default the system's temporary directory.
-        allow_other_patient: See `InstanceStorer`.
     """
 
     on_existing: OnExisting = "skip"
@@ -685,7 +670,7 @@ class TransferJob:
     allow_other_patient: bool = False
 
     def __post_init__(self) -> None:
-        check_policies(self.on_existing, self.verify)
+        check_options(self.on_existing, self.verify)
         self.query()
 
     @property

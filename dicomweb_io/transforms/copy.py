@@ -34,12 +34,12 @@ from dicomweb_io.listing import InstanceGroup, ListLine
 from dicomweb_io.options import report_lines
 from dicomweb_io.pool import Lease, Room, shared_client
 from dicomweb_io.spool import MEMORY_THRESHOLD
+from dicomweb_io.store_items import check_options
 from dicomweb_io.transfer import (
     CopyOptions,
     InstanceCopier,
     SeriesReader,
     TransferJob,
-    check_policies,
     excluded_files,
     match_line,
 )
@@ -101,7 +101,7 @@ class CopyInstances(DICOMwebTransform):
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(source, failures=failures)
-        check_policies(on_existing, verify)
+        check_options(on_existing, verify)
         self.destination = Endpoint.of(destination)
         types = checked_media_types("instances", media_types)
         self.options = CopyOptions(on_existing, verify, types, allow_transcoding, spool_directory, allow_other_patient)

@@ -36,14 +36,13 @@ from dicomweb_io.errors import DICOMError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.pool import TICK, Lane, Lease, Room, WorkCancelled, identity_of, shared_client, shared_pool
 from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory
-from dicomweb_io.store_items import StoreItem, inspect, source_of
+from dicomweb_io.store_items import StoreItem, check_options, inspect, source_of
 from dicomweb_io.transfer import (
     MAX_BATCH_BYTES,
     MAX_BATCH_INSTANCES,
     MAX_BATCH_MEMORY,
     CopyResult,
     InstanceStorer,
-    check_policies,
 )
 from dicomweb_io.transforms._core import (
     FAILURES,
@@ -144,7 +143,7 @@ class StoreInstances(FailingTransform):
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(failures=failures)
-        check_policies(on_existing, verify)
+        check_options(on_existing, verify)
         if max_batch_delay is not None and not max_batch_delay > 0:
             raise ValueError(f"max_batch_delay must be more than 0 seconds, or None, not {max_batch_delay}")
         if max_destinations < 1:
