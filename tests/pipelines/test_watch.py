@@ -46,7 +46,8 @@ def job(tmp_path, folder, capsys):
     def start(source, *arguments, destination=folder, polls=1):
         summary = tmp_path / "summary.json"
         command = ["--source", str(source), "--destination", str(destination), "--summary", str(summary)]
-        command += ["--cursor", str(tmp_path / "cursor.json"), "--interval", "0.02", "--max-polls", str(polls)]
+        usual = {"--cursor": str(tmp_path / "cursor.json"), "--interval": "0.02", "--max-polls": str(polls)}
+        command += [word for name, value in usual.items() if name not in arguments for word in (name, value)]
         code = main([*command, *arguments])
         printed = capsys.readouterr()
         numbers = json.loads(summary.read_text()) if summary.exists() else {}
