@@ -282,7 +282,7 @@ def test_archives_that_are_copied_into_each_other(archives):
 
 def test_the_rate_holds_for_all_purposes_together(archives):
     first, _ = archives
-    rate = 30
+    rate = 15
     endpoint = Endpoint(first.url, limits=Limits(requests_per_second=rate))
     begun = time.monotonic()
 

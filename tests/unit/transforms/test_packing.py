@@ -331,6 +331,7 @@ def test_the_front_door_reads_what_each_element_names(serve, eight, references):
         series: 6,
         one: 1,
         SearchQuery("study", search_filters=(("StudyInstanceUID", study.study_instance_uid),)): 24,
+        Resource("1.2.3"): 0,
     }
     with pipeline() as p:
         found = p | beam.Create(list(elements)) | ReadAllFromDICOMweb(server.url, failures="collect")
