@@ -139,7 +139,7 @@ def _list_of(world: World) -> Path:
 def _watch(kind: Any, count: int, level: str) -> Case:
     options = {"start": "all", "max_polls": 1, "method": "list"}
     if kind is WatchForCompleteStudies:
-        options |= {"max_polls": 2, "interval": 0.02, "quiet": 0.001}
+        options |= {"max_polls": 2, "interval": 0.02, "quiet": 1e-9}
     return Case(lambda w, **o: kind(w.source, **options, **o), None, "references", count, Resource, level=level)
 
 

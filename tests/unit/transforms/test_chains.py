@@ -22,10 +22,3 @@ OFTEN = {*OF_EACH_TYPE, "SearchForStudies", "WatchForCompleteStudies", "Retrieve
 def test_all_that_fits_may_follow_at_once(serve, tmp_path, first):
     archives = Archives.start(serve, tmp_path)
     ends(lambda: run_chains(archives, first, list(PAIRS[first]), pipeline))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), [(first, second) for first in FIRST for second in PAIRS[first]])
-def test_each_pair_ends(serve, tmp_path, first, second):
-    archives = Archives.start(serve, tmp_path)
-    ends(lambda: run_chains(archives, first, [second], pipeline))
