@@ -14,6 +14,11 @@ from tests.unit.test_nothing_hangs import ends
 @pytest.mark.parametrize("first", OF_EACH_TYPE)
 def test_all_that_fits_may_follow_at_once(engine, serve, tmp_path, first):
     archives = Archives.start(serve, tmp_path)
-    ends(
-        lambda: run_chains(archives, first, list(PAIRS[first]), lambda: beam.Pipeline(options=PipelineOptions(engine)))
-    )
+
+    def pipeline():
+        return beam.Pipeline(options=PipelineOptions(engine))
+
+    # Beam starts Prism for the first pipeline of a process, with a signal handler, which needs the main thread.
+    with pipeline() as p:
+        _ = p | beam.Create([None])
+    ends(lambda: run_chains(archives, first, list(PAIRS[first]), pipeline))
