@@ -41,6 +41,7 @@ from dicomweb_io.elements import (
     SearchLevel,
     SearchQuery,
     StoredInstance,
+    open_path,
 )
 from dicomweb_io.errors import DICOMwebError, InvalidIdentifierError, PagingError, SearchIncompleteError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
@@ -710,12 +711,8 @@ def _text(path: str) -> Iterator[IO[str]]:
 
 
 def _opened(path: str) -> Any:
-    if "://" not in path:
-        return open(path, "rb")
-    import fsspec
-
     try:
-        return fsspec.open(path, "rb").open()
+        return open_path(path)
     except ImportError as error:
         raise ValueError(str(error)) from error
     except FileNotFoundError as error:
