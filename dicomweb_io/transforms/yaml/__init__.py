@@ -34,6 +34,7 @@ from dicomweb_io.elements import (
     StoredInstance,
 )
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.failures import attributes_of
 from dicomweb_io.options import CREDENTIAL_OPTIONS, UsageError, make_endpoint
 from dicomweb_io.transforms._core import FAILURES, Converting, FailingTransform, check_uid_columns, columns_of_type
 from dicomweb_io.transforms.rows import AsRows
@@ -195,18 +196,13 @@ def _endpoint(archive: str, given: Mapping[str, Any]) -> Endpoint:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def _fields_of(row: Any) -> dict[str, Any]:
-    fields = getattr(row, "_asdict", None) or getattr(row, "as_dict", None)
-    return dict(fields() if fields is not None else row)
-
-
 def storable_of_row(row: Any) -> Any:
     """The bytes or the path that a row holds.
 
     Raises:
         ValueError: If it has neither.
     """
-    fields = _fields_of(row)
+    fields = attributes_of(row)
     content, path = fields.get("content"), fields.get("path")
     if content is None and path is None:
         raise ValueError(f"a row to be stored needs content or path; this one has {', '.join(fields) or 'nothing'}")
@@ -218,7 +214,7 @@ def query_of_row(row: Any) -> Resource | dict[str, Any]:
 
     Columns that are None, or not a number (an empty cell of a CSV file), are left out.
     """
-    fields = _fields_of(row)
+    fields = attributes_of(row)
     if not fields.keys().isdisjoint(_UIDS):
         return Resource.of(row)
     present = {name: value for name, value in fields.items() if value is not None and value == value}
