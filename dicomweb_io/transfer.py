@@ -89,6 +89,35 @@ MAX_BATCH_MEMORY = 7_000_000
 MAX_BATCH_BYTES = 20_000_000
 """Bytes in one store request (`ServerProfile.store_batch_bytes`); a larger instance goes alone."""
 
+
+@dataclass
+class BatchSize:
+    """How much waits for one store request, and whether more may."""
+
+    instances: int = 0
+    memory: int = 0
+    size: int = 0
+
+    def has_room_for(self, instance: Instance, size: int) -> bool:
+        """Whether an instance of so many bytes fits; the first one does in any case."""
+        return not self.instances or (
+            self.instances < MAX_BATCH_INSTANCES
+            and self.memory + memory_of(instance) <= MAX_BATCH_MEMORY
+            and self.size + size <= MAX_BATCH_BYTES
+        )
+
+    def add(self, instance: Instance, size: int) -> None:
+        """Counts an instance of so many bytes."""
+        self.instances += 1
+        self.memory += memory_of(instance)
+        self.size += size
+
+
+def memory_of(instance: Instance) -> int:
+    """The bytes of an instance that are in memory."""
+    return 0 if instance.content is None else len(instance.content)
+
+
 # Series in a row of which nothing comes before series are not asked for as a whole for a while.
 _MAX_IN_VAIN = 3
 
@@ -610,29 +639,20 @@ class _Batch:
     def __init__(self, spool: PrivateDirectory) -> None:
         self._spool = spool
         self.instances: list[Instance] = []
-        self._memory = 0
-        self._bytes = 0
+        self._filled = BatchSize()
 
     def has_room_for(self, instance: Instance) -> bool:
-        if not self.instances:
-            return True
-        memory = 0 if instance.content is None else len(instance.content)
-        return (
-            len(self.instances) < MAX_BATCH_INSTANCES
-            and self._memory + memory <= MAX_BATCH_MEMORY
-            and self._bytes + instance.size <= MAX_BATCH_BYTES
-        )
+        return self._filled.has_room_for(instance, instance.size)
 
     def add(self, instance: Instance) -> None:
         self.instances.append(instance)
-        self._memory += 0 if instance.content is None else len(instance.content)
-        self._bytes += instance.size
+        self._filled.add(instance, instance.size)
 
     def clear(self) -> None:
         for instance in self.instances:
             self._spool.discard(instance)
         self.instances.clear()
-        self._memory = self._bytes = 0
+        self._filled = BatchSize()
 
 
 # Jobs -----------------------------------------------------------------------------------------------------------------

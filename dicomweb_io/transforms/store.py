@@ -38,11 +38,12 @@ from dicomweb_io.pool import TICK, Lane, Lease, Room, WorkCancelled, identity_of
 from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory
 from dicomweb_io.store_items import StoreItem, check_options, inspect, source_of
 from dicomweb_io.transfer import (
-    MAX_BATCH_BYTES,
     MAX_BATCH_INSTANCES,
     MAX_BATCH_MEMORY,
+    BatchSize,
     CopyResult,
     InstanceStorer,
+    memory_of,
 )
 from dicomweb_io.transforms._core import (
     FAILURES,
@@ -381,27 +382,17 @@ class _Batch:
     archive: _Archive
     items: list[StoreItem] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
-    memory: int = 0
-    size: int = 0
+    filled: BatchSize = field(default_factory=BatchSize)
     earlier: list[_Batch] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
     def has_room_for(self, item: StoreItem) -> bool:
-        return not self.items or (
-            len(self.items) < MAX_BATCH_INSTANCES
-            and self.memory + _memory_of(item) <= MAX_BATCH_MEMORY
-            and self.size + item.size <= MAX_BATCH_BYTES
-        )
+        return self.filled.has_room_for(item.given, item.size)
 
     def add(self, item: StoreItem, work: Work) -> None:
         self.items.append(item)
         self.works.append(work)
-        self.memory += _memory_of(item)
-        self.size += item.size
-
-
-def _memory_of(item: StoreItem) -> int:
-    return len(item.given.content or b"")
+        self.filled.add(item.given, item.size)
 
 
 class _Store(PooledDoFn):
@@ -462,7 +453,7 @@ class _Store(PooledDoFn):
         threshold = min(room.fair_share, MEMORY_THRESHOLD)
         room.reserve(threshold)
         result = self._inspected(element, max_bytes=threshold, directory=self._spool.path)
-        room.reserve(0 if isinstance(result, Problem) else _memory_of(result))
+        room.reserve(0 if isinstance(result, Problem) else memory_of(result.given))
         yield result
 
     def _inspected(self, element: Any, **how: Any) -> StoreItem | Problem:
@@ -478,13 +469,13 @@ class _Store(PooledDoFn):
         if not archive.waiting.has_room_for(item):
             self._close_batch(archive)
         archive.waiting.add(item, work)
-        self._memory += _memory_of(item)
+        self._memory += memory_of(item.given)
         if self._memory > MAX_WAITING_MEMORY:
-            self._close_batch(max(self._archives.values(), key=lambda other: other.waiting.memory))
+            self._close_batch(max(self._archives.values(), key=lambda other: other.waiting.filled.memory))
 
     def _close_batch(self, archive: _Archive) -> None:
         batch, archive.waiting = archive.waiting, _Batch(archive)
-        self._memory -= batch.memory
+        self._memory -= batch.filled.memory
         archive.in_flight += 1
         references = [item.reference for item in batch.items]
         batch.earlier = list({archive.sending[one]: None for one in references if one in archive.sending})
@@ -501,7 +492,7 @@ class _Store(PooledDoFn):
                 yield from self._emit(batch, [self._unsent(item, error) for item in batch.items])
                 continue
             task = partial(self._store, storer, batch)
-            for key, result in self._open_lane().submit(cast(Any, batch), task, holding=batch.memory):
+            for key, result in self._open_lane().submit(cast(Any, batch), task, holding=batch.filled.memory):
                 yield from self._emit(key, result)
 
     def _unsent(self, item: StoreItem, error: BaseException) -> Failure:
@@ -569,7 +560,7 @@ class _Store(PooledDoFn):
                 if archive.sending.get(item.reference) is work:
                     del archive.sending[item.reference]
             for one, outcome in zip(work.works, result, strict=True):
-                yield from super()._emit(one, Problem(outcome) if isinstance(outcome, Failure) else outcome)
+                yield from super()._emit(one, outcome)
         else:
             yield from super()._emit(work, result)
 
