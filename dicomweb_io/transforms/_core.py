@@ -3,7 +3,8 @@
 - `FailingTransform` and `DICOMwebTransform`: the endpoint, and what becomes of failures;
 - `piped_by_member`: for the named tuples that transforms give;
 - `PooledDoFn`: works through the bounded pool that all bundles of a process share, and keeps windows, times and panes;
-- `AsReferences` and `ExpandReferences`: from whatever names something to references of instances;
+- `BetweenArchives`: for what has the client of a second archive too;
+- `AsReferences`: from whatever names something to references;
 - `PartSpool`: large instances, frames and values go through files, so that none is in memory unless it may be;
 - `report_lineage`: which archives a pipeline read from and wrote to.
 """
@@ -50,10 +51,9 @@ from dicomweb_io.elements import (
 from dicomweb_io.endpoint import Endpoint, EndpointLike, literal_secrets
 from dicomweb_io.errors import UserFunctionError, safe_url
 from dicomweb_io.failures import RECOVERABLE, describe_element, failure_of, not_tried
-from dicomweb_io.listing import InstanceGroup, expand_reference
+from dicomweb_io.listing import InstanceGroup
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, BoundedPool, Lane, Lease, Room, shared_client
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import nothing_listed
 from dicomweb_io.transforms.metrics import Traffic, count
 
 logger = logging.getLogger("dicomweb_io")
@@ -510,7 +510,7 @@ class PooledDoFn(LeasingDoFn):
         self._lane: Lane[Work, Any] | None = None
 
     def produce(self, subject: Any, client: DICOMClient, room: Room) -> Iterator[Any]:
-        """Yields the results for an element, or `Problem`s. Runs in a pool thread.
+        """Yields the results for an element, or `Problem`s or `Failure`s. Runs in a pool thread.
 
         Exceptions of the kinds `RECOVERABLE` that it raises become failures too.
         """
@@ -630,6 +630,8 @@ class PooledDoFn(LeasingDoFn):
             key = self._key(work.subject)
             if key is not None and self._works.get(key) is work:
                 del self._works[key]
+        if isinstance(result, Failure):
+            result = Problem(result)
         if isinstance(result, Problem):
             result = naming(result, work.subject)
             count("failures")
@@ -647,6 +649,38 @@ class PooledDoFn(LeasingDoFn):
         lane, self._lane = self._lane, None
         if lane is not None:
             lane.close()
+
+
+class BetweenArchives(PooledDoFn):
+    """Has the process's client of a second archive too, as long as it lives.
+
+    Args:
+        source: The archive.
+        transform: The name for failures.
+        destination: The second archive; None if it is not asked.
+        **how: See `PooledDoFn`.
+    """
+
+    def __init__(self, source: Endpoint, transform: str, destination: Endpoint | None, **how: Any) -> None:
+        super().__init__(source, transform, **how)
+        self._destination = destination
+        self._receiver: Lease | None = None
+
+    def setup(self) -> None:
+        """Leases the clients of both archives."""
+        super().setup()
+        if self._destination is not None:
+            self._receiver = shared_client(self._destination)
+
+    def teardown(self) -> None:
+        """Gives the clients back."""
+        super().teardown()
+        if self._receiver is not None:
+            self._receiver.close()
+            self._receiver = None
+
+    def _leases(self) -> list[Lease]:
+        return [*super()._leases(), *([self._receiver] if self._receiver is not None else [])]
 
 
 class Converting(beam.DoFn):
@@ -695,19 +729,6 @@ class AsReferences(Converting):
         """The reference."""
         reference = self.reference_of(element)
         return reference.instance if self._whole else reference
-
-
-class ExpandReferences(PooledDoFn):
-    """Makes instance references of study and series references."""
-
-    def produce(self, subject: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
-        """Yields references, or a `Problem` if the archive lists nothing: a reference must not vanish."""
-        found = False
-        for reference in expand_reference(client, subject):
-            found = True
-            yield reference
-        if not found:
-            yield Problem(nothing_listed(client, subject, self._transform))
 
 
 class PartSpool:

@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
@@ -45,10 +46,10 @@ from dicomweb_io.transfer import (
 )
 from dicomweb_io.transforms._core import (
     FAILURES,
+    BetweenArchives,
     DICOMwebTransform,
     FailureMode,
     PooledDoFn,
-    Problem,
     ReferenceInput,
     Work,
     piped_by_member,
@@ -125,45 +126,38 @@ class CopyInstances(DICOMwebTransform):
         }
 
 
-class _Copy(PooledDoFn):
+class _Copy(BetweenArchives):
     """Copies groups: one task for each, one result for each instance."""
 
     def __init__(
         self, source: Endpoint, transform: str, destination: Endpoint, options: CopyOptions, **how: Any
     ) -> None:
-        super().__init__(source, transform, **how)
-        self._destination = destination
+        super().__init__(source, transform, destination, **how)
         self._options = options
-        self._receiver: Lease | None = None
+        self._copier: InstanceCopier | None = None
 
     def setup(self) -> None:
         super().setup()
-        self._receiver = shared_client(self._destination)
-        self._copier = InstanceCopier(
-            cast(Lease, self._lease).client, self._receiver.client, self._options, transform=self._transform
-        )
+        source, destination = cast(Lease, self._lease).client, cast(Lease, self._receiver).client
+        self._copier = InstanceCopier(source, destination, self._options, transform=self._transform)
 
     def teardown(self) -> None:
+        # First what still runs is cancelled, then its files go.
         super().teardown()
-        if self._receiver is not None:
+        if self._copier is not None:
             self._copier.close()
-            self._receiver.close()
-            self._receiver = None
+            self._copier = None
 
     def start_bundle(self) -> None:
         super().start_bundle()
-        report_lineage(self._destination, "sink")
-
-    def _leases(self) -> list[Lease]:
-        return [*super()._leases(), cast(Lease, self._receiver)]
+        report_lineage(cast(Endpoint, self._destination), "sink")
 
     def produce(self, subject: InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
         # A group may name an instance repeatedly, as its elements did: it is copied once, with a result for each.
         times = Counter(subject.sop_instance_uids)
-        for reference, result in self._copier.iter_group(subject, room):
+        for reference, result in cast(InstanceCopier, self._copier).iter_group(subject, room):
             # What its listing lacked is in no group.
-            for _ in range(times.get(str(reference.sop_instance_uid), 1)):
-                yield Problem(result) if isinstance(result, Failure) else result
+            yield from repeat(result, times.get(str(reference.sop_instance_uid), 1))
 
     def count_result(self, result: StoredInstance) -> None:
         count_stored(result)
@@ -289,16 +283,12 @@ class _Download(PooledDoFn):
             if known is None:
                 missing.append(reference)
             else:
-                yield from self._results(known, times[str(reference.sop_instance_uid)])
+                yield from repeat(known, times[str(reference.sop_instance_uid)])
         for reference, item in self._reader.iter(subject, missing, room):
             outcome = item if isinstance(item, Failure) else downloader.write(item)
             # What its listing lacked is in no group.
-            yield from self._results(outcome, times.get(str(reference.sop_instance_uid), 1))
+            yield from repeat(outcome, times.get(str(reference.sop_instance_uid), 1))
             del item
-
-    def _results(self, outcome: Downloaded | Failure, times: int) -> Iterator[Any]:
-        for _ in range(times):
-            yield Problem(outcome) if isinstance(outcome, Failure) else outcome
 
     def count_result(self, result: Downloaded) -> None:
         count("exists" if result.existed else "downloaded")
@@ -343,7 +333,7 @@ class _MatchLines(PooledDoFn):
         for item in match_line(client, self._job, subject):
             if isinstance(item, Failure):
                 failed = True
-                yield Problem(item)
+                yield item
             else:
                 series.setdefault(item.series, []).append(str(item.sop_instance_uid))
         # A line that names a study or series has listed all of it.

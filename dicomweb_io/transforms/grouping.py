@@ -37,17 +37,18 @@ from dicomweb_io.listing import (
     list_groups,
     parts_of,
 )
-from dicomweb_io.pool import Lease, Room, shared_client
+from dicomweb_io.pool import Lease, Room
 from dicomweb_io.transfer import nothing_listed
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,
+    BetweenArchives,
     DICOMwebTransform,
     FailureMode,
-    PooledDoFn,
-    Problem,
+    Place,
     ReferenceInput,
     Work,
+    grouped_places,
     piped_by_member,
 )
 from dicomweb_io.transforms.metrics import count
@@ -255,15 +256,15 @@ class _Gather(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         """Gives the groups."""
-        # The same instances in several windows are one group in several windows, so that they are moved once. But Beam
-        # (2.77) forgets the pane of what lies in several windows.
-        places: dict[tuple[Any, ...], list[Any]] = {}
+        # The same instances in several windows are one group in several windows, so that they are moved once.
+        places: dict[tuple[Any, ...], list[Place]] = {}
         for (series, timestamp, window, pane), uids in self._gathered.items():
-            apart = None if pane == PANE_INFO_UNKNOWN else window
-            places.setdefault((InstanceGroup(series, tuple(uids)), timestamp, pane, apart), []).append(window)
+            group = InstanceGroup(series, tuple(uids))
+            places.setdefault((group, timestamp), []).append((timestamp, window, pane))
         self.start_bundle()
-        for (group, timestamp, pane, _), windows in places.items():
-            yield self._output(group, timestamp, tuple(windows), pane)
+        for (group, _), several in places.items():
+            for place in grouped_places(several):
+                yield self._output(group, *place)
 
     def _output(self, element: Resource | InstanceGroup, timestamp: Any, windows: tuple[Any, ...], pane: Any) -> Any:
         if not self._by_bucket:
@@ -346,7 +347,7 @@ def _placed(element: Resource | InstanceGroup, place: _PackedPlace | None) -> Wi
 # Listing --------------------------------------------------------------------------------------------------------------
 
 
-class ListSeries(PooledDoFn):
+class ListSeries(BetweenArchives):
     """Makes groups of references to studies and series, and says of each group what the archives hold.
 
     A group that is (nearly) all that the destination lacks of its series stays one, because one request moves it many
@@ -363,32 +364,14 @@ class ListSeries(PooledDoFn):
     def __init__(
         self, source: Endpoint, transform: str, destination: Endpoint | None = None, *, expands: bool, **how: Any
     ) -> None:
-        super().__init__(source, transform, **how)
-        self._destination = destination
+        super().__init__(source, transform, destination, **how)
         self._expands = expands
-        self._receiver: Lease | None = None
-
-    def setup(self) -> None:
-        """Leases the clients of both archives."""
-        super().setup()
-        if self._destination is not None:
-            self._receiver = shared_client(self._destination)
-
-    def teardown(self) -> None:
-        """Gives the clients back."""
-        super().teardown()
-        if self._receiver is not None:
-            self._receiver.close()
-            self._receiver = None
 
     def start_bundle(self) -> None:
         """Forgets what other bundles were told."""
         super().start_bundle()
         self._listing = SeriesListing(cast(Lease, self._lease).client)
         self._there = SeriesListing(self._receiver.client) if self._receiver is not None else None
-
-    def _leases(self) -> list[Lease]:
-        return [*super()._leases(), *([self._receiver] if self._receiver is not None else [])]
 
     def _start(self, work: Work) -> Iterator[Any]:
         subject = work.subject
@@ -404,7 +387,7 @@ class ListSeries(PooledDoFn):
         return few and len(group.sop_instance_uids) <= MAX_PART and self._there is None
 
     def produce(self, subject: Resource | InstanceGroup, client: DICOMClient, room: Room) -> Iterator[Any]:
-        """Yields groups, or a `Problem` if the archive lists nothing: a reference must not vanish."""
+        """Yields groups, or a `Failure` if the archive lists nothing: a reference must not vanish."""
         if isinstance(subject, InstanceGroup):
             yield from self._parts(subject)
             return
@@ -413,7 +396,7 @@ class ListSeries(PooledDoFn):
             found = True
             yield from self._parts(group)
         if not found:
-            yield Problem(nothing_listed(client, subject, self._transform))
+            yield nothing_listed(client, subject, self._transform)
 
     def count_result(self, result: Resource | InstanceGroup) -> None:
         """Counts the instances."""

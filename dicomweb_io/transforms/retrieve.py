@@ -251,7 +251,7 @@ class _FetchInstances(FetchParts):
                 found = True
                 yield item
             if not found:
-                yield Problem(self._missing(subject, client))
+                yield self._missing(subject, client)
             return
         expected, incomplete = listed_instances(client, subject)
         if incomplete is not None:
@@ -282,7 +282,7 @@ class _FetchInstances(FetchParts):
     def _of_series(self, group: InstanceGroup, room: Room) -> Iterator[Any]:
         times = Counter(group.references)
         for reference, item in self._reader.iter(group, room=room):
-            result = Problem(item) if isinstance(item, Failure) else self._spool.as_element(item, reference, room)
+            result = item if isinstance(item, Failure) else self._spool.as_element(item, reference, room)
             del item
             for _ in range(times[reference]):
                 yield result
@@ -299,7 +299,7 @@ class _FetchInstances(FetchParts):
             yield problem_of(error, self._transform, reference=reference)
             return
         if not found:
-            yield Problem(self._missing(reference, client))
+            yield self._missing(reference, client)
 
     def _stream(self, reference: Resource, client: DICOMClient, room: Room) -> Iterator[Any]:
         for instance in self._arriving(client, reference, room):
