@@ -27,6 +27,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io.account import REPORT, Account, Entry, failure_line
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Verify
+from dicomweb_io.copier import CopyOptions, InstanceCopier, SeriesReader
 from dicomweb_io.dicom.media_types import checked_media_types
 from dicomweb_io.elements import Exclusion, Failure, Resource, SearchQuery, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
@@ -36,14 +37,7 @@ from dicomweb_io.options import report_lines
 from dicomweb_io.pool import Lease, Room, shared_client
 from dicomweb_io.spool import MEMORY_THRESHOLD
 from dicomweb_io.store_items import check_options
-from dicomweb_io.transfer import (
-    CopyOptions,
-    InstanceCopier,
-    SeriesReader,
-    TransferJob,
-    excluded_files,
-    match_line,
-)
+from dicomweb_io.transfer import TransferJob, excluded_files, match_line
 from dicomweb_io.transforms._core import (
     FAILURES,
     BetweenArchives,
@@ -77,7 +71,7 @@ class CopyInstances(DICOMwebTransform):
         on_existing: ``"skip"`` leaves an instance whose UID the destination has; ``"server"`` sends it and leaves the
             decision to the destination; ``"replace"`` replaces the existing instance; ``"error"`` makes it a failure.
         verify: The evidence required: ``"response"``, ``"uid"`` or ``"content"``; see
-            `dicomweb_io.transfer.InstanceStorer`.
+            `dicomweb_io.copier.InstanceStorer`.
         media_types: Accepted encodings; by default the stored one.
         allow_transcoding: Take what the source re-encodes if it cannot give the original.
         spool_directory: Where larger instances wait on their way, on each worker.

@@ -19,6 +19,7 @@ import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
 
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes
+from dicomweb_io.copier import SeriesReader
 from dicomweb_io.dicom.media_types import checked_media_types
 from dicomweb_io.elements import Failure, Instance, JSONDataset, Resource
 from dicomweb_io.endpoint import Endpoint, EndpointLike
@@ -26,7 +27,6 @@ from dicomweb_io.errors import DeadlineExceededError, ResponseIncompleteError, l
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import InstanceGroup, instance_of_row, is_worth_whole, listed_instances
 from dicomweb_io.pool import DEFAULT_MAX_BYTES, Lease, Room
-from dicomweb_io.transfer import SeriesReader
 from dicomweb_io.transforms._core import (
     FAILURES,
     AsReferences,

@@ -30,6 +30,7 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io.client import OnExisting, Verify
+from dicomweb_io.copier import MAX_BATCH_INSTANCES, MAX_BATCH_MEMORY, BatchSize, CopyResult, InstanceStorer, memory_of
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.errors import DICOMError
@@ -37,14 +38,6 @@ from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.pool import TICK, Lane, Lease, Room, WorkCancelled, identity_of, shared_client, shared_pool
 from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory
 from dicomweb_io.store_items import StoreItem, check_options, inspect, source_of
-from dicomweb_io.transfer import (
-    MAX_BATCH_INSTANCES,
-    MAX_BATCH_MEMORY,
-    BatchSize,
-    CopyResult,
-    InstanceStorer,
-    memory_of,
-)
 from dicomweb_io.transforms._core import (
     FAILURES,
     FailingTransform,
@@ -121,7 +114,7 @@ class StoreInstances(FailingTransform):
         on_existing: ``"server"`` leaves duplicates to the archive; ``"skip"`` leaves an instance whose UID it has;
             ``"replace"`` replaces the existing instance; ``"error"`` makes it a failure.
         verify: The evidence required: ``"response"``, ``"uid"`` or ``"content"``; see
-            `dicomweb_io.transfer.InstanceStorer`.
+            `dicomweb_io.copier.InstanceStorer`.
         max_destinations: With a function: the maximum number of archives that a worker thread stays connected to
             without having anything to send.
         max_batch_delay: In a streaming pipeline, whose bundles may hold a few elements each: paths and ``ReadableFile``

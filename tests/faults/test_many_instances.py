@@ -110,7 +110,7 @@ def test_row(
 ) -> None:
     if way == "StoreInstances":
         # One for each request, or a bundle would be one request.
-        monkeypatch.setattr("dicomweb_io.transfer.MAX_BATCH_INSTANCES", 1)
+        monkeypatch.setattr("dicomweb_io.copier.MAX_BATCH_INSTANCES", 1)
     server = serve(folder if case.direction == "store" else many, faults=[case.fault])
     if way in ("dicomweb-io copy", "pipelines.transfer"):
         ends = (str(many), server.url) if case.direction == "store" else (server.url, str(folder))

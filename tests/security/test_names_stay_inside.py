@@ -12,12 +12,12 @@ import apache_beam as beam
 import pytest
 
 from dicomweb_io.cli import main as command_line
+from dicomweb_io.copier import InstanceCopier
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.store import Downloaded, InstanceDownloader
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import InstanceCopier
 from dicomweb_io.transforms import DownloadInstances, RetrieveInstances
 from dicomweb_io.web.client import DICOMwebClient
 from pipelines.transfer import main as transfer

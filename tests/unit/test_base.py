@@ -10,12 +10,12 @@ import pytest
 
 from dicomweb_io.changes import SearchChanges
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.copier import InstanceCopier
 from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, RenderedImage, Resource, SearchPage, StoredInstance
 from dicomweb_io.errors import StoreError
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.listing import expand_reference
 from dicomweb_io.queries import make_query
-from dicomweb_io.transfer import InstanceCopier
 from dicomweb_io.web.client import DICOMwebClient
 
 

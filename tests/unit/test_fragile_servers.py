@@ -11,6 +11,7 @@ import pytest
 
 from dicomweb_io.account import PARTS, exit_code, summary_lines
 from dicomweb_io.cli import main as command_line
+from dicomweb_io.copier import InstanceStorer
 from dicomweb_io.elements import Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.auth import BearerToken
@@ -20,7 +21,7 @@ from dicomweb_io.options import wanted_from
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transfer import InstanceStorer, TransferJob, run_transfer
+from dicomweb_io.transfer import TransferJob, run_transfer
 
 COUNT = 60
 OVERLAPS = {

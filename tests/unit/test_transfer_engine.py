@@ -14,6 +14,7 @@ from pydicom.encaps import encapsulate
 
 from dicomweb_io import listing
 from dicomweb_io.account import exit_code
+from dicomweb_io.copier import CopyOptions, InstanceCopier, InstanceStorer, SeriesLimits
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.elements import UID_TAGS, Failure, Instance, Resource, StoredInstance
@@ -27,14 +28,7 @@ from dicomweb_io.profiles import PROFILES
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transfer import (
-    CopyOptions,
-    InstanceCopier,
-    InstanceStorer,
-    SeriesLimits,
-    TransferJob,
-    run_transfer,
-)
+from dicomweb_io.transfer import TransferJob, run_transfer
 from tests.answering import Reply
 from tests.unit.files.making import make_bytes
 

@@ -20,13 +20,14 @@ from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import PaneInfo, PaneInfoTiming, WindowedValue
 
 from dicomweb_io import listing
+from dicomweb_io.copier import InstanceCopier
 from dicomweb_io.elements import Failure, Resource, SearchQuery
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.listing import InstanceGroup, ListFile, parts_of
 from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transfer import InstanceCopier, TransferJob, run_transfer
+from dicomweb_io.transfer import TransferJob, run_transfer
 from dicomweb_io.transforms import (
     CopyInstances,
     DistinctReferences,

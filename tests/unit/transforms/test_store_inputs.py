@@ -201,7 +201,7 @@ def test_of_files_with_one_instance_the_first_is_stored(archive, folder, tmp_pat
 def test_one_instance_in_several_requests_is_sent_in_order(
     serve, archive, folder, monkeypatch, policy, outcomes, kept, by_function
 ):
-    monkeypatch.setattr("dicomweb_io.transfer.MAX_BATCH_INSTANCES", 2)
+    monkeypatch.setattr("dicomweb_io.copier.MAX_BATCH_INSTANCES", 2)
     url = serve(folder, behaviour="orthanc").url
     dataset = pydicom.dcmread(next(archive.rglob("*.dcm")))
     variants = []
