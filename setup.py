@@ -24,6 +24,7 @@ HTJ2K = ["imagecodecs>=2026.1.14; python_version >= '3.11'"]
 AWS = ["botocore>=1.34"]
 AZURE = ["azure-identity>=1.16"]
 YAML = ["apache-beam[yaml]>=2.77,<3"]
+REPORT = ["matplotlib>=3.8"]
 
 setup(
     name="dicomweb_io",
@@ -33,7 +34,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["dicomweb_io", "dicomweb_io.*", "pipelines", "pipelines.*"]),
-    package_data={"dicomweb_io": ["py.typed", "transforms/yaml/*.yaml"], "pipelines": ["py.typed"]},
+    package_data={"dicomweb_io": ["py.typed", "transforms/yaml/*.yaml", "templates/*"], "pipelines": ["py.typed"]},
     zip_safe=False,
     install_requires=[
         "apache-beam>=2.77,<3",
@@ -45,6 +46,11 @@ setup(
         "orjson>=3.10",
         "defusedxml>=0.7.1",
         "rich>=13",
+        "pyarrow>=14",
+        "jinja2>=3.1",
+        "platformdirs>=4",
+        "tomli>=2; python_version < '3.11'",
+        "shtab>=1.7",
     ],
     extras_require={
         "testing": TESTING,
@@ -53,12 +59,15 @@ setup(
         "aws": AWS,
         "azure": AZURE,
         "yaml": YAML,
+        "report": REPORT,
         "test": [
             *TESTING,
             *AWS,
             *IMAGES,
             *HTJ2K,
             *YAML,
+            *REPORT,
+            "duckdb>=1.1",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
