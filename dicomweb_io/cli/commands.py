@@ -11,17 +11,15 @@ from dataclasses import asdict
 from itertools import tee
 from typing import cast
 
-from dicomweb_io.account import Account, exit_code, shown_progress, summary_lines
-from dicomweb_io.cli.output import print_line, progress
+from dicomweb_io.cli.copy import copy
+from dicomweb_io.cli.output import ANSWERS, print_line, print_table, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
 from dicomweb_io.cli.search import index, search, tree
+from dicomweb_io.cli.servers import servers
 from dicomweb_io.elements import Failure
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.failures import RECOVERABLE, not_tried
-from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from
-from dicomweb_io.profiles import Finding
-from dicomweb_io.transfer import job_from, run_transfer
 
 
 def store(args: argparse.Namespace) -> int:
@@ -83,10 +81,6 @@ def delete(args: argparse.Namespace) -> int:
     return 0
 
 
-_WIDTH = 200
-_WORDS = {True: "yes", False: "no", None: "unknown"}
-
-
 def doctor(args: argparse.Namespace) -> int:
     """Prints a table (or a JSON object) of what the archive supports and which profile would be used."""
     endpoint = endpoint_from(args)
@@ -105,24 +99,12 @@ def doctor(args: argparse.Namespace) -> int:
             }
         )
     else:
-        _print_table(endpoint.safe_url, report.profile.name, report.findings)
+        sys.stdout.write(f"{endpoint.safe_url}\nprofile: {report.profile.name}\n")
+        print_table(
+            ("feature", "supported", "answer"),
+            [(found.feature, ANSWERS[found.supported], found.detail) for found in report.findings],
+        )
     return 0
-
-
-def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    for heading in ("feature", "supported", "answer"):
-        table.add_column(heading, overflow="fold")
-    for finding in findings:
-        table.add_row(finding.feature, _WORDS[finding.supported], finding.detail)
-    sys.stdout.write(f"{url}\nprofile: {profile}\n")
-    # In a file or pipe every finding has a separate line, for grep and similar tools.
-    width = None if sys.stdout.isatty() else _WIDTH
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -145,42 +127,28 @@ def serve(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
 
 
-_LISTS = ("duplicates", "ignored_files")
+def completion(args: argparse.Namespace) -> int:
+    """Prints a script for the shell."""
+    import shtab
 
+    from dicomweb_io.cli.arguments import all_parsers, build_parser
 
-def copy(args: argparse.Namespace) -> int:
-    """Copies what matches; prints a summary whose numbers add up, as JSON unless a person reads it."""
-    if args.url:
-        raise UsageError("copy takes two archives, SOURCE and DESTINATION, and no --url")
-    if args.jobs < 1:
-        raise UsageError(f"--jobs must be 1 or more, not {args.jobs}")
-    limits = Limits(args.jobs)
-    source = endpoint_from(args, args.source).replace(limits=limits)
-    job = job_from(args, source, endpoint_from(args, role="destination").replace(limits=limits))
-    clients = connect(args, job.source), connect(args, job.destination)
-    account = Account()
-    try:
-        with shown_progress(lambda: account.counts):
-            summary = run_transfer(job, max_in_flight=args.jobs, account=account, on_failure=_show, clients=clients)
-    finally:
-        for client in clients:
-            client.close()
-    if sys.stdout.isatty():
-        for line in summary_lines(summary, job):
-            print(line)
-    else:
-        print_line({name: value for name, value in summary.items() if name not in _LISTS})
-    return exit_code(summary)
-
-
-def _show(failure: Failure) -> None:
-    where = failure.source or (failure.reference.uri if failure.reference is not None else None)
-    print(f"dicomweb-io: {where}: {failure.message}" if where else f"dicomweb-io: {failure.message}", file=sys.stderr)
+    parser = build_parser(all_shown=True)
+    for action in (action for each in all_parsers(parser) for action in each._actions):
+        if action.metavar in ("PATH", "FILE", "SOURCE", "DESTINATION") or action.dest in (
+            "url",
+            "source",
+            "destination",
+        ):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, args.shell))
+    return 0
 
 
 Command = Callable[[argparse.Namespace], int]
 
 COMMANDS: dict[str, Command] = {
+    "completion": completion,
     "copy": copy,
     "delete": delete,
     "doctor": doctor,
@@ -188,6 +156,7 @@ COMMANDS: dict[str, Command] = {
     "retrieve": retrieve,
     "search": search,
     "serve": serve,
+    "servers": servers,
     "store": store,
     "tree": tree,
 }

@@ -350,6 +350,13 @@ class DICOMfileClient(DICOMClient):
         except FileNotFoundError:
             return 0
 
+    def sizes_of(self, resource: Resource) -> Mapping[Resource, int]:
+        """The bytes of each file that represents an instance of a study or series."""
+        try:
+            return {Resource(file.study, file.series, file.sop): file.size for file in self._files(resource)}
+        except FileClientError:
+            return {}
+
     def _notice(self, resource: Resource) -> bool:
         """Looks for an instance where another client would have stored it after this one took its snapshot."""
         if not all(map(is_safe_name, resource.uids.values())):
