@@ -103,18 +103,17 @@ def test_the_examples_of_a_folder_run(tmp_path: Path) -> None:
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```$", text_of("docs/file-endpoint.md"), re.DOTALL | re.MULTILINE)
     names: dict[str, object] = {}
     ct = str(get_testdata_file("CT_small.dcm"))
+    source = str(Path(ct).with_name("dicomdirtests"))
     for kind, block in blocks:
-        for written, meant in (
-            ("/data", tmp_path), ("image.dcm", ct), ("https://pacs.example/dicom-web", Path(ct).with_name("dicomdirtests")),
-        ):  # fmt: skip
-            block = block.replace(written, str(meant))
+        for written, meant in (("/data", str(tmp_path)), ("image.dcm", ct), ("https://pacs.example/dicom-web", source)):
+            block = block.replace(written, meant)
         if kind == "python":
             exec(block, names)
         else:
-            assert main(shlex.split(block.replace("\\\n", ""))[1:]) == 1  # The samples have files that conflict.
+            assert main(shlex.split(block.replace("\\\n", ""))[1:]) == 0
     assert isinstance(names["client"], DICOMfileClient)
     assert (tmp_path / "by-patient/1CT1/2004/CT/0001.dcm").exists()
-    assert (tmp_path / "by-patient/77654033/1995-09-03_CR/1_CR/0001.dcm").exists()
+    assert (tmp_path / "by-patient/98890234/2003-05-05_Carotids/1_MR/0001.dcm").exists()
 
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: path.name)

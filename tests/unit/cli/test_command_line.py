@@ -241,7 +241,7 @@ def test_copy_into_a_readable_folder(
     assert path.read_bytes() == CT.read_bytes()
     # It is a folder as any other: searched, served, and copied from and to without its layout.
     assert run("--url", serve(tmp_path / "copy").url, "search", "instances") == 0
-    assert json.loads(capsys.readouterr().out)[0]["00080018"]["Value"] == [INSTANCE]
+    assert INSTANCE in capsys.readouterr().out
     assert run("copy", source, tmp_path / "copy") == 0
     assert run("copy", tmp_path / "copy", tmp_path / "uids") == 0
     assert [json.loads(line)["transferred"] for line in capsys.readouterr().out.splitlines()] == [0, 1]
