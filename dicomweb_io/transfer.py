@@ -81,6 +81,7 @@ class TransferJob:
         summary: Where the summary is written, as JSON.
         on_existing, verify, allow_transcoding, spool_directory, allow_other_patient, dry_run: See `CopyOptions`.
         allow_several_patients: Whether a line of a list may name what belongs to several patients.
+        layout: The layout of the destination, a folder; it becomes part of `destination`. See `Endpoint`.
 
     Raises:
         TypeError, ValueError: If a filter or policy is not valid.
@@ -99,9 +100,12 @@ class TransferJob:
     allow_several_patients: bool = False
     allow_other_patient: bool = False
     dry_run: bool = False
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         check_options(self.on_existing, self.verify)
+        if self.layout is not None:
+            object.__setattr__(self, "destination", self.destination.replace(layout=self.layout))
         self.query()
 
     @property

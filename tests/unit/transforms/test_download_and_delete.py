@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import apache_beam as beam
 import fsspec
+import pydicom
 import pytest
 from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.window import SlidingWindows, TimestampedValue
@@ -16,7 +18,7 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transforms import DeleteResources, DownloadInstances
+from dicomweb_io.transforms import DeleteResources, DownloadInstances, StoreInstances
 
 ONCE = RetryPolicy.none()
 
@@ -80,6 +82,30 @@ def test_a_download_to_a_remote_filesystem_in_three_windows(small):
     (found,) = filesystem.find("/copy/x")
     assert filesystem.cat_file(found) == contents[one]
     filesystem.rm("/copy", recursive=True)
+
+
+@pytest.mark.parametrize("where", ["tmp", "memory"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_layout_names_what_transforms_write(where, overwrite, serve, small, tmp_path):
+    """By one folder, downloaded and stored: both know each other's files."""
+    archive, contents = small
+    folder = str(tmp_path / "named") if where == "tmp" else f"memory://named/{overwrite}"
+    named = Endpoint(folder, layout="{PatientID}/{SeriesNumber}_{Modality}/{SOPInstanceUID}")
+    expected = [
+        f"{folder}/{data.PatientID}/{data.SeriesNumber}_{data.Modality}/{data.SOPInstanceUID}.dcm"
+        for data in (pydicom.dcmread(io.BytesIO(content)) for content in contents.values())
+    ]
+    for _ in range(2):
+        with pipeline() as p:
+            paths = p | beam.Create(list(contents)) | DownloadInstances(serve(archive).url, named, overwrite=overwrite)
+            assert_that(paths, equal_to(expected))
+        with pipeline() as p:
+            stored = p | beam.Create(list(contents.values())) | StoreInstances(named, on_existing="skip")
+            assert_that(stored.stored | beam.Map(lambda item: item.outcome), equal_to(["exists"] * 8))
+    with named.connect() as client:
+        assert sorted(item.read() for item in client.iter_instances(next(iter(contents)).study)) == sorted(
+            content for reference, content in contents.items() if reference.study == next(iter(contents)).study
+        )
 
 
 def test_a_file_of_another_instance_is_not_taken_for_the_one_wanted(small, tmp_path):
