@@ -11,40 +11,15 @@ from dataclasses import asdict
 from typing import cast
 
 from dicomweb_io.account import Account, exit_code, shown_progress, summary_lines
-from dicomweb_io.cli.output import ANSWERS, print_datasets, print_line, print_table
+from dicomweb_io.cli.output import ANSWERS, print_line, print_table
 from dicomweb_io.cli.retrieve import retrieve
+from dicomweb_io.cli.search import index, search, tree
 from dicomweb_io.cli.servers import servers
 from dicomweb_io.cli.store import store
-from dicomweb_io.elements import COLLECTIONS, Failure
+from dicomweb_io.elements import Failure
 from dicomweb_io.http.settings import Limits
-from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filters
-from dicomweb_io.queries import check_limits, make_query
+from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.transfer import job_from, run_transfer
-
-LEVELS = {name: level for level, name in COLLECTIONS.items()}
-
-
-def search(args: argparse.Namespace) -> int:
-    """Prints what a search finds, all pages of it."""
-    endpoint = endpoint_from(args)
-    try:
-        check_limits(args.limit, args.offset)
-        query = make_query(
-            LEVELS[args.information_entity],
-            getattr(args, "study_instance_uid", None),
-            getattr(args, "series_instance_uid", None),
-            fuzzymatching=args.fuzzy,
-            fields=args.fields,
-            search_filters=parse_filters(args.filters),
-        )
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
-    client = connect(args, endpoint)
-    try:
-        print_datasets(client.iter_search(query, offset=args.offset, limit=args.limit), args)
-    finally:
-        client.close()
-    return 0
 
 
 def delete(args: argparse.Namespace) -> int:
@@ -64,26 +39,6 @@ def delete(args: argparse.Namespace) -> int:
     uid = getattr(args, "sop_instance_uid", None) or getattr(args, "series_instance_uid", None) or study
     print(f"The {args.information_entity} {uid} is deleted from {endpoint.safe_url}.", file=sys.stderr)
     return 0
-
-
-def index(args: argparse.Namespace) -> int:
-    """Reads a folder and prints, as one JSON object, how much of what is in it."""
-    client = connect(args, endpoint_from(args, args.path))
-    try:
-        found = {
-            "studies": client.count(make_query("study")),
-            "series": client.count(make_query("series")),
-            "instances": client.count(make_query("instance")),
-        }
-        kinds: Counter[str] = Counter()
-        for exclusion in client.iter_exclusions():
-            kinds[exclusion.kind] += 1
-            if args.list:
-                print_line({"kind": exclusion.kind, "path": exclusion.path, "reason": exclusion.reason})
-        print_line({**found, **{kind: kinds[kind] for kind in ("duplicate", "ignored", "unreadable")}})
-    finally:
-        client.close()
-    return 1 if kinds["unreadable"] else 0
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -202,5 +157,6 @@ COMMANDS: dict[str, Command] = {
     "serve": serve,
     "servers": servers,
     "store": store,
+    "tree": tree,
 }
 """What runs for the ``command`` that the parser sets: it takes the arguments and returns the exit code."""
