@@ -12,8 +12,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        The exit code: 0 if everything asked for was done, 1 if not, 2 for a wrong use.
+        The exit code: 0 if everything asked for was done, 1 if not, 2 for a wrong use, 130 after Ctrl-C.
     """
     from dicomweb_io.cli.run import run
 
-    return run(argv)
+    code = run(argv)
+    if code == 130 and argv is None:
+        from dicomweb_io.pool import end_process
+
+        end_process(code)
+    return code

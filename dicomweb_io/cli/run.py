@@ -46,8 +46,8 @@ def _run(args: argparse.Namespace) -> int:
         # The reader closed the pipe, as `head` does. Without this, Python prints another error at exit.
         sys.stderr.close()
         return 1
-    except KeyboardInterrupt:
-        print("dicomweb-io: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"dicomweb-io: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except (requests.RequestException, ValueError, TypeError, KeyError, OSError, OverflowError, ImportError) as error:
         if args.verbosity > 1:
