@@ -67,6 +67,9 @@ from dicomweb_io.store_items import check_options
 
 logger = logging.getLogger("dicomweb_io")
 
+_PATIENCE = 1.0
+"""Seconds that threads have to end when a transfer is interrupted."""
+
 
 @dataclass(frozen=True)
 class TransferJob:
@@ -350,6 +353,11 @@ def _all_entries(
         for _, entry in lane.drain():
             yield entry
         yield from excluded_files(source, job)
+    except (GeneratorExit, KeyboardInterrupt):
+        # The process may end next: what its threads are writing is to be whole.
+        lane.close()
+        pool.settle(_PATIENCE)
+        raise
     finally:
         lane.close()
         pool.close()
