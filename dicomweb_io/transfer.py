@@ -102,8 +102,8 @@ class TransferJob:
     spool_directory: str | None = None
     allow_several_patients: bool = False
     allow_other_patient: bool = False
-    dry_run: bool = False
     layout: str | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.on_existing, self.verify)

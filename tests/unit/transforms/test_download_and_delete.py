@@ -16,6 +16,7 @@ from apache_beam.transforms.window import SlidingWindows, TimestampedValue
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transforms import DeleteResources, DownloadInstances, StoreInstances
@@ -84,28 +85,30 @@ def test_a_download_to_a_remote_filesystem_in_three_windows(small):
     filesystem.rm("/copy", recursive=True)
 
 
-@pytest.mark.parametrize("where", ["tmp", "memory"])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_layout_names_what_transforms_write(where, overwrite, serve, small, tmp_path):
-    """By one folder, downloaded and stored: both know each other's files."""
+@pytest.mark.parametrize(("where", "overwrite"), [("local", False), ("memory", True)])
+def test_a_layout_names_what_transforms_write(where, overwrite, small, tmp_path):
+    """Of one folder what is stored and what is downloaded has the same name, and each knows the other's files."""
     archive, contents = small
-    folder = str(tmp_path / "named") if where == "tmp" else f"memory://named/{overwrite}"
+    folder = str(tmp_path / "named") if where == "local" else "memory://named/x"
     named = Endpoint(folder, layout="{PatientID}/{SeriesNumber}_{Modality}/{SOPInstanceUID}")
     expected = [
         f"{folder}/{data.PatientID}/{data.SeriesNumber}_{data.Modality}/{data.SOPInstanceUID}.dcm"
         for data in (pydicom.dcmread(io.BytesIO(content)) for content in contents.values())
     ]
-    for _ in range(2):
-        with pipeline() as p:
-            paths = p | beam.Create(list(contents)) | DownloadInstances(serve(archive).url, named, overwrite=overwrite)
-            assert_that(paths, equal_to(expected))
-        with pipeline() as p:
-            stored = p | beam.Create(list(contents.values())) | StoreInstances(named, on_existing="skip")
-            assert_that(stored.stored | beam.Map(lambda item: item.outcome), equal_to(["exists"] * 8))
+    references = list(contents)
+    with pipeline() as p:
+        paths = p | beam.Create(references[:4]) | DownloadInstances(str(archive), named)
+        assert_that(paths, equal_to(expected[:4]))
+    with pipeline() as p:
+        stored = p | beam.Create(list(contents.values())) | StoreInstances(named, on_existing="skip")
+        outcomes = stored.stored | beam.Map(lambda item: item.outcome)
+        assert_that(outcomes, equal_to(["exists"] * 4 + ["stored"] * 4))
+    with pipeline() as p:
+        paths = p | beam.Create(references) | DownloadInstances(str(archive), named, overwrite=overwrite)
+        assert_that(paths, equal_to(expected))
     with named.connect() as client:
-        assert sorted(item.read() for item in client.iter_instances(next(iter(contents)).study)) == sorted(
-            content for reference, content in contents.items() if reference.study == next(iter(contents)).study
-        )
+        assert {item.read() for one in references for item in client.iter_instances(one)} == set(contents.values())
+        assert client.count(make_query("instance")) == 8
 
 
 def test_a_file_of_another_instance_is_not_taken_for_the_one_wanted(small, tmp_path):
