@@ -502,7 +502,7 @@ def _print_studies(contents: Contents, form: str, depth: str | None, limit: int 
     """Prints studies as they come, as JSON, and then how many files are wrong."""
     first = True
     # Progress on the terminal that shows the lines would stand between them.
-    with nullcontext(Progress("")) if sys.stdout.isatty() else progress("studies", contents.count()) as shown:
+    with nullcontext(Progress("", None)) if sys.stdout.isatty() else progress("studies", contents.count()) as shown:
         for study in islice(contents.studies(), limit):
             contents.complete(study, series=depth != "studies")
             shown.advance(study["bytes"] or 0)
