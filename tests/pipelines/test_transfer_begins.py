@@ -1,10 +1,14 @@
-"""How a transfer begins: what it would do, and what ends it before anything is copied."""
+"""How a transfer begins: what it would do, what ends it before anything is copied; and how Ctrl-C ends it."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -187,6 +191,46 @@ def test_a_missing_secret_ends_it_before_any_request(transfer, serve, folder, tm
     assert len(said.splitlines()) == 1
     assert "NO_SUCH_WORD" in said
     assert not any(server.records for server in servers)
+
+
+# Ctrl-C ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["source", pytest.param("destination", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "driver", ["dicomweb_io", pytest.param("pipelines.transfer", marks=pytest.mark.slow)], ids=["command", "job"]
+)
+def test_ctrl_c_ends_it_while_threads_wait_and_the_same_command_goes_on(serve, small, tmp_path, driver, role):
+    """One answer never comes; the threads that wait for it do not keep the process."""
+    there = tmp_path / "there"
+    there.mkdir()
+    which = {"path": "/series/[0-9.]+$"} if role == "source" else {"method": "POST"}
+    server = serve(
+        small if role == "source" else there, faults=[fault("stall", at="header", first=2, times=1, **which)]
+    )
+    ends = (server.url, str(there)) if role == "source" else (str(small), server.url)
+    failures = tmp_path / "failures.jsonl"
+    names = ("copy", *ends) if driver == "dicomweb_io" else ("--source", ends[0], "--destination", ends[1])
+    command = [sys.executable, "-m", driver, *names, "--failures", str(failures)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and len(list(there.rglob("*.dcm"))) < 6:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].endswith("interrupted; the same command goes on with what is missing")
+    assert "Traceback" not in said
+    summary = json.loads(out)
+    assert summary["interrupted"]
+    assert summary["transferred"] + summary["not_tried"] == summary["found"] > 0
+    assert [path for path in there.rglob("*") if path.is_file() and path.suffix != ".dcm"] == []
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0, again.stderr
+    summary = json.loads(again.stdout)
+    assert summary["transferred"] + summary["already_there"] == summary["found"] == 12
+    assert summary["already_there"] >= 6
+    assert len(list(there.rglob("*.dcm"))) == 12
 
 
 # What is said ---------------------------------------------------------------------------------------------------------
