@@ -12,6 +12,7 @@ from dicomweb_io.options import (
     add_authentication_options,
     add_filter_option,
     add_policy_options,
+    add_table_options,
     add_transfer_options,
 )
 
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_store(methods)
     _add_delete(methods)
     _add_copy(methods)
+    _add_export(methods)
     _add_other_commands(methods)
     return parser
 
@@ -188,6 +190,21 @@ def _add_copy(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_archive_options(there, "destination")
     add_authentication_options(there, "destination")
     parser.set_defaults(command="copy")
+
+
+def _add_export(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = methods.add_parser("export", help="write what an archive holds as a table")
+    kinds = export.add_subparsers(dest="what", metavar="WHAT", required=True)
+    parser = kinds.add_parser(
+        "table",
+        help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
+        description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
+        "what the columns name, also names of patients, and only its owner can read it.",
+    )
+    parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
+    add_table_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="requests at once (default: %(default)s)")
+    parser.set_defaults(command="export table")
 
 
 def _add_other_commands(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -12,6 +12,7 @@ from itertools import tee
 from typing import cast
 
 from dicomweb_io.account import Account, exit_code, shown_progress, summary_lines
+from dicomweb_io.cli.export import export_table
 from dicomweb_io.cli.output import print_datasets, print_line, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
 from dicomweb_io.elements import COLLECTIONS, Failure
@@ -229,6 +230,7 @@ COMMANDS: dict[str, Command] = {
     "copy": copy,
     "delete": delete,
     "doctor": doctor,
+    "export table": export_table,
     "index": index,
     "retrieve": retrieve,
     "search": search,
