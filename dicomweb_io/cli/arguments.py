@@ -20,6 +20,7 @@ from dicomweb_io.options import (
     add_filter_option,
     add_further_credentials,
     add_policy_options,
+    add_table_options,
     add_transfer_options,
     check_given_once,
 )
@@ -229,6 +230,7 @@ def build_parser(*, all_shown: bool = False) -> Parser:
     _add_store(methods)
     _add_delete(methods)
     _add_copy(methods)
+    _add_export(methods)
     _add_servers(methods)
     _add_index(methods)
     _add_tree(methods)
@@ -385,6 +387,21 @@ def _add_servers(methods: argparse._SubParsersAction[Parser]) -> None:
         named.add_argument("name", metavar="NAME", help="letters, digits, - and _")
     for action in (parser, known, test, remove):
         action.set_defaults(command="servers")
+
+
+def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
+    export = methods.add_parser("export", help="write what an archive holds as a table")
+    kinds = export.add_subparsers(dest="what", metavar="WHAT", required=True)
+    parser = kinds.add_parser(
+        "table",
+        help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
+        description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
+        "what the columns name, also names of patients, and only its owner can read it.",
+    )
+    parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
+    add_table_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="requests at once (default: %(default)s)")
+    parser.set_defaults(command="export table")
 
 
 def _add_other_commands(methods: argparse._SubParsersAction[Parser]) -> None:
