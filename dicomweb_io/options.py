@@ -451,6 +451,18 @@ def add_transfer_options(parser: _Parser) -> None:
         help="accept re-encoded instances if the source cannot return the original",
     )
     parser.add_argument("--spool-directory", metavar="PATH", help="folder for temporary files of large instances")
+    add_layout_option(parser)
+
+
+def add_layout_option(parser: _Parser) -> None:
+    """Adds ``--layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="TEMPLATE",
+        # Percent signs are doubled, because argparse replaces what follows single ones.
+        help="name the files of the destination, a folder, by their attributes instead of their UIDs; for example "
+        "'{PatientID}/{StudyDate:%%Y-%%m-%%d}_{StudyDescription:.30}/{SeriesNumber}_{Modality}/{InstanceNumber:04}.dcm'",
+    )
 
 
 def parse_filters(pairs: Sequence[str] | None) -> list[tuple[str, str]]:

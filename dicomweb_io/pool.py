@@ -16,16 +16,12 @@ Memory is therefore bounded by the budget and one part for each lane.
 
 from __future__ import annotations
 
-import os
 import pickle
-import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
@@ -49,28 +45,6 @@ _MAX_THREADS = 100_000
 
 K = TypeVar("K")
 R = TypeVar("R")
-
-
-PATIENCE = 2.0
-"""Seconds that the threads of an interrupted process have to end what they are doing."""
-
-
-def end_process(code: int) -> None:
-    """Ends an interrupted process also while its threads wait for a server: Python itself would wait for them.
-
-    What the threads are writing they have a moment to complete.
-    """
-    until = time.monotonic() + PATIENCE
-    mine = threading.current_thread()
-    others = [thread for thread in threading.enumerate() if thread is not mine and not thread.daemon]
-    with suppress(KeyboardInterrupt):
-        for thread in others:
-            thread.join(max(0.0, until - time.monotonic()))
-    if any(thread.is_alive() for thread in others):
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
 
 
 class WorkCancelled(Exception):
@@ -155,6 +129,11 @@ class BoundedPool:
         lane: Lane[Any, Any] = Lane(self, ordered, tick)
         self._lanes.add(lane)
         return lane
+
+    def settle(self, seconds: float) -> None:
+        """Waits until no task is in flight, but not longer than this."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._started, seconds)
 
     def close(self) -> None:
         """Lets running tasks end and releases the threads. Lanes are to be closed before."""

@@ -67,6 +67,9 @@ from dicomweb_io.store_items import check_options
 
 logger = logging.getLogger("dicomweb_io")
 
+_PATIENCE = 1.0
+"""Seconds that threads have to end when a transfer is interrupted."""
+
 
 @dataclass(frozen=True)
 class TransferJob:
@@ -81,6 +84,7 @@ class TransferJob:
         summary: Where the summary is written, as JSON.
         on_existing, verify, allow_transcoding, spool_directory, allow_other_patient, dry_run: See `CopyOptions`.
         allow_several_patients: Whether a line of a list may name what belongs to several patients.
+        layout: The layout of the destination, a folder; it becomes part of `destination`. See `Endpoint`.
 
     Raises:
         TypeError, ValueError: If a filter or policy is not valid.
@@ -98,10 +102,13 @@ class TransferJob:
     spool_directory: str | None = None
     allow_several_patients: bool = False
     allow_other_patient: bool = False
+    layout: str | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.on_existing, self.verify)
+        if self.layout is not None:
+            object.__setattr__(self, "destination", self.destination.replace(layout=self.layout))
         self.query()
 
     @property
@@ -350,6 +357,11 @@ def _all_entries(
         for _, entry in lane.drain():
             yield entry
         yield from excluded_files(source, job)
+    except (GeneratorExit, KeyboardInterrupt):
+        # The process may end next: what its threads are writing is to be whole.
+        lane.close()
+        pool.settle(_PATIENCE)
+        raise
     finally:
         lane.close()
         pool.close()

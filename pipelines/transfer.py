@@ -40,7 +40,6 @@ from dicomweb_io.account import (
 from dicomweb_io.elements import Failure
 from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
-from dicomweb_io.pool import end_process
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import StoppedError, TransferInterrupted, TransferJob, check_archives, check_places, job_from
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
@@ -54,7 +53,15 @@ from dicomweb_io.transforms.copy import (
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
 from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
-from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, interruptible, is_local, parse
+from pipelines._common import (
+    Arguments,
+    add_endpoint_arguments,
+    end_process,
+    endpoints_from,
+    interruptible,
+    is_local,
+    parse,
+)
 
 
 class TransferOptions(PipelineOptions):

@@ -237,7 +237,7 @@ def test_ctrl_c_ends_it_while_threads_wait_and_the_same_command_goes_on(serve, s
 
 
 def test_the_command_and_the_job_have_the_same_options():
-    """The command names the archives by place and their options before it; what else there is, both have."""
+    """The command names the archives by place, and has the options of the source without a prefix."""
     copy = next(
         action.choices["copy"]
         for action in build_parser()._actions
@@ -249,7 +249,8 @@ def test_the_command_and_the_job_have_the_same_options():
     job = {name for action in parser._actions for name in action.option_strings}
     ours = {name for name in command if not name.startswith(("--destination", "-h"))}
     own = {name for name in job if not name.startswith(("--source", "--destination"))}
-    general = {"--help", "--jobs"}
+    general = {"--help", "--jobs", "--url", "--verbosity", "-v", "--chunk-size"}
+    general |= {"-u", "-p", "--password", "--token", "--bearer-token"}  # for a person at a terminal
     assert own - ours == set()
     assert {name for name in ours - own - general if f"--source-{name[2:]}" not in job} == set()
     assert {name for name in command if name.startswith("--destination")} | {
