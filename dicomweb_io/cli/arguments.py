@@ -13,6 +13,7 @@ from dicomweb_io.options import (
     add_filter_option,
     add_policy_options,
     add_transfer_options,
+    add_watch_options,
 )
 
 Command = Callable[[argparse.Namespace], int]
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_store(methods)
     _add_delete(methods)
     _add_copy(methods)
+    _add_watch(methods)
     _add_other_commands(methods)
     return parser
 
@@ -188,6 +190,25 @@ def _add_copy(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_archive_options(there, "destination")
     add_authentication_options(there, "destination")
     parser.set_defaults(command="copy")
+
+
+def _add_watch(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = methods.add_parser(
+        "watch",
+        help="copy what is new in an archive, continuously or once a night",
+        description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that "
+        "the same command goes on where it ended; nothing is missed and nothing is stored twice.",
+        epilog="Example, for every night: dicomweb-io watch https://pacs.example/dicom-web /data/new "
+        "--cursor watch.json --once",
+    )
+    parser.add_argument("source", help="URL or folder to watch (the options before the method apply to it)")
+    parser.add_argument("destination", help="URL or folder to write")
+    add_watch_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
+    parser.set_defaults(command="watch")
 
 
 def _add_other_commands(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

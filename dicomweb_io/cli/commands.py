@@ -14,6 +14,7 @@ from typing import cast
 from dicomweb_io.account import Account, exit_code, shown_progress, summary_lines
 from dicomweb_io.cli.output import print_datasets, print_line, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
+from dicomweb_io.cli.watch import watch
 from dicomweb_io.elements import COLLECTIONS, Failure
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.failures import RECOVERABLE, not_tried
@@ -234,5 +235,6 @@ COMMANDS: dict[str, Command] = {
     "search": search,
     "serve": serve,
     "store": store,
+    "watch": watch,
 }
 """What runs for the ``command`` that the parser sets: it takes the arguments and returns the exit code."""
