@@ -800,7 +800,7 @@ class FeedOrSearch(ChangeSource):
     """Asks a feed that may be missing, and otherwise searches. The cursor says what was chosen at the beginning."""
 
     def __init__(self, feed: ChangeSource, search: ChangeSource) -> None:
-        self._feed = feed
+        self.feed = feed
         self._search = search
         self.method = f"{feed.method} or {search.method}"
 
@@ -814,10 +814,10 @@ class FeedOrSearch(ChangeSource):
     ) -> Changes:
         """See `ChangeSource.poll`."""
         if cursor is not None:
-            source = self._search if cursor.method == self._search.method else self._feed
+            source = self._search if cursor.method == self._search.method else self.feed
             return source.poll(client, cursor, max_changes=max_changes)
         try:
-            return self._feed.poll(client, None, start=start, max_changes=max_changes)
+            return self.feed.poll(client, None, start=start, max_changes=max_changes)
         except DICOMwebError as error:
             if error.status not in NO_FEED:
                 raise
@@ -914,7 +914,8 @@ class PlaceFile:
         Raises:
             BlockingIOError: If another process has it.
         """
-        with lock_file(Path(self.path), wait=False):
+        path = Path(self.path)
+        with lock_file(path.with_name(f".{path.name}"), wait=False):
             yield
 
     def read(self) -> Place:

@@ -24,7 +24,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from dicomweb_io.account import EXCLUSIONS, adds_up, failure_line, format_bytes, write_summary
-from dicomweb_io.changes import Changes, ChangeSource, Place, PlaceFile, Start, change_source, take_rested
+from dicomweb_io.changes import (
+    Changes,
+    ChangeSource,
+    FeedOrSearch,
+    Place,
+    PlaceFile,
+    Start,
+    WatchLevel,
+    change_source,
+    take_rested,
+)
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.endpoint import Endpoint
@@ -32,6 +42,7 @@ from dicomweb_io.errors import CredentialsError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListLine
 from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from
+from dicomweb_io.queries import level_of
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob, job_from as transfer_from
 
@@ -40,6 +51,9 @@ ATTEMPTS = 5
 
 ROUND = 10_000
 """The maximum number of new objects of a round."""
+
+INTERRUPTED = "watch: interrupted; the same command goes on after the last round that was completed"
+"""What is said after Ctrl-C."""
 
 Copy = Callable[[TransferJob], Mapping[str, Any]]
 """Runs a transfer to its end, and returns its summary."""
@@ -106,13 +120,7 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint) -> WatchJob:
     transfer = transfer_from(SimpleNamespace(**{**LIST_OPTIONS, **vars(args)}), source, destination)
     filters = filters_from(args.filters)
     try:
-        changes = change_source(
-            source,
-            "instance" if quiet is None else "study_change",
-            search_filters=filters,
-            method=args.method,
-            lookback=args.lookback,
-        )
+        changes = _changes_from(args, source, filters, "instance" if quiet is None else "study_change")
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     watched: dict[str, Any] = {"source": source.safe_url, "filters": filters, "destination": destination.safe_url}
@@ -131,6 +139,24 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint) -> WatchJob:
         args.failures,
         args.summary,
     )
+
+
+def _changes_from(args: Any, source: Endpoint, filters: Mapping[str, str], level: WatchLevel) -> ChangeSource:
+    """How to find out what is new.
+
+    A single poll must not miss what arrived with an old study date. So where there is no feed it lists all studies, and
+    those that are new or have grown are copied as a whole.
+    """
+    changes = change_source(source, level, search_filters=filters, method=args.method, lookback=args.lookback)
+    if not args.once or args.method != "auto" or args.lookback is not None:
+        return changes
+    if level == "instance" and all(level_of(name) == "study" for name in filters):
+        level = "study_change"
+    if changes.method == "study_date":
+        return change_source(source, level, search_filters=filters, method="list")
+    if isinstance(changes, FeedOrSearch):
+        return FeedOrSearch(changes.feed, change_source(source, level, search_filters=filters, method="list"))
+    return changes
 
 
 def _start_from(text: str) -> Start:
@@ -261,10 +287,10 @@ class _Watch:
             except (*RECOVERABLE, RuntimeError) as error:
                 # The position has not moved: the next poll finds the same again.
                 totals["failed_polls"] += 1
-                message = failure_of(error, "Watch").message
-                if message != totals["last_error"]:
-                    _say(message)
-                totals["last_error"], self._error = message, error
+                totals["last_error"] = failure_of(error, "Watch").message
+                if _kind_of(error) != _kind_of(self._error):
+                    _say(totals["last_error"])
+                self._error = error
                 return False
             except ValueError as error:
                 raise UsageError(f"--cursor {job.place.path}: {error}") from error
@@ -361,6 +387,11 @@ class _Watch:
 def is_refused(error: BaseException) -> bool:
     """Whether an archive refuses the login or is not there at all, so that asking again is pointless."""
     return isinstance(error, (CredentialsError, FileNotFoundError)) or getattr(error, "status", None) in _REFUSED
+
+
+def _kind_of(error: BaseException | None) -> tuple[Any, ...]:
+    """What is said once while polls fail: the cause without the numbers in its message."""
+    return type(error), getattr(error, "status", None)
 
 
 def _is_away(summary: Mapping[str, Any], failures: list[dict[str, Any]]) -> bool:

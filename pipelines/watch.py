@@ -28,7 +28,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from dicomweb_io.options import UsageError, add_watch_options
 from dicomweb_io.transfer import TransferJob
-from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, progress_line, run_watch
+from dicomweb_io.watch import INTERRUPTED, ended_by_sigterm, exit_code, job_from, progress_line, run_watch
 from pipelines import transfer
 from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, interruptible, is_local, parse
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"watch: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("watch: interrupted; the same command goes on after the last whole round", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     print(f"Ended after {progress_line(totals)}")
     return exit_code(totals)

@@ -10,7 +10,7 @@ from dicomweb_io.cli.output import print_line
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.transfer import TransferJob, run_transfer
-from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, progress_line, run_watch
+from dicomweb_io.watch import INTERRUPTED, ended_by_sigterm, exit_code, job_from, progress_line, run_watch
 
 
 def watch(args: argparse.Namespace) -> int:
@@ -35,6 +35,9 @@ def watch(args: argparse.Namespace) -> int:
     try:
         with ended_by_sigterm() as stopping:
             totals = run_watch(job, client, copy, stopping)
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
     finally:
         client.close()
     if sys.stdout.isatty():
