@@ -44,7 +44,7 @@ from dicomweb_io.listing import ListLine
 from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from
 from dicomweb_io.queries import level_of
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import TransferJob, job_from as transfer_from
+from dicomweb_io.transfer import TransferJob, check_places, job_from as transfer_from
 
 ATTEMPTS = 5
 """Rounds in which an instance is tried before it is given up."""
@@ -118,6 +118,7 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint) -> WatchJob:
         raise UsageError(f"--max-polls must be 1 or more, not {args.max_polls}")
     duration, quiet = (_seconds(args, option) for option in ("for", "complete-after"))
     transfer = transfer_from(SimpleNamespace(**{**LIST_OPTIONS, **vars(args)}), source, destination)
+    check_places(transfer)
     filters = filters_from(args.filters)
     try:
         changes = _changes_from(args, source, filters, "instance" if quiet is None else "study_change")

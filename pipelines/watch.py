@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         def copy(once: TransferJob) -> dict[str, Any]:
             with interruptible():
-                return transfer.run(once, options, show_progress=False)
+                return transfer.run(once, options, show_progress=False, tell_causes=False)
 
         client = job.source.connect()
         try:

@@ -363,11 +363,11 @@ def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = methods.add_parser(
         "watch",
         help="copy what is new in an archive, continuously or once a night",
-        description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that "
-        "the same command goes on where it ended; nothing is missed and nothing is stored twice.",
+        description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that\n"
+        "the same command goes on where it ended: nothing is missed, and nothing is stored twice.",
         example="watch https://pacs.example/dicom-web /data/new --cursor watch.json --once",
     )
-    parser.add_argument("source", help="URL or folder to watch (the options of --help of dicomweb-io apply to it)")
+    parser.add_argument("source", help="URL or folder to watch (the options of the archive apply to it)")
     parser.add_argument("destination", help="URL or folder to write")
     add_watch_options(parser)
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
