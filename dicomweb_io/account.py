@@ -394,18 +394,30 @@ def progress_line(counts: Mapping[str, int], seconds: float) -> str:
 
 
 @contextmanager
-def shown_progress(counts: Callable[[], Mapping[str, int]], show: bool | None = None) -> Iterator[None]:
+def shown_progress(
+    counts: Callable[[], Mapping[str, int]],
+    show: bool | None = None,
+    line: Callable[[Mapping[str, int], float], str] = progress_line,
+) -> Iterator[None]:
     """Shows how far a transfer is, on standard error, while the block runs.
 
     Args:
         counts: Gives the numbers so far, by the names of an `Account`; asked from a thread.
         show: Whether to show it; by default if a terminal is watching.
+        line: Says in one line what the numbers are, and how many seconds it took.
     """
     if not (sys.stderr.isatty() if show is None else show):
         yield
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     started = time.monotonic()
 
@@ -413,12 +425,26 @@ def shown_progress(counts: Callable[[], Mapping[str, int]], show: bool | None = 
         def get_renderables(self) -> Any:
             now = counts()
             done = sum(now.get(part, 0) for part in PARTS)
-            line = progress_line(now, time.monotonic() - started)
+            text = line(now, time.monotonic() - started)
             for task in self.task_ids:
-                self.update(task, total=now.get("found") or None, completed=done, description=line)
+                self.update(task, total=now.get("found") or None, completed=done, description=text)
             return super().get_renderables()
 
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Display(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as display:
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    # Output that goes elsewhere must not be redirected to the terminal; what goes there is printed above the display.
+    with Display(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=sys.stdout.isatty(),
+    ) as display:
         display.add_task("", total=None)
         yield

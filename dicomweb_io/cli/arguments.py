@@ -308,6 +308,12 @@ def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
         rendered.add_argument("--window", metavar="CENTER,WIDTH[,SHAPE]")
         rendered.add_argument("--viewport", metavar="W,H[,SX,SY,SW,SH]")
         rendered.add_argument("--thumbnail", action="store_true")
+        rendered.add_argument(
+            "--local",
+            action="store_true",
+            help="if the server does not render it, retrieve the instance (of a study or series the first image) and "
+            "render it here",
+        )
         forms_with = [metadata, full, rendered]
         if kind == "instances":
             frames = forms.add_parser("frames", help="frames of the pixel data")

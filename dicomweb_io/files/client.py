@@ -479,14 +479,16 @@ class DICOMfileClient(DICOMClient):
     ) -> RenderedImage:
         """Renders a study, series, instance or frames, as PS3.18 section 8.3.5 says.
 
-        The types are ``image/jpeg`` (the default), ``image/png``, ``image/gif`` and ``image/jp2``; ``text/html`` for
-        structured reports; encapsulated documents are returned unchanged. A study or series is rendered as its first
-        image. Several frames, or an instance of several frames, become one moving ``image/gif``; the other formats show
-        one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128 pixels,
-        unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
+        The types are ``image/jpeg`` (the default), ``image/png``, ``image/gif`` and ``image/jp2``. Structured reports,
+        key object selections, presentation states and encapsulated documents are ``text/html``, a page for people; a
+        document is returned unchanged if its own type is asked for, a PDF also by default. A study or series is
+        rendered as its first image. Several frames, or an instance of several frames, become one moving ``image/gif``;
+        the other formats show one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail
+        has 128 by 128 pixels, unless ``viewport`` says otherwise. The status of the error is 501 if a library is
+        missing.
         """
         accepted_for("rendered", media_types)
-        renderer = FolderRenderer(self._reader, PixelAccess(self._reader, self._current()))
+        renderer = FolderRenderer(self._reader, self._current())
         return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
 
     # Store and delete -----------------------------------------------------------------------------------------------
