@@ -22,6 +22,7 @@ from dicomweb_io.options import (
     add_policy_options,
     add_table_options,
     add_transfer_options,
+    add_watch_options,
     check_given_once,
 )
 from dicomweb_io.servers import suggestion
@@ -231,6 +232,7 @@ def build_parser(*, all_shown: bool = False) -> Parser:
     _add_delete(methods)
     _add_copy(methods)
     _add_export(methods)
+    _add_watch(methods)
     _add_servers(methods)
     _add_index(methods)
     _add_tree(methods)
@@ -393,6 +395,24 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
     add_archive_options(there, "destination")
     add_authentication_options(there, "destination")
     parser.set_defaults(command="copy")
+
+
+def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
+    parser = methods.add_parser(
+        "watch",
+        help="copy what is new in an archive, continuously or once a night",
+        description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that\n"
+        "the same command goes on where it ended: nothing is missed, and nothing is stored twice.",
+        example="watch https://pacs.example/dicom-web /data/new --cursor watch.json --once",
+    )
+    parser.add_argument("source", help="URL or folder to watch (the options of the archive apply to it)")
+    parser.add_argument("destination", help="URL or folder to write")
+    add_watch_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
+    parser.set_defaults(command="watch")
 
 
 def _add_servers(methods: argparse._SubParsersAction[Parser]) -> None:
