@@ -52,8 +52,9 @@ SCHEMA_VERSION = 1
 
 _HTML = (".html", ".htm")
 _SHOWN_ON_PAGE = 100
-# What took less than about a second has no rate worth drawing.
+# What took less than about a second, or is of one size, is not worth drawing.
 _MIN_SLICES = 4
+_MIN_BARS = 3
 _SHOWN_VRS = ("UI", "DA", "TM", "DT", "CS", "IS", "US")
 _PATIENT_GROUP = "0010"
 
@@ -224,7 +225,7 @@ def render_page(document: Mapping[str, Any]) -> str:
         verdict=_verdict(document),
         line_words=LINE_WORDS,
         rate=_draw_rate(timeline) if timeline and len(timeline["slices"]) >= _MIN_SLICES else None,
-        histogram=_draw_sizes(sizes) if sizes else None,
+        histogram=_draw_sizes(sizes) if sizes and len(sizes) >= _MIN_BARS else None,
         shown=_SHOWN_ON_PAGE,
     )
 
@@ -253,7 +254,7 @@ def _duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+        return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms" if seconds else "0 s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
