@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dicomweb_io.elements import Exclusion, Failure, StoredInstance
+from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
 from dicomweb_io.listing import InstanceGroup
 from dicomweb_io.options import report_lines
 
@@ -57,6 +57,7 @@ _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
 _REASON = "reason: "
 _WARNING = "warning: "
 _NAMES = re.compile(r"(?<!//)(?<![\d.])\d+(?:\.\d+){2,}")
+_LISTS = ("duplicates", "ignored_files")
 MAX_LISTED = 1000
 """The files left out that a summary lists."""
 
@@ -72,6 +73,8 @@ SIZES = tuple(factor * 10**power for power in range(3, 11) for factor in (1, 2, 
 
 _MAX_REASONS = 50
 _MAX_KINDS = 500
+_SHOWN = 3
+_MAX_CAUSES = 1000
 
 
 def is_search_failure(failure: Failure) -> bool:
@@ -89,7 +92,7 @@ def counts_of(entry: Entry) -> Iterator[tuple[str, int]]:
     if isinstance(entry, InstanceGroup):
         yield "found", len(entry.sop_instance_uids)
     elif isinstance(entry, StoredInstance):
-        yield ("already_there" if entry.outcome == "exists" else "transferred"), 1
+        yield {"exists": "already_there", "planned": "to_transfer"}.get(entry.outcome, "transferred"), 1
         yield "bytes", entry.size
         for warning in entry.warnings:
             yield f"{_WARNING}{warning}", 1
@@ -138,6 +141,60 @@ def conflicts_of(exclusion: Exclusion) -> Iterator[Failure]:
 def failure_line(failure: Failure) -> str:
     """A failure as a line of a failures file."""
     return json.dumps(failure.to_dict())
+
+
+def place_of(failure: Failure) -> str | None:
+    """Where a failure is, in the user's own words: a line of a list, a path, or what it concerns."""
+    return failure.source or (failure.reference.uri if failure.reference is not None else None)
+
+
+def told_of(failure: Failure) -> str:
+    """A failure in one line, with its place."""
+    where = place_of(failure)
+    return f"{where}: {failure.message}" if where else failure.message
+
+
+class Causes:
+    """Tells failures as they come: of equal causes the first ones with their places, and in the end how many more.
+
+    Args:
+        prog: What the lines begin with.
+        told: Shows a line; by default on standard error.
+    """
+
+    def __init__(self, prog: str, told: Callable[[str], None] | None = None) -> None:
+        self._prog = prog
+        self._told = told or (lambda line: print(line, file=sys.stderr))
+        self._counts: Counter[str] = Counter()
+
+    def add(self, failure: Failure) -> None:
+        """Tells a failure, if its cause is not known well enough."""
+        reason = reason_of(failure)
+        if reason not in self._counts and len(self._counts) >= _MAX_CAUSES:
+            reason = "other causes"
+        self._counts[reason] += 1
+        if self._counts[reason] <= _SHOWN:
+            self._told(f"{self._prog}: {told_of(failure)}")
+
+    def add_known(self, document: Mapping[str, Any]) -> None:
+        """Tells the failures that an `Account` has counted; see `Account.document`."""
+        for text, number in document["counts"].items():
+            if text.startswith(_REASON):
+                self._counts[text[len(_REASON) :]] += number
+        for lines in document["examples"].values():
+            for line in lines:
+                self._told(f"{self._prog}: {line}")
+
+    def finish(self, failures: str | None) -> None:
+        """Tells how many there were of the causes that were shown in part.
+
+        Args:
+            failures: The file that lists all.
+        """
+        where = f"{failures} lists all" if failures else "--failures PATH lists all"
+        for reason, number in self._counts.most_common():
+            if number > _SHOWN:
+                self._told(f"{self._prog}: {number:,} x {reason} (the first {_SHOWN} are above; {where})")
 
 
 class Timeline:
@@ -223,7 +280,7 @@ class Facts:
             at = time.time() if entry.at is None else entry.at
             if entry.outcome == "exists":
                 self.timeline.add(at, "already_there")
-            else:
+            elif entry.outcome != "planned":
                 self.timeline.add(at, "transferred", entry.size)
                 self._note(entry)
         elif isinstance(entry, Failure):
@@ -324,13 +381,16 @@ class Account:
 
     Attributes:
         counts: Numbers by name.
+        examples: Some failures of each cause, as lines for people.
         facts: What reports tell beyond them; None if nobody wants that.
     """
 
     def __init__(self, with_facts: bool = False) -> None:
         self.counts: Counter[str] = Counter()
         self.facts = Facts() if with_facts else None
+        self.examples: dict[str, list[str]] = {}
         self._left_out: list[Exclusion] = []
+        self._planned: set[Resource] = set()
 
     def add(self, entry: Entry) -> None:
         """Counts an entry."""
@@ -338,20 +398,35 @@ class Account:
             self.counts[name] += number
         if self.facts is not None:
             self.facts.add(entry)
+        if isinstance(entry, Failure):
+            self._show(reason_of(entry), [told_of(entry)])
+        if isinstance(entry, StoredInstance) and entry.outcome == "planned":
+            self._planned.add(entry.reference.series)
         if isinstance(entry, Exclusion):
             self._left_out.append(entry)
             if len(self._left_out) > 2 * MAX_LISTED:
                 self._left_out = first_by_path(self._left_out)
 
+    def _show(self, reason: str, lines: list[str]) -> None:
+        known = self.examples.get(reason, [])
+        if known or len(self.examples) < _MAX_CAUSES:
+            self.examples[reason] = sorted([*known, *lines])[:_SHOWN]
+
     def merge(self, other: Account) -> None:
         """Adds what another account has counted."""
+        for reason, lines in other.examples.items():
+            self._show(reason, lines)
         self.counts.update(other.counts)
         if self.facts is not None and other.facts is not None:
             self.facts.merge(other.facts)
         self._left_out = first_by_path([*self._left_out, *other._left_out])
+        self._planned |= other._planned
 
     def document(self) -> dict[str, Any]:
-        """What `make_summary` takes (counts, the first files that were left out), and ``facts``, as JSON."""
+        """What `make_summary` and `Causes.add_known` take: counts, examples of failures, and files that were left out.
+
+        It is a JSON object; it has the ``facts`` too, if a report is wanted.
+        """
         listed = [
             {
                 "kind": item.kind,
@@ -362,7 +437,8 @@ class Account:
             }
             for item in first_by_path(self._left_out)
         ]
-        document = {"counts": dict(self.counts), "left_out": listed}
+        planned = {"series": len(self._planned), "studies": len({one.study_instance_uid for one in self._planned})}
+        document = {"counts": {**self.counts, **planned}, "examples": self.examples, "left_out": listed}
         return document if self.facts is None else {**document, "facts": self.facts.document()}
 
 
@@ -371,12 +447,13 @@ def first_by_path(exclusions: Iterable[Exclusion]) -> list[Exclusion]:
     return heapq.nsmallest(MAX_LISTED, exclusions, key=lambda item: item.path)
 
 
-def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def make_summary(document: Mapping[str, Any], seconds: float, *, dry_run: bool = False) -> dict[str, Any]:
     """Makes the summary of a transfer.
 
     Args:
         document: See `Account.document`.
         seconds: How long it took.
+        dry_run: Whether nothing was to be written.
 
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
@@ -385,10 +462,12 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not be written), ``bytes``,
         ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
         about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
-        thousand).
+        thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they belong
+        to); its ``bytes`` are those that would be transferred, as far as they are known.
     """
     counts: Mapping[str, int] = document["counts"]
     names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "unwritten", "bytes")
+    names += ("to_transfer", "series", "studies") if dry_run else ()
     summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     summary["seconds"] = round(seconds, 3)
     summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
@@ -408,7 +487,7 @@ def write_summary(path: str | None, summary: dict[str, Any]) -> None:
 
 def adds_up(summary: Mapping[str, Any]) -> bool:
     """Whether everything that was found has exactly one result."""
-    return bool(summary["found"] == sum(summary[name] for name in PARTS))
+    return bool(summary["found"] == sum(summary.get(name, 0) for name in (*PARTS, "to_transfer")))
 
 
 def exit_code(summary: Mapping[str, Any]) -> int:
@@ -428,9 +507,14 @@ def _is_whole(summary: Mapping[str, Any]) -> bool:
 def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]:
     """The summary for people."""
     what = "files" if job.counts_files else "instances"
-    yield f"From {job.source.safe_url} to {job.destination.safe_url}"
+    yield f"From {job.source.safe_url} to {job.destination.safe_url}{' (dry run: nothing was written)' * job.dry_run}"
     yield f"  found          {summary['found']:>10,} {what}"
-    yield f"  transferred    {summary['transferred']:>10,}"
+    if job.dry_run:
+        size = f", {format_bytes(summary['bytes'])}" if summary["bytes"] else ""
+        of = f"{_counted(summary['series'], 'series', 'series')} of {_counted(summary['studies'], 'study', 'studies')}"
+        yield f"  to transfer    {summary['to_transfer']:>10,} instances in {of}{size}"
+    else:
+        yield f"  transferred    {summary['transferred']:>10,}"
     for warning, number in summary["warnings"].items():
         yield f"    {number:,} x warning: {warning}"
     yield f"  already there  {summary['already_there']:>10,}"
@@ -448,8 +532,9 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     yield f"  not tried      {summary['not_tried']:>10,}"
     for reason, number in list(summary["reasons"].items())[:10]:
         yield f"    {number:,} x {reason}"
-    rate = f"{format_bytes(summary['bytes_per_second'])}/s"
-    yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
+    if not job.dry_run:
+        rate = f"{format_bytes(summary['bytes_per_second'])}/s"
+        yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
     if summary["search_failures"]:
         failed = summary["search_failures"]
         yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
@@ -468,11 +553,27 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     whole = _is_whole(summary)
     if not summary["found"]:
         yield "  Nothing was found."
+    elif job.dry_run:
+        if whole and not summary["to_transfer"]:
+            yield "  Everything is at the destination already."
     elif not summary["transferred"] and summary["already_there"]:
         rest = "everything" if whole else "all but what failed or was not tried"
         yield f"  Nothing was transferred: {rest} is already at the destination."
     elif whole:
         yield "  Everything is at the destination."
+
+
+def print_summary(summary: Mapping[str, Any], job: TransferJob) -> None:
+    """Prints the summary: for a person at a terminal as text, else as JSON, with the text on standard error."""
+    watched = sys.stdout.isatty()
+    for line in summary_lines(summary, job):
+        print(line, file=sys.stdout if watched else sys.stderr)
+    if not watched:
+        print(json.dumps({name: value for name, value in summary.items() if name not in _LISTS}))
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def format_bytes(number: float) -> str:
@@ -493,18 +594,30 @@ def progress_line(counts: Mapping[str, int], seconds: float) -> str:
 
 
 @contextmanager
-def shown_progress(counts: Callable[[], Mapping[str, int]], show: bool | None = None) -> Iterator[None]:
+def shown_progress(
+    counts: Callable[[], Mapping[str, int]],
+    show: bool | None = None,
+    line: Callable[[Mapping[str, int], float], str] = progress_line,
+) -> Iterator[None]:
     """Shows how far a transfer is, on standard error, while the block runs.
 
     Args:
         counts: Gives the numbers so far, by the names of an `Account`; asked from a thread.
         show: Whether to show it; by default if a terminal is watching.
+        line: Says in one line what the numbers are, and how many seconds it took.
     """
     if not (sys.stderr.isatty() if show is None else show):
         yield
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     started = time.monotonic()
 
@@ -512,12 +625,26 @@ def shown_progress(counts: Callable[[], Mapping[str, int]], show: bool | None = 
         def get_renderables(self) -> Any:
             now = counts()
             done = sum(now.get(part, 0) for part in PARTS)
-            line = progress_line(now, time.monotonic() - started)
+            text = line(now, time.monotonic() - started)
             for task in self.task_ids:
-                self.update(task, total=now.get("found") or None, completed=done, description=line)
+                self.update(task, total=now.get("found") or None, completed=done, description=text)
             return super().get_renderables()
 
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Display(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as display:
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    # Output that goes elsewhere must not be redirected to the terminal; what goes there is printed above the display.
+    with Display(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=sys.stdout.isatty(),
+    ) as display:
         display.add_task("", total=None)
         yield

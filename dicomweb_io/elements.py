@@ -552,7 +552,7 @@ class Bulkdata:
     path: str | None = None
 
 
-StoreOutcome = Literal["stored", "exists", "replaced"]
+StoreOutcome = Literal["stored", "exists", "replaced", "planned"]
 
 
 @dataclass(frozen=True)
@@ -562,8 +562,9 @@ class StoredInstance:
     Attributes:
         reference: The instance.
         outcome: ``"stored"``: sent now and confirmed; ``"exists"``: was already there, nothing was sent or nothing
-            was changed; ``"replaced"``: replaced another object with the same UID.
-        size: Bytes of the Part 10 file that were moved; 0 for ``"exists"``.
+            was changed; ``"replaced"``: replaced another object with the same UID; ``"planned"``: a dry run says that
+            it would be sent.
+        size: Bytes of the Part 10 file that were moved; 0 for ``"exists"``, and for ``"planned"`` where it is unknown.
         sop_class_uid: The SOP class, where known.
         retrieve_url: Where the archive says that the instance can be retrieved, without query.
         warning_reason: The Warning Reason (0008,1196) the archive gave, such as 45056 (coerced data elements).

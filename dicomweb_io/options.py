@@ -445,6 +445,12 @@ def add_transfer_options(parser: _Parser) -> None:
         default=False,
         help="copy studies that the destination has under another PatientID too",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=False,
+        help="write nothing, and say what would be copied, what is there already, and what the list's lines match",
+    )
     parser.add_argument("--failures", metavar="PATH", help="write what failed here, one JSON object a line")
     parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
     add_report_option(parser)

@@ -124,7 +124,7 @@ def write_transfer_reports(
 def describe(job: TransferJob) -> dict[str, Any]:
     """What a transfer was to do, without secrets and values that concern a patient."""
     options: dict[str, Any] = {"on_existing": job.on_existing, "verify": job.verify}
-    flags = ("allow_transcoding", "allow_several_patients", "allow_other_patient")
+    flags = ("allow_transcoding", "allow_several_patients", "allow_other_patient", "dry_run")
     options |= {name: True for name in flags if getattr(job, name)}
     if job.filters:
         options["filters"] = {name: value if _may_show(name) else "…" for name, value in job.filters.items()}
@@ -220,7 +220,7 @@ def render_page(document: Mapping[str, Any]) -> str:
     return environment.get_template("report.html").render(
         document=document,
         summary=summary,
-        parts=PARTS if "found" in summary else (),
+        parts=[name for name in ("to_transfer", *PARTS) if name in summary] if "found" in summary else (),
         adds_up=adds_up(summary) if "found" in summary else None,
         verdict=_verdict(document),
         line_words=LINE_WORDS,
@@ -232,6 +232,8 @@ def render_page(document: Mapping[str, Any]) -> str:
 
 def _verdict(document: Mapping[str, Any]) -> str:
     summary = document["summary"]
+    if "to_transfer" in summary and document.get("complete"):
+        return f"This was a dry run, and nothing was written. {summary['to_transfer']:,} are to be transferred."
     if document.get("complete"):
         return "Everything that was asked for is done." if summary.get("found", 1) else "Nothing was found."
     words = {

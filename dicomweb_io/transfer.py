@@ -8,6 +8,7 @@ words and files agree.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -44,8 +45,10 @@ from dicomweb_io.elements import (
     SearchQuery,
 )
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import log_text
+from dicomweb_io.errors import ConnectionFailedError, CredentialsError, DICOMwebError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
+from dicomweb_io.files.local import folder_of
+from dicomweb_io.http.auth import Credentials
 from dicomweb_io.listing import (
     InstanceGroup,
     ListFile,
@@ -79,7 +82,7 @@ class TransferJob:
         failures: Where failures are written, one JSON object a line.
         summary: Where the summary is written, as JSON.
         report: Where reports are written; see `dicomweb_io.report`.
-        on_existing, verify, allow_transcoding, spool_directory, allow_other_patient: See `CopyOptions`.
+        on_existing, verify, allow_transcoding, spool_directory, allow_other_patient, dry_run: See `CopyOptions`.
         allow_several_patients: Whether a line of a list may name what belongs to several patients.
 
     Raises:
@@ -99,6 +102,7 @@ class TransferJob:
     spool_directory: str | None = None
     allow_several_patients: bool = False
     allow_other_patient: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.on_existing, self.verify)
@@ -147,7 +151,7 @@ class TransferJob:
     @property
     def options(self) -> CopyOptions:
         """How instances are copied."""
-        names = ("on_existing", "verify", "allow_transcoding", "spool_directory", "allow_other_patient")
+        names = ("on_existing", "verify", "allow_transcoding", "spool_directory", "allow_other_patient", "dry_run")
         return CopyOptions(**{name: getattr(self, name) for name in names})
 
 
@@ -176,6 +180,91 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint, *, workers_else
         return TransferJob(source, destination, filters_from(args.filters), wanted, **given)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def check_places(job: TransferJob) -> None:
+    """Looks at the folders and secrets of a transfer on this computer, before any request.
+
+    Raises:
+        UsageError: If the source is no folder, the destination cannot be one, one of them lies inside the other, or a
+            secret is missing.
+    """
+    for role, end in (("source", job.source), ("destination", job.destination)):
+        if isinstance(end.credentials, Credentials):
+            try:
+                end.credentials.check()
+            except CredentialsError as error:
+                raise UsageError(f"the login for the {role} {end.safe_url}: {error.detail}") from error
+    source, destination = _place(job.source), _place(job.destination)
+    if source == destination:
+        raise UsageError(f"the source and the destination are the same: {job.source.safe_url}")
+    if not job.source.is_web and not job.destination.is_web:
+        for inner, outer, what in (
+            (destination, source, "the destination {1} lies inside the source {0}, and would be copied with it"),
+            (source, destination, "the source {0} lies inside the destination {1}, which so has everything already"),
+        ):
+            if inner.startswith(outer.rstrip("/") + "/"):
+                raise UsageError(what.format(job.source.safe_url, job.destination.safe_url))
+    if os.path.isabs(source):
+        if os.path.isfile(source):
+            raise UsageError(f"{job.source.safe_url} is a file: name its folder, or store it with dicomweb-io store")
+        if not os.path.isdir(source):
+            raise UsageError(f"there is no folder {job.source.safe_url} to copy from")
+    if os.path.isabs(destination):
+        _check_folder(destination)
+
+
+def _place(endpoint: Endpoint) -> str:
+    """What two endpoints have in common that are the same archive; an absolute path for a folder of this computer."""
+    if endpoint.is_web:
+        return endpoint.safe_url.rstrip("/").lower()
+    folder = folder_of(endpoint.url, endpoint.storage_options)
+    return os.path.realpath(folder.url) if folder.is_local else endpoint.safe_url.rstrip("/")
+
+
+def _check_folder(path: str) -> None:
+    """Whether a folder can be written to, or made.
+
+    Raises:
+        UsageError: If not.
+    """
+    above = path
+    while not os.path.lexists(above) and os.path.dirname(above) != above:
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise UsageError(f"the destination {path} cannot be a folder: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        verb = "be written to" if above == path else f"be made: {above} cannot be written to"
+        raise UsageError(f"the destination {path} cannot {verb}")
+
+
+def check_archives(job: TransferJob, clients: tuple[DICOMClient, DICOMClient]) -> None:
+    """Asks each server once, so that one which refuses the login or is not there ends a transfer before it begins.
+
+    A server that does not answer a search in another way may still do what the transfer needs.
+
+    Raises:
+        DICOMwebError: If a server refuses the login or cannot be reached.
+    """
+    for role, client in zip(("source", "destination"), clients, strict=True):
+        if client.transport is None:
+            continue
+        try:
+            client.search_page(make_query("study"), limit=1, walk=False)
+        except RECOVERABLE as error:
+            needed = role == "source" or job.on_existing == "skip"
+            refused = getattr(error, "status", None) in ((401, 403) if needed else (401,))
+            if not isinstance(error, DICOMwebError) or not (
+                refused or isinstance(error, (ConnectionFailedError, CredentialsError))
+            ):
+                logger.info("the first request to %s: %s", client.base_url, log_text(error))
+                continue
+            what = "refuses the login" if refused else "cannot be asked"
+            raise StoppedError(f"the {role} {client.base_url} {what}, so nothing was copied: {error}") from error
+
+
+class StoppedError(OSError):
+    """A transfer that cannot begin, in one sentence."""
 
 
 def run_transfer(
@@ -224,7 +313,7 @@ def run_transfer(
         account.add(Failure(REPORT, failures.problem))
     account.counts["lines"] = job.count_lines()
     document = account.document()
-    summary = make_summary(document, time.monotonic() - started)
+    summary = make_summary(document, time.monotonic() - started, dry_run=job.dry_run)
     write_transfer_reports(job, summary, document.get("facts", {}), requests)
     write_summary(job.summary, summary)
     return summary

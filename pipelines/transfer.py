@@ -27,13 +27,22 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from dicomweb_io.account import ROW, conflicts_of, exit_code, make_summary, shown_progress, summary_lines, write_summary
+from dicomweb_io.account import (
+    ROW,
+    Causes,
+    conflicts_of,
+    exit_code,
+    make_summary,
+    print_summary,
+    shown_progress,
+    write_summary,
+)
 from dicomweb_io.elements import Failure
 from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
 from dicomweb_io.report import write_transfer_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import TransferJob, job_from
+from dicomweb_io.transfer import StoppedError, TransferJob, check_archives, check_places, job_from
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms._core import piped_by_member
 from dicomweb_io.transforms.copy import (
@@ -142,7 +151,10 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
             result.wait_until_finish()
         document = read_json(account)
         document["counts"]["lines"] = lines
-        summary = make_summary(document, time.monotonic() - started)
+        causes = Causes("transfer")
+        causes.add_known(document)
+        causes.finish(job.failures)
+        summary = make_summary(document, time.monotonic() - started, dry_run=job.dry_run)
     write_transfer_reports(job, summary, document.get("facts", {}), [traffic_of(result)])
     write_summary(job.summary, summary)
     return summary
@@ -163,7 +175,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
             # The workers read it themselves, so that it is no part of the job's graph.
             job = replace(job, wanted=ListFile(args.input, args.allow_patterns))
+        if is_local(options):
+            check_places(job)
         with interruptible():
+            if is_local(options):
+                with job.source.connect() as source, job.destination.connect() as destination:
+                    check_archives(job, (source, destination))
             summary = run(job, options)
     except UsageError as error:
         print(f"transfer: {error}", file=sys.stderr)
@@ -171,11 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("transfer: interrupted; the same command goes on with what is missing", file=sys.stderr)
         return 130
+    except StoppedError as error:
+        print(f"transfer: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"transfer: there is no summary: {error}", file=sys.stderr)
         return 1
-    for line in summary_lines(summary, job):
-        print(line)
+    print_summary(summary, job)
     return exit_code(summary)
 
 

@@ -230,6 +230,8 @@ def build_parser(*, all_shown: bool = False) -> Parser:
     _add_delete(methods)
     _add_copy(methods)
     _add_servers(methods)
+    _add_index(methods)
+    _add_tree(methods)
     _add_other_commands(methods)
     _offer(parser, shown=all_shown)
     return parser
@@ -276,7 +278,11 @@ def _add_search(methods: argparse._SubParsersAction[Parser]) -> None:
         parser.add_argument("--limit", type=int, metavar="N", help="at most this many rows (default: all)")
         parser.add_argument("--offset", type=int, default=0, metavar="N", help="rows to skip")
         parser.add_argument("--fuzzy", action="store_true", default=None, help="fuzzy matching of person names")
-        _add_format(parser)
+        _add_format(parser).add_argument(
+            "--format",
+            choices=("table", "json", "jsonl", "csv"),
+            help="a table (the default at a terminal), a JSON list, JSON lines (the default for a pipe), or CSV",
+        )
         parser.set_defaults(command="search")
 
 
@@ -300,6 +306,12 @@ def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
         rendered.add_argument("--window", metavar="CENTER,WIDTH[,SHAPE]")
         rendered.add_argument("--viewport", metavar="W,H[,SX,SY,SW,SH]")
         rendered.add_argument("--thumbnail", action="store_true")
+        rendered.add_argument(
+            "--local",
+            action="store_true",
+            help="if the server does not render it, retrieve the instance (of a study or series the first image) and "
+            "render it here",
+        )
         forms_with = [metadata, full, rendered]
         if kind == "instances":
             frames = forms.add_parser("frames", help="frames of the pixel data")
@@ -389,10 +401,32 @@ def _add_other_commands(methods: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
     parser.set_defaults(command="completion")
+
+
+def _add_index(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = methods.add_parser("index", help="read a folder and count what is in it")
     parser.add_argument("path", help="the folder")
     parser.add_argument("--list", action="store_true", help="list duplicate, ignored and unreadable files")
     parser.set_defaults(command="index")
+
+
+def _add_tree(methods: argparse._SubParsersAction[Parser]) -> None:
+    parser = methods.add_parser("tree", help="show what is in an archive: patients, studies, series, and what is wrong")
+    parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="a server or a folder; or use --url")
+    add_filter_option(parser, "show")
+    parser.add_argument(
+        "--depth", choices=("studies", "series"), help="how deep (default: series, for people only if few)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most this many studies (default: 100 in a table)")
+    parser.add_argument(
+        "--check", action="store_true", help="list the instances of each series too; exit code 1 if anything is wrong"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("table", "json", "jsonl"),
+        help="a table (the default at a terminal), a JSON list, or JSON lines (the default for a pipe)",
+    )
+    parser.set_defaults(command="tree")
 
 
 def _add_uids(parser: argparse.ArgumentParser, depth: int, *, required: bool = True) -> None:
@@ -402,11 +436,12 @@ def _add_uids(parser: argparse.ArgumentParser, depth: int, *, required: bool = T
         parser.add_argument(f"--{option}", metavar="UID", dest=name, required=required)
 
 
-def _add_format(parser: argparse.ArgumentParser) -> None:
+def _add_format(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--prettify", action="store_true", help="indented JSON")
     group.add_argument("--dicomize", action="store_true", help="text for people, not JSON")
     group.add_argument("--json-lines", action="store_true", help="one JSON object a line")
+    return group
 
 
 def _add_save(parser: argparse.ArgumentParser) -> None:

@@ -341,6 +341,22 @@ class DICOMfileClient(DICOMClient):
         except FileClientError:
             return []
 
+    def size_of(self, resource: Resource | None = None) -> int:
+        """The bytes of the files of a study, series or instance, or of all that represent an instance."""
+        where, values = ("1", []) if resource is None else _condition(resource, "i.")
+        try:
+            sql = f"SELECT SUM(f.size) FROM instance i JOIN file f ON f.id = i.file WHERE {where}"  # noqa: S608 - columns
+            return int(self._current().select(sql, values)[0][0] or 0)
+        except FileNotFoundError:
+            return 0
+
+    def sizes_of(self, resource: Resource) -> Mapping[Resource, int]:
+        """The bytes of each file that represents an instance of a study or series."""
+        try:
+            return {Resource(file.study, file.series, file.sop): file.size for file in self._files(resource)}
+        except FileClientError:
+            return {}
+
     def _notice(self, resource: Resource) -> bool:
         """Looks for an instance where another client would have stored it after this one took its snapshot."""
         if not all(map(is_safe_name, resource.uids.values())):
@@ -463,14 +479,16 @@ class DICOMfileClient(DICOMClient):
     ) -> RenderedImage:
         """Renders a study, series, instance or frames, as PS3.18 section 8.3.5 says.
 
-        The types are ``image/jpeg`` (the default), ``image/png``, ``image/gif`` and ``image/jp2``; ``text/html`` for
-        structured reports; encapsulated documents are returned unchanged. A study or series is rendered as its first
-        image. Several frames, or an instance of several frames, become one moving ``image/gif``; the other formats show
-        one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128 pixels,
-        unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
+        The types are ``image/jpeg`` (the default), ``image/png``, ``image/gif`` and ``image/jp2``. Structured reports,
+        key object selections, presentation states and encapsulated documents are ``text/html``, a page for people; a
+        document is returned unchanged if its own type is asked for, a PDF also by default. A study or series is
+        rendered as its first image. Several frames, or an instance of several frames, become one moving ``image/gif``;
+        the other formats show one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail
+        has 128 by 128 pixels, unless ``viewport`` says otherwise. The status of the error is 501 if a library is
+        missing.
         """
         accepted_for("rendered", media_types)
-        renderer = FolderRenderer(self._reader, PixelAccess(self._reader, self._current()))
+        renderer = FolderRenderer(self._reader, self._current())
         return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
 
     # Store and delete -----------------------------------------------------------------------------------------------

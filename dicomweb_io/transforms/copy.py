@@ -76,6 +76,7 @@ class CopyInstances(DICOMwebTransform):
         allow_transcoding: Take what the source re-encodes if it cannot give the original.
         spool_directory: Where larger instances wait on their way, on each worker.
         allow_other_patient: Copy into studies that the destination has under another PatientID too.
+        dry_run: Say what would be copied (``outcome="planned"``), and retrieve and store nothing.
         failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
 
     Returns:
@@ -93,13 +94,15 @@ class CopyInstances(DICOMwebTransform):
         allow_transcoding: bool = False,
         spool_directory: str | None = None,
         allow_other_patient: bool = False,
+        dry_run: bool = False,
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(source, failures=failures)
         check_options(on_existing, verify)
         self.destination = Endpoint.of(destination)
         types = checked_media_types("instances", media_types)
-        self.options = CopyOptions(on_existing, verify, types, allow_transcoding, spool_directory, allow_other_patient)
+        places = (spool_directory, allow_other_patient, dry_run)
+        self.options = CopyOptions(on_existing, verify, types, allow_transcoding, *places)
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
@@ -454,6 +457,7 @@ def tallied() -> dict[str, int]:
         "found": now.get("listed", 0),
         "transferred": now.get("stored", 0) + now.get("replaced", 0),
         "already_there": now.get("exists", 0),
+        "to_transfer": now.get("planned", 0),
         "failed": now.get("failures", 0),
         "bytes": now.get("stored_bytes", 0),
     }

@@ -13,7 +13,7 @@ Every transform uses the same names, in the namespace ``dicomweb_io``:
 - retrieves: ``instances``, ``instance_bytes``, ``metadata``, ``frames``, ``frame_bytes``, ``rendered_images``,
   ``rendered_bytes``, ``bulkdata``, ``bulkdata_bytes``, ``downloaded``, ``downloaded_bytes``; the distributions
   ``instance_size`` and ``frame_size``;
-- stores: ``stored``, ``replaced``, ``exists``, ``stored_bytes``, ``deleted``;
+- stores: ``stored``, ``replaced``, ``exists``, ``planned`` (a dry run), ``stored_bytes``, ``deleted``;
 - watches: ``polls``, ``changes``, ``completed``, ``completed_again``, ``completed_early``, ``studies_left_open``,
   ``notifications_ignored``;
 - ``failures``.

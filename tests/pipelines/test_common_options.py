@@ -24,7 +24,7 @@ def test_an_option_with_one_value_is_given_once():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, wrapped):
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, tmp_path, wrapped):
     """Beam makes a RuntimeError of it in a worker."""
 
     def run(job, options):
@@ -36,7 +36,7 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, wrapped):
             raise
 
     monkeypatch.setattr(transfer, "run", run)
-    assert transfer.main(BOTH) == 130
+    assert transfer.main(["--source", str(tmp_path), "--destination", str(tmp_path) + "-copy"]) == 130
     assert capsys.readouterr().err.startswith("transfer: interrupted")
 
 
