@@ -348,7 +348,7 @@ def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
     bulkdata = kinds.add_parser(
         "bulkdata",
         help="retrieve bulk data by its URI",
-        example="retrieve bulkdata --url pacs --save --uri studies/1.2.3/series/1.2.4/instances/1.2.5/bulkdata/7FE00010",
+        example="retrieve bulkdata --url pacs --save --uri studies/1.2.3/series/1.2.4/instances/1.2.5/bulkdata/1",
     )
     bulkdata.add_argument("--uri", required=True, dest="bulkdata_uri", metavar="URI")
     _add_media_type(bulkdata)
