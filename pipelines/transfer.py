@@ -134,13 +134,16 @@ def report(outputs: TransferOutputs, account: str, failures: str | None) -> None
     _ = counted | "Account" >> WriteAccount(account)
 
 
-def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | None = None) -> dict[str, Any]:
+def run(
+    job: TransferJob, options: PipelineOptions, *, show_progress: bool | None = None, tell_causes: bool = True
+) -> dict[str, Any]:
     """Runs a transfer to its end.
 
     Args:
         job: What to do.
         options: Beam's options.
         show_progress: Whether to show progress on standard error; by default if a terminal is watching.
+        tell_causes: Whether to say why something failed, on standard error.
 
     Returns:
         The summary; see `dicomweb_io.account.make_summary`.
@@ -167,9 +170,10 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
                 raise TransferInterrupted(summary) from None
         document = read_json(account)
         document["counts"]["lines"] = lines
-        causes = Causes("transfer")
-        causes.add_known(document)
-        causes.finish(job.failures)
+        if tell_causes:
+            causes = Causes("transfer")
+            causes.add_known(document)
+            causes.finish(job.failures)
         summary = make_summary(document, time.monotonic() - started, dry_run=job.dry_run)
     write_summary(job.summary, summary)
     return summary

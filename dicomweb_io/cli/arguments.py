@@ -21,7 +21,9 @@ from dicomweb_io.options import (
     add_filter_option,
     add_further_credentials,
     add_policy_options,
+    add_table_options,
     add_transfer_options,
+    add_watch_options,
     check_given_once,
 )
 from dicomweb_io.servers import suggestion
@@ -232,6 +234,8 @@ def build_parser(*, all_shown: bool = False) -> Parser:
     _add_store(methods)
     _add_delete(methods)
     _add_copy(methods)
+    _add_export(methods)
+    _add_watch(methods)
     _add_servers(methods)
     _add_index(methods)
     _add_tree(methods)
@@ -396,6 +400,24 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.set_defaults(command="copy")
 
 
+def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
+    parser = methods.add_parser(
+        "watch",
+        help="copy what is new in an archive, continuously or once a night",
+        description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that\n"
+        "the same command goes on where it ended: nothing is missed, and nothing is stored twice.",
+        example="watch https://pacs.example/dicom-web /data/new --cursor watch.json --once",
+    )
+    parser.add_argument("source", help="URL or folder to watch (the options of the archive apply to it)")
+    parser.add_argument("destination", help="URL or folder to write")
+    add_watch_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
+    parser.set_defaults(command="watch")
+
+
 def _add_servers(methods: argparse._SubParsersAction[Parser]) -> None:
     servers = methods.add_parser("servers", help="give servers names, with the way to log in to each")
     actions = servers.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -418,6 +440,21 @@ def _add_servers(methods: argparse._SubParsersAction[Parser]) -> None:
         named.add_argument("name", metavar="NAME", help="letters, digits, - and _")
     for action in (parser, known, test, remove):
         action.set_defaults(command="servers")
+
+
+def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
+    export = methods.add_parser("export", help="write what an archive holds as a table")
+    kinds = export.add_subparsers(dest="what", metavar="WHAT", required=True)
+    parser = kinds.add_parser(
+        "table",
+        help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
+        description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
+        "what the columns name, also names of patients, and only its owner can read it.",
+    )
+    parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
+    add_table_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="requests at once (default: %(default)s)")
+    parser.set_defaults(command="export table")
 
 
 def _add_other_commands(methods: argparse._SubParsersAction[Parser]) -> None:
