@@ -6,6 +6,7 @@ import argparse
 import copy
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -45,6 +46,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, example: str = "", **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if "\n" not in (options.get("description") or "\n"):
+            options["description"] = textwrap.fill(options["description"], 80)
         if example:
             options["epilog"] = f"Example:\n  dicomweb-io {example}"
         super().__init__(allow_abbrev=False, **options)
