@@ -451,6 +451,82 @@ def add_transfer_options(parser: _Parser) -> None:
         help="accept re-encoded instances if the source cannot return the original",
     )
     parser.add_argument("--spool-directory", metavar="PATH", help="folder for temporary files of large instances")
+    add_layout_option(parser)
+
+
+def add_layout_option(parser: _Parser) -> None:
+    """Adds ``--layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="TEMPLATE",
+        # Percent signs are doubled, because argparse replaces what follows single ones.
+        help="name the files of the destination, a folder, by their attributes instead of their UIDs; for example "
+        "'{PatientID}/{StudyDate:%%Y-%%m-%%d}_{StudyDescription:.30}/{SeriesNumber}_{Modality}/{InstanceNumber:04}.dcm'",
+    )
+
+
+def add_table_options(parser: _Parser) -> None:
+    """Adds what a table holds, and where it is written; see `dicomweb_io.tables.TableJob`."""
+    flag: dict[str, Any] = {"action": "store_true", "default": False}
+    options: dict[str, dict[str, Any]] = {
+        "--level": {
+            "choices": ("study", "series", "instance"),
+            "default": "series",
+            "help": "what a row of the table is (default: series)",
+        },
+        "--columns": {
+            "metavar": "A,B,…",
+            "help": "keywords, tags, paths into sequences (SEQUENCE[0].KEYWORD), private attributes as "
+            '(0009,"CREATOR",10), or all; by default what people look for first',
+        },
+        "--out": {
+            "metavar": "PATH",
+            "required": True,
+            "help": "the table: a .parquet, .csv or .jsonl file, or an fsspec URL; the job also writes to "
+            "bq:PROJECT.DATASET.TABLE",
+        },
+        "--full": {**flag, "help": "read the metadata, which have attributes that searches do not return"},
+        "--explode": {"metavar": "SEQUENCE", "help": "a row for each item of this sequence"},
+        "--typed-dates": {**flag, "help": "dates and times as types of their own instead of text"},
+        "--partition-by": {
+            "metavar": "COLUMN",
+            "help": "a folder for each value of this column, as StudyDate=2024-02-29",
+        },
+        "--rows-per-file": {"metavar": "N", "type": int, "help": "several files of at most this many rows"},
+        "--bom": {**flag, "help": "begin CSV with a byte order mark, so that Excel reads names as UTF-8"},
+        "--limit": {"metavar": "N", "type": int, "help": "at most this many studies, series or instances"},
+        "--since": {
+            "metavar": "DATE|last",
+            "help": "refresh the table: write the studies anew that came or grew since a day (YYYY-MM-DD), or since "
+            "the last refresh (everything at first)",
+        },
+        "--cursor": {
+            "metavar": "PATH",
+            "help": "the file that records how far a refresh came (default: the table's name and .cursor)",
+        },
+        "--method": {
+            "choices": ("auto", "orthanc", "azure", "receive_time", "study_date", "list"),
+            "default": "auto",
+            "help": "how a refresh finds out what is new (default: by the archive's profile)",
+        },
+        "--lookback": {
+            "metavar": "SECONDS",
+            "type": float,
+            "help": "how late an instance may arrive after its time, and a refresh still finds it",
+        },
+        "--failures": {"metavar": "PATH", "help": "write what failed here, one JSON object a line"},
+        "--summary": {"metavar": "PATH", "help": "write the summary here too, as JSON"},
+        "--input": {
+            "metavar": "PATH",
+            "help": "take only what this list names: UIDs, accession numbers, patient IDs or references, as CSV or "
+            "JSON lines",
+        },
+        "--allow-patterns": {**flag, "help": "the list may hold the wildcards * and ?"},
+        "--allow-several-patients": {**flag, "help": "take what a line names even if it is of several patients"},
+    }
+    for name, how in options.items():
+        parser.add_argument(name, **how)
+    add_filter_option(parser, "take")
 
 
 LIST_OPTIONS: dict[str, Any] = {

@@ -41,7 +41,7 @@ from dicomweb_io.elements import Failure
 from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import StoppedError, TransferJob, check_archives, check_places, job_from
+from dicomweb_io.transfer import StoppedError, TransferInterrupted, TransferJob, check_archives, check_places, job_from
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms._core import piped_by_member
 from dicomweb_io.transforms.copy import (
@@ -53,7 +53,15 @@ from dicomweb_io.transforms.copy import (
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
 from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
-from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, interruptible, is_local, parse
+from pipelines._common import (
+    Arguments,
+    add_endpoint_arguments,
+    end_process,
+    endpoints_from,
+    interruptible,
+    is_local,
+    parse,
+)
 
 
 class TransferOptions(PipelineOptions):
@@ -139,6 +147,9 @@ def run(
 
     Returns:
         The summary; see `dicomweb_io.account.make_summary`.
+
+    Raises:
+        TransferInterrupted: On Ctrl-C, with what this process has counted.
     """
     started = time.monotonic()
     lines = job.count_lines()
@@ -148,7 +159,15 @@ def run(
         report(build(pipeline, job), account, job.failures)
         before = tallied()
         with shown_progress(lambda: {name: number - before[name] for name, number in tallied().items()}, show_progress):
-            pipeline.run().wait_until_finish()
+            try:
+                with interruptible():
+                    pipeline.run().wait_until_finish()
+            except KeyboardInterrupt:
+                counts = {**{name: number - before[name] for name, number in tallied().items()}, "lines": lines}
+                document, seconds = {"counts": counts, "left_out": []}, time.monotonic() - started
+                summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=True)
+                write_summary(job.summary, summary)
+                raise TransferInterrupted(summary) from None
         document = read_json(account)
         document["counts"]["lines"] = lines
         if tell_causes:
@@ -185,8 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"transfer: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if isinstance(error, TransferInterrupted):
+            print_summary(error.summary, job)
         print("transfer: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        if argv is None:
+            end_process(130)
         return 130
     except StoppedError as error:
         print(f"transfer: {error}", file=sys.stderr)

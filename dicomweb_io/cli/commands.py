@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import cast
 
 from dicomweb_io.cli.copy import copy
+from dicomweb_io.cli.export import export_table
 from dicomweb_io.cli.output import ANSWERS, print_line, print_table
 from dicomweb_io.cli.retrieve import retrieve
 from dicomweb_io.cli.search import index, search, tree
@@ -116,6 +117,7 @@ COMMANDS: dict[str, Command] = {
     "copy": copy,
     "delete": delete,
     "doctor": doctor,
+    "export table": export_table,
     "index": index,
     "retrieve": retrieve,
     "search": search,
