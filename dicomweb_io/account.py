@@ -447,13 +447,16 @@ def first_by_path(exclusions: Iterable[Exclusion]) -> list[Exclusion]:
     return heapq.nsmallest(MAX_LISTED, exclusions, key=lambda item: item.path)
 
 
-def make_summary(document: Mapping[str, Any], seconds: float, *, dry_run: bool = False) -> dict[str, Any]:
+def make_summary(
+    document: Mapping[str, Any], seconds: float, *, dry_run: bool = False, interrupted: bool = False
+) -> dict[str, Any]:
     """Makes the summary of a transfer.
 
     Args:
         document: See `Account.document`.
         seconds: How long it took.
         dry_run: Whether nothing was to be written.
+        interrupted: Whether it was ended before its time: what was found and has no result is then not tried.
 
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
@@ -463,7 +466,8 @@ def make_summary(document: Mapping[str, Any], seconds: float, *, dry_run: bool =
         ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
         about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
         thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they belong
-        to); its ``bytes`` are those that would be transferred, as far as they are known.
+        to); its ``bytes`` are those that would be transferred, as far as they are known. After an interrupt
+        ``interrupted`` is true.
     """
     counts: Mapping[str, int] = document["counts"]
     names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "unwritten", "bytes")
@@ -474,6 +478,10 @@ def make_summary(document: Mapping[str, Any], seconds: float, *, dry_run: bool =
     for name, prefix in (("reasons", _REASON), ("warnings", _WARNING)):
         texts = {text[len(prefix) :]: number for text, number in counts.items() if text.startswith(prefix)}
         summary[name] = dict(sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
+    if interrupted:
+        summary["interrupted"] = True
+        summary["not_tried"] += max(0, summary["found"] - _results(summary))
+        summary["found"] = _results(summary)
     summary["duplicates"] = [item for item in document["left_out"] if item["kind"] == "duplicate"]
     summary["ignored_files"] = [item for item in document["left_out"] if item["kind"] == "ignored"]
     return summary
@@ -487,7 +495,11 @@ def write_summary(path: str | None, summary: dict[str, Any]) -> None:
 
 def adds_up(summary: Mapping[str, Any]) -> bool:
     """Whether everything that was found has exactly one result."""
-    return bool(summary["found"] == sum(summary.get(name, 0) for name in (*PARTS, "to_transfer")))
+    return bool(summary["found"] == _results(summary))
+
+
+def _results(summary: Mapping[str, Any]) -> int:
+    return sum(summary.get(name, 0) for name in (*PARTS, "to_transfer"))
 
 
 def exit_code(summary: Mapping[str, Any]) -> int:
@@ -499,7 +511,7 @@ def exit_code(summary: Mapping[str, Any]) -> int:
 
 
 def _is_whole(summary: Mapping[str, Any]) -> bool:
-    return not any(
+    return not summary.get("interrupted") and not any(
         summary[name] for name in ("failed", "not_tried", "search_failures", "conflicting", *_LINES.values())
     )
 
@@ -551,7 +563,9 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         yield "  THE NUMBERS DO NOT ADD UP. Please report this; run the job again to be sure that nothing is missing."
         return
     whole = _is_whole(summary)
-    if not summary["found"]:
+    if summary.get("interrupted"):
+        yield "  It was interrupted: there may be more, which was not looked for."
+    elif not summary["found"]:
         yield "  Nothing was found."
     elif job.dry_run:
         if whole and not summary["to_transfer"]:

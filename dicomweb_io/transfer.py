@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -69,6 +69,9 @@ from dicomweb_io.store_items import check_options
 
 logger = logging.getLogger("dicomweb_io")
 
+_PATIENCE = 1.0
+"""Seconds that threads have to end when a transfer is interrupted."""
+
 
 @dataclass(frozen=True)
 class TransferJob:
@@ -84,6 +87,7 @@ class TransferJob:
         report: Where reports are written; see `dicomweb_io.report`.
         on_existing, verify, allow_transcoding, spool_directory, allow_other_patient, dry_run: See `CopyOptions`.
         allow_several_patients: Whether a line of a list may name what belongs to several patients.
+        layout: The layout of the destination, a folder; it becomes part of `destination`. See `Endpoint`.
 
     Raises:
         TypeError, ValueError: If a filter or policy is not valid.
@@ -102,10 +106,13 @@ class TransferJob:
     spool_directory: str | None = None
     allow_several_patients: bool = False
     allow_other_patient: bool = False
+    layout: str | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.on_existing, self.verify)
+        if self.layout is not None:
+            object.__setattr__(self, "destination", self.destination.replace(layout=self.layout))
         self.query()
 
     @property
@@ -267,6 +274,18 @@ class StoppedError(OSError):
     """A transfer that cannot begin, in one sentence."""
 
 
+class TransferInterrupted(KeyboardInterrupt):
+    """A transfer that Ctrl-C has ended.
+
+    Attributes:
+        summary: Of what was done before; see `make_summary`.
+    """
+
+    def __init__(self, summary: dict[str, Any]) -> None:
+        super().__init__("interrupted; the same command goes on with what is missing")
+        self.summary = summary
+
+
 def run_transfer(
     job: TransferJob,
     *,
@@ -286,8 +305,12 @@ def run_transfer(
 
     Returns:
         The summary; see `make_summary`.
+
+    Raises:
+        TransferInterrupted: On Ctrl-C. What was known by then is reported.
     """
     started = time.monotonic()
+    interrupted = False
     account = account if account is not None else Account()
     if job.report and account.facts is None:
         account.facts = Facts()
@@ -300,26 +323,40 @@ def run_transfer(
             client.survive_outages(endpoint.timeouts.outage)
         failures = stack.enter_context(Report(job.failures, "--failures"))
         copier = stack.enter_context(InstanceCopier(*clients, job.options))
-        for entry in _all_entries(clients[0], job, copier, max_in_flight):
-            account.add(entry)
-            named = (
-                [entry] if isinstance(entry, Failure) else conflicts_of(entry) if isinstance(entry, Exclusion) else ()
-            )
-            for failure in named:
-                on_failure(failure)
-                failures.write(failure_line(failure))
+        entries = _all_entries(clients[0], job, copier, max_in_flight)
+        try:
+            for entry in entries:
+                account.add(entry)
+                for failure in _failures_in(entry):
+                    on_failure(failure)
+                    failures.write(failure_line(failure))
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            entries.close()
         requests = [requests_of(role, client) for role, client in zip(("source", "destination"), clients, strict=True)]
     if failures.problem is not None:
         account.add(Failure(REPORT, failures.problem))
     account.counts["lines"] = job.count_lines()
+    seconds = time.monotonic() - started
     document = account.document()
-    summary = make_summary(document, time.monotonic() - started, dry_run=job.dry_run)
+    summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=interrupted)
     write_transfer_reports(job, summary, document.get("facts", {}), requests)
     write_summary(job.summary, summary)
+    if interrupted:
+        raise TransferInterrupted(summary)
     return summary
 
 
-def _all_entries(source: DICOMClient, job: TransferJob, copier: InstanceCopier, max_in_flight: int) -> Iterator[Entry]:
+def _failures_in(entry: Entry) -> Iterable[Failure]:
+    if isinstance(entry, Failure):
+        return [entry]
+    return conflicts_of(entry) if isinstance(entry, Exclusion) else ()
+
+
+def _all_entries(
+    source: DICOMClient, job: TransferJob, copier: InstanceCopier, max_in_flight: int
+) -> Generator[Entry, None, None]:
     pool = BoundedPool(max_in_flight)
     lane: Lane[None, Entry] = pool.lane()
     try:
@@ -332,6 +369,11 @@ def _all_entries(source: DICOMClient, job: TransferJob, copier: InstanceCopier, 
         for _, entry in lane.drain():
             yield entry
         yield from excluded_files(source, job)
+    except (GeneratorExit, KeyboardInterrupt):
+        # The process may end next: what its threads are writing is to be whole.
+        lane.close()
+        pool.settle(_PATIENCE)
+        raise
     finally:
         lane.close()
         pool.close()

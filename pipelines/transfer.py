@@ -42,7 +42,7 @@ from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
 from dicomweb_io.report import write_transfer_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import StoppedError, TransferJob, check_archives, check_places, job_from
+from dicomweb_io.transfer import StoppedError, TransferInterrupted, TransferJob, check_archives, check_places, job_from
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms._core import piped_by_member
 from dicomweb_io.transforms.copy import (
@@ -55,7 +55,15 @@ from dicomweb_io.transforms.copy import (
 from dicomweb_io.transforms.grouping import GroupBySeries
 from dicomweb_io.transforms.metrics import traffic_of
 from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
-from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, interruptible, is_local, parse
+from pipelines._common import (
+    Arguments,
+    add_endpoint_arguments,
+    end_process,
+    endpoints_from,
+    interruptible,
+    is_local,
+    parse,
+)
 
 
 class TransferOptions(PipelineOptions):
@@ -128,16 +136,22 @@ def report(outputs: TransferOutputs, account: str, failures: str | None, *, with
     _ = counted | "Account" >> WriteAccount(account, with_facts=with_facts)
 
 
-def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | None = None) -> dict[str, Any]:
+def run(
+    job: TransferJob, options: PipelineOptions, *, show_progress: bool | None = None, tell_causes: bool = True
+) -> dict[str, Any]:
     """Runs a transfer to its end.
 
     Args:
         job: What to do.
         options: Beam's options.
         show_progress: Whether to show progress on standard error; by default if a terminal is watching.
+        tell_causes: Whether to say why something failed, on standard error.
 
     Returns:
         The summary; see `dicomweb_io.account.make_summary`.
+
+    Raises:
+        TransferInterrupted: On Ctrl-C, with what this process has counted.
     """
     started = time.monotonic()
     lines = job.count_lines()
@@ -147,13 +161,23 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         report(build(pipeline, job), account, job.failures, with_facts=bool(job.report))
         before = tallied()
         with shown_progress(lambda: {name: number - before[name] for name, number in tallied().items()}, show_progress):
-            result = pipeline.run()
-            result.wait_until_finish()
+            try:
+                with interruptible():
+                    result = pipeline.run()
+                    result.wait_until_finish()
+            except KeyboardInterrupt:
+                counts = {**{name: number - before[name] for name, number in tallied().items()}, "lines": lines}
+                document, seconds = {"counts": counts, "left_out": []}, time.monotonic() - started
+                summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=True)
+                write_transfer_reports(job, summary, {})
+                write_summary(job.summary, summary)
+                raise TransferInterrupted(summary) from None
         document = read_json(account)
         document["counts"]["lines"] = lines
-        causes = Causes("transfer")
-        causes.add_known(document)
-        causes.finish(job.failures)
+        if tell_causes:
+            causes = Causes("transfer")
+            causes.add_known(document)
+            causes.finish(job.failures)
         summary = make_summary(document, time.monotonic() - started, dry_run=job.dry_run)
     write_transfer_reports(job, summary, document.get("facts", {}), [traffic_of(result)])
     write_summary(job.summary, summary)
@@ -185,8 +209,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"transfer: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if isinstance(error, TransferInterrupted):
+            print_summary(error.summary, job)
         print("transfer: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        if argv is None:
+            end_process(130)
         return 130
     except StoppedError as error:
         print(f"transfer: {error}", file=sys.stderr)

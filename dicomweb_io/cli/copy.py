@@ -8,7 +8,7 @@ import sys
 from dicomweb_io.account import Account, Causes, exit_code, print_summary, shown_progress
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from
-from dicomweb_io.transfer import StoppedError, check_archives, check_places, job_from, run_transfer
+from dicomweb_io.transfer import StoppedError, TransferInterrupted, check_archives, check_places, job_from, run_transfer
 
 
 def copy(args: argparse.Namespace) -> int:
@@ -25,11 +25,16 @@ def copy(args: argparse.Namespace) -> int:
     account, causes = Account(), Causes("dicomweb-io")
     try:
         check_archives(job, clients)
-        with shown_progress(lambda: account.counts):
-            summary = run_transfer(
-                job, max_in_flight=args.jobs, account=account, on_failure=causes.add, clients=clients
-            )
-        causes.finish(job.failures)
+        try:
+            with shown_progress(lambda: account.counts):
+                summary = run_transfer(
+                    job, max_in_flight=args.jobs, account=account, on_failure=causes.add, clients=clients
+                )
+        finally:
+            causes.finish(job.failures)
+    except TransferInterrupted as error:
+        print_summary(error.summary, job)
+        raise
     except StoppedError as error:
         print(f"dicomweb-io: {error}", file=sys.stderr)
         return 1

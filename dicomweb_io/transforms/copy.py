@@ -11,7 +11,6 @@ Around that a job has `MatchLines` and `ListExclusions`, which say what there is
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -181,8 +180,9 @@ class DownloadInstances(DICOMwebTransform):
 
     Args:
         endpoint: An `Endpoint`, a URL or a path.
-        directory: Where the files go: a path, or any fsspec URL. All workers must reach it.
-        storage_options: Arguments for the fsspec filesystem of the directory.
+        directory: Where the files go: a path, any fsspec URL, or an `Endpoint`, whose `layout` names the files by their
+            attributes. All workers must reach it.
+        storage_options: Arguments for the fsspec filesystem of the directory, unless it is an `Endpoint`.
         overwrite: Retrieve and replace files that are there.
         media_types: Accepted encodings; by default the stored one.
         allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
@@ -199,7 +199,7 @@ class DownloadInstances(DICOMwebTransform):
     def __init__(
         self,
         endpoint: EndpointLike,
-        directory: str | os.PathLike[str],
+        directory: EndpointLike,
         *,
         storage_options: Mapping[str, Any] | None = None,
         overwrite: bool = False,
@@ -209,7 +209,9 @@ class DownloadInstances(DICOMwebTransform):
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(endpoint, failures=failures)
-        self.directory = Endpoint(os.fspath(directory), storage_options=storage_options)
+        self.directory = Endpoint.of(directory)
+        if storage_options is not None:
+            self.directory = self.directory.replace(storage_options=storage_options)
         if self.directory.is_web:
             raise ValueError("directory must be a path or an fsspec URL; use CopyInstances to copy to a server")
         self.options: dict[str, Any] = {
@@ -250,11 +252,7 @@ class _Download(PooledDoFn):
         super().setup()
         client = cast(Lease, self._lease).client
         downloader = self._downloader = InstanceDownloader(
-            client,
-            self._directory.url,
-            storage_options=self._directory.storage_options,
-            transform=self._transform,
-            **self._options,
+            client, self._directory, transform=self._transform, **self._options
         )
         self._reader = SeriesReader(
             client, lambda reference, _: downloader.retrieve(reference), downloader.discard, transform=self._transform

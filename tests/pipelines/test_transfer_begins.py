@@ -1,10 +1,14 @@
-"""How a transfer begins: what it would do, and what ends it before anything is copied."""
+"""How a transfer begins: what it would do, what ends it before anything is copied; and how Ctrl-C ends it."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -189,11 +193,51 @@ def test_a_missing_secret_ends_it_before_any_request(transfer, serve, folder, tm
     assert not any(server.records for server in servers)
 
 
+# Ctrl-C ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["source", pytest.param("destination", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "driver", ["dicomweb_io", pytest.param("pipelines.transfer", marks=pytest.mark.slow)], ids=["command", "job"]
+)
+def test_ctrl_c_ends_it_while_threads_wait_and_the_same_command_goes_on(serve, small, tmp_path, driver, role):
+    """One answer never comes; the threads that wait for it do not keep the process."""
+    there = tmp_path / "there"
+    there.mkdir()
+    which = {"path": "/series/[0-9.]+$"} if role == "source" else {"method": "POST"}
+    server = serve(
+        small if role == "source" else there, faults=[fault("stall", at="header", first=2, times=1, **which)]
+    )
+    ends = (server.url, str(there)) if role == "source" else (str(small), server.url)
+    failures = tmp_path / "failures.jsonl"
+    names = ("copy", *ends) if driver == "dicomweb_io" else ("--source", ends[0], "--destination", ends[1])
+    command = [sys.executable, "-m", driver, *names, "--failures", str(failures)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and len(list(there.rglob("*.dcm"))) < 6:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].endswith("interrupted; the same command goes on with what is missing")
+    assert "Traceback" not in said
+    summary = json.loads(out)
+    assert summary["interrupted"]
+    assert summary["transferred"] + summary["not_tried"] == summary["found"] > 0
+    assert [path for path in there.rglob("*") if path.is_file() and path.suffix != ".dcm"] == []
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0, again.stderr
+    summary = json.loads(again.stdout)
+    assert summary["transferred"] + summary["already_there"] == summary["found"] == 12
+    assert summary["already_there"] >= 6
+    assert len(list(there.rglob("*.dcm"))) == 12
+
+
 # What is said ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_and_the_job_have_the_same_options():
-    """The command names the archives by place and their options before it; what else there is, both have."""
+    """The command names the archives by place, and has the options of the source without a prefix."""
     copy = next(
         action.choices["copy"]
         for action in build_parser()._actions
@@ -205,7 +249,8 @@ def test_the_command_and_the_job_have_the_same_options():
     job = {name for action in parser._actions for name in action.option_strings}
     ours = {name for name in command if not name.startswith(("--destination", "-h"))}
     own = {name for name in job if not name.startswith(("--source", "--destination"))}
-    general = {"--help", "--jobs"}
+    general = {"--help", "--jobs", "--url", "--verbosity", "-v", "--chunk-size"}
+    general |= {"-u", "-p", "--password", "--token", "--bearer-token"}  # for a person at a terminal
     assert own - ours == set()
     assert {name for name in ours - own - general if f"--source-{name[2:]}" not in job} == set()
     assert {name for name in command if name.startswith("--destination")} | {
