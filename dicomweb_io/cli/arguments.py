@@ -6,6 +6,7 @@ import argparse
 import copy
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from dicomweb_io.options import (
     add_policy_options,
     add_table_options,
     add_transfer_options,
+    add_watch_options,
     check_given_once,
 )
 from dicomweb_io.servers import suggestion
@@ -44,6 +46,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, example: str = "", **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if "\n" not in (options.get("description") or "\n"):
+            options["description"] = textwrap.fill(options["description"], 80)
         if example:
             options["epilog"] = f"Example:\n  dicomweb-io {example}"
         super().__init__(allow_abbrev=False, **options)
@@ -231,6 +235,7 @@ def build_parser(*, all_shown: bool = False) -> Parser:
     _add_delete(methods)
     _add_copy(methods)
     _add_export(methods)
+    _add_watch(methods)
     _add_servers(methods)
     _add_index(methods)
     _add_tree(methods)
@@ -346,7 +351,7 @@ def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
     bulkdata = kinds.add_parser(
         "bulkdata",
         help="retrieve bulk data by its URI",
-        example="retrieve bulkdata --url pacs --save --uri studies/1.2.3/series/1.2.4/instances/1.2.5/bulkdata/7FE00010",
+        example="retrieve bulkdata --url pacs --save --uri studies/1.2.3/series/1.2.4/instances/1.2.5/bulkdata/1",
     )
     bulkdata.add_argument("--uri", required=True, dest="bulkdata_uri", metavar="URI")
     _add_media_type(bulkdata)
@@ -393,6 +398,24 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
     add_archive_options(there, "destination")
     add_authentication_options(there, "destination")
     parser.set_defaults(command="copy")
+
+
+def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
+    parser = methods.add_parser(
+        "watch",
+        help="copy what is new in an archive, continuously or once a night",
+        description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that\n"
+        "the same command goes on where it ended: nothing is missed, and nothing is stored twice.",
+        example="watch https://pacs.example/dicom-web /data/new --cursor watch.json --once",
+    )
+    parser.add_argument("source", help="URL or folder to watch (the options of the archive apply to it)")
+    parser.add_argument("destination", help="URL or folder to write")
+    add_watch_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
+    parser.set_defaults(command="watch")
 
 
 def _add_servers(methods: argparse._SubParsersAction[Parser]) -> None:

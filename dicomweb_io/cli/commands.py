@@ -17,6 +17,7 @@ from dicomweb_io.cli.retrieve import retrieve
 from dicomweb_io.cli.search import index, search, tree
 from dicomweb_io.cli.servers import servers
 from dicomweb_io.cli.store import store
+from dicomweb_io.cli.watch import watch
 from dicomweb_io.options import UsageError, connect, endpoint_from
 
 
@@ -124,5 +125,6 @@ COMMANDS: dict[str, Command] = {
     "servers": servers,
     "store": store,
     "tree": tree,
+    "watch": watch,
 }
 """What runs for the ``command`` that the parser sets: it takes the arguments and returns the exit code."""
