@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from dicomweb_io.account import format_bytes
 from dicomweb_io.cli.output import Progress, json_text, print_datasets, print_line, progress
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.dicom.columns import COLUMNS, Column, columns_of
+from dicomweb_io.dicom.columns import COLUMNS, Column, column_of, columns_of
 from dicomweb_io.dicom.json_decode import first_text, first_value, iter_values
 from dicomweb_io.dicom.uids import name_of_uid
 from dicomweb_io.dicom.values import fold_case, iso_date, iso_time, readable_name
@@ -142,17 +143,16 @@ def _shown_columns(query: SearchQuery) -> list[_Column]:
         *([] if query.series_instance_uid else [series[0]._replace(title="series"), series[1]]),
         _Column("number", _of("InstanceNumber"), right=True),
         _Column("kind", lambda row: name_of_uid(first_text(row, "SOPClassUID")), flexible=True),
-        _Column("size", _extent, right=True),
+        _Column("pixels", _extent, right=True),
         _Column("frames", _of("NumberOfFrames"), right=True),
     ]
 
 
 def _of(attribute: str) -> Callable[[JSONDataset], str]:
-    (column,) = columns_of((attribute,))
-    return lambda row: _cell(row, column)
+    return partial(_cell, column_of(attribute))
 
 
-def _cell(row: JSONDataset, column: Column) -> str:
+def _cell(column: Column, row: JSONDataset) -> str:
     """The values of an attribute as people read them."""
     value = column.cell(row)[0]
     values = value if isinstance(value, list) else [] if value is None else [value]
@@ -176,7 +176,7 @@ def _extent(row: JSONDataset) -> str:
 
 def _print_rows(rows: Iterable[JSONDataset], query: SearchQuery, asked: Sequence[Column]) -> None:
     """Prints a table as the rows come; the first ones decide how wide its columns are."""
-    columns = [*_shown_columns(query), *(_Column(column.name, _asked(column)) for column in asked)]
+    columns = [*_shown_columns(query), *(_Column(column.name, partial(_cell, column)) for column in asked)]
     tag = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "instance": "SOPInstanceUID"}[query.level]
     columns.append(_Column(tag, lambda row: first_text(row, tag)))
     table: _Lines | None = None
@@ -194,10 +194,6 @@ def _print_rows(rows: Iterable[JSONDataset], query: SearchQuery, asked: Sequence
         count += len(chunk)
     hint = "" if table is None or tag in (column.title for column in table.columns) else f" (--field {tag}: their UIDs)"
     print(f"{count:,} {_noun(count, query.level)}{hint}", file=sys.stderr)
-
-
-def _asked(column: Column) -> Callable[[JSONDataset], str]:
-    return lambda row: _cell(row, column)
 
 
 def _chunks(rows: Iterable[list[str]]) -> Iterator[list[list[str]]]:

@@ -302,6 +302,7 @@ STL = b"\0" * 80 + (2).to_bytes(4, "little") + b"\0" * 100
         ("text/XML", CDA, "History Has asthma. • one Date | Height 2024 | 177 cm"),
         ("text/xml", BOMB, "<!ENTITY"),
         ("text/xml", b"no XML", "no XML"),
+        ("text/xml", b"<a>" * 5000 + b"</a>" * 5000, "<a><a>"),
         ("text/html", b"<script>alert(1)</script>", "<script>alert(1)</script>"),
         ("model/stl", STL, "2"),
         ("model/stl", b"solid\nfacet\nendfacet\nendsolid", "1"),
