@@ -435,6 +435,8 @@ class Contents:
             query = make_query("series", uid, fields=_FIELDS["series"])
             series = [self._series(uid, row) for row in self._client.iter_search(query)]
         except DICOMwebError as error:
+            if self._client.unavailable:
+                raise
             self.failed += 1
             study["error"] = f"its series cannot be listed: {error.log_text}"
             return
