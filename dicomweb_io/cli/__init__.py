@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-_GRACE = 2.0
+_GRACE = 5.0
 _AFTERWARDS = {
     "copy": "the same command goes on with what is missing",
     "store": "with --on-existing skip, the same command goes on with what is missing",
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        argv: The arguments; by default those of the process, which Ctrl-C then ends without waiting for requests.
+        argv: The arguments; by default those of the process, which Ctrl-C then ends without waiting for its threads.
 
     Returns:
         The exit code: 0 if everything asked for was done, 1 if not, 2 for a wrong use, 130 after Ctrl-C.
@@ -40,10 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dicomweb_io.cli.run import run
 
         return run(argv)
-    except KeyboardInterrupt:
-        if owns_process:
-            _leave(words)
-        print(_sentence(words), file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"dicomweb-io: {error}" if str(error) else _sentence(words), file=sys.stderr)
+        # Threads that wait for a server do not keep the process. If the module is not there yet, there are none.
+        end_process = getattr(sys.modules.get("dicomweb_io.pool"), "end_process", None)
+        if owns_process and end_process is not None:
+            end_process(130)
         return 130
     finally:
         if owns_process:
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stop(words: Sequence[str]) -> NoReturn:
-    """Ends the process: with a little time to clean up, or at once if it is asked to a second time."""
+    """Ends the command: with some time to clean up, or at once if it is asked to a second time."""
     signal.signal(signal.SIGINT, lambda number, frame: _leave(words))
     timer = threading.Timer(_GRACE, _leave, (words,))
     timer.daemon = True
@@ -60,15 +62,14 @@ def _stop(words: Sequence[str]) -> NoReturn:
 
 
 def _leave(words: Sequence[str]) -> NoReturn:
-    """Ends the process without waiting for threads, whose requests may take minutes."""
+    """Ends the process at once."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-    try:
-        # A progress display hides the cursor.
+    with suppress(OSError, ValueError):
+        # A display of progress hides the cursor.
         sys.stderr.write(("\x1b[?25h\r\x1b[K" if sys.stderr.isatty() else "") + _sentence(words) + "\n")
         sys.stderr.flush()
-    finally:
-        os._exit(130)
+    os._exit(130)
 
 
 def _sentence(words: Sequence[str]) -> str:

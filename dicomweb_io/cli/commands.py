@@ -11,11 +11,13 @@ from dataclasses import asdict
 from typing import cast
 
 from dicomweb_io.cli.copy import copy
+from dicomweb_io.cli.export import export_table
 from dicomweb_io.cli.output import ANSWERS, print_line, print_table
 from dicomweb_io.cli.retrieve import retrieve
 from dicomweb_io.cli.search import index, search, tree
 from dicomweb_io.cli.servers import servers
 from dicomweb_io.cli.store import store
+from dicomweb_io.cli.watch import watch
 from dicomweb_io.options import UsageError, connect, endpoint_from
 
 
@@ -115,6 +117,7 @@ COMMANDS: dict[str, Command] = {
     "copy": copy,
     "delete": delete,
     "doctor": doctor,
+    "export table": export_table,
     "index": index,
     "retrieve": retrieve,
     "search": search,
@@ -122,5 +125,6 @@ COMMANDS: dict[str, Command] = {
     "servers": servers,
     "store": store,
     "tree": tree,
+    "watch": watch,
 }
 """What runs for the ``command`` that the parser sets: it takes the arguments and returns the exit code."""

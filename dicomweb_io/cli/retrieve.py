@@ -92,19 +92,15 @@ def retrieve(args: argparse.Namespace) -> int:
 
 
 def _list(client: DICOMClient, reference: Resource) -> int:
-    """Lists what would be retrieved: what nobody takes is not sent."""
+    """Lists what would be retrieved, from the metadata: what nobody takes is not sent."""
+    whole = replace(reference, frames=())
+    rows = client.iter_metadata(whole)
     if reference.frames:
-        frames = [replace(reference, frames=(number,)) for number in reference.frames]
-        counts = [first_value(row, "NumberOfFrames") for row in client.iter_metadata(replace(reference, frames=()))]
-        there = int(counts[0] or 1) if counts else 0
-        found: Iterable[Resource] = (frame for frame in frames if frame.frames[0] <= there)
-        expected = len(frames)
+        there = max((int(first_value(row, "NumberOfFrames") or 1) for row in rows), default=0)
+        found: Iterable[Resource] = (replace(whole, frames=(one,)) for one in reference.frames if one <= there)
     else:
-        query = SearchQuery("instance", reference.study_instance_uid, reference.series_instance_uid)
-        if reference.sop_instance_uid:
-            query = replace(query, search_filters=(("SOPInstanceUID", reference.sop_instance_uid),))
-        found = (resource_of_row(row, "instance", reference) for row in client.iter_search(query))
-        expected = 1
+        found = (resource_of_row(row, "instance", reference) for row in rows)
+    expected = max(len(reference.frames), 1)
     count = 0
     for item in found:
         print_line(item.to_dict())

@@ -396,6 +396,9 @@ def test_five_percent_faults_conserve_every_element(serve, tmp_path, folder):
         (["--source", "/a", "--destination", "/b", "--source-token-env", "T"], "only for servers"),
         (["--source", "/a", "--destination", "/b", "--failures", "/no/such/folder/f"], "there is no folder"),
         (["--source", "/a", "--destination", "/b", "--input", "/no/such/file"], "--input /no/such/file"),
+        (["--source", "/a", "--destination", "/b", "--layout", "{PatientNam}"], "did you mean 'PatientName'"),
+        (["--source", "/a", "--destination", "/b", "--layout", "../{PatientID}"], "begins with a dot"),
+        (["--source", "/a", "--destination", "http://b", "--layout", "{PatientID}"], "layout: only for folders"),
         (
             ["--source", "/a", "--destination", "/b", "--runner=DataflowRunner", "--failures", "f"],
             "cannot write to this machine",
@@ -508,6 +511,20 @@ def test_a_folder_of_reports_that_goes_away_takes_nothing_with_it(driver, answer
     assert '{"transform": "SearchForSeries"' in printed.err
     assert '"search_failures": 1' in printed.err
     assert "found" in printed.out
+
+
+@pytest.mark.parametrize(("driver", "processes"), [("job", 1), ("job", 2), ("command", 1)])
+def test_a_layout_names_the_files_of_a_folder(driver, processes, job, capsys, small, tmp_path):
+    """All instances of each series have one number: each has a file, and the second run knows it."""
+    workers = ["--direct_num_workers", "2", "--direct_running_mode", "multi_processing"] if processes > 1 else []
+    layout = ["--layout", "{Modality}/{PatientID}_{SeriesNumber:02}"]
+    found = []
+    for _ in range(2):
+        code, numbers, _ = run_by(driver, job, capsys, small, tmp_path / "copy", *layout, *workers)
+        found.append((code, numbers["transferred"], numbers["already_there"]))
+    assert found == [(0, 40, 0), (0, 0, 40)]
+    assert bytes_of(tmp_path / "copy") == bytes_of(small)
+    assert {len(path.relative_to(tmp_path / "copy").parts) for path in (tmp_path / "copy").rglob("*.dcm")} == {2}
 
 
 # Conflicts ----------------------------------------------------------------------------------------------------------
