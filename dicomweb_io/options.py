@@ -11,6 +11,7 @@ import argparse
 import getpass
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -34,8 +35,11 @@ from dicomweb_io.http.auth import (
 )
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.listing import ListLine, read_references
+from dicomweb_io.servers import NAME, Server, ServersError, parse, read_text, servers_path, suggestion
 
 PASSWORD_VARIABLE = "DICOMWEB_PASSWORD"  # noqa: S105 - a variable's name
+URL_VARIABLE = "DICOMWEB_URL"
+"""Names the archive if the command line does not."""
 
 
 class UsageError(ValueError):
@@ -59,7 +63,7 @@ _ARCHIVE: dict[str, dict[str, Any]] = {
     "stow_prefix": {"metavar": "PATH", "help": "path segment before store resources"},
     "delete_prefix": {"metavar": "PATH", "help": "path segment before delete resources"},
     "internal_url": {"metavar": "URL", "help": "the root as the server writes it in addresses of bulk data"},
-    "profile": {"metavar": "NAME", "default": "auto", "help": "the server's profile; by default chosen by its URL"},
+    "profile": {"metavar": "NAME", "help": "the server's profile; by default chosen by its URL"},
     "timeout": {**_NUMBER, "help": "for connecting and for each read"},
     "deadline": {**_NUMBER, "help": "for each operation, retries included"},
     "outage": {
@@ -69,7 +73,6 @@ _ARCHIVE: dict[str, dict[str, Any]] = {
     },
     "filter_mismatch": {
         "choices": ("error", "warn"),
-        "default": "error",
         "help": "what becomes of a search whose rows contradict its filters (default: error)",
     },
 }
@@ -93,6 +96,7 @@ _IDENTITIES: dict[str, type[Credentials]] = {
     "aws": AWSSigV4,
     "oauth2": OAuth2ClientCredentials,
 }
+_TITLES = {"google": "Google", "azure": "Azure", "aws": "AWS", "oauth2": "OAuth 2.0 client credentials"}
 # Options named after the kind and its fields, such as aws_region; secrets themselves are none.
 _IDENTITY_OPTIONS = {
     f"{kind}_{field.name}": (kind, field.name)
@@ -105,6 +109,17 @@ CREDENTIAL_OPTIONS = tuple(
 )
 """The options of `make_endpoint` that say how to authenticate, without those that hold a secret themselves."""
 _SERVICES = ("qido", "wado", "stow", "delete")
+_TRUST = ("ca", "insecure_no_verify")
+_PASSWORDS = ("password", "password_env", "password_file")
+
+
+def _kind(name: str) -> type:
+    how = {**_ARCHIVE, **_AUTHENTICATION}.get(name, _FLAG if name in _IDENTITIES else {})
+    return bool if how.get("action") == "store_true" else how.get("type", str)
+
+
+SERVER_KEYS: dict[str, type] = {name.replace("_", "-"): _kind(name) for name in ("url", *_ARCHIVE, *CREDENTIAL_OPTIONS)}
+"""What the file of servers may say of each: options by their names, and the types of their values."""
 
 
 def add_archive_options(parser: _Parser, role: str = "") -> None:
@@ -120,6 +135,17 @@ def add_archive_options(parser: _Parser, role: str = "") -> None:
 def add_authentication_options(parser: _Parser, role: str = "") -> None:
     """Adds the options that say how to authenticate; they name secrets. See `add_archive_options`."""
     _add(parser, role, _AUTHENTICATION)
+
+
+def add_further_credentials(parser: _Parser) -> None:
+    """Adds the options that name secrets and identities and that only a server with a name can have."""
+    helps = {"password_file": "file that holds the password", "token_command": "command that prints the bearer token"}
+    for name in CREDENTIAL_OPTIONS:
+        if name not in _AUTHENTICATION:
+            kind, field = _IDENTITY_OPTIONS.get(name, (name, "identity"))
+            text = helps.get(name, f"{_TITLES.get(kind)}: {field.replace('_', ' ')}")
+            how = _FLAG if name in _IDENTITIES else {"metavar": "VALUE"}
+            parser.add_argument(_spelled("", name), **how, help=text)
 
 
 def _add(parser: _Parser, role: str, options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -148,11 +174,58 @@ def endpoint_from(
         UsageError: If there is no URL, or options contradict each other.
     """
     option = f"--{role}" if role else "--url"
-    url = url or getattr(args, role or "url")
+    url = url or getattr(args, role or "url") or (None if role else os.environ.get(URL_VARIABLE))
     if not url:
-        raise UsageError(f"{option} is required: a DICOMweb service (https://…), a folder, or an fsspec URL")
+        raise UsageError(
+            f"{option} is required: a DICOMweb service (https://…), a folder, an fsspec URL, or a server's name "
+            "(dicomweb-io servers)" + ("" if role else f"; or set the environment variable {URL_VARIABLE}")
+        )
     given = {name: getattr(args, f"{role}_{name}" if role else name, None) for name in _NAMES}
-    return make_endpoint(url, given, lambda name: _spelled(role, name), workers_elsewhere=workers_elsewhere)
+    name, server = url, named_server(url)
+    if server is None:
+        return make_endpoint(url, given, lambda name: _spelled(role, name), workers_elsewhere=workers_elsewhere)
+    saved = _saved(server, given)
+    return make_endpoint(
+        server["url"],
+        {**given, **saved},
+        lambda option: (
+            f"{option.replace('_', '-')} of the server {name}" if option in saved else _spelled(role, option)
+        ),
+        workers_elsewhere=workers_elsewhere,
+    )
+
+
+def named_server(word: str) -> Server | None:
+    """What the user's file of servers says of a name; None if a path of that name exists, or it looks like none.
+
+    Raises:
+        UsageError: If the file is not valid, or has only a similar name.
+    """
+    if not NAME.fullmatch(word) or os.path.lexists(word):
+        return None
+    path = servers_path()
+    try:
+        servers = parse(read_text(path), path, SERVER_KEYS)
+    except ServersError as error:
+        raise UsageError(str(error)) from error
+    if word not in servers and (close := suggestion(word, servers, "")):
+        raise UsageError(
+            f"{word} is neither a folder nor a server in {path}. Did you mean {close} (For a new folder: ./{word})"
+        )
+    return servers.get(word)
+
+
+def _saved(server: Server, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a server and the command line does not; what the latter says of a matter is all of it."""
+
+    def is_given(*names: str) -> bool:
+        return any(given.get(name) is not None and given[name] is not False for name in names)
+
+    ways = tuple(name for name in (*CREDENTIAL_OPTIONS, "token") if name not in (*_TRUST, "cert", *_PASSWORDS))
+    matters = (ways, (*ways, *_PASSWORDS)), (_PASSWORDS, _PASSWORDS), (_TRUST, _TRUST)
+    replaced = {name for matter, names in matters if is_given(*matter) for name in names}
+    saved = {key.replace("-", "_"): value for key, value in server.items() if key != "url"}
+    return {name: value for name, value in saved.items() if name not in replaced and not is_given(name)}
 
 
 def check_given_once(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
@@ -161,14 +234,15 @@ def check_given_once(parser: argparse.ArgumentParser, arguments: Sequence[str]) 
     Raises:
         UsageError: If there is one.
     """
-    parsers, replacing, others = [parser], set[str](), set[str]()
+    parsers, replacing, others, long = [parser], set[str](), set[str](), dict[str, str]()
     while parsers:
         for action in parsers.pop()._actions:
             if isinstance(action, argparse._SubParsersAction):
                 parsers += action.choices.values()
             else:
                 (replacing if type(action) is argparse._StoreAction else others).update(action.option_strings)
-    given = [argument.partition("=")[0] for argument in arguments]
+                long.update((name, action.option_strings[-1]) for name in action.option_strings)
+    given = [long.get(name, name) for name in (argument.partition("=")[0] for argument in arguments)]
     twice = sorted(name for name in replacing - others if given.count(name) > 1)
     if twice:
         raise UsageError(f"{twice[0]} is given {given.count(twice[0])} times, and only the last would count")
@@ -241,7 +315,13 @@ def _credentials(
     if given.get("user"):
         return _basic(given, spelled)
     if given.get("token_env") and not workers_elsewhere and given["token_env"] not in os.environ:
-        raise UsageError(f"{spelled('token_env')}: the environment variable {given['token_env']} is not set")
+        # A token itself, given by mistake, is not shown.
+        name = (
+            f"variable {given['token_env']}"
+            if re.fullmatch("[A-Z_][A-Z0-9_]{0,60}", given["token_env"])
+            else "variable"
+        )
+        raise UsageError(f"{spelled('token_env')}: the environment {name} is not set")
     for name, field in (("token", "token"), ("token_env", "env"), ("token_file", "file"), ("token_command", "command")):
         if given.get(name):
             return BearerToken(**{field: given[name]})
@@ -328,6 +408,16 @@ def add_policy_options(parser: _Parser, *, on_existing: str) -> None:
     )
 
 
+def add_report_option(parser: _Parser) -> None:
+    """Adds ``--report``, which may be repeated."""
+    parser.add_argument(
+        "--report",
+        metavar="PATH",
+        action="append",
+        help="write a report here: a page (.html) or a JSON document (.json); repeatable",
+    )
+
+
 def add_transfer_options(parser: _Parser) -> None:
     """Adds what a transfer copies and how, and where it reports."""
     add_filter_option(parser)
@@ -355,8 +445,15 @@ def add_transfer_options(parser: _Parser) -> None:
         default=False,
         help="copy studies that the destination has under another PatientID too",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=False,
+        help="write nothing, and say what would be copied, what is there already, and what the list's lines match",
+    )
     parser.add_argument("--failures", metavar="PATH", help="write what failed here, one JSON object a line")
     parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
+    add_report_option(parser)
     add_policy_options(parser, on_existing="skip")
     parser.add_argument(
         "--allow-transcoding",
@@ -365,6 +462,19 @@ def add_transfer_options(parser: _Parser) -> None:
         help="accept re-encoded instances if the source cannot return the original",
     )
     parser.add_argument("--spool-directory", metavar="PATH", help="folder for temporary files of large instances")
+    add_layout_option(parser)
+
+
+def add_layout_option(parser: _Parser) -> None:
+    """Adds ``--layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="TEMPLATE",
+        # Percent signs are doubled because argparse formats the text, and it breaks lines at blanks and hyphens.
+        help="name the files of the destination, a folder, by attributes instead of UIDs, for example "
+        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 for "
+        "the longest text",
+    )
 
 
 def add_table_options(parser: _Parser) -> None:
@@ -428,6 +538,71 @@ def add_table_options(parser: _Parser) -> None:
     for name, how in options.items():
         parser.add_argument(name, **how)
     add_filter_option(parser, "take")
+
+
+LIST_OPTIONS: dict[str, Any] = {
+    "input": None,
+    "allow_patterns": False,
+    "allow_several_patients": False,
+    "dry_run": False,
+}
+"""The options of a transfer that concern a list or a single run, with their defaults: a watch has none of them."""
+
+
+class _Other:
+    """Adds options to a parser, but not those of `LIST_OPTIONS`, nor those that it has already."""
+
+    def __init__(self, parser: _Parser) -> None:
+        self._parser = parser
+        self._known = {_spelled("", name) for name in LIST_OPTIONS}
+
+    def add_argument(self, *names: str, **options: Any) -> None:
+        """As `argparse.ArgumentParser.add_argument`."""
+        if self._known.isdisjoint(names):
+            self._known.update(names)
+            self._parser.add_argument(*names, **options)
+
+
+def add_watch_options(parser: _Parser) -> None:
+    """Adds when and what a watch copies, where it keeps its place, and how it copies: as a transfer does."""
+    other = _Other(parser)
+    other.add_argument(
+        "--cursor", metavar="PATH", help="the file that records the position, so that the next run goes on (required)"
+    )
+    other.add_argument(
+        "--once", action="store_true", default=False, help="copy what is new since the last run, and end: for cron"
+    )
+    other.add_argument(
+        "--start",
+        metavar="now|all|DATE",
+        help="where to begin, when there is no position yet: with what arrives from now on (the default), with all "
+        "that is there (the default with --once), or with a day (YYYY-MM-DD)",
+    )
+    other.add_argument(
+        "--interval", metavar="SECONDS", type=float, default=60.0, help="seconds between polls (default: 60)"
+    )
+    other.add_argument("--for", metavar="TIME", help="end after this time, such as 90s, 15m, 8h or 2d")
+    other.add_argument(
+        "--max-polls", metavar="N", type=int, help="end after this many polls (default: run until stopped)"
+    )
+    other.add_argument(
+        "--complete-after",
+        metavar="TIME",
+        help="copy studies as a whole, when nothing of them has arrived for this time, such as 10m",
+    )
+    other.add_argument(
+        "--method",
+        choices=("auto", "orthanc", "azure", "receive_time", "study_date", "list"),
+        default="auto",
+        help="how to find out what is new: by the archive's own log (orthanc, azure), by searches for what it received "
+        "lately or for recent study dates, or by listing everything (default: by the source's profile)",
+    )
+    other.add_argument(
+        "--lookback", metavar="SECONDS", type=float, help="how late an instance may arrive after its time"
+    )
+    other.add_argument("--failures", metavar="PATH", help="add what was given up here, one JSON object a line")
+    other.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON, after each poll")
+    add_transfer_options(other)
 
 
 def parse_filters(pairs: Sequence[str] | None) -> list[tuple[str, str]]:

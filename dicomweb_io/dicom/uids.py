@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from dicomweb_io.dicom.errors import InvalidIdentifierError
 
@@ -40,6 +40,13 @@ def is_uid(value: object, *, permissive: bool = False) -> bool:
     if permissive:
         return bool(_PERMISSIVE.match(value)) and value not in (".", "..") and value == value.strip(_PADDING)
     return bool(_STRICT.match(value))
+
+
+def name_of_uid(uid: str) -> str:
+    """The name of a registered UID, such as ``"CT Image"`` (without the word Storage); an unknown one is returned."""
+    from pydicom.uid import UID
+
+    return str(UID(uid).name).removesuffix(" Storage")
 
 
 def is_image_class(uid: str | None) -> bool:
@@ -106,9 +113,3 @@ def file_name(uid: str) -> str:
             f"{uid!r} cannot be part of a file's path, so the instance cannot be stored in a folder"
         )
     return quote(uid, safe="")
-
-
-def is_file_name(name: str) -> bool:
-    """Whether it is what `file_name` writes for some UID."""
-    uid = unquote(name)
-    return is_safe_name(uid) and file_name(uid) == name
