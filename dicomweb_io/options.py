@@ -493,8 +493,7 @@ def add_table_options(parser: _Parser) -> None:
         },
         "--out": {
             "metavar": "PATH",
-            "required": True,
-            "help": "the table: a .parquet, .csv or .jsonl file, or an fsspec URL; the job also writes to "
+            "help": "the table (required): a .parquet, .csv or .jsonl file, or an fsspec URL; the job also writes to "
             "bq:PROJECT.DATASET.TABLE",
         },
         "--full": {**flag, "help": "read the metadata, which have attributes that searches do not return"},
