@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,11 +46,13 @@ SEARCHES: dict[str, str] = {
     "series": "SearchForSeries",
     "instance": "SearchForInstances",
 }
-_LINE_WORDS = {
+LINE_WORDS = {
     "lines_unmatched": "match nothing",
     "lines_unreadable": "cannot be read",
     "lines_withheld": "name several patients",
 }
+"""What is said of the lines of a list that name nothing."""
+
 _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
 _REASON = "reason: "
 _WARNING = "warning: "
@@ -58,7 +61,18 @@ _LISTS = ("duplicates", "ignored_files")
 MAX_LISTED = 1000
 """The files left out that a summary lists."""
 
+MAX_SLICES = 240
+"""The slices of time that a report has at most."""
+
+MAX_SLOW_SERIES = 20
+MAX_EXAMPLES = 5
+"""What a report names of the slowest series, and of the failures of one cause."""
+
+SIZES = tuple(factor * 10**power for power in range(3, 11) for factor in (1, 2, 5))
+"""Where the sizes of instances are divided in a report, in bytes."""
+
 _MAX_REASONS = 50
+_MAX_KINDS = 500
 _SHOWN = 3
 _MAX_CAUSES = 1000
 
@@ -183,16 +197,197 @@ class Causes:
                 self._told(f"{self._prog}: {number:,} x {reason} (the first {_SHOWN} are above; {where})")
 
 
+class Timeline:
+    """What happened when, in slices of equal width, which doubles when there are more than `MAX_SLICES` of them.
+
+    The slices begin at multiples of the width since 1970, so that timelines of several processes can be merged, in any
+    order.
+
+    Attributes:
+        width: Seconds of a slice.
+        slices: By the number of the slice, since 1970: numbers in the order of `COLUMNS`.
+    """
+
+    COLUMNS = ("transferred", "already_there", "failed", "bytes")
+
+    def __init__(self) -> None:
+        self.width = 0.25
+        self.slices: dict[int, list[int]] = {}
+
+    def add(self, at: float, column: str, size: int = 0) -> None:
+        """Counts one result at a time, in seconds since 1970."""
+        if int(at // self.width) not in self.slices:
+            self.slices[int(at // self.width)] = [0] * len(self.COLUMNS)
+            self._fit()
+        row = self.slices[int(at // self.width)]
+        row[self.COLUMNS.index(column)] += 1
+        row[-1] += size
+
+    def merge(self, other: Timeline) -> None:
+        """Adds what another timeline has counted."""
+        width = max(self.width, other.width)
+        self._widen(width)
+        for number, row in other.slices.items():
+            mine = self.slices.setdefault(int(number * other.width // width), [0] * len(row))
+            mine[:] = map(sum, zip(mine, row, strict=True))
+        self._fit()
+
+    def _fit(self) -> None:
+        while len(self.slices) > 1 and max(self.slices) - min(self.slices) >= MAX_SLICES:
+            self._widen(2 * self.width)
+
+    def _widen(self, width: float) -> None:
+        if width > self.width:
+            narrow, self.slices, before = self.slices, {}, self.width
+            for number, row in narrow.items():
+                wide = self.slices.setdefault(int(number * before // width), [0] * len(row))
+                wide[:] = map(sum, zip(wide, row, strict=True))
+            self.width = width
+
+    def document(self) -> dict[str, Any]:
+        """As a JSON object: ``seconds`` of a slice, and the ``slices`` from the first to the last, also empty ones."""
+        numbers = range(min(self.slices), max(self.slices) + 1) if self.slices else ()
+        empty = [0] * len(self.COLUMNS)
+        return {
+            "seconds": self.width,
+            "slices": [
+                {"at": number * self.width, **dict(zip(self.COLUMNS, self.slices.get(number, empty), strict=True))}
+                for number in numbers
+            ],
+        }
+
+
+class Facts:
+    """What a report tells beyond numbers: when, how large, of which kind, what was slow, and examples of failures.
+
+    It takes bounded memory, and holds UIDs, and paths of the user, but no words of servers.
+
+    Attributes:
+        timeline: Results and bytes over time.
+    """
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self._sizes: Counter[int] = Counter()
+        self._kinds: dict[str, dict[str, list[int]]] = {"sop_classes": {}, "transfer_syntaxes": {}}
+        # By study and series: instances, bytes and seconds. The last one is the one that results came for last.
+        self._series: dict[tuple[str, str], list[float]] = {}
+        self._examples: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, entry: Entry) -> None:
+        """Notes an entry."""
+        if isinstance(entry, StoredInstance):
+            at = time.time() if entry.at is None else entry.at
+            if entry.outcome == "exists":
+                self.timeline.add(at, "already_there")
+            elif entry.outcome != "planned":
+                self.timeline.add(at, "transferred", entry.size)
+                self._note(entry)
+        elif isinstance(entry, Failure):
+            if not is_search_failure(entry) and entry.transform not in (REPORT, *_LINES):
+                self.timeline.add(time.time(), "failed")
+            examples = self._examples_of(reason_of(entry))
+            if examples is not None and len(examples) < MAX_EXAMPLES:
+                examples.append(_place_of(entry))
+
+    def _examples_of(self, reason: str) -> list[dict[str, Any]] | None:
+        if reason not in self._examples and len(self._examples) >= 2 * _MAX_REASONS:
+            return None
+        return self._examples.setdefault(reason, [])
+
+    def _note(self, stored: StoredInstance) -> None:
+        self._sizes[bisect_right(SIZES, stored.size)] += 1
+        for name, uid in (("sop_classes", stored.sop_class_uid), ("transfer_syntaxes", stored.transfer_syntax_uid)):
+            kinds = self._kinds[name]
+            key = uid or ""
+            if key not in kinds and len(kinds) >= _MAX_KINDS:
+                key = ""
+            kind = kinds.setdefault(key, [0, 0])
+            kind[0] += 1
+            kind[1] += stored.size
+        if stored.seconds is not None:
+            series = str(stored.reference.study_instance_uid), str(stored.reference.series_instance_uid)
+            known = self._series.pop(series, (0, 0, 0.0))
+            self._series[series] = [known[0] + 1, known[1] + stored.size, max(known[2], stored.seconds)]
+            if len(self._series) > 4 * MAX_SLOW_SERIES:
+                self._drop_quick_series()
+
+    def merge(self, other: Facts) -> None:
+        """Adds the facts of another account."""
+        self.timeline.merge(other.timeline)
+        self._sizes.update(other._sizes)
+        for name, kinds in other._kinds.items():
+            for key, numbers in kinds.items():
+                kind = self._kinds[name].setdefault(key, [0, 0])
+                kind[:] = map(sum, zip(kind, numbers, strict=True))
+        for series, (instances, size, seconds) in other._series.items():
+            known = self._series.get(series, (0, 0, 0.0))
+            self._series[series] = [known[0] + instances, known[1] + size, max(known[2], seconds)]
+        if len(self._series) > 4 * MAX_SLOW_SERIES:
+            self._drop_quick_series()
+        for reason, examples in other._examples.items():
+            mine = self._examples_of(reason)
+            if mine is not None:
+                mine[:] = sorted([*mine, *examples], key=json.dumps)[:MAX_EXAMPLES]
+
+    def _drop_quick_series(self) -> None:
+        # What came last is kept too: it is still going on.
+        last = list(self._series)[-MAX_SLOW_SERIES:]
+        kept = {*last, *heapq.nlargest(MAX_SLOW_SERIES, self._series, key=lambda name: self._series[name][2])}
+        self._series = {name: numbers for name, numbers in self._series.items() if name in kept}
+
+    def document(self) -> dict[str, Any]:
+        """As a JSON object; `dicomweb_io.report` describes it."""
+        slow = heapq.nlargest(MAX_SLOW_SERIES, self._series.items(), key=lambda item: (item[1][2], item[0]))
+        edges = (0, *SIZES, None)
+        buckets = range(min(self._sizes), max(self._sizes) + 1) if self._sizes else ()
+        return {
+            "timeline": self.timeline.document(),
+            "sizes": [
+                {"from": edges[number], "below": edges[number + 1], "instances": self._sizes[number]}
+                for number in buckets
+            ],
+            **{
+                name: [
+                    {"uid": key or None, "instances": instances, "bytes": size}
+                    for key, (instances, size) in sorted(kinds.items(), key=lambda item: (-item[1][0], item[0]))
+                ]
+                for name, kinds in self._kinds.items()
+            },
+            "slow_series": [
+                {
+                    "reference": {"study_instance_uid": study, "series_instance_uid": series},
+                    "instances": int(instances),
+                    "bytes": int(size),
+                    "seconds": seconds,
+                }
+                for (study, series), (instances, size, seconds) in slow
+            ],
+            "examples": self._examples,
+        }
+
+
+def _place_of(failure: Failure) -> dict[str, Any]:
+    """What an example of a failure tells: what it concerns and how it was answered, without a server's words."""
+    told = ("transform", "reference", "rows", "source", "url", "status", "reason_code", "attempts", "retryable")
+    return {name: value for name, value in failure.to_dict().items() if name in told}
+
+
 class Account:
     """The account of a transfer, as it is written by one thread.
+
+    Args:
+        with_facts: Whether a report is wanted.
 
     Attributes:
         counts: Numbers by name.
         examples: Some failures of each cause, as lines for people.
+        facts: What reports tell beyond them; None if nobody wants that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, with_facts: bool = False) -> None:
         self.counts: Counter[str] = Counter()
+        self.facts = Facts() if with_facts else None
         self.examples: dict[str, list[str]] = {}
         self._left_out: list[Exclusion] = []
         self._planned: set[Resource] = set()
@@ -201,6 +396,8 @@ class Account:
         """Counts an entry."""
         for name, number in counts_of(entry):
             self.counts[name] += number
+        if self.facts is not None:
+            self.facts.add(entry)
         if isinstance(entry, Failure):
             self._show(reason_of(entry), [told_of(entry)])
         if isinstance(entry, StoredInstance) and entry.outcome == "planned":
@@ -220,13 +417,15 @@ class Account:
         for reason, lines in other.examples.items():
             self._show(reason, lines)
         self.counts.update(other.counts)
+        if self.facts is not None and other.facts is not None:
+            self.facts.merge(other.facts)
         self._left_out = first_by_path([*self._left_out, *other._left_out])
         self._planned |= other._planned
 
     def document(self) -> dict[str, Any]:
         """What `make_summary` and `Causes.add_known` take: counts, examples of failures, and files that were left out.
 
-        It is a JSON object.
+        It is a JSON object; it has the ``facts`` too, if a report is wanted.
         """
         listed = [
             {
@@ -239,7 +438,8 @@ class Account:
             for item in first_by_path(self._left_out)
         ]
         planned = {"series": len(self._planned), "studies": len({one.study_instance_uid for one in self._planned})}
-        return {"counts": {**self.counts, **planned}, "examples": self.examples, "left_out": listed}
+        document = {"counts": {**self.counts, **planned}, "examples": self.examples, "left_out": listed}
+        return document if self.facts is None else {**document, "facts": self.facts.document()}
 
 
 def first_by_path(exclusions: Iterable[Exclusion]) -> list[Exclusion]:
@@ -351,7 +551,7 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         failed = summary["search_failures"]
         yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
     if summary["lines"]:
-        open_lines = [f"{summary[name]:,} {words}" for name, words in _LINE_WORDS.items() if summary[name]]
+        open_lines = [f"{summary[name]:,} {words}" for name, words in LINE_WORDS.items() if summary[name]]
         yield (
             f"  Of {summary['lines']:,} lines of the list, {', '.join(open_lines)}."
             if open_lines

@@ -507,8 +507,13 @@ class InstanceCopier:
             group: The instances; see `SeriesReader`.
             room: See `SeriesReader.iter`.
         """
+        began = time.monotonic()
         for reference, result in self._results(group, room):
-            yield reference, self._with_file(result)
+            if isinstance(result, StoredInstance):
+                seconds = round(time.monotonic() - began, 3)
+                yield reference, replace(result, at=round(time.time(), 3), seconds=seconds)
+            else:
+                yield reference, self._with_file(result)
 
     def _results(self, group: InstanceGroup, room: Room | None) -> Iterator[tuple[Resource, CopyResult]]:
         missing: dict[Resource, None] = {}
@@ -579,9 +584,9 @@ class InstanceCopier:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _with_file(self, result: CopyResult) -> CopyResult:
+    def _with_file(self, result: Failure) -> Failure:
         """A failure with its file, if the source is a folder: the file is what a user has to repair."""
-        if not isinstance(result, Failure) or result.source is not None or result.reference is None:
+        if result.source is not None or result.reference is None:
             return result
         try:
             found = self._source.locations_of(result.reference)

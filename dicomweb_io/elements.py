@@ -571,6 +571,9 @@ class StoredInstance:
         verified: The evidence: ``"response"`` (named as stored in the answer), ``"uid"`` (found there afterwards), or
             the level at which the content was compared: ``"file"``, ``"dataset"``, ``"pixels"``.
         warnings: Those of the `Instance` that was moved.
+        transfer_syntax_uid: The transfer syntax of what was moved, where known.
+        at: When a copy had this result, in seconds since 1970.
+        seconds: How long the copy of the instances of its series had taken until then.
     """
 
     reference: Resource
@@ -581,6 +584,9 @@ class StoredInstance:
     warning_reason: int | None = None
     verified: str = "response"
     warnings: tuple[str, ...] = ()
+    transfer_syntax_uid: str | None = field(default=None, compare=False)
+    at: float | None = field(default=None, compare=False)
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

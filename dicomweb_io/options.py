@@ -408,6 +408,16 @@ def add_policy_options(parser: _Parser, *, on_existing: str) -> None:
     )
 
 
+def add_report_option(parser: _Parser) -> None:
+    """Adds ``--report``, which may be repeated."""
+    parser.add_argument(
+        "--report",
+        metavar="PATH",
+        action="append",
+        help="write a report here: a page (.html) or a JSON document (.json); repeatable",
+    )
+
+
 def add_transfer_options(parser: _Parser) -> None:
     """Adds what a transfer copies and how, and where it reports."""
     add_filter_option(parser)
@@ -443,6 +453,7 @@ def add_transfer_options(parser: _Parser) -> None:
     )
     parser.add_argument("--failures", metavar="PATH", help="write what failed here, one JSON object a line")
     parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
+    add_report_option(parser)
     add_policy_options(parser, on_existing="skip")
     parser.add_argument(
         "--allow-transcoding",
@@ -459,9 +470,10 @@ def add_layout_option(parser: _Parser) -> None:
     parser.add_argument(
         "--layout",
         metavar="TEMPLATE",
-        # Percent signs are doubled, because argparse replaces what follows single ones.
-        help="name the files of the destination, a folder, by their attributes instead of their UIDs; for example "
-        "'{PatientID}/{StudyDate:%%Y-%%m-%%d}_{StudyDescription:.30}/{SeriesNumber}_{Modality}/{InstanceNumber:04}.dcm'",
+        # Percent signs are doubled because argparse formats the text, and it breaks lines at blanks and hyphens.
+        help="name the files of the destination, a folder, by attributes instead of UIDs, for example "
+        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 for "
+        "the longest text",
     )
 
 

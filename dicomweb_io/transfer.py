@@ -27,6 +27,7 @@ from dicomweb_io.account import (
     UNREADABLE_LINE,
     Account,
     Entry,
+    Facts,
     conflicts_of,
     failure_line,
     make_summary,
@@ -63,6 +64,7 @@ from dicomweb_io.listing import (
 from dicomweb_io.options import Report, UsageError, check_writable, filters_from, wanted_from
 from dicomweb_io.pool import BoundedPool, Lane, Room
 from dicomweb_io.queries import level_of, make_query
+from dicomweb_io.report import check_report, requests_of, write_transfer_reports
 from dicomweb_io.store_items import check_options
 
 logger = logging.getLogger("dicomweb_io")
@@ -82,6 +84,7 @@ class TransferJob:
         wanted: What a list names, its lines, or the list itself; None for everything that the source holds.
         failures: Where failures are written, one JSON object a line.
         summary: Where the summary is written, as JSON.
+        report: Where reports are written; see `dicomweb_io.report`.
         on_existing, verify, allow_transcoding, spool_directory, allow_other_patient, dry_run: See `CopyOptions`.
         allow_several_patients: Whether a line of a list may name what belongs to several patients.
         layout: The layout of the destination, a folder; it becomes part of `destination`. See `Endpoint`.
@@ -96,6 +99,7 @@ class TransferJob:
     wanted: tuple[Wanted | ListLine, ...] | ListFile | None = None
     failures: str | None = None
     summary: str | None = None
+    report: tuple[str, ...] = ()
     on_existing: OnExisting = "skip"
     verify: Verify = "response"
     allow_transcoding: bool = False
@@ -174,9 +178,12 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint, *, workers_else
         check_writable(args.failures, "--failures", elsewhere=workers_elsewhere)
     if args.summary:
         check_writable(args.summary, "--summary")
+    for path in args.report or ():
+        check_report(path)
     try:
         wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
         given = {item.name: getattr(args, item.name) for item in fields(TransferJob)[4:]}
+        given["report"] = tuple(args.report or ())
         return TransferJob(source, destination, filters_from(args.filters), wanted, **given)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
@@ -305,6 +312,8 @@ def run_transfer(
     started = time.monotonic()
     interrupted = False
     account = account if account is not None else Account()
+    if job.report and account.facts is None:
+        account.facts = Facts()
     with ExitStack() as stack:
         if clients is None:
             clients = job.source.connect(), job.destination.connect()
@@ -325,11 +334,13 @@ def run_transfer(
             interrupted = True
         finally:
             entries.close()
+        requests = [requests_of(role, client) for role, client in zip(("source", "destination"), clients, strict=True)]
     if failures.problem is not None:
         account.add(Failure(REPORT, failures.problem))
     account.counts["lines"] = job.count_lines()
-    seconds = time.monotonic() - started
-    summary = make_summary(account.document(), seconds, dry_run=job.dry_run, interrupted=interrupted)
+    document, seconds = account.document(), time.monotonic() - started
+    summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=interrupted)
+    write_transfer_reports(job, summary, document.get("facts", {}), requests)
     write_summary(job.summary, summary)
     if interrupted:
         raise TransferInterrupted(summary)

@@ -40,6 +40,7 @@ from dicomweb_io.account import (
 from dicomweb_io.elements import Failure
 from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
+from dicomweb_io.report import write_transfer_reports
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import StoppedError, TransferInterrupted, TransferJob, check_archives, check_places, job_from
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
@@ -52,6 +53,7 @@ from dicomweb_io.transforms.copy import (
     tallied,
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
+from dicomweb_io.transforms.metrics import traffic_of
 from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
 from pipelines._common import (
     Arguments,
@@ -122,7 +124,7 @@ def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[An
     return references, [unmatched]
 
 
-def report(outputs: TransferOutputs, account: str, failures: str | None) -> None:
+def report(outputs: TransferOutputs, account: str, failures: str | None, *, with_facts: bool = False) -> None:
     """Adds the job's last steps, which write the account and the failures."""
     counted = {name: items for name, items in outputs._asdict().items() if items is not None}
     if failures is not None:
@@ -131,7 +133,7 @@ def report(outputs: TransferOutputs, account: str, failures: str | None) -> None
             conflicts = outputs.exclusions | "Conflicts" >> beam.FlatMap(conflicts_of).with_output_types(Failure)
             named = (named, conflicts) | "Named" >> beam.Flatten()
         counted["unwritten"] = named | "WriteFailures" >> WriteFailures(failures)
-    _ = counted | "Account" >> WriteAccount(account)
+    _ = counted | "Account" >> WriteAccount(account, with_facts=with_facts)
 
 
 def run(
@@ -156,16 +158,18 @@ def run(
     with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
         account = os.path.join(scratch, "account.json") if is_local(options) else _remote_account(options)
         pipeline = beam.Pipeline(options=options)
-        report(build(pipeline, job), account, job.failures)
+        report(build(pipeline, job), account, job.failures, with_facts=bool(job.report))
         before = tallied()
         with shown_progress(lambda: {name: number - before[name] for name, number in tallied().items()}, show_progress):
             try:
                 with interruptible():
-                    pipeline.run().wait_until_finish()
+                    result = pipeline.run()
+                    result.wait_until_finish()
             except KeyboardInterrupt:
                 counts = {**{name: number - before[name] for name, number in tallied().items()}, "lines": lines}
                 document, seconds = {"counts": counts, "left_out": []}, time.monotonic() - started
                 summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=True)
+                write_transfer_reports(job, summary, {}, [])
                 write_summary(job.summary, summary)
                 raise TransferInterrupted(summary) from None
         document = read_json(account)
@@ -175,6 +179,7 @@ def run(
             causes.add_known(document)
             causes.finish(job.failures)
         summary = make_summary(document, time.monotonic() - started, dry_run=job.dry_run)
+    write_transfer_reports(job, summary, document.get("facts", {}), [traffic_of(result)])
     write_summary(job.summary, summary)
     return summary
 

@@ -380,27 +380,33 @@ class WriteAccount(beam.PTransform[Any, Any]):
 
     Args:
         path: A local path or an fsspec URL that the workers can write.
+        with_facts: Whether a report is wanted.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, with_facts: bool = False) -> None:
         super().__init__()
         self._path = path
+        self._with_facts = with_facts
 
     def expand(self, collections: Any) -> Any:
         """Builds the steps."""
-        accounts = [items | f"Count_{name}" >> beam.ParDo(_CountEntries()) for name, items in collections.items()]
+        count = _CountEntries(self._with_facts)
+        accounts = [items | f"Count_{name}" >> beam.ParDo(count) for name, items in collections.items()]
         # An account is also written of nothing.
-        first = accounts[0].pipeline | "Begin" >> beam.Create([(0, Account())], reshuffle=False)
+        first = accounts[0].pipeline | "Begin" >> beam.Create([(0, Account(self._with_facts))], reshuffle=False)
         merged = (first, *accounts) | "Accounts" >> beam.Flatten() | "Merge" >> beam.GroupByKey()
-        return merged | "Write" >> beam.Map(_write_account, self._path)
+        return merged | "Write" >> beam.Map(_write_account, self._path, self._with_facts)
 
 
 @beam.typehints.with_output_types(tuple[int, Account])
 class _CountEntries(beam.DoFn):
     """Makes an account of each bundle."""
 
+    def __init__(self, with_facts: bool) -> None:
+        self._with_facts = with_facts
+
     def start_bundle(self) -> None:
-        self._account = Account()
+        self._account = Account(self._with_facts)
 
     def process(self, element: Entry) -> None:
         self._account.add(element)
@@ -409,8 +415,8 @@ class _CountEntries(beam.DoFn):
         yield WindowedValue((0, self._account), MIN_TIMESTAMP, (GlobalWindow(),))
 
 
-def _write_account(accounts: tuple[int, Iterable[Account]], path: str) -> None:
-    total = Account()
+def _write_account(accounts: tuple[int, Iterable[Account]], path: str, with_facts: bool) -> None:
+    total = Account(with_facts)
     for account in accounts[1]:
         total.merge(account)
     report_lines(path, "the account of the job in", [json.dumps(total.document())])
