@@ -461,12 +461,12 @@ def make_summary(
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
         could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
-        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``,
-        ``lines_unreadable`` and ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not
-        be written), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
-        about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
-        thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they belong
-        to); its ``bytes`` are those that would be transferred, as far as they are known. After an interrupt
+        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``, ``lines_unreadable``
+        and ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not be written),
+        ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what
+        is odd about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the
+        first thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they
+        belong to); its ``bytes`` are those that would be transferred, as far as they are known. After an interrupt
         ``interrupted`` is true.
     """
     counts: Mapping[str, int] = document["counts"]

@@ -545,8 +545,12 @@ LIST_OPTIONS: dict[str, Any] = {
     "allow_patterns": False,
     "allow_several_patients": False,
     "dry_run": False,
+    "limit": None,
+    "since": None,
+    "out": None,
 }
-"""The options of a transfer that concern a list or a single run, with their defaults: a watch has none of them."""
+"""The options of a transfer or table that concern a list or a single run, with their defaults: a watch has none of
+them."""
 
 
 class _Other:
@@ -568,6 +572,12 @@ def add_watch_options(parser: _Parser) -> None:
     other = _Other(parser)
     other.add_argument(
         "--cursor", metavar="PATH", help="the file that records the position, so that the next run goes on (required)"
+    )
+    other.add_argument(
+        "--table",
+        metavar="PATH",
+        help="keep a table of the source up to date, also without a destination: a .parquet, .csv or .jsonl file; what "
+        "it holds is said by --level, --columns and the other options of export table",
     )
     other.add_argument(
         "--once", action="store_true", default=False, help="copy what is new since the last run, and end: for cron"
@@ -603,6 +613,7 @@ def add_watch_options(parser: _Parser) -> None:
     other.add_argument("--failures", metavar="PATH", help="add what was given up here, one JSON object a line")
     other.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON, after each poll")
     add_transfer_options(other)
+    add_table_options(other)
 
 
 def parse_filters(pairs: Sequence[str] | None) -> list[tuple[str, str]]:

@@ -405,7 +405,7 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
 def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = methods.add_parser(
         "watch",
-        help="copy what is new in an archive, continuously or once a night",
+        help="copy what is new in an archive, or keep a table of it, continuously or once a night",
         description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that\n"
         "the same command goes on where it ended: nothing is missed, and nothing is stored twice.",
         example="watch https://pacs.example/dicom-web /data/new --cursor watch.json --once",
@@ -413,7 +413,9 @@ def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="URL or folder to watch (the options of the archive apply to it)"
     )
-    parser.add_argument("destination", metavar="DESTINATION", help="URL or folder to write")
+    parser.add_argument(
+        "destination", metavar="DESTINATION", nargs="?", help="URL or folder to write; without it, --table is kept"
+    )
     add_watch_options(parser)
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
     there = parser.add_argument_group("destination")
