@@ -42,13 +42,14 @@ class Arguments:
             self._parser.add_argument(*names, **options)
 
 
-def add_endpoint_arguments(parser: Arguments) -> None:
-    """Adds ``--source`` and ``--destination`` with the options of their endpoints.
+def add_endpoint_arguments(parser: Arguments, *roles: str) -> None:
+    """Adds ``--source`` and ``--destination``, or the roles that are named, with the options of their endpoints.
 
     Secrets are never arguments: other users of a machine can read a command line. What is named, variables and files,
     is read by the workers.
     """
-    for role, what in (("source", "where to copy from"), ("destination", "where to copy to")):
+    whats = {"source": "where to read from", "destination": "where to copy to"}
+    for role, what in ((role, whats[role]) for role in roles or whats):
         parser.add_argument(
             f"--{role}", metavar="URL_OR_PATH", help=f"{what}: a DICOMweb service, a folder, or any fsspec URL"
         )
