@@ -72,6 +72,7 @@ SIZES = tuple(factor * 10**power for power in range(3, 11) for factor in (1, 2, 
 """Where the sizes of instances are divided in a report, in bytes."""
 
 _MAX_REASONS = 50
+_WIDE = 110
 _MAX_KINDS = 500
 _SHOWN = 3
 _MAX_CAUSES = 1000
@@ -643,6 +644,7 @@ def shown_progress(
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     started = time.monotonic()
 
@@ -655,21 +657,19 @@ def shown_progress(
                 self.update(task, total=now.get("found") or None, completed=done, description=text)
             return super().get_renderables()
 
-    columns = (
+    console = Console(stderr=True)
+    wide = console.width >= _WIDE
+    columns: tuple[Any, ...] = (
         SpinnerColumn(),
-        BarColumn(bar_width=20),
+        *([BarColumn(bar_width=20)] if wide else []),
         TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
+        *([TimeElapsedColumn()] if wide else []),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
+        TextColumn("left", table_column=Column(min_width=4)),
     )
     # Output that goes elsewhere must not be redirected to the terminal; what goes there is printed above the display.
     with Display(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        refresh_per_second=4,
-        redirect_stdout=sys.stdout.isatty(),
+        *columns, console=console, transient=True, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()
     ) as display:
         display.add_task("", total=None)
         yield

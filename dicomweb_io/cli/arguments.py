@@ -88,8 +88,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if word.startswith("--"):
             raise UsageError(f"{command} has no option {word.partition('=')[0]}; dicomweb-io {command} --help")
     if rest:
-        place = len(words) - words[::-1].index(rest[-1])
-        raise UsageError(f"{command} takes fewer arguments: number {place} of the command line is one too many")
+        # It is not repeated: it may be a value of an option that takes none.
+        place = f"number {words.index(rest[-1]) + 1}" if words.count(rest[-1]) == 1 else "one"
+        raise UsageError(f"{command} takes fewer arguments: {place} of the command line is too many")
     check_given_once(parser, words)
     args.verbosity += sum(number for name, number in vars(args).items() if name.startswith(_MORE))
     return args
@@ -121,7 +122,7 @@ def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         if word == "--":
             return
         if (asks and not word.startswith("-") and word not in commands) or (
-            name == "--password" if "=" in word else re.match("-p[^v]", word)
+            name == "--password" if "=" in word else re.match("-v*p(?!v*$)", word)
         ):
             raise UsageError(
                 "-p and --password take no value: they ask for the password, because other users of a machine can read "
