@@ -470,9 +470,10 @@ def add_layout_option(parser: _Parser) -> None:
     parser.add_argument(
         "--layout",
         metavar="TEMPLATE",
-        # Percent signs are doubled, because argparse replaces what follows single ones.
-        help="name the files of the destination, a folder, by their attributes instead of their UIDs; for example "
-        "'{PatientID}/{StudyDate:%%Y-%%m-%%d}_{StudyDescription:.30}/{SeriesNumber}_{Modality}/{InstanceNumber:04}.dcm'",
+        # Percent signs are doubled because argparse formats the text, and it breaks lines at blanks and hyphens.
+        help="name the files of the destination, a folder, by attributes instead of UIDs, for example "
+        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 for "
+        "the longest text",
     )
 
 

@@ -338,8 +338,7 @@ def run_transfer(
     if failures.problem is not None:
         account.add(Failure(REPORT, failures.problem))
     account.counts["lines"] = job.count_lines()
-    seconds = time.monotonic() - started
-    document = account.document()
+    document, seconds = account.document(), time.monotonic() - started
     summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=interrupted)
     write_transfer_reports(job, summary, document.get("facts", {}), requests)
     write_summary(job.summary, summary)

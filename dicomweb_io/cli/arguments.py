@@ -6,6 +6,7 @@ import argparse
 import copy
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -45,6 +46,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, example: str = "", **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if "\n" not in (options.get("description") or "\n"):
+            options["description"] = textwrap.fill(options["description"], 80)
         if example:
             options["epilog"] = f"Example:\n  dicomweb-io {example}"
         super().__init__(allow_abbrev=False, **options)
@@ -348,7 +351,7 @@ def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
     bulkdata = kinds.add_parser(
         "bulkdata",
         help="retrieve bulk data by its URI",
-        example="retrieve bulkdata --url pacs --save --uri studies/1.2.3/series/1.2.4/instances/1.2.5/bulkdata/7FE00010",
+        example="retrieve bulkdata --url pacs --save --uri studies/1.2.3/series/1.2.4/instances/1.2.5/bulkdata/1",
     )
     bulkdata.add_argument("--uri", required=True, dest="bulkdata_uri", metavar="URI")
     _add_media_type(bulkdata)

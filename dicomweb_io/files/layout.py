@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from dicomweb_io.dicom.errors import InvalidIdentifierError
 from dicomweb_io.dicom.header_scan import HeaderScan
 from dicomweb_io.dicom.json_encode import encode
 from dicomweb_io.elements import Resource
+from dicomweb_io.http.retry import ProcessLock
 
 UNKNOWN = "unknown"
 """Stands for a value that is absent, or of which nothing can be in a name."""
@@ -332,7 +332,7 @@ class NamesInUse:
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         # Hashes take a fraction of the memory; a wrong match only leads to a longer name.
         self._taken = {hash(folded(path)) for path in paths}
         self._claimed: dict[int, Resource] = {}
