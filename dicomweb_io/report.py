@@ -114,7 +114,7 @@ def write_transfer_reports(
         requests: See `requests_of`.
     """
     told = {**describe(job), **facts, "requests": [item for item in requests if item is not None]}
-    _write_all(job.report, summary, told)
+    write_reports(job.report, summary, told)
 
 
 class RoundsReport:
@@ -144,10 +144,11 @@ class RoundsReport:
     def write(self, summary: dict[str, Any], *, complete: bool) -> None:
         """Writes them; those that cannot be written are told and counted in the summary."""
         told = {**self._told, **self._facts.document(), "requests": list(self._requests.values())}
-        _write_all(self._paths, summary, {**told, "complete": complete})
+        write_reports(self._paths, summary, {**told, "complete": complete})
 
 
-def _write_all(paths: Sequence[str], summary: dict[str, Any], told: Mapping[str, Any]) -> None:
+def write_reports(paths: Sequence[str], summary: dict[str, Any], told: Mapping[str, Any]) -> None:
+    """Writes reports; those that cannot be written are told and counted in the summary. See `write_report`."""
     # The message of an error may hold what a server wrote.
     shown = {**summary, "last_error": "…"} if summary.get("last_error") is not None else summary
     for path in paths:

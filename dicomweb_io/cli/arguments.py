@@ -21,6 +21,7 @@ from dicomweb_io.options import (
     add_filter_option,
     add_further_credentials,
     add_policy_options,
+    add_report_option,
     add_table_options,
     add_transfer_options,
     add_watch_options,
@@ -368,6 +369,7 @@ def _add_store(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("files", nargs="+", metavar="PATH", help="files, or folders with all files below them")
     parser.add_argument("--study", metavar="UID", dest="study_instance_uid", help="accept instances of this study only")
     add_policy_options(parser, on_existing="server")
+    add_report_option(parser)
     parser.set_defaults(command="store")
 
 

@@ -357,6 +357,22 @@ def test_a_copy_reports(driver, serve, tmp_path, capsys):
     check_page(reports[0].read_text())
 
 
+def test_a_store_reports(serve, tmp_path, capsys):
+    make_study(tmp_path / "files", series=1, instances=3, size=100)
+    (tmp_path / "files/readme.txt").write_text("not DICOM")
+    server, path = serve(tmp_path / "archive"), tmp_path / "report.json"
+    (tmp_path / "broken.dcm").write_bytes(b"no DICOM")
+    files = [str(tmp_path / "files"), str(tmp_path / "broken.dcm")]
+    assert main(["store", "instances", *files, "--url", server.url, "--report", str(path)]) == 1
+    document = json.loads(path.read_text())
+    summary = {name: document["summary"][name] for name in ("found", "transferred", "ignored", "failed")}
+    assert summary == {"found": 5, "transferred": 3, "ignored": 1, "failed": 1}
+    assert (document["kind"], document["destination"]) == ("store", {"url": server.url})
+    assert document["failures"][0]["examples"][0]["source"] == str(tmp_path / "broken.dcm")
+    assert document["requests"][0]["requests"] == len(server.records)
+    assert main(["store", "instances", *files, "--url", server.url, "--report", "a.pdf"]) == 2
+
+
 def test_a_dry_run_reports_what_it_would_copy(tmp_path):
     make_study(tmp_path / "source", series=2, instances=2, size=100)
     path = tmp_path / "report.html"
