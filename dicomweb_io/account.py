@@ -367,6 +367,24 @@ class Facts:
             "examples": self._examples,
         }
 
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Facts:
+        """The facts of a `document`, to be merged with others."""
+        facts = cls()
+        facts.timeline.width = document["timeline"]["seconds"]
+        for item in document["timeline"]["slices"]:
+            row = [item[column] for column in Timeline.COLUMNS]
+            if any(row):
+                facts.timeline.slices[int(item["at"] // facts.timeline.width)] = row
+        facts._sizes.update({bisect_right(SIZES, item["from"]): item["instances"] for item in document["sizes"]})
+        for name, kinds in facts._kinds.items():
+            kinds.update({item["uid"] or "": [item["instances"], item["bytes"]] for item in document[name]})
+        for item in document["slow_series"]:
+            study, series = item["reference"]["study_instance_uid"], item["reference"]["series_instance_uid"]
+            facts._series[study, series] = [item["instances"], item["bytes"], item["seconds"]]
+        facts._examples.update(document["examples"])
+        return facts
+
 
 def _place_of(failure: Failure) -> dict[str, Any]:
     """What an example of a failure tells: what it concerns and how it was answered, without a server's words."""

@@ -21,6 +21,7 @@ from dicomweb_io.options import (
     add_filter_option,
     add_further_credentials,
     add_policy_options,
+    add_report_option,
     add_table_options,
     add_transfer_options,
     add_watch_options,
@@ -369,6 +370,7 @@ def _add_store(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("files", nargs="+", metavar="PATH", help="files, or folders with all files below them")
     parser.add_argument("--study", metavar="UID", dest="study_instance_uid", help="accept instances of this study only")
     add_policy_options(parser, on_existing="server")
+    add_report_option(parser)
     parser.set_defaults(command="store")
 
 
@@ -458,7 +460,6 @@ def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
         example="export table https://pacs.example/dicom-web --level series --filter Modality=CT --out x.parquet",
         description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
         "what the columns name, also names of patients, and only its owner can read it.",
-        example="export table pacs --level series --columns StudyDate,Modality --out series.parquet",
     )
     parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
     add_table_options(parser)
