@@ -38,7 +38,7 @@ REPORT = "WriteReport"
 UNREADABLE_LINE = "ReadLine"
 UNMATCHED_LINE = "MatchLine"
 SEVERAL_PATIENTS = "CheckPatients"
-_LINES = {UNMATCHED_LINE: "lines_unmatched", UNREADABLE_LINE: "lines_unreadable", SEVERAL_PATIENTS: "lines_withheld"}
+LINES = {UNMATCHED_LINE: "lines_unmatched", UNREADABLE_LINE: "lines_unreadable", SEVERAL_PATIENTS: "lines_withheld"}
 EXCLUSIONS = "ListExclusions"
 SEARCHES: dict[str, str] = {
     "study": "SearchForStudies",
@@ -49,6 +49,7 @@ _LINE_WORDS = {
     "lines_unmatched": "match nothing",
     "lines_unreadable": "cannot be read",
     "lines_withheld": "name several patients",
+    "lines_extra": "name what only the destination has",
 }
 _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
 _REASON = "reason: "
@@ -65,7 +66,7 @@ def is_search_failure(failure: Failure) -> bool:
 
     It is reported beside the numbers, because it is unknown how many instances it concerns.
     """
-    return failure.transform not in (READ, REPORT, *_LINES) and (
+    return failure.transform not in (READ, REPORT, *LINES) and (
         failure.transform in _BEFORE or failure.reference is None or failure.reference.level in ("study", "series")
     )
 
@@ -87,8 +88,8 @@ def counts_of(entry: Entry) -> Iterator[tuple[str, int]]:
     else:
         if entry.transform == REPORT:
             yield "unwritten", 1
-        elif entry.transform in _LINES:
-            yield _LINES[entry.transform], 1
+        elif entry.transform in LINES:
+            yield LINES[entry.transform], 1
         elif is_search_failure(entry):
             yield "search_failures", 1
         else:
@@ -103,7 +104,7 @@ def reason_of(failure: Failure) -> str:
 
     What a server wrote is left out: it may name a patient.
     """
-    text = failure.message.partition(":")[0] if failure.transform in _LINES else failure.message
+    text = failure.message.partition(":")[0] if failure.transform in LINES else failure.message
     for name in (failure.server_message, failure.source, failure.url):
         if name:
             text = text.replace(name, "…")
@@ -182,13 +183,24 @@ def make_summary(document: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
         could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
         that was chosen), ``lines`` of a list, and of them ``lines_unmatched``, ``lines_unreadable`` and
-        ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not be written), ``bytes``,
+        ``lines_withheld`` (they name several patients), ``lines_extra`` (of a comparison: what only the destination
+        has, so that nothing is to be copied), ``unwritten`` (reports that could not be written), ``bytes``,
         ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
         about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
         thousand).
     """
     counts: Mapping[str, int] = document["counts"]
-    names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "unwritten", "bytes")
+    names = (
+        "found",
+        *PARTS,
+        "search_failures",
+        "conflicting",
+        "lines",
+        "lines_extra",
+        *LINES.values(),
+        "unwritten",
+        "bytes",
+    )
     summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     summary["seconds"] = round(seconds, 3)
     summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
@@ -220,9 +232,7 @@ def exit_code(summary: Mapping[str, Any]) -> int:
 
 
 def _is_whole(summary: Mapping[str, Any]) -> bool:
-    return not any(
-        summary[name] for name in ("failed", "not_tried", "search_failures", "conflicting", *_LINES.values())
-    )
+    return not any(summary[name] for name in ("failed", "not_tried", "search_failures", "conflicting", *LINES.values()))
 
 
 def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]:
@@ -253,13 +263,7 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     if summary["search_failures"]:
         failed = summary["search_failures"]
         yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
-    if summary["lines"]:
-        open_lines = [f"{summary[name]:,} {words}" for name, words in _LINE_WORDS.items() if summary[name]]
-        yield (
-            f"  Of {summary['lines']:,} lines of the list, {', '.join(open_lines)}."
-            if open_lines
-            else (f"  All {summary['lines']:,} lines of the list name something.")
-        )
+    yield from line_words(summary)
     if summary["unwritten"]:
         yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."
     if not adds_up(summary):
@@ -273,6 +277,17 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         yield f"  Nothing was transferred: {rest} is already at the destination."
     elif whole:
         yield "  Everything is at the destination."
+
+
+def line_words(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What became of the lines of a list, for people; nothing without a list."""
+    if summary["lines"]:
+        open_lines = [f"{summary[name]:,} {words}" for name, words in _LINE_WORDS.items() if summary.get(name)]
+        yield (
+            f"  Of {summary['lines']:,} lines of the list, {', '.join(open_lines)}."
+            if open_lines
+            else (f"  All {summary['lines']:,} lines of the list name something.")
+        )
 
 
 def format_bytes(number: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
@@ -129,9 +130,10 @@ class TransferJob:
         for number, item in enumerate(self.wanted or (), 1):
             yield item if isinstance(item, ListLine) else ListLine(f"element {number}", item)
 
-    def count_lines(self) -> int:
-        """The number of lines of the list."""
-        return sum(1 for _ in self.lines)
+    def count_lines(self) -> dict[str, int]:
+        """The number of lines of the list, and of those that ask for nothing, for the account."""
+        asking = Counter(line.wanted is not None or bool(line.problem) for line in self.lines)
+        return {"lines": asking.total(), "lines_extra": asking[False]}
 
     def query(self, level: SearchLevel = "instance", within: Wanted | None = None) -> SearchQuery:
         """The search at the source for what matches, of all or of what a line of a list names."""
@@ -212,7 +214,7 @@ def run_transfer(
                 failures.write(failure_line(failure))
     if failures.problem is not None:
         account.add(Failure(REPORT, failures.problem))
-    account.counts["lines"] = job.count_lines()
+    account.counts.update(job.count_lines())
     summary = make_summary(account.document(), time.monotonic() - started)
     write_summary(job.summary, summary)
     return summary
@@ -262,6 +264,8 @@ def _wanted(source: DICOMClient, job: TransferJob, failures: list[Failure]) -> I
 def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterator[Resource | Failure]:
     """The instances that a line of a list names; or the failure that says why it names none."""
     wanted, failures = line.wanted, list[Failure]()
+    if wanted is None and not line.problem:
+        return
     if wanted is None:
         yield Failure(UNREADABLE_LINE, f"the line cannot be read: {line.problem}", source=line.place)
         return

@@ -138,7 +138,7 @@ def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | Non
         with shown_progress(lambda: {name: number - before[name] for name, number in tallied().items()}, show_progress):
             pipeline.run().wait_until_finish()
         document = read_json(account)
-        document["counts"]["lines"] = lines
+        document["counts"].update(lines)
         summary = make_summary(document, time.monotonic() - started)
     write_summary(job.summary, summary)
     return summary

@@ -10,6 +10,7 @@ from dicomweb_io.options import (
     PASSWORD_VARIABLE,
     add_archive_options,
     add_authentication_options,
+    add_comparison_options,
     add_filter_option,
     add_policy_options,
     add_transfer_options,
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_store(methods)
     _add_delete(methods)
     _add_copy(methods)
+    _add_compare(methods)
     _add_other_commands(methods)
     return parser
 
@@ -188,6 +190,18 @@ def _add_copy(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_archive_options(there, "destination")
     add_authentication_options(there, "destination")
     parser.set_defaults(command="copy")
+
+
+def _add_compare(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = methods.add_parser("compare", help="say what one archive has and another has not; changes nothing")
+    parser.add_argument("source", help="URL or folder that is to be there again (the options before the method apply)")
+    parser.add_argument("destination", help="URL or folder that is held against it")
+    add_comparison_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="studies at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
+    parser.set_defaults(command="compare")
 
 
 def _add_other_commands(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -12,6 +12,7 @@ from itertools import tee
 from typing import cast
 
 from dicomweb_io.account import Account, exit_code, shown_progress, summary_lines
+from dicomweb_io.cli.compare import compare
 from dicomweb_io.cli.output import print_datasets, print_line, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
 from dicomweb_io.elements import COLLECTIONS, Failure
@@ -226,6 +227,7 @@ def _show(failure: Failure) -> None:
 Command = Callable[[argparse.Namespace], int]
 
 COMMANDS: dict[str, Command] = {
+    "compare": compare,
     "copy": copy,
     "delete": delete,
     "doctor": doctor,
