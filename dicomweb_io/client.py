@@ -434,6 +434,10 @@ class DICOMClient(ABC):
         """The files of a study, series or instance, as paths or fsspec URLs, where the archive is made of files."""
         return []
 
+    def size_of(self, resource: Resource | None = None) -> int | None:
+        """The bytes of the files of a study, series or instance, or of all; None for servers, which do not tell."""
+        return None
+
     def count(self, query: SearchQuery) -> int | None:
         """The number of rows of a query, if the archive reports it without returning them, else None.
 

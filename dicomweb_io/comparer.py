@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from dicomweb_io.account import ROW, UNMATCHED_LINE
 from dicomweb_io.client import DICOMClient
@@ -22,6 +22,8 @@ from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.elements import (
     UID_KEYWORDS,
     UID_TAGS,
+    Difference,
+    DifferenceKind,
     Failure,
     Instance,
     JSONDataset,
@@ -36,10 +38,6 @@ from dicomweb_io.pool import Room
 from dicomweb_io.profiles import ComparisonLevel
 from dicomweb_io.queries import SERIES_RELATED_INSTANCES
 from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory
-
-Kind = Literal["missing", "extra", "different"]
-
-KINDS: tuple[Kind, ...] = ("missing", "extra", "different")
 
 TRANSFORM = "CompareArchives"
 
@@ -95,37 +93,6 @@ def _digest_of_patient(study: str, patient: str) -> str:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Something that two archives do not have in common; a line of the output, and of a list for a copy.
-
-    Attributes:
-        kind: ``"missing"``: in the source only; ``"extra"``: in the destination only; ``"different"``: in both, with
-            other contents, under another patient, or with other announced numbers.
-        reference: The instance; a series of which one archive has nothing; or a study that belongs to another patient.
-        instances: How many instances that are.
-        reason: What differs, in words.
-        elsewhere: Series of the other archive that have these SOP Instance UIDs (ten at most).
-    """
-
-    kind: Kind
-    reference: Resource
-    instances: int = 1
-    reason: str = ""
-    elsewhere: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The difference as a JSON object."""
-        uids = {UID_KEYWORDS[level]: uid for level, uid in self.reference.uids.items()}
-        more = {"reason": self.reason, "elsewhere": list(self.elsewhere)}
-        return {
-            "difference": self.kind,
-            **uids,
-            "instances": self.instances,
-            **{name: value for name, value in more.items() if value},
-        }
-
-
-@dataclass(frozen=True)
 class StudyComparison:
     """What the comparison of a study says about it as a whole.
 
@@ -174,7 +141,7 @@ class SeriesComparison:
 
     def differences(self) -> Iterator[Difference]:
         """The differences: one for the series if it is missing or extra as a whole, else one for each instance."""
-        kinds: tuple[tuple[Kind, tuple[str, ...]], ...] = (("missing", self.missing), ("extra", self.extra))
+        kinds: tuple[tuple[DifferenceKind, tuple[str, ...]], ...] = (("missing", self.missing), ("extra", self.extra))
         for kind, uids in kinds:
             if self.whole and uids:
                 yield Difference(kind, self.series, len(uids))

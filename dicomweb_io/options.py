@@ -11,6 +11,7 @@ import argparse
 import getpass
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -34,8 +35,11 @@ from dicomweb_io.http.auth import (
 )
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.listing import ListLine, read_references
+from dicomweb_io.servers import NAME, Server, ServersError, parse, read_text, servers_path, suggestion
 
 PASSWORD_VARIABLE = "DICOMWEB_PASSWORD"  # noqa: S105 - a variable's name
+URL_VARIABLE = "DICOMWEB_URL"
+"""Names the archive if the command line does not."""
 
 
 class UsageError(ValueError):
@@ -59,7 +63,7 @@ _ARCHIVE: dict[str, dict[str, Any]] = {
     "stow_prefix": {"metavar": "PATH", "help": "path segment before store resources"},
     "delete_prefix": {"metavar": "PATH", "help": "path segment before delete resources"},
     "internal_url": {"metavar": "URL", "help": "the root as the server writes it in addresses of bulk data"},
-    "profile": {"metavar": "NAME", "default": "auto", "help": "the server's profile; by default chosen by its URL"},
+    "profile": {"metavar": "NAME", "help": "the server's profile; by default chosen by its URL"},
     "timeout": {**_NUMBER, "help": "for connecting and for each read"},
     "deadline": {**_NUMBER, "help": "for each operation, retries included"},
     "outage": {
@@ -69,7 +73,6 @@ _ARCHIVE: dict[str, dict[str, Any]] = {
     },
     "filter_mismatch": {
         "choices": ("error", "warn"),
-        "default": "error",
         "help": "what becomes of a search whose rows contradict its filters (default: error)",
     },
 }
@@ -93,6 +96,7 @@ _IDENTITIES: dict[str, type[Credentials]] = {
     "aws": AWSSigV4,
     "oauth2": OAuth2ClientCredentials,
 }
+_TITLES = {"google": "Google", "azure": "Azure", "aws": "AWS", "oauth2": "OAuth 2.0 client credentials"}
 # Options named after the kind and its fields, such as aws_region; secrets themselves are none.
 _IDENTITY_OPTIONS = {
     f"{kind}_{field.name}": (kind, field.name)
@@ -105,6 +109,17 @@ CREDENTIAL_OPTIONS = tuple(
 )
 """The options of `make_endpoint` that say how to authenticate, without those that hold a secret themselves."""
 _SERVICES = ("qido", "wado", "stow", "delete")
+_TRUST = ("ca", "insecure_no_verify")
+_PASSWORDS = ("password", "password_env", "password_file")
+
+
+def _kind(name: str) -> type:
+    how = {**_ARCHIVE, **_AUTHENTICATION}.get(name, _FLAG if name in _IDENTITIES else {})
+    return bool if how.get("action") == "store_true" else how.get("type", str)
+
+
+SERVER_KEYS: dict[str, type] = {name.replace("_", "-"): _kind(name) for name in ("url", *_ARCHIVE, *CREDENTIAL_OPTIONS)}
+"""What the file of servers may say of each: options by their names, and the types of their values."""
 
 
 def add_archive_options(parser: _Parser, role: str = "") -> None:
@@ -120,6 +135,17 @@ def add_archive_options(parser: _Parser, role: str = "") -> None:
 def add_authentication_options(parser: _Parser, role: str = "") -> None:
     """Adds the options that say how to authenticate; they name secrets. See `add_archive_options`."""
     _add(parser, role, _AUTHENTICATION)
+
+
+def add_further_credentials(parser: _Parser) -> None:
+    """Adds the options that name secrets and identities and that only a server with a name can have."""
+    helps = {"password_file": "file that holds the password", "token_command": "command that prints the bearer token"}
+    for name in CREDENTIAL_OPTIONS:
+        if name not in _AUTHENTICATION:
+            kind, field = _IDENTITY_OPTIONS.get(name, (name, "identity"))
+            text = helps.get(name, f"{_TITLES.get(kind)}: {field.replace('_', ' ')}")
+            how = _FLAG if name in _IDENTITIES else {"metavar": "VALUE"}
+            parser.add_argument(_spelled("", name), **how, help=text)
 
 
 def _add(parser: _Parser, role: str, options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -148,11 +174,58 @@ def endpoint_from(
         UsageError: If there is no URL, or options contradict each other.
     """
     option = f"--{role}" if role else "--url"
-    url = url or getattr(args, role or "url")
+    url = url or getattr(args, role or "url") or (None if role else os.environ.get(URL_VARIABLE))
     if not url:
-        raise UsageError(f"{option} is required: a DICOMweb service (https://…), a folder, or an fsspec URL")
+        raise UsageError(
+            f"{option} is required: a DICOMweb service (https://…), a folder, an fsspec URL, or a server's name "
+            "(dicomweb-io servers)" + ("" if role else f"; or set the environment variable {URL_VARIABLE}")
+        )
     given = {name: getattr(args, f"{role}_{name}" if role else name, None) for name in _NAMES}
-    return make_endpoint(url, given, lambda name: _spelled(role, name), workers_elsewhere=workers_elsewhere)
+    name, server = url, named_server(url)
+    if server is None:
+        return make_endpoint(url, given, lambda name: _spelled(role, name), workers_elsewhere=workers_elsewhere)
+    saved = _saved(server, given)
+    return make_endpoint(
+        server["url"],
+        {**given, **saved},
+        lambda option: (
+            f"{option.replace('_', '-')} of the server {name}" if option in saved else _spelled(role, option)
+        ),
+        workers_elsewhere=workers_elsewhere,
+    )
+
+
+def named_server(word: str) -> Server | None:
+    """What the user's file of servers says of a name; None if a path of that name exists, or it looks like none.
+
+    Raises:
+        UsageError: If the file is not valid, or has only a similar name.
+    """
+    if not NAME.fullmatch(word) or os.path.lexists(word):
+        return None
+    path = servers_path()
+    try:
+        servers = parse(read_text(path), path, SERVER_KEYS)
+    except ServersError as error:
+        raise UsageError(str(error)) from error
+    if word not in servers and (close := suggestion(word, servers, "")):
+        raise UsageError(
+            f"{word} is neither a folder nor a server in {path}. Did you mean {close} (For a new folder: ./{word})"
+        )
+    return servers.get(word)
+
+
+def _saved(server: Server, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a server and the command line does not; what the latter says of a matter is all of it."""
+
+    def is_given(*names: str) -> bool:
+        return any(given.get(name) is not None and given[name] is not False for name in names)
+
+    ways = tuple(name for name in (*CREDENTIAL_OPTIONS, "token") if name not in (*_TRUST, "cert", *_PASSWORDS))
+    matters = (ways, (*ways, *_PASSWORDS)), (_PASSWORDS, _PASSWORDS), (_TRUST, _TRUST)
+    replaced = {name for matter, names in matters if is_given(*matter) for name in names}
+    saved = {key.replace("-", "_"): value for key, value in server.items() if key != "url"}
+    return {name: value for name, value in saved.items() if name not in replaced and not is_given(name)}
 
 
 def check_given_once(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
@@ -161,14 +234,15 @@ def check_given_once(parser: argparse.ArgumentParser, arguments: Sequence[str]) 
     Raises:
         UsageError: If there is one.
     """
-    parsers, replacing, others = [parser], set[str](), set[str]()
+    parsers, replacing, others, long = [parser], set[str](), set[str](), dict[str, str]()
     while parsers:
         for action in parsers.pop()._actions:
             if isinstance(action, argparse._SubParsersAction):
                 parsers += action.choices.values()
             else:
                 (replacing if type(action) is argparse._StoreAction else others).update(action.option_strings)
-    given = [argument.partition("=")[0] for argument in arguments]
+                long.update((name, action.option_strings[-1]) for name in action.option_strings)
+    given = [long.get(name, name) for name in (argument.partition("=")[0] for argument in arguments)]
     twice = sorted(name for name in replacing - others if given.count(name) > 1)
     if twice:
         raise UsageError(f"{twice[0]} is given {given.count(twice[0])} times, and only the last would count")
@@ -241,7 +315,13 @@ def _credentials(
     if given.get("user"):
         return _basic(given, spelled)
     if given.get("token_env") and not workers_elsewhere and given["token_env"] not in os.environ:
-        raise UsageError(f"{spelled('token_env')}: the environment variable {given['token_env']} is not set")
+        # A token itself, given by mistake, is not shown.
+        name = (
+            f"variable {given['token_env']}"
+            if re.fullmatch("[A-Z_][A-Z0-9_]{0,60}", given["token_env"])
+            else "variable"
+        )
+        raise UsageError(f"{spelled('token_env')}: the environment {name} is not set")
     for name, field in (("token", "token"), ("token_env", "env"), ("token_file", "file"), ("token_command", "command")):
         if given.get(name):
             return BearerToken(**{field: given[name]})

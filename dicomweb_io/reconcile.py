@@ -32,16 +32,14 @@ from dicomweb_io.account import (
 )
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.comparer import (
-    KINDS,
     ArchiveComparer,
     Compared,
-    Difference,
     Selected,
     SeriesComparison,
     StudyComparison,
     selected_of_row,
 )
-from dicomweb_io.elements import Exclusion, Failure, Resource, SearchLevel, SearchQuery
+from dicomweb_io.elements import Difference, Exclusion, Failure, Resource, SearchLevel, SearchQuery
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListFile, ListLine, Wanted
@@ -56,7 +54,8 @@ Comparison = Literal["count", "uid", "content"]
 """What is compared: announced numbers, UIDs, or UIDs and contents."""
 
 _LEVELS: tuple[ComparisonLevel, ...] = ("file", "dataset", "pixels", "none")
-_MAX_ELSEWHERE = 10
+MAX_ELSEWHERE = 10
+"""The series that a line names at most as places where else the instances are."""
 
 
 # The job --------------------------------------------------------------------------------------------------------------
@@ -298,7 +297,7 @@ class Ledger:
             "JOIN instances its ON its.instance = mine.instance AND its.side IN (?, 2) "
             "JOIN series theirs ON theirs.id = its.series "
             "WHERE ours.study = ? AND ours.series = ? AND (? IS NULL OR mine.instance = ?) LIMIT ?",
-            (own, other, uids["study"], uids["series"], uids.get("instance"), uids.get("instance"), _MAX_ELSEWHERE),
+            (own, other, uids["study"], uids["series"], uids.get("instance"), uids.get("instance"), MAX_ELSEWHERE),
         )
         return tuple(sorted(Resource(*row).uri for row in rows))
 
@@ -358,7 +357,7 @@ def run_comparison(
                 for failure in failures_of_file(file):
                     fail(failure)
         for found in ledger.differences():
-            counts["elsewhere"] += bool(found.elsewhere) and found.instances
+            counts.update(dict(counts_of_difference(found)))
             on_difference(found)
             output.write(difference_line(found))
     for report in (failures, output):
@@ -430,6 +429,7 @@ _SIDES = ("source", "destination")
 _COUNTED = ("studies", "series", "instances")
 _REASON = "reason: "
 _MAX_REASONS = 50
+_KINDS = ("missing", "extra", "different")
 _OPEN = ("not_compared", "search_failures", "unreadable", "conflicting")
 
 
@@ -457,6 +457,12 @@ def counts_of_result(result: Compared) -> Iterator[tuple[str, int]]:
     yield from totals.items()
 
 
+def counts_of_difference(found: Difference) -> Iterator[tuple[str, int]]:
+    """What a difference adds to the counts, beside what its result adds."""
+    if found.elsewhere:
+        yield "elsewhere", 1
+
+
 def counts_of_failure(failure: Failure) -> Iterator[tuple[str, int]]:
     """What a failure adds to the counts; an instance that could not be compared is counted with its series."""
     reference = failure.reference
@@ -468,6 +474,8 @@ def counts_of_failure(failure: Failure) -> Iterator[tuple[str, int]]:
         yield "unreadable", 1
     elif failure.transform == EXCLUSIONS and failure.source is not None:
         yield "conflicting", 1
+        # Its reason names two files.
+        return
     elif reference is None or reference.level != "instance":
         yield "search_failures", 1
     yield f"{_REASON}{reason_of(failure)}", 1
@@ -479,10 +487,10 @@ def make_comparison_summary(job: ComparisonJob, counts: Mapping[str, int], secon
     Returns:
         ``compared`` (``"count"``, ``"uid"``, ``"file"``, ``"dataset"`` or ``"pixels"``), ``studies``, ``series`` and
         ``instances`` (of the source and the destination), ``equal``, ``missing``, ``extra`` and ``different``
-        instances, ``not_compared`` (their contents could not be read), ``elsewhere`` (instances that are missing or
-        extra, and in another series of the other archive), ``other_patient`` (studies), ``search_failures``,
-        ``unreadable`` and ``conflicting`` files of folders, ``lines`` of a list and what is open of them,
-        ``unwritten``, ``reasons`` (of failures) and ``seconds``.
+        instances, ``not_compared`` (their contents could not be read), ``elsewhere`` (differences that name another
+        series of the other archive), ``other_patient`` (studies), ``search_failures``, ``unreadable`` and
+        ``conflicting`` files of folders, ``lines`` of a list and what is open of them, ``unwritten``, ``reasons`` (of
+        failures) and ``seconds``.
     """
     summary: dict[str, Any] = {"source": job.source.safe_url, "destination": job.destination.safe_url}
     summary["compared"] = job.level
@@ -490,7 +498,7 @@ def make_comparison_summary(job: ComparisonJob, counts: Mapping[str, int], secon
         summary[what] = {side: counts.get(f"{what}_{side}", 0) for side in _SIDES}
     names = (
         "equal",
-        *KINDS,
+        *_KINDS,
         "elsewhere",
         "other_patient",
         *_OPEN,
@@ -514,7 +522,7 @@ def write_comparison_summary(path: str | None, summary: dict[str, Any]) -> None:
 
 def differs(summary: Mapping[str, Any]) -> bool:
     """Whether a difference was found."""
-    return any(summary[name] for name in (*KINDS, "other_patient"))
+    return any(summary[name] for name in (*_KINDS, "other_patient"))
 
 
 def is_complete(summary: Mapping[str, Any]) -> bool:
@@ -551,7 +559,7 @@ def comparison_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"  not compared   {summary['not_compared']:>14,}"
     if summary["elsewhere"]:
         number = summary["elsewhere"]
-        yield f"  {number:,} of the missing and extra instances are in another series of the other archive."
+        yield f"  {number:,} of these lines name series of the other archive that have the same SOP Instance UIDs."
     if summary["other_patient"]:
         yield f"  {summary['other_patient']:,} studies belong to another patient in the destination."
     words = {

@@ -34,10 +34,12 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Indexes of folders are kept out of the user's cache; Orthanc's unpacked packages stay in it."""
+def _private_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes and servers with names are not the user's; Orthanc's unpacked packages stay in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DICOMWEB_IO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DICOMWEB_IO_SERVERS", str(tmp_path_factory.mktemp("configuration") / "servers.toml"))
+        patch.delenv("DICOMWEB_URL", raising=False)
         yield
 
 

@@ -13,41 +13,16 @@ from typing import cast
 
 from dicomweb_io.account import Account, exit_code, shown_progress, summary_lines
 from dicomweb_io.cli.compare import compare
-from dicomweb_io.cli.output import print_datasets, print_line, progress
+from dicomweb_io.cli.output import ANSWERS, print_line, print_table, progress
 from dicomweb_io.cli.retrieve import expand_paths, retrieve
-from dicomweb_io.elements import COLLECTIONS, Failure
+from dicomweb_io.cli.search import index, search, tree
+from dicomweb_io.cli.servers import servers
+from dicomweb_io.elements import Failure
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.failures import RECOVERABLE, not_tried
 from dicomweb_io.http.settings import Limits
-from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filters
-from dicomweb_io.profiles import Finding
-from dicomweb_io.queries import check_limits, make_query
+from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.transfer import job_from, run_transfer
-
-LEVELS = {name: level for level, name in COLLECTIONS.items()}
-
-
-def search(args: argparse.Namespace) -> int:
-    """Prints what a search finds, all pages of it."""
-    endpoint = endpoint_from(args)
-    try:
-        check_limits(args.limit, args.offset)
-        query = make_query(
-            LEVELS[args.information_entity],
-            getattr(args, "study_instance_uid", None),
-            getattr(args, "series_instance_uid", None),
-            fuzzymatching=args.fuzzy,
-            fields=args.fields,
-            search_filters=parse_filters(args.filters),
-        )
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
-    client = connect(args, endpoint)
-    try:
-        print_datasets(client.iter_search(query, offset=args.offset, limit=args.limit), args)
-    finally:
-        client.close()
-    return 0
 
 
 def store(args: argparse.Namespace) -> int:
@@ -109,30 +84,6 @@ def delete(args: argparse.Namespace) -> int:
     return 0
 
 
-def index(args: argparse.Namespace) -> int:
-    """Reads a folder and prints, as one JSON object, how much of what is in it."""
-    client = connect(args, endpoint_from(args, args.path))
-    try:
-        found = {
-            "studies": client.count(make_query("study")),
-            "series": client.count(make_query("series")),
-            "instances": client.count(make_query("instance")),
-        }
-        kinds: Counter[str] = Counter()
-        for exclusion in client.iter_exclusions():
-            kinds[exclusion.kind] += 1
-            if args.list:
-                print_line({"kind": exclusion.kind, "path": exclusion.path, "reason": exclusion.reason})
-        print_line({**found, **{kind: kinds[kind] for kind in ("duplicate", "ignored", "unreadable")}})
-    finally:
-        client.close()
-    return 1 if kinds["unreadable"] else 0
-
-
-_WIDTH = 200
-_WORDS = {True: "yes", False: "no", None: "unknown"}
-
-
 def doctor(args: argparse.Namespace) -> int:
     """Prints a table (or a JSON object) of what the archive supports and which profile would be used."""
     endpoint = endpoint_from(args)
@@ -151,24 +102,12 @@ def doctor(args: argparse.Namespace) -> int:
             }
         )
     else:
-        _print_table(endpoint.safe_url, report.profile.name, report.findings)
+        sys.stdout.write(f"{endpoint.safe_url}\nprofile: {report.profile.name}\n")
+        print_table(
+            ("feature", "supported", "answer"),
+            [(found.feature, ANSWERS[found.supported], found.detail) for found in report.findings],
+        )
     return 0
-
-
-def _print_table(url: str, profile: str, findings: tuple[Finding, ...]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    for heading in ("feature", "supported", "answer"):
-        table.add_column(heading, overflow="fold")
-    for finding in findings:
-        table.add_row(finding.feature, _WORDS[finding.supported], finding.detail)
-    sys.stdout.write(f"{url}\nprofile: {profile}\n")
-    # In a file or pipe every finding has a separate line, for grep and similar tools.
-    width = None if sys.stdout.isatty() else _WIDTH
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -224,10 +163,29 @@ def _show(failure: Failure) -> None:
     print(f"dicomweb-io: {where}: {failure.message}" if where else f"dicomweb-io: {failure.message}", file=sys.stderr)
 
 
+def completion(args: argparse.Namespace) -> int:
+    """Prints a script for the shell."""
+    import shtab
+
+    from dicomweb_io.cli.arguments import all_parsers, build_parser
+
+    parser = build_parser(all_shown=True)
+    for action in (action for each in all_parsers(parser) for action in each._actions):
+        if action.metavar in ("PATH", "FILE", "SOURCE", "DESTINATION") or action.dest in (
+            "url",
+            "source",
+            "destination",
+        ):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, args.shell))
+    return 0
+
+
 Command = Callable[[argparse.Namespace], int]
 
 COMMANDS: dict[str, Command] = {
     "compare": compare,
+    "completion": completion,
     "copy": copy,
     "delete": delete,
     "doctor": doctor,
@@ -235,6 +193,8 @@ COMMANDS: dict[str, Command] = {
     "retrieve": retrieve,
     "search": search,
     "serve": serve,
+    "servers": servers,
     "store": store,
+    "tree": tree,
 }
 """What runs for the ``command`` that the parser sets: it takes the arguments and returns the exit code."""

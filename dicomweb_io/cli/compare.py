@@ -6,14 +6,15 @@ import argparse
 import sys
 
 from dicomweb_io.cli.output import print_line, progress
-from dicomweb_io.comparer import Compared, Difference, SeriesComparison
-from dicomweb_io.elements import Failure
+from dicomweb_io.comparer import Compared, SeriesComparison
+from dicomweb_io.elements import Difference, Failure
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.reconcile import (
     comparison_exit_code,
     comparison_from,
     comparison_lines,
+    difference_line,
     run_comparison,
 )
 
@@ -81,7 +82,7 @@ class _Shown:
         if not self._prints or (self._limit is not None and self._differences > self._limit):
             return
         if self._limit is None:
-            print_line(found.to_dict())
+            sys.stdout.write(difference_line(found) + "\n")
             return
         number = f" ({found.instances:,} instances)" if found.reference.level == "series" else ""
         reason = f": {found.reason}" if found.reason else ""

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -78,6 +78,27 @@ def json_text(value: Any, *, indent: bool = False) -> str:
 def print_line(value: Any) -> None:
     """Prints one JSON line."""
     sys.stdout.write(json_text(value) + "\n")
+
+
+_WIDTH = 200
+ANSWERS = {True: "yes", False: "no", None: "unknown"}
+"""Words for whether something works."""
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table. In a file or pipe every row is one line, for grep and similar tools."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(file=sys.stdout, highlight=False, width=width).print(table)
 
 
 def extension(media_type: str) -> str:

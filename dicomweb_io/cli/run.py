@@ -12,16 +12,14 @@ from io import TextIOWrapper
 
 import requests
 
-from dicomweb_io.cli.arguments import build_parser
-from dicomweb_io.options import UsageError, check_given_once
+from dicomweb_io.cli.arguments import parse
+from dicomweb_io.options import UsageError
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command; see `dicomweb_io.cli.main`."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
     try:
-        check_given_once(parser, sys.argv[1:] if argv is None else argv)
+        args = parse(argv)
     except UsageError as error:
         print(f"dicomweb-io: {error}", file=sys.stderr)
         return 2

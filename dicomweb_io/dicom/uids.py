@@ -42,6 +42,13 @@ def is_uid(value: object, *, permissive: bool = False) -> bool:
     return bool(_STRICT.match(value))
 
 
+def name_of_uid(uid: str) -> str:
+    """The name of a registered UID, such as ``"CT Image"`` (without the word Storage); an unknown one is returned."""
+    from pydicom.uid import UID
+
+    return str(UID(uid).name).removesuffix(" Storage")
+
+
 def is_image_class(uid: str | None) -> bool:
     """Tells whether objects of a SOP Class are images, which have pixel data; False for unknown classes."""
     from pydicom.uid import UID

@@ -301,6 +301,23 @@ def name_text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def readable_name(value: object) -> str:
+    """A person name in reading order, its ideographic and phonetic groups in brackets.
+
+    ``Doe^Jane^^Dr^MD`` becomes ``Dr Jane Doe, MD``; ``Yamada^Tarou=山田^太郎`` becomes ``Tarou Yamada (山田 太郎)``.
+
+    Args:
+        value: See `name_text`.
+    """
+    groups = name_text(value).split("=")
+    family, given, middle, prefix, suffix = (part.strip() for part in f"{groups[0]}^^^^".split("^")[:5])
+    name = " ".join(part for part in (prefix, given, middle, family) if part) + (f", {suffix}" if suffix else "")
+    # Where names are written so, the family name is read first.
+    others = [" ".join(group.replace("^", " ").split()) for group in groups[1:3]]
+    written = ", ".join(dict.fromkeys(other for other in others if other))
+    return f"{name} ({written})" if name and written else name or written
+
+
 @lru_cache(maxsize=65536)
 def canonical_group(group: str) -> str:
     """One group as groups are compared: case folded, without spaces at the ends and trailing ``^``."""

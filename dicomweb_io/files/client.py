@@ -341,6 +341,15 @@ class DICOMfileClient(DICOMClient):
         except FileClientError:
             return []
 
+    def size_of(self, resource: Resource | None = None) -> int:
+        """The bytes of the files of a study, series or instance, or of all that represent an instance."""
+        where, values = ("1", []) if resource is None else _condition(resource, "i.")
+        try:
+            sql = f"SELECT SUM(f.size) FROM instance i JOIN file f ON f.id = i.file WHERE {where}"  # noqa: S608 - columns
+            return int(self._current().select(sql, values)[0][0] or 0)
+        except FileNotFoundError:
+            return 0
+
     def _notice(self, resource: Resource) -> bool:
         """Looks for an instance where another client would have stored it after this one took its snapshot."""
         if not all(map(is_safe_name, resource.uids.values())):

@@ -15,7 +15,7 @@ Command line
 - no prefixes, no timeout: test_prefixes_and_timeout_are_options
 - no delete: test_deleting_on_the_command_line
 - no get_remaining: servers/test_guide_command_line.py::test_search
-- no folders: unit/cli/test_command_line.py::test_search_prints_one_json_list
+- no folders: unit/cli/test_command_line.py::test_search_prints_json_lines
 - store loads all files into memory: test_storing_needs_little_memory
 - store exits 0 and prints nothing although instances failed: test_refusals_are_printed_and_end_with_an_error
 
