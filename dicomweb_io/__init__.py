@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     )
     from dicomweb_io.http.retry import RetryPolicy as RetryPolicy
     from dicomweb_io.http.settings import TLS as TLS, Limits as Limits, Prefixes as Prefixes, Timeouts as Timeouts
+    from dicomweb_io.tables import (
+        TableJob as TableJob,
+        TableWriter as TableWriter,
+        iter_table as iter_table,
+        run_table as run_table,
+    )
     from dicomweb_io.web.client import DICOMwebClient as DICOMwebClient
 
 _HOMES = {
@@ -62,6 +68,7 @@ _HOMES = {
     ),
     "http.retry": ("RetryPolicy",),
     "http.settings": ("Limits", "Prefixes", "TLS", "Timeouts"),
+    "tables": ("TableJob", "TableWriter", "iter_table", "run_table"),
     "web.client": ("DICOMwebClient",),
 }
 _HOME_OF = {name: f"dicomweb_io.{home}" for home, names in _HOMES.items() for name in names}

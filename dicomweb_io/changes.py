@@ -25,9 +25,11 @@ import uuid
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 from urllib.parse import quote
 
@@ -44,6 +46,7 @@ from dicomweb_io.errors import (
     SearchIncompleteError,
 )
 from dicomweb_io.failures import failure_of
+from dicomweb_io.files.database import lock_file
 from dicomweb_io.http.retry import ProcessLock, start_anew_after_fork
 from dicomweb_io.http.transport import Answer, Transport
 from dicomweb_io.options import read_json, write_lines
@@ -66,6 +69,9 @@ Window = Literal["StudyDate", "StudyReceiveDateTime"]
 
 DEFAULT_MAX_CHANGES = 10_000
 """References of one answer at most, by default."""
+
+MAX_OPEN = 10_000
+"""Studies that may be on their way to rest at once. Beyond that, those longest without a change are reported."""
 
 NO_FEED = (400, 404, 405, 501)
 """Statuses that mean that there is no such feed."""
@@ -794,7 +800,7 @@ class FeedOrSearch(ChangeSource):
     """Asks a feed that may be missing, and otherwise searches. The cursor says what was chosen at the beginning."""
 
     def __init__(self, feed: ChangeSource, search: ChangeSource) -> None:
-        self._feed = feed
+        self.feed = feed
         self._search = search
         self.method = f"{feed.method} or {search.method}"
 
@@ -808,15 +814,46 @@ class FeedOrSearch(ChangeSource):
     ) -> Changes:
         """See `ChangeSource.poll`."""
         if cursor is not None:
-            source = self._search if cursor.method == self._search.method else self._feed
+            source = self._search if cursor.method == self._search.method else self.feed
             return source.poll(client, cursor, max_changes=max_changes)
         try:
-            return self._feed.poll(client, None, start=start, max_changes=max_changes)
+            return self.feed.poll(client, None, start=start, max_changes=max_changes)
         except DICOMwebError as error:
             if error.status not in NO_FEED:
                 raise
             logger.info("%s has no change feed; searches are used (%s)", client.base_url, self._search.method)
             return self._search.poll(client, None, start=start, max_changes=max_changes)
+
+
+def take_rested(
+    studies: dict[str, float], changes: Changes, *, quiet: float, began: float, now: float, most: int = MAX_OPEN
+) -> tuple[list[str], list[str]]:
+    """Takes out of `studies` those of which nothing has arrived for a while. All times are seconds of one clock.
+
+    Args:
+        studies: Study Instance UID to the time of the last change, of those that are not at rest.
+        changes: The studies that a poll found changed; they are added.
+        quiet: Seconds without a change.
+        began: When the poll began. What arrived during it counts as having arrived at its end.
+        now: The end of the poll.
+        most: Studies that may be left.
+
+    Returns:
+        Those that are at rest, and those that leave because there are too many.
+    """
+    for reference in changes.references:
+        # In the order of the last changes.
+        studies.pop(reference.study_instance_uid, None)
+        studies[reference.study_instance_uid] = now
+    # What the rest of a poll will report is not at rest, and what an incomplete answer lacks need not be.
+    waits = changes.more or bool(changes.failures)
+    rested = [] if waits else [uid for uid, moment in studies.items() if began - moment >= quiet]
+    for uid in rested:
+        del studies[uid]
+    early = list(studies)[: max(0, len(studies) - most)]
+    for uid in early:
+        del studies[uid]
+    return rested, early
 
 
 def _transport(client: DICOMClient) -> Transport:
@@ -850,10 +887,12 @@ class Place:
     Attributes:
         cursor: Where the source was read to; None at the beginning.
         pending: What has to be tried again, with the number of attempts so far.
+        open: Studies that are not at rest, with the time of their last change in seconds since 1970.
     """
 
     cursor: Cursor | None = None
     pending: dict[Resource, int] = field(default_factory=dict)
+    open: dict[str, float] = field(default_factory=dict)
 
 
 class PlaceFile:
@@ -865,8 +904,19 @@ class PlaceFile:
     """
 
     def __init__(self, path: str, watched: Mapping[str, Any]) -> None:
-        self._path = path
-        self._watched = watched
+        self.path = path
+        self._watched = json.loads(json.dumps(watched))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from the file. The system releases it when this process ends.
+
+        Raises:
+            BlockingIOError: If another process has it.
+        """
+        path = Path(self.path)
+        with lock_file(path.with_name(f".{path.name}"), wait=False):
+            yield
 
     def read(self) -> Place:
         """The position; the beginning if there is no file.
@@ -874,23 +924,25 @@ class PlaceFile:
         Raises:
             ValueError: If the file is damaged, or belongs to another watch.
         """
-        if not os.path.exists(self._path):
+        if not os.path.exists(self.path):
             return Place()
         try:
-            document = read_json(self._path)
+            document = read_json(self.path)
             if not isinstance(document, Mapping) or document.get("version") != _VERSION:
                 raise ValueError("it was not written by this version of this job")
             cursor = Cursor.from_json(document["cursor"]) if document["cursor"] is not None else None
             pending = {Resource.of(item["reference"]): int(item["attempts"]) for item in document["pending"]}
-            watched = document["watched"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            studies = {str(uid): float(moment) for uid, moment in document.get("open", {}).items()}
+            watched = dict(document["watched"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"this is not a cursor file: {error}") from error
         if watched != self._watched:
-            raise ValueError(
-                f"this cursor belongs to {watched.get('source')} with the filters "
-                f"{sorted(watched.get('filters', {}))}; use another file"
-            )
-        return Place(cursor, pending)
+            # Their values may name patients.
+            names = dict.fromkeys(name for name in (*self._watched, *watched) if name != "source")
+            other = [name for name in names if self._watched.get(name) != watched.get(name)]
+            with_other = f" with other {' and '.join(other)}" if other else ""
+            raise ValueError(f"this cursor belongs to a watch of {watched.get('source')}{with_other}; use another file")
+        return Place(cursor, pending, studies)
 
     def write(self, place: Place) -> None:
         """Replaces the file."""
@@ -902,5 +954,6 @@ class PlaceFile:
                 {"reference": reference.to_dict(), "attempts": attempts}
                 for reference, attempts in place.pending.items()
             ],
+            "open": place.open,
         }
-        write_lines(self._path, [json.dumps(document)])
+        write_lines(self.path, [json.dumps(document)])

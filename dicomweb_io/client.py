@@ -438,6 +438,10 @@ class DICOMClient(ABC):
         """The bytes of the files of a study, series or instance, or of all; None for servers, which do not tell."""
         return None
 
+    def sizes_of(self, resource: Resource) -> Mapping[Resource, int]:
+        """The bytes of each instance of a study or series, where the archive knows them without reading it."""
+        return {}
+
     def count(self, query: SearchQuery) -> int | None:
         """The number of rows of a query, if the archive reports it without returning them, else None.
 

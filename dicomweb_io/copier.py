@@ -145,6 +145,22 @@ class InstanceStorer:
             return self._failure_of(error, reference)
         return None
 
+    def plan(self, reference: Resource, size: int) -> CopyResult:
+        """What would become of an instance of so many bytes; the archive is only listed."""
+        lost = self._lost(reference)
+        if lost is not None:
+            return lost
+        try:
+            there = self._listing.holds(reference)
+        except RECOVERABLE as error:
+            return self._failure_of(error, reference)
+        if there and self._on_existing == "skip":
+            return StoredInstance(reference, "exists", verified="uid")
+        if there and self._on_existing == "error":
+            what = f"{self._destination.base_url} has {reference.uri} already"
+            return Failure(self._transform, what, reference=reference)
+        return StoredInstance(reference, "planned", size)
+
     def _failure_of(self, error: BaseException, reference: Resource) -> Failure:
         unsent = isinstance(error, ConnectionFailedError) and not error.sent
         return (self._lost(reference) if unsent else None) or failure_of(error, self._transform, reference=reference)
@@ -411,6 +427,7 @@ class CopyOptions:
         media_types: Accepted encodings; by default the stored one.
         allow_transcoding: Take what the source re-encodes if it cannot give the original.
         spool_directory: Where the private directory is made; by default the system's temporary directory.
+        dry_run: Say what would be copied, and retrieve and store nothing.
     """
 
     on_existing: OnExisting = "skip"
@@ -419,6 +436,7 @@ class CopyOptions:
     allow_transcoding: bool = False
     spool_directory: str | None = None
     allow_other_patient: bool = False
+    dry_run: bool = False
 
 
 class InstanceCopier:
@@ -489,13 +507,24 @@ class InstanceCopier:
             group: The instances; see `SeriesReader`.
             room: See `SeriesReader.iter`.
         """
+        began = time.monotonic()
         for reference, result in self._results(group, room):
-            yield reference, self._with_file(result)
+            if isinstance(result, StoredInstance):
+                seconds = round(time.monotonic() - began, 3)
+                yield reference, replace(result, at=round(time.time(), 3), seconds=seconds)
+            else:
+                yield reference, self._with_file(result)
 
     def _results(self, group: InstanceGroup, room: Room | None) -> Iterator[tuple[Resource, CopyResult]]:
         missing: dict[Resource, None] = {}
         if group.held is not None:
             self._storer.learn(group.series, group.held)
+        if self._options.dry_run:
+            sizes = self._source.sizes_of(group.series)
+            for reference in dict.fromkeys(group.references):
+                _check(room)
+                yield reference, self._storer.plan(reference, sizes.get(reference, 0))
+            return
         for reference in dict.fromkeys(group.references):
             _check(room)
             known = self._storer.already_there(reference)
@@ -555,9 +584,9 @@ class InstanceCopier:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _with_file(self, result: CopyResult) -> CopyResult:
+    def _with_file(self, result: Failure) -> Failure:
         """A failure with its file, if the source is a folder: the file is what a user has to repair."""
-        if not isinstance(result, Failure) or result.source is not None or result.reference is None:
+        if result.source is not None or result.reference is None:
             return result
         try:
             found = self._source.locations_of(result.reference)

@@ -552,7 +552,7 @@ class Bulkdata:
     path: str | None = None
 
 
-StoreOutcome = Literal["stored", "exists", "replaced"]
+StoreOutcome = Literal["stored", "exists", "replaced", "planned"]
 
 
 @dataclass(frozen=True)
@@ -562,14 +562,18 @@ class StoredInstance:
     Attributes:
         reference: The instance.
         outcome: ``"stored"``: sent now and confirmed; ``"exists"``: was already there, nothing was sent or nothing
-            was changed; ``"replaced"``: replaced another object with the same UID.
-        size: Bytes of the Part 10 file that were moved; 0 for ``"exists"``.
+            was changed; ``"replaced"``: replaced another object with the same UID; ``"planned"``: a dry run says that
+            it would be sent.
+        size: Bytes of the Part 10 file that were moved; 0 for ``"exists"``, and for ``"planned"`` where it is unknown.
         sop_class_uid: The SOP class, where known.
         retrieve_url: Where the archive says that the instance can be retrieved, without query.
         warning_reason: The Warning Reason (0008,1196) the archive gave, such as 45056 (coerced data elements).
         verified: The evidence: ``"response"`` (named as stored in the answer), ``"uid"`` (found there afterwards), or
             the level at which the content was compared: ``"file"``, ``"dataset"``, ``"pixels"``.
         warnings: Those of the `Instance` that was moved.
+        transfer_syntax_uid: The transfer syntax of what was moved, where known.
+        at: When a copy had this result, in seconds since 1970.
+        seconds: How long the copy of the instances of its series had taken until then.
     """
 
     reference: Resource
@@ -580,6 +584,9 @@ class StoredInstance:
     warning_reason: int | None = None
     verified: str = "response"
     warnings: tuple[str, ...] = ()
+    transfer_syntax_uid: str | None = field(default=None, compare=False)
+    at: float | None = field(default=None, compare=False)
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,9 @@ class Endpoint:
             proxy and does not know its own address. Without a path it stands for the host alone.
         filter_mismatch: What becomes of a search whose rows contradict its filters: ``"error"`` fails it, ``"warn"``
             logs it and returns the rows. A folder matches exactly.
+        layout: A template for the paths of what is stored in a folder, such as
+            ``{PatientID}/{StudyDate:%Y-%m-%d}/{InstanceNumber:04}.dcm``; see `dicomweb_io.files.layout`. By default the
+            UIDs are the path.
 
     Raises:
         TypeError, ValueError: If an argument is not valid, or belongs to the other kind of archive.
@@ -73,6 +76,7 @@ class Endpoint:
     index: str | None = None
     internal_url: str | None = None
     filter_mismatch: FilterMismatch = "error"
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         # Path objects are accepted too. Two colons in one begin no chain of filesystems, as they may in a text.
@@ -83,6 +87,8 @@ class Endpoint:
             raise ValueError("url is empty (expected https://…, a path, or an fsspec URL)")
         if self.is_web:
             split_service_url(self.url)
+            if self.layout is not None:
+                raise ValueError(f"layout: only for folders, but {self.safe_url} is a server")
             if self.internal_url is not None:
                 split_service_url(self.internal_url)
             if self.profile != "auto":
@@ -98,6 +104,9 @@ class Endpoint:
             given = [name for name in kinds if getattr(self, name) not in (None, Prefixes())]
             if given:
                 raise ValueError(f"{', '.join(given)}: only for servers, but {self.safe_url} is a folder")
+            if self.layout is not None:
+                # By name, as in `connect`: the template is checked here, before anything is sent.
+                import_module("dicomweb_io.files.layout").Layout(self.layout)
         check_filter_mismatch(self.filter_mismatch)
         for name, kind in _GROUPS.items():
             if not isinstance(getattr(self, name), kind):

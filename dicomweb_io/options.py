@@ -408,6 +408,16 @@ def add_policy_options(parser: _Parser, *, on_existing: str) -> None:
     )
 
 
+def add_report_option(parser: _Parser) -> None:
+    """Adds ``--report``, which may be repeated."""
+    parser.add_argument(
+        "--report",
+        metavar="PATH",
+        action="append",
+        help="write a report here: a page (.html) or a JSON document (.json); repeatable",
+    )
+
+
 def add_selection_options(parser: _Parser, what: str = "copy") -> None:
     """Adds what is copied or compared: ``--filter``, ``--input``, and what a list may name."""
     add_filter_option(parser, what)
@@ -440,8 +450,15 @@ def add_transfer_options(parser: _Parser) -> None:
         default=False,
         help="copy studies that the destination has under another PatientID too",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=False,
+        help="write nothing, and say what would be copied, what is there already, and what the list's lines match",
+    )
     parser.add_argument("--failures", metavar="PATH", help="write what failed here, one JSON object a line")
     parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
+    add_report_option(parser)
     add_policy_options(parser, on_existing="skip")
     parser.add_argument(
         "--allow-transcoding",
@@ -450,6 +467,148 @@ def add_transfer_options(parser: _Parser) -> None:
         help="accept re-encoded instances if the source cannot return the original",
     )
     parser.add_argument("--spool-directory", metavar="PATH", help="folder for temporary files of large instances")
+    add_layout_option(parser)
+
+
+def add_layout_option(parser: _Parser) -> None:
+    """Adds ``--layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="TEMPLATE",
+        # Percent signs are doubled because argparse formats the text, and it breaks lines at blanks and hyphens.
+        help="name the files of the destination, a folder, by attributes instead of UIDs, for example "
+        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 "
+        "for the longest text",
+    )
+
+
+def add_table_options(parser: _Parser) -> None:
+    """Adds what a table holds, and where it is written; see `dicomweb_io.tables.TableJob`."""
+    flag: dict[str, Any] = {"action": "store_true", "default": False}
+    options: dict[str, dict[str, Any]] = {
+        "--level": {
+            "choices": ("study", "series", "instance"),
+            "default": "series",
+            "help": "what a row of the table is (default: series)",
+        },
+        "--columns": {
+            "metavar": "A,B,…",
+            "help": "keywords, tags, paths into sequences (SEQUENCE[0].KEYWORD), private attributes as "
+            '(0009,"CREATOR",10), or all; by default what people look for first',
+        },
+        "--out": {
+            "metavar": "PATH",
+            "required": True,
+            "help": "the table: a .parquet, .csv or .jsonl file, or an fsspec URL; the job also writes to "
+            "bq:PROJECT.DATASET.TABLE",
+        },
+        "--full": {**flag, "help": "read the metadata, which have attributes that searches do not return"},
+        "--explode": {"metavar": "SEQUENCE", "help": "a row for each item of this sequence"},
+        "--typed-dates": {**flag, "help": "dates and times as types of their own instead of text"},
+        "--partition-by": {
+            "metavar": "COLUMN",
+            "help": "a folder for each value of this column, as StudyDate=2024-02-29",
+        },
+        "--rows-per-file": {"metavar": "N", "type": int, "help": "several files of at most this many rows"},
+        "--bom": {**flag, "help": "begin CSV with a byte order mark, so that Excel reads names as UTF-8"},
+        "--limit": {"metavar": "N", "type": int, "help": "at most this many studies, series or instances"},
+        "--since": {
+            "metavar": "DATE|last",
+            "help": "refresh the table: write the studies anew that came or grew since a day (YYYY-MM-DD), or since "
+            "the last refresh (everything at first)",
+        },
+        "--cursor": {
+            "metavar": "PATH",
+            "help": "the file that records how far a refresh came (default: the table's name and .cursor)",
+        },
+        "--method": {
+            "choices": ("auto", "orthanc", "azure", "receive_time", "study_date", "list"),
+            "default": "auto",
+            "help": "how a refresh finds out what is new (default: by the archive's profile)",
+        },
+        "--lookback": {
+            "metavar": "SECONDS",
+            "type": float,
+            "help": "how late an instance may arrive after its time, and a refresh still finds it",
+        },
+        "--failures": {"metavar": "PATH", "help": "write what failed here, one JSON object a line"},
+        "--summary": {"metavar": "PATH", "help": "write the summary here too, as JSON"},
+        "--input": {
+            "metavar": "PATH",
+            "help": "take only what this list names: UIDs, accession numbers, patient IDs or references, as CSV or "
+            "JSON lines",
+        },
+        "--allow-patterns": {**flag, "help": "the list may hold the wildcards * and ?"},
+        "--allow-several-patients": {**flag, "help": "take what a line names even if it is of several patients"},
+    }
+    for name, how in options.items():
+        parser.add_argument(name, **how)
+    add_filter_option(parser, "take")
+
+
+LIST_OPTIONS: dict[str, Any] = {
+    "input": None,
+    "allow_patterns": False,
+    "allow_several_patients": False,
+    "dry_run": False,
+}
+"""The options of a transfer that concern a list or a single run, with their defaults: a watch has none of them."""
+
+
+class _Other:
+    """Adds options to a parser, but not those of `LIST_OPTIONS`, nor those that it has already."""
+
+    def __init__(self, parser: _Parser) -> None:
+        self._parser = parser
+        self._known = {_spelled("", name) for name in LIST_OPTIONS}
+
+    def add_argument(self, *names: str, **options: Any) -> None:
+        """As `argparse.ArgumentParser.add_argument`."""
+        if self._known.isdisjoint(names):
+            self._known.update(names)
+            self._parser.add_argument(*names, **options)
+
+
+def add_watch_options(parser: _Parser) -> None:
+    """Adds when and what a watch copies, where it keeps its place, and how it copies: as a transfer does."""
+    other = _Other(parser)
+    other.add_argument(
+        "--cursor", metavar="PATH", help="the file that records the position, so that the next run goes on (required)"
+    )
+    other.add_argument(
+        "--once", action="store_true", default=False, help="copy what is new since the last run, and end: for cron"
+    )
+    other.add_argument(
+        "--start",
+        metavar="now|all|DATE",
+        help="where to begin, when there is no position yet: with what arrives from now on (the default), with all "
+        "that is there (the default with --once), or with a day (YYYY-MM-DD)",
+    )
+    other.add_argument(
+        "--interval", metavar="SECONDS", type=float, default=60.0, help="seconds between polls (default: 60)"
+    )
+    other.add_argument("--for", metavar="TIME", help="end after this time, such as 90s, 15m, 8h or 2d")
+    other.add_argument(
+        "--max-polls", metavar="N", type=int, help="end after this many polls (default: run until stopped)"
+    )
+    other.add_argument(
+        "--complete-after",
+        metavar="TIME",
+        help="copy studies as a whole, when nothing of them has arrived for this time, such as 10m",
+    )
+    other.add_argument(
+        "--method",
+        choices=("auto", "orthanc", "azure", "receive_time", "study_date", "list"),
+        default="auto",
+        help="how to find out what is new: by the archive's own log (orthanc, azure), by searches for what it received "
+        "lately or for recent study dates, or by listing everything (default: by the source's profile)",
+    )
+    other.add_argument(
+        "--lookback", metavar="SECONDS", type=float, help="how late an instance may arrive after its time"
+    )
+    other.add_argument("--failures", metavar="PATH", help="add what was given up here, one JSON object a line")
+    other.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON, after each poll")
+    add_transfer_options(other)
 
 
 def add_comparison_options(parser: _Parser) -> None:

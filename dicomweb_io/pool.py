@@ -130,6 +130,11 @@ class BoundedPool:
         self._lanes.add(lane)
         return lane
 
+    def settle(self, seconds: float) -> None:
+        """Waits until no task is in flight, but not longer than this."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._started, seconds)
+
     def close(self) -> None:
         """Lets running tasks end and releases the threads. Lanes are to be closed before."""
         self._executor.shutdown(wait=False, cancel_futures=True)

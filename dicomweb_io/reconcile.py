@@ -167,6 +167,9 @@ def comparison_from(
     """
     if len(set(args.compare or ())) > 1:
         raise UsageError("--counts and --content contradict each other: give one of them")
+    for endpoint in (source, destination):
+        if not (endpoint.is_web or "://" in endpoint.url or workers_elsewhere or os.path.isdir(endpoint.url)):
+            raise UsageError(f"there is no folder {endpoint.url} to compare")
     for option in ("output", "failures"):
         if getattr(args, option):
             check_writable(getattr(args, option), f"--{option}", elsewhere=workers_elsewhere)

@@ -116,7 +116,7 @@ class StoreItem:
         """Notes a success; `facts` are further members of `StoredInstance`."""
         given = self.given
         if outcome != "exists":
-            facts["warnings"] = given.warnings
+            facts.update(warnings=given.warnings, transfer_syntax_uid=given.transfer_syntax_uid)
         self.outcome = StoredInstance(
             self.reference, outcome, sop_class_uid=given.sop_class_uid, verified=verified, **facts
         )

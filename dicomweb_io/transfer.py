@@ -8,9 +8,10 @@ words and files agree.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -27,6 +28,7 @@ from dicomweb_io.account import (
     UNREADABLE_LINE,
     Account,
     Entry,
+    Facts,
     conflicts_of,
     failure_line,
     make_summary,
@@ -44,8 +46,10 @@ from dicomweb_io.elements import (
     SearchQuery,
 )
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import log_text
+from dicomweb_io.errors import ConnectionFailedError, CredentialsError, DICOMwebError, log_text
 from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
+from dicomweb_io.files.local import folder_of
+from dicomweb_io.http.auth import Credentials
 from dicomweb_io.listing import (
     InstanceGroup,
     ListFile,
@@ -61,9 +65,13 @@ from dicomweb_io.listing import (
 from dicomweb_io.options import Report, UsageError, check_writable, filters_from, wanted_from
 from dicomweb_io.pool import BoundedPool, Lane, Room
 from dicomweb_io.queries import level_of, make_query
+from dicomweb_io.report import check_report, requests_of, write_transfer_reports
 from dicomweb_io.store_items import check_options
 
 logger = logging.getLogger("dicomweb_io")
+
+_PATIENCE = 1.0
+"""Seconds that threads have to end when a transfer is interrupted."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,10 @@ class TransferJob:
         wanted: What a list names, its lines, or the list itself; None for everything that the source holds.
         failures: Where failures are written, one JSON object a line.
         summary: Where the summary is written, as JSON.
-        on_existing, verify, allow_transcoding, spool_directory, allow_other_patient: See `CopyOptions`.
+        report: Where reports are written; see `dicomweb_io.report`.
+        on_existing, verify, allow_transcoding, spool_directory, allow_other_patient, dry_run: See `CopyOptions`.
         allow_several_patients: Whether a line of a list may name what belongs to several patients.
+        layout: The layout of the destination, a folder; it becomes part of `destination`. See `Endpoint`.
 
     Raises:
         TypeError, ValueError: If a filter or policy is not valid.
@@ -90,15 +100,20 @@ class TransferJob:
     wanted: tuple[Wanted | ListLine, ...] | ListFile | None = None
     failures: str | None = None
     summary: str | None = None
+    report: tuple[str, ...] = ()
     on_existing: OnExisting = "skip"
     verify: Verify = "response"
     allow_transcoding: bool = False
     spool_directory: str | None = None
     allow_several_patients: bool = False
     allow_other_patient: bool = False
+    layout: str | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.on_existing, self.verify)
+        if self.layout is not None:
+            object.__setattr__(self, "destination", self.destination.replace(layout=self.layout))
         self.query()
 
     @property
@@ -145,7 +160,7 @@ class TransferJob:
     @property
     def options(self) -> CopyOptions:
         """How instances are copied."""
-        names = ("on_existing", "verify", "allow_transcoding", "spool_directory", "allow_other_patient")
+        names = ("on_existing", "verify", "allow_transcoding", "spool_directory", "allow_other_patient", "dry_run")
         return CopyOptions(**{name: getattr(self, name) for name in names})
 
 
@@ -165,12 +180,112 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint, *, workers_else
         check_writable(args.failures, "--failures", elsewhere=workers_elsewhere)
     if args.summary:
         check_writable(args.summary, "--summary")
+    for path in args.report or ():
+        check_report(path)
     try:
         wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
         given = {item.name: getattr(args, item.name) for item in fields(TransferJob)[4:]}
+        given["report"] = tuple(args.report or ())
         return TransferJob(source, destination, filters_from(args.filters), wanted, **given)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def check_places(job: TransferJob) -> None:
+    """Looks at the folders and secrets of a transfer on this computer, before any request.
+
+    Raises:
+        UsageError: If the source is no folder, the destination cannot be one, one of them lies inside the other, or a
+            secret is missing.
+    """
+    for role, end in (("source", job.source), ("destination", job.destination)):
+        if isinstance(end.credentials, Credentials):
+            try:
+                end.credentials.check()
+            except CredentialsError as error:
+                raise UsageError(f"the login for the {role} {end.safe_url}: {error.detail}") from error
+    source, destination = _place(job.source), _place(job.destination)
+    if source == destination:
+        raise UsageError(f"the source and the destination are the same: {job.source.safe_url}")
+    if not job.source.is_web and not job.destination.is_web:
+        for inner, outer, what in (
+            (destination, source, "the destination {1} lies inside the source {0}, and would be copied with it"),
+            (source, destination, "the source {0} lies inside the destination {1}, which so has everything already"),
+        ):
+            if inner.startswith(outer.rstrip("/") + "/"):
+                raise UsageError(what.format(job.source.safe_url, job.destination.safe_url))
+    if os.path.isabs(source):
+        if os.path.isfile(source):
+            raise UsageError(f"{job.source.safe_url} is a file: name its folder, or store it with dicomweb-io store")
+        if not os.path.isdir(source):
+            raise UsageError(f"there is no folder {job.source.safe_url} to copy from")
+    if os.path.isabs(destination):
+        _check_folder(destination)
+
+
+def _place(endpoint: Endpoint) -> str:
+    """What two endpoints have in common that are the same archive; an absolute path for a folder of this computer."""
+    if endpoint.is_web:
+        return endpoint.safe_url.rstrip("/").lower()
+    folder = folder_of(endpoint.url, endpoint.storage_options)
+    return os.path.realpath(folder.url) if folder.is_local else endpoint.safe_url.rstrip("/")
+
+
+def _check_folder(path: str) -> None:
+    """Whether a folder can be written to, or made.
+
+    Raises:
+        UsageError: If not.
+    """
+    above = path
+    while not os.path.lexists(above) and os.path.dirname(above) != above:
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise UsageError(f"the destination {path} cannot be a folder: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        verb = "be written to" if above == path else f"be made: {above} cannot be written to"
+        raise UsageError(f"the destination {path} cannot {verb}")
+
+
+def check_archives(job: TransferJob, clients: tuple[DICOMClient, DICOMClient]) -> None:
+    """Asks each server once, so that one which refuses the login or is not there ends a transfer before it begins.
+
+    A server that does not answer a search in another way may still do what the transfer needs.
+
+    Raises:
+        DICOMwebError: If a server refuses the login or cannot be reached.
+    """
+    for role, client in zip(("source", "destination"), clients, strict=True):
+        if client.transport is None:
+            continue
+        try:
+            client.search_page(make_query("study"), limit=1, walk=False)
+        except RECOVERABLE as error:
+            needed = role == "source" or job.on_existing == "skip"
+            refused = getattr(error, "status", None) in ((401, 403) if needed else (401,))
+            if not isinstance(error, DICOMwebError) or not (
+                refused or isinstance(error, (ConnectionFailedError, CredentialsError))
+            ):
+                logger.info("the first request to %s: %s", client.base_url, log_text(error))
+                continue
+            what = "refuses the login" if refused else "cannot be asked"
+            raise StoppedError(f"the {role} {client.base_url} {what}, so nothing was copied: {error}") from error
+
+
+class StoppedError(OSError):
+    """A transfer that cannot begin, in one sentence."""
+
+
+class TransferInterrupted(KeyboardInterrupt):
+    """A transfer that Ctrl-C has ended.
+
+    Attributes:
+        summary: Of what was done before; see `make_summary`.
+    """
+
+    def __init__(self, summary: dict[str, Any]) -> None:
+        super().__init__("interrupted; the same command goes on with what is missing")
+        self.summary = summary
 
 
 def run_transfer(
@@ -192,9 +307,15 @@ def run_transfer(
 
     Returns:
         The summary; see `make_summary`.
+
+    Raises:
+        TransferInterrupted: On Ctrl-C. What was known by then is reported.
     """
     started = time.monotonic()
+    interrupted = False
     account = account if account is not None else Account()
+    if job.report and account.facts is None:
+        account.facts = Facts()
     with ExitStack() as stack:
         if clients is None:
             clients = job.source.connect(), job.destination.connect()
@@ -204,23 +325,39 @@ def run_transfer(
             client.survive_outages(endpoint.timeouts.outage)
         failures = stack.enter_context(Report(job.failures, "--failures"))
         copier = stack.enter_context(InstanceCopier(*clients, job.options))
-        for entry in _all_entries(clients[0], job, copier, max_in_flight):
-            account.add(entry)
-            named = (
-                [entry] if isinstance(entry, Failure) else conflicts_of(entry) if isinstance(entry, Exclusion) else ()
-            )
-            for failure in named:
-                on_failure(failure)
-                failures.write(failure_line(failure))
+        entries = _all_entries(clients[0], job, copier, max_in_flight)
+        try:
+            for entry in entries:
+                account.add(entry)
+                for failure in _failures_in(entry):
+                    on_failure(failure)
+                    failures.write(failure_line(failure))
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            entries.close()
+        requests = [requests_of(role, client) for role, client in zip(("source", "destination"), clients, strict=True)]
     if failures.problem is not None:
         account.add(Failure(REPORT, failures.problem))
     account.counts.update(job.count_lines())
-    summary = make_summary(account.document(), time.monotonic() - started)
+    document, seconds = account.document(), time.monotonic() - started
+    summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=interrupted)
+    write_transfer_reports(job, summary, document.get("facts", {}), requests)
     write_summary(job.summary, summary)
+    if interrupted:
+        raise TransferInterrupted(summary)
     return summary
 
 
-def _all_entries(source: DICOMClient, job: TransferJob, copier: InstanceCopier, max_in_flight: int) -> Iterator[Entry]:
+def _failures_in(entry: Entry) -> Iterable[Failure]:
+    if isinstance(entry, Failure):
+        return [entry]
+    return conflicts_of(entry) if isinstance(entry, Exclusion) else ()
+
+
+def _all_entries(
+    source: DICOMClient, job: TransferJob, copier: InstanceCopier, max_in_flight: int
+) -> Generator[Entry, None, None]:
     pool = BoundedPool(max_in_flight)
     lane: Lane[None, Entry] = pool.lane()
     try:
@@ -233,6 +370,11 @@ def _all_entries(source: DICOMClient, job: TransferJob, copier: InstanceCopier, 
         for _, entry in lane.drain():
             yield entry
         yield from excluded_files(source, job)
+    except (GeneratorExit, KeyboardInterrupt):
+        # The process may end next: what its threads are writing is to be whole.
+        lane.close()
+        pool.settle(_PATIENCE)
+        raise
     finally:
         lane.close()
         pool.close()

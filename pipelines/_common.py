@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
@@ -24,6 +25,8 @@ from dicomweb_io.options import (
     check_given_once,
     endpoint_from,
 )
+
+_PATIENCE = 2.0
 
 
 class Arguments:
@@ -137,6 +140,27 @@ def interruptible() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
         logging.disable(logging.NOTSET)
+
+
+def end_process(code: int) -> None:
+    """Ends an interrupted process also while its threads wait for a server: Python itself would wait for them.
+
+    What the threads are writing they have a moment to complete.
+
+    Args:
+        code: The exit code.
+    """
+    until = time.monotonic() + _PATIENCE
+    mine = threading.current_thread()
+    others = [thread for thread in threading.enumerate() if thread is not mine and not thread.daemon]
+    with suppress(KeyboardInterrupt):
+        for thread in others:
+            thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 def _spelled(runner: str) -> str:

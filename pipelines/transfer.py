@@ -27,12 +27,22 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from dicomweb_io.account import ROW, conflicts_of, exit_code, make_summary, shown_progress, summary_lines, write_summary
+from dicomweb_io.account import (
+    ROW,
+    Causes,
+    conflicts_of,
+    exit_code,
+    make_summary,
+    print_summary,
+    shown_progress,
+    write_summary,
+)
 from dicomweb_io.elements import Failure
 from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
+from dicomweb_io.report import write_transfer_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import TransferJob, job_from
+from dicomweb_io.transfer import StoppedError, TransferInterrupted, TransferJob, check_archives, check_places, job_from
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms._core import piped_by_member
 from dicomweb_io.transforms.copy import (
@@ -43,11 +53,13 @@ from dicomweb_io.transforms.copy import (
     tallied,
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
+from dicomweb_io.transforms.metrics import traffic_of
 from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
 from pipelines._common import (
     Arguments,
     account_path,
     add_endpoint_arguments,
+    end_process,
     endpoints_from,
     interruptible,
     is_local,
@@ -113,7 +125,7 @@ def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[An
     return references, [unmatched]
 
 
-def report(outputs: TransferOutputs, account: str, failures: str | None) -> None:
+def report(outputs: TransferOutputs, account: str, failures: str | None, *, with_facts: bool = False) -> None:
     """Adds the job's last steps, which write the account and the failures."""
     counted = {name: items for name, items in outputs._asdict().items() if items is not None}
     if failures is not None:
@@ -122,32 +134,53 @@ def report(outputs: TransferOutputs, account: str, failures: str | None) -> None
             conflicts = outputs.exclusions | "Conflicts" >> beam.FlatMap(conflicts_of).with_output_types(Failure)
             named = (named, conflicts) | "Named" >> beam.Flatten()
         counted["unwritten"] = named | "WriteFailures" >> WriteReport(failures)
-    _ = counted | "Account" >> WriteAccount(account)
+    _ = counted | "Account" >> WriteAccount(account, with_facts=with_facts)
 
 
-def run(job: TransferJob, options: PipelineOptions, *, show_progress: bool | None = None) -> dict[str, Any]:
+def run(
+    job: TransferJob, options: PipelineOptions, *, show_progress: bool | None = None, tell_causes: bool = True
+) -> dict[str, Any]:
     """Runs a transfer to its end.
 
     Args:
         job: What to do.
         options: Beam's options.
         show_progress: Whether to show progress on standard error; by default if a terminal is watching.
+        tell_causes: Whether to say why something failed, on standard error.
 
     Returns:
         The summary; see `dicomweb_io.account.make_summary`.
+
+    Raises:
+        TransferInterrupted: On Ctrl-C, with what this process has counted.
     """
     started = time.monotonic()
     lines = job.count_lines()
     with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
         account = account_path(options, scratch, "transfer")
         pipeline = beam.Pipeline(options=options)
-        report(build(pipeline, job), account, job.failures)
+        report(build(pipeline, job), account, job.failures, with_facts=bool(job.report))
         before = tallied()
         with shown_progress(lambda: {name: number - before[name] for name, number in tallied().items()}, show_progress):
-            pipeline.run().wait_until_finish()
+            try:
+                with interruptible():
+                    result = pipeline.run()
+                    result.wait_until_finish()
+            except KeyboardInterrupt:
+                counts = {**{name: number - before[name] for name, number in tallied().items()}, **lines}
+                document, seconds = {"counts": counts, "left_out": []}, time.monotonic() - started
+                summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=True)
+                write_transfer_reports(job, summary, {}, [])
+                write_summary(job.summary, summary)
+                raise TransferInterrupted(summary) from None
         document = read_json(account)
         document["counts"].update(lines)
-        summary = make_summary(document, time.monotonic() - started)
+        if tell_causes:
+            causes = Causes("transfer")
+            causes.add_known(document)
+            causes.finish(job.failures)
+        summary = make_summary(document, time.monotonic() - started, dry_run=job.dry_run)
+    write_transfer_reports(job, summary, document.get("facts", {}), [traffic_of(result)])
     write_summary(job.summary, summary)
     return summary
 
@@ -160,19 +193,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
             # The workers read it themselves, so that it is no part of the job's graph.
             job = replace(job, wanted=ListFile(args.input, args.allow_patterns))
+        if is_local(options):
+            check_places(job)
         with interruptible():
+            if is_local(options):
+                with job.source.connect() as source, job.destination.connect() as destination:
+                    check_archives(job, (source, destination))
             summary = run(job, options)
     except UsageError as error:
         print(f"transfer: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if isinstance(error, TransferInterrupted):
+            print_summary(error.summary, job)
         print("transfer: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        if argv is None:
+            end_process(130)
         return 130
+    except StoppedError as error:
+        print(f"transfer: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"transfer: there is no summary: {error}", file=sys.stderr)
         return 1
-    for line in summary_lines(summary, job):
-        print(line)
+    print_summary(summary, job)
     return exit_code(summary)
 
 

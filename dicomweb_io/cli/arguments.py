@@ -6,6 +6,7 @@ import argparse
 import copy
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -21,7 +22,9 @@ from dicomweb_io.options import (
     add_filter_option,
     add_further_credentials,
     add_policy_options,
+    add_table_options,
     add_transfer_options,
+    add_watch_options,
     check_given_once,
 )
 from dicomweb_io.servers import suggestion
@@ -44,6 +47,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, example: str = "", **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if "\n" not in (options.get("description") or "\n"):
+            options["description"] = textwrap.fill(options["description"], 80)
         if example:
             options["epilog"] = f"Example:\n  dicomweb-io {example}"
         super().__init__(allow_abbrev=False, **options)
@@ -164,7 +169,7 @@ def _offer(parser: argparse.ArgumentParser, *, shown: bool) -> None:
                 option.dest = _MORE + command.prog
             command._add_action(option)
         if command.get_default("command") and not command.get_default("saves_options"):
-            more = "--url and the other options of dicomweb-io --help stand before the command or after it."
+            more = "The options of dicomweb-io --help, such as --token-env, stand before the command or after it."
             command.epilog = f"{command.epilog}\n\n{more}" if command.epilog else more
 
 
@@ -231,6 +236,8 @@ def build_parser(*, all_shown: bool = False) -> Parser:
     _add_delete(methods)
     _add_copy(methods)
     _add_compare(methods)
+    _add_export(methods)
+    _add_watch(methods)
     _add_servers(methods)
     _add_index(methods)
     _add_tree(methods)
@@ -267,11 +274,18 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_SEARCHES = {
+    "studies": "search studies --url https://pacs.example/dicom-web --filter StudyDate=20260101-",
+    "series": "search series --url pacs --study 1.2.3 --filter Modality=CT --format csv",
+    "instances": "search instances --url /data/dicom --study 1.2.3 --field Rows --field Columns",
+}
+
+
 def _add_search(methods: argparse._SubParsersAction[Parser]) -> None:
     search = methods.add_parser("search", help="search for studies, series or instances (QIDO-RS)")
     kinds = search.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
     for above, kind in enumerate(("studies", "series", "instances")):
-        parser = kinds.add_parser(kind, help=f"search for {kind}")
+        parser = kinds.add_parser(kind, help=f"search for {kind}", example=_SEARCHES[kind])
         _add_uids(parser, above, required=False)
         add_filter_option(parser, "return")
         parser.add_argument(
@@ -288,6 +302,9 @@ def _add_search(methods: argparse._SubParsersAction[Parser]) -> None:
         parser.set_defaults(command="search")
 
 
+_UID_EXAMPLES = ("--study 1.2.3", "--series 1.2.4", "--instance 1.2.5")
+
+
 def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
     retrieve = methods.add_parser("retrieve", help="retrieve objects, metadata, frames, images, bulk data (WADO-RS)")
     kinds = retrieve.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
@@ -295,22 +312,37 @@ def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
         parser = kinds.add_parser(kind, help=f"retrieve {kind}")
         _add_uids(parser, depth)
         forms = parser.add_subparsers(dest="form", metavar="FORM", required=True)
-        metadata = forms.add_parser("metadata", help="the metadata in the DICOM JSON model")
+        which = " ".join(["retrieve", kind, "--url pacs", *_UID_EXAMPLES[:depth]])
+        metadata = forms.add_parser(
+            "metadata", help="the metadata in the DICOM JSON model", example=f"{which} metadata --dicomize"
+        )
         _add_format(metadata)
         _add_save(metadata)
-        full = forms.add_parser("full", help="the complete Part 10 files")
+        full = forms.add_parser(
+            "full", help="the complete Part 10 files", example=f"{which} full --save --output-dir files"
+        )
         _add_save(full)
         _add_media_type(full)
-        rendered = forms.add_parser("rendered", help="an image for viewing")
+        rendered = forms.add_parser(
+            "rendered", help="an image for viewing", example=f"{which} rendered --media-type image/png --save --local"
+        )
         _add_save(rendered)
         _add_media_type(rendered)
         rendered.add_argument("--quality", type=int, metavar="1-100")
         rendered.add_argument("--window", metavar="CENTER,WIDTH[,SHAPE]")
         rendered.add_argument("--viewport", metavar="W,H[,SX,SY,SW,SH]")
         rendered.add_argument("--thumbnail", action="store_true")
+        rendered.add_argument(
+            "--local",
+            action="store_true",
+            help="if the server does not render it, retrieve the instance (of a study or series the first image) and "
+            "render it here",
+        )
         forms_with = [metadata, full, rendered]
         if kind == "instances":
-            frames = forms.add_parser("frames", help="frames of the pixel data")
+            frames = forms.add_parser(
+                "frames", help="frames of the pixel data", example=f"{which} frames --numbers 1 2 --save"
+            )
             frames.add_argument("--numbers", type=int, nargs="+", required=True, metavar="N", help="counted from 1")
             frames.add_argument("--show", action="store_true", help="open each frame in the system's image viewer")
             _add_save(frames)
@@ -318,7 +350,11 @@ def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
             forms_with.append(frames)
         for form in forms_with:
             form.set_defaults(command="retrieve")
-    bulkdata = kinds.add_parser("bulkdata", help="retrieve bulk data by its URI")
+    bulkdata = kinds.add_parser(
+        "bulkdata",
+        help="retrieve bulk data by its URI",
+        example="retrieve bulkdata --url pacs --save --uri studies/1.2.3/series/1.2.4/instances/1.2.5/bulkdata/1",
+    )
     bulkdata.add_argument("--uri", required=True, dest="bulkdata_uri", metavar="URI")
     _add_media_type(bulkdata)
     _add_save(bulkdata)
@@ -328,7 +364,9 @@ def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
 def _add_store(methods: argparse._SubParsersAction[Parser]) -> None:
     store = methods.add_parser("store", help="store Part 10 files (STOW-RS)")
     kinds = store.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
-    parser = kinds.add_parser("instances", help="store instances")
+    parser = kinds.add_parser(
+        "instances", help="store instances", example="store instances incoming --url https://pacs.example/dicom-web"
+    )
     parser.add_argument("files", nargs="+", metavar="PATH", help="files, or folders with all files below them")
     parser.add_argument("--study", metavar="UID", dest="study_instance_uid", help="accept instances of this study only")
     add_policy_options(parser, on_existing="server")
@@ -339,7 +377,8 @@ def _add_delete(methods: argparse._SubParsersAction[Parser]) -> None:
     delete = methods.add_parser("delete", help="delete a study, series or instance")
     kinds = delete.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
     for depth, kind in enumerate(("study", "series", "instance"), start=1):
-        parser = kinds.add_parser(kind, help=f"delete one {kind}")
+        which = " ".join(_UID_EXAMPLES[:depth])
+        parser = kinds.add_parser(kind, help=f"delete one {kind}", example=f"delete {kind} --url pacs {which} --yes")
         _add_uids(parser, depth)
         parser.add_argument(
             "--yes", action="store_true", required=True, help="required, because a deletion cannot be undone"
@@ -348,9 +387,13 @@ def _add_delete(methods: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
-    parser = methods.add_parser("copy", help="copy what matches from one archive to another; resumable")
-    parser.add_argument("source", help="URL or folder to read (the options before the method apply to it)")
-    parser.add_argument("destination", help="URL or folder to write")
+    parser = methods.add_parser(
+        "copy",
+        help="copy what matches from one archive to another; resumable",
+        example="copy /data/dicom https://pacs.example/dicom-web --filter Modality=CT --failures failures.jsonl",
+    )
+    parser.add_argument("source", help="URL, folder or server to read (the options of dicomweb-io --help apply to it)")
+    parser.add_argument("destination", help="URL, folder or server to write")
     add_transfer_options(parser)
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
     there = parser.add_argument_group("destination")
@@ -378,6 +421,24 @@ def _add_compare(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.set_defaults(command="compare")
 
 
+def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
+    parser = methods.add_parser(
+        "watch",
+        help="copy what is new in an archive, continuously or once a night",
+        description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that\n"
+        "the same command goes on where it ended: nothing is missed, and nothing is stored twice.",
+        example="watch https://pacs.example/dicom-web /data/new --cursor watch.json --once",
+    )
+    parser.add_argument("source", help="URL or folder to watch (the options of the archive apply to it)")
+    parser.add_argument("destination", help="URL or folder to write")
+    add_watch_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
+    parser.set_defaults(command="watch")
+
+
 def _add_servers(methods: argparse._SubParsersAction[Parser]) -> None:
     servers = methods.add_parser("servers", help="give servers names, with the way to log in to each")
     actions = servers.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -402,11 +463,32 @@ def _add_servers(methods: argparse._SubParsersAction[Parser]) -> None:
         action.set_defaults(command="servers")
 
 
+def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
+    export = methods.add_parser("export", help="write what an archive holds as a table")
+    kinds = export.add_subparsers(dest="what", metavar="WHAT", required=True)
+    parser = kinds.add_parser(
+        "table",
+        help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
+        description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
+        "what the columns name, also names of patients, and only its owner can read it.",
+    )
+    parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
+    add_table_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="requests at once (default: %(default)s)")
+    parser.set_defaults(command="export table")
+
+
 def _add_other_commands(methods: argparse._SubParsersAction[Parser]) -> None:
-    parser = methods.add_parser("doctor", help="ask an archive what it supports; changes nothing")
+    parser = methods.add_parser(
+        "doctor",
+        help="ask an archive what it supports; changes nothing",
+        example="doctor --url https://pacs.example/dicom-web",
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object instead of a table")
     parser.set_defaults(command="doctor")
-    parser = methods.add_parser("serve", help="serve a folder as a DICOMweb server, for tests")
+    parser = methods.add_parser(
+        "serve", help="serve a folder as a DICOMweb server, for tests", example="serve /data/dicom --port 8042"
+    )
     add_serve_arguments(parser)
     parser.set_defaults(command="serve")
     parser = methods.add_parser(
@@ -419,14 +501,20 @@ def _add_other_commands(methods: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_index(methods: argparse._SubParsersAction[Parser]) -> None:
-    parser = methods.add_parser("index", help="read a folder and count what is in it")
+    parser = methods.add_parser(
+        "index", help="read a folder and count what is in it", example="index /data/dicom --list"
+    )
     parser.add_argument("path", help="the folder")
     parser.add_argument("--list", action="store_true", help="list duplicate, ignored and unreadable files")
     parser.set_defaults(command="index")
 
 
 def _add_tree(methods: argparse._SubParsersAction[Parser]) -> None:
-    parser = methods.add_parser("tree", help="show what is in an archive: patients, studies, series, and what is wrong")
+    parser = methods.add_parser(
+        "tree",
+        help="show what is in an archive: patients, studies, series, and what is wrong",
+        example="tree /data/dicom --check",
+    )
     parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="a server or a folder; or use --url")
     add_filter_option(parser, "show")
     parser.add_argument(

@@ -7,10 +7,12 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from dicomweb_io.account import format_bytes, shown_progress
 from dicomweb_io.dicom.json_decode import dumps, load_json_dataset, loads
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.dicom.uids import is_uid
@@ -197,39 +199,53 @@ def write_bytes(chunks: Iterable[bytes]) -> None:
     sys.stdout.buffer.flush()
 
 
-class Progress:
-    """A line on the terminal that shows how far a command is; silent unless standard error is a terminal."""
+class Saved:
+    """Counts the files that a command writes, and tells of them.
 
-    def __init__(self, what: str) -> None:
+    Args:
+        directory: Where they are written.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._files = 0
+        self._size = 0
+
+    def add(self, size: int) -> None:
+        """Counts a file."""
+        self._files += 1
+        self._size += size
+
+    def tell(self, problem: str = "") -> None:
+        """Says on standard error what was written, and what is wrong with that."""
+        noun = "file" if self._files == 1 else "files"
+        where = os.path.join(self._directory, "")
+        print(f"{self._files:,} {noun}, {format_bytes(self._size)} → {where}{problem}", file=sys.stderr)
+
+
+class Progress:
+    """How far a command is."""
+
+    def __init__(self, what: str, total: int | None) -> None:
         self._what = what
-        self._bar: Any = None
-        self._task: Any = None
+        self.counts: Counter[str] = Counter() if total is None else Counter(found=total)
 
     def advance(self, size: int = 0) -> None:
         """Counts one thing of `size` bytes."""
-        if self._bar is not None:
-            self._bar.update(self._task, advance=1, size=self._bar.tasks[0].fields["size"] + size)
+        self.counts["transferred"] += 1
+        self.counts["bytes"] += size
+
+    def line(self, counts: Mapping[str, int], seconds: float) -> str:
+        """The progress in one line."""
+        of = f" of {counts['found']:,}" if counts.get("found") else ""
+        size = counts.get("bytes", 0)
+        rate = f", {format_bytes(size)}, {format_bytes(size / max(seconds, 1e-3))}/s" if size else ""
+        return f"{counts.get('transferred', 0):,}{of} {self._what}{rate}"
 
 
 @contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Progress]:
     """Shows progress on standard error while the block runs, if it is a terminal."""
-    shown = Progress(what)
-    if not sys.stderr.isatty():
-        yield shown
-        return
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn
-
-    class _Size(TextColumn):
-        def render(self, task: Any) -> Any:
-            from rich.text import Text
-
-            return Text(decimal(task.fields["size"]))
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Size(""), TimeElapsedColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        shown._bar = bar
-        shown._task = bar.add_task(what, total=total, size=0)
+    shown = Progress(what, total)
+    with shown_progress(lambda: shown.counts, line=shown.line):
         yield shown

@@ -9,12 +9,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 from dicomweb_io.cli.output import (
     FileNames,
+    Saved,
     extension,
     json_text,
     names_of,
@@ -26,9 +29,11 @@ from dicomweb_io.cli.output import (
     write_bytes,
 )
 from dicomweb_io.client import DICOMClient, MediaTypes
-from dicomweb_io.dicom.json_decode import load_json_dataset
-from dicomweb_io.elements import Instance, Resource
+from dicomweb_io.dicom.json_decode import first_value, load_json_dataset
+from dicomweb_io.elements import Instance, RenderedImage, Resource, SearchQuery
 from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.listing import resource_of_row
 from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.spool import PrivateDirectory
@@ -37,12 +42,21 @@ logger = logging.getLogger("dicomweb_io")
 
 _CHUNK = 1024 * 1024
 _IN_MEMORY = 16 * 1024 * 1024
+_MOST_ROWS = 1000
+# Who is refused altogether, or comes too often, is not answered by other means.
+_NOT_RENDERING = (401, 403, 429)
+
+
+_IMAGE = ("Rows",)
 
 
 def retrieve(args: argparse.Namespace) -> int:
     """Retrieves what was asked for and prints or saves it."""
     if args.save and args.stdout:
         raise UsageError("--save and --stdout contradict each other")
+    takes = args.save or args.stdout or getattr(args, "show", False)
+    if not takes and args.form in ("rendered", "bulkdata"):
+        raise UsageError("say what becomes of it: --save writes files (see --output-dir), --stdout the bytes")
     endpoint = endpoint_from(args)
     reference = None
     if args.form != "bulkdata":
@@ -55,58 +69,104 @@ def retrieve(args: argparse.Namespace) -> int:
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
+    saved = Saved(args.output_dir)
     client = connect(args, endpoint)
     try:
-        if args.form == "bulkdata":
-            _bulkdata(client, args)
-        elif reference is not None:
+        if reference is None:
+            _bulkdata(client, args, saved)
+        elif not takes and args.form in ("full", "frames"):
+            return _list(client, reference)
+        else:
             {"metadata": _metadata, "full": _full, "frames": _frames, "rendered": _rendered}[args.form](
-                client, reference, args
+                client, reference, args, saved
             )
+    except Exception:
+        if args.save:
+            saved.tell(", and then it failed")
+        raise
     finally:
         client.close()
+    if args.save:
+        saved.tell()
     return 0
 
 
-def _metadata(client: DICOMClient, reference: Resource, args: argparse.Namespace) -> None:
+def _list(client: DICOMClient, reference: Resource) -> int:
+    """Lists what would be retrieved, from the metadata: what nobody takes is not sent."""
+    whole = replace(reference, frames=())
+    rows = client.iter_metadata(whole)
+    if reference.frames:
+        there = max((int(first_value(row, "NumberOfFrames") or 1) for row in rows), default=0)
+        found: Iterable[Resource] = (replace(whole, frames=(one,)) for one in reference.frames if one <= there)
+    else:
+        found = (resource_of_row(row, "instance", reference) for row in rows)
+    expected = max(len(reference.frames), 1)
+    count = 0
+    for item in found:
+        print_line(item.to_dict())
+        count += 1
+    what = "frame" if reference.frames else "instance"
+    noun = what if count == 1 else f"{what}s"
+    print(
+        f"{count:,} {noun} listed, nothing retrieved: --save writes files (see --output-dir), --stdout the bytes",
+        file=sys.stderr,
+    )
+    return 0 if count >= expected else 1
+
+
+def _metadata(client: DICOMClient, reference: Resource, args: argparse.Namespace, saved: Saved) -> None:
     rows = client.iter_metadata(reference)
     if not args.save:
         print_datasets(rows, args)
         return
     names = FileNames(args.output_dir, "txt" if args.dicomize else "json")
-    with progress("metadata") as shown:
+    with progress("metadata", _total(client, reference)) as shown:
         for row in rows:
             text = str(load_json_dataset(row)) if args.dicomize else json_text(row, indent=args.prettify)
-            name = names.of(resource_of_row(row, "instance", reference))
-            save_bytes(args.output_dir, name, [text.encode("utf-8", "backslashreplace")])
-            shown.advance()
+            content = text.encode("utf-8", "backslashreplace")
+            save_bytes(args.output_dir, names.of(resource_of_row(row, "instance", reference)), [content])
+            saved.add(len(content))
+            shown.advance(len(content))
 
 
-def _full(client: DICOMClient, reference: Resource, args: argparse.Namespace) -> None:
+def _total(client: DICOMClient, reference: Resource) -> int | None:
+    """How many instances a person who watches waits for, if the archive says so at once."""
+    if not sys.stderr.isatty():
+        return None
+    if reference.level == "instance":
+        return 1
+    with suppress(*RECOVERABLE):
+        return client.count(SearchQuery("instance", reference.study_instance_uid, reference.series_instance_uid))
+    return None
+
+
+def _full(client: DICOMClient, reference: Resource, args: argparse.Namespace, saved: Saved) -> None:
     # The spool folder stands beside the target, so that saving a large file is a rename, not a copy.
     directory = args.output_dir if args.save else tempfile.gettempdir()
     os.makedirs(directory, exist_ok=True)
-    with PrivateDirectory(directory, ".retrieve-") as spool, progress("instances") as shown:
+    with (
+        PrivateDirectory(directory, ".retrieve-") as spool,
+        progress("instances", _total(client, reference)) as shown,
+    ):
         options = {"media_types": _media_types(args), "max_element_bytes": _IN_MEMORY, "spool_directory": spool}
         names = FileNames(args.output_dir, "dcm")
         for instance in _all(client, reference, options):
             size = instance.size
             if args.save:
-                name = names.of(instance.reference)
-                if instance.path is not None:
-                    os.replace(instance.path, os.path.join(args.output_dir, name))
-                else:
-                    save_bytes(args.output_dir, name, [instance.read()])
+                _save(instance, args.output_dir, names.of(instance.reference))
+                saved.add(size)
             else:
-                if args.stdout:
-                    write_bytes(_chunks(instance.open()))
-                else:
-                    syntax = {"transfer_syntax_uid": instance.transfer_syntax_uid, "bytes": size}
-                    print_line({**instance.reference.to_dict(), **syntax})
+                write_bytes(_chunks(instance.open()))
                 if instance.path is not None:
                     os.unlink(instance.path)
             shown.advance(size)
-    _hint(args)
+
+
+def _save(instance: Instance, directory: str, name: str) -> None:
+    if instance.path is not None:
+        os.replace(instance.path, os.path.join(directory, name))
+    else:
+        save_bytes(directory, name, [instance.read()])
 
 
 def _all(client: DICOMClient, reference: Resource, options: Mapping[str, Any]) -> Iterator[Instance]:
@@ -127,7 +187,7 @@ def _all(client: DICOMClient, reference: Resource, options: Mapping[str, Any]) -
         yield from client.iter_instances(lost, **options)
 
 
-def _frames(client: DICOMClient, reference: Resource, args: argparse.Namespace) -> None:
+def _frames(client: DICOMClient, reference: Resource, args: argparse.Namespace, saved: Saved) -> None:
     try:
         # The metadata give the size of native frames: without it, one that is cut looks whole.
         for _ in client.iter_metadata(replace(reference, frames=())):
@@ -140,25 +200,46 @@ def _frames(client: DICOMClient, reference: Resource, args: argparse.Namespace) 
         content = frame.content or b""
         if args.show:
             _show(content)
-        _deliver(
-            args,
-            frame.reference,
-            frame.media_type,
-            content,
-            {**frame.reference.to_dict(), "transfer_syntax_uid": frame.transfer_syntax_uid},
-        )
-    _hint(args)
+        if args.save or args.stdout:
+            _deliver(args, frame.reference, frame.media_type, content, saved)
 
 
-def _rendered(client: DICOMClient, reference: Resource, args: argparse.Namespace) -> None:
+def _rendered(client: DICOMClient, reference: Resource, args: argparse.Namespace, saved: Saved) -> None:
     given = {name: getattr(args, name) for name in ("quality", "window", "viewport")}
-    params = {name: value for name, value in given.items() if value is not None}
-    image = client.retrieve_rendered(reference, media_types=_media_types(args), params=params, thumbnail=args.thumbnail)
-    _deliver(args, reference, image.media_type, image.content, reference.to_dict())
-    _hint(args)
+    options = {
+        "media_types": _media_types(args),
+        "params": {name: value for name, value in given.items() if value is not None},
+        "thumbnail": args.thumbnail,
+    }
+    try:
+        image = client.retrieve_rendered(reference, **options)
+    except DICOMwebError as error:
+        if error.status is None or error.status in _NOT_RENDERING or client.transport is None:
+            raise
+        if not args.local:
+            print("dicomweb-io: --local retrieves the instance and renders it here", file=sys.stderr)
+            raise
+        print(f"The server does not render it (HTTP {error.status}): it is rendered here.", file=sys.stderr)
+        image = _render_here(client, reference, options)
+    _deliver(args, reference, image.media_type, image.content, saved)
 
 
-def _bulkdata(client: DICOMClient, args: argparse.Namespace) -> None:
+def _render_here(client: DICOMClient, reference: Resource, options: Mapping[str, Any]) -> RenderedImage:
+    """Renders an instance as a folder does; of a study or series the first one that is listed as an image."""
+    if reference.level != "instance":
+        query = SearchQuery("instance", reference.study_instance_uid, reference.series_instance_uid, fields=_IMAGE)
+        rows = list(islice(client.iter_search(query), _MOST_ROWS))
+        images = [row for row in rows if first_value(row, "Rows")] or rows
+        if images:
+            reference = resource_of_row(images[0], "instance", reference)
+    with PrivateDirectory(prefix=".render-") as spool, PrivateDirectory(prefix=".render-") as directory:
+        for instance in client.iter_instances(reference, max_element_bytes=_IN_MEMORY, spool_directory=spool):
+            _save(instance, directory, f"{instance.reference.sop_instance_uid}.dcm")
+        with DICOMfileClient(directory, in_memory=True) as folder:
+            return folder.retrieve_rendered(reference, **options)
+
+
+def _bulkdata(client: DICOMClient, args: argparse.Namespace, saved: Saved) -> None:
     for number, part in enumerate(client.iter_bulkdata_parts(args.bulkdata_uri, media_types=_media_types(args)), 1):
         if args.save:
             stem = os.path.basename(urlsplit(args.bulkdata_uri).path) or "bulkdata"
@@ -166,22 +247,17 @@ def _bulkdata(client: DICOMClient, args: argparse.Namespace) -> None:
             last = f"{number}.{extension(part.media_type)}"
             origin = hashlib.sha256(args.bulkdata_uri.encode()).hexdigest()[:16]
             save_beside(args.output_dir, (f"{stem}_{last}", f"{stem}_{origin}_{last}"), part.content or b"")
-        elif args.stdout:
-            write_bytes([part.content or b""])
+            saved.add(len(part.content or b""))
         else:
-            print_line({"uri": part.uri, "media_type": part.media_type, "bytes": len(part.content or b"")})
-    _hint(args)
+            write_bytes([part.content or b""])
 
 
-def _deliver(
-    args: argparse.Namespace, resource: Resource, media_type: str, content: bytes, description: dict[str, Any]
-) -> None:
+def _deliver(args: argparse.Namespace, resource: Resource, media_type: str, content: bytes, saved: Saved) -> None:
     if args.save:
         save_beside(args.output_dir, names_of(resource, extension(media_type)), content)
-    elif args.stdout:
-        write_bytes([content])
+        saved.add(len(content))
     else:
-        print_line({**description, "media_type": media_type, "bytes": len(content)})
+        write_bytes([content])
 
 
 def _media_types(args: argparse.Namespace) -> MediaTypes | None:
@@ -208,19 +284,3 @@ def _show(content: bytes) -> None:
         raise UsageError("--show needs the package pillow") from error
     with Image.open(io.BytesIO(content)) as image:
         image.show()
-
-
-def _hint(args: argparse.Namespace) -> None:
-    if not args.save and not args.stdout and sys.stderr.isatty():
-        print("Nothing was written: --save writes files, --stdout writes the bytes.", file=sys.stderr)
-
-
-def expand_paths(paths: Iterable[str]) -> Iterator[str]:
-    """The files named, and those below the folders named, in order."""
-    for path in paths:
-        if os.path.isdir(path):
-            for folder, folders, names in os.walk(path):
-                folders.sort()
-                yield from (os.path.join(folder, name) for name in sorted(names))
-        else:
-            yield path

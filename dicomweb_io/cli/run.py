@@ -44,9 +44,6 @@ def _run(args: argparse.Namespace) -> int:
         # The reader closed the pipe, as `head` does. Without this, Python prints another error at exit.
         sys.stderr.close()
         return 1
-    except KeyboardInterrupt:
-        print("dicomweb-io: interrupted", file=sys.stderr)
-        return 130
     except (requests.RequestException, ValueError, TypeError, KeyError, OSError, OverflowError, ImportError) as error:
         if args.verbosity > 1:
             raise
@@ -73,12 +70,21 @@ def _any_text() -> Iterator[None]:
             stream.reconfigure(encoding=encoding, errors=errors)
 
 
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what standard error is now: a display of progress puts itself before it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 @contextmanager
 def _logging(verbosity: int) -> Iterator[None]:
     """Logs to standard error while a command runs. Programs that call `main` keep their logging."""
     # Partial answers and filters that a server may have ignored concern all users of what is printed.
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("dicomweb_io")
     before = logger.level

@@ -10,12 +10,13 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from dicomweb_io.account import format_bytes
-from dicomweb_io.cli.output import json_text, print_datasets, print_line, progress
+from dicomweb_io.cli.output import Progress, json_text, print_datasets, print_line, progress
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.columns import Column, columns_of
 from dicomweb_io.dicom.json_decode import first_text, first_value, iter_values
@@ -399,6 +400,10 @@ class Contents:
         self.problems: Counter[str] = Counter()
         self.failed = 0
 
+    def count(self) -> int | None:
+        """How many studies there are; None if the archive does not tell."""
+        return self._client.count(self._query)
+
     @property
     def size(self) -> int | None:
         """The bytes of all instances of the archive; None if it does not tell, or only some are wanted."""
@@ -421,13 +426,17 @@ class Contents:
             study["ModalitiesInStudy"] = [str(value) for value in iter_values(row, _MODALITIES) if value]
             for name in ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"):
                 study[name] = _number(row, name)
-            study["bytes"] = self._client.size_of(Resource(study["StudyInstanceUID"]))
             study["problems"] = dict(of_studies.get(study["StudyInstanceUID"], ()))
             yield study
 
-    def add_series(self, study: dict[str, Any]) -> None:
-        """Gives a study its series, by number; a study that lacks counts gets those of its series."""
+    def complete(self, study: dict[str, Any], *, series: bool) -> None:
+        """Gives a study its size and, if wanted, its series by number; it gets the counts that it lacks from them."""
         uid = study["StudyInstanceUID"]
+        study["bytes"] = self._client.size_of(Resource(uid))
+        if series:
+            self._add_series(study, uid)
+
+    def _add_series(self, study: dict[str, Any], uid: str) -> None:
         try:
             query = make_query("series", uid, fields=_FIELDS["series"])
             series = [self._series(uid, row) for row in self._client.iter_search(query)]
@@ -490,12 +499,12 @@ def _order(study: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _print_studies(contents: Contents, form: str, depth: str | None, limit: int | None) -> None:
-    """Prints studies as they come, as JSON, and then what is wrong with files that belong to none of them."""
+    """Prints studies as they come, as JSON, and then how many files are wrong."""
     first = True
-    with progress("studies") as shown:
+    # Progress on the terminal that shows the lines would stand between them.
+    with nullcontext(Progress("", None)) if sys.stdout.isatty() else progress("studies", contents.count()) as shown:
         for study in islice(contents.studies(), limit):
-            if depth != "studies":
-                contents.add_series(study)
+            contents.complete(study, series=depth != "studies")
             shown.advance(study["bytes"] or 0)
             if form == "jsonl":
                 print_line(study)
@@ -509,27 +518,34 @@ def _print_studies(contents: Contents, form: str, depth: str | None, limit: int 
 
 
 def _print_tree(contents: Contents, name: str, depth: str | None, limit: int | None) -> None:
-    """Prints a tree for people: as many studies as are asked for, and how many more there are."""
+    """Prints a tree for people: as many studies as are asked for, and how many more there are.
+
+    All studies are counted, and checked if that is asked for; no more than those that are shown are kept.
+    """
     totals = _Totals()
 
     def counted() -> Iterator[dict[str, Any]]:
         for study in contents.studies():
+            if contents.check:
+                contents.complete(study, series=True)
             totals.add(study)
-            shown.advance(study["bytes"] or 0)
+            shown.advance()
             yield study
 
-    with progress("studies") as shown:
-        studies = heapq.nsmallest(_SHOWN_STUDIES if limit is None else limit, counted(), key=_order)
+    with progress("studies", contents.count()) as shown:
+        limit = _SHOWN_STUDIES if limit is None else limit
+        studies = heapq.nsmallest(max(limit, 1), counted(), key=_order)[:limit]
     if depth is None:
         lines = len(studies) + sum(study["NumberOfStudyRelatedSeries"] or 1 for study in studies)
         fits = totals.studies <= _SCREEN_STUDIES and lines <= _SCREEN_LINES
         depth = "series" if fits or contents.check else "studies"
-    if depth == "series":
-        with progress("series of studies", len(studies)) as shown:
+    if not contents.check:
+        with progress("studies that are shown", len(studies)) as shown:
             for study in studies:
-                contents.add_series(study)
+                contents.complete(study, series=depth == "series")
                 shown.advance()
     if len(studies) == totals.studies:
+        # What the archive did not announce is known from the series now.
         totals = _Totals()
         for study in studies:
             totals.add(study)
@@ -540,7 +556,9 @@ def _print_tree(contents: Contents, name: str, depth: str | None, limit: int | N
         more = totals.studies - len(studies)
         print(f"… and {more:,} more {_noun(more, 'study')}: --limit {totals.studies} shows all, --filter some of them")
     if contents.problems:
-        print(f"{_problem_text(contents.problems)}\n  `dicomweb-io index ARCHIVE --list` names the files")
+        print(_problem_text(contents.problems))
+    if contents.problems.keys() - {"miscounted series"}:
+        print("  `dicomweb-io index ARCHIVE --list` names the files")
 
 
 def _total_text(totals: _Totals, size: int | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from dicomweb_io.dicom.errors import InvalidIdentifierError
 
@@ -113,9 +113,3 @@ def file_name(uid: str) -> str:
             f"{uid!r} cannot be part of a file's path, so the instance cannot be stored in a folder"
         )
     return quote(uid, safe="")
-
-
-def is_file_name(name: str) -> bool:
-    """Whether it is what `file_name` writes for some UID."""
-    uid = unquote(name)
-    return is_safe_name(uid) and file_name(uid) == name

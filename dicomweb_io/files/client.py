@@ -34,6 +34,7 @@ from dicomweb_io.elements import (
 from dicomweb_io.errors import FileClientError, InvalidIdentifierError, http_error
 from dicomweb_io.files.database import index_path
 from dicomweb_io.files.index import DUPLICATE_RULES, Duplicates, Index, IndexedFile, RefreshCounts, iter_exclusions
+from dicomweb_io.files.layout import Layout, NamesInUse
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.render import FolderRenderer
 from dicomweb_io.files.retrieve import FolderReader, PixelAccess
@@ -80,8 +81,8 @@ class DICOMfileClient(DICOMClient):
     The folder may be laid out in any way. Files are recognised by their content. Study, series and SOP Instance UID
     together name an instance: one SOP Instance UID in two series is two instances. Of files of one instance, identical
     ones count once, and of different ones `duplicates` says which one represents it; `iter_exclusions` lists the
-    others, and files that are not DICOM or cannot be read. What is stored goes to ``STUDY/SERIES/SOP.dcm``, and any
-    number of clients on any number of computers may store into one folder at once.
+    others, and files that are not DICOM or cannot be read. What is stored goes to ``STUDY/SERIES/SOP.dcm`` or where a
+    `layout` says, and any number of clients on any number of computers may store into one folder at once.
 
     A folder that does not exist yet is made by the first store. To search the whole of it raises `FileNotFoundError`,
     as its name is most likely mistyped; a search within a given study returns no rows.
@@ -103,6 +104,8 @@ class DICOMfileClient(DICOMClient):
             truncated file never represents an instance if there is a complete one, nor does one that lacks its pixel
             data.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
+        layout: A template for the paths of what is stored, such as ``{PatientID}/{InstanceNumber:04}.dcm``; see
+            `dicomweb_io.files.layout`. An instance that lies elsewhere in the folder is known by its content.
 
     Raises:
         TypeError, ValueError: If an argument is wrong.
@@ -121,6 +124,7 @@ class DICOMfileClient(DICOMClient):
         index: str | os.PathLike[str] | None = None,
         duplicates: Duplicates = "first",
         permissive_uid: bool = False,
+        layout: str | None = None,
     ) -> None:
         if duplicates not in DUPLICATE_RULES:
             raise ValueError(f"duplicates must be one of {', '.join(DUPLICATE_RULES)}, not {duplicates!r}")
@@ -138,6 +142,7 @@ class DICOMfileClient(DICOMClient):
         self._readonly = readonly
         self._duplicates: Duplicates = duplicates
         self.permissive_uid = permissive_uid
+        self._layout = None if layout is None else Layout(layout)
         self._reset()
 
     def _reset(self) -> None:
@@ -147,10 +152,13 @@ class DICOMfileClient(DICOMClient):
         self._reader = FolderReader(self._folder)
         self._changed: set[str] | None = set()
         self._other_layout: bool | None = None
+        self._names: NamesInUse | None = None
+        # Where this client has stored what its index does not know yet.
+        self._own: dict[Resource, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_lock", "_index", "_searcher", "_reader", "_changed", "_other_layout"):
+        for name in ("_lock", "_index", "_searcher", "_reader", "_changed", "_other_layout", "_names", "_own"):
             del state[name]
         # A copy in another process uses the index, it does not throw it away again.
         state["_recreate_db"] = False
@@ -163,7 +171,7 @@ class DICOMfileClient(DICOMClient):
     @classmethod
     def from_endpoint(cls, endpoint: Endpoint) -> Self:
         """Makes a client of the description of a folder."""
-        return cls(endpoint.url, storage_options=endpoint.storage_options, index=endpoint.index)
+        return cls(endpoint.url, storage_options=endpoint.storage_options, index=endpoint.index, layout=endpoint.layout)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
@@ -238,6 +246,7 @@ class DICOMfileClient(DICOMClient):
             elif self._changed:
                 paths, self._changed = self._changed, set()
                 self._index.update(paths)
+            self._own.clear()
             return self._index
 
     def _opened_searcher(self) -> Searcher:
@@ -247,9 +256,18 @@ class DICOMfileClient(DICOMClient):
                 self._searcher = Searcher(index, self.base_url)
             return self._searcher
 
-    def _note(self, path: str) -> None:
-        """Remembers that this client changed a file: the index learns of it before its next use, if there is one."""
+    def _note(self, path: str, reference: Resource | None = None) -> None:
+        """Remembers that this client changed a file: the index learns of it before its next use, if there is one.
+
+        Args:
+            path: The file.
+            reference: The instance that was written; None if it was removed, or written by another client.
+        """
         with self._lock:
+            if self._layout is not None and reference is not None:
+                self._own[reference] = path
+            elif self._names is not None:
+                self._names.settle(path, taken=False)
             if self._changed is not None:
                 self._changed.add(path)
                 if len(self._changed) > _MAX_PENDING:
@@ -349,6 +367,13 @@ class DICOMfileClient(DICOMClient):
             return int(self._current().select(sql, values)[0][0] or 0)
         except FileNotFoundError:
             return 0
+
+    def sizes_of(self, resource: Resource) -> Mapping[Resource, int]:
+        """The bytes of each file that represents an instance of a study or series."""
+        try:
+            return {Resource(file.study, file.series, file.sop): file.size for file in self._files(resource)}
+        except FileClientError:
+            return {}
 
     def _notice(self, resource: Resource) -> bool:
         """Looks for an instance where another client would have stored it after this one took its snapshot."""
@@ -472,14 +497,16 @@ class DICOMfileClient(DICOMClient):
     ) -> RenderedImage:
         """Renders a study, series, instance or frames, as PS3.18 section 8.3.5 says.
 
-        The types are ``image/jpeg`` (the default), ``image/png``, ``image/gif`` and ``image/jp2``; ``text/html`` for
-        structured reports; encapsulated documents are returned unchanged. A study or series is rendered as its first
-        image. Several frames, or an instance of several frames, become one moving ``image/gif``; the other formats show
-        one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail has 128 by 128 pixels,
-        unless ``viewport`` says otherwise. The status of the error is 501 if a library is missing.
+        The types are ``image/jpeg`` (the default), ``image/png``, ``image/gif`` and ``image/jp2``. Structured reports,
+        key object selections, presentation states and encapsulated documents are ``text/html``, a page for people; a
+        document is returned unchanged if its own type is asked for, a PDF also by default. A study or series is
+        rendered as its first image. Several frames, or an instance of several frames, become one moving ``image/gif``;
+        the other formats show one frame. See `dicomweb_io.dicom.rendering.RenderingOptions` for `params`. A thumbnail
+        has 128 by 128 pixels, unless ``viewport`` says otherwise. The status of the error is 501 if a library is
+        missing.
         """
         accepted_for("rendered", media_types)
-        renderer = FolderRenderer(self._reader, PixelAccess(self._reader, self._current()))
+        renderer = FolderRenderer(self._reader, self._current())
         return renderer.render(self._files(resource), resource, media_types, params, thumbnail)
 
     # Store and delete -----------------------------------------------------------------------------------------------
@@ -501,13 +528,34 @@ class DICOMfileClient(DICOMClient):
         """
         if study_instance_uid is not None:
             check_uid(study_instance_uid, "study_instance_uid", permissive=self.permissive_uid)
+        return self.folder_store().store(instances, study_instance_uid, on_existing, verify)
+
+    def folder_store(self) -> FolderStore:
+        """What stores into the folder, for those who want the paths of the files.
+
+        Raises:
+            requests.HTTPError: 403 if the client is read-only.
+        """
         self._check_writable("store into", "POST")
-        store = FolderStore(self._folder, self._elsewhere, self._note)
-        return store.store(instances, study_instance_uid, on_existing, verify)
+        names_in_use = None if self._layout is None else self._names_in_use
+        return FolderStore(self._folder, self._elsewhere, self._note, self._layout, names_in_use)
+
+    def _names_in_use(self) -> NamesInUse:
+        """The names of the files that were there when the index was opened, and of this client's own."""
+        with self._lock:
+            if self._names is None:
+                try:
+                    paths: Iterable[str] = self._current().iter_paths()
+                except FileNotFoundError:
+                    paths = self._own.values()
+                self._names = NamesInUse(paths)
+            return self._names
 
     def _elsewhere(self, reference: Resource) -> list[str]:
         """The paths at which the index knows files of an instance, in a folder with another layout."""
         with self._lock:
+            if self._layout is not None:
+                return self._known_paths(reference)
             if self._other_layout is None:
                 self._other_layout = has_other_layout(self._folder)
             if not self._other_layout:
@@ -517,6 +565,18 @@ class DICOMfileClient(DICOMClient):
             index = self._index
         condition, values = _condition(reference)
         return [] if index is None else index.paths_of(f"{condition} AND kind = 0", values)
+
+    def _known_paths(self, reference: Resource) -> list[str]:
+        """The paths of an instance in a folder with a layout, which its UIDs do not tell."""
+        if self._index is None or len(self._own) >= _MAX_PENDING // 2:
+            try:
+                self._current()
+            except FileNotFoundError:
+                pass  # The first store makes the folder.
+        condition, values = _condition(reference)
+        known = [] if self._index is None else self._index.paths_of(f"{condition} AND kind = 0", values)
+        own = self._own.get(reference)
+        return known if own is None else [own, *known]
 
     def delete_resource(self, resource: Resource, *, additional_params: Mapping[str, Any] | None = None) -> None:
         """Removes all files of a study, series or instance, duplicates too."""

@@ -188,7 +188,7 @@ class Database:
         if self.path is None or not self.path.exists():
             return copy
         try:
-            with _locked(self.path):
+            with lock_file(self.path):
                 source = _connect(str(self.path))
                 try:
                     source.backup(copy.writer)
@@ -205,7 +205,7 @@ class Database:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not is_local_disk(path.parent):
             raise OSError("the directory is on a network filesystem")
-        with _locked(path):
+        with lock_file(path):
             for attempt in (1, 2):
                 try:
                     self._connect_shared(path)
@@ -259,7 +259,7 @@ class Database:
         if self.path is None:
             yield
         else:
-            with _locked(self.path, wait=wait):
+            with lock_file(self.path, wait=wait):
                 yield
 
     def hold_snapshot(self) -> None:
@@ -326,8 +326,12 @@ def _create_schema(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds the lock file beside an index. The system releases it when a process dies."""
+def lock_file(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the lock file beside a file. The system releases it when a process dies.
+
+    Raises:
+        BlockingIOError: If another process holds it, and this one does not wait.
+    """
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     _lock_files.add(descriptor)
     try:

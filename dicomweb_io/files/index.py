@@ -456,6 +456,13 @@ class Index:
         rows = self.select(f"SELECT path FROM file WHERE {condition} ORDER BY path", values)  # noqa: S608
         return [path_text(row[0]) for row in rows]
 
+    def iter_paths(self) -> Iterator[str]:
+        """The paths of all files, some thousand at a time."""
+        last = -1
+        while rows := self.select("SELECT id, path FROM file WHERE id > ? ORDER BY id LIMIT 5000", (last,)):
+            yield from (path_text(row[1]) for row in rows)
+            last = rows[-1][0]
+
     def fragments(self, number: int) -> bytes | None:
         """The table of fragments of a file, if there is one."""
         if number in self._fragments:

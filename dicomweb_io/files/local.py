@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -187,7 +188,8 @@ class LocalFolder(Folder):
             try:
                 self.remove(path)
             except OSError as error:
-                logger.info("the abandoned temporary file %s cannot be removed: %s", self._path(path), error.strerror)
+                # The names of its folders may be a patient's.
+                logger.info("an abandoned temporary file below %s cannot be removed: %s", self.url, error.strerror)
 
     def remove(self, path: str) -> bool:
         """Removes a file and what becomes empty."""
@@ -240,7 +242,9 @@ def _publish_new(temporary: str, target: str) -> bool:
         return True
     # A filesystem without hard links (FAT, some network mounts). A claim, created exclusively and left out of listings,
     # excludes other writers; then the rename is atomic.
-    claim = os.path.join(os.path.dirname(target), f".{os.path.basename(target)[:80]}.{'0' * 16}.part")
+    directory, name = os.path.split(target)
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    claim = os.path.join(directory, f".{name[:40]}.{digest}.{'0' * 16}.part")
     try:
         os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except FileExistsError:

@@ -56,7 +56,8 @@ class Problem(NamedTuple):
 
 def temporary_name(name: str) -> str:
     """A name for a file that is still being written; listings leave such names out."""
-    return f".{name[:80]}.{secrets.token_hex(8)}.part"
+    # A letter may take four bytes, and a name has 255 at most.
+    return f".{name[:40]}.{secrets.token_hex(8)}.part"
 
 
 def is_temporary(name: str) -> bool:

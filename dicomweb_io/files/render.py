@@ -1,22 +1,24 @@
-"""Rendered resources of a folder (PS3.18 sections 8.3.5 and 10.4.1.1.3): images, reports and encapsulated documents.
+"""Rendered resources of a folder (PS3.18 sections 8.3.5 and 10.4.1.1.3): images, and pages of what is no image.
 
-Structured reports (PS3.3 section C.17) become HTML (PS3.18 section 8.7.4); everything in it is escaped.
+Reports, presentation states and encapsulated documents become HTML (PS3.18 section 8.7.4): see `documents`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.client import MediaTypes
 from dicomweb_io.dicom.errors import RenderingError, RenderingUnavailableError
+from dicomweb_io.dicom.json_decode import first_text, loads
 from dicomweb_io.dicom.media_types import MediaType, accepted_for
 from dicomweb_io.dicom.pixels import with_one_frame
 from dicomweb_io.dicom.rendering import IMAGE_TYPES, RenderingOptions, render_images
 from dicomweb_io.elements import RenderedImage, Resource
 from dicomweb_io.errors import FileClientError
-from dicomweb_io.files.index import IndexedFile
+from dicomweb_io.files.documents import describe_kind, document_of, readable_date, readable_page
+from dicomweb_io.files.index import Index, IndexedFile
+from dicomweb_io.files.records import NO_NUMBER
 from dicomweb_io.files.retrieve import FolderReader, PixelAccess, reference_of
 
 if TYPE_CHECKING:
@@ -24,102 +26,6 @@ if TYPE_CHECKING:
 
 
 _MAX_FRAMES = 2000
-_MAX_DEPTH = 32
-_TEXTS = {
-    "TEXT": "TextValue",
-    "DATETIME": "DateTime",
-    "DATE": "Date",
-    "TIME": "Time",
-    "PNAME": "PersonName",
-    "UIDREF": "UID",
-}
-
-
-def is_report(dataset: Dataset) -> bool:
-    """Whether a dataset is an SR document: it has a content tree."""
-    return dataset.get("ValueType") == "CONTAINER" and "ConceptNameCodeSequence" in dataset
-
-
-def render_report(dataset: Dataset) -> str:
-    """The content tree of an SR document as a self-contained HTML page; everything in it is escaped.
-
-    Args:
-        dataset: The document.
-
-    Raises:
-        RenderingError: If it is not one.
-    """
-    if not is_report(dataset):
-        raise RenderingError("the instance is not a structured report")
-    title = escape(_concept(dataset) or "Report")
-    facts = (
-        ("Patient", dataset.get("PatientName", "")),
-        ("Patient ID", dataset.get("PatientID", "")),
-        ("Study date", dataset.get("StudyDate", "")),
-        ("Completion", dataset.get("CompletionFlag", "")),
-        ("Verification", dataset.get("VerificationFlag", "")),
-    )
-    rows = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in facts if value)
-    body = "".join(_children(dataset, 2))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n'
-        f"<body><h1>{title}</h1>\n<table>{rows}</table>\n{body}</body></html>\n"
-    )
-
-
-def _children(item: Dataset, depth: int) -> Iterator[str]:
-    for child in item.get("ContentSequence") or ():
-        if depth > _MAX_DEPTH:
-            yield "<p>…</p>"
-            return
-        yield from _item(child, depth)
-
-
-def _item(item: Dataset, depth: int) -> Iterator[str]:
-    name = escape(_concept(item))
-    kind = str(item.get("ValueType", ""))
-    if kind == "CONTAINER":
-        level = min(depth, 6)
-        yield f"<section><h{level}>{name}</h{level}>\n" if name else "<section>\n"
-        yield from _children(item, depth + 1)
-        yield "</section>\n"
-        return
-    label = f"<b>{name}:</b> " if name else ""
-    yield f"<div>{label}{escape(_value(item, kind))}\n"
-    yield from _children(item, depth + 1)
-    yield "</div>\n"
-
-
-def _value(item: Dataset, kind: str) -> str:
-    if kind in _TEXTS:
-        return str(item.get(_TEXTS[kind], ""))
-    if kind == "CODE":
-        return _meaning(item.get("ConceptCodeSequence"))
-    if kind == "NUM":
-        measured = item.get("MeasuredValueSequence") or ()
-        texts = [
-            f"{value.get('NumericValue', '')} {_meaning(value.get('MeasurementUnitsCodeSequence'))}".strip()
-            for value in measured
-        ]
-        return ", ".join(texts)
-    if kind in ("IMAGE", "COMPOSITE", "WAVEFORM"):
-        return ", ".join(
-            str(reference.get("ReferencedSOPInstanceUID", "")) for reference in item.get("ReferencedSOPSequence") or ()
-        )
-    if kind in ("SCOORD", "SCOORD3D", "TCOORD"):
-        shape = item.get("GraphicType") or item.get("TemporalRangeType") or ""
-        return f"{shape} {item.get('GraphicData', '')}".strip()
-    return "" if "ReferencedContentItemIdentifier" not in item else f"see {item.ReferencedContentItemIdentifier}"
-
-
-def _concept(item: Dataset) -> str:
-    return _meaning(item.get("ConceptNameCodeSequence"))
-
-
-def _meaning(codes: Any) -> str:
-    if not codes:
-        return ""
-    return str(codes[0].get("CodeMeaning") or codes[0].get("CodeValue") or "")
 
 
 class FolderRenderer:
@@ -127,12 +33,13 @@ class FolderRenderer:
 
     Args:
         reader: Opens the files.
-        pixels: Reads their frames.
+        index: Knows what the files refer to.
     """
 
-    def __init__(self, reader: FolderReader, pixels: PixelAccess) -> None:
+    def __init__(self, reader: FolderReader, index: Index) -> None:
         self._reader = reader
-        self._pixels = pixels
+        self._pixels = PixelAccess(reader, index)
+        self._index = index
 
     def render(
         self,
@@ -147,7 +54,7 @@ class FolderRenderer:
         Args:
             files: The files of the resource. The first of several that has an image represents them.
             resource: What is rendered.
-            media_types: In order of preference; by default JPEG for images, HTML for reports.
+            media_types: In order of preference; by default JPEG for images, PDF for PDF documents, else HTML.
             params: See `dicomweb_io.dicom.rendering.RenderingOptions.of`.
             thumbnail: Whether a small image is wanted.
 
@@ -204,18 +111,44 @@ class FolderRenderer:
     def _document(
         self, file: IndexedFile, header: Dataset, resource: Resource, accepted_types: Sequence[MediaType]
     ) -> RenderedImage:
-        if is_report(header):
-            if _choose(accepted_types, ("text/html",)) is None:
-                raise self._error(406, resource, "reports can be rendered as text/html")
-            return RenderedImage(resource, "text/html", render_report(header).encode())
+        offered: tuple[str, ...] = ("text/html",)
         if "EncapsulatedDocument" in header:
-            media_type = str(header.get("MIMETypeOfEncapsulatedDocument") or "application/octet-stream").lower()
-            if _choose(accepted_types, (media_type,)) is None:
-                raise self._error(406, resource, f"the document is {media_type}")
-            content = bytes(header.EncapsulatedDocument)
-            length = header.get("EncapsulatedDocumentLength")
-            return RenderedImage(resource, media_type, content[:length] if length else content)
-        raise self._error(406, reference_of(file), "it is not an image, a report or a document")
+            media_type, content = document_of(header)
+            # What calls itself HTML may hold scripts, so that only its page is shown.
+            if media_type != "text/html":
+                offered = (media_type, *offered) if media_type == "application/pdf" else (*offered, media_type)
+        chosen = _choose(accepted_types, offered)
+        if chosen is None:
+            raise self._error(406, resource, f"it can be rendered as {' or '.join(offered)}")
+        if chosen != "text/html":
+            return RenderedImage(resource, chosen, content)
+        try:
+            return RenderedImage(resource, chosen, readable_page(header, self._described).encode("utf-8", "replace"))
+        except RenderingError:
+            raise self._error(406, reference_of(file), "it is not an image, a report or a document") from None
+
+    def _described(self, instance: str, study: str) -> str | None:
+        """What an instance is, such as ``CT image, series 3 (Lung), instance 12``, if the folder has it."""
+        found = self._index.select(
+            "SELECT f.sop_class, i.study, i.number, s.row, t.row FROM instance i JOIN file f ON f.id = i.file "
+            "JOIN series s ON s.study = i.study AND s.series = i.series JOIN study t ON t.study = i.study "
+            "WHERE i.sop = ? ORDER BY i.study <> ? LIMIT 1",
+            (instance, study),
+        )
+        if not found:
+            return None
+        sop_class, its_study, number, series, its_row = found[0]
+        series = loads(series)
+        name, label = first_text(series, "SeriesNumber"), first_text(series, "SeriesDescription")
+        parts = [
+            describe_kind(sop_class or ""),
+            f"series {name or '?'}" + (f" ({label})" if label else ""),
+            f"instance {number}" if number < NO_NUMBER else "",
+        ]
+        if its_study != study:
+            date = first_text(loads(its_row), "StudyDate")
+            parts.append(f"of the study of {readable_date(date)}" if date else f"of study {its_study}")
+        return ", ".join(part for part in parts if part)
 
     def _error(self, status: int, reference: Resource, what: str) -> FileClientError:
         return self._reader.error(status, reference, what, "/rendered")

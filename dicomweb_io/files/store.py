@@ -1,7 +1,8 @@
 """Storing into a folder: one file for each instance, published in one step, safe for many writers.
 
 Instances go to ``STUDY/SERIES/SOP.dcm``, so one look-up shows whether an instance is there, and writers need not know
-of each other. Only a folder that holds files with other names is searched by its index as well.
+of each other. Only a folder that holds files with other names is searched by its index as well, as is one with a layout
+(`dicomweb_io.files.layout`): there the exclusive creation of a file decides which instance has the name.
 
 `InstanceDownloader` does so with what another archive has.
 """
@@ -11,27 +12,32 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from dicomweb_io.client import DICOMClient, MediaTypes, OnExisting, Storable, Verify
 from dicomweb_io.dicom.errors import DICOMError, IncompleteDICOMError
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.part10 import WITHOUT_DELIMITER, check_complete, header_from_scan, judge
-from dicomweb_io.dicom.uids import file_name, is_file_name
+from dicomweb_io.dicom.uids import file_name, is_uid
 from dicomweb_io.elements import (
     Failure,
     Instance,
     Resource,
     StoredInstance,
 )
+from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
+from dicomweb_io.files.layout import Layout, NamesInUse
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.places import Folder, Problem, SourceChangedError, SourceFile, read_exactly
 from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory, collect
 from dicomweb_io.store_items import StoreItem, check_options, prepare
 from dicomweb_io.store_response import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE
+
+if TYPE_CHECKING:
+    from dicomweb_io.files.client import DICOMfileClient
 
 _CHUNK = 1 << 20
 _MEMORY_BYTES = 4 * 1024 * 1024
@@ -49,13 +55,13 @@ def layout_path(reference: Resource) -> str:
 
 
 def is_layout_path(path: str) -> bool:
-    """Whether a path is one that `layout_path` could have given."""
+    """Whether a path can only be one of `layout_path`: the names of patients, and numbers, could be odd UIDs too."""
     match = _LAYOUT.match(path)
-    return match is not None and all(map(is_file_name, match.groups()))
+    return match is not None and all("." in name and is_uid(name) for name in match.groups())
 
 
 def has_other_layout(folder: Folder) -> bool:
-    """Whether a folder holds files that were not stored under `layout_path`; one that does not exist holds none.
+    """Whether a folder may hold files that were not stored under `layout_path`; one that does not exist holds none.
 
     For writers: the temporary files of writers that died are removed at the same time.
     """
@@ -81,15 +87,24 @@ class FolderStore:
     Args:
         folder: The folder.
         known_paths: Gives the paths of files of an instance that lie elsewhere than the layout says.
-        on_change: Called with every path that was written or removed.
+        on_change: Called with every path that was written, and its instance, or removed, and None.
+        layout: The layout of the folder, if it is not that of UIDs.
+        names_in_use: With a layout: gives the names that are taken.
     """
 
     def __init__(
-        self, folder: Folder, known_paths: Callable[[Resource], list[str]], on_change: Callable[[str], None]
+        self,
+        folder: Folder,
+        known_paths: Callable[[Resource], list[str]],
+        on_change: Callable[[str, Resource | None], None],
+        layout: Layout | None = None,
+        names_in_use: Callable[[], NamesInUse] | None = None,
     ) -> None:
         self._folder = folder
         self._known_paths = known_paths
         self._on_change = on_change
+        self._layout = layout
+        self._names_in_use = names_in_use
 
     def store(
         self, instances: Iterable[Storable], study_instance_uid: str | None, on_existing: OnExisting, verify: Verify
@@ -97,57 +112,110 @@ class FolderStore:
         """Stores instances one by one; see `DICOMfileClient.iter_store_instances`. Arguments are checked at once."""
         check_options(on_existing, verify)
         items = (prepare(storable, study_instance_uid) for storable in instances)
-        return (self._outcome(item, on_existing, verify) for item in items)
+        return (self._outcome(item, on_existing, verify)[0] for item in items)
 
-    def _outcome(self, item: StoreItem, on_existing: OnExisting, verify: Verify) -> StoredInstance | Failure:
+    def put(self, instance: Instance, on_existing: OnExisting) -> tuple[StoredInstance | Failure, str | None]:
+        """Stores an instance; returns its outcome, and the path of its file in the folder if there is one now."""
+        return self._outcome(prepare(instance, None), on_existing, "response")
+
+    def _outcome(
+        self, item: StoreItem, on_existing: OnExisting, verify: Verify
+    ) -> tuple[StoredInstance | Failure, str | None]:
+        path = None
         try:
             if item.outcome is None:
-                self._store(item, on_existing, verify)
+                path = self._store(item, on_existing, verify)
         except SourceChangedError as error:
             item.fail_by(error, reason_code=PROCESSING_FAILURE)
         except RECOVERABLE as error:
             broken = isinstance(error, ValueError) or not isinstance(error, OSError)
-            item.fail_by(error, reason_code=CANNOT_UNDERSTAND if broken else OUT_OF_RESOURCES)
+            item.fail_by(self._nameless(error), reason_code=CANNOT_UNDERSTAND if broken else OUT_OF_RESOURCES)
         finally:
             item.discard()
         outcome = item.outcome
         if outcome is None:
             raise AssertionError("storing an item ends with its outcome")
         if isinstance(outcome, Failure) and outcome.reason_code is None:
-            return replace(outcome, reason_code=CANNOT_UNDERSTAND if item.instance is None else PROCESSING_FAILURE)
-        return outcome
+            code = CANNOT_UNDERSTAND if item.instance is None else PROCESSING_FAILURE
+            return replace(outcome, reason_code=code), path
+        return outcome, path
 
-    def _store(self, item: StoreItem, on_existing: OnExisting, verify: Verify) -> None:
-        target = layout_path(item.reference)
+    def _nameless(self, error: BaseException) -> BaseException:
+        """An error of the filesystem without the path, which may hold a patient's attributes."""
+        if self._layout is None or not isinstance(error, OSError) or error.errno is None or error.filename is None:
+            return error
+        return OSError(error.errno, f"a file in {self._folder.base_url} cannot be written: {error.strerror}")
+
+    def _store(self, item: StoreItem, on_existing: OnExisting, verify: Verify) -> str:
+        """Stores an item, notes its outcome, and returns where the instance is."""
         source = _source_file(item.given, item.size)
-        _check(item.given, item.size)
-        existing = self._existing(item.reference, target)
+        names = [layout_path(item.reference)] if self._layout is None else []
+        names += _check(item.given, item.size, self._layout)
+        existing = [
+            path
+            for path in dict.fromkeys((*names, *self._known_paths(item.reference)))
+            if self._holds(path, item.reference)
+        ]
         if not existing:
-            # A file without a usable instance at this very place is left over from a broken copy.
-            leftover = self._folder.stat(target) is not None
-            other = _instance_at(self._folder, target) if leftover else None
-            if other not in (None, item.reference):
-                raise DICOMError(
-                    f"{self._folder.location_of(target)} holds another instance, {other.uri}, and was not changed"
-                )
-            if other is None and self._publish(target, item, source, replace=leftover):
+            target, published = self._publish_new(names, item, source)
+            if published:
                 self._prove(item, target, "stored", verify)
-                return
+                return target
             # Another writer was first, a moment ago.
-            if other is None and not self._holds(target, item.reference):
-                raise DICOMError(in_the_way(self._folder.location_of(target)))
             existing = [target]
         if self._settle(item, existing, on_existing, verify):
-            return
-        self._publish(target, item, source, replace=True)
+            return existing[0]
+        target = next((path for path in names if path in existing), "")
+        if target:
+            self._publish(target, item, source, replace=True)
+        else:
+            target, published = self._publish_new(names, item, source)
+            if not published:
+                self._publish(target, item, source, replace=True)
         for path in existing:
             if path != target and self._folder.remove(path):
-                self._on_change(path)
+                self._on_change(path, None)
         self._prove(item, target, "replaced", verify)
+        return target
 
-    def _existing(self, reference: Resource, target: str) -> list[str]:
-        paths = [target, *(path for path in self._known_paths(reference) if path != target)]
-        return [path for path in paths if self._holds(path, reference)]
+    def _publish_new(self, names: Sequence[str], item: StoreItem, source: SourceFile | None) -> tuple[str, bool]:
+        """Writes an item under the first of its names that no other instance has.
+
+        Returns:
+            The name, and whether the item was written; otherwise the instance is there already.
+
+        Raises:
+            DICOMError: If something else has all names.
+        """
+        problem = ""
+        for name in names:
+            stat = self._folder.stat(name)
+            if stat is None and self._is_free(name, item.reference):
+                if self._publish(name, item, source, replace=False):
+                    return name, True
+                stat = self._folder.stat(name)
+            other, complete = _found_at(self._folder, name)
+            if other == item.reference and complete:
+                return name, False
+            if stat is not None and (other == item.reference or (self._layout is None and not complete)):
+                # A file without a usable instance at this very place is left over from a broken copy.
+                self._publish(name, item, source, replace=True)
+                return name, True
+            what = in_the_way(self._shown(name, names))
+            if other is not None and complete:
+                what = f"{self._shown(name, names)} holds another instance, {other.uri}, and was not changed"
+            problem = problem or what
+        raise DICOMError(problem)
+
+    def _is_free(self, name: str, reference: Resource) -> bool:
+        """Whether no other instance has a name that differs by case or Unicode form only."""
+        return self._names_in_use is None or self._names_in_use().claim(name, reference)
+
+    def _shown(self, path: str, names: Sequence[str] = ()) -> str:
+        """The location of a file for messages, without what a layout may have taken of the patient."""
+        if self._layout is not None and not is_layout_path(path):
+            path = self._layout.masked(path) if path in names else "***"
+        return self._folder.location_of(path)
 
     def _holds(self, path: str, reference: Resource) -> bool:
         """Whether a complete file of this instance is at a path now."""
@@ -155,7 +223,7 @@ class FolderStore:
 
     def _settle(self, item: StoreItem, existing: list[str], on_existing: OnExisting, verify: Verify) -> bool:
         """Notes the outcome for an instance that the folder has already; False if it has to be replaced."""
-        location = self._folder.location_of(existing[0])
+        location = self._shown(existing[0])
         if on_existing == "error":
             item.fail(f"{item.reference.uri} is already in the folder, as {location}", reason_code=PROCESSING_FAILURE)
             return True
@@ -191,11 +259,17 @@ class FolderStore:
                 _check(copy, item.size)
                 content = SourceFile.of(temporary) if temporary is not None else read or b""
             published = self._folder.publish(target, content, replace=replace)
+        except BaseException:
+            if self._names_in_use is not None and not replace:
+                self._names_in_use().settle(target, taken=False)
+            raise
         finally:
             if temporary is not None:
                 os.unlink(temporary)
+        if self._names_in_use is not None:
+            self._names_in_use().settle(target, taken=True)
         if published:
-            self._on_change(target)
+            self._on_change(target, item.reference)
         return published
 
     def _prove(self, item: StoreItem, target: str, outcome: Literal["stored", "replaced"], verify: Verify) -> None:
@@ -207,7 +281,7 @@ class FolderStore:
             item.succeed(outcome, proofs[verify], size=item.size, retrieve_url=self._retrieve_url(item.reference))
             return
         item.fail(
-            f"{self._folder.location_of(target)} was written, but reading it back does not give {item.reference.uri}",
+            f"{self._shown(target)} was written, but reading it back does not give {item.reference.uri}",
             reason_code=PROCESSING_FAILURE,
             retryable=True,
         )
@@ -230,24 +304,25 @@ class FolderStore:
 
 def _instance_at(folder: Folder, path: str) -> Resource | None:
     """The instance that the complete file at a path holds, None if there is none."""
+    reference, complete = _found_at(folder, path)
+    return reference if complete else None
+
+
+def _found_at(folder: Folder, path: str) -> tuple[Resource | None, bool]:
+    """The instance that the file at a path holds, None if there is none, and whether all of it is there."""
     stat = folder.stat(path)
     if stat is None:
-        return None
+        return None, False
+    reference = None
     try:
         with folder.open(path, stat.size) as file:
-            return _complete_instance(file, stat.size)
+            scan = scan_header(file, size=stat.size, large_value=1024, first_read=16384)
+            reference = Resource.of_header(header_from_scan(scan))
+            return reference, check_complete(file, size=stat.size, scan=scan) is None
     except FileNotFoundError:
-        return None
-
-
-def _complete_instance(file: BinaryIO, size: int) -> Resource | None:
-    """The instance that a complete file holds; None if the file is not one."""
-    try:
-        scan = scan_header(file, size=size, large_value=1024, first_read=16384)
-        instance = Resource.of_header(header_from_scan(scan))
-        return instance if check_complete(file, size=size, scan=scan) is None else None
+        return None, False
     except (ValueError, LookupError, ArithmeticError, RecursionError):
-        return None
+        return reference, False
 
 
 def _source_file(instance: Instance, size: int) -> SourceFile | None:
@@ -264,8 +339,8 @@ def _source_file(instance: Instance, size: int) -> SourceFile | None:
     return source
 
 
-def _check(instance: Instance, size: int) -> None:
-    """Checks that a search will find the instance again.
+def _check(instance: Instance, size: int, layout: Layout | None = None) -> tuple[str, ...]:
+    """Checks that a search will find the instance again, and gives the names that a layout has for it.
 
     Raises:
         DICOMError: If the bytes hold another instance, or are cut off.
@@ -276,10 +351,12 @@ def _check(instance: Instance, size: int) -> None:
         if reference != instance.reference:
             raise DICOMError(f"the bytes hold {reference.uri}, not {instance.reference.uri}")
         verdict = judge(file, size=size, scan=scan)
+        names = () if layout is None else layout.paths_of(scan, reference, file)
     # The archive that it comes from has proven that it is whole.
     problem = verdict.problem or (None if WITHOUT_DELIMITER in instance.warnings else verdict.open_end)
     if problem is not None:
         raise IncompleteDICOMError(f"{instance.reference.uri} is truncated or damaged and was not stored: {problem}")
+    return names
 
 
 # Downloads ------------------------------------------------------------------------------------------------------------
@@ -302,14 +379,16 @@ class Downloaded(NamedTuple):
 class InstanceDownloader:
     """Writes instances to ``DIRECTORY/STUDY/SERIES/INSTANCE.dcm``, bytes unchanged. May be used by several threads.
 
+    If the directory has a layout, they go where that says, and what is there is known by its content.
+
     A file appears under its name when it is complete, never before, so what is there needs not be retrieved again: a
     download that was cut short is simply started again. What is no complete instance, left there by another program, is
     replaced. Large instances pass through a private spool file.
 
     Args:
         source: The archive.
-        directory: A local path, or any fsspec URL.
-        storage_options: Arguments for the fsspec filesystem.
+        directory: A folder: an `Endpoint`, a local path, or any fsspec URL.
+        storage_options: Arguments for the fsspec filesystem, unless the directory is an `Endpoint`.
         overwrite: Retrieve and replace files that are there.
         media_types: Accepted encodings; by default the stored one.
         allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
@@ -323,7 +402,7 @@ class InstanceDownloader:
     def __init__(
         self,
         source: DICOMClient,
-        directory: str,
+        directory: EndpointLike,
         *,
         storage_options: Mapping[str, Any] | None = None,
         overwrite: bool = False,
@@ -333,7 +412,13 @@ class InstanceDownloader:
         transform: str = "DownloadInstances",
     ) -> None:
         self._source = source
-        self._folder = folder_of(directory, storage_options)
+        endpoint = directory if isinstance(directory, Endpoint) else None
+        if endpoint is not None:
+            directory, storage_options = endpoint.url, endpoint.storage_options
+        self._folder = folder_of(cast(str, directory), storage_options)
+        # Where a layout names the files, only their index tells what is there: the client of the folder has it.
+        with_layout = endpoint is not None and endpoint.layout is not None
+        self._client = cast("DICOMfileClient", endpoint.connect()) if endpoint is not None and with_layout else None
         self._overwrite = overwrite
         self._media_types = media_types
         self._allow_transcoding = allow_transcoding
@@ -372,6 +457,9 @@ class InstanceDownloader:
         if reason is not None:
             return not_tried(reason, self._transform, reference=reference)
         try:
+            if self._client is not None:
+                found = [] if self._overwrite else self._client.locations_of(reference)
+                return Downloaded(found[0], 0, True) if found else None
             target = layout_path(reference)
             if not self._overwrite and self._is_there(target, reference):
                 return Downloaded(self._folder.location_of(target), 0, True)
@@ -392,6 +480,8 @@ class InstanceDownloader:
     def write(self, instance: Instance) -> Downloaded | Failure:
         """Makes a file of an instance, and discards it."""
         try:
+            if self._client is not None:
+                return self._put(self._client, instance)
             return self._publish(layout_path(instance.reference), instance)
         except RECOVERABLE as error:
             return failure_of(error, self._transform, reference=instance.reference)
@@ -403,8 +493,17 @@ class InstanceDownloader:
         self._spool.discard(instance)
 
     def close(self) -> None:
-        """Removes the private directory. The client is not closed."""
+        """Removes the private directory. The client of the source is not closed."""
         self._spool.remove()
+        if self._client is not None:
+            self._client.close()
+
+    def _put(self, client: DICOMfileClient, instance: Instance) -> Downloaded | Failure:
+        """Makes a file of an instance where the layout says."""
+        outcome, path = client.folder_store().put(instance, "replace" if self._overwrite else "skip")
+        if isinstance(outcome, Failure) or path is None:
+            return replace(cast(Failure, outcome), transform=self._transform)
+        return Downloaded(self._folder.location_of(path), outcome.size, outcome.outcome == "exists")
 
     def _is_there(self, target: str, reference: Resource) -> bool:
         found = _instance_at(self._folder, target)

@@ -102,6 +102,17 @@ class Credentials(ABC):
             ImportError: If a package is missing that this kind of credentials needs.
         """
 
+    def check(self) -> None:
+        """Looks whether the variables and files that hold the secrets are there, without any request.
+
+        Raises:
+            CredentialsError: If one is missing. It names the variable or file.
+        """
+        for item in fields(self):  # type: ignore[arg-type]
+            value, kind = getattr(self, item.name), item.name.rpartition("_")[2]
+            if value is not None and not item.metadata.get("secret") and kind in _SOURCES:
+                _SOURCES[kind](value)
+
     def __repr__(self) -> str:
         shown = []
         for item in fields(self):  # type: ignore[arg-type]
@@ -142,6 +153,9 @@ def _from_file(path: str) -> str:
     if not value:
         raise CredentialsError(f"the credentials file {path} is empty")
     return value
+
+
+_SOURCES: dict[str, Callable[[str], str]] = {"env": _from_environment, "file": _from_file}
 
 
 def _secret_value(literal: str | None, env: str | None, file: str | None) -> str:

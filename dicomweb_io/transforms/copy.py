@@ -11,7 +11,6 @@ Around that a job has `MatchLines` and `ListExclusions`, which say what there is
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -76,6 +75,7 @@ class CopyInstances(DICOMwebTransform):
         allow_transcoding: Take what the source re-encodes if it cannot give the original.
         spool_directory: Where larger instances wait on their way, on each worker.
         allow_other_patient: Copy into studies that the destination has under another PatientID too.
+        dry_run: Say what would be copied (``outcome="planned"``), and retrieve and store nothing.
         failures: ``"raise"`` or ``"collect"``. See also `with_error_handler`.
 
     Returns:
@@ -93,13 +93,15 @@ class CopyInstances(DICOMwebTransform):
         allow_transcoding: bool = False,
         spool_directory: str | None = None,
         allow_other_patient: bool = False,
+        dry_run: bool = False,
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(source, failures=failures)
         check_options(on_existing, verify)
         self.destination = Endpoint.of(destination)
         types = checked_media_types("instances", media_types)
-        self.options = CopyOptions(on_existing, verify, types, allow_transcoding, spool_directory, allow_other_patient)
+        places = (spool_directory, allow_other_patient, dry_run)
+        self.options = CopyOptions(on_existing, verify, types, allow_transcoding, *places)
 
     def expand(self, pcollection: Any) -> Any:
         """Builds the steps."""
@@ -178,8 +180,9 @@ class DownloadInstances(DICOMwebTransform):
 
     Args:
         endpoint: An `Endpoint`, a URL or a path.
-        directory: Where the files go: a path, or any fsspec URL. All workers must reach it.
-        storage_options: Arguments for the fsspec filesystem of the directory.
+        directory: Where the files go: a path, any fsspec URL, or an `Endpoint`, whose `layout` names the files by their
+            attributes. All workers must reach it.
+        storage_options: Arguments for the fsspec filesystem of the directory, unless it is an `Endpoint`.
         overwrite: Retrieve and replace files that are there.
         media_types: Accepted encodings; by default the stored one.
         allow_transcoding: Accept re-encoded instances if the archive cannot return the original.
@@ -196,7 +199,7 @@ class DownloadInstances(DICOMwebTransform):
     def __init__(
         self,
         endpoint: EndpointLike,
-        directory: str | os.PathLike[str],
+        directory: EndpointLike,
         *,
         storage_options: Mapping[str, Any] | None = None,
         overwrite: bool = False,
@@ -206,7 +209,9 @@ class DownloadInstances(DICOMwebTransform):
         failures: FailureMode = "raise",
     ) -> None:
         super().__init__(endpoint, failures=failures)
-        self.directory = Endpoint(os.fspath(directory), storage_options=storage_options)
+        self.directory = Endpoint.of(directory)
+        if storage_options is not None:
+            self.directory = self.directory.replace(storage_options=storage_options)
         if self.directory.is_web:
             raise ValueError("directory must be a path or an fsspec URL; use CopyInstances to copy to a server")
         self.options: dict[str, Any] = {
@@ -247,11 +252,7 @@ class _Download(PooledDoFn):
         super().setup()
         client = cast(Lease, self._lease).client
         downloader = self._downloader = InstanceDownloader(
-            client,
-            self._directory.url,
-            storage_options=self._directory.storage_options,
-            transform=self._transform,
-            **self._options,
+            client, self._directory, transform=self._transform, **self._options
         )
         self._reader = SeriesReader(
             client, lambda reference, _: downloader.retrieve(reference), downloader.discard, transform=self._transform
@@ -379,27 +380,33 @@ class WriteAccount(beam.PTransform[Any, Any]):
 
     Args:
         path: A local path or an fsspec URL that the workers can write.
+        with_facts: Whether a report is wanted.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, with_facts: bool = False) -> None:
         super().__init__()
         self._path = path
+        self._with_facts = with_facts
 
     def expand(self, collections: Any) -> Any:
         """Builds the steps."""
-        accounts = [items | f"Count_{name}" >> beam.ParDo(_CountEntries()) for name, items in collections.items()]
+        count = _CountEntries(self._with_facts)
+        accounts = [items | f"Count_{name}" >> beam.ParDo(count) for name, items in collections.items()]
         # An account is also written of nothing.
-        first = accounts[0].pipeline | "Begin" >> beam.Create([(0, Account())], reshuffle=False)
+        first = accounts[0].pipeline | "Begin" >> beam.Create([(0, Account(self._with_facts))], reshuffle=False)
         merged = (first, *accounts) | "Accounts" >> beam.Flatten() | "Merge" >> beam.GroupByKey()
-        return merged | "Write" >> beam.Map(_write_account, self._path)
+        return merged | "Write" >> beam.Map(_write_account, self._path, self._with_facts)
 
 
 @beam.typehints.with_output_types(tuple[int, Account])
 class _CountEntries(beam.DoFn):
     """Makes an account of each bundle."""
 
+    def __init__(self, with_facts: bool) -> None:
+        self._with_facts = with_facts
+
     def start_bundle(self) -> None:
-        self._account = Account()
+        self._account = Account(self._with_facts)
 
     def process(self, element: Entry) -> None:
         self._account.add(element)
@@ -408,8 +415,8 @@ class _CountEntries(beam.DoFn):
         yield WindowedValue((0, self._account), MIN_TIMESTAMP, (GlobalWindow(),))
 
 
-def _write_account(accounts: tuple[int, Iterable[Account]], path: str) -> None:
-    total = Account()
+def _write_account(accounts: tuple[int, Iterable[Account]], path: str, with_facts: bool) -> None:
+    total = Account(with_facts)
     for account in accounts[1]:
         total.merge(account)
     report_lines(path, "the account of the job in", [json.dumps(total.document())])
@@ -452,6 +459,7 @@ def tallied() -> dict[str, int]:
         "found": now.get("listed", 0),
         "transferred": now.get("stored", 0) + now.get("replaced", 0),
         "already_there": now.get("exists", 0),
+        "to_transfer": now.get("planned", 0),
         "failed": now.get("failures", 0),
         "bytes": now.get("stored_bytes", 0),
     }

@@ -13,7 +13,7 @@ Every transform uses the same names, in the namespace ``dicomweb_io``:
 - retrieves: ``instances``, ``instance_bytes``, ``metadata``, ``frames``, ``frame_bytes``, ``rendered_images``,
   ``rendered_bytes``, ``bulkdata``, ``bulkdata_bytes``, ``downloaded``, ``downloaded_bytes``; the distributions
   ``instance_size`` and ``frame_size``;
-- stores: ``stored``, ``replaced``, ``exists``, ``stored_bytes``, ``deleted``;
+- stores: ``stored``, ``replaced``, ``exists``, ``planned`` (a dry run), ``stored_bytes``, ``deleted``;
 - watches: ``polls``, ``changes``, ``completed``, ``completed_again``, ``completed_early``, ``studies_left_open``,
   ``notifications_ignored``;
 - ``failures``.
@@ -24,8 +24,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from apache_beam.metrics.metric import Metrics
+from apache_beam.metrics.metric import Metrics, MetricsFilter
 
 from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.pool import TICK, Lease
@@ -87,6 +88,27 @@ def count_traffic(lease: Lease) -> None:
             _CARRY[0] += waited
             seconds, _CARRY[0] = divmod(_CARRY[0], 1000)
         count("cumulativeThrottlingSeconds", seconds)
+
+
+def traffic_of(result: Any) -> dict[str, Any] | None:
+    """What the transforms of a finished pipeline did on the network, for a report; None if there is nothing to tell.
+
+    Args:
+        result: The runner's result.
+    """
+    try:
+        found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))
+    except NotImplementedError:
+        return None
+    counts: Counter[str] = Counter()
+    for item in found["counters"]:
+        counts[item.key.metric.name] += item.result
+    if not counts["requests"]:
+        return None
+    told: dict[str, Any] = {name: counts[name] for name in ("requests", "retries", "bytes_in", "bytes_out")}
+    told |= {"archive": "both", "throttled_seconds": counts["throttled_msecs"] / 1000}
+    longest = [item.result.max for item in found["distributions"] if item.key.metric.name == "request_msecs"]
+    return {**told, "max_seconds": max(longest) / 1000} if longest else told
 
 
 class Traffic:

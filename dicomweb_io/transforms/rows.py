@@ -18,7 +18,7 @@ from apache_beam.pvalue import Row
 from apache_beam.typehints.row_type import RowTypeConstraint
 
 from dicomweb_io import elements
-from dicomweb_io.dicom.columns import Column, columns_of
+from dicomweb_io.dicom.columns import Column, RowMaker, columns_of
 from dicomweb_io.elements import JSONDataset, Resource
 from dicomweb_io.transforms.metrics import count
 
@@ -55,11 +55,12 @@ class AsRows(beam.PTransform[Any, Any]):
     For datasets in the DICOM JSON model, `columns` names the columns: numbers as numbers, person names as text
     (``Alphabetic=Ideographic=Phonetic``), dates and times as text in the form of ISO 8601 (``2024-02-29``,
     ``13:45:10.250000``, ``2024-02-29T13:45:10+01:00``, as precise as the archive gives them), attributes that may have
-    several values as lists. What is absent is None or an empty list. Values that are not of their column's type are
-    left out (a list of text keeps their place empty) and counted (metric ``unreadable_values``).
+    several values as lists, sequences as JSON. What is absent is None or an empty list. Values that are not of their
+    column's type are left out (a list of text keeps their place empty) and counted (metric ``unreadable_values``).
 
     Args:
-        columns: For datasets: keywords, tags, or dotted paths into sequences.
+        columns: For datasets: keywords, tags, private attributes such as ``(0009,"CREATOR",10)``, or dotted paths into
+            sequences, of which ``[0]`` takes one item.
         typed_dates: Make dates `datetime.date`, a logical type of Beam. SQL and other languages know it; Parquet, Avro
             and Beam YAML do not. Times stay text, because Beam has no type for them in all languages.
         element_type: For elements: their class, where the collection has no type hint.
@@ -118,13 +119,10 @@ class TakeColumns(beam.DoFn):
 
     def process(self, element: JSONDataset) -> Iterator[Row]:
         """Yields the row."""
-        values: dict[str, Any] = {}
-        unreadable = 0
-        for column in self._columns:
-            values[column.name], clean = column.cell(element)
-            unreadable += not clean
-        count("unreadable_values", unreadable)
-        yield Row(**values)
+        maker = RowMaker(self._columns)
+        for values in maker.rows(element):
+            yield Row(**values)
+        count("unreadable_values", maker.unreadable)
 
 
 def chosen_columns(columns: Sequence[str] | None, *, typed_dates: bool) -> tuple[Column, ...] | None:

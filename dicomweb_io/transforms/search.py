@@ -24,6 +24,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.attributes import is_attribute, resolve
+from dicomweb_io.dicom.columns import fields_of
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.matching import check_filter, unproven
 from dicomweb_io.dicom.uids import is_uid
@@ -166,7 +167,9 @@ class _Search(DICOMwebTransform):
         """What was asked for, and what columns and the split need."""
         if isinstance(fields, str) or "all" in fields:
             return fields
-        more = [column.field for column in self.columns or ()] + (["00080020"] if split_by else [])
+        more = fields_of(self.columns or ()) + (["00080020"] if split_by else [])
+        if "all" in more:
+            return ["all"]
         known = {resolve(name)[0] for name in fields if isinstance(name, str)}
         return [*fields, *dict.fromkeys(tag for tag in more if tag not in known)]
 

@@ -41,6 +41,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from dicomweb_io.changes import (
     DEFAULT_MAX_CHANGES,
+    MAX_OPEN,
     ChangeMethod,
     Changes,
     ChangeSource,
@@ -53,6 +54,7 @@ from dicomweb_io.changes import (
     is_new_in_azure,
     moment_of,
     reference_of_azure,
+    take_rested,
     uids_of_orthanc,
 )
 from dicomweb_io.client import DICOMClient
@@ -81,9 +83,6 @@ logger = logging.getLogger("dicomweb_io")
 
 MAX_WAIT = 5.0
 """Seconds that the DoFn waits by itself at most before it defers to the runner."""
-
-MAX_OPEN = 10_000
-"""Studies that may be on their way to rest at once. Beyond that, those that have been at rest longest are reported."""
 
 MAX_COMPLETED = 4_096
 """Reported studies that are remembered, to count those that are reported again."""
@@ -496,18 +495,7 @@ def _at_rest(
     studies = {uid: min(moment + step, now) for uid, moment in state.open.items()}
     if changes is None:
         return (), replace(state, open=studies)
-    for reference in changes.references:
-        # In the order of the last changes.
-        studies.pop(reference.study_instance_uid, None)
-        studies[reference.study_instance_uid] = now
-    # What the rest of a poll will report is not at rest, and what an incomplete answer lacks need not be.
-    waits = changes.more or bool(changes.failures)
-    rested = [] if waits else [uid for uid, moment in studies.items() if began - moment >= quiet]
-    for uid in rested:
-        del studies[uid]
-    early = list(studies)[: max(0, len(studies) - MAX_OPEN)]
-    for uid in early:
-        del studies[uid]
+    rested, early = take_rested(studies, changes, quiet=quiet, began=began, now=now, most=MAX_OPEN)
     if early:
         count("completed_early", len(early))
         logger.warning(

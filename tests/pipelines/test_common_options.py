@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import signal
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
+from dicomweb_io.changes import ChangeMethod
+from dicomweb_io.cli.arguments import build_parser
 from dicomweb_io.options import UsageError
 from pipelines import transfer, watch
 from pipelines._common import is_local, parse
@@ -24,7 +29,7 @@ def test_an_option_with_one_value_is_given_once():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, wrapped):
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, tmp_path, wrapped):
     """Beam makes a RuntimeError of it in a worker."""
 
     def run(job, options):
@@ -36,7 +41,7 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, wrapped):
             raise
 
     monkeypatch.setattr(transfer, "run", run)
-    assert transfer.main(BOTH) == 130
+    assert transfer.main(["--source", str(tmp_path), "--destination", str(tmp_path) + "-copy"]) == 130
     assert capsys.readouterr().err.startswith("transfer: interrupted")
 
 
@@ -105,6 +110,30 @@ def test_a_local_runner_takes_only_known_options(arguments, message):
 def test_the_options_of_another_job_are_unknown():
     with pytest.raises(UsageError, match="unknown arguments: --allow-patterns"):
         parse(watch.WatchOptions, "watch", "", [*BOTH, "--cursor", "c", "--allow-patterns"])
+
+
+OF_ONE = "--(source|destination)|--jobs$"
+COMMANDS = [("copy", transfer.TransferOptions), ("watch", watch.WatchOptions)]
+
+
+@pytest.mark.parametrize(("command", "options"), COMMANDS)
+def test_a_command_and_its_job_have_the_same_options(command, options):
+    """Beside the names of the archives, how to reach them, and Beam's options."""
+    job = argparse.ArgumentParser()
+    options._add_argparse_args(job)
+    commands = build_parser()
+    (methods,) = (item.choices for item in commands._actions if isinstance(item, argparse._SubParsersAction))
+    anywhere = set(commands._option_string_actions)
+    told = [
+        {name for name in set(parser._option_string_actions) - anywhere if not re.match(OF_ONE, name)}
+        for parser in (job, methods[command])
+    ]
+    assert told[0] == told[1] > {"--filter"}
+    if command == "watch":
+        assert set(job._option_string_actions["--method"].choices or ()) == set(get_args(ChangeMethod))
+    for name in told[0]:
+        first, second = (vars(parser._option_string_actions[name]) for parser in (job, methods[command]))
+        assert {**first, "container": None} == {**second, "container": None}
 
 
 def test_the_options_of_beam_reach_beam_and_those_of_the_job_stay_away_from_it():

@@ -61,7 +61,7 @@ def transfer(source, destination, tmp_path, capsys):
     code = main(["--source", str(source), "--destination", str(destination), "--summary", str(summary)])
     after = TALLY.snapshot()
     traffic = {name: after.get(name, 0) - before.get(name, 0) for name in TRAFFIC}
-    return code, json.loads(summary.read_text()), capsys.readouterr().out, traffic
+    return code, json.loads(summary.read_text()), capsys.readouterr().err, traffic
 
 
 def contents(directory):

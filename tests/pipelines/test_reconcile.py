@@ -78,6 +78,7 @@ def test_a_refused_login_proves_nothing(archives, serve, capsys):
     ("arguments", "text"),
     [(["--source", "/a"], "--destination is required"), (["--counts", "--content"], "contradict")],
 )
-def test_wrong_use(arguments, text, capsys):
-    assert main([*arguments, *(["--source", "/a", "--destination", "/b"] if "--counts" in arguments else [])]) == 2
+def test_wrong_use(arguments, text, tmp_path, capsys):
+    given = ["--source", str(tmp_path), "--destination", str(tmp_path)] if "--counts" in arguments else []
+    assert main([*arguments, *given]) == 2
     assert text in capsys.readouterr().err

@@ -198,7 +198,8 @@ def test_the_command_runs_as_a_module(small, folder):
     command = [sys.executable, "-m", "pipelines.transfer", "--source", str(small), "--destination", str(folder)]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
-    assert "transferred            40" in answer.stdout
+    assert json.loads(answer.stdout)["transferred"] == 40
+    assert "transferred            40" in answer.stderr
 
 
 # What is copied -----------------------------------------------------------------------------------------------------
@@ -310,7 +311,9 @@ def test_what_is_wanted_whole_is_one_retrieve_and_few_stores(serve, job, small, 
     assert not [record for record in source.records.of("GET") if re.search(r"/instances/[0-9.]+$", record.path)]
     assert len(destination.records.of("POST")) == 2
     looks = [record.path.rpartition("/")[2] for record in destination.records.of("GET")]
-    assert sorted(looks) == ["instances", "instances", "studies"], "one look for each series, and one for the study"
+    assert sorted(looks) == ["instances", "instances", "studies", "studies"], (
+        "one look at the archive, one for the study, and one for each series"
+    )
     assert bytes_of(folder) == bytes_of(small)
 
 
@@ -393,6 +396,9 @@ def test_five_percent_faults_conserve_every_element(serve, tmp_path, folder):
         (["--source", "/a", "--destination", "/b", "--source-token-env", "T"], "only for servers"),
         (["--source", "/a", "--destination", "/b", "--failures", "/no/such/folder/f"], "there is no folder"),
         (["--source", "/a", "--destination", "/b", "--input", "/no/such/file"], "--input /no/such/file"),
+        (["--source", "/a", "--destination", "/b", "--layout", "{PatientNam}"], "did you mean 'PatientName'"),
+        (["--source", "/a", "--destination", "/b", "--layout", "../{PatientID}"], "begins with a dot"),
+        (["--source", "/a", "--destination", "http://b", "--layout", "{PatientID}"], "layout: only for folders"),
         (
             ["--source", "/a", "--destination", "/b", "--runner=DataflowRunner", "--failures", "f"],
             "cannot write to this machine",
@@ -406,9 +412,9 @@ def test_a_wrong_command_line_is_explained_and_does_nothing(capsys, arguments, m
 
 def test_credentials_are_names_of_variables(monkeypatch, serve, job, small, folder):
     server = serve(small, auth=("me", "secret-word"))
-    code, numbers, _ = job(server.url, folder)
-    assert code == 1
-    assert numbers["search_failures"] == 1
+    code, numbers, printed = job(server.url, folder)
+    assert (code, numbers) == (1, {})
+    assert "refuses the login, so nothing was copied" in printed
     monkeypatch.setenv("PACS_PASSWORD", "secret-word")
     code, numbers, printed = job(server.url, folder, "--source-user", "me", "--source-password-env", "PACS_PASSWORD")
     assert code == 0
@@ -505,6 +511,20 @@ def test_a_folder_of_reports_that_goes_away_takes_nothing_with_it(driver, answer
     assert '{"transform": "SearchForSeries"' in printed.err
     assert '"search_failures": 1' in printed.err
     assert "found" in printed.out
+
+
+@pytest.mark.parametrize(("driver", "processes"), [("job", 1), ("job", 2), ("command", 1)])
+def test_a_layout_names_the_files_of_a_folder(driver, processes, job, capsys, small, tmp_path):
+    """All instances of each series have one number: each has a file, and the second run knows it."""
+    workers = ["--direct_num_workers", "2", "--direct_running_mode", "multi_processing"] if processes > 1 else []
+    layout = ["--layout", "{Modality}/{PatientID}_{SeriesNumber:02}"]
+    found = []
+    for _ in range(2):
+        code, numbers, _ = run_by(driver, job, capsys, small, tmp_path / "copy", *layout, *workers)
+        found.append((code, numbers["transferred"], numbers["already_there"]))
+    assert found == [(0, 40, 0), (0, 0, 40)]
+    assert bytes_of(tmp_path / "copy") == bytes_of(small)
+    assert {len(path.relative_to(tmp_path / "copy").parts) for path in (tmp_path / "copy").rglob("*.dcm")} == {2}
 
 
 # Conflicts ----------------------------------------------------------------------------------------------------------

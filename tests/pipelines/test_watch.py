@@ -1,4 +1,4 @@
-"""The watch job: what is new is copied in rounds, and the cursor survives whatever happens."""
+"""Watches, as the command and as the job: what is new is copied in rounds, and the place survives whatever happens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from dicomweb_io import watch
+from dicomweb_io.changes import PlaceFile
+from dicomweb_io.cli import main as command
 from dicomweb_io.elements import Instance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from pipelines import watch
-from pipelines.watch import ATTEMPTS, main
+from dicomweb_io.watch import ATTEMPTS
+from pipelines.watch import main
 
 _counter = itertools.count()
 
@@ -39,16 +42,21 @@ def source(tmp_path):
     return directory
 
 
-@pytest.fixture
-def job(tmp_path, folder, capsys):
-    """Runs the job's command line; gives the exit code, the summary and what was printed."""
+@pytest.fixture(params=["command", "job"])
+def job(request, tmp_path, folder, capsys):
+    """Runs the command line of either driver; gives the exit code, the summary and what was printed."""
 
     def start(source, *arguments, destination=folder, polls=1):
         summary = tmp_path / "summary.json"
-        command = ["--source", str(source), "--destination", str(destination), "--summary", str(summary)]
-        usual = {"--cursor": str(tmp_path / "cursor.json"), "--interval": "0.02", "--max-polls": str(polls)}
-        command += [word for name, value in usual.items() if name not in arguments for word in (name, value)]
-        code = main([*command, *arguments])
+        usual = {"--cursor": str(tmp_path / "cursor.json"), "--interval": "0.02", "--summary": str(summary)}
+        if "--once" not in arguments:
+            usual["--max-polls"] = str(polls)
+        words = [word for name, value in usual.items() if name not in arguments for word in (name, value)]
+        words += map(str, arguments)
+        if request.param == "job":
+            code = main(["--source", str(source), "--destination", str(destination), *words])
+        else:
+            code = command(["watch", str(source), str(destination), *words])
         printed = capsys.readouterr()
         numbers = json.loads(summary.read_text()) if summary.exists() else {}
         return code, numbers, printed.out + printed.err
@@ -69,7 +77,7 @@ def test_it_goes_on_where_it_ended(job, source, folder, tmp_path):
     assert (code, numbers["polls"], numbers["rounds"]) == (0, 3, 0)
     cursor = tmp_path / "cursor.json"
     assert cursor.stat().st_mode & 0o777 == 0o600
-    assert not list(tmp_path.glob(".cursor*")), "a temporary file was left"
+    assert not list(tmp_path.glob(".cursor*.part")), "a temporary file was left"
 
 
 def test_everything_and_filters(job, serve, source, folder):
@@ -110,7 +118,7 @@ def test_what_fails_is_tried_again_and_arrives(job, serve, source, folder):
 
 def test_what_fails_always_is_given_up_and_told(job, serve, source, folder, tmp_path):
     paths = fresh(source, instances=2)
-    broken = serve(folder, faults=[fault("status", path="studies", method="POST", times=None, status=507)])
+    broken = serve(folder, faults=[fault("status", path="studies", method="POST", times=None, status=400)])
     failures = tmp_path / "failures.jsonl"
     options = ("--start", "all", "--failures", str(failures))
     code, numbers, _ = job(source, *options, destination=broken.url, polls=ATTEMPTS - 2)
@@ -157,30 +165,38 @@ def test_a_round_that_is_cut_short_is_repeated(job, source, folder, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(watch.PlaceFile, "write", die)
-        with pytest.raises(KeyboardInterrupt):
-            job(source, "--start", "all")
+        patch.setattr(PlaceFile, "write", die)
+        code, _, printed = job(source, "--start", "all")
+    assert (code, "interrupted" in printed, "Traceback" in printed) == (130, True, False)
     assert bytes_of(folder) == bytes_of(source)
     code, numbers, _ = job(source, "--start", "all")
     assert (code, numbers["already_there"], numbers["transferred"]) == (0, 4, 0)
 
 
-def test_a_signal_ends_it_in_order(source, folder, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGTERM, 0, "4 transferred"), (signal.SIGINT, 130, "interrupted")]
+)
+@pytest.mark.parametrize("module", ["dicomweb_io", "pipelines.watch"])
+def test_a_signal_ends_it_in_order(source, folder, tmp_path, module, number, code, words):
     fresh(source)
     cursor = tmp_path / "cursor.json"
-    command = [sys.executable, "-m", "pipelines.watch", "--source", str(source), "--destination", str(folder)]
-    command += ["--cursor", str(cursor), "--interval", "3600", "--start", "all"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    archives = [str(source), str(folder)] if module == "dicomweb_io" else ["--source", source, "--destination", folder]
+    line = [sys.executable, "-m", module, *(["watch"] if module == "dicomweb_io" else []), *map(str, archives)]
+    line += ["--cursor", str(cursor), "--interval", "3600", "--start", "all"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
     try:
-        assert process.stdout is not None
-        assert "4 transferred" in process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
+        assert process.stderr is not None
+        for told in process.stderr:
+            if "4 transferred" in told:
+                break
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 0
-    assert "Ended after poll 1" in out
+    assert process.returncode == code
+    assert words in (out + err if code else out).replace('"transferred":4', "4 transferred")
+    assert "Traceback" not in err
     assert bytes_of(folder) == bytes_of(source)
     assert json.loads(cursor.read_text())["watched"]["source"] == str(source)
 
@@ -196,8 +212,8 @@ def test_a_signal_ends_it_in_order(source, folder, tmp_path):
         (["--failures", "/no/such/folder/f"], "there is no folder"),
         (["--cursor", "gs://bucket/cursor"], "give a path on this machine"),
         (["--method", "orthanc"], "is a folder"),
-        (["--runner", "DataflowRunner"], "in rounds on this machine"),
-        (["--nonsense"], "unknown arguments"),
+        (["--for", "tomorrow"], "--for 'tomorrow': expected a time"),
+        (["--complete-after", "0"], "--complete-after '0': expected a time"),
     ],
 )
 def test_wrong_command_lines(job, source, arguments, message):
@@ -206,11 +222,100 @@ def test_wrong_command_lines(job, source, arguments, message):
     assert message in printed
 
 
-def test_a_cursor_of_something_else_is_refused(job, source, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runner", "DataflowRunner"], "in rounds on this machine"),
+        (["--nonsense"], "unknown arguments"),
+        ([], "--cursor is required"),
+    ],
+)
+def test_wrong_command_lines_of_the_job(source, folder, capsys, arguments, message):
+    assert main(["--source", str(source), "--destination", str(folder), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", [["--filter", "Modality=CT"], ["--complete-after", "1s"]])
+def test_a_cursor_of_something_else_is_refused(job, source, tmp_path, other):
     assert job(source)[0] == 0
-    code, _, printed = job(source, "--filter", "Modality=CT")
+    code, _, printed = job(source, *other)
     assert (code, "belongs to" in printed) == (2, True)
+    code, _, printed = job(source, destination=tmp_path / "elsewhere")
+    assert (code, "with other destination; use another file" in printed) == (2, True)
     (tmp_path / "cursor.json").write_text("{")
     code, _, printed = job(source)
     assert (code, "not a cursor file" in printed) == (2, True)
-    assert main(["--source", str(source), "--destination", str(tmp_path)]) == 2
+
+
+def test_two_watches_do_not_share_a_cursor(job, source, tmp_path):
+    with PlaceFile(str(tmp_path / "cursor.json"), {}).locked():
+        code, _, printed = job(source)
+    assert (code, "another watch that is running uses this file" in printed) == (2, True)
+
+
+@pytest.mark.parametrize("filters", [(), ("--filter", "Modality=CT")])
+def test_a_nightly_refresh_begins_with_all_and_neither_misses_nor_doubles(job, serve, source, folder, filters):
+    """Not even what arrives with an old study date at a server without a feed."""
+    paths = fresh(source)
+    late = paths[0].rename(source.parent / "late")
+    server = serve(source)
+    assert job(server.url, "--once", *filters)[1]["transferred"] == 3
+    assert job(server.url, "--once", *filters)[1]["found"] == 0
+    late.rename(paths[0])
+    fresh(source)
+    server.refresh()
+    code, numbers, _ = job(server.url, "--once", *filters)
+    assert (code, numbers["polls"], numbers["transferred"]) == (0, 1, 5)
+    assert bytes_of(folder) == bytes_of(source)
+    assert job(server.url, "--once", *filters)[1]["found"] == 0
+
+
+def test_now_says_what_it_does(job, source, tmp_path):
+    fresh(source)
+    _, _, printed = job(source)
+    assert f"what is there now is noted in {tmp_path / 'cursor.json'}" in printed
+
+
+def test_studies_are_copied_when_nothing_of_them_arrives_any_more(job, source, folder, monkeypatch):
+    """A clock that was set back between two runs delays that, and never shortens it."""
+    clock = [10_000.0]
+    monkeypatch.setattr(watch._Watch, "_now", lambda self: clock[0])
+    early = fresh(source)[0]
+    late = early.rename(source.parent / "late")
+    moments = ((10_000, False, 0), (10_599, True, 0), (500, False, 0), (1_100, False, 4))
+    for moment, arrives, copied in moments:
+        clock[0] = moment
+        if arrives:
+            late.rename(early)
+        code, numbers, printed = job(source, "--start", "all", "--complete-after", "10m", "--once")
+        assert (code, numbers["transferred"], numbers["open"]) == (0, copied, not copied), printed
+    assert bytes_of(folder) == bytes_of(source)
+
+
+def test_a_destination_that_is_away_gives_nothing_up(job, serve, source, folder, monkeypatch):
+    """Not even after more rounds than an instance has attempts."""
+    fresh(source)
+    server = serve(folder)
+    url = server.url
+    server.stop()
+    monkeypatch.setattr(watch, "ATTEMPTS", 1)
+    options = ("--start", "all", "--destination-deadline", "0.1")
+    code, numbers, printed = job(source, *options, destination=url, polls=2)
+    assert (code, numbers["pending"], numbers["given_up"], numbers["transferred"]) == (1, 4, 0, 0), printed
+
+
+def test_a_source_that_is_away_is_waited_for(job, serve, source):
+    fresh(source)
+    faults = [fault("status", path="instances", times=9, status=400)]
+    code, numbers, printed = job(serve(source, faults=faults).url, "--start", "all", "--method", "list", polls=6)
+    assert (code, numbers["failed_polls"], numbers["transferred"]) == (0, 3, 4), printed
+    assert printed.count("HTTP 400") == 1, "equal reasons are said once"
+    assert "is followed again; 3 polls failed so far" in printed
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_login_ends_it_at_once(job, serve, source, status):
+    server = serve(source, faults=[fault("status", path="instances", times=None, status=status)])
+    code, numbers, printed = job(server.url, "--method", "list", polls=1000)
+    assert (code, numbers["polls"]) == (1, 1)
+    assert str(status) in printed

@@ -185,12 +185,13 @@ def test_bulk_data_on_the_command_line(serve, filled_folder, content, tmp_path, 
     server = serve(filled_folder)
     with DICOMwebClient(server.url) as client:
         uri = client.retrieve_instance_metadata(*content.ct.uids)["7FE00010"]["BulkDataURI"]
-    for address in (uri, uri[uri.index("studies/") :]):
-        assert run("--url", server.url, "retrieve", "bulkdata", "--uri", address) == 0
-        assert json.loads(capsys.readouterr().out)["bytes"] == len(content.ct.dataset.PixelData)
-    assert run("--url", server.url, "retrieve", "bulkdata", "--uri", uri, "--save", "--output-dir", tmp_path / "x") == 0
-    (saved,) = (tmp_path / "x").iterdir()
-    assert saved.read_bytes() == content.ct.dataset.PixelData
+    for number, address in enumerate((uri, uri[uri.index("studies/") :])):
+        folder = tmp_path / str(number)
+        asked = ("--url", server.url, "retrieve", "bulkdata", "--uri", address)
+        assert run(*asked, "--save", "--output-dir", folder) == 0
+        (saved,) = folder.iterdir()
+        assert saved.read_bytes() == content.ct.dataset.PixelData
+        assert capsys.readouterr().err == f"1 file, 32.8 kB → {folder}/\n"
 
 
 def test_frames_can_be_shown(serve, filled_folder, content, monkeypatch, capsys):
@@ -214,7 +215,7 @@ def test_prefixes_and_timeout_are_options(serve, answering, filled_folder, conte
     prefixes = ("--qido-prefix", "qidors", "--wado-prefix", "wadors", "--stow-prefix", "stowrs")
     study = content.ct.uids[0]
     assert run("--url", server.url, *prefixes, "search", "series", "--study", study) == 0
-    assert run("--url", server.url, *prefixes, "retrieve", "studies", "--study", study, "full") == 0
+    assert run("--url", server.url, *prefixes, "retrieve", "studies", "--study", study, "metadata") == 0
     assert {record.path.split("/")[1] for record in server.records} == {"qidors", "wadors"}
     # Only the deadline ends the call.
     silent = answering(lambda request: request.server.stopping.wait(30) and request.hangup())
@@ -245,7 +246,7 @@ def test_refusals_are_printed_and_end_with_an_error(serve, make_image, tmp_path,
     outcomes = [json.loads(line) for line in captured.out.splitlines()]
     assert [outcome["outcome"] for outcome in outcomes] == ["stored", "failed", "stored"]
     assert outcomes[1]["reason_code"] == 0xA900
-    assert captured.err == "1 failed, 2 stored\n"
+    assert captured.err.startswith("3 files: 2 stored, 1 failed; ")
 
 
 def test_storing_needs_little_memory(serve, tmp_path):

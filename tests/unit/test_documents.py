@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from pydicom.data import get_testdata_file
 
 from dicomweb_io import DICOMfileClient
+from dicomweb_io.cli import main
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -96,11 +99,21 @@ def test_the_way_to_the_socket_is_as_short_as_told() -> None:
         assert int(depth) <= told[name][1], name
 
 
-def test_the_example_of_a_folder_runs(tmp_path: Path) -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```$", text_of("docs/file-endpoint.md"), re.DOTALL | re.MULTILINE)
+def test_the_examples_of_a_folder_run(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```(python|sh)\n(.*?)^```$", text_of("docs/file-endpoint.md"), re.DOTALL | re.MULTILINE)
     names: dict[str, object] = {}
-    exec(block.replace("/data/studies", str(tmp_path)), names)
+    ct = str(get_testdata_file("CT_small.dcm"))
+    source = str(Path(ct).with_name("dicomdirtests"))
+    for kind, block in blocks:
+        for written, meant in (("/data", str(tmp_path)), ("image.dcm", ct), ("https://pacs.example/dicom-web", source)):
+            block = block.replace(written, meant)
+        if kind == "python":
+            exec(block, names)
+        else:
+            assert main(shlex.split(block.replace("\\\n", ""))[1:]) == 0
     assert isinstance(names["client"], DICOMfileClient)
+    assert (tmp_path / "by-patient/1CT1/2004/CT/0001.dcm").exists()
+    assert (tmp_path / "by-patient/98890234/2003-05-05_Carotids/1_MR/0001.dcm").exists()
 
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: path.name)

@@ -21,7 +21,7 @@ from requests.adapters import HTTPAdapter
 
 from dicomweb_io import Resource
 from dicomweb_io.files.client import DICOMfileClient
-from dicomweb_io.files.database import Database, _locked
+from dicomweb_io.files.database import Database, lock_file
 from dicomweb_io.http.auth import Token, TokenAuthenticator
 from dicomweb_io.http.retry import ProcessLock
 from dicomweb_io.http.transport import Transport
@@ -284,7 +284,7 @@ def test_a_child_that_drops_a_client_leaves_the_parents_database(sample_folder: 
 
 def test_a_child_does_not_keep_the_lock_of_an_index(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite"
-    with _locked(path):
+    with lock_file(path):
         ready, go_on = os.pipe(), os.pipe()
         child = os.fork()
         if child == 0:
@@ -299,7 +299,7 @@ def test_a_child_does_not_keep_the_lock_of_an_index(tmp_path: Path) -> None:
 
         for descriptor in database._lock_files:
             os.dup2(os.open(os.devnull, os.O_RDONLY), descriptor)
-        with _locked(path, wait=False):
+        with lock_file(path, wait=False):
             pass
         os.write(go_on[1], b".")
         os.waitpid(child, 0)

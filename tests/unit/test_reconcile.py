@@ -208,7 +208,7 @@ def test_a_search_that_fails_proves_nothing(
         (["--counts", "--content"], "contradict"),
         (["--counts", "--input", "LIST"], "needs a comparison by UID"),
         (["--counts", "--filter", "InstanceNumber=1"], "needs a comparison by UID"),
-        (["--output", "/nowhere/x"], "there is no folder"),
+        (["--output", "/nowhere/x"], "there is no folder /nowhere"),
         (["--jobs", "0"], "--jobs"),
         (["--content", "--destination-profile", "dicomcloud"], "keeps nothing of a stored file"),
     ],
@@ -221,3 +221,4 @@ def test_wrong_use(
     code, lines, said = run(capsys, "compare", one, "https://h.invalid/dicomweb", *given)
     assert (code, lines) == (2, [])
     assert text in said
+    assert "there is no folder /nowhere to compare" in run(capsys, "compare", "/nowhere", one)[2]

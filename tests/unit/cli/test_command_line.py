@@ -226,6 +226,27 @@ def test_copy_twice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (second["transferred"], second["already_there"], second["failed"]) == (0, 1, 0)
 
 
+@pytest.mark.parametrize("kind", ["folder", "server"])
+def test_copy_into_a_readable_folder(
+    kind: str, serve: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder if kind == "folder" else serve(folder).url
+    layout = "{PatientID}/{StudyDate:%Y-%m-%d}/{Modality}/{InstanceNumber:04}"
+    command = ("copy", source, tmp_path / "copy", "--layout", layout)
+    for transferred in (1, 0):
+        assert run(*command) == 0
+        assert json.loads(capsys.readouterr().out)["transferred"] == transferred
+    (path,) = [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
+    assert str(path.relative_to(tmp_path / "copy")) == "1CT1/2004-01-19/CT/0001.dcm"
+    assert path.read_bytes() == CT.read_bytes()
+    # It is a folder as any other: searched, served, and copied from and to without its layout.
+    assert run("--url", serve(tmp_path / "copy").url, "search", "instances") == 0
+    assert INSTANCE in capsys.readouterr().out
+    assert run("copy", source, tmp_path / "copy") == 0
+    assert run("copy", tmp_path / "copy", tmp_path / "uids") == 0
+    assert [json.loads(line)["transferred"] for line in capsys.readouterr().out.splitlines()] == [0, 1]
+
+
 def test_index_and_delete(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("index", folder) == 0
     assert json.loads(capsys.readouterr().out)["instances"] == 1

@@ -17,6 +17,7 @@ from dicomweb_io.dicom.values import readable_name
 from dicomweb_io.profiles import PROFILES
 from dicomweb_io.testing import fault, serve
 from dicomweb_io.testing.server.behaviours import BEHAVIOURS
+from tests.answering import Reply
 from tests.unit.files.making import make_bytes
 
 Capture = pytest.CaptureFixture[str]
@@ -239,6 +240,27 @@ def test_a_tree_of_every_server(behaviour: str, archive: Path, terminal: Any, ca
     assert shown[0].startswith(f"{server.url}: 2 patients, 3 studies, 4 series, 5 instances")
     assert len(shown) == 1 + 2 + 3 + 4
     assert "2 instances" in shown[6]
+
+
+def test_check_finds_what_is_counted_wrongly(terminal: Any, answering: Any, capsys: Capture) -> None:
+    uids = {"0020000D": "1.2", "0020000E": "1.2.3", "00080018": "1.2.3.4"}
+    row: dict[str, Any] = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in uids.items()}
+    row["00201209"] = {"vr": "IS", "Value": [5]}
+
+    def answer(request: Any) -> Reply:
+        return Reply.json([] if "offset=" in request.target and "offset=0" not in request.target else [row])
+
+    terminal(100)
+    server = answering(answer)
+    assert main(["--url", server.url, "tree", "--limit", "0"]) == 0
+    assert "… and 1 more study" in capsys.readouterr().out
+    assert main(["--url", server.url, "tree", "--check"]) == 1
+    shown = lines(capsys)
+    assert shown[3].endswith("5 instances  ! lists 1 instance")
+    assert shown[4] == "! 1 miscounted series"
+    # What is not shown is checked, too.
+    assert main(["--url", server.url, "tree", "--check", "--limit", "0"]) == 1
+    assert lines(capsys)[-1] == "! 1 miscounted series"
 
 
 def test_what_cannot_be_listed_is_told(archive: Path, terminal: Any, capsys: Capture) -> None:

@@ -273,8 +273,17 @@ def test_a_safe_name_stays_inside_the_folder(name: str) -> None:
     if is_safe_name(name):
         assert os.path.normpath(os.path.join("/root", name)) == f"/root/{name}"
         assert len(name) <= 64
-        path = layout_path(Resource(name, name, name))
-        assert is_layout_path(path)
+        assert layout_path(Resource(name, name, name)).count("/") == 2
+
+
+@pytest.mark.parametrize(
+    "names", [("Doe", "CT", "0001"), ("12345", "3", "1"), ("1.2.3", "4", "5"), ("1.2", "1.3", "a.b")]
+)
+def test_a_folder_of_names_is_not_taken_for_one_of_uids(names: tuple[str, str, str], folder: Path, put: Put) -> None:
+    """An instance that lies under such names is not stored once more."""
+    assert is_layout_path("1.2.1/1.2.1.1/1.2.1.1.1.dcm")
+    content = put("/".join(names) + ".dcm").read_bytes()
+    assert one(DICOMfileClient(folder), content).outcome == "exists"
 
 
 @given(st.from_regex(r"\A[0-9]{1,5}(\.[0-9]{1,9}){0,6}\Z"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import apache_beam as beam
 import fsspec
+import pydicom
 import pytest
 from apache_beam.testing.util import assert_that, equal_to, is_empty
 from apache_beam.transforms.window import SlidingWindows, TimestampedValue
@@ -14,9 +16,10 @@ from apache_beam.transforms.window import SlidingWindows, TimestampedValue
 from dicomweb_io.elements import Instance, Resource
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.http.retry import RetryPolicy
+from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
-from dicomweb_io.transforms import DeleteResources, DownloadInstances
+from dicomweb_io.transforms import DeleteResources, DownloadInstances, StoreInstances
 
 ONCE = RetryPolicy.none()
 
@@ -80,6 +83,32 @@ def test_a_download_to_a_remote_filesystem_in_three_windows(small):
     (found,) = filesystem.find("/copy/x")
     assert filesystem.cat_file(found) == contents[one]
     filesystem.rm("/copy", recursive=True)
+
+
+@pytest.mark.parametrize(("where", "overwrite"), [("local", False), ("memory", True)])
+def test_a_layout_names_what_transforms_write(where, overwrite, small, tmp_path):
+    """Of one folder what is stored and what is downloaded has the same name, and each knows the other's files."""
+    archive, contents = small
+    folder = str(tmp_path / "named") if where == "local" else "memory://named/x"
+    named = Endpoint(folder, layout="{PatientID}/{SeriesNumber}_{Modality}/{SOPInstanceUID}")
+    expected = [
+        f"{folder}/{data.PatientID}/{data.SeriesNumber}_{data.Modality}/{data.SOPInstanceUID}.dcm"
+        for data in (pydicom.dcmread(io.BytesIO(content)) for content in contents.values())
+    ]
+    references = list(contents)
+    with pipeline() as p:
+        paths = p | beam.Create(references[:4]) | DownloadInstances(str(archive), named)
+        assert_that(paths, equal_to(expected[:4]))
+    with pipeline() as p:
+        stored = p | beam.Create(list(contents.values())) | StoreInstances(named, on_existing="skip")
+        outcomes = stored.stored | beam.Map(lambda item: item.outcome)
+        assert_that(outcomes, equal_to(["exists"] * 4 + ["stored"] * 4))
+    with pipeline() as p:
+        paths = p | beam.Create(references) | DownloadInstances(str(archive), named, overwrite=overwrite)
+        assert_that(paths, equal_to(expected))
+    with named.connect() as client:
+        assert {item.read() for one in references for item in client.iter_instances(one)} == set(contents.values())
+        assert client.count(make_query("instance")) == 8
 
 
 def test_a_file_of_another_instance_is_not_taken_for_the_one_wanted(small, tmp_path):

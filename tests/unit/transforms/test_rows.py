@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date, datetime, time, timedelta, timezone
 from typing import Optional, Sequence  # noqa: UP035 - the forms that Beam's schemas give back
 
@@ -11,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, strategies as st
 
-from dicomweb_io.dicom.columns import Column, column_of, columns_of
+from dicomweb_io.dicom.columns import Column, RowMaker, Step, column_of, columns_of
 from dicomweb_io.dicom.values import iso_date, iso_date_time, iso_time
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.transforms import AsRows, SearchForInstances, bigquery_schema
@@ -98,6 +99,57 @@ def test_values_of_another_type(attribute, values, cell):
     assert column.cell({column.path[0]: {"vr": "XX", "Value": values}}) == cell
 
 
+ITEMS = [{"00400009": {"vr": "SH", "Value": ["A"]}}, {"00400009": {"vr": "SH", "Value": ["B"]}}]
+STEPS = "RequestAttributesSequence.ScheduledProcedureStepID"
+NESTED = {
+    "00400275": {"vr": "SQ", "Value": ITEMS},
+    "0009000F": {"vr": "LO", "Value": ["OTHER 1"]},
+    "00090011": {"vr": "LO", "Value": ["GEMS_IDEN_01 "]},
+    "00091104": {"vr": "UN", "InlineBinary": "U0lHTkEg"},
+    "00091130": {"vr": "SH", "Value": ["x"]},
+    "00091001": {"vr": "LO", "Value": ["p", "q"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "name", "cell"),
+    [
+        (STEPS, "RequestAttributesSequence_ScheduledProcedureStepID", (["A", "B"], True)),
+        (STEPS.replace(".", "[1]."), "RequestAttributesSequence_1_ScheduledProcedureStepID", ("B", True)),
+        (STEPS.replace(".", "[7]."), "RequestAttributesSequence_7_ScheduledProcedureStepID", (None, True)),
+        (
+            "RequestAttributesSequence",
+            "RequestAttributesSequence",
+            (json.dumps(ITEMS, separators=(",", ":"), sort_keys=True), True),
+        ),
+        ("00091001", "tag_00091001", ("p\\q", True)),
+        ('(0009,"GEMS_IDEN_01",04)', "tag_0009_GEMS_IDEN_01_04", ("SIGNA", True)),
+        ("(0009,GEMS_IDEN_01,xx30)", "tag_0009_GEMS_IDEN_01_30", ("x", True)),
+        ('(0009,"OTHER 1",10)', "tag_0009_OTHER_1_10", (None, True)),
+        ("00091104", "tag_00091104", (None, False)),
+    ],
+)
+def test_paths_items_and_private_attributes(attribute, name, cell):
+    column = column_of(attribute)
+    assert (column.name, column.cell(NESTED)) == (name, cell)
+
+
+def test_each_item_becomes_a_row():
+    columns = columns_of(["PatientID", STEPS], exploded="RequestAttributesSequence")
+    maker = RowMaker(columns, "RequestAttributesSequence")
+    patient = {"00100020": {"vr": "LO", "Value": ["p"]}}
+    rows = [*maker.rows(NESTED | patient), *maker.rows(patient)]
+    assert [tuple(row.values()) for row in rows] == [("p", "A"), ("p", "B"), ("p", None)]
+    with pytest.raises(ValueError, match="is no sequence of a dataset"):
+        columns_of(["PatientID"], exploded="PatientID")
+
+
+def test_times_are_times_if_asked_for():
+    column = column_of("StudyTime", typed_times=True)
+    cells = [column.cell({"00080030": {"Value": [text]}}) for text in ("101112.25", "1011", "235960", "x")]
+    assert cells == [(time(10, 11, 12, 250000), True), (time(10, 11), True), (None, False), (None, False)]
+
+
 def test_dates_are_dates_if_asked_for():
     columns = columns_of(["StudyDate", "StudyTime", "DateOfLastCalibration"], typed_dates=True)
     row = ROW | {"00181200": {"vr": "DA", "Value": ["20240301", "x"]}}
@@ -128,7 +180,10 @@ def test_a_cell_has_its_type_whatever_an_archive_sends(attribute, typed_dates, o
         ([], ValueError, "columns is empty"),
         (["PatientI"], ValueError, "did you mean 'PatientID'"),
         (["PixelData"], ValueError, "binary"),
-        (["RequestAttributesSequence"], ValueError, "is a sequence"),
+        (["PatientID[0]"], ValueError, "takes an item of a sequence"),
+        (["RequestAttributesSequence[x].StudyDate"], ValueError, "is no attribute"),
+        (['(0009,"",10)'], ValueError, "is no attribute"),
+        (['(0010,"ACME",10)'], ValueError, "private groups are odd"),
         (["PatientID", "00100020"], ValueError, "more than once"),
         (["PatientID.StudyDate"], ValueError, "PatientID is no sequence"),
         ([0o100020], TypeError, "text of a keyword"),
@@ -233,7 +288,7 @@ def test_a_search_gives_typed_rows(serve, archive):
 
 
 def test_columns_are_pure_data():
-    assert column_of("PatientName") == Column("PatientName", ("00100010",), str, False, "PN")
+    assert column_of("PatientName") == Column("PatientName", (Step("00100010"),), str, False, "PN")
 
 
 OFFSET = timezone(timedelta(hours=1, minutes=30))

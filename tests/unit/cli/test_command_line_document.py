@@ -1,0 +1,77 @@
+"""The examples of docs/command-line.md run, in order, against the test server and a folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from dicomweb_io.cli import main
+from dicomweb_io.cli.arguments import all_parsers, build_parser
+from dicomweb_io.testing import serve
+
+TEXT = (Path(__file__).parents[3] / "docs/command-line.md").read_text(encoding="utf-8")
+CT = Path(str(get_testdata_file("CT_small.dcm")))
+DATASET = pydicom.dcmread(CT)
+UIDS = {
+    "1.2.3": str(DATASET.StudyInstanceUID),
+    "1.2.4": str(DATASET.SeriesInstanceUID),
+    "1.2.5": str(DATASET.SOPInstanceUID),
+}
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """What the addresses of the page stand for: a server that asks for a token, and folders."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PACS_TOKEN", "secret")
+    monkeypatch.setenv("DICOMWEB_IO_SERVERS", str(tmp_path / "servers.toml"))
+    for name in ("archive", "data/dicom"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "ct.dcm").write_bytes(CT.read_bytes())
+    (tmp_path / "data/dicom/notes.txt").write_text("not DICOM")
+    with serve(tmp_path / "archive", auth="secret") as server:
+        saved = f'[pacs]\nurl = "{server.url}"\ntoken-env = "PACS_TOKEN"\n'
+        (tmp_path / "servers.toml").write_text(saved)
+        yield {"https://pacs.example/dicom-web": server.url, "/data/": f"{tmp_path}/data/"}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.split()[1] for block in BLOCKS])
+def test_the_examples_run(block, places, monkeypatch, tmp_path, capsys):
+    if "servers add pacs" in block:
+        (tmp_path / "servers.toml").unlink()
+    for line in block.replace("\\\n", " ").splitlines():
+        for old, new in places.items():
+            line = line.replace(old, new)
+        words = [UIDS.get(word, word) for word in shlex.split(line)]
+        if words[0] == "export":
+            monkeypatch.setenv(*words[1].split("=", 1))
+            continue
+        assert words.pop(0) == "dicomweb-io", line
+        if ">" in words:
+            words = words[: words.index(">")]
+        assert main(words) == 0, (line, capsys.readouterr().err)
+
+
+def test_the_page_names_every_command():
+    cells = re.findall(r"^\| (.*?) \|", TEXT, re.MULTILINE)
+    told = {word for cell in cells for word in re.findall(r"`(\w+)", cell)}
+    known = {parser.prog.split()[1] for parser in list(all_parsers(build_parser()))[1:]}
+    assert told <= known
+    assert {"search", "tree", "retrieve", "store", "copy", "servers", "serve"} <= told
+
+
+def test_the_help_of_each_command_has_an_example(capsys):
+    for parser in all_parsers(build_parser()):
+        if parser.get_default("command") not in (None, "compare", "export table", "watch"):
+            example = re.search(r"Example:\n  dicomweb-io (.+)$", parser.format_help(), re.MULTILINE)
+            assert example, f"{parser.prog} --help has no example"
+            # It is a command line of this command.
+            args = build_parser().parse_args(shlex.split(example[1].partition(" > ")[0]))
+            assert args.command == parser.get_default("command")
