@@ -76,11 +76,13 @@ def search(args: argparse.Namespace) -> int:
         rows = client.iter_search(query, offset=args.offset, limit=args.limit)
         if form == "table":
             _print_rows(rows, query, columns)
-        elif form == "csv":
-            _print_csv(rows, columns)
+            return 0
+        if form == "csv":
+            count = _print_csv(rows, columns)
         else:
             args.json_lines = form == "jsonl"
-            print_datasets(rows, args)
+            count = print_datasets(rows, args)
+    print(f"{count:,} {_noun(count, level)}", file=sys.stderr)
     return 0
 
 
@@ -280,12 +282,19 @@ def _print_title(line: str) -> None:
     Console(file=sys.stdout, highlight=False).print(Text(line, style="bold"), soft_wrap=True)
 
 
-def _print_csv(rows: Iterable[JSONDataset], columns: Sequence[Column]) -> None:
-    """Prints comma-separated values with keywords as titles; several values of one have backslashes between."""
+def _print_csv(rows: Iterable[JSONDataset], columns: Sequence[Column]) -> int:
+    """Prints comma-separated values with keywords as titles; several values of one have backslashes between.
+
+    Returns:
+        The number of rows.
+    """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([column.name for column in columns])
+    count = 0
     for row in rows:
         writer.writerow([_csv_cell(column.cell(row)[0]) for column in columns])
+        count += 1
+    return count
 
 
 def _csv_cell(value: Any) -> Any:

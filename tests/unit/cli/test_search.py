@@ -127,7 +127,7 @@ def test_pipes_get_json_lines(archive: Path, capsys: Capture) -> None:
         ["1.2.2"],
         ["1.2.3"],
     ]
-    assert printed.err == ""
+    assert printed.err == "3 studies\n"
     for form in (["--format", "json"], ["--prettify"]):
         assert main(["--url", str(archive), "search", "studies", *form]) == 0
         assert len(json.loads(capsys.readouterr().out)) == 3
