@@ -145,7 +145,8 @@ def failure_line(failure: Failure) -> str:
 
 def place_of(failure: Failure) -> str | None:
     """Where a failure is, in the user's own words: a line of a list, a path, or what it concerns."""
-    return failure.source or (failure.reference.uri if failure.reference is not None else None)
+    what = failure.source or (failure.reference.uri if failure.reference is not None else None)
+    return f"{failure.line}: {what}" if failure.line and what and failure.line != what else failure.line or what
 
 
 def told_of(failure: Failure) -> str:
@@ -463,7 +464,8 @@ def make_summary(
         could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
         that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``,
         ``lines_unreadable`` and ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not
-        be written), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
+        be written), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first),
+        ``warnings`` (what is odd
         about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
         thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they belong
         to); its ``bytes`` are those that would be transferred, as far as they are known. After an interrupt
