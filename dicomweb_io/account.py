@@ -72,6 +72,7 @@ SIZES = tuple(factor * 10**power for power in range(3, 11) for factor in (1, 2, 
 """Where the sizes of instances are divided in a report, in bytes."""
 
 _MAX_REASONS = 50
+_WIDE = 110
 _MAX_KINDS = 500
 _SHOWN = 3
 _MAX_CAUSES = 1000
@@ -367,6 +368,24 @@ class Facts:
             "examples": self._examples,
         }
 
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Facts:
+        """The facts of a `document`, to be merged with others."""
+        facts = cls()
+        facts.timeline.width = document["timeline"]["seconds"]
+        for item in document["timeline"]["slices"]:
+            row = [item[column] for column in Timeline.COLUMNS]
+            if any(row):
+                facts.timeline.slices[int(item["at"] // facts.timeline.width)] = row
+        facts._sizes.update({bisect_right(SIZES, item["from"]): item["instances"] for item in document["sizes"]})
+        for name, kinds in facts._kinds.items():
+            kinds.update({item["uid"] or "": [item["instances"], item["bytes"]] for item in document[name]})
+        for item in document["slow_series"]:
+            study, series = item["reference"]["study_instance_uid"], item["reference"]["series_instance_uid"]
+            facts._series[study, series] = [item["instances"], item["bytes"], item["seconds"]]
+        facts._examples.update(document["examples"])
+        return facts
+
 
 def _place_of(failure: Failure) -> dict[str, Any]:
     """What an example of a failure tells: what it concerns and how it was answered, without a server's words."""
@@ -462,13 +481,12 @@ def make_summary(
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
         could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
-        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``,
-        ``lines_unreadable`` and ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not
-        be written), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first),
-        ``warnings`` (what is odd
-        about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
-        thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they belong
-        to); its ``bytes`` are those that would be transferred, as far as they are known. After an interrupt
+        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``, ``lines_unreadable``
+        and ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not be written),
+        ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what
+        is odd about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the
+        first thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they
+        belong to); its ``bytes`` are those that would be transferred, as far as they are known. After an interrupt
         ``interrupted`` is true.
     """
     counts: Mapping[str, int] = document["counts"]
@@ -645,6 +663,7 @@ def shown_progress(
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     started = time.monotonic()
 
@@ -657,21 +676,19 @@ def shown_progress(
                 self.update(task, total=now.get("found") or None, completed=done, description=text)
             return super().get_renderables()
 
-    columns = (
+    console = Console(stderr=True)
+    wide = console.width >= _WIDE
+    columns: tuple[Any, ...] = (
         SpinnerColumn(),
-        BarColumn(bar_width=20),
+        *([BarColumn(bar_width=20)] if wide else []),
         TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
+        *([TimeElapsedColumn()] if wide else []),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
+        TextColumn("left", table_column=Column(min_width=4)),
     )
     # Output that goes elsewhere must not be redirected to the terminal; what goes there is printed above the display.
     with Display(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        refresh_per_second=4,
-        redirect_stdout=sys.stdout.isatty(),
+        *columns, console=console, transient=True, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()
     ) as display:
         display.add_task("", total=None)
         yield

@@ -472,8 +472,8 @@ def add_layout_option(parser: _Parser) -> None:
         metavar="TEMPLATE",
         # Percent signs are doubled because argparse formats the text, and it breaks lines at blanks and hyphens.
         help="name the files of the destination, a folder, by attributes instead of UIDs, for example "
-        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 for "
-        "the longest text",
+        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 "
+        "for the longest text",
     )
 
 
@@ -493,8 +493,7 @@ def add_table_options(parser: _Parser) -> None:
         },
         "--out": {
             "metavar": "PATH",
-            "required": True,
-            "help": "the table: a .parquet, .csv or .jsonl file, or an fsspec URL; the job also writes to "
+            "help": "the table (required): a .parquet, .csv or .jsonl file, or an fsspec URL; the job also writes to "
             "bq:PROJECT.DATASET.TABLE",
         },
         "--full": {**flag, "help": "read the metadata, which have attributes that searches do not return"},
@@ -546,8 +545,12 @@ LIST_OPTIONS: dict[str, Any] = {
     "allow_patterns": False,
     "allow_several_patients": False,
     "dry_run": False,
+    "limit": None,
+    "since": None,
+    "out": None,
 }
-"""The options of a transfer that concern a list or a single run, with their defaults: a watch has none of them."""
+"""The options of a transfer or table that concern a list or a single run, with their defaults: a watch has none of
+them."""
 
 
 class _Other:
@@ -569,6 +572,12 @@ def add_watch_options(parser: _Parser) -> None:
     other = _Other(parser)
     other.add_argument(
         "--cursor", metavar="PATH", help="the file that records the position, so that the next run goes on (required)"
+    )
+    other.add_argument(
+        "--table",
+        metavar="PATH",
+        help="keep a table of the source up to date, also without a destination: a .parquet, .csv or .jsonl file; what "
+        "it holds is said by --level, --columns and the other options of export table",
     )
     other.add_argument(
         "--once", action="store_true", default=False, help="copy what is new since the last run, and end: for cron"
@@ -604,6 +613,7 @@ def add_watch_options(parser: _Parser) -> None:
     other.add_argument("--failures", metavar="PATH", help="add what was given up here, one JSON object a line")
     other.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON, after each poll")
     add_transfer_options(other)
+    add_table_options(other)
 
 
 def parse_filters(pairs: Sequence[str] | None) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from dicomweb_io.options import (
     add_filter_option,
     add_further_credentials,
     add_policy_options,
+    add_report_option,
     add_table_options,
     add_transfer_options,
     add_watch_options,
@@ -88,8 +89,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if word.startswith("--"):
             raise UsageError(f"{command} has no option {word.partition('=')[0]}; dicomweb-io {command} --help")
     if rest:
-        place = len(words) - words[::-1].index(rest[-1])
-        raise UsageError(f"{command} takes fewer arguments: number {place} of the command line is one too many")
+        # It is not repeated: it may be a value of an option that takes none.
+        place = f"number {words.index(rest[-1]) + 1}" if words.count(rest[-1]) == 1 else "one"
+        raise UsageError(f"{command} takes fewer arguments: {place} of the command line is too many")
     check_given_once(parser, words)
     args.verbosity += sum(number for name, number in vars(args).items() if name.startswith(_MORE))
     return args
@@ -121,7 +123,7 @@ def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         if word == "--":
             return
         if (asks and not word.startswith("-") and word not in commands) or (
-            name == "--password" if "=" in word else re.match("-p[^v]", word)
+            name == "--password" if "=" in word else re.match("-v*p(?!v*$)", word)
         ):
             raise UsageError(
                 "-p and --password take no value: they ask for the password, because other users of a machine can read "
@@ -368,6 +370,7 @@ def _add_store(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("files", nargs="+", metavar="PATH", help="files, or folders with all files below them")
     parser.add_argument("--study", metavar="UID", dest="study_instance_uid", help="accept instances of this study only")
     add_policy_options(parser, on_existing="server")
+    add_report_option(parser)
     parser.set_defaults(command="store")
 
 
@@ -390,8 +393,10 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
         help="copy what matches from one archive to another; resumable",
         example="copy /data/dicom https://pacs.example/dicom-web --filter Modality=CT --failures failures.jsonl",
     )
-    parser.add_argument("source", help="URL, folder or server to read (the options of dicomweb-io --help apply to it)")
-    parser.add_argument("destination", help="URL, folder or server to write")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="URL, folder or server to read (the options of dicomweb-io --help apply to it)"
+    )
+    parser.add_argument("destination", metavar="DESTINATION", help="URL, folder or server to write")
     add_transfer_options(parser)
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
     there = parser.add_argument_group("destination")
@@ -403,13 +408,17 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
 def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = methods.add_parser(
         "watch",
-        help="copy what is new in an archive, continuously or once a night",
+        help="copy what is new in an archive, or keep a table of it, continuously or once a night",
         description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that\n"
         "the same command goes on where it ended: nothing is missed, and nothing is stored twice.",
         example="watch https://pacs.example/dicom-web /data/new --cursor watch.json --once",
     )
-    parser.add_argument("source", help="URL or folder to watch (the options of the archive apply to it)")
-    parser.add_argument("destination", help="URL or folder to write")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="URL or folder to watch (the options of the archive apply to it)"
+    )
+    parser.add_argument(
+        "destination", metavar="DESTINATION", nargs="?", help="URL or folder to write; without it, --table is kept"
+    )
     add_watch_options(parser)
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
     there = parser.add_argument_group("destination")
@@ -448,6 +457,7 @@ def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = kinds.add_parser(
         "table",
         help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
+        example="export table https://pacs.example/dicom-web --level series --filter Modality=CT --out x.parquet",
         description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
         "what the columns name, also names of patients, and only its owner can read it.",
     )
