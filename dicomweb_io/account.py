@@ -146,7 +146,8 @@ def failure_line(failure: Failure) -> str:
 
 def place_of(failure: Failure) -> str | None:
     """Where a failure is, in the user's own words: a line of a list, a path, or what it concerns."""
-    return failure.source or (failure.reference.uri if failure.reference is not None else None)
+    what = failure.source or (failure.reference.uri if failure.reference is not None else None)
+    return f"{failure.line}: {what}" if failure.line and what and failure.line != what else failure.line or what
 
 
 def told_of(failure: Failure) -> str:
