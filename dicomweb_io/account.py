@@ -461,16 +461,26 @@ def make_summary(
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
         could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
-        that was chosen), ``lines`` of a list, and of them ``lines_unmatched``, ``lines_unreadable`` and
-        ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not be written), ``bytes``,
-        ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
+        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``,
+        ``lines_unreadable`` and ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not
+        be written), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
         about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
         thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they belong
         to); its ``bytes`` are those that would be transferred, as far as they are known. After an interrupt
         ``interrupted`` is true.
     """
     counts: Mapping[str, int] = document["counts"]
-    names = ("found", *PARTS, "search_failures", "conflicting", "lines", *_LINES.values(), "unwritten", "bytes")
+    names = (
+        "found",
+        *PARTS,
+        "search_failures",
+        "conflicting",
+        "lines",
+        "lines_repeated",
+        *_LINES.values(),
+        "unwritten",
+        "bytes",
+    )
     names += ("to_transfer", "series", "studies") if dry_run else ()
     summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     summary["seconds"] = round(seconds, 3)
@@ -552,10 +562,11 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
     if summary["lines"]:
         open_lines = [f"{summary[name]:,} {words}" for name, words in LINE_WORDS.items() if summary[name]]
+        repeated = f" ({summary['lines_repeated']:,} repeat others)" if summary["lines_repeated"] else ""
         yield (
-            f"  Of {summary['lines']:,} lines of the list, {', '.join(open_lines)}."
+            f"  Of {summary['lines']:,} lines of the list{repeated}, {', '.join(open_lines)}."
             if open_lines
-            else (f"  All {summary['lines']:,} lines of the list name something.")
+            else (f"  All {summary['lines']:,} lines of the list name something{repeated}.")
         )
     if summary["unwritten"]:
         yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."

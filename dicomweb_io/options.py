@@ -472,8 +472,8 @@ def add_layout_option(parser: _Parser) -> None:
         metavar="TEMPLATE",
         # Percent signs are doubled because argparse formats the text, and it breaks lines at blanks and hyphens.
         help="name the files of the destination, a folder, by attributes instead of UIDs, for example "
-        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 for "
-        "the longest text",
+        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 "
+        "for the longest text",
     )
 
 

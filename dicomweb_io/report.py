@@ -126,6 +126,9 @@ def describe(job: TransferJob) -> dict[str, Any]:
     options: dict[str, Any] = {"on_existing": job.on_existing, "verify": job.verify}
     flags = ("allow_transcoding", "allow_several_patients", "allow_other_patient", "dry_run")
     options |= {name: True for name in flags if getattr(job, name)}
+    first = next(job.lines, None)
+    if first is not None and " line " in first.place:
+        options["input"] = first.place.rpartition(" line ")[0]
     if job.filters:
         options["filters"] = {name: value if _may_show(name) else "…" for name, value in job.filters.items()}
     return {
@@ -249,7 +252,8 @@ def _verdict(document: Mapping[str, Any]) -> str:
         for name, text in words.items()
         if summary.get(name)
     ]
-    return f"Not everything is done: {', '.join(left)}." if left else "Not everything is done."
+    what = "It was interrupted" if summary.get("interrupted") else "Not everything is done"
+    return f"{what}: {', '.join(left)}." if left else f"{what}."
 
 
 def _duration(seconds: float | None) -> str:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from dicomweb_io.options import (
     check_given_once,
     endpoint_from,
 )
+from dicomweb_io.servers import suggestion
 
 _PATIENCE = 2.0
 
@@ -114,8 +115,21 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     standard.runner = "FnApiRunner" if standard.runner is None else _spelled(standard.runner)
     if unknown and is_local(options):
         # A local runner takes no options but Beam's own: any remaining option is a mistake.
-        raise UsageError(f"unknown arguments: {' '.join(unknown)}")
+        raise UsageError(f"unknown arguments: {' '.join(_shown(unknown, helper._option_string_actions))}")
     return args, options
+
+
+def _shown(unknown: Sequence[str], known: Iterable[str]) -> Iterator[str]:
+    """Unknown arguments, with what may have been meant, and without values: one may be a secret."""
+    before = ""
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            close = suggestion(name, known, "(did you mean ").removesuffix("?")
+            yield f"{name} {close}?)" if close else name
+        elif not before.startswith("-") or "=" in before:
+            yield word
+        before = word
 
 
 @contextmanager

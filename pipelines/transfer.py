@@ -166,14 +166,14 @@ def run(
                     result = pipeline.run()
                     result.wait_until_finish()
             except KeyboardInterrupt:
-                counts = {**{name: number - before[name] for name, number in tallied().items()}, "lines": lines}
+                counts = {**{name: number - before[name] for name, number in tallied().items()}, **lines}
                 document, seconds = {"counts": counts, "left_out": []}, time.monotonic() - started
                 summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=True)
-                write_transfer_reports(job, summary, {}, [])
+                write_transfer_reports(job, summary, {})
                 write_summary(job.summary, summary)
                 raise TransferInterrupted(summary) from None
         document = read_json(account)
-        document["counts"]["lines"] = lines
+        document["counts"].update(lines)
         if tell_causes:
             causes = Causes("transfer")
             causes.add_known(document)

@@ -390,8 +390,10 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
         help="copy what matches from one archive to another; resumable",
         example="copy /data/dicom https://pacs.example/dicom-web --filter Modality=CT --failures failures.jsonl",
     )
-    parser.add_argument("source", help="URL, folder or server to read (the options of dicomweb-io --help apply to it)")
-    parser.add_argument("destination", help="URL, folder or server to write")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="URL, folder or server to read (the options of dicomweb-io --help apply to it)"
+    )
+    parser.add_argument("destination", metavar="DESTINATION", help="URL, folder or server to write")
     add_transfer_options(parser)
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
     there = parser.add_argument_group("destination")
@@ -408,8 +410,10 @@ def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
         "the same command goes on where it ended: nothing is missed, and nothing is stored twice.",
         example="watch https://pacs.example/dicom-web /data/new --cursor watch.json --once",
     )
-    parser.add_argument("source", help="URL or folder to watch (the options of the archive apply to it)")
-    parser.add_argument("destination", help="URL or folder to write")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="URL or folder to watch (the options of the archive apply to it)"
+    )
+    parser.add_argument("destination", metavar="DESTINATION", help="URL or folder to write")
     add_watch_options(parser)
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
     there = parser.add_argument_group("destination")
@@ -448,9 +452,9 @@ def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = kinds.add_parser(
         "table",
         help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
-        example="export table https://pacs.example/dicom-web --level series --filter Modality=CT --out x.parquet",
         description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
         "what the columns name, also names of patients, and only its owner can read it.",
+        example="export table pacs --level series --columns StudyDate,Modality --out series.parquet",
     )
     parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
     add_table_options(parser)
