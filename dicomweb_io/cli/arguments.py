@@ -18,9 +18,11 @@ from dicomweb_io.options import (
     UsageError,
     add_archive_options,
     add_authentication_options,
+    add_comparison_options,
     add_filter_option,
     add_further_credentials,
     add_policy_options,
+    add_report_option,
     add_table_options,
     add_transfer_options,
     add_watch_options,
@@ -235,6 +237,7 @@ def build_parser(*, all_shown: bool = False) -> Parser:
     _add_store(methods)
     _add_delete(methods)
     _add_copy(methods)
+    _add_compare(methods)
     _add_export(methods)
     _add_watch(methods)
     _add_servers(methods)
@@ -369,6 +372,7 @@ def _add_store(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("files", nargs="+", metavar="PATH", help="files, or folders with all files below them")
     parser.add_argument("--study", metavar="UID", dest="study_instance_uid", help="accept instances of this study only")
     add_policy_options(parser, on_existing="server")
+    add_report_option(parser)
     parser.set_defaults(command="store")
 
 
@@ -401,6 +405,25 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
     add_archive_options(there, "destination")
     add_authentication_options(there, "destination")
     parser.set_defaults(command="copy")
+
+
+def _add_compare(methods: argparse._SubParsersAction[Parser]) -> None:
+    parser = methods.add_parser(
+        "compare",
+        help="say what one archive has and another has not; changes nothing",
+        description="Compares the instances of two archives by UID, by announced numbers, or by content.\n"
+        "The differences are JSON lines, which copy --input takes. The exit code is 0 if both hold the same,\n"
+        "1 if they differ or something could not be compared.",
+        example="compare /data/ct https://pacs.example/dicom-web --output missing.jsonl",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="URL or folder that is to be there again")
+    parser.add_argument("destination", metavar="DESTINATION", help="URL or folder that is held against it")
+    add_comparison_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="studies at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
+    parser.set_defaults(command="compare")
 
 
 def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
@@ -457,7 +480,6 @@ def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
         help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
         description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
         "what the columns name, also names of patients, and only its owner can read it.",
-        example="export table pacs --level series --columns StudyDate,Modality --out series.parquet",
     )
     parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
     add_table_options(parser)
