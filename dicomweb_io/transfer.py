@@ -146,15 +146,16 @@ class TransferJob:
             yield item if isinstance(item, ListLine) else ListLine(f"element {number}", item)
 
     def count_lines(self) -> dict[str, int]:
-        """The number of lines of the list, and of those that repeat an earlier one, for the account."""
-        lines, seen = 0, set[int]()
-        readable = 0
+        """The number of lines of the list, of those that repeat an earlier one, and of those that ask for nothing."""
+        lines, readable, extra, seen = 0, 0, 0, set[int]()
         for line in self.lines:
             lines += 1
             if line.wanted is not None:
                 readable += 1
                 seen.add(hash(line.wanted))
-        return {"lines": lines, "lines_repeated": readable - len(seen)}
+            elif not line.problem:
+                extra += 1
+        return {"lines": lines, "lines_repeated": readable - len(seen), "lines_extra": extra}
 
     def query(self, level: SearchLevel = "instance", within: Wanted | None = None) -> SearchQuery:
         """The search at the source for what matches, of all or of what a line of a list names."""
@@ -422,6 +423,8 @@ def _wanted(
 def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterator[Resource | Failure]:
     """The instances that a line of a list names; or the failure that says why it names none."""
     wanted, failures = line.wanted, list[Failure]()
+    if wanted is None and not line.problem:
+        return
     if wanted is None:
         yield Failure(UNREADABLE_LINE, f"the line cannot be read: {line.problem}", source=line.place, line=line.place)
         return

@@ -19,13 +19,14 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
@@ -53,7 +54,7 @@ from dicomweb_io.tables import (
     up_to,
 )
 from dicomweb_io.transforms import RetrieveMetadata, SearchForInstances, SearchForSeries, SearchForStudies
-from dicomweb_io.transforms.copy import MatchLines, WriteFailures
+from dicomweb_io.transforms.copy import MatchLines, WriteReport
 from dicomweb_io.transforms.metrics import TALLY
 from dicomweb_io.transforms.read_write import DistinctReferences, ReadLines, ReferencesOfRows
 from dicomweb_io.transforms.rows import AddMetadata, MakeTableRows, WriteTableAccount, bigquery_schema_of
@@ -175,7 +176,7 @@ def _make_rows(job: TableJob, refresh: Refresh, options: PipelineOptions, scratc
     else:
         _ = rows | "Write" >> beam.io.WriteToParquet(f"{scratch}/rows", arrow_schema(job.table_columns))
     if job.failures is not None:
-        unwritten = failures | "WriteFailures" >> WriteFailures(job.failures)
+        unwritten = failures | "WriteFailures" >> WriteReport(job.failures)
         failures = (failures, unwritten) | "AllFailures" >> beam.Flatten()
     _ = (counts, failures) | "Account" >> WriteTableAccount(f"{scratch}/account.json")
     pipeline.run().wait_until_finish()
@@ -223,8 +224,14 @@ def _scratch(options: PipelineOptions, stack: ExitStack) -> str:
     if not folder:
         raise UsageError("this runner's workers cannot write to this machine: give --temp_location (an fsspec URL)")
     scratch = f"{folder.rstrip('/')}/export-{os.urandom(8).hex()}"
-    stack.callback(FileSystems.delete, [scratch])
+    stack.callback(_delete, scratch)
     return scratch
+
+
+def _delete(folder: str) -> None:
+    # What is left behind does not change the result.
+    with suppress(BeamIOError, OSError):
+        FileSystems.delete([folder])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsDict
 
 from dicomweb_io.account import (
@@ -59,7 +59,7 @@ from dicomweb_io.transforms.copy import (
     ListExclusions,
     MatchLines,
     WriteAccount,
-    WriteFailures,
+    WriteReport,
     tallied,
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
@@ -67,6 +67,7 @@ from dicomweb_io.transforms.metrics import traffic_of
 from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
 from pipelines._common import (
     Arguments,
+    account_path,
     add_endpoint_arguments,
     end_process,
     endpoints_from,
@@ -145,7 +146,7 @@ def report(outputs: TransferOutputs, account: str, failures: str | None, *, with
         if outputs.exclusions is not None:
             conflicts = outputs.exclusions | "Conflicts" >> beam.FlatMap(conflicts_of).with_output_types(Failure)
             named = (named, conflicts) | "Named" >> beam.Flatten()
-        counted["unwritten"] = named | "WriteFailures" >> WriteFailures(failures)
+        counted["unwritten"] = named | "WriteFailures" >> WriteReport(failures)
     _ = counted | "Account" >> WriteAccount(account, with_facts=with_facts)
 
 
@@ -169,7 +170,7 @@ def run(
     started = time.monotonic()
     lines = job.count_lines()
     with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
-        account = os.path.join(scratch, "account.json") if is_local(options) else _remote_account(options)
+        account = account_path(options, scratch, "transfer")
         pipeline = beam.Pipeline(options=options)
         report(build(pipeline, job), account, job.failures, with_facts=bool(job.report))
         before = tallied()
@@ -195,13 +196,6 @@ def run(
     write_transfer_reports(job, summary, document.get("facts", {}), [traffic_of(result)])
     write_summary(job.summary, summary)
     return summary
-
-
-def _remote_account(options: PipelineOptions) -> str:
-    folder = options.view_as(GoogleCloudOptions).temp_location
-    if not folder:
-        raise UsageError("this runner's workers cannot write to this machine: give --temp_location (an fsspec URL)")
-    return f"{folder.rstrip('/')}/transfer-{os.urandom(8).hex()}-account.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from dicomweb_io.options import (
     UsageError,
     add_archive_options,
     add_authentication_options,
+    add_comparison_options,
     add_filter_option,
     add_further_credentials,
     add_policy_options,
@@ -236,6 +237,7 @@ def build_parser(*, all_shown: bool = False) -> Parser:
     _add_store(methods)
     _add_delete(methods)
     _add_copy(methods)
+    _add_compare(methods)
     _add_export(methods)
     _add_watch(methods)
     _add_servers(methods)
@@ -405,6 +407,25 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.set_defaults(command="copy")
 
 
+def _add_compare(methods: argparse._SubParsersAction[Parser]) -> None:
+    parser = methods.add_parser(
+        "compare",
+        help="say what one archive has and another has not; changes nothing",
+        description="Compares the instances of two archives by UID, by announced numbers, or by content.\n"
+        "The differences are JSON lines, which copy --input takes. The exit code is 0 if both hold the same,\n"
+        "1 if they differ or something could not be compared.",
+        example="compare /data/ct https://pacs.example/dicom-web --output missing.jsonl",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="URL or folder that is to be there again")
+    parser.add_argument("destination", metavar="DESTINATION", help="URL or folder that is held against it")
+    add_comparison_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="studies at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
+    parser.set_defaults(command="compare")
+
+
 def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = methods.add_parser(
         "watch",
@@ -457,7 +478,6 @@ def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = kinds.add_parser(
         "table",
         help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
-        example="export table https://pacs.example/dicom-web --level series --filter Modality=CT --out x.parquet",
         description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
         "what the columns name, also names of patients, and only its owner can read it.",
     )
