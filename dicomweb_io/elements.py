@@ -636,6 +636,40 @@ class Failure:
         return result
 
 
+DifferenceKind = Literal["missing", "extra", "different"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that two archives do not have in common; a line of the output, and of a list for a copy.
+
+    Attributes:
+        kind: ``"missing"``: in the source only; ``"extra"``: in the destination only; ``"different"``: in both, with
+            other contents, under another patient, or with other announced numbers.
+        reference: The instance; a series of which one archive has nothing; or a study that belongs to another patient.
+        instances: How many instances that are.
+        reason: What differs, in words.
+        elsewhere: Series of the other archive that have these SOP Instance UIDs (ten at most).
+    """
+
+    kind: DifferenceKind
+    reference: Resource
+    instances: int = 1
+    reason: str = ""
+    elsewhere: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The difference as a JSON object."""
+        uids = {UID_KEYWORDS[level]: uid for level, uid in self.reference.uids.items()}
+        more = {"reason": self.reason, "elsewhere": list(self.elsewhere)}
+        return {
+            "difference": self.kind,
+            **uids,
+            "instances": self.instances,
+            **{name: value for name, value in more.items() if value},
+        }
+
+
 BEGINS_ALIKE = "and the chosen file begins with the same bytes"
 """The reason given for a duplicate that is cut off: nothing of it is lost."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import datetime
 import errno
 import gzip
 import io
@@ -20,7 +21,7 @@ import re
 import threading
 import time
 import zlib
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -611,7 +612,7 @@ class ListLine:
 
     Attributes:
         place: The list and the number of the line, for messages.
-        wanted: What it asks for; None if it cannot be read.
+        wanted: What it asks for; None if it cannot be read, or asks for nothing (see `read_references`).
         problem: Why it cannot be read.
     """
 
@@ -645,23 +646,48 @@ _COLUMNS = {
     "IssuerOfAccessionNumber": "IssuerOfAccessionNumberSequence.LocalNamespaceEntityID",
     "PatientID": "PatientID",
     "IssuerOfPatientID": "IssuerOfPatientID",
+    "StudyDate": "StudyDate",
 }
-_BY_NAME = {name.lower(): column for name, column in _COLUMNS.items()}
+_SPELLINGS = {
+    "StudyInstanceUID": ("studyuid", "studyiuid"),
+    "SeriesInstanceUID": ("seriesuid", "seriesiuid"),
+    "SOPInstanceUID": ("sopuid", "sopiuid", "instanceuid"),
+    "AccessionNumber": ("accession", "accessionno", "accessionnr", "accessionnum", "accno", "accnr"),
+    "PatientID": ("mrn", "patid", "patientmrn", "medicalrecordnumber"),
+}
+"""Other names that people give to columns, in lower case and without punctuation."""
+_BY_NAME = {
+    spelling: column for name, column in _COLUMNS.items() for spelling in (name.lower(), *_SPELLINGS.get(name, ()))
+}
 _STUDY_KEYS = ("AccessionNumber", "PatientID")
 _DELIMITERS = "\t;,"
 _NOT_LISTED = set(" %?#")
 """Characters of other identifiers, which in a list are more likely a mistake."""
 _PATTERN = re.compile(r"[*?\\]")
 _EXCEL_TEXT = re.compile(r'="(.*)"\Z')
+_EXCEL_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?E\+\d+", re.IGNORECASE)
+_DATES = (
+    (re.compile(r"(?P<y>\d{4})([-/.]?)(?P<m>\d\d)\2(?P<d>\d\d)"), ()),
+    (re.compile(r"(?P<d>\d\d?)\.(?P<m>\d\d?)\.(?P<y>\d{4})"), ()),
+    (re.compile(r"(?P<d>\d\d?)([/-])(?P<m>\d\d?)\2(?P<y>\d{4})"), ("d", "m")),
+)
+"""The forms of a date, and the numbers of it that may be the other way round."""
+_RANGE = re.compile(r"(\d{8})?-(\d{8})?")
+_MAX_JOINED = 20
+_BINARY = {b"PK\x03\x04": "a spreadsheet (.xlsx) or a ZIP file", b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)"}
+_told: set[str] = set()
 
 
 def read_references(path: str, *, allow_patterns: bool = False) -> Iterator[ListLine]:
     """Reads a list of what is wanted. Blank lines and lines that begin with ``#`` are left out.
 
     Each line is one of: a JSON object with UIDs (``study_instance_uid`` …, or DICOM JSON), an entry of an earlier
-    ``--failures`` file, a DICOMweb URI, a study's UID, an accession number, or a line of a CSV file (commas, semicolons
+    ``--failures`` file, a difference that a comparison has written (what is extra in the destination asks for nothing),
+    a DICOMweb URI, a study's UID, an accession number, or a line of a CSV file (commas, semicolons
     or tabs) whose header names some of ``StudyInstanceUID``, ``SeriesInstanceUID``, ``SOPInstanceUID``,
-    ``AccessionNumber``, ``IssuerOfAccessionNumber``, ``PatientID`` and ``IssuerOfPatientID``.
+    ``AccessionNumber``, ``IssuerOfAccessionNumber``, ``PatientID``, ``IssuerOfPatientID`` and ``StudyDate`` (also as
+    "Accession No." or "MRN"). Other columns are not used, which a warning says. A quoted cell may hold line ends. A row
+    without any value is a blank line.
 
     Args:
         path: A local path or an fsspec URL; the file may be compressed by gzip.
@@ -685,14 +711,60 @@ def read_references(path: str, *, allow_patterns: bool = False) -> Iterator[List
             first = next(numbered, None)
         if first is None:
             return
-        header, delimiter = _header(*first, delimiter)
-        for number, line in chain([first] if header is None else [], numbered):
+        header, delimiter, unused = _header(*first, delimiter)
+        if unused and path not in _told:
+            _told.add(path)
+            logger.warning("%s: not used are the columns %s", path, ", ".join(map(repr, unused)))
+        for number, line in (
+            chain([first], numbered) if header is None else _whole_rows(numbered, len(header), delimiter)
+        ):
             place = f"{path}, line {number}"
             try:
-                wanted = _of_line(line) if header is None else _of_cells(header, _cells(line, delimiter))
+                cells = _cells(line, delimiter) if header is not None else []
+                if header is not None and not any(cells):
+                    continue
+                wanted = _of_line(line) if header is None else _of_cells(header, cells)
                 yield ListLine(place, _without_patterns(wanted, allowed=allow_patterns))
             except (TypeError, ValueError) as error:
                 yield ListLine(place, None, str(error))
+
+
+def _whole_rows(numbered: Iterable[tuple[int, str]], columns: int, delimiter: str) -> Iterator[tuple[int, str]]:
+    """Rows of CSV, of which a quoted cell may hold line ends.
+
+    A quote without its end must not swallow the lines that follow: what is joined has to be a row, of which no line but
+    the first and last has as many cells as a row.
+    """
+
+    def cells(text: str) -> int:
+        try:
+            return len(_cells(text, delimiter))
+        except ValueError:
+            return 0
+
+    ahead: deque[tuple[int, str]] = deque()
+    lines = iter(numbered)
+    while True:
+        one = ahead.popleft() if ahead else next(lines, None)
+        if one is None:
+            return
+        number, row = one
+        taken = 0
+        while row.count('"') % 2 and taken < _MAX_JOINED:
+            if taken == len(ahead):
+                more = next(lines, None)
+                if more is None:
+                    break
+                ahead.append(more)
+            row = f"{row}\n{ahead[taken][1]}"
+            taken += 1
+        swallowed = [cells(ahead[place][1]) for place in range(taken - 1)]
+        if taken and (not cells(row) or (columns > 1 and columns in swallowed)):
+            yield one
+            continue
+        for _ in range(taken):
+            ahead.popleft()
+        yield number, row
 
 
 @contextlib.contextmanager
@@ -700,12 +772,17 @@ def _text(path: str) -> Iterator[IO[str]]:
     """A file as text, which may be compressed by gzip."""
     with contextlib.ExitStack() as stack:
         content: Any = stack.enter_context(_opened(path))
-        if _start_of(content) == b"\x1f\x8b":
+        start = _start_of(content)
+        if start in _BINARY:
+            raise ValueError(f"it is {_BINARY[start]}, not a text: save the sheet as CSV (UTF-8)")
+        if start[:2] == b"\x1f\x8b":
             content = stack.enter_context(gzip.GzipFile(fileobj=content))
         # Excel's "Unicode text" is UTF-16.
-        utf16 = _start_of(content) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        utf16 = _start_of(content)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        # Excel also writes the character set of the country, which matters only in cells that are used.
+        how = ("utf-16", "strict") if utf16 else ("utf-8-sig", "surrogateescape")
         try:
-            yield stack.enter_context(io.TextIOWrapper(content, "utf-16" if utf16 else "utf-8-sig", newline=None))
+            yield stack.enter_context(io.TextIOWrapper(content, *how, newline=None))
         except (EOFError, zlib.error) as error:
             raise ValueError(f"the compressed file is damaged: {error}") from error
 
@@ -720,7 +797,7 @@ def _opened(path: str) -> Any:
 
 
 def _start_of(file: Any) -> bytes:
-    start: bytes = file.read(2)
+    start: bytes = file.read(4)
     file.seek(0)
     return start
 
@@ -737,14 +814,14 @@ def _is_reference(line: str) -> bool:
     return line.startswith("{") or "studies/" in line
 
 
-def _header(number: int, line: str, delimiter: str) -> tuple[list[str] | None, str]:
-    """The attributes of the columns, if the list is CSV, and what separates them.
+def _header(number: int, line: str, delimiter: str) -> tuple[list[str] | None, str, list[str]]:
+    """The attributes of the columns, if the list is CSV, what separates them, and the names of those without any.
 
     Raises:
-        ValueError: If a column is unknown.
+        ValueError: If no column names an object, or two are the same.
     """
     if _is_reference(line):
-        return None, ","
+        return None, ",", []
     try:
         delimiter = delimiter or max(_DELIMITERS, key=lambda mark: (len(_cells(line, mark)), mark == ","))
         names = _cells(line, delimiter)
@@ -753,28 +830,37 @@ def _header(number: int, line: str, delimiter: str) -> tuple[list[str] | None, s
     while names and not names[-1]:
         names.pop()
     columns = [_BY_NAME.get(re.sub(r"[_\W]", "", name).lower(), "") for name in names]
+    if "\0" in line or not (_is_utf8(line) or any(columns)):
+        raise ValueError(f"line {number}: it is no text in UTF-8")
     # A single column may lack its header. An accession number or a UID has a digit.
     if len(names) == 1 and not columns[0] and re.search(r"[\d*?]", names[0]):
-        return None, delimiter
-    unknown = [name for name, column in zip(names, columns, strict=True) if not column]
-    if (
-        unknown
-        or len(set(columns)) < len(columns)
-        or not set(columns) - {column for column in columns if "Issuer" in column}
-    ):
-        what = f"unknown columns {', '.join(map(repr, unknown[:5]))}" if unknown else "columns that name no object once"
+        return None, delimiter, []
+    known = [column for column in columns if column]
+    twice = [name for name, column in zip(names, columns, strict=True) if column and columns.count(column) > 1]
+    if twice or not {*_STUDY_KEYS, *UID_KEYWORDS.values()} & set(known):
+        what = (
+            f"columns that mean the same, {', '.join(map(repr, twice))}" if twice else "no column that names an object"
+        )
         raise ValueError(f"line {number}: the header has {what} (known: {', '.join(_COLUMNS)})")
-    return columns, delimiter
+    return columns, delimiter, [name for name, column in zip(names, columns, strict=True) if name and not column]
 
 
 def _of_cells(header: list[str], cells: list[str]) -> Wanted:
     if any(cells[len(header) :]):
         raise ValueError(f"it has {len(cells)} cells, the header has {len(header)}")
-    return _of_keys({column: cell for column, cell in zip(header, cells, strict=False) if cell})
+    return _of_keys({column: cell for column, cell in zip(header, cells, strict=False) if cell and column})
 
 
 def _of_keys(row: Mapping[str, str]) -> Wanted:
     """What is named by attributes and their values, none of them empty. UIDs go before other attributes."""
+    for key, value in row.items():
+        if not _is_utf8(value):
+            raise ValueError(f"its {key} is not UTF-8: save the list as CSV UTF-8")
+        if _EXCEL_NUMBER.fullmatch(value):
+            raise ValueError(
+                f"its {key} is a number that a spreadsheet has rounded (such as 1.2E+05): its digits are lost, so take "
+                "them from where they came from, into a column of text"
+            )
     uids = {level: row[keyword] for level, keyword in UID_KEYWORDS.items() if keyword in row}
     for level, uid in uids.items():
         if not is_uid(uid, permissive=True) or _PATTERN.search(uid) or set(uid) & _NOT_LISTED:
@@ -786,17 +872,48 @@ def _of_keys(row: Mapping[str, str]) -> Wanted:
         return SearchQuery("instance", uids.get("study"), search_filters=tuple(filters))
     if not any(key in row for key in _STUDY_KEYS):
         raise ValueError("it names no study, series, instance, accession number or patient")
-    return SearchQuery("study", search_filters=tuple(row.items()))
+    filters = [(key, _date(value) if key == "StudyDate" else value) for key, value in row.items()]
+    return SearchQuery("study", search_filters=tuple(filters))
 
 
-def _without_patterns(wanted: Wanted, *, allowed: bool) -> Wanted:
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _date(text: str) -> str:
+    """A date, or a range of them, as DICOM writes it.
+
+    Raises:
+        ValueError: If it can be read in no way, or in two.
+    """
+    if _RANGE.fullmatch(text) and text != "-":
+        return text
+    day = re.sub(r"[T ]00:00(:00(\.0+)?)?\Z", "", text)
+    for form, either in _DATES:
+        found = form.fullmatch(day)
+        if found is None:
+            continue
+        parts = {name: int(number) for name, number in found.groupdict().items()}
+        ways = [parts]
+        if either and parts["d"] != parts["m"]:
+            ways.append({**parts, "d": parts["m"], "m": parts["d"]})
+        dates = []
+        for way in ways:
+            with contextlib.suppress(ValueError):
+                dates.append(datetime.date(way["y"], way["m"], way["d"]).strftime("%Y%m%d"))
+        if len(dates) == 1:
+            return dates[0]
+    raise ValueError(f"its StudyDate {text[:20]!r} cannot be read in exactly one way: write YYYYMMDD")
+
+
+def _without_patterns(wanted: Wanted | None, *, allowed: bool) -> Wanted | None:
     for key, value in wanted.search_filters if isinstance(wanted, SearchQuery) and not allowed else ():
         if _PATTERN.search(value):
             raise ValueError(f"its {key} is a pattern or a list of values: allow patterns, if it is meant so")
     return wanted
 
 
-def _of_line(line: str) -> Wanted:
+def _of_line(line: str) -> Wanted | None:
     if line.startswith("{"):
         return _of_json(line)
     if _is_reference(line):
@@ -812,7 +929,7 @@ def _of_line(line: str) -> Wanted:
     return _of_keys({"AccessionNumber": cells[0]} if cells[0] else {})
 
 
-def _of_json(line: str) -> Wanted:
+def _of_json(line: str) -> Wanted | None:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -821,6 +938,10 @@ def _of_json(line: str) -> Wanted:
         if not value.get("reference"):
             raise ValueError("this failure does not name an object; repeat the search")
         value = value["reference"]
+    if "difference" in value:
+        if value["difference"] == "extra":
+            return None
+        value = {key: item for key, item in value.items() if key in _COLUMNS}
     if any(key in _COLUMNS for key in value):
         keys = {_COLUMNS.get(str(key), ""): item for key, item in value.items()}
         if "" in keys or not all(isinstance(item, str) for item in keys.values()):

@@ -418,14 +418,14 @@ def add_report_option(parser: _Parser) -> None:
     )
 
 
-def add_transfer_options(parser: _Parser) -> None:
-    """Adds what a transfer copies and how, and where it reports."""
-    add_filter_option(parser)
+def add_selection_options(parser: _Parser, what: str = "copy") -> None:
+    """Adds what is copied or compared: ``--filter``, ``--input``, and what a list may name."""
+    add_filter_option(parser, what)
     parser.add_argument(
         "--input",
         metavar="PATH",
-        help="copy only what this list names: UIDs, accession numbers, patient IDs or references, as CSV or JSON "
-        "lines, or the --failures file of an earlier run",
+        help=f"{what} only what this list names: UIDs, accession numbers, patient IDs or references, as CSV or JSON "
+        "lines, the --failures file of an earlier run, or the differences of a comparison",
     )
     parser.add_argument(
         "--allow-patterns",
@@ -437,8 +437,13 @@ def add_transfer_options(parser: _Parser) -> None:
         "--allow-several-patients",
         action="store_true",
         default=False,
-        help="copy what a line of the list names even if it belongs to several patients",
+        help=f"{what} what a line of the list names even if it belongs to several patients",
     )
+
+
+def add_transfer_options(parser: _Parser) -> None:
+    """Adds what a transfer copies and how, and where it reports."""
+    add_selection_options(parser)
     parser.add_argument(
         "--allow-other-patient",
         action="store_true",
@@ -472,8 +477,8 @@ def add_layout_option(parser: _Parser) -> None:
         metavar="TEMPLATE",
         # Percent signs are doubled because argparse formats the text, and it breaks lines at blanks and hyphens.
         help="name the files of the destination, a folder, by attributes instead of UIDs, for example "
-        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 for "
-        "the longest text",
+        "'{PatientID}/{StudyDate}/{InstanceNumber:04}.dcm'; formats are :04 for numbers, :%%Y%%m%%d for dates, :.20 "
+        "for the longest text",
     )
 
 
@@ -493,8 +498,7 @@ def add_table_options(parser: _Parser) -> None:
         },
         "--out": {
             "metavar": "PATH",
-            "required": True,
-            "help": "the table: a .parquet, .csv or .jsonl file, or an fsspec URL; the job also writes to "
+            "help": "the table (required): a .parquet, .csv or .jsonl file, or an fsspec URL; the job also writes to "
             "bq:PROJECT.DATASET.TABLE",
         },
         "--full": {**flag, "help": "read the metadata, which have attributes that searches do not return"},
@@ -615,6 +619,32 @@ def add_watch_options(parser: _Parser) -> None:
     other.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON, after each poll")
     add_transfer_options(other)
     add_table_options(other)
+
+
+def add_comparison_options(parser: _Parser) -> None:
+    """Adds what a comparison compares and how, and where it reports."""
+    add_selection_options(parser, "compare")
+    how: dict[str, Any] = {"dest": "compare", "action": "append_const", "default": None}
+    parser.add_argument(
+        "--counts",
+        **how,
+        const="count",
+        help="compare only the numbers of instances that the archives announce for each series: quick, and weaker",
+    )
+    parser.add_argument(
+        "--content",
+        **how,
+        const="content",
+        help="compare contents too, at the level that both archives keep: files, datasets or pixels",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="write the differences here, one JSON object a line, as copy --input takes them",
+    )
+    parser.add_argument("--failures", metavar="PATH", help="write what could not be compared here, likewise")
+    parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
+    parser.add_argument("--spool-directory", metavar="PATH", help="folder for temporary files")
 
 
 def parse_filters(pairs: Sequence[str] | None) -> list[tuple[str, str]]:

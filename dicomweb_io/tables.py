@@ -19,9 +19,10 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timezone
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
-from dicomweb_io.account import ROW, SEARCHES, failure_line, format_bytes, reason_of, write_summary
+from dicomweb_io.account import REPORT, ROW, SEARCHES, failure_line, format_bytes, reason_of, write_summary
 from dicomweb_io.changes import ChangeMethod, Cursor, Place, PlaceFile, Start, change_source, digest_of
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.columns import (
@@ -585,16 +586,20 @@ def iter_table(
 class TableAccount:
     """What is counted of a table, as it is written by one thread.
 
+    Args:
+        counts: What was counted before.
+
     Attributes:
         counts: ``objects``, the counts of `RowMaker`, and what failed.
     """
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
+        self.counts: Counter[str] = Counter(counts)
 
     def fail(self, failure: Failure) -> None:
         """Counts a failure."""
-        self.counts["failed" if failure.attempts else "not_tried"] += 1
+        name = "unwritten" if failure.transform == REPORT else "failed" if failure.attempts else "not_tried"
+        self.counts[name] += 1
         self.counts[f"{_REASON}{reason_of(failure)}"] += 1
 
     @property
@@ -660,24 +665,45 @@ def run_table(
         if refresh.studies != ():
             columns, again = (job.table_columns, rows) if not job.takes_all else spilled(job, rows, stack)
             maker = RowMaker(columns, job.explode, counts)
-            with writer_of(job, columns, refresh) as written:
-                keep_old_rows(job, refresh, written)
-                stamp = {_EXPORTED.name: datetime.now(timezone.utc)}
-                for dataset in again:
-                    for row in maker.rows(dataset):
-                        written.write({**row, **stamp})
-                written.incomplete = account.lacks
-        if refresh.cursor is not None and not account.lacks:
-            place_file(job).write(Place(refresh.cursor))
+            made = chain.from_iterable(map(maker.rows, again))
+            written = publish(job, refresh, columns, made, lambda: account.lacks)
+        conclude(job, refresh, account)
         for failure in refresh.failures:
             failed(failure)
     if failures.problem is not None:
-        counts["unwritten"] += 1
-    summary = table_summary(job, counts, time.monotonic() - started, refresh)
-    if written is not None:
-        summary |= {"files": written.files, "bytes": written.size}
-    write_summary(job.summary, summary)
-    return summary
+        account.fail(Failure(REPORT, failures.problem))
+    return table_summary(job, refresh, account.counts, written, time.monotonic() - started)
+
+
+def publish(
+    job: TableJob,
+    refresh: Refresh,
+    columns: Sequence[Column],
+    rows: Iterable[Mapping[str, Any]],
+    lacks: Callable[[], bool],
+) -> TableWriter:
+    """Writes the files of a table.
+
+    Args:
+        job: The table.
+        refresh: What is written anew.
+        columns: The columns of the rows.
+        rows: The rows.
+        lacks: Asked when all rows are written: whether some are missing, so that the table is not whole.
+    """
+    stamp = {_EXPORTED.name: datetime.now(timezone.utc)}
+    with writer_of(job, columns, refresh) as written:
+        keep_old_rows(job, refresh, written)
+        for row in rows:
+            written.write({**row, **stamp})
+        written.incomplete = lacks()
+    return written
+
+
+def conclude(job: TableJob, refresh: Refresh, account: TableAccount) -> None:
+    """Moves the cursor, when the table is whole: a run that fails is repeated by the next one."""
+    if refresh.cursor is not None and not account.lacks:
+        place_file(job).write(Place(refresh.cursor))
 
 
 def writer_of(job: TableJob, columns: Sequence[Column], refresh: Refresh) -> TableWriter:
@@ -714,9 +740,14 @@ def spilled(
     path = os.path.join(folder, "rows.jsonl")
     with open(path, "wb") as file:
         for row in rows:
-            tags.update(tag for tag, element in row.items() if has_value(tag, element))
+            tags.update(tags_of(row))
             file.write(dumps(row) + b"\n")
     return columns_of_all(job, tags), map(loads, stack.enter_context(open_path(path)))
+
+
+def tags_of(row: JSONDataset) -> Iterator[str]:
+    """The attributes of a dataset that can be columns."""
+    return (tag for tag, element in row.items() if has_value(tag, element))
 
 
 def columns_of_all(job: TableJob, tags: Iterable[str]) -> tuple[Column, ...]:
@@ -727,8 +758,10 @@ def columns_of_all(job: TableJob, tags: Iterable[str]) -> tuple[Column, ...]:
     return columns_of(ordered or first, typed_dates=job.typed_dates, typed_times=job.typed_dates)
 
 
-def table_summary(job: TableJob, counts: Mapping[str, int], seconds: float, refresh: Refresh) -> dict[str, Any]:
-    """Makes the summary of a table.
+def table_summary(
+    job: TableJob, refresh: Refresh, counts: Mapping[str, int], written: TableWriter | None, seconds: float
+) -> dict[str, Any]:
+    """Makes the summary of a table, and writes it where it is wanted.
 
     Returns:
         ``table`` (where it is), ``level``, ``found`` (studies, series or instances), ``rows``, ``files``, ``bytes``,
@@ -742,13 +775,13 @@ def table_summary(job: TableJob, counts: Mapping[str, int], seconds: float, refr
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
     names = [column.name for column in job.table_columns] if not job.takes_all and counts.get("objects") else []
-    return {
+    summary = {
         "table": safe_url(incomplete_name(job.out) if any(map(counts.get, _FAILED)) and not job.table else job.out),
         "level": job.level,
         "found": counts.get("objects", 0),
         "rows": counts.get("rows", 0),
-        "files": 0,
-        "bytes": 0,
+        "files": written.files if written is not None else 0,
+        "bytes": written.size if written is not None else 0,
         "changed_studies": len(refresh.studies) if refresh.studies is not None else None,
         **{name: counts.get(name, 0) for name in (*_FAILED, "unwritten")},
         "reasons": named(_REASON),
@@ -756,6 +789,8 @@ def table_summary(job: TableJob, counts: Mapping[str, int], seconds: float, refr
         "absent_columns": [name for name in names if not counts.get(f"carried:{name}")],
         "seconds": round(seconds, 3),
     }
+    write_summary(job.summary, summary)
+    return summary
 
 
 def table_exit_code(summary: Mapping[str, Any]) -> int:
@@ -797,6 +832,8 @@ def table_job_from(args: Any, source: Endpoint, *, workers_elsewhere: bool = Fal
     Raises:
         UsageError: If they are not valid.
     """
+    if not args.out:
+        raise UsageError("--out is required: the .parquet, .csv or .jsonl file to write")
     for option in ("failures", "summary", "cursor"):
         path = getattr(args, option)
         if path:
@@ -816,17 +853,17 @@ def table_job_from(args: Any, source: Endpoint, *, workers_elsewhere: bool = Fal
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     if job.table is None:
-        _check_place(job, workers_elsewhere=workers_elsewhere)
+        _check_place(job)
     return job
 
 
-def _check_place(job: TableJob, *, workers_elsewhere: bool) -> None:
+def _check_place(job: TableJob) -> None:
     """Checks that the table can be put to its place, and that nothing else is there."""
     out = job.out.rstrip("/")
     if not job.is_folder:
-        check_writable(out, "--out", elsewhere=workers_elsewhere)
+        check_writable(out, "--out")
         return
-    check_writable(f"{out}.", "--out", elsewhere=workers_elsewhere)
+    check_writable(f"{out}.", "--out")
     if "://" in out:
         return
     if os.path.isfile(out):

@@ -144,9 +144,17 @@ class TransferJob:
         for number, item in enumerate(self.wanted or (), 1):
             yield item if isinstance(item, ListLine) else ListLine(f"element {number}", item)
 
-    def count_lines(self) -> int:
-        """The number of lines of the list."""
-        return sum(1 for _ in self.lines)
+    def count_lines(self) -> dict[str, int]:
+        """The number of lines of the list, of those that repeat an earlier one, and of those that ask for nothing."""
+        lines, readable, extra, seen = 0, 0, 0, set[int]()
+        for line in self.lines:
+            lines += 1
+            if line.wanted is not None:
+                readable += 1
+                seen.add(hash(line.wanted))
+            elif not line.problem:
+                extra += 1
+        return {"lines": lines, "lines_repeated": readable - len(seen), "lines_extra": extra}
 
     def query(self, level: SearchLevel = "instance", within: Wanted | None = None) -> SearchQuery:
         """The search at the source for what matches, of all or of what a line of a list names."""
@@ -337,7 +345,7 @@ def run_transfer(
         requests = [requests_of(role, client) for role, client in zip(("source", "destination"), clients, strict=True)]
     if failures.problem is not None:
         account.add(Failure(REPORT, failures.problem))
-    account.counts["lines"] = job.count_lines()
+    account.counts.update(job.count_lines())
     document, seconds = account.document(), time.monotonic() - started
     summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=interrupted)
     write_transfer_reports(job, summary, document.get("facts", {}), requests)
@@ -404,6 +412,8 @@ def _wanted(source: DICOMClient, job: TransferJob, failures: list[Failure]) -> I
 def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterator[Resource | Failure]:
     """The instances that a line of a list names; or the failure that says why it names none."""
     wanted, failures = line.wanted, list[Failure]()
+    if wanted is None and not line.problem:
+        return
     if wanted is None:
         yield Failure(UNREADABLE_LINE, f"the line cannot be read: {line.problem}", source=line.place)
         return
@@ -457,7 +467,12 @@ def _words(wanted: Wanted) -> str:
     """What a line asks for, in words; a patient's identifier is not repeated."""
     if isinstance(wanted, Resource):
         return wanted.uri
-    return ", ".join(key if "Patient" in key else f"{key} {value}" for key, value in wanted.search_filters)
+    words = ", ".join(key if "Patient" in key else f"{key} {value}" for key, value in wanted.search_filters)
+    if any(key in ("AccessionNumber", "PatientID") and value.isdigit() for key, value in wanted.search_filters):
+        return f"{words} (a spreadsheet may have removed leading zeros)"
+    if any(value.endswith(".0") and value[:-2].isdigit() for _, value in wanted.search_filters):
+        return f"{words} (a spreadsheet may have added .0)"
+    return words
 
 
 def _distinct(references: Iterable[Resource]) -> Iterator[Resource]:

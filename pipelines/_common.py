@@ -10,11 +10,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from dicomweb_io.endpoint import Endpoint
@@ -25,6 +25,7 @@ from dicomweb_io.options import (
     check_given_once,
     endpoint_from,
 )
+from dicomweb_io.servers import suggestion
 
 _PATIENCE = 2.0
 
@@ -41,13 +42,14 @@ class Arguments:
             self._parser.add_argument(*names, **options)
 
 
-def add_endpoint_arguments(parser: Arguments) -> None:
-    """Adds ``--source`` and ``--destination`` with the options of their endpoints.
+def add_endpoint_arguments(parser: Arguments, *roles: str) -> None:
+    """Adds ``--source`` and ``--destination``, or the roles that are named, with the options of their endpoints.
 
     Secrets are never arguments: other users of a machine can read a command line. What is named, variables and files,
     is read by the workers.
     """
-    for role, what in (("source", "where to copy from"), ("destination", "where to copy to")):
+    whats = {"source": "where to read from", "destination": "where to copy to"}
+    for role, what in ((role, whats[role]) for role in roles or whats):
         parser.add_argument(
             f"--{role}", metavar="URL_OR_PATH", help=f"{what}: a DICOMweb service, a folder, or any fsspec URL"
         )
@@ -113,8 +115,21 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     standard.runner = "FnApiRunner" if standard.runner is None else _spelled(standard.runner)
     if unknown and is_local(options):
         # A local runner takes no options but Beam's own: any remaining option is a mistake.
-        raise UsageError(f"unknown arguments: {' '.join(unknown)}")
+        raise UsageError(f"unknown arguments: {' '.join(_shown(unknown, helper._option_string_actions))}")
     return args, options
+
+
+def _shown(unknown: Sequence[str], known: Iterable[str]) -> Iterator[str]:
+    """Unknown arguments, with what may have been meant, and without values: one may be a secret."""
+    before = ""
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            close = suggestion(name, known, "(did you mean ").removesuffix("?")
+            yield f"{name} {close}?)" if close else name
+        elif not before.startswith("-") or "=" in before:
+            yield word
+        before = word
 
 
 @contextmanager
@@ -178,6 +193,25 @@ def _spelled(runner: str) -> str:
     if not (isinstance(found, type) and issubclass(found, PipelineRunner)):
         raise UsageError(f"--runner {runner!r}: {name} is no runner")
     return runner if path is runner else name
+
+
+def account_path(options: PipelineOptions, scratch: str, job: str) -> str:
+    """Where the workers of a job write its account.
+
+    Args:
+        options: Beam's options.
+        scratch: A directory of this machine.
+        job: The name of the job.
+
+    Raises:
+        UsageError: If they cannot write to this machine, and there is no other place.
+    """
+    if is_local(options):
+        return os.path.join(scratch, "account.json")
+    folder = options.view_as(GoogleCloudOptions).temp_location
+    if not folder:
+        raise UsageError("this runner's workers cannot write to this machine: give --temp_location (an fsspec URL)")
+    return f"{folder.rstrip('/')}/{job}-{os.urandom(8).hex()}-account.json"
 
 
 def is_local(options: PipelineOptions) -> bool:

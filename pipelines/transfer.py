@@ -25,7 +25,7 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from dicomweb_io.account import (
     ROW,
@@ -49,7 +49,7 @@ from dicomweb_io.transforms.copy import (
     ListExclusions,
     MatchLines,
     WriteAccount,
-    WriteFailures,
+    WriteReport,
     tallied,
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
@@ -57,6 +57,7 @@ from dicomweb_io.transforms.metrics import traffic_of
 from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
 from pipelines._common import (
     Arguments,
+    account_path,
     add_endpoint_arguments,
     end_process,
     endpoints_from,
@@ -132,7 +133,7 @@ def report(outputs: TransferOutputs, account: str, failures: str | None, *, with
         if outputs.exclusions is not None:
             conflicts = outputs.exclusions | "Conflicts" >> beam.FlatMap(conflicts_of).with_output_types(Failure)
             named = (named, conflicts) | "Named" >> beam.Flatten()
-        counted["unwritten"] = named | "WriteFailures" >> WriteFailures(failures)
+        counted["unwritten"] = named | "WriteFailures" >> WriteReport(failures)
     _ = counted | "Account" >> WriteAccount(account, with_facts=with_facts)
 
 
@@ -156,7 +157,7 @@ def run(
     started = time.monotonic()
     lines = job.count_lines()
     with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
-        account = os.path.join(scratch, "account.json") if is_local(options) else _remote_account(options)
+        account = account_path(options, scratch, "transfer")
         pipeline = beam.Pipeline(options=options)
         report(build(pipeline, job), account, job.failures, with_facts=bool(job.report))
         before = tallied()
@@ -166,14 +167,14 @@ def run(
                     result = pipeline.run()
                     result.wait_until_finish()
             except KeyboardInterrupt:
-                counts = {**{name: number - before[name] for name, number in tallied().items()}, "lines": lines}
+                counts = {**{name: number - before[name] for name, number in tallied().items()}, **lines}
                 document, seconds = {"counts": counts, "left_out": []}, time.monotonic() - started
                 summary = make_summary(document, seconds, dry_run=job.dry_run, interrupted=True)
-                write_transfer_reports(job, summary, {}, [])
+                write_transfer_reports(job, summary, {})
                 write_summary(job.summary, summary)
                 raise TransferInterrupted(summary) from None
         document = read_json(account)
-        document["counts"]["lines"] = lines
+        document["counts"].update(lines)
         if tell_causes:
             causes = Causes("transfer")
             causes.add_known(document)
@@ -182,13 +183,6 @@ def run(
     write_transfer_reports(job, summary, document.get("facts", {}), [traffic_of(result)])
     write_summary(job.summary, summary)
     return summary
-
-
-def _remote_account(options: PipelineOptions) -> str:
-    folder = options.view_as(GoogleCloudOptions).temp_location
-    if not folder:
-        raise UsageError("this runner's workers cannot write to this machine: give --temp_location (an fsspec URL)")
-    return f"{folder.rstrip('/')}/transfer-{os.urandom(8).hex()}-account.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -204,23 +204,26 @@ class Saved:
 
     Args:
         directory: Where they are written.
+
+    Attributes:
+        files: Their number.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._files = 0
+        self.files = 0
         self._size = 0
 
     def add(self, size: int) -> None:
         """Counts a file."""
-        self._files += 1
+        self.files += 1
         self._size += size
 
     def tell(self, problem: str = "") -> None:
         """Says on standard error what was written, and what is wrong with that."""
-        noun = "file" if self._files == 1 else "files"
+        noun = "file" if self.files == 1 else "files"
         where = os.path.join(self._directory, "")
-        print(f"{self._files:,} {noun}, {format_bytes(self._size)} → {where}{problem}", file=sys.stderr)
+        print(f"{self.files:,} {noun}, {format_bytes(self._size)} → {where}{problem}", file=sys.stderr)
 
 
 class Progress:

@@ -81,7 +81,7 @@ def retrieve(args: argparse.Namespace) -> int:
                 client, reference, args, saved
             )
     except Exception:
-        if args.save:
+        if args.save and saved.files:
             saved.tell(", and then it failed")
         raise
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,9 @@ from io import TextIOWrapper
 import requests
 
 from dicomweb_io.cli.arguments import parse
+from dicomweb_io.errors import DICOMError, DICOMwebError
 from dicomweb_io.options import UsageError
+from dicomweb_io.servers import NAME
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -47,8 +50,19 @@ def _run(args: argparse.Namespace) -> int:
     except (requests.RequestException, ValueError, TypeError, KeyError, OSError, OverflowError, ImportError) as error:
         if args.verbosity > 1:
             raise
-        print(f"dicomweb-io: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"dicomweb-io: {_told(error)}", file=sys.stderr)
         return 1
+
+
+def _told(error: Exception) -> str:
+    """An error in a sentence for people."""
+    if isinstance(error, (DICOMError, DICOMwebError)):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        name = os.path.basename(str(error.filename))
+        hint = " (dicomweb-io servers list shows the servers with names)" if NAME.fullmatch(name) else ""
+        return f"{error.strerror}: {error.filename}{hint}"
+    return f"{type(error).__name__}: {error}"
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from dicomweb_io.account import format_bytes
 from dicomweb_io.cli.output import Progress, json_text, print_datasets, print_line, progress
 from dicomweb_io.client import DICOMClient
-from dicomweb_io.dicom.columns import Column, columns_of
+from dicomweb_io.dicom.columns import COLUMNS, Column, column_of, columns_of
 from dicomweb_io.dicom.json_decode import first_text, first_value, iter_values
 from dicomweb_io.dicom.uids import name_of_uid
 from dicomweb_io.dicom.values import fold_case, iso_date, iso_time, readable_name
@@ -42,19 +43,7 @@ _FIELDS: dict[SearchLevel, tuple[str, ...]] = {
     "series": ("SeriesDescription", "NumberOfSeriesRelatedInstances"),
     "instance": ("Rows", "Columns", "NumberOfFrames"),
 }  # fmt: skip
-"""What tables show and archives may leave out unless asked."""
-
-_CSV: dict[SearchLevel, tuple[str, ...]] = {
-    "study": (
-        "StudyInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
-        "AccessionNumber", "StudyID", "ReferringPhysicianName", *_FIELDS["study"],
-    ),
-    "series": ("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", *_FIELDS["series"]),
-    "instance": (
-        "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "InstanceNumber",
-        *_FIELDS["instance"],
-    ),
-}  # fmt: skip
+"""What tables show and archives may leave out unless they are asked for it."""
 
 
 # Search ---------------------------------------------------------------------------------------------------------------
@@ -70,15 +59,15 @@ def search(args: argparse.Namespace) -> int:
     columns: tuple[Column, ...] = ()
     try:
         check_limits(args.limit, args.offset)
-        if form in ("table", "csv"):
-            names = dict.fromkeys((*(_CSV[level] if form == "csv" else ()), *args.fields))
-            columns = columns_of(names) if names else ()
+        fields = list(dict.fromkeys((*_fields(args, level, form), *args.fields)))
+        if form == "csv" or (form == "table" and args.fields):
+            columns = columns_of(fields if form == "csv" else dict.fromkeys(args.fields))
         query = make_query(
             level,
             getattr(args, "study_instance_uid", None),
             getattr(args, "series_instance_uid", None),
             fuzzymatching=args.fuzzy,
-            fields=list(dict.fromkeys((*_FIELDS[level], *args.fields))) if form in ("table", "csv") else args.fields,
+            fields=fields,
             search_filters=parse_filters(args.filters),
         )
     except (ValueError, TypeError) as error:
@@ -87,12 +76,23 @@ def search(args: argparse.Namespace) -> int:
         rows = client.iter_search(query, offset=args.offset, limit=args.limit)
         if form == "table":
             _print_rows(rows, query, columns)
-        elif form == "csv":
-            _print_csv(rows, columns)
+            return 0
+        if form == "csv":
+            count = _print_csv(rows, columns)
         else:
             args.json_lines = form == "jsonl"
-            print_datasets(rows, args)
+            count = print_datasets(rows, args)
+    print(f"{count:,} {_noun(count, level)}", file=sys.stderr)
     return 0
+
+
+def _fields(args: argparse.Namespace, level: SearchLevel, form: str) -> tuple[str, ...]:
+    """What to ask an archive for, beside what was named, so that it can be shown."""
+    if form == "csv":
+        return COLUMNS[level]
+    whose = ("PatientName", "PatientID", "StudyDate", "StudyTime")
+    within = level != "series" or getattr(args, "study_instance_uid", None)
+    return () if form != "table" else _FIELDS[level] if within else (*_FIELDS[level], *whose)
 
 
 def _form(args: argparse.Namespace, people: str = "table") -> str:
@@ -145,24 +145,24 @@ def _shown_columns(query: SearchQuery) -> list[_Column]:
         *([] if query.series_instance_uid else [series[0]._replace(title="series"), series[1]]),
         _Column("number", _of("InstanceNumber"), right=True),
         _Column("kind", lambda row: name_of_uid(first_text(row, "SOPClassUID")), flexible=True),
-        _Column("size", _extent, right=True),
+        _Column("pixels", _extent, right=True),
         _Column("frames", _of("NumberOfFrames"), right=True),
     ]
 
 
 def _of(attribute: str) -> Callable[[JSONDataset], str]:
-    (column,) = columns_of((attribute,))
-    return lambda row: _cell(row, column)
+    return partial(_cell, column_of(attribute))
 
 
-def _cell(row: JSONDataset, column: Column) -> str:
+def _cell(column: Column, row: JSONDataset) -> str:
     """The values of an attribute as people read them."""
-    values = [value for value in iter_values(row, column.path) if value not in (None, "")]
+    value = column.cell(row)[0]
+    values = value if isinstance(value, list) else [] if value is None else [value]
     if column.vr == "PN":
-        return ", ".join(map(readable_name, values))
-    if column.vr == "DA":
-        return ", ".join(iso_date(str(value)) or str(value) for value in values)
-    return ", ".join(f"{value:,}" if type(value) is int and column.vr != "US" else str(value) for value in values)
+        values = [readable_name(name) for name in values]
+    elif column.name.startswith("NumberOf"):
+        values = [f"{number:,}" for number in values]
+    return ", ".join(map(str, values))
 
 
 def _moment(date: str, time: str) -> str:
@@ -178,7 +178,7 @@ def _extent(row: JSONDataset) -> str:
 
 def _print_rows(rows: Iterable[JSONDataset], query: SearchQuery, asked: Sequence[Column]) -> None:
     """Prints a table as the rows come; the first ones decide how wide its columns are."""
-    columns = [*_shown_columns(query), *(_Column(column.name, _asked(column)) for column in asked)]
+    columns = [*_shown_columns(query), *(_Column(column.name, partial(_cell, column)) for column in asked)]
     tag = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "instance": "SOPInstanceUID"}[query.level]
     columns.append(_Column(tag, lambda row: first_text(row, tag)))
     table: _Lines | None = None
@@ -196,10 +196,6 @@ def _print_rows(rows: Iterable[JSONDataset], query: SearchQuery, asked: Sequence
         count += len(chunk)
     hint = "" if table is None or tag in (column.title for column in table.columns) else f" (--field {tag}: their UIDs)"
     print(f"{count:,} {_noun(count, query.level)}{hint}", file=sys.stderr)
-
-
-def _asked(column: Column) -> Callable[[JSONDataset], str]:
-    return lambda row: _cell(row, column)
 
 
 def _chunks(rows: Iterable[list[str]]) -> Iterator[list[list[str]]]:
@@ -286,12 +282,19 @@ def _print_title(line: str) -> None:
     Console(file=sys.stdout, highlight=False).print(Text(line, style="bold"), soft_wrap=True)
 
 
-def _print_csv(rows: Iterable[JSONDataset], columns: Sequence[Column]) -> None:
-    """Prints comma-separated values with keywords as titles; several values of one have backslashes between."""
+def _print_csv(rows: Iterable[JSONDataset], columns: Sequence[Column]) -> int:
+    """Prints comma-separated values with keywords as titles; several values of one have backslashes between.
+
+    Returns:
+        The number of rows.
+    """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([column.name for column in columns])
+    count = 0
     for row in rows:
         writer.writerow([_csv_cell(column.cell(row)[0]) for column in columns])
+        count += 1
+    return count
 
 
 def _csv_cell(value: Any) -> Any:
@@ -344,12 +347,15 @@ class _Totals:
     """What has been seen so far: numbers are None once an archive does not tell one."""
 
     patients: set[int] = field(default_factory=set)
+    ids: set[int] = field(default_factory=set)
     studies: int = 0
     series: int | None = 0
     instances: int | None = 0
 
     def add(self, study: dict[str, Any]) -> None:
-        self.patients.add(hash(_patient(study)))
+        uid, name = _patient(study)
+        self.patients.add(hash((uid, name)))
+        self.ids.add(hash(uid or (uid, name)))
         self.studies += 1
         self.series = _sum(self.series, study["NumberOfStudyRelatedSeries"])
         self.instances = _sum(self.instances, study["NumberOfStudyRelatedInstances"])
@@ -441,6 +447,8 @@ class Contents:
             query = make_query("series", uid, fields=_FIELDS["series"])
             series = [self._series(uid, row) for row in self._client.iter_search(query)]
         except DICOMwebError as error:
+            if self._client.unavailable:
+                raise
             self.failed += 1
             study["error"] = f"its series cannot be listed: {error.log_text}"
             return
@@ -489,7 +497,9 @@ def _sum(*numbers: int | None) -> int | None:
 
 
 def _patient(study: dict[str, Any]) -> tuple[str, str]:
-    return study["PatientID"].strip(), fold_case(study["PatientName"]).rstrip("^ ")
+    """The patient: the ID, and the name in the first of its groups that is not empty."""
+    groups = [group.strip("^ ") for group in study["PatientName"].split("=")]
+    return study["PatientID"].strip(), fold_case(next(filter(None, groups), ""))
 
 
 def _order(study: dict[str, Any]) -> tuple[Any, ...]:
@@ -555,6 +565,8 @@ def _print_tree(contents: Contents, name: str, depth: str | None, limit: int | N
     if totals.studies > len(studies):
         more = totals.studies - len(studies)
         print(f"… and {more:,} more {_noun(more, 'study')}: --limit {totals.studies} shows all, --filter some of them")
+    if others := len(totals.patients) - len(totals.ids):
+        print(f"! {_counted(others, 'patient')} with the ID of a patient of another name")
     if contents.problems:
         print(_problem_text(contents.problems))
     if contents.problems.keys() - {"miscounted series"}:

@@ -112,19 +112,19 @@ def _option(key: str, value: Any) -> str:
 def _test(args: argparse.Namespace) -> int:
     """Prints what a server answers; fails if it cannot be searched."""
     endpoint = endpoint_from(args, args.name)
-    login = "there are no credentials for it" if endpoint.credentials is None else f"with {endpoint.credentials!r}"
+    login = "without credentials" if endpoint.credentials is None else f"with {endpoint.credentials!r}"
     client = connect(args, endpoint)
     rows: list[tuple[str, str, str]] = []
     works = False
     try:
         report = client.probe()
         works = True
-        rows = [("login", "yes", login)] if endpoint.is_web else []
+        rows = [("login", "yes", f"accepted {login}")] if endpoint.is_web else []
         rows += [(item.feature, ANSWERS[item.supported], item.detail) for item in report.findings]
     except (requests.RequestException, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         refused = status in (401, 403)
-        rows = [("login", "no", f"HTTP {status}, {login}")] if refused else []
+        rows = [("login", "no", f"HTTP {status} {login}")] if refused else []
         rows += [("search of studies", "no", str(error))]
     finally:
         client.close()

@@ -59,9 +59,9 @@ def entry_of(tag: int) -> Entry:
         if tag >> 16 & 1:
             raise KeyError(f"{tag:08X} is a private tag")
         # Of groups that repeat, such as overlays, the dictionary has patterns.
-        from pydicom.datadict import get_entry
+        from pydicom import datadict
 
-        entry = get_entry(tag)
+        entry = datadict.get_entry(tag)
     return entry
 
 

@@ -327,10 +327,10 @@ def _texts(encoded: Any, vr: str) -> list[Any]:
 def _vr_of(step: Step) -> str:
     if not step.creator:
         return vr_of(step.tag)
-    from pydicom.datadict import private_dictionary_VR
+    from pydicom import datadict
 
     try:
-        return str(private_dictionary_VR(int(step.tag, 16), step.creator)).split(" or ")[0]
+        return str(datadict.private_dictionary_VR(int(step.tag, 16), step.creator)).split(" or ")[0]
     except KeyError:
         return "UN"
 

@@ -263,13 +263,13 @@ def load_json_dataset(dataset: Mapping[str, Any], bulk_data_handler: BulkDataHan
     Raises:
         TypeError: If it is not a JSON object.
     """
-    from pydicom.dataelem import empty_value_for_VR
+    from pydicom import dataelem
 
     if not isinstance(dataset, Mapping):
         raise TypeError(f"a dataset in the DICOM JSON model is an object, not a {type(dataset).__name__}")
 
     def no_data(tag: str, vr: str, uri: str) -> Any:
-        return empty_value_for_VR(vr)
+        return dataelem.empty_value_for_VR(vr)
 
     uids = (first_text(dataset, tag) for tag in ("00080018", "0020000E", "0020000D"))
     return _Loader(bulk_data_handler or no_data, next(filter(None, uids), "a dataset")).dataset(dataset, "")
@@ -300,7 +300,7 @@ class _Loader:
 
     def dataset(self, dataset: Mapping[str, Any], path: str) -> Dataset:
         """The dataset of an instance, or of an item at a path."""
-        from pydicom.dataset import Dataset as PydicomDataset
+        from pydicom import Dataset as PydicomDataset
 
         loaded = PydicomDataset()
         for tag, element in dataset.items():
@@ -321,8 +321,7 @@ class _Loader:
         return loaded
 
     def _element(self, tag: str, element: Any, path: str) -> DataElement:
-        from pydicom.dataelem import DataElement
-        from pydicom.dataset import Dataset as PydicomDataset
+        from pydicom import DataElement, Dataset as PydicomDataset
 
         vr = element.get("vr") or standard_vr(int(tag, 16))
         if "InlineBinary" in element:
@@ -350,7 +349,7 @@ class _Loader:
 
 def _text_element(tag: str, element: Any) -> DataElement | None:
     """An element with the texts of its values, whatever they are; None if its VR is not one of texts."""
-    from pydicom.dataelem import DataElement
+    from pydicom import DataElement
 
     vr = element.get("vr") if isinstance(element, Mapping) else None
     content = element.get("Value") if isinstance(vr, str) and vr in _TEXT_VRS else None

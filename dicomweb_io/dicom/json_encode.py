@@ -406,10 +406,10 @@ def standard_vr(tag: int) -> str:
 
 @lru_cache(maxsize=16384)
 def _private_standard_vr(tag: int, creator: bytes) -> str:
-    from pydicom.datadict import private_dictionary_VR
+    from pydicom import datadict
 
     try:
-        return str(private_dictionary_VR(tag, creator.decode("latin-1").rstrip(" \0")))
+        return str(datadict.private_dictionary_VR(tag, creator.decode("latin-1").rstrip(" \0")))
     except KeyError:
         return "UN"
 

@@ -44,16 +44,16 @@ def is_uid(value: object, *, permissive: bool = False) -> bool:
 
 def name_of_uid(uid: str) -> str:
     """The name of a registered UID, such as ``"CT Image"`` (without the word Storage); an unknown one is returned."""
-    from pydicom.uid import UID
+    from pydicom import uid as uids
 
-    return str(UID(uid).name).removesuffix(" Storage")
+    return str(uids.UID(uid).name).removesuffix(" Storage")
 
 
 def is_image_class(uid: str | None) -> bool:
     """Tells whether objects of a SOP Class are images, which have pixel data; False for unknown classes."""
-    from pydicom.uid import UID
+    from pydicom import uid as uids
 
-    name = UID(uid or "").name
+    name = uids.UID(uid or "").name
     return "Image Storage" in name or name in ("Segmentation Storage", "Parametric Map Storage")
 
 

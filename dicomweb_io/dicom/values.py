@@ -462,17 +462,17 @@ class CharacterSet:
 @cache
 def _escapes() -> dict[bytes, str]:
     """The codecs by escape sequence (PS3.3 section C.12.1.1.2); old writers use ESC $ @, the JIS X 0208 of 1978."""
-    from pydicom.charset import CODES_TO_ENCODINGS
+    from pydicom import charset
 
-    return CODES_TO_ENCODINGS | {b"\x1b$)A": "gb2312", b"\x1b-b": "iso8859_15", b"\x1b$@": "iso2022_jp"}
+    return charset.CODES_TO_ENCODINGS | {b"\x1b$)A": "gb2312", b"\x1b-b": "iso8859_15", b"\x1b$@": "iso2022_jp"}
 
 
 @cache
 def _terms() -> dict[str, str]:
     """The codecs by defined term."""
-    from pydicom.charset import python_encoding
+    from pydicom import charset
 
-    return python_encoding | {
+    return charset.python_encoding | {
         **dict.fromkeys(("ISO 2022 IR 58", "ISO 2022 58", "ISO_IR 58"), "gb2312"),
         **dict.fromkeys(("ISO_IR 203", "ISO 2022 IR 203"), "iso8859_15"),
         **dict.fromkeys(("ISO_IR 87", "ISO_IR 159"), "iso2022_jp_2"),
@@ -521,12 +521,13 @@ def character_set_of(value: bytes) -> CharacterSet:
 def _codecs_of(names: tuple[str, ...]) -> tuple[str, ...]:
     if not any(names):
         return (_DEFAULT,)
-    from pydicom.charset import STAND_ALONE_ENCODINGS
+    from pydicom import charset
 
-    if names[0] in STAND_ALONE_ENCODINGS:
+    alone = charset.STAND_ALONE_ENCODINGS
+    if names[0] in alone:
         # PS3.5 section 6.1.2.5.4 d: these allow no code extension; what follows is ignored.
         names = names[:1]
-    known = [names[0], *(name for name in names[1:] if name not in STAND_ALONE_ENCODINGS)]
+    known = [names[0], *(name for name in names[1:] if name not in alone)]
     return tuple(_codec(name) or _DEFAULT for name in known)
 
 

@@ -35,6 +35,7 @@ _MAX_DEPTH = 32
 _MAX_ITEMS = 50_000
 _MAX_EMBEDDED = 32 * 1024 * 1024
 _MAX_TEXT = 1024 * 1024
+_MAX_PARSED = 16 * 1024 * 1024
 _MAX_COORDINATES = 8
 _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
@@ -615,17 +616,21 @@ def _clinical_document(content: bytes) -> tuple[list[tuple[str, list[Item]]], st
     from defusedxml.common import DefusedXmlException
     from defusedxml.ElementTree import fromstring
 
+    plain = content[:_MAX_TEXT].decode("utf-8", "replace")
+    if len(content) > _MAX_PARSED:
+        return [], plain
     try:
         root = fromstring(content)
-    except (ParseError, DefusedXmlException, ValueError, LookupError):
-        return [], content[:_MAX_TEXT].decode("utf-8", "replace")
-    sections = [
-        Item(_narrative(_child(section, "title")), _narrative(_child(section, "text")), kind="section")
-        for section in root.iter()
-        if _tag(section) == "section"
-    ]
-    indent(root)
-    return ([("section", sections)] if sections else []), tostring(root, encoding="unicode")[:_MAX_TEXT]
+        sections = [
+            Item(_narrative(_child(section, "title")), _narrative(_child(section, "text")), kind="section")
+            for section in root.iter()
+            if _tag(section) == "section"
+        ]
+        indent(root)
+        source = tostring(root, encoding="unicode")[:_MAX_TEXT]
+    except (ParseError, DefusedXmlException, ValueError, LookupError, RecursionError):
+        return [], plain
+    return ([("section", sections)] if sections else []), source
 
 
 def _tag(element: Element) -> str:

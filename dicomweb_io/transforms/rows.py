@@ -7,19 +7,34 @@ BigQuery's there is `bigquery_schema`.
 
 from __future__ import annotations
 
+import json
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
-from datetime import date
+from datetime import date, time
 from typing import Any, Optional
 
 import apache_beam as beam
-from apache_beam.pvalue import Row
+from apache_beam.pvalue import Row, TaggedOutput
+from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.row_type import RowTypeConstraint
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
 
 from dicomweb_io import elements
+from dicomweb_io.account import ROW
+from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.columns import Column, RowMaker, columns_of
-from dicomweb_io.elements import JSONDataset, Resource
+from dicomweb_io.dicom.json_decode import dumps
+from dicomweb_io.elements import Failure, JSONDataset, Resource, SearchLevel
+from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.failures import failure_of
+from dicomweb_io.listing import resource_of_row
+from dicomweb_io.options import report_lines
+from dicomweb_io.pool import Room
+from dicomweb_io.tables import TableAccount, TableJob, detailed
+from dicomweb_io.transforms._core import FAILURES, DICOMwebTransform, FailingTransform, PooledDoFn
 from dicomweb_io.transforms.metrics import count
 
 ROW_ELEMENTS: tuple[type, ...] = (
@@ -42,6 +57,7 @@ _BIGQUERY_TYPES = {
     bool: "BOOLEAN",
     bytes: "BYTES",
     date: "DATE",
+    time: "TIME",
 }
 
 
@@ -168,6 +184,20 @@ def _bigquery_field(name: str, hint: Any) -> dict[str, str]:
     return {"name": name, "type": _BIGQUERY_TYPES[arguments[0] if arguments else hint], "mode": mode}
 
 
+def bigquery_schema_of(columns: Sequence[Column]) -> dict[str, list[dict[str, str]]]:
+    """The schema of a table of BigQuery with these columns; see `bigquery_schema`."""
+    return {
+        "fields": [
+            {
+                "name": column.name,
+                "type": _BIGQUERY_TYPES[column.kind],
+                "mode": "REPEATED" if column.many else "NULLABLE",
+            }
+            for column in columns
+        ]
+    }
+
+
 def _optional(kind: Any) -> Any:
     return Optional[kind]  # noqa: UP045 - made of a variable
 
@@ -225,3 +255,112 @@ class _Take:
 
 def _names() -> str:
     return ", ".join(kind.__name__ for kind in ROW_ELEMENTS)
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+@beam.typehints.with_input_types(dict[str, Any])
+class AddMetadata(DICOMwebTransform):
+    """Gives rows of searches what the metadata of one of their instances have; see `dicomweb_io.tables.detailed`.
+
+    Args:
+        job: The table.
+    """
+
+    def __init__(self, job: TableJob) -> None:
+        super().__init__(job.source, failures="collect")
+        self._level = job.level
+
+    def expand(self, rows: Any) -> tuple[Any, Any]:
+        """Builds the steps."""
+        dofn = self._pooled(_AddMetadata, rows, self._level)
+        added = rows | "Reshuffle" >> beam.Reshuffle() | "Add" >> self._step(dofn, dict[str, Any])
+        return added["main"], added[FAILURES]
+
+
+class _AddMetadata(PooledDoFn):
+    def __init__(self, endpoint: Endpoint, transform: str, level: SearchLevel, **how: Any) -> None:
+        super().__init__(endpoint, transform, **how)
+        self._level: SearchLevel = level
+
+    def produce(self, subject: JSONDataset, client: DICOMClient, room: Room) -> Iterator[Any]:
+        return detailed(client, self._level, subject, room)
+
+
+class MakeTableRows(FailingTransform):
+    """Makes the rows of a table from datasets, as dicts; of a table with all columns, the datasets as JSON text.
+
+    Args:
+        job: The table.
+
+    Returns:
+        The rows, what was counted of each bundle, and the failures of rows that name nothing.
+    """
+
+    def __init__(self, job: TableJob) -> None:
+        super().__init__(failures="collect")
+        self._job = job
+
+    def expand(self, datasets: Any) -> tuple[Any, Any, Any]:
+        """Builds the step."""
+        made = datasets | "Make" >> self._step(_MakeTableRows(self._job), Any, **{_COUNTS: tuple[int, Any]})
+        return made["main"], made[_COUNTS], made[FAILURES]
+
+
+_COUNTS = "counts"
+
+
+class _MakeTableRows(beam.DoFn):
+    def __init__(self, job: TableJob) -> None:
+        self._job = job
+
+    def start_bundle(self) -> None:
+        job = self._job
+        self._maker = RowMaker([] if job.takes_all else job.table_columns, job.explode)
+
+    def process(self, element: JSONDataset) -> Iterator[Any]:
+        try:
+            resource_of_row(element, self._job.level)
+        except (TypeError, ValueError) as error:
+            yield TaggedOutput(FAILURES, failure_of(error, ROW))
+            return
+        self._maker.counts["objects"] += 1
+        if self._job.takes_all:
+            yield dumps(element).decode()
+        else:
+            yield from self._maker.rows(element)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield TaggedOutput(_COUNTS, WindowedValue((0, self._maker.counts), MIN_TIMESTAMP, (GlobalWindow(),)))
+
+
+class WriteTableAccount(beam.PTransform[Any, Any]):
+    """Writes what was counted of a table as JSON; the input are the counts of bundles, and failures.
+
+    Args:
+        path: A local path or an fsspec URL that the workers can write.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def expand(self, counted: tuple[Any, Any]) -> Any:
+        """Builds the steps."""
+        counts, failures = counted
+        failed = failures | "CountFailures" >> beam.Map(_count_failure).with_output_types(tuple[int, Any])
+        # An account is also written of nothing.
+        first = counts.pipeline | "Begin" >> beam.Create([(0, Counter[str]())], reshuffle=False)
+        merged = (first, counts, failed) | "Counts" >> beam.Flatten() | "Merge" >> beam.GroupByKey()
+        return merged | "Write" >> beam.Map(_write_counts, self._path)
+
+
+def _count_failure(failure: Failure) -> tuple[int, Counter[str]]:
+    account = TableAccount()
+    account.fail(failure)
+    return 0, account.counts
+
+
+def _write_counts(counts: tuple[int, Iterable[Counter[str]]], path: str) -> None:
+    report_lines(path, "the account of the job in", [json.dumps(sum(map(Counter, counts[1]), Counter()))])

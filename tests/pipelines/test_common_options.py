@@ -97,7 +97,9 @@ def test_an_unknown_runner_is_a_wrong_command_line(main, name, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--direct_num_worker=2"], "unknown arguments: --direct_num_worker=2"),
+        (["--direct_num_worker=2"], r"unknown arguments: --direct_num_worker \(did you mean --direct_num_workers\?\)$"),
+        (["--source-token", "5ecret"], r"unknown arguments: --source-token \(did you mean --source-token-env\?\)$"),
+        (["--source-token=5ecret"], r"unknown arguments: --source-token \(did you mean --source-token-env\?\)$"),
         (["--direct_num_workers=2", "/c"], "unknown arguments: /c"),
         (["--dry-rum", "--direct_num_workers", "2"], "unknown arguments: --dry-rum"),
     ],

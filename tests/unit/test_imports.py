@@ -42,6 +42,36 @@ def test_a_copy_between_folders_and_the_start_of_a_command_do_without_pydicom(tm
     assert len(list((tmp_path / "copy").rglob("*.dcm"))) == 2
 
 
+FIRST_USES = """
+import io, threading
+from dicomweb_io.dicom.attributes import entry_of
+from dicomweb_io.dicom.json_decode import load_json_dataset
+from dicomweb_io.dicom.json_encode import _private_standard_vr
+from dicomweb_io.dicom.uids import is_image_class, name_of_uid
+from dicomweb_io.dicom.values import character_set
+
+def use(function, *arguments):
+    start.wait()
+    try:
+        function(*arguments)
+    except BaseException as error:
+        problems.append(error)
+
+uses = [(is_image_class, "1.2"), (name_of_uid, "1.2"), (entry_of, 0x60003000), (load_json_dataset, {}),
+        (_private_standard_vr, 0x00091001, b"GEMS_IDEN_01"), (character_set, ("ISO_IR 100",))]
+problems, start = [], threading.Barrier(len(uses))
+threads = [threading.Thread(target=use, args=one) for one in uses]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not problems, problems
+"""
+
+
+def test_threads_can_be_the_first_to_need_pydicom() -> None:
+    """To import its modules before it, from two threads, fails: each waits for the other."""
+    _modules_after(FIRST_USES)
+
+
 def test_public_names_can_be_loaded_and_listed() -> None:
     import dicomweb_io
 

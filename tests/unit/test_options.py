@@ -175,7 +175,7 @@ INSTANCE = Resource("1.2.3", "1.2.4", "1.2.5")
         ('{"AccessionNumber": "00123"}', [ACCESSION]),
         # Lines that cannot be read do not keep others from being read.
         ("AccessionNumber\n*\n00123\n0?\n1\\2\n", [None, ACCESSION, None, None]),
-        ("AccessionNumber,PatientID\n,\n00123,,x\n00123,\n", [None, None, ACCESSION]),
+        ("AccessionNumber,PatientID\n,\n00123,,x\n00123,\n", [None, ACCESSION]),
         ("StudyInstanceUID,AccessionNumber\n*,\n..,\n1/2,\n,00123\n", [None, None, None, ACCESSION]),
         ('00123\n0,1\n"0\n' + "9" * 200_000, [ACCESSION, None, None, None]),
         ('{"nothing": 1}\n{"broken\n{"transform": "X", "message": "m"}\n' + INSTANCE.uri, [None, None, None, INSTANCE]),
@@ -199,12 +199,64 @@ def test_a_list_of_a_spreadsheet_is_read(encoding, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "header", ["MRN,Name", "Accession", "StudyInstanceUID,Comment", "IssuerOfPatientID", "PatientID;PatientID", "1;2"]
+    "header", ["Name,Comment", "Name", "StudyDate,Comment", "IssuerOfPatientID", "PatientID;MRN;Accession", "1;2"]
 )
 def test_an_unknown_header_is_a_wrong_use(header, tmp_path):
     (tmp_path / "list").write_text(f"{header}\n1,2\n")
     with pytest.raises(UsageError, match=r"line 1: the header has .*known: StudyInstanceUID, .*PatientID"):
         wanted_from(str(tmp_path / "list"))
+
+
+@pytest.mark.parametrize("header", ["Accession Number", "accession", "ACCESSION_NO.", "Accession Nr", "acc. no."])
+def test_a_column_is_known_by_other_names(header, tmp_path, caplog):
+    """Others are not used, which is said once. Rows and columns without any value are left out."""
+    path = tmp_path / "cohort.csv"
+    path.write_bytes(f'Name;{header};Größe;;\r\n"Müller;\r\nA";00123;x;;\r\n;;;;\r\n'.encode("cp1252"))
+    for _ in range(2):
+        (line,) = wanted_from(str(path))
+        assert (line.wanted, line.place) == (ACCESSION, f"{path}, line 2")
+    assert len(caplog.records) == 1
+    assert "not used are the columns 'Name', " in caplog.text
+    assert "ller" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "what"),
+    [
+        ("Study UID", "1.2.3", Resource("1.2.3")),
+        ("MRN", "7", (("PatientID", "7"),)),
+        ("Patient ID,Study Date", "7,2026-03-01", (("PatientID", "7"), ("StudyDate", "20260301"))),
+        ("MRN,StudyDate", "7,1.3.2026", (("PatientID", "7"), ("StudyDate", "20260301"))),
+        ("MRN,StudyDate", "7,03/31/2026 00:00", (("PatientID", "7"), ("StudyDate", "20260331"))),
+        ("MRN,StudyDate", "7,20260301-", (("PatientID", "7"), ("StudyDate", "20260301-"))),
+        ("MRN,StudyDate", "7,03/04/2026", "its StudyDate '03/04/2026' cannot be read in exactly one way"),
+        ("MRN,StudyDate", "7,46082", "write YYYYMMDD"),
+        ("Accession", "1.2E+05", "a spreadsheet has rounded"),
+        ("Accession", '"1,23457E+11"', "a spreadsheet has rounded"),
+        ("MRN", "\udcfc7", "its PatientID is not UTF-8"),
+    ],
+)
+def test_cells_of_spreadsheets(header, value, what, tmp_path):
+    (tmp_path / "list").write_text(f"{header}\n{value}\n", errors="surrogateescape")
+    (line,) = wanted_from(str(tmp_path / "list"))
+    if isinstance(what, str):
+        assert what in line.problem
+    else:
+        assert line.wanted == (what if isinstance(what, Resource) else SearchQuery("study", search_filters=what))
+
+
+def test_a_quote_without_its_end_spoils_one_line(tmp_path):
+    (tmp_path / "list").write_text('AccessionNumber,Note\n00123,"\n00123,a\n00123,"two\nlines"\n"00123,\n00123,\n')
+    lines = wanted_from(str(tmp_path / "list"))
+    assert [line.wanted for line in lines].count(ACCESSION) == 3
+    assert lines[-1].wanted == ACCESSION
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04xl", b"\xd0\xcf\x11\xe0\xa1\xb1"])
+def test_a_workbook_is_told_from_a_text(content, tmp_path):
+    (tmp_path / "list.xlsx").write_bytes(content)
+    with pytest.raises(UsageError, match=r"a spreadsheet .*save the sheet as CSV"):
+        wanted_from(str(tmp_path / "list.xlsx"))
 
 
 def test_patterns_are_read_on_request(tmp_path):

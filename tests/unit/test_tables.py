@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import stat
 from datetime import date, time
 from pathlib import Path
@@ -498,3 +499,19 @@ def test_a_row_that_fails_is_an_error(archive: Path, serve: Any) -> None:
 def test_a_job_runs_without_a_command_line(archive: Path, tmp_path: Path) -> None:
     summary = run_table(TableJob(Endpoint(str(archive)), "study", str(tmp_path / "x.parquet")))
     assert (summary["found"], summary["failed"]) == (4, 0)
+
+
+def test_the_queries_of_the_page_of_the_command_line(archive: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs/command-line.md").read_text(encoding="utf-8")
+    months, latest = re.findall(r"^```sql\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    assert export(archive, Path("series.parquet"), "--typed-dates") == 0
+    counts = [("2024-01", "CT", 3, 6), ("2024-01", "MR", 3, 3), (None, "CT", 1, 2), (None, "MR", 1, 1)]
+    assert duckdb.sql(months).fetchall() == counts
+    for instance in (1, 2, 3):
+        put(archive, 3, 1, instance)
+        arguments = ("--level", "study", "--partition-by", "StudyDate", "--since", "last")
+        assert export(archive, Path("parts.parquet"), *arguments) == 0
+    wanted = latest.replace("* EXCLUDE exported_at", "StudyInstanceUID, NumberOfStudyRelatedInstances")
+    assert sorted(duckdb.sql(wanted).fetchall()) == [("1.2.1", 3), ("1.2.2", 3), ("1.2.3", 4), ("1.2.4", 3)]
+    assert "exported_at" not in duckdb.sql(latest).columns

@@ -432,9 +432,8 @@ def rendered(site: Site, exchange: Exchange, resource: Resource, *, thumbnail: b
     if not behaviour.accepts_alternatives:
         # Such a server knows no ranges either.
         ranges = [one for one in ranges if one.media_type == "*/*" or one.media_type in behaviour.rendered_types]
-    offers = (
-        (*behaviour.rendered_types, "text/html") if behaviour.rendered_parameters is None else behaviour.rendered_types
-    )
+    documents = ("text/html", "application/pdf") if behaviour.rendered_parameters is None else ()
+    offers = (*behaviour.rendered_types, *documents)
     media_types = tuple(offered for one in ranges for offered in offers if one.covers(offered))
     if not media_types:
         raise Refusal(behaviour.unacceptable, f"Pictures are {' or '.join(behaviour.rendered_types)}.")

@@ -67,7 +67,7 @@ def test_every_command_takes_them(command, before):
         ([*SEARCH, "--lmit", "3"], "unknown option --lmit: did you mean --limit?"),
         ([*SEARCH, "--numbers", "3"], "search studies has no option --numbers"),
         (["serve", ".", "--url", "x"], "serve has no option --url"),
-        (["copy", "a", "b", "c"], "number 4 of the command line is one too many"),
+        (["copy", "a", "b", "c"], "number 4 of the command line is too many"),
         (["retrieve", "studies", "--study", "1", "rendered", "--window", "-5,3"], "after an equals sign"),
         (["retrieve", "studies", "--stdy", "1", "full"], "did you mean --study?"),
         ([*SEARCH, "-x"], "unknown option -x"),
@@ -144,3 +144,13 @@ def test_every_option_is_explained_once():
         if parser.get_default("command") in ("search", "retrieve", "store"):
             assert "--token-env" not in {name for action in shown for name in action.option_strings}
             assert "before the command or after it" in parser.format_help()
+
+
+def test_a_place_that_is_not_there_is_told_in_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", "studies", "--url", "pacs"]) == 1
+    told = capsys.readouterr().err
+    assert told == (
+        f"dicomweb-io: No such file or directory: {tmp_path}/pacs "
+        "(dicomweb-io servers list shows the servers with names)\n"
+    )

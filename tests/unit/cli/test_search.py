@@ -127,7 +127,7 @@ def test_pipes_get_json_lines(archive: Path, capsys: Capture) -> None:
         ["1.2.2"],
         ["1.2.3"],
     ]
-    assert printed.err == ""
+    assert printed.err == "3 studies\n"
     for form in (["--format", "json"], ["--prettify"]):
         assert main(["--url", str(archive), "search", "studies", *form]) == 0
         assert len(json.loads(capsys.readouterr().out)) == 3
@@ -154,7 +154,7 @@ def test_what_came_before_an_error_is_in_the_table(archive: Path, terminal: Any,
     ("arguments", "text"),
     [
         (["search", "studies", "--format", "csv", "--field", "all"], "no columns for csv"),
-        (["search", "series", "--format", "table", "--field", "RequestAttributesSequence"], "is a sequence"),
+        (["search", "series", "--format", "table", "--field", "PixelData"], "is binary"),
         (["tree", "x"], "one archive"),
         (["tree", "--check", "--depth", "studies"], "leave out --depth"),
         (["tree", "--limit", "-1"], "limit"),
@@ -215,6 +215,17 @@ def test_a_tree_shows_the_first_and_counts_the_rest(archive: Path, terminal: Any
     assert "1 patient, 1 study, 1 series, 1 instance" in lines(capsys)[0]
 
 
+def test_a_tree_tells_of_patients_with_one_id(archive: Path, terminal: Any, capsys: Capture) -> None:
+    terminal(100)
+    for number, name in enumerate(("DOE^JANE^^Dr^", "Roe^Richard")):
+        uids = (f"1.3.{number}", f"1.3.{number}.1", f"1.3.{number}.1.1")
+        (archive / f"{number}.dcm").write_bytes(make_bytes(*uids, PatientID="D2", PatientName=name))
+    assert main(["tree", str(archive)]) == 0
+    shown = lines(capsys)
+    assert "3 patients, 5 studies" in shown[0]
+    assert shown[-1] == "! 1 patient with the ID of a patient of another name"
+
+
 @pytest.mark.parametrize("form", ["json", "jsonl"])
 def test_a_tree_for_programs(form: str, archive: Path, capsys: Capture) -> None:
     assert main(["tree", str(archive), "--format", form]) == 0
@@ -269,3 +280,14 @@ def test_what_cannot_be_listed_is_told(archive: Path, terminal: Any, capsys: Cap
         assert main(["--url", server.url, "tree"]) == 1
     shown = lines(capsys)
     assert sum("! its series cannot be listed: " in line for line in shown) == 1
+
+
+def test_a_tree_ends_when_the_server_refuses_the_login(archive: Path, terminal: Any, capsys: Capture) -> None:
+    terminal(100)
+    with serve(archive, faults=[fault("status", path="/series$", status=401, times=None)]) as server:
+        assert main(["--url", server.url, "tree"]) == 1
+        asked = [record for record in server.records if record.path.endswith("/series")]
+    assert len(asked) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "401" in printed.err

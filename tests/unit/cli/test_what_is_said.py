@@ -6,10 +6,12 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pydicom
@@ -155,24 +157,36 @@ def test_deleting_and_asking_say_what_they_did(folder, capsys):
 # Progress -------------------------------------------------------------------------------------------------------------
 
 
-def test_progress_on_the_terminal_leaves_the_output_alone(folder, tmp_path):
-    """Standard error is a terminal, standard output a pipe: all lines of output reach the pipe."""
+def terminal(command: list[str], **streams: int) -> tuple[str, bytes]:
+    """Runs a command whose standard error (and what else is asked for) is a terminal; gives what both show."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
-    command = [*DICOMWEB_IO, "store", "instances", str(folder), "--url", str(tmp_path / "there")]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=True, env=environment)
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "120"}
+    streams = {"stdout": subprocess.PIPE, **dict.fromkeys(streams, theirs)}
+    ended = subprocess.run(command, stderr=theirs, check=True, env=environment, **streams)  # type: ignore[call-overload]
     os.close(theirs)
     shown = b""
-    while True:
-        try:
-            shown += os.read(ours, 65536)
-        except OSError:
-            break
+    with suppress(OSError):
+        while piece := os.read(ours, 65536):
+            shown += piece
     os.close(ours)
-    assert json.loads(ended.stdout)["outcome"] == "stored"
-    assert b"1 of 1 files" in shown or b"0 of 1 files" in shown
-    assert b"\x1b[3" not in shown
-    assert shown.rstrip().endswith(str(tmp_path / "there").encode())
+    return shown.decode(), ended.stdout
+
+
+def test_progress_on_the_terminal_leaves_the_output_alone(folder, tmp_path):
+    """Standard error is a terminal, standard output a pipe: all lines of output reach the pipe."""
+    shown, output = terminal([*DICOMWEB_IO, "store", "instances", str(folder), "--url", str(tmp_path / "there")])
+    assert json.loads(output)["outcome"] == "stored"
+    assert re.search(r"[01] of 1 files", shown)
+    assert "\x1b[3" not in shown
+    assert shown.rstrip().endswith(str(tmp_path / "there"))
+
+
+def test_a_person_sees_what_is_odd_and_numbers(folder, tmp_path):
+    """Both are a terminal: nobody reads a line of JSON for each file."""
+    command = [*DICOMWEB_IO, "store", "instances", str(folder), "--url", str(tmp_path / "there")]
+    shown, _ = terminal(command, stdout=1)
+    assert "{" not in shown
+    assert "1 file: 1 stored" in shown
 
 
 def test_progress_tells_how_many_how_fast_and_how_long(monkeypatch):

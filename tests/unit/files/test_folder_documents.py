@@ -14,7 +14,9 @@ from pydicom.sequence import Sequence
 from dicomweb_io.elements import Instance
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.documents import readable_date, readable_moment, readable_page, readable_time
+from dicomweb_io.testing import serve
 from dicomweb_io.testing.samples import sample_file
+from dicomweb_io.web.client import DICOMwebClient
 from tests.unit.files.making import REFERENCE, Put, answered, make_dataset
 
 CT, SR, KEY_OBJECTS, STATE = (f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "88.33", "88.59", "11.1"))
@@ -300,6 +302,7 @@ STL = b"\0" * 80 + (2).to_bytes(4, "little") + b"\0" * 100
         ("text/XML", CDA, "History Has asthma. • one Date | Height 2024 | 177 cm"),
         ("text/xml", BOMB, "<!ENTITY"),
         ("text/xml", b"no XML", "no XML"),
+        ("text/xml", b"<a>" * 5000 + b"</a>" * 5000, "<a><a>"),
         ("text/html", b"<script>alert(1)</script>", "<script>alert(1)</script>"),
         ("model/stl", STL, "2"),
         ("model/stl", b"solid\nfacet\nendfacet\nendsolid", "1"),
@@ -336,6 +339,14 @@ def test_a_deep_or_odd_report_has_a_page(page: Any) -> None:
     assert "… more is not shown here" in page(**report(deep))
     odd = item("NUM", "N", MeasuredValueSequence=Sequence([made(MeasurementUnitsCodeSequence=Sequence())]))
     assert "N: no value" in page(**report(odd, item("NEW KIND", "K"), made()))
+
+
+def test_a_server_gives_the_page_and_the_document(folder: Path, put: Put) -> None:
+    put("a.dcm", EncapsulatedDocument=b"%PDF-1.4", MIMETypeOfEncapsulatedDocument="application/pdf")
+    with serve(folder) as server, DICOMwebClient(server.url) as client:
+        for media_type, begin in (("text/html", b"<!DOCTYPE html>"), ("application/pdf", b"%PDF-1.4")):
+            rendered = client.retrieve_rendered(REFERENCE, media_types=(media_type,))
+            assert (rendered.media_type, rendered.content[: len(begin)]) == (media_type, begin)
 
 
 def test_what_has_no_page_is_refused(folder: Path, put: Put) -> None:

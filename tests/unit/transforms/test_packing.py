@@ -393,8 +393,8 @@ def test_accession_numbers_of_a_list_name_instances(eight, tmp_path):
 
 UNREADABLE = {
     "missing": (None, "No such file"),
-    "unknown columns": (b"Unknown,Columns\n1,2\n", "unknown columns"),
-    "no text": (b"\x89PNG\r\n\x1a\n", "codec"),
+    "unknown columns": (b"Unknown,Columns\n1,2\n", "no column that names an object"),
+    "no text": (b"\x89PNG\r\n\x1a\n", "no text"),
     "damaged": (gzip.compress(b"StudyInstanceUID\n" + bytes(str(list(range(999))), "ascii"))[:-30], "damaged"),
 }
 

@@ -16,7 +16,7 @@ from apache_beam.yaml.yaml_transform import YamlTransform
 
 from dicomweb_io.elements import Failure, Resource, StoredInstance
 from dicomweb_io.transforms import AsRows, SearchForSeries, SearchForStudies, bigquery_schema
-from dicomweb_io.transforms.rows import ROW_ELEMENTS
+from dicomweb_io.transforms.rows import ROW_ELEMENTS, bigquery_schema_of
 
 COLUMNS = [
     "StudyInstanceUID",
@@ -112,6 +112,7 @@ def test_bigquery_takes_the_rows(typed_dates):
     """Beam's own writers of load files take them, and Beam reads the schema back as the types of the rows."""
     columns = AsRows(COLUMNS, typed_dates=typed_dates)
     schema = bigquery_schema(beam.Pipeline() | beam.Create([DATASET]) | columns)
+    assert bigquery_schema_of(columns.columns) == schema
     assert {field["name"]: (field["type"], field["mode"]) for field in schema["fields"]} == {
         "StudyInstanceUID": ("STRING", "NULLABLE"),
         "StudyDate": ("DATE" if typed_dates else "STRING", "NULLABLE"),
