@@ -510,6 +510,8 @@ def make_summary(
     for name, prefix in (("reasons", _REASON), ("warnings", _WARNING)):
         texts = {text[len(prefix) :]: number for text, number in counts.items() if text.startswith(prefix)}
         summary[name] = dict(sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
+    if dry_run:
+        summary["dry_run"] = True
     if interrupted:
         summary["interrupted"] = True
         summary["not_tried"] += max(0, summary["found"] - _results(summary))

@@ -4,8 +4,7 @@ A round polls a change source (`dicomweb_io.changes`), copies what is new and wh
 does, and writes the place last. A round that is cut short is repeated; what it copied is found at the destination. A
 table that a watch keeps has a place of its own, which is written when the table is.
 
-`run_watch` is the engine of ``dicomweb-io watch`` and of ``pipelines.watch``: they differ in how a round is copied, and
-how the table is refreshed.
+`run_watch` is the engine of ``dicomweb-io watch`` and of ``pipelines.watch``: they differ in how a round is copied.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import date, datetime, timezone
 from types import SimpleNamespace
 from typing import Any, cast
 
-from dicomweb_io.account import EXCLUSIONS, adds_up, failure_line, format_bytes, write_summary
+from dicomweb_io.account import EXCLUSIONS, PARTS, adds_up, failure_line, format_bytes, make_summary, write_summary
 from dicomweb_io.changes import (
     Changes,
     ChangeSource,
@@ -42,7 +41,9 @@ from dicomweb_io.errors import CredentialsError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListLine
 from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from
+from dicomweb_io.report import check_report, describe, describe_archive, write_report
 from dicomweb_io.spool import PrivateDirectory
+from dicomweb_io.tables import TableJob, run_table, table_job_from
 from dicomweb_io.transfer import TransferJob, check_places, job_from as transfer_from
 
 ATTEMPTS = 5
@@ -54,13 +55,11 @@ ROUND = 10_000
 Copy = Callable[[TransferJob], Mapping[str, Any]]
 """Runs a transfer to its end, and returns its summary."""
 
-Refresh = Callable[[], Mapping[str, Any]]
-"""Brings a table up to date, and returns its summary; see `dicomweb_io.tables.run_table`."""
-
-_SUMS = ("found", "transferred", "already_there", "failed", "not_tried", "bytes")
+_SUMS = ("found", *PARTS, "bytes")
 _REFUSED = (401, 403)
 _FULL = 507
 _MAX_REASONS = 50
+_MAX_ROUNDS = 100
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -81,6 +80,7 @@ class WatchJob:
         failures: Where what is given up is added, one JSON object a line.
         summary: Where the summary is written after each poll, as JSON.
         table: The table that is kept, if there is one.
+        report: Where reports are written after each round; see `dicomweb_io.report`.
     """
 
     source: Endpoint
@@ -94,7 +94,8 @@ class WatchJob:
     quiet: float | None = None
     failures: str | None = None
     summary: str | None = None
-    table: str | None = None
+    table: TableJob | None = None
+    report: tuple[str, ...] = ()
 
 
 def job_from(args: Any, source: Endpoint, destination: Endpoint | None) -> WatchJob:
@@ -125,8 +126,10 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint | None) -> Watch
     transfer = None
     if destination is not None:
         transfer = transfer_from(SimpleNamespace(**{**LIST_OPTIONS, **vars(args)}), source, destination)
-        transfer = replace(transfer, failures=None, summary=None)
+        transfer = replace(transfer, failures=None, summary=None, report=())
         check_places(transfer)
+    for path in args.report or ():
+        check_report(path)
     filters = filters_from(args.filters)
     try:
         changes = change_source(
@@ -139,6 +142,8 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint | None) -> Watch
         )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+    start = _start_from(args.start or ("all" if args.once else "now"))
+    table = _table_from(args, source, destination, start) if args.table else None
     watched: dict[str, Any] = {"source": source.safe_url, "filters": filters}
     if destination is not None:
         watched["destination"] = destination.safe_url
@@ -149,35 +154,28 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint | None) -> Watch
         PlaceFile(args.cursor if destination is not None else f"{args.table}.watch", watched),
         changes,
         transfer,
-        _start_from(args.start or ("all" if args.once else "now")),
+        start,
         args.interval,
         1 if args.once else args.max_polls,
         duration,
         quiet,
         args.failures,
         args.summary,
-        args.table,
+        table,
+        tuple(args.report or ()),
     )
 
 
-def table_options(args: Any, start: Start) -> Any:
-    """The arguments of `dicomweb_io.tables.table_job_from` for the table of a watch; None without one.
-
-    What was there before the watch began is in the table, unless a day is given.
-    """
-    if not args.table:
-        return None
+def _table_from(args: Any, source: Endpoint, destination: Endpoint | None, start: Start) -> TableJob:
+    """The table that a watch keeps. What was there before the watch began is in it, unless a day is given."""
     day = start.date() if isinstance(start, datetime) else start
-    since = "last" if isinstance(day, str) else day.isoformat()
-    own = {"out": args.table, "since": since, "limit": None, "failures": None, "summary": None}
+    own = {"out": args.table, "since": "last" if isinstance(day, str) else day.isoformat(), "summary": None}
     # With a destination the cursor is that of the copies.
-    own["cursor"] = None if getattr(args, "destination", None) else args.cursor
-    return SimpleNamespace(**{**LIST_OPTIONS, **vars(args), **own})
-
-
-def continued(table: Any) -> Any:
-    """A table that is refreshed from where it ended; at first it begins with the day that was given, if one was."""
-    return replace(table, since="last") if os.path.exists(table.cursor_file) else table
+    own |= {"cursor": args.cursor if destination is None else None, "failures": None}
+    try:
+        return table_job_from(SimpleNamespace(**{**LIST_OPTIONS, **vars(args), **own}), source)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--out ", "--table ")) from error
 
 
 def _start_from(text: str) -> Start:
@@ -204,7 +202,6 @@ def run_watch(
     job: WatchJob,
     client: DICOMClient,
     copy: Copy,
-    refresh: Refresh | None = None,
     stopping: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Watches until it is stopped, its time is over, or it has made as many polls as it may.
@@ -213,15 +210,14 @@ def run_watch(
         job: What to do.
         client: The source, which stays open.
         copy: Copies what a round has found.
-        refresh: Brings the table up to date, if there is one.
         stopping: Ends it after the round that is running, once set.
 
     Returns:
         The summary: ``polls``, ``failed_polls``, ``rounds`` (with something to copy), ``found`` (with each try of
-        what was tried again), ``transferred``, ``already_there``, ``failed``, ``not_tried``, ``bytes``, ``given_up``,
-        ``unwritten`` (reports that could not be written), ``pending`` (to be tried again), ``open`` (studies that are
-        not at rest), ``rows`` (that were written to the table), ``reasons`` (of failures, most frequent first), and
-        ``last_error`` (of the last poll, or None).
+        what was tried again), and of that ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``
+        and ``not_tried``, ``bytes``, ``given_up``, ``unwritten`` (reports that could not be written), ``pending`` (to
+        be tried again), ``open`` (studies that are not at rest), ``rows`` (that were written to the table), ``reasons``
+        (of failures, most frequent first), and ``last_error`` (of the last poll, or None).
 
     Raises:
         UsageError: If the place cannot be used: it belongs to something else, or to a watch that is running.
@@ -229,7 +225,7 @@ def run_watch(
     stopping = stopping or threading.Event()
     places = {job.place.path: f"--cursor {job.place.path}"}
     if job.table is not None:
-        places[f"{job.table}.watch"] = f"--table {job.table}"
+        places[f"{job.table.out}.watch"] = f"--table {job.table.out}"
     with ExitStack() as stack:
         for path, option in places.items():
             try:
@@ -237,7 +233,7 @@ def run_watch(
                     stack.enter_context(PlaceFile(path, {}).locked())
             except BlockingIOError as error:
                 raise UsageError(f"{option}: another watch that is running uses this file") from error
-        return _Watch(job, client, copy, refresh, stopping).run()
+        return _Watch(job, client, copy, stopping).run()
 
 
 def exit_code(totals: Mapping[str, Any]) -> int:
@@ -263,19 +259,18 @@ def progress_line(totals: Mapping[str, Any], job: WatchJob) -> str:
 class _Watch:
     """One run of a watch."""
 
-    def __init__(
-        self, job: WatchJob, client: DICOMClient, copy: Copy, refresh: Refresh | None, stopping: threading.Event
-    ) -> None:
+    def __init__(self, job: WatchJob, client: DICOMClient, copy: Copy, stopping: threading.Event) -> None:
         self._job = job
         self._client = client
         self._copy = copy
-        self._refresh = refresh
         # What arrived between two runs.
-        self._refresh_is_due = refresh is not None
+        self._table_is_due = True
         self._stopping = stopping
         # A clock that is set while it runs changes no quiet period.
         self._epoch = time.time() - time.monotonic()
+        self._started = time.monotonic()
         self._reasons: Counter[str] = Counter()
+        self._rounds: deque[list[Any]] = deque(maxlen=_MAX_ROUNDS)
         try:
             self._place = job.place.read()
         except ValueError as error:
@@ -288,22 +283,44 @@ class _Watch:
     def run(self) -> dict[str, Any]:
         """Polls, again and again."""
         job, totals, stopping = self._job, self.totals, self._stopping
-        started = time.monotonic()
-        ends = started + job.duration if job.duration is not None else float("inf")
+        ends = self._started + job.duration if job.duration is not None else float("inf")
         if job.max_polls != 1:
             _say(f"watching {job.source.safe_url} every {job.interval:g} s (method: {job.changes.method})")
         while not stopping.is_set():
             began = time.monotonic()
             totals["polls"] += 1
+            rounds = totals["rounds"], totals["rows"]
             self._poll()
             self._count()
+            if rounds != (totals["rounds"], totals["rows"]) or totals["polls"] == 1:
+                self._write_reports()
             write_summary(job.summary, totals)
             if self._is_hopeless() or (job.max_polls is not None and totals["polls"] >= job.max_polls):
                 break
             stopping.wait(max(0.0, min(began + job.interval, ends) - time.monotonic()))
             if time.monotonic() >= ends:
                 break
+        self._write_reports()
         return totals
+
+    def _write_reports(self) -> None:
+        """Writes what was done so far, in the words of a transfer."""
+        job, totals = self._job, self.totals
+        summary = {**make_summary({"counts": {}, "left_out": []}, time.monotonic() - self._started), **totals}
+        facts: dict[str, Any] = (
+            {"source": describe_archive(job.source)} if job.transfer is None else describe(job.transfer)
+        )
+        rounds = {
+            "title": "The latest rounds",
+            "columns": ["ended", "found", "transferred", "already there", "failed", "bytes"],
+            "rows": list(self._rounds),
+        }
+        facts |= {"kind": "watch", "complete": exit_code(totals) == 0, "tables": [rounds]}
+        for path in job.report:
+            problem = write_report(path, summary, facts)
+            if problem is not None:
+                totals["unwritten"] += 1
+                _say(problem)
 
     def _count(self) -> None:
         self.totals["pending"], self.totals["open"] = len(self._place.pending), len(self._place.open)
@@ -324,8 +341,8 @@ class _Watch:
             more = True
             while more and not self._stopping.is_set():
                 more = self._job.transfer is not None and self._poll_once()
-            if self._refresh is not None and (self._refresh_is_due or self._job.transfer is None):
-                self._write_table(self._refresh)
+            if self._job.table is not None and (self._table_is_due or self._job.transfer is None):
+                self._write_table(self._job.table)
         except (*RECOVERABLE, RuntimeError) as error:
             # The position has not moved: the next poll finds the same again.
             totals["failed_polls"] += 1
@@ -356,25 +373,28 @@ class _Watch:
             _say(f"what is there now is noted in {job.place.path}; what arrives from now on is copied")
         job.place.write(place)
         self._place = place
-        self._refresh_is_due = self._refresh_is_due or bool(changes.references)
+        self._table_is_due = self._table_is_due or bool(changes.references)
         self._count()
         if busy or given_up or changes.references:
             _say(progress_line(totals, job))
         return changes.more
 
-    def _write_table(self, refresh: Refresh) -> None:
+    def _write_table(self, table: TableJob) -> None:
         """Writes the rows of what came or grew.
 
         Raises:
             RuntimeError: If rows are missing.
         """
-        self._refresh_is_due = True
-        summary = refresh()
+        self._table_is_due = True
+        if os.path.exists(table.cursor_file):
+            # It goes on where it ended, also if it began with a day.
+            table = replace(table, since="last")
+        summary = run_table(table, client=self._client, max_in_flight=self._job.source.limits.max_in_flight)
         lost = summary["failed"] + summary["not_tried"]
         if lost:
             reason = next(iter(summary["reasons"]), "no reason was given")
             raise RuntimeError(f"the table is as it was, because {lost:,} of its rows failed: {reason}")
-        self._refresh_is_due = False
+        self._table_is_due = False
         self.totals["rows"] += summary["rows"]
         if summary["rows"]:
             _say(progress_line(self.totals, self._job))
@@ -435,6 +455,9 @@ class _Watch:
         for name in _SUMS:
             self.totals[name] += summary[name]
         self._reasons.update(summary["reasons"])
+        moment = datetime.fromtimestamp(self._now(), timezone.utc).isoformat(timespec="seconds")
+        numbers = (summary[name] for name in ("found", "transferred", "already_there", "failed", "bytes"))
+        self._rounds.append([moment.replace("+00:00", "Z"), *numbers])
         for reason, number in list(summary["reasons"].items())[:3]:
             _say(f"{number:,} x {reason}")
         return summary, failures

@@ -30,9 +30,8 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from dicomweb_io.options import UsageError, add_watch_options, endpoint_from
-from dicomweb_io.tables import run_table, table_job_from
 from dicomweb_io.transfer import TransferJob
-from dicomweb_io.watch import continued, ended_by_sigterm, exit_code, job_from, progress_line, run_watch, table_options
+from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, progress_line, run_watch
 from pipelines import transfer
 from pipelines._common import Arguments, add_endpoint_arguments, interruptible, is_local, parse
 
@@ -61,19 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.destination:
             destination = endpoint_from(args, role="destination", workers_elsewhere=True)
         job = job_from(args, source, destination)
-        table = table_job_from(named, source) if (named := table_options(args, job.start)) else None
         client = source.connect()
 
         def copy(once: TransferJob) -> dict[str, Any]:
             with interruptible():
                 return transfer.run(once, options, show_progress=False, tell_causes=False)
 
-        def refresh() -> dict[str, Any]:
-            return run_table(continued(table), client=client, max_in_flight=args.source_max_in_flight)
-
         try:
             with ended_by_sigterm() as stopping:
-                totals = run_watch(job, client, copy, refresh if table is not None else None, stopping)
+                totals = run_watch(job, client, copy, stopping)
         finally:
             client.close()
     except UsageError as error:

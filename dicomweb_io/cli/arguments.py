@@ -480,6 +480,7 @@ def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
         help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
         description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
         "what the columns name, also names of patients, and only its owner can read it.",
+        example="export table https://pacs.example/dicom-web --level series --filter Modality=CT --out series.parquet",
     )
     parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
     add_table_options(parser)

@@ -9,9 +9,8 @@ from typing import Any
 from dicomweb_io.cli.output import print_line
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from
-from dicomweb_io.tables import run_table, table_job_from
 from dicomweb_io.transfer import TransferJob, run_transfer
-from dicomweb_io.watch import continued, ended_by_sigterm, exit_code, job_from, progress_line, run_watch, table_options
+from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, progress_line, run_watch
 
 
 def watch(args: argparse.Namespace) -> int:
@@ -24,7 +23,6 @@ def watch(args: argparse.Namespace) -> int:
     source = endpoint_from(args, args.source).replace(limits=limits)
     destination = endpoint_from(args, role="destination").replace(limits=limits) if args.destination else None
     job = job_from(args, source, destination)
-    table = table_job_from(options, source) if (options := table_options(args, job.start)) else None
     client = connect(args, source)
 
     def copy(once: TransferJob) -> dict[str, Any]:
@@ -35,12 +33,9 @@ def watch(args: argparse.Namespace) -> int:
         finally:
             target.close()
 
-    def refresh() -> dict[str, Any]:
-        return run_table(continued(table), client=client, max_in_flight=args.jobs)
-
     try:
         with ended_by_sigterm() as stopping:
-            totals = run_watch(job, client, copy, refresh if table is not None else None, stopping)
+            totals = run_watch(job, client, copy, stopping)
     finally:
         client.close()
     if sys.stdout.isatty():

@@ -390,3 +390,15 @@ def test_a_table_that_lacks_rows_is_as_it_was(job, serve, source, tmp_path):
 def test_a_watch_needs_something_to_do(job, source):
     code, _, printed = job(source, destination=None)
     assert (code, "or a --table to keep" in printed) == (2, True)
+
+
+def test_a_report_tells_all_rounds(job, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "ROUND", 3)
+    fresh(source, instances=7)
+    page, document = tmp_path / "report.html", tmp_path / "report.json"
+    code, _, _ = job(source, "--once", "--report", page, "--report", document)
+    told = json.loads(document.read_text())
+    assert (code, told["kind"], told["complete"], told["summary"]["transferred"]) == (0, "watch", True, 7)
+    assert [row[2] for row in told["tables"][0]["rows"]] == [3, 3, 1]
+    assert "Watch report" in page.read_text()
+    assert page.stat().st_mode & 0o777 == 0o600
