@@ -118,17 +118,10 @@ def write_transfer_reports(
     write_reports(job.report, summary, told)
 
 
-class RoundsReport:
-    """Reports of work that is done in rounds, each of which is a transfer.
+class RoundsFacts:
+    """The facts of work that is done in rounds, each of which is a transfer."""
 
-    Args:
-        paths: Where they are written.
-        told: What is known before the work starts; see `write_report`.
-    """
-
-    def __init__(self, paths: Sequence[str], told: Mapping[str, Any]) -> None:
-        self._paths = paths
-        self._told = dict(told)
+    def __init__(self) -> None:
         self._facts = Facts()
         self._requests: dict[str, dict[str, Any]] = {}
 
@@ -142,10 +135,9 @@ class RoundsReport:
                 known[name] = known.get(name, 0) + item[name]
             known["max_seconds"] = max(known["max_seconds"], item.get("max_seconds", 0))
 
-    def write(self, summary: dict[str, Any], *, complete: bool) -> None:
-        """Writes them; those that cannot be written are told and counted in the summary."""
-        told = {**self._told, **self._facts.document(), "requests": list(self._requests.values())}
-        write_reports(self._paths, summary, {**told, "complete": complete})
+    def document(self) -> dict[str, Any]:
+        """What is known of all rounds, for `write_reports`."""
+        return {**self._facts.document(), "requests": list(self._requests.values())}
 
 
 def write_reports(paths: Sequence[str], summary: dict[str, Any], told: Mapping[str, Any]) -> None:
