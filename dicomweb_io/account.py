@@ -39,7 +39,7 @@ REPORT = "WriteReport"
 UNREADABLE_LINE = "ReadLine"
 UNMATCHED_LINE = "MatchLine"
 SEVERAL_PATIENTS = "CheckPatients"
-_LINES = {UNMATCHED_LINE: "lines_unmatched", UNREADABLE_LINE: "lines_unreadable", SEVERAL_PATIENTS: "lines_withheld"}
+LINES = {UNMATCHED_LINE: "lines_unmatched", UNREADABLE_LINE: "lines_unreadable", SEVERAL_PATIENTS: "lines_withheld"}
 EXCLUSIONS = "ListExclusions"
 SEARCHES: dict[str, str] = {
     "study": "SearchForStudies",
@@ -72,6 +72,7 @@ SIZES = tuple(factor * 10**power for power in range(3, 11) for factor in (1, 2, 
 """Where the sizes of instances are divided in a report, in bytes."""
 
 _MAX_REASONS = 50
+_WIDE = 110
 _MAX_KINDS = 500
 _SHOWN = 3
 _MAX_CAUSES = 1000
@@ -82,7 +83,7 @@ def is_search_failure(failure: Failure) -> bool:
 
     It is reported beside the numbers, because it is unknown how many instances it concerns.
     """
-    return failure.transform not in (READ, REPORT, *_LINES) and (
+    return failure.transform not in (READ, REPORT, *LINES) and (
         failure.transform in _BEFORE or failure.reference is None or failure.reference.level in ("study", "series")
     )
 
@@ -104,8 +105,8 @@ def counts_of(entry: Entry) -> Iterator[tuple[str, int]]:
     else:
         if entry.transform == REPORT:
             yield "unwritten", 1
-        elif entry.transform in _LINES:
-            yield _LINES[entry.transform], 1
+        elif entry.transform in LINES:
+            yield LINES[entry.transform], 1
         elif is_search_failure(entry):
             yield "search_failures", 1
         else:
@@ -120,7 +121,7 @@ def reason_of(failure: Failure) -> str:
 
     What a server wrote is left out: it may name a patient.
     """
-    text = failure.message.partition(":")[0] if failure.transform in _LINES else failure.message
+    text = failure.message.partition(":")[0] if failure.transform in LINES else failure.message
     for name in (failure.server_message, failure.source, failure.url):
         if name:
             text = text.replace(name, "…")
@@ -145,7 +146,8 @@ def failure_line(failure: Failure) -> str:
 
 def place_of(failure: Failure) -> str | None:
     """Where a failure is, in the user's own words: a line of a list, a path, or what it concerns."""
-    return failure.source or (failure.reference.uri if failure.reference is not None else None)
+    what = failure.source or (failure.reference.uri if failure.reference is not None else None)
+    return f"{failure.line}: {what}" if failure.line and what and failure.line != what else failure.line or what
 
 
 def told_of(failure: Failure) -> str:
@@ -284,7 +286,7 @@ class Facts:
                 self.timeline.add(at, "transferred", entry.size)
                 self._note(entry)
         elif isinstance(entry, Failure):
-            if not is_search_failure(entry) and entry.transform not in (REPORT, *_LINES):
+            if not is_search_failure(entry) and entry.transform not in (REPORT, *LINES):
                 self.timeline.add(time.time(), "failed")
             examples = self._examples_of(reason_of(entry))
             if examples is not None and len(examples) < MAX_EXAMPLES:
@@ -365,6 +367,24 @@ class Facts:
             ],
             "examples": self._examples,
         }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Facts:
+        """The facts of a `document`, to be merged with others."""
+        facts = cls()
+        facts.timeline.width = document["timeline"]["seconds"]
+        for item in document["timeline"]["slices"]:
+            row = [item[column] for column in Timeline.COLUMNS]
+            if any(row):
+                facts.timeline.slices[int(item["at"] // facts.timeline.width)] = row
+        facts._sizes.update({bisect_right(SIZES, item["from"]): item["instances"] for item in document["sizes"]})
+        for name, kinds in facts._kinds.items():
+            kinds.update({item["uid"] or "": [item["instances"], item["bytes"]] for item in document[name]})
+        for item in document["slow_series"]:
+            study, series = item["reference"]["study_instance_uid"], item["reference"]["series_instance_uid"]
+            facts._series[study, series] = [item["instances"], item["bytes"], item["seconds"]]
+        facts._examples.update(document["examples"])
+        return facts
 
 
 def _place_of(failure: Failure) -> dict[str, Any]:
@@ -461,9 +481,10 @@ def make_summary(
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
         could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
-        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``,
-        ``lines_unreadable`` and ``lines_withheld`` (they name several patients), ``unwritten`` (reports that could not
-        be written), ``bytes``, ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
+        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``, ``lines_unreadable``
+        and ``lines_withheld`` (they name several patients), ``lines_extra`` (of a comparison: what only the destination
+        has, so that nothing is to be copied), ``unwritten`` (reports that could not be written), ``bytes``,
+        ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
         about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
         thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they belong
         to); its ``bytes`` are those that would be transferred, as far as they are known. After an interrupt
@@ -477,7 +498,8 @@ def make_summary(
         "conflicting",
         "lines",
         "lines_repeated",
-        *_LINES.values(),
+        "lines_extra",
+        *LINES.values(),
         "unwritten",
         "bytes",
     )
@@ -488,6 +510,8 @@ def make_summary(
     for name, prefix in (("reasons", _REASON), ("warnings", _WARNING)):
         texts = {text[len(prefix) :]: number for text, number in counts.items() if text.startswith(prefix)}
         summary[name] = dict(sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
+    if dry_run:
+        summary["dry_run"] = True
     if interrupted:
         summary["interrupted"] = True
         summary["not_tried"] += max(0, summary["found"] - _results(summary))
@@ -522,7 +546,7 @@ def exit_code(summary: Mapping[str, Any]) -> int:
 
 def _is_whole(summary: Mapping[str, Any]) -> bool:
     return not summary.get("interrupted") and not any(
-        summary[name] for name in ("failed", "not_tried", "search_failures", "conflicting", *_LINES.values())
+        summary[name] for name in ("failed", "not_tried", "search_failures", "conflicting", *LINES.values())
     )
 
 
@@ -560,14 +584,7 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     if summary["search_failures"]:
         failed = summary["search_failures"]
         yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
-    if summary["lines"]:
-        open_lines = [f"{summary[name]:,} {words}" for name, words in LINE_WORDS.items() if summary[name]]
-        repeated = f" ({summary['lines_repeated']:,} repeat others)" if summary["lines_repeated"] else ""
-        yield (
-            f"  Of {summary['lines']:,} lines of the list{repeated}, {', '.join(open_lines)}."
-            if open_lines
-            else (f"  All {summary['lines']:,} lines of the list name something{repeated}.")
-        )
+    yield from line_words(summary)
     if summary["unwritten"]:
         yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."
     if not adds_up(summary):
@@ -586,6 +603,20 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         yield f"  Nothing was transferred: {rest} is already at the destination."
     elif whole:
         yield "  Everything is at the destination."
+
+
+def line_words(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What became of the lines of a list, for people; nothing without a list."""
+    if summary["lines"]:
+        open_lines = [f"{summary[name]:,} {words}" for name, words in LINE_WORDS.items() if summary[name]]
+        if summary["lines_extra"]:
+            open_lines.append(f"{summary['lines_extra']:,} name what only the destination has")
+        repeated = f" ({summary['lines_repeated']:,} repeat others)" if summary["lines_repeated"] else ""
+        yield (
+            f"  Of {summary['lines']:,} lines of the list{repeated}, {', '.join(open_lines)}."
+            if open_lines
+            else (f"  All {summary['lines']:,} lines of the list name something{repeated}.")
+        )
 
 
 def print_summary(summary: Mapping[str, Any], job: TransferJob) -> None:
@@ -643,6 +674,7 @@ def shown_progress(
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     started = time.monotonic()
 
@@ -655,21 +687,19 @@ def shown_progress(
                 self.update(task, total=now.get("found") or None, completed=done, description=text)
             return super().get_renderables()
 
-    columns = (
+    console = Console(stderr=True)
+    wide = console.width >= _WIDE
+    columns: tuple[Any, ...] = (
         SpinnerColumn(),
-        BarColumn(bar_width=20),
+        *([BarColumn(bar_width=20)] if wide else []),
         TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
+        *([TimeElapsedColumn()] if wide else []),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
+        TextColumn("left", table_column=Column(min_width=4)),
     )
     # Output that goes elsewhere must not be redirected to the terminal; what goes there is printed above the display.
     with Display(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        refresh_per_second=4,
-        redirect_stdout=sys.stdout.isatty(),
+        *columns, console=console, transient=True, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()
     ) as display:
         display.add_task("", total=None)
         yield

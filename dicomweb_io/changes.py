@@ -51,7 +51,7 @@ from dicomweb_io.http.retry import ProcessLock, start_anew_after_fork
 from dicomweb_io.http.transport import Answer, Transport
 from dicomweb_io.options import read_json, write_lines
 from dicomweb_io.profiles import resolve_profile
-from dicomweb_io.queries import make_query
+from dicomweb_io.queries import level_of, make_query
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -256,6 +256,7 @@ def change_source(
     search_filters: Mapping[str, Any] | None = None,
     method: ChangeMethod = "auto",
     lookback: timedelta | float | None = None,
+    thorough: bool = False,
 ) -> ChangeSource:
     """Chooses the change source for an archive.
 
@@ -270,6 +271,9 @@ def change_source(
             changes is tried first.
         lookback: Seconds, or a timedelta: how late an instance may arrive after its time. By default 7 days for
             ``"study_date"``, a day for ``"receive_time"``, a minute for ``"azure"``; the others need none.
+        thorough: Whether ``"auto"`` lists a server that has no feed, unless a lookback is given: what arrives with an
+            old study date is found too. It lists studies, and reports those that are new or have grown, also for
+            ``"instance"``, if the filters concern studies only.
 
     Raises:
         ValueError: If an argument is not valid, or does not fit the others.
@@ -280,17 +284,22 @@ def change_source(
     if method not in get_args(ChangeMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(ChangeMethod))}, not {method!r}")
     filters = dict(search_filters or {})
+    listed: WatchLevel = level
     by_date = any(resolve(key)[0] == "00080020" for key in filters)
     if method == "auto":
-        searched: ChangeMethod = "study_date" if where.is_web and not by_date else "list"
+        thorough = thorough and where.is_web and lookback is None
+        searched: ChangeMethod = "study_date" if where.is_web and not by_date and not thorough else "list"
+        if thorough and level == "instance" and all(level_of(key) == "study" for key in filters):
+            listed = "study_change"
         facts = resolve_profile(where.profile, where.url).changes if where.is_web else None
         if facts == "orthanc" and where.profile == "auto":
             # Other servers have addresses like Orthanc's, and Orthanc may be shown without its own interface.
             feed = change_source(where, level, search_filters=filters, method=facts)
             return FeedOrSearch(
-                feed, change_source(where, level, search_filters=filters, method=searched, lookback=lookback)
+                feed, change_source(where, listed, search_filters=filters, method=searched, lookback=lookback)
             )
         method = facts or searched
+        level = listed if method == "list" else level
     if method == "study_date" and by_date:
         raise ValueError("search_filters must not name StudyDate with method='study_date'; use method='list'")
     if method in ("orthanc", "azure") and not where.is_web:
@@ -409,6 +418,8 @@ class SearchChanges(_Source):
             known.update((digest, number) for digest, _, number in (member.partition(".") for member in members))
         references: list[Resource] = []
         failures: list[Failure] = []
+        # What a first listing finds that is older than the start is only noted.
+        earliest = "" if self._window or cursor.position or not cursor.start else _day_before(cursor.start)
         for row in listing.rows:
             number = ""
             try:
@@ -427,7 +438,8 @@ class SearchChanges(_Source):
                     members.discard(_member(digest, before))
             known[digest] = number
             seen.setdefault(self._bucket(row, listing.began), set()).add(_member(digest, number))
-            if silent:
+            # Rows of instances need not have the date of their study.
+            if silent or (_day_of(row) or ("" if self._searched == "study" else earliest)) < earliest:
                 continue
             if reference is None:
                 failures.append(failure)
@@ -482,8 +494,7 @@ class SearchChanges(_Source):
             return ""
         if self._window == "StudyReceiveDateTime":
             return f"{now:%Y%m%d}"
-        day = json_decode.first_text(row, "StudyDate")
-        return day if len(day) == 8 and day.isdigit() and day.isascii() else ""
+        return _day_of(row)
 
     def _without_old(self, seen: dict[str, set[str]], since: datetime | None) -> dict[str, set[str]]:
         """Forgets what the next search cannot list, because its window begins later."""
@@ -495,6 +506,16 @@ class SearchChanges(_Source):
             last -= _MARGIN
         oldest = f"{last:%Y%m%d}"
         return {day: members for day, members in seen.items() if not day or day >= oldest}
+
+
+def _day_of(row: JSONDataset) -> str:
+    """The StudyDate of a row; empty if it has none."""
+    day = json_decode.first_text(row, "StudyDate")
+    return day if len(day) == 8 and day.isdigit() and day.isascii() else ""
+
+
+def _day_before(moment: str) -> str:
+    return f"{parse_moment(moment) - _MARGIN:%Y%m%d}"
 
 
 def _member(digest: str, number: str) -> str:
@@ -800,7 +821,7 @@ class FeedOrSearch(ChangeSource):
     """Asks a feed that may be missing, and otherwise searches. The cursor says what was chosen at the beginning."""
 
     def __init__(self, feed: ChangeSource, search: ChangeSource) -> None:
-        self.feed = feed
+        self._feed = feed
         self._search = search
         self.method = f"{feed.method} or {search.method}"
 
@@ -814,10 +835,10 @@ class FeedOrSearch(ChangeSource):
     ) -> Changes:
         """See `ChangeSource.poll`."""
         if cursor is not None:
-            source = self._search if cursor.method == self._search.method else self.feed
+            source = self._search if cursor.method == self._search.method else self._feed
             return source.poll(client, cursor, max_changes=max_changes)
         try:
-            return self.feed.poll(client, None, start=start, max_changes=max_changes)
+            return self._feed.poll(client, None, start=start, max_changes=max_changes)
         except DICOMwebError as error:
             if error.status not in NO_FEED:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from dicomweb_io.dicom.part10 import header_of
@@ -36,7 +37,7 @@ def difference(one: Instance, other: Instance, level: ComparisonLevel) -> str | 
     if level == "file":
         if one.size != other.size:
             return f"the files have {one.size} and {other.size} bytes"
-        return None if _digest(one, 0) == _digest(other, 0) else "the files have the same size, but other bytes"
+        return fingerprint(one, level).difference(fingerprint(other, level))
     if level == "dataset":
         return _dataset_difference(one, other)
     if level == "pixels":
@@ -45,11 +46,47 @@ def difference(one: Instance, other: Instance, level: ComparisonLevel) -> str | 
     raise ValueError(f"instances cannot be compared at level {level!r}")
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """What of a copy is compared at a level, without its bytes; see `fingerprint`.
+
+    Attributes:
+        size: The bytes of the file, where they count.
+        transfer_syntax_uid: The transfer syntax, where it counts.
+        digest: A digest of the bytes that count.
+    """
+
+    size: int | None
+    transfer_syntax_uid: str | None
+    digest: bytes
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """What differs, as the function `difference` says it; None if nothing does."""
+        if self.size != other.size:
+            return f"the files have {self.size} and {other.size} bytes"
+        if self.transfer_syntax_uid != other.transfer_syntax_uid:
+            return f"the transfer syntaxes are {self.transfer_syntax_uid} and {other.transfer_syntax_uid}"
+        if self.digest == other.digest:
+            return None
+        return "the datasets have other bytes" if self.size is None else "the files have the same size, but other bytes"
+
+
+def fingerprint(instance: Instance, level: ComparisonLevel) -> Fingerprint:
+    """What of a copy is compared at a level, so that two copies need not be at hand at once.
+
+    At level ``"pixels"`` it is that of the dataset: equal datasets have equal pixels, others are for `difference`.
+
+    Raises:
+        ValueError: If it is no DICOM object.
+        OSError: If a file cannot be read.
+    """
+    if level == "file":
+        return Fingerprint(instance.size, None, _digest(instance, 0))
+    return Fingerprint(None, instance.transfer_syntax_uid, _digest(instance, _dataset_offset(instance)))
+
+
 def _dataset_difference(one: Instance, other: Instance) -> str | None:
-    if one.transfer_syntax_uid != other.transfer_syntax_uid:
-        return f"the transfer syntaxes are {one.transfer_syntax_uid} and {other.transfer_syntax_uid}"
-    equal = _digest(one, _dataset_offset(one)) == _digest(other, _dataset_offset(other))
-    return None if equal else "the datasets have other bytes"
+    return fingerprint(one, "dataset").difference(fingerprint(other, "dataset"))
 
 
 def _pixel_difference(one: Instance, other: Instance) -> str | None:

@@ -611,6 +611,9 @@ class Failure:
             summaries.
         element: What the element is, if nothing else names it: its type, its size or keys, and the UIDs in it, without
             other values.
+        line: The line of the user's list that named it.
+        wanted: What that line asks for, as names and values, where no reference says it: a later run can take it from
+            there. It may be the identifier of a patient.
     """
 
     transform: str
@@ -625,6 +628,8 @@ class Failure:
     retryable: bool = False
     server_message: str | None = None
     element: str | None = None
+    line: str | None = None
+    wanted: tuple[tuple[str, str], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The failure as a JSON object; absent values are left out."""
@@ -633,7 +638,43 @@ class Failure:
             result["reference"] = self.reference.to_dict()
         if self.rows is not None:
             result["rows"] = list(self.rows)
+        if self.wanted is not None:
+            result["wanted"] = dict(self.wanted)
         return result
+
+
+DifferenceKind = Literal["missing", "extra", "different"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that two archives do not have in common; a line of the output, and of a list for a copy.
+
+    Attributes:
+        kind: ``"missing"``: in the source only; ``"extra"``: in the destination only; ``"different"``: in both, with
+            other contents, under another patient, or with other announced numbers.
+        reference: The instance; a series of which one archive has nothing; or a study that belongs to another patient.
+        instances: How many instances that are.
+        reason: What differs, in words.
+        elsewhere: Series of the other archive that have these SOP Instance UIDs (ten at most).
+    """
+
+    kind: DifferenceKind
+    reference: Resource
+    instances: int = 1
+    reason: str = ""
+    elsewhere: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The difference as a JSON object."""
+        uids = {UID_KEYWORDS[level]: uid for level, uid in self.reference.uids.items()}
+        more = {"reason": self.reason, "elsewhere": list(self.elsewhere)}
+        return {
+            "difference": self.kind,
+            **uids,
+            "instances": self.instances,
+            **{name: value for name, value in more.items() if value},
+        }
 
 
 BEGINS_ALIKE = "and the chosen file begins with the same bytes"

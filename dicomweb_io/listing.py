@@ -76,6 +76,7 @@ class InstanceGroup:
         listed: How many instances the archive lists in the series; None if it was not asked.
         held: What the destination has of the series, as far as it matters here; None if it was not asked.
         named: Whether each instance was named, so that no other of the series is wanted.
+        line: The line of a list that names them, before groups are merged.
     """
 
     series: Resource
@@ -83,6 +84,7 @@ class InstanceGroup:
     listed: int | None = None
     held: tuple[str, ...] | None = None
     named: bool = False
+    line: str | None = None
 
     @property
     def references(self) -> list[Resource]:
@@ -612,7 +614,7 @@ class ListLine:
 
     Attributes:
         place: The list and the number of the line, for messages.
-        wanted: What it asks for; None if it cannot be read.
+        wanted: What it asks for; None if it cannot be read, or asks for nothing (see `read_references`).
         problem: Why it cannot be read.
     """
 
@@ -682,7 +684,8 @@ def read_references(path: str, *, allow_patterns: bool = False) -> Iterator[List
     """Reads a list of what is wanted. Blank lines and lines that begin with ``#`` are left out.
 
     Each line is one of: a JSON object with UIDs (``study_instance_uid`` …, or DICOM JSON), an entry of an earlier
-    ``--failures`` file, a DICOMweb URI, a study's UID, an accession number, or a line of a CSV file (commas, semicolons
+    ``--failures`` file, a difference that a comparison has written (what is extra in the destination asks for nothing),
+    a DICOMweb URI, a study's UID, an accession number, or a line of a CSV file (commas, semicolons
     or tabs) whose header names some of ``StudyInstanceUID``, ``SeriesInstanceUID``, ``SOPInstanceUID``,
     ``AccessionNumber``, ``IssuerOfAccessionNumber``, ``PatientID``, ``IssuerOfPatientID`` and ``StudyDate`` (also as
     "Accession No." or "MRN"). Other columns are not used, which a warning says. A quoted cell may hold line ends. A row
@@ -905,14 +908,14 @@ def _date(text: str) -> str:
     raise ValueError(f"its StudyDate {text[:20]!r} cannot be read in exactly one way: write YYYYMMDD")
 
 
-def _without_patterns(wanted: Wanted, *, allowed: bool) -> Wanted:
+def _without_patterns(wanted: Wanted | None, *, allowed: bool) -> Wanted | None:
     for key, value in wanted.search_filters if isinstance(wanted, SearchQuery) and not allowed else ():
         if _PATTERN.search(value):
             raise ValueError(f"its {key} is a pattern or a list of values: allow patterns, if it is meant so")
     return wanted
 
 
-def _of_line(line: str) -> Wanted:
+def _of_line(line: str) -> Wanted | None:
     if line.startswith("{"):
         return _of_json(line)
     if _is_reference(line):
@@ -928,15 +931,19 @@ def _of_line(line: str) -> Wanted:
     return _of_keys({"AccessionNumber": cells[0]} if cells[0] else {})
 
 
-def _of_json(line: str) -> Wanted:
+def _of_json(line: str) -> Wanted | None:
     try:
         value = json.loads(line)
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
     if "transform" in value and "message" in value:
         if not value.get("reference"):
-            raise ValueError("this failure does not name an object; repeat the search")
+            return _of_failure(value)
         value = value["reference"]
+    if "difference" in value:
+        if value["difference"] == "extra":
+            return None
+        value = {key: item for key, item in value.items() if key in _COLUMNS}
     if any(key in _COLUMNS for key in value):
         keys = {_COLUMNS.get(str(key), ""): item for key, item in value.items()}
         if "" in keys or not all(isinstance(item, str) for item in keys.values()):
@@ -949,3 +956,21 @@ def _of_json(line: str) -> Wanted:
     if any(map(_PATTERN.search, found.uids.values())):
         raise ValueError("it holds a pattern where a UID should be")
     return found
+
+
+def _of_failure(failure: Mapping[str, Any]) -> Wanted:
+    """What a failure that has no reference asks for: what its line asked for."""
+    if isinstance(failure.get("wanted"), dict):
+        return _of_keys(failure["wanted"])
+    if failure.get("line"):
+        raise ValueError(f"it could not be read in {failure['line']}, where it has to be mended")
+    if failure.get("source"):
+        raise ValueError(f"it concerns the file {failure['source']}, which names no object")
+    raise ValueError("this failure does not name an object: repeat the search, without --input")
+
+
+def keys_of(query: SearchQuery) -> tuple[tuple[str, str], ...]:
+    """What a line asks for by a query, by the names of columns."""
+    names = {attribute: name for name, attribute in _COLUMNS.items()}
+    study = [(UID_KEYWORDS["study"], query.study_instance_uid)] if query.study_instance_uid else []
+    return (*study, *((names.get(key, key), value) for key, value in query.search_filters))

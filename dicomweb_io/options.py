@@ -418,14 +418,14 @@ def add_report_option(parser: _Parser) -> None:
     )
 
 
-def add_transfer_options(parser: _Parser) -> None:
-    """Adds what a transfer copies and how, and where it reports."""
-    add_filter_option(parser)
+def add_selection_options(parser: _Parser, what: str = "copy") -> None:
+    """Adds what is copied or compared: ``--filter``, ``--input``, and what a list may name."""
+    add_filter_option(parser, what)
     parser.add_argument(
         "--input",
         metavar="PATH",
-        help="copy only what this list names: UIDs, accession numbers, patient IDs or references, as CSV or JSON "
-        "lines, or the --failures file of an earlier run",
+        help=f"{what} only what this list names: UIDs, accession numbers, patient IDs or references, as CSV or JSON "
+        "lines, the --failures file of an earlier run, or the differences of a comparison",
     )
     parser.add_argument(
         "--allow-patterns",
@@ -437,8 +437,13 @@ def add_transfer_options(parser: _Parser) -> None:
         "--allow-several-patients",
         action="store_true",
         default=False,
-        help="copy what a line of the list names even if it belongs to several patients",
+        help=f"{what} what a line of the list names even if it belongs to several patients",
     )
+
+
+def add_transfer_options(parser: _Parser) -> None:
+    """Adds what a transfer copies and how, and where it reports."""
+    add_selection_options(parser)
     parser.add_argument(
         "--allow-other-patient",
         action="store_true",
@@ -545,8 +550,12 @@ LIST_OPTIONS: dict[str, Any] = {
     "allow_patterns": False,
     "allow_several_patients": False,
     "dry_run": False,
+    "limit": None,
+    "since": None,
+    "out": None,
 }
-"""The options of a transfer that concern a list or a single run, with their defaults: a watch has none of them."""
+"""The options of a transfer or table that concern a list or a single run, with their defaults: a watch has none of
+them."""
 
 
 class _Other:
@@ -568,6 +577,12 @@ def add_watch_options(parser: _Parser) -> None:
     other = _Other(parser)
     other.add_argument(
         "--cursor", metavar="PATH", help="the file that records the position, so that the next run goes on (required)"
+    )
+    other.add_argument(
+        "--table",
+        metavar="PATH",
+        help="keep a table of the source up to date, also without a destination: a .parquet, .csv or .jsonl file; what "
+        "it holds is said by --level, --columns and the other options of export table",
     )
     other.add_argument(
         "--once", action="store_true", default=False, help="copy what is new since the last run, and end: for cron"
@@ -603,6 +618,33 @@ def add_watch_options(parser: _Parser) -> None:
     other.add_argument("--failures", metavar="PATH", help="add what was given up here, one JSON object a line")
     other.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON, after each poll")
     add_transfer_options(other)
+    add_table_options(other)
+
+
+def add_comparison_options(parser: _Parser) -> None:
+    """Adds what a comparison compares and how, and where it reports."""
+    add_selection_options(parser, "compare")
+    how: dict[str, Any] = {"dest": "compare", "action": "append_const", "default": None}
+    parser.add_argument(
+        "--counts",
+        **how,
+        const="count",
+        help="compare only the numbers of instances that the archives announce for each series: quick, and weaker",
+    )
+    parser.add_argument(
+        "--content",
+        **how,
+        const="content",
+        help="compare contents too, at the level that both archives keep: files, datasets or pixels",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="write the differences here, one JSON object a line, as copy --input takes them",
+    )
+    parser.add_argument("--failures", metavar="PATH", help="write what could not be compared here, likewise")
+    parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
+    parser.add_argument("--spool-directory", metavar="PATH", help="folder for temporary files")
 
 
 def parse_filters(pairs: Sequence[str] | None) -> list[tuple[str, str]]:

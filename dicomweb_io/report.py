@@ -38,7 +38,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from dicomweb_io._version import __version__
-from dicomweb_io.account import LINE_WORDS, PARTS, adds_up, exit_code, format_bytes
+from dicomweb_io.account import LINE_WORDS, PARTS, Facts, adds_up, exit_code, format_bytes
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.endpoint import Endpoint
@@ -114,8 +114,45 @@ def write_transfer_reports(
         requests: See `requests_of`.
     """
     told = {**describe(job), **facts, "requests": [item for item in requests if item is not None]}
-    for path in job.report:
-        problem = write_report(path, summary, told)
+    write_reports(job.report, summary, told)
+
+
+class RoundsReport:
+    """Reports of work that is done in rounds, each of which is a transfer.
+
+    Args:
+        paths: Where they are written.
+        told: What is known before the work starts; see `write_report`.
+    """
+
+    def __init__(self, paths: Sequence[str], told: Mapping[str, Any]) -> None:
+        self._paths = paths
+        self._told = dict(told)
+        self._facts = Facts()
+        self._requests: dict[str, dict[str, Any]] = {}
+
+    def add(self, document: Mapping[str, Any]) -> None:
+        """Adds what the JSON report of a round tells."""
+        examples = {failure["reason"]: failure["examples"] for failure in document["failures"]}
+        self._facts.merge(Facts.of({**document, "examples": examples}))
+        for item in document["requests"]:
+            known = self._requests.setdefault(item["archive"], {"archive": item["archive"], "max_seconds": 0})
+            for name in ("requests", "retries", "bytes_in", "bytes_out", "throttled_seconds"):
+                known[name] = known.get(name, 0) + item[name]
+            known["max_seconds"] = max(known["max_seconds"], item.get("max_seconds", 0))
+
+    def write(self, summary: dict[str, Any], *, complete: bool) -> None:
+        """Writes them; those that cannot be written are told and counted in the summary."""
+        told = {**self._told, **self._facts.document(), "requests": list(self._requests.values())}
+        write_reports(self._paths, summary, {**told, "complete": complete})
+
+
+def write_reports(paths: Sequence[str], summary: dict[str, Any], told: Mapping[str, Any]) -> None:
+    """Writes reports; those that cannot be written are told and counted in the summary. See `write_report`."""
+    # The message of an error may hold what a server wrote.
+    shown = {**summary, "last_error": "…"} if summary.get("last_error") is not None else summary
+    for path in paths:
+        problem = write_report(path, shown, told)
         if problem is not None:
             summary["unwritten"] += 1
             print(problem, file=sys.stderr)
@@ -183,7 +220,7 @@ def make_document(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[
         **{name: value for name, value in facts.items() if name != "examples"},
         "summary": dict(summary),
     }
-    if "found" in summary:
+    if _is_transfer(summary):
         document.setdefault("complete", exit_code(summary) == 0)
     if "reasons" in summary:
         failures = [
@@ -223,14 +260,33 @@ def render_page(document: Mapping[str, Any]) -> str:
     return environment.get_template("report.html").render(
         document=document,
         summary=summary,
-        parts=[name for name in ("to_transfer", *PARTS) if name in summary] if "found" in summary else (),
-        adds_up=adds_up(summary) if "found" in summary else None,
+        numbers=_numbers(summary),
+        adds_up=adds_up(summary) if _is_transfer(summary) else None,
         verdict=_verdict(document),
         line_words=LINE_WORDS,
         rate=_draw_rate(timeline) if timeline and len(timeline["slices"]) >= _MIN_SLICES else None,
         histogram=_draw_sizes(sizes) if sizes and len(sizes) >= _MIN_BARS else None,
         shown=_SHOWN_ON_PAGE,
     )
+
+
+def _is_transfer(summary: Mapping[str, Any]) -> bool:
+    return all(name in summary for name in ("found", *PARTS))
+
+
+def _numbers(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """The numbers of a summary, with their names for people."""
+    if _is_transfer(summary):
+        return [(_word(name), summary[name]) for name in ("found", "to_transfer", *PARTS) if name in summary]
+    numbers = []
+    for name, value in summary.items():
+        if type(value) is int and name not in ("bytes", "bytes_per_second"):
+            numbers.append((_word(name), value))
+        elif isinstance(value, Mapping) and name not in ("reasons", "warnings"):
+            numbers += [
+                (f"{_word(name)}, {_word(part)}", number) for part, number in value.items() if type(number) is int
+            ]
+    return numbers
 
 
 def _verdict(document: Mapping[str, Any]) -> str:
@@ -242,6 +298,8 @@ def _verdict(document: Mapping[str, Any]) -> str:
     words = {
         "failed": "failed",
         "not_tried": "not tried",
+        "given_up": "given up",
+        "pending": "to be tried again",
         "search_failures": "searches failed",
         "conflicting": "files differ from the one that was chosen",
         **LINE_WORDS,

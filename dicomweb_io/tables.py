@@ -236,7 +236,12 @@ class TableJob:
         """What reports the studies that are new or have grown."""
         named = dict(apportion(self.query())["study"])
         return change_source(
-            self.source, "study_change", search_filters=named, method=self.method, lookback=self.lookback
+            self.source,
+            "study_change",
+            search_filters=named,
+            method=self.method,
+            lookback=self.lookback,
+            thorough=True,
         )
 
     @property

@@ -1,7 +1,8 @@
 """Watches: what is new in an archive is copied, in rounds, with a place in a file between them.
 
 A round polls a change source (`dicomweb_io.changes`), copies what is new and what is to be tried again as any transfer
-does, and writes the place last. A round that is cut short is repeated; what it copied is found at the destination.
+does, and writes the place last. A round that is cut short is repeated; what it copied is found at the destination. A
+table that a watch keeps has a place of its own, which is written when the table is.
 
 `run_watch` is the engine of ``dicomweb-io watch`` and of ``pipelines.watch``: they differ in how a round is copied.
 """
@@ -15,23 +16,21 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import date, datetime, timezone
 from types import SimpleNamespace
 from typing import Any, cast
 
-from dicomweb_io.account import EXCLUSIONS, adds_up, failure_line, format_bytes, write_summary
+from dicomweb_io.account import EXCLUSIONS, PARTS, adds_up, failure_line, format_bytes, make_summary, write_summary
 from dicomweb_io.changes import (
     Changes,
     ChangeSource,
-    FeedOrSearch,
     Place,
     PlaceFile,
     Start,
-    WatchLevel,
     change_source,
     take_rested,
 )
@@ -42,8 +41,9 @@ from dicomweb_io.errors import CredentialsError
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListLine
 from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from
-from dicomweb_io.queries import level_of
+from dicomweb_io.report import check_report, describe, describe_archive, write_report
 from dicomweb_io.spool import PrivateDirectory
+from dicomweb_io.tables import TableJob, run_table, table_job_from
 from dicomweb_io.transfer import TransferJob, check_places, job_from as transfer_from
 
 ATTEMPTS = 5
@@ -52,16 +52,14 @@ ATTEMPTS = 5
 ROUND = 10_000
 """The maximum number of new objects of a round."""
 
-INTERRUPTED = "watch: interrupted; the same command goes on after the last round that was completed"
-"""What is said after Ctrl-C."""
-
 Copy = Callable[[TransferJob], Mapping[str, Any]]
 """Runs a transfer to its end, and returns its summary."""
 
-_SUMS = ("found", "transferred", "already_there", "failed", "not_tried", "bytes")
+_SUMS = ("found", *PARTS, "bytes")
 _REFUSED = (401, 403)
 _FULL = 507
 _MAX_REASONS = 50
+_MAX_ROUNDS = 100
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -71,9 +69,9 @@ class WatchJob:
 
     Attributes:
         source: What is watched.
-        changes: How to find out what is new.
         place: Where the position is kept.
-        transfer: How what is new is copied.
+        changes: How to find out what is new.
+        transfer: How what is new is copied; None if only a table is kept.
         start: Where to begin when there is no position yet.
         interval: Seconds between the beginnings of polls.
         max_polls: How many polls are made at most.
@@ -81,12 +79,14 @@ class WatchJob:
         quiet: Seconds without a change after which a study is copied as a whole; None to copy what is new at once.
         failures: Where what is given up is added, one JSON object a line.
         summary: Where the summary is written after each poll, as JSON.
+        table: The table that is kept, if there is one.
+        report: Where reports are written after each round; see `dicomweb_io.report`.
     """
 
     source: Endpoint
-    changes: ChangeSource
     place: PlaceFile
-    transfer: TransferJob
+    changes: ChangeSource
+    transfer: TransferJob | None = None
     start: Start = "now"
     interval: float = 60.0
     max_polls: int | None = None
@@ -94,15 +94,21 @@ class WatchJob:
     quiet: float | None = None
     failures: str | None = None
     summary: str | None = None
+    table: TableJob | None = None
+    report: tuple[str, ...] = ()
 
 
-def job_from(args: Any, source: Endpoint, destination: Endpoint) -> WatchJob:
+def job_from(args: Any, source: Endpoint, destination: Endpoint | None) -> WatchJob:
     """Makes the job of parsed arguments; see `dicomweb_io.options.add_watch_options`.
 
     Raises:
         UsageError: If they are not valid.
     """
-    if not args.cursor:
+    if destination is None and not args.table:
+        raise UsageError("a destination is required, to copy what is new to; or a --table to keep; or both")
+    if destination is None and args.complete_after:
+        raise UsageError("--complete-after concerns copies, and there is no destination")
+    if destination is not None and not args.cursor:
         raise UsageError("--cursor is required: the file that records the position, for the next run")
     for option in ("cursor", "failures", "summary"):
         path = getattr(args, option)
@@ -117,47 +123,59 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint) -> WatchJob:
     if args.max_polls is not None and args.max_polls < 1:
         raise UsageError(f"--max-polls must be 1 or more, not {args.max_polls}")
     duration, quiet = (_seconds(args, option) for option in ("for", "complete-after"))
-    transfer = transfer_from(SimpleNamespace(**{**LIST_OPTIONS, **vars(args)}), source, destination)
-    check_places(transfer)
+    transfer = None
+    if destination is not None:
+        transfer = transfer_from(SimpleNamespace(**{**LIST_OPTIONS, **vars(args)}), source, destination)
+        transfer = replace(transfer, failures=None, summary=None, report=())
+        check_places(transfer)
+    for path in args.report or ():
+        check_report(path)
     filters = filters_from(args.filters)
     try:
-        changes = _changes_from(args, source, filters, "instance" if quiet is None else "study_change")
+        changes = change_source(
+            source,
+            "instance" if quiet is None else "study_change",
+            search_filters=filters,
+            method=args.method,
+            lookback=args.lookback,
+            thorough=args.once,
+        )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    watched: dict[str, Any] = {"source": source.safe_url, "filters": filters, "destination": destination.safe_url}
+    start = _start_from(args.start or ("all" if args.once else "now"))
+    table = _table_from(args, source, destination, start) if args.table else None
+    watched: dict[str, Any] = {"source": source.safe_url, "filters": filters}
+    if destination is not None:
+        watched["destination"] = destination.safe_url
     if quiet is not None:
         watched["complete studies"] = True
     return WatchJob(
         source,
+        PlaceFile(args.cursor if destination is not None else f"{args.table}.watch", watched),
         changes,
-        PlaceFile(args.cursor, watched),
-        replace(transfer, failures=None, summary=None),
-        _start_from(args.start or ("all" if args.once else "now")),
+        transfer,
+        start,
         args.interval,
         1 if args.once else args.max_polls,
         duration,
         quiet,
         args.failures,
         args.summary,
+        table,
+        tuple(args.report or ()),
     )
 
 
-def _changes_from(args: Any, source: Endpoint, filters: Mapping[str, str], level: WatchLevel) -> ChangeSource:
-    """How to find out what is new.
-
-    A single poll must not miss what arrived with an old study date. So where there is no feed it lists all studies, and
-    those that are new or have grown are copied as a whole.
-    """
-    changes = change_source(source, level, search_filters=filters, method=args.method, lookback=args.lookback)
-    if not args.once or args.method != "auto" or args.lookback is not None:
-        return changes
-    if level == "instance" and all(level_of(name) == "study" for name in filters):
-        level = "study_change"
-    if changes.method == "study_date":
-        return change_source(source, level, search_filters=filters, method="list")
-    if isinstance(changes, FeedOrSearch):
-        return FeedOrSearch(changes.feed, change_source(source, level, search_filters=filters, method="list"))
-    return changes
+def _table_from(args: Any, source: Endpoint, destination: Endpoint | None, start: Start) -> TableJob:
+    """The table that a watch keeps. What was there before the watch began is in it, unless a day is given."""
+    day = start.date() if isinstance(start, datetime) else start
+    own = {"out": args.table, "since": "last" if isinstance(day, str) else day.isoformat(), "summary": None}
+    # With a destination the cursor is that of the copies.
+    own |= {"cursor": args.cursor if destination is None else None, "failures": None}
+    try:
+        return table_job_from(SimpleNamespace(**{**LIST_OPTIONS, **vars(args), **own}), source)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--out ", "--table ")) from error
 
 
 def _start_from(text: str) -> Start:
@@ -181,7 +199,10 @@ def _seconds(args: Any, option: str) -> float | None:
 
 
 def run_watch(
-    job: WatchJob, client: DICOMClient, copy: Copy, stopping: threading.Event | None = None
+    job: WatchJob,
+    client: DICOMClient,
+    copy: Copy,
+    stopping: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Watches until it is stopped, its time is over, or it has made as many polls as it may.
 
@@ -193,19 +214,26 @@ def run_watch(
 
     Returns:
         The summary: ``polls``, ``failed_polls``, ``rounds`` (with something to copy), ``found`` (with each try of
-        what was tried again), ``transferred``, ``already_there``, ``failed``, ``not_tried``, ``bytes``, ``given_up``,
-        ``unwritten`` (reports that could not be written), ``pending`` (to be tried again), ``open`` (studies that are
-        not at rest), ``reasons`` (of failures, most frequent first), and ``last_error`` (of the last poll, or None).
+        what was tried again), and of that ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``
+        and ``not_tried``, ``bytes``, ``given_up``, ``unwritten`` (reports that could not be written), ``pending`` (to
+        be tried again), ``open`` (studies that are not at rest), ``rows`` (that were written to the table), ``reasons``
+        (of failures, most frequent first), and ``last_error`` (of the last poll, or None).
 
     Raises:
         UsageError: If the place cannot be used: it belongs to something else, or to a watch that is running.
     """
     stopping = stopping or threading.Event()
-    try:
-        with job.place.locked():
-            return _Watch(job, client, copy, stopping).run()
-    except BlockingIOError as error:
-        raise UsageError(f"--cursor {job.place.path}: another watch that is running uses this file") from error
+    places = {job.place.path: f"--cursor {job.place.path}"}
+    if job.table is not None:
+        places[f"{job.table.out}.watch"] = f"--table {job.table.out}"
+    with ExitStack() as stack:
+        for path, option in places.items():
+            try:
+                if "://" not in path:
+                    stack.enter_context(PlaceFile(path, {}).locked())
+            except BlockingIOError as error:
+                raise UsageError(f"{option}: another watch that is running uses this file") from error
+        return _Watch(job, client, copy, stopping).run()
 
 
 def exit_code(totals: Mapping[str, Any]) -> int:
@@ -214,13 +242,18 @@ def exit_code(totals: Mapping[str, Any]) -> int:
     return 1 if incomplete else 0
 
 
-def progress_line(totals: Mapping[str, Any]) -> str:
+def progress_line(totals: Mapping[str, Any], job: WatchJob) -> str:
     """How far a watch is, in one line."""
-    parts = [f"{totals['transferred']:,} transferred", f"{totals['already_there']:,} already there"]
-    parts += [f"{totals['pending']:,} to be tried again", f"{totals['given_up']:,} given up"]
-    if totals["open"]:
-        parts.append(f"{totals['open']:,} studies not complete yet")
-    return f"poll {totals['polls']:,}: {', '.join([*parts, format_bytes(totals['bytes'])])}"
+    parts = []
+    if job.transfer is not None:
+        parts += [f"{totals['transferred']:,} transferred", f"{totals['already_there']:,} already there"]
+        parts += [f"{totals['pending']:,} to be tried again", f"{totals['given_up']:,} given up"]
+        if totals["open"]:
+            parts.append(f"{totals['open']:,} studies not complete yet")
+        parts.append(format_bytes(totals["bytes"]))
+    if job.table is not None:
+        parts.append(f"{totals['rows']:,} rows written to the table")
+    return f"poll {totals['polls']:,}: {', '.join(parts)}"
 
 
 class _Watch:
@@ -230,40 +263,64 @@ class _Watch:
         self._job = job
         self._client = client
         self._copy = copy
+        # What arrived between two runs.
+        self._table_is_due = True
         self._stopping = stopping
         # A clock that is set while it runs changes no quiet period.
         self._epoch = time.time() - time.monotonic()
+        self._started = time.monotonic()
         self._reasons: Counter[str] = Counter()
+        self._rounds: deque[list[Any]] = deque(maxlen=_MAX_ROUNDS)
         try:
             self._place = job.place.read()
         except ValueError as error:
             raise UsageError(f"--cursor {job.place.path}: {error}") from error
         self.totals: dict[str, Any] = dict.fromkeys(
-            ("polls", "failed_polls", "rounds", *_SUMS, "given_up", "unwritten", "pending", "open"), 0
+            ("polls", "failed_polls", "rounds", *_SUMS, "given_up", "unwritten", "pending", "open", "rows"), 0
         )
         self.totals |= {"reasons": {}, "last_error": None}
 
     def run(self) -> dict[str, Any]:
         """Polls, again and again."""
         job, totals, stopping = self._job, self.totals, self._stopping
-        started = time.monotonic()
-        ends = started + job.duration if job.duration is not None else float("inf")
+        ends = self._started + job.duration if job.duration is not None else float("inf")
         if job.max_polls != 1:
             _say(f"watching {job.source.safe_url} every {job.interval:g} s (method: {job.changes.method})")
         while not stopping.is_set():
             began = time.monotonic()
             totals["polls"] += 1
-            more = self._poll()
+            rounds = totals["rounds"], totals["rows"]
+            self._poll()
             self._count()
+            if rounds != (totals["rounds"], totals["rows"]) or totals["polls"] == 1:
+                self._write_reports()
             write_summary(job.summary, totals)
-            if self._is_hopeless() or (job.max_polls is not None and totals["polls"] >= job.max_polls and not more):
+            if self._is_hopeless() or (job.max_polls is not None and totals["polls"] >= job.max_polls):
                 break
-            now = time.monotonic()
-            if not more:
-                stopping.wait(max(0.0, min(began + job.interval, ends) - now))
+            stopping.wait(max(0.0, min(began + job.interval, ends) - time.monotonic()))
             if time.monotonic() >= ends:
                 break
+        self._write_reports()
         return totals
+
+    def _write_reports(self) -> None:
+        """Writes what was done so far, in the words of a transfer."""
+        job, totals = self._job, self.totals
+        summary = {**make_summary({"counts": {}, "left_out": []}, time.monotonic() - self._started), **totals}
+        facts: dict[str, Any] = (
+            {"source": describe_archive(job.source)} if job.transfer is None else describe(job.transfer)
+        )
+        rounds = {
+            "title": "The latest rounds",
+            "columns": ["ended", "found", "transferred", "already there", "failed", "bytes"],
+            "rows": list(self._rounds),
+        }
+        facts |= {"kind": "watch", "complete": exit_code(totals) == 0, "tables": [rounds]}
+        for path in job.report:
+            problem = write_report(path, summary, facts)
+            if problem is not None:
+                totals["unwritten"] += 1
+                _say(problem)
 
     def _count(self) -> None:
         self.totals["pending"], self.totals["open"] = len(self._place.pending), len(self._place.open)
@@ -277,39 +334,70 @@ class _Watch:
 
     _error: BaseException | None = None
 
-    def _poll(self) -> bool:
-        """One poll, with as many rounds as it takes to copy what it reports. Returns whether it is incomplete."""
+    def _poll(self) -> None:
+        """One poll, with as many rounds as it takes to copy what it reports, and the table."""
+        totals = self.totals
+        try:
+            more = True
+            while more and not self._stopping.is_set():
+                more = self._job.transfer is not None and self._poll_once()
+            if self._job.table is not None and (self._table_is_due or self._job.transfer is None):
+                self._write_table(self._job.table)
+        except (*RECOVERABLE, RuntimeError) as error:
+            # The position has not moved: the next poll finds the same again.
+            totals["failed_polls"] += 1
+            totals["last_error"] = failure_of(error, "Watch").message
+            if _kind_of(error) != _kind_of(self._error):
+                _say(totals["last_error"])
+            self._error = error
+            return
+        if self._error is not None:
+            _say(f"{self._job.source.safe_url} is followed again; {totals['failed_polls']:,} polls failed so far")
+        totals["last_error"] = self._error = None
+
+    def _poll_once(self) -> bool:
+        """Copies what one answer of the change source reports. Returns whether there is more."""
         job, totals = self._job, self.totals
-        while True:
-            place, began, found = self._place, self._now(), totals["found"]
-            try:
-                changes = job.changes.poll(self._client, place.cursor, start=job.start, max_changes=ROUND)
-                place, given_up = self._round(place, changes, began)
-            except (*RECOVERABLE, RuntimeError) as error:
-                # The position has not moved: the next poll finds the same again.
-                totals["failed_polls"] += 1
-                totals["last_error"] = failure_of(error, "Watch").message
-                if _kind_of(error) != _kind_of(self._error):
-                    _say(totals["last_error"])
-                self._error = error
-                return False
-            except ValueError as error:
-                raise UsageError(f"--cursor {job.place.path}: {error}") from error
-            if self._error is not None:
-                _say(f"{job.source.safe_url} is followed again; {totals['failed_polls']:,} polls failed so far")
-            totals["last_error"] = self._error = None
-            busy = totals["found"] > found
-            totals["rounds"] += busy
-            self._give_up(given_up)
-            if self._place.cursor is None and job.start == "now":
-                _say(f"what is there now is noted in {job.place.path}; what arrives from now on is copied")
-            job.place.write(place)
-            self._place = place
-            self._count()
-            if busy or given_up or changes.references:
-                _say(progress_line(totals))
-            if not changes.more or self._stopping.is_set():
-                return False
+        place, began, found = self._place, self._now(), totals["found"]
+        try:
+            changes = job.changes.poll(self._client, place.cursor, start=job.start, max_changes=ROUND)
+        except RECOVERABLE:
+            raise
+        except ValueError as error:
+            raise UsageError(f"--cursor {job.place.path}: {error}") from error
+        place, given_up = self._round(place, changes, began)
+        busy = totals["found"] > found
+        totals["rounds"] += busy
+        self._give_up(given_up)
+        if self._place.cursor is None and job.start == "now":
+            _say(f"what is there now is noted in {job.place.path}; what arrives from now on is copied")
+        job.place.write(place)
+        self._place = place
+        self._table_is_due = self._table_is_due or bool(changes.references)
+        self._count()
+        if busy or given_up or changes.references:
+            _say(progress_line(totals, job))
+        return changes.more
+
+    def _write_table(self, table: TableJob) -> None:
+        """Writes the rows of what came or grew.
+
+        Raises:
+            RuntimeError: If rows are missing.
+        """
+        self._table_is_due = True
+        if os.path.exists(table.cursor_file):
+            # It goes on where it ended, also if it began with a day.
+            table = replace(table, since="last")
+        summary = run_table(table, client=self._client, max_in_flight=self._job.source.limits.max_in_flight)
+        lost = summary["failed"] + summary["not_tried"]
+        if lost:
+            reason = next(iter(summary["reasons"]), "no reason was given")
+            raise RuntimeError(f"the table is as it was, because {lost:,} of its rows failed: {reason}")
+        self._table_is_due = False
+        self.totals["rows"] += summary["rows"]
+        if summary["rows"]:
+            _say(progress_line(self.totals, self._job))
 
     def _round(self, place: Place, changes: Changes, began: float) -> tuple[Place, list[Failure]]:
         """Copies what is new and what is to be tried again.
@@ -357,7 +445,9 @@ class _Watch:
             path = os.path.join(scratch, "failures.jsonl")
             # What is new was found with the filters.
             lines = tuple(ListLine(uri, reference) for uri, reference in wanted.items())
-            summary = self._copy(replace(self._job.transfer, wanted=lines, filters={}, failures=path))
+            summary = self._copy(
+                replace(cast(TransferJob, self._job.transfer), wanted=lines, filters={}, failures=path)
+            )
             with open(path, encoding="utf-8") as file:
                 failures = [json.loads(line) for line in file]
         if not adds_up(summary):
@@ -365,6 +455,9 @@ class _Watch:
         for name in _SUMS:
             self.totals[name] += summary[name]
         self._reasons.update(summary["reasons"])
+        moment = datetime.fromtimestamp(self._now(), timezone.utc).isoformat(timespec="seconds")
+        numbers = (summary[name] for name in ("found", "transferred", "already_there", "failed", "bytes"))
+        self._rounds.append([moment.replace("+00:00", "Z"), *numbers])
         for reason, number in list(summary["reasons"].items())[:3]:
             _say(f"{number:,} x {reason}")
         return summary, failures

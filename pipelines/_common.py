@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from dicomweb_io.endpoint import Endpoint
@@ -193,6 +193,25 @@ def _spelled(runner: str) -> str:
     if not (isinstance(found, type) and issubclass(found, PipelineRunner)):
         raise UsageError(f"--runner {runner!r}: {name} is no runner")
     return runner if path is runner else name
+
+
+def account_path(options: PipelineOptions, scratch: str, job: str) -> str:
+    """Where the workers of a job write its account.
+
+    Args:
+        options: Beam's options.
+        scratch: A directory of this machine.
+        job: The name of the job.
+
+    Raises:
+        UsageError: If they cannot write to this machine, and there is no other place.
+    """
+    if is_local(options):
+        return os.path.join(scratch, "account.json")
+    folder = options.view_as(GoogleCloudOptions).temp_location
+    if not folder:
+        raise UsageError("this runner's workers cannot write to this machine: give --temp_location (an fsspec URL)")
+    return f"{folder.rstrip('/')}/{job}-{os.urandom(8).hex()}-account.json"
 
 
 def is_local(options: PipelineOptions) -> bool:

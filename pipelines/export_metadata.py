@@ -54,7 +54,7 @@ from dicomweb_io.tables import (
     up_to,
 )
 from dicomweb_io.transforms import RetrieveMetadata, SearchForInstances, SearchForSeries, SearchForStudies
-from dicomweb_io.transforms.copy import MatchLines, WriteFailures
+from dicomweb_io.transforms.copy import MatchLines, WriteReport
 from dicomweb_io.transforms.metrics import TALLY
 from dicomweb_io.transforms.read_write import DistinctReferences, ReadLines, ReferencesOfRows
 from dicomweb_io.transforms.rows import AddMetadata, MakeTableRows, WriteTableAccount, bigquery_schema_of
@@ -176,7 +176,7 @@ def _make_rows(job: TableJob, refresh: Refresh, options: PipelineOptions, scratc
     else:
         _ = rows | "Write" >> beam.io.WriteToParquet(f"{scratch}/rows", arrow_schema(job.table_columns))
     if job.failures is not None:
-        unwritten = failures | "WriteFailures" >> WriteFailures(job.failures)
+        unwritten = failures | "WriteFailures" >> WriteReport(job.failures)
         failures = (failures, unwritten) | "AllFailures" >> beam.Flatten()
     _ = (counts, failures) | "Account" >> WriteTableAccount(f"{scratch}/account.json")
     pipeline.run().wait_until_finish()

@@ -25,7 +25,8 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import AsDict
 
 from dicomweb_io.account import (
     ROW,
@@ -37,19 +38,28 @@ from dicomweb_io.account import (
     shown_progress,
     write_summary,
 )
-from dicomweb_io.elements import Failure
+from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
 from dicomweb_io.report import write_transfer_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import StoppedError, TransferInterrupted, TransferJob, check_archives, check_places, job_from
+from dicomweb_io.transfer import (
+    StoppedError,
+    TransferInterrupted,
+    TransferJob,
+    check_archives,
+    check_places,
+    job_from,
+    named_by,
+    places_of,
+)
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms._core import piped_by_member
 from dicomweb_io.transforms.copy import (
     ListExclusions,
     MatchLines,
     WriteAccount,
-    WriteFailures,
+    WriteReport,
     tallied,
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
@@ -57,6 +67,7 @@ from dicomweb_io.transforms.metrics import traffic_of
 from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
 from pipelines._common import (
     Arguments,
+    account_path,
     add_endpoint_arguments,
     end_process,
     endpoints_from,
@@ -106,6 +117,9 @@ def build(pipeline: beam.Pipeline, job: TransferJob) -> TransferOutputs:
         exclusions, unreadable = pipeline | "Exclusions" >> ListExclusions(job)
         failures.append(unreadable)
     joined = failures | "Failures" >> beam.Flatten()
+    if job.wanted is not None:
+        places = references | "Places" >> beam.FlatMap(places_of).with_output_types(tuple[Resource, str])
+        joined = joined | "NameLines" >> beam.Map(named_by, AsDict(places)).with_output_types(Failure)
     return TransferOutputs(grouped.groups, copied.stored, joined, exclusions)
 
 
@@ -132,7 +146,7 @@ def report(outputs: TransferOutputs, account: str, failures: str | None, *, with
         if outputs.exclusions is not None:
             conflicts = outputs.exclusions | "Conflicts" >> beam.FlatMap(conflicts_of).with_output_types(Failure)
             named = (named, conflicts) | "Named" >> beam.Flatten()
-        counted["unwritten"] = named | "WriteFailures" >> WriteFailures(failures)
+        counted["unwritten"] = named | "WriteFailures" >> WriteReport(failures)
     _ = counted | "Account" >> WriteAccount(account, with_facts=with_facts)
 
 
@@ -156,7 +170,7 @@ def run(
     started = time.monotonic()
     lines = job.count_lines()
     with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
-        account = os.path.join(scratch, "account.json") if is_local(options) else _remote_account(options)
+        account = account_path(options, scratch, "transfer")
         pipeline = beam.Pipeline(options=options)
         report(build(pipeline, job), account, job.failures, with_facts=bool(job.report))
         before = tallied()
@@ -182,13 +196,6 @@ def run(
     write_transfer_reports(job, summary, document.get("facts", {}), [traffic_of(result)])
     write_summary(job.summary, summary)
     return summary
-
-
-def _remote_account(options: PipelineOptions) -> str:
-    folder = options.view_as(GoogleCloudOptions).temp_location
-    if not folder:
-        raise UsageError("this runner's workers cannot write to this machine: give --temp_location (an fsspec URL)")
-    return f"{folder.rstrip('/')}/transfer-{os.urandom(8).hex()}-account.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,10 +1,13 @@
-"""Copies new instances of one archive to another, in rounds, for as long as it runs. ``python -m pipelines.watch
---help``.
+"""Copies what is new in an archive, or keeps a table of it, in rounds. ``python -m pipelines.watch --help``.
 
 Each round asks the source what is new and copies it in a bounded pipeline, as ``pipelines.transfer`` does. After each
 round the position is written atomically to the file ``--cursor``: stop it at any time, and run the same command again
 to continue. What was copied in an interrupted round is found again, and is skipped. ``--once`` makes one poll and ends,
 for a job that runs every night.
+
+With ``--table`` a table of the source is kept up to date too (or only, without ``--destination``): the rows of studies
+that came or grew are written anew, as ``dicomweb-io export table --since last`` does. The table has a position of its
+own.
 
 What could not be copied is tried again in the next rounds. What fails five times is given up: it is written to
 ``--failures``, from where ``pipelines.transfer --input`` can take it later. A round in which nothing succeeds because
@@ -26,11 +29,11 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from dicomweb_io.options import UsageError, add_watch_options
+from dicomweb_io.options import UsageError, add_watch_options, endpoint_from
 from dicomweb_io.transfer import TransferJob
-from dicomweb_io.watch import INTERRUPTED, ended_by_sigterm, exit_code, job_from, progress_line, run_watch
+from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, progress_line, run_watch
 from pipelines import transfer
-from pipelines._common import Arguments, add_endpoint_arguments, endpoints_from, interruptible, is_local, parse
+from pipelines._common import Arguments, add_endpoint_arguments, interruptible, is_local, parse
 
 
 class WatchOptions(PipelineOptions):
@@ -52,13 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "it copies in rounds on this machine; for a streaming runner use the transforms WatchForInstances and "
                 "CopyInstances in your own pipeline"
             )
-        job = job_from(args, *endpoints_from(args))
+        source = endpoint_from(args, role="source", workers_elsewhere=True)
+        destination = None
+        if args.destination:
+            destination = endpoint_from(args, role="destination", workers_elsewhere=True)
+        job = job_from(args, source, destination)
+        client = source.connect()
 
         def copy(once: TransferJob) -> dict[str, Any]:
             with interruptible():
                 return transfer.run(once, options, show_progress=False, tell_causes=False)
 
-        client = job.source.connect()
         try:
             with ended_by_sigterm() as stopping:
                 totals = run_watch(job, client, copy, stopping)
@@ -68,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"watch: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+        print("watch: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
-    print(f"Ended after {progress_line(totals)}")
+    print(f"Ended after {progress_line(totals, job)}")
     return exit_code(totals)
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import apache_beam as beam
 
-from dicomweb_io.elements import Bulkdata, Frame, Instance, RenderedImage, Resource, StoredInstance
+from dicomweb_io.elements import Bulkdata, Difference, Frame, Instance, RenderedImage, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.transforms import (
     AsRows,
+    CompareArchives,
     CopyInstances,
     DeleteResources,
     DistinctReferences,
@@ -125,6 +126,12 @@ def notification_of(reference: Resource) -> str:
     return f"//healthcare.googleapis.com/projects/p/locations/l/datasets/d/dicomStores/s/dicomWeb/{reference.uri}"
 
 
+def _compare(world: World, **options: Any) -> Any:
+    """With a folder that lacks everything."""
+    (world.directory / "empty").mkdir(exist_ok=True)
+    return CompareArchives(world.source, world.directory / "empty", **options)
+
+
 def _row_of(world: World) -> dict[str, Any]:
     row = {"0020000D": {"vr": "UI", "Value": [world.series.study_instance_uid]}}
     return row | {"0020000E": {"vr": "UI", "Value": [world.series.series_instance_uid]}}
@@ -202,6 +209,7 @@ CASES: dict[str, Case] = {
     "ReadAllFromDICOMweb": Case(
         lambda w, **o: ReadAllFromDICOMweb(w.source, **o), lambda w: [_row_of(w)], "instances", INSTANCES, Instance
     ),
+    "CompareArchives": Case(_compare, None, "differences", 1, Difference, level="series"),
     "ReadReferences": Case(
         lambda w, **o: ReadReferences(_list_of(w), **o), None, "references", INSTANCES, Resource, bad=None
     ),
@@ -234,6 +242,7 @@ VARIANTS: dict[str, Callable[[World], Any]] = {
     "from and to the same": lambda w: CopyInstances(w.source, w.source),
     "skip": lambda w: StoreInstances(w.target, on_existing="skip"),
     "one endpoint": lambda w: WriteToDICOMweb(w.target),
+    "contents": lambda w: CompareArchives(w.source, w.target, compare="content"),
     "watched by date": lambda w: WatchForInstances(w.source, method="study_date"),
     "notifications of an endpoint": lambda w: ParseNotifications(w.source),
 }

@@ -18,9 +18,11 @@ from dicomweb_io.options import (
     UsageError,
     add_archive_options,
     add_authentication_options,
+    add_comparison_options,
     add_filter_option,
     add_further_credentials,
     add_policy_options,
+    add_report_option,
     add_table_options,
     add_transfer_options,
     add_watch_options,
@@ -88,8 +90,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if word.startswith("--"):
             raise UsageError(f"{command} has no option {word.partition('=')[0]}; dicomweb-io {command} --help")
     if rest:
-        place = len(words) - words[::-1].index(rest[-1])
-        raise UsageError(f"{command} takes fewer arguments: number {place} of the command line is one too many")
+        # It is not repeated: it may be a value of an option that takes none.
+        place = f"number {words.index(rest[-1]) + 1}" if words.count(rest[-1]) == 1 else "one"
+        raise UsageError(f"{command} takes fewer arguments: {place} of the command line is too many")
     check_given_once(parser, words)
     args.verbosity += sum(number for name, number in vars(args).items() if name.startswith(_MORE))
     return args
@@ -121,7 +124,7 @@ def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         if word == "--":
             return
         if (asks and not word.startswith("-") and word not in commands) or (
-            name == "--password" if "=" in word else re.match("-p[^v]", word)
+            name == "--password" if "=" in word else re.match("-v*p(?!v*$)", word)
         ):
             raise UsageError(
                 "-p and --password take no value: they ask for the password, because other users of a machine can read "
@@ -234,6 +237,7 @@ def build_parser(*, all_shown: bool = False) -> Parser:
     _add_store(methods)
     _add_delete(methods)
     _add_copy(methods)
+    _add_compare(methods)
     _add_export(methods)
     _add_watch(methods)
     _add_servers(methods)
@@ -368,6 +372,7 @@ def _add_store(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("files", nargs="+", metavar="PATH", help="files, or folders with all files below them")
     parser.add_argument("--study", metavar="UID", dest="study_instance_uid", help="accept instances of this study only")
     add_policy_options(parser, on_existing="server")
+    add_report_option(parser)
     parser.set_defaults(command="store")
 
 
@@ -402,10 +407,29 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.set_defaults(command="copy")
 
 
+def _add_compare(methods: argparse._SubParsersAction[Parser]) -> None:
+    parser = methods.add_parser(
+        "compare",
+        help="say what one archive has and another has not; changes nothing",
+        description="Compares the instances of two archives by UID, by announced numbers, or by content.\n"
+        "The differences are JSON lines, which copy --input takes. The exit code is 0 if both hold the same,\n"
+        "1 if they differ or something could not be compared.",
+        example="compare /data/ct https://pacs.example/dicom-web --output missing.jsonl",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="URL or folder that is to be there again")
+    parser.add_argument("destination", metavar="DESTINATION", help="URL or folder that is held against it")
+    add_comparison_options(parser)
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="studies at once (default: %(default)s)")
+    there = parser.add_argument_group("destination")
+    add_archive_options(there, "destination")
+    add_authentication_options(there, "destination")
+    parser.set_defaults(command="compare")
+
+
 def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = methods.add_parser(
         "watch",
-        help="copy what is new in an archive, continuously or once a night",
+        help="copy what is new in an archive, or keep a table of it, continuously or once a night",
         description="Copies what is new in one archive to another, in rounds. The position is kept in a file, so that\n"
         "the same command goes on where it ended: nothing is missed, and nothing is stored twice.",
         example="watch https://pacs.example/dicom-web /data/new --cursor watch.json --once",
@@ -413,7 +437,9 @@ def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="URL or folder to watch (the options of the archive apply to it)"
     )
-    parser.add_argument("destination", metavar="DESTINATION", help="URL or folder to write")
+    parser.add_argument(
+        "destination", metavar="DESTINATION", nargs="?", help="URL or folder to write; without it, --table is kept"
+    )
     add_watch_options(parser)
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
     there = parser.add_argument_group("destination")
@@ -454,7 +480,7 @@ def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
         help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
         description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
         "what the columns name, also names of patients, and only its owner can read it.",
-        example="export table pacs --level series --columns StudyDate,Modality --out series.parquet",
+        example="export table https://pacs.example/dicom-web --level series --filter Modality=CT --out series.parquet",
     )
     parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
     add_table_options(parser)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import cast
 
+from dicomweb_io.cli.compare import compare
 from dicomweb_io.cli.copy import copy
 from dicomweb_io.cli.export import export_table
 from dicomweb_io.cli.output import ANSWERS, print_line, print_table
@@ -113,6 +114,7 @@ def completion(args: argparse.Namespace) -> int:
 Command = Callable[[argparse.Namespace], int]
 
 COMMANDS: dict[str, Command] = {
+    "compare": compare,
     "completion": completion,
     "copy": copy,
     "delete": delete,

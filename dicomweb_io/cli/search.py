@@ -347,12 +347,15 @@ class _Totals:
     """What has been seen so far: numbers are None once an archive does not tell one."""
 
     patients: set[int] = field(default_factory=set)
+    ids: set[int] = field(default_factory=set)
     studies: int = 0
     series: int | None = 0
     instances: int | None = 0
 
     def add(self, study: dict[str, Any]) -> None:
-        self.patients.add(hash(_patient(study)))
+        uid, name = _patient(study)
+        self.patients.add(hash((uid, name)))
+        self.ids.add(hash(uid or (uid, name)))
         self.studies += 1
         self.series = _sum(self.series, study["NumberOfStudyRelatedSeries"])
         self.instances = _sum(self.instances, study["NumberOfStudyRelatedInstances"])
@@ -494,7 +497,9 @@ def _sum(*numbers: int | None) -> int | None:
 
 
 def _patient(study: dict[str, Any]) -> tuple[str, str]:
-    return study["PatientID"].strip(), fold_case(study["PatientName"]).rstrip("^ ")
+    """The patient: the ID, and the name in the first of its groups that is not empty."""
+    groups = [group.strip("^ ") for group in study["PatientName"].split("=")]
+    return study["PatientID"].strip(), fold_case(next(filter(None, groups), ""))
 
 
 def _order(study: dict[str, Any]) -> tuple[Any, ...]:
@@ -560,6 +565,8 @@ def _print_tree(contents: Contents, name: str, depth: str | None, limit: int | N
     if totals.studies > len(studies):
         more = totals.studies - len(studies)
         print(f"… and {more:,} more {_noun(more, 'study')}: --limit {totals.studies} shows all, --filter some of them")
+    if others := len(totals.patients) - len(totals.ids):
+        print(f"! {_counted(others, 'patient')} with the ID of a patient of another name")
     if contents.problems:
         print(_problem_text(contents.problems))
     if contents.problems.keys() - {"miscounted series"}:

@@ -1,4 +1,4 @@
-"""The command ``watch``: what is new in an archive is copied, again and again."""
+"""The command ``watch``: what is new in an archive is copied, and a table of it is kept, again and again."""
 
 from __future__ import annotations
 
@@ -10,38 +10,36 @@ from dicomweb_io.cli.output import print_line
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.transfer import TransferJob, run_transfer
-from dicomweb_io.watch import INTERRUPTED, ended_by_sigterm, exit_code, job_from, progress_line, run_watch
+from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, progress_line, run_watch
 
 
 def watch(args: argparse.Namespace) -> int:
-    """Copies what is new; prints a summary at the end, as JSON unless a person reads it."""
+    """Copies what is new, and keeps a table; prints a summary at the end, as JSON unless a person reads it."""
     if args.url:
-        raise UsageError("watch takes two archives, SOURCE and DESTINATION, and no --url")
+        raise UsageError("watch takes its archives as arguments, SOURCE and DESTINATION, and no --url")
     if args.jobs < 1:
         raise UsageError(f"--jobs must be 1 or more, not {args.jobs}")
     limits = Limits(args.jobs)
     source = endpoint_from(args, args.source).replace(limits=limits)
-    job = job_from(args, source, endpoint_from(args, role="destination").replace(limits=limits))
+    destination = endpoint_from(args, role="destination").replace(limits=limits) if args.destination else None
+    job = job_from(args, source, destination)
     client = connect(args, source)
 
     def copy(once: TransferJob) -> dict[str, Any]:
         # It sees what others have stored since the last round.
-        destination = connect(args, once.destination)
+        target = connect(args, once.destination)
         try:
-            return run_transfer(once, max_in_flight=args.jobs, clients=(client, destination))
+            return run_transfer(once, max_in_flight=args.jobs, clients=(client, target))
         finally:
-            destination.close()
+            target.close()
 
     try:
         with ended_by_sigterm() as stopping:
             totals = run_watch(job, client, copy, stopping)
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
     finally:
         client.close()
     if sys.stdout.isatty():
-        print(f"Ended after {progress_line(totals)}")
+        print(f"Ended after {progress_line(totals, job)}")
     else:
         print_line(totals)
     return exit_code(totals)

@@ -26,6 +26,7 @@ instances without looking at them, `CopyInstances` is faster and needs less memo
 - **Watching**: `WatchForStudies` and `WatchForInstances` emit references to what is new in an archive,
   `WatchForCompleteStudies` to studies of which nothing has arrived for a while; `ParseNotifications` turns
   notifications of archives into references.
+- **Comparison**: `CompareArchives` gives what one of two archives has and the other has not.
 - **Tables**: `AsRows` makes rows with a schema from elements and from search rows; searches do it with ``columns=``.
 
 A failure that remains after all retries fails the pipeline. With ``.with_error_handler(handler)`` or
@@ -54,6 +55,7 @@ from dicomweb_io.transforms.read_write import (
     ReadReferences,
     WriteToDICOMweb,
 )
+from dicomweb_io.transforms.reconcile import CompareArchives, ComparedArchives
 from dicomweb_io.transforms.retrieve import (
     RetrievedInstances,
     RetrievedMetadata,
@@ -76,6 +78,8 @@ register_coders()
 
 __all__ = [
     "AsRows",
+    "CompareArchives",
+    "ComparedArchives",
     "CopyInstances",
     "DeleteResources",
     "DeleteResult",

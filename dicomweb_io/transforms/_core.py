@@ -38,6 +38,7 @@ from dicomweb_io.elements import (
     LEVELS,
     UID_KEYWORDS,
     Bulkdata,
+    Difference,
     Failure,
     Frame,
     Instance,
@@ -68,7 +69,9 @@ Role = Literal["source", "sink"]
 # The systems under which Beam's own file systems report what they read; everything behind them is a path.
 _SYSTEMS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
-ReferenceInput = Resource | str | dict[str, Any] | tuple[str, ...] | Instance | StoredInstance | Frame | RenderedImage
+ReferenceInput = (
+    Resource | str | dict[str, Any] | tuple[str, ...] | Instance | StoredInstance | Frame | RenderedImage | Difference
+)
 """What names an object (see `Resource.of`). Typed rows, which have no common class, are let in by their columns."""
 
 T = TypeVar("T", Instance, Frame, Bulkdata)

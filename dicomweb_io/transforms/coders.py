@@ -198,6 +198,7 @@ ELEMENT_TYPES: tuple[type, ...] = (
     elements.StoredInstance,
     elements.Failure,
     elements.Exclusion,
+    elements.Difference,
     InstanceGroup,
 )
 """The classes that are elements of collections. (`SearchPage` is a client's answer and never an element.)"""

@@ -5,14 +5,14 @@ reshuffled, so that the work spreads, and each is moved by the transfer engine (
 for a whole series, store requests of many.
 
 Around that a job has `MatchLines` and `ListExclusions`, which say what there is to copy, and
-`WriteAccount` and `WriteFailures`, which report the result, counted from output collections.
+`WriteAccount` and `WriteReport`, which report the result, counted from output collections.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import repeat
 from typing import Any, NamedTuple, cast
@@ -337,7 +337,7 @@ class _MatchLines(PooledDoFn):
         narrowed = isinstance(wanted, SearchQuery) and wanted.level != "study"
         listed = not (failed or self._job.filters or single or narrowed)
         for one, uids in series.items():
-            yield InstanceGroup(one, tuple(uids), len(uids) if listed else None)
+            yield InstanceGroup(one, tuple(uids), len(uids) if listed else None, line=subject.place)
 
 
 class ListExclusions(DICOMwebTransform):
@@ -422,28 +422,32 @@ def _write_account(accounts: tuple[int, Iterable[Account]], path: str, with_fact
     report_lines(path, "the account of the job in", [json.dumps(total.document())])
 
 
-class WriteFailures(beam.PTransform[Any, Any]):
-    """Writes all failures to one file, one JSON object a line, complete or not at all.
+class WriteReport(beam.PTransform[Any, Any]):
+    """Writes a report of all failures, one JSON object a line, to one file, complete or not at all.
 
     Gives a `Failure` if the file cannot be written; see `dicomweb_io.options.Report`.
 
     Args:
         path: A local path or an fsspec URL that the workers can write.
+        option: What the user calls the report.
+        line_of: Makes a line of each element, which may be something else than a failure.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, option: str = "--failures", line_of: Callable[[Any], str] = failure_line) -> None:
         super().__init__()
-        self._path = path
+        self._how = path, option, line_of
 
-    def expand(self, failures: Any) -> Any:
+    def expand(self, elements: Any) -> Any:
         """Builds the steps."""
-        once = failures.pipeline | "Once" >> beam.Create([None])
-        write = beam.FlatMap(_write_failures, self._path, AsIter(failures))
+        once = elements.pipeline | "Once" >> beam.Create([None])
+        write = beam.FlatMap(_write_report, *self._how, AsIter(elements))
         return once | "Write" >> write.with_output_types(Failure)
 
 
-def _write_failures(_: None, path: str, failures: Iterable[Failure]) -> Iterator[Failure]:
-    problem = report_lines(path, "--failures", map(failure_line, failures))
+def _write_report(
+    _: None, path: str, option: str, line_of: Callable[[Any], str], elements: Iterable[Any]
+) -> Iterator[Failure]:
+    problem = report_lines(path, option, map(line_of, elements))
     if problem is not None:
         yield Failure(REPORT, problem)
 

@@ -342,6 +342,9 @@ class _NameLines(beam.DoFn):
 
     def process(self, line: ListLine) -> Iterator[Any]:
         wanted, problem = line.wanted, line.problem
+        if wanted is None and not problem:
+            # What a comparison found in the destination only.
+            return
         if wanted is not None and self._level is not None:
             named = wanted.level if isinstance(wanted, Resource) else None
             if named != self._level:

@@ -54,9 +54,11 @@ def job(request, tmp_path, folder, capsys):
         words = [word for name, value in usual.items() if name not in arguments for word in (name, value)]
         words += map(str, arguments)
         if request.param == "job":
-            code = main(["--source", str(source), "--destination", str(destination), *words])
+            code = main(
+                ["--source", str(source), *(["--destination", str(destination)] if destination else []), *words]
+            )
         else:
-            code = command(["watch", str(source), str(destination), *words])
+            code = command(["watch", str(source), *([str(destination)] if destination else []), *words])
         printed = capsys.readouterr()
         numbers = json.loads(summary.read_text()) if summary.exists() else {}
         return code, numbers, printed.out + printed.err
@@ -212,6 +214,7 @@ def test_a_signal_ends_it_in_order(source, folder, tmp_path, module, number, cod
         (["--failures", "/no/such/folder/f"], "there is no folder"),
         (["--cursor", "gs://bucket/cursor"], "give a path on this machine"),
         (["--method", "orthanc"], "is a folder"),
+        (["--table", "x.xlsx"], "x.xlsx: the name of a table ends in .parquet"),
         (["--for", "tomorrow"], "--for 'tomorrow': expected a time"),
         (["--complete-after", "0"], "--complete-after '0': expected a time"),
     ],
@@ -319,3 +322,83 @@ def test_a_refused_login_ends_it_at_once(job, serve, source, status):
     code, numbers, printed = job(server.url, "--method", "list", polls=1000)
     assert (code, numbers["polls"]) == (1, 1)
     assert str(status) in printed
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8") as file:
+        return sorted(line["SOPInstanceUID"] for line in map(json.loads, file))
+
+
+def uids_of(directory):
+    return sorted(str(Instance.from_path(path).reference.sop_instance_uid) for path in Path(directory).rglob("*.dcm"))
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_table_is_kept_and_neither_misses_nor_doubles(job, serve, source, folder, tmp_path, copies):
+    """Also what arrives with an old study date, and a late instance of a study that has rows."""
+    table = tmp_path / "table.jsonl"
+    options = ("--once", "--table", table, "--level", "instance", "--columns", "StudyInstanceUID,SOPInstanceUID")
+    destination = folder if copies else None
+    paths = fresh(source)
+    late = paths[0].rename(source.parent / "late")
+    server = serve(source)
+    for arrives, rows in ((None, 3), (None, 0), (late, 4 + 4), (None, 0)):
+        if arrives:
+            arrives.rename(paths[0])
+            fresh(source)
+            server.refresh()
+        code, numbers, printed = job(server.url, *options, destination=destination)
+        assert (code, numbers["rows"]) == (0, rows), printed
+        assert rows_of(table) == uids_of(source)
+        assert not copies or bytes_of(folder) == bytes_of(source)
+    assert table.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_table_is_written_before_its_place(job, source, tmp_path, monkeypatch):
+    """A process that dies in between writes the same rows again."""
+    table = tmp_path / "table.jsonl"
+    options = ("--once", "--table", table, "--level", "instance", "--columns", "StudyInstanceUID,SOPInstanceUID")
+    fresh(source)
+    job(source, *options, destination=None)
+    fresh(source)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlaceFile, "write", die)
+        code, _, printed = job(source, *options, destination=None)
+    assert code == 130, printed
+    assert rows_of(table) == uids_of(source)
+    code, numbers, _ = job(source, *options, destination=None)
+    assert (code, numbers["rows"]) == (0, 4)
+    assert rows_of(table) == uids_of(source)
+
+
+def test_a_table_that_lacks_rows_is_as_it_was(job, serve, source, tmp_path):
+    table = tmp_path / "table.jsonl"
+    options = ("--table", table, "--columns", "StudyInstanceUID,SOPInstanceUID", "--level", "instance")
+    fresh(source)
+    faults = [fault("status", path="instances", times=1, status=409)]
+    server = serve(source, faults=faults)
+    code, numbers, printed = job(server.url, *options, destination=None, polls=1)
+    assert (code, numbers["failed_polls"], table.exists()) == (1, 1, False)
+    code, numbers, printed = job(server.url, *options, destination=None, polls=2)
+    assert (code, rows_of(table)) == (0, uids_of(source)), printed
+
+
+def test_a_watch_needs_something_to_do(job, source):
+    code, _, printed = job(source, destination=None)
+    assert (code, "or a --table to keep" in printed) == (2, True)
+
+
+def test_a_report_tells_all_rounds(job, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "ROUND", 3)
+    fresh(source, instances=7)
+    page, document = tmp_path / "report.html", tmp_path / "report.json"
+    code, _, _ = job(source, "--once", "--report", page, "--report", document)
+    told = json.loads(document.read_text())
+    assert (code, told["kind"], told["complete"], told["summary"]["transferred"]) == (0, "watch", True, 7)
+    assert [row[2] for row in told["tables"][0]["rows"]] == [3, 3, 1]
+    assert "Watch report" in page.read_text()
+    assert page.stat().st_mode & 0o777 == 0o600

@@ -164,6 +164,16 @@ def test_a_start_in_the_past_is_the_first_window(serve, folder):
     assert early
 
 
+@pytest.mark.parametrize("level", ["study_change", "instance"])
+def test_a_listing_reports_what_is_dated_since_the_start_and_then_all_that_arrives(folder, level):
+    for day in ("20200101", "20200301"):
+        store(folder, instances=1, study_date=day)
+    watcher = Follower(folder, level, start=datetime(2020, 2, 1))
+    assert len(watcher.poll()) == 1
+    store(folder, instances=1, study_date="19990101")
+    assert len(watcher.poll()) == 1
+
+
 def test_receive_times_are_asked_for_and_forgotten(serve, folder):
     there = store(folder)
     server = serve(folder)

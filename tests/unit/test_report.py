@@ -14,13 +14,20 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dicomweb_io.account import MAX_EXAMPLES, MAX_SLICES, MAX_SLOW_SERIES, SIZES, Account, Timeline, make_summary
+from dicomweb_io.account import MAX_EXAMPLES, MAX_SLICES, MAX_SLOW_SERIES, SIZES, Account, Facts, Timeline, make_summary
 from dicomweb_io.cli import main
 from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.listing import InstanceGroup
 from dicomweb_io.options import UsageError
-from dicomweb_io.report import check_report, make_document, render_page, write_report, write_transfer_reports
+from dicomweb_io.report import (
+    RoundsReport,
+    check_report,
+    make_document,
+    render_page,
+    write_report,
+    write_transfer_reports,
+)
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transfer import TransferJob, run_transfer
@@ -114,6 +121,9 @@ def test_timelines_merge_to_the_same_in_any_order_and_stay_small(events, order):
     merged = Timeline()
     for part in parts:
         merged.merge(part)
+    restored = Facts()
+    restored.timeline = merged
+    assert Facts.of(restored.document()).document() == restored.document()
     assert (merged.width, merged.slices) == (whole.width, whole.slices)
     slices = merged.document()["slices"]
     assert len(slices) <= MAX_SLICES
@@ -144,9 +154,10 @@ def test_accounts_merge_to_the_same_facts_in_any_order(numbers, order):
     whole = account_of(*entries).document()["facts"]
     for facts in (*documents, whole):
         # Failures bear no time; they are noted when they are counted.
-        facts.pop("timeline")
+        facts["timeline"]["slices"].clear()
         assert all(len(examples) <= MAX_EXAMPLES for examples in facts["examples"].values())
     assert documents[0] == documents[1]
+    assert Facts.of(whole).document() == whole
     for facts in (documents[0], whole):
         facts["examples"] = {reason: len(examples) for reason, examples in facts["examples"].items()}
     assert documents[0] == whole
@@ -281,6 +292,38 @@ def test_other_commands_write_reports_too(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["tables"] == facts["tables"]
 
 
+def test_rounds_are_added_up(tmp_path):
+    """What watches copies in rounds, which report each."""
+    path = tmp_path / "report.html"
+    report = RoundsReport((str(path), str(tmp_path / "report.json")), {"kind": "watch", "source": {"url": "/a"}})
+    traffic = {"requests": 3, "retries": 1, "bytes_in": 5, "bytes_out": 6, "throttled_seconds": 0.5, "max_seconds": 2.0}
+    for number in range(3):
+        failure = Failure("CopyInstances", "refused", reference=stored(number).reference)
+        account = account_of(stored(number, sop_class_uid=CT), failure)
+        report.add(document_of(account, requests=[{"archive": "source", **traffic}]))
+    totals = {"polls": 3, "transferred": 3, "found": 6, "pending": 3, "reasons": {"refused": 3}, "last_error": SCRIPT}
+    report.write(totals, complete=False)
+    text = check_page(path.read_text())
+    assert "Watch report" in text
+    assert "Not everything is done: 3 to be tried again." in text
+    assert SCRIPT not in text
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["requests"] == [
+        {
+            "archive": "source",
+            **traffic,
+            "requests": 9,
+            "retries": 3,
+            "bytes_in": 15,
+            "bytes_out": 18,
+            "throttled_seconds": 1.5,
+        }
+    ]
+    assert [(cause["number"], len(cause["examples"])) for cause in document["failures"]] == [(3, 3)]
+    assert sum(item["transferred"] for item in document["timeline"]["slices"]) == 3
+    assert document["sop_classes"][0]["instances"] == 3
+
+
 # As a user meets them -----------------------------------------------------------------------------------------------
 
 
@@ -312,6 +355,22 @@ def test_a_copy_reports(driver, serve, tmp_path, capsys):
     assert traffic["retries"] == 1
     assert traffic["max_seconds"] > 0
     check_page(reports[0].read_text())
+
+
+def test_a_store_reports(serve, tmp_path, capsys):
+    make_study(tmp_path / "files", series=1, instances=3, size=100)
+    (tmp_path / "files/readme.txt").write_text("not DICOM")
+    server, path = serve(tmp_path / "archive"), tmp_path / "report.json"
+    (tmp_path / "broken.dcm").write_bytes(b"no DICOM")
+    files = [str(tmp_path / "files"), str(tmp_path / "broken.dcm")]
+    assert main(["store", "instances", *files, "--url", server.url, "--report", str(path)]) == 1
+    document = json.loads(path.read_text())
+    summary = {name: document["summary"][name] for name in ("found", "transferred", "ignored", "failed")}
+    assert summary == {"found": 5, "transferred": 3, "ignored": 1, "failed": 1}
+    assert (document["kind"], document["destination"]) == ("store", {"url": server.url})
+    assert document["failures"][0]["examples"][0]["source"] == str(tmp_path / "broken.dcm")
+    assert document["requests"][0]["requests"] == len(server.records)
+    assert main(["store", "instances", *files, "--url", server.url, "--report", "a.pdf"]) == 2
 
 
 def test_a_dry_run_reports_what_it_would_copy(tmp_path):

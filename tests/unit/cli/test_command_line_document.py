@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import pydicom
@@ -56,7 +58,31 @@ def test_the_examples_run(block, places, monkeypatch, tmp_path, capsys):
         assert words.pop(0) == "dicomweb-io", line
         if ">" in words:
             words = words[: words.index(">")]
+        if words[0] == "watch" and "--once" not in words:
+            words += ["--max-polls", "1"]
         assert main(words) == 0, (line, capsys.readouterr().err)
+
+
+def test_a_nightly_refresh_runs(places, tmp_path, capsys):
+    """The lines for cron and systemd, three nights each."""
+    (cron,) = re.findall(r"^```crontab\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    service, timer = re.findall(r"^```ini\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    assert re.fullmatch(r"(\S+ ){5}dicomweb-io .* >> \S+ 2>&1\n", cron)
+    for text in (service, timer):
+        ConfigParser(delimiters=("=",)).read_string(text)
+    (tmp_path / "token").write_text("secret")
+    lines = (
+        cron.partition("dicomweb-io ")[2].partition(" >>")[0],
+        re.findall(r"^ExecStart=dicomweb-io (.*)$", service, re.M)[0],
+    )
+    for number, line in enumerate(lines):
+        for old, new in {**places, "/etc/mirror/token": str(tmp_path / "token")}.items():
+            line = line.replace(old, new)
+        words = [word.replace("mirror", f"mirror{number}") for word in shlex.split(line)]
+        for transferred in (1, 0, 0):
+            assert main(words) == 0
+            assert json.loads(capsys.readouterr().out)["transferred"] == transferred
+        assert len(list((tmp_path / f"data/mirror{number}").rglob("*.dcm"))) == 1
 
 
 def test_the_page_names_every_command():
@@ -64,12 +90,12 @@ def test_the_page_names_every_command():
     told = {word for cell in cells for word in re.findall(r"`(\w+)", cell)}
     known = {parser.prog.split()[1] for parser in list(all_parsers(build_parser()))[1:]}
     assert told <= known
-    assert {"search", "tree", "retrieve", "store", "copy", "servers", "serve"} <= told
+    assert {"search", "tree", "retrieve", "store", "copy", "watch", "servers", "serve"} <= told
 
 
 def test_the_help_of_each_command_has_an_example(capsys):
     for parser in all_parsers(build_parser()):
-        if parser.get_default("command") not in (None, "compare"):
+        if parser.get_default("command") is not None:
             example = re.search(r"Example:\n  dicomweb-io (.+)$", parser.format_help(), re.MULTILINE)
             assert example, f"{parser.prog} --help has no example"
             # It is a command line of this command.

@@ -67,7 +67,7 @@ def test_every_command_takes_them(command, before):
         ([*SEARCH, "--lmit", "3"], "unknown option --lmit: did you mean --limit?"),
         ([*SEARCH, "--numbers", "3"], "search studies has no option --numbers"),
         (["serve", ".", "--url", "x"], "serve has no option --url"),
-        (["copy", "a", "b", "c"], "number 4 of the command line is one too many"),
+        (["copy", "a", "b", "c"], "number 4 of the command line is too many"),
         (["retrieve", "studies", "--study", "1", "rendered", "--window", "-5,3"], "after an equals sign"),
         (["retrieve", "studies", "--stdy", "1", "full"], "did you mean --study?"),
         ([*SEARCH, "-x"], "unknown option -x"),

@@ -215,6 +215,17 @@ def test_a_tree_shows_the_first_and_counts_the_rest(archive: Path, terminal: Any
     assert "1 patient, 1 study, 1 series, 1 instance" in lines(capsys)[0]
 
 
+def test_a_tree_tells_of_patients_with_one_id(archive: Path, terminal: Any, capsys: Capture) -> None:
+    terminal(100)
+    for number, name in enumerate(("DOE^JANE^^Dr^", "Roe^Richard")):
+        uids = (f"1.3.{number}", f"1.3.{number}.1", f"1.3.{number}.1.1")
+        (archive / f"{number}.dcm").write_bytes(make_bytes(*uids, PatientID="D2", PatientName=name))
+    assert main(["tree", str(archive)]) == 0
+    shown = lines(capsys)
+    assert "3 patients, 5 studies" in shown[0]
+    assert shown[-1] == "! 1 patient with the ID of a patient of another name"
+
+
 @pytest.mark.parametrize("form", ["json", "jsonl"])
 def test_a_tree_for_programs(form: str, archive: Path, capsys: Capture) -> None:
     assert main(["tree", str(archive), "--format", form]) == 0

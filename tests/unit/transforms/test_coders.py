@@ -13,6 +13,7 @@ from hypothesis import given, strategies as st
 
 from dicomweb_io.elements import (
     Bulkdata,
+    Difference,
     Exclusion,
     Failure,
     Frame,
@@ -91,6 +92,14 @@ ELEMENTS = {
         TEXTS,
         st.one_of(st.none(), RESOURCES),
         OPTIONAL_TEXTS,
+    ),
+    Difference: st.builds(
+        Difference,
+        st.sampled_from(["missing", "extra", "different"]),
+        RESOURCES,
+        st.integers(0, 2**40),
+        TEXTS,
+        st.lists(TEXTS, max_size=2).map(tuple),
     ),
     InstanceGroup: st.builds(
         InstanceGroup,
@@ -209,6 +218,14 @@ GOLDEN = [
         "00060c04085265747269657665040c6e6f207265666572656e636500000000000001010900000403696e74",
     ),
     (Exclusion("ignored", "/x", "no DICOM"), "000603040769676e6f72656404022f7804086e6f204449434f4d"),
+    (
+        Difference("missing", ONE),
+        "00060204076d697373696e6706040409005265736f757263650403312e320403312e330403312e34",
+    ),
+    (
+        Difference("extra", ONE.series, 7, "x", ("studies/1.2/series/1.4",)),
+        "0006050405657874726106030409005265736f757263650403312e320403312e33010704017806010416737475646965732f312e322f7365726965732f312e34",
+    ),
     (
         InstanceGroup(ONE.series, ("1.4", "1.5"), 2),
         "00060306030409005265736f757263650403312e320403312e3306020403312e340403312e350102",

@@ -94,6 +94,10 @@ def copied(tmp_path, printed):
     assert len(files(tmp_path / "research")) == INSTANCES
 
 
+def compared(tmp_path, printed):
+    assert [(line.split()[0], line.split()[2]) for line in printed] == [("missing", str(INSTANCES // 2))] * 2
+
+
 def rendered(tmp_path, printed):
     images = list(tmp_path.glob("data/png/*-1.png"))
     assert [Image.open(path).format for path in images] == ["PNG"] * INSTANCES
@@ -107,6 +111,7 @@ CHECKS = {
     "A server to a bucket": in_bucket,
     "What arrives, processed": processed,
     "A filtered copy": copied,
+    "Is the copy complete?": compared,
     "Frames to PNG": rendered,
 }
 
