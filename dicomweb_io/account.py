@@ -146,7 +146,8 @@ def failure_line(failure: Failure) -> str:
 
 def place_of(failure: Failure) -> str | None:
     """Where a failure is, in the user's own words: a line of a list, a path, or what it concerns."""
-    return failure.source or (failure.reference.uri if failure.reference is not None else None)
+    what = failure.source or (failure.reference.uri if failure.reference is not None else None)
+    return f"{failure.line}: {what}" if failure.line and what and failure.line != what else failure.line or what
 
 
 def told_of(failure: Failure) -> str:
@@ -509,6 +510,8 @@ def make_summary(
     for name, prefix in (("reasons", _REASON), ("warnings", _WARNING)):
         texts = {text[len(prefix) :]: number for text, number in counts.items() if text.startswith(prefix)}
         summary[name] = dict(sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
+    if dry_run:
+        summary["dry_run"] = True
     if interrupted:
         summary["interrupted"] = True
         summary["not_tried"] += max(0, summary["found"] - _results(summary))

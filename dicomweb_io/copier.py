@@ -10,7 +10,9 @@ so, without a request.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,6 +87,8 @@ def memory_of(instance: Instance) -> int:
     return 0 if instance.content is None else len(instance.content)
 
 
+_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+
 # Series in a row of which nothing comes before series are not asked for as a whole for a while.
 _MAX_IN_VAIN = 3
 
@@ -125,6 +129,7 @@ class InstanceStorer:
         self._verify: Verify = verify
         self._transform = transform
         self._listing = SeriesListing(destination)
+        self._full: str | None = None
 
     def learn(self, series: Resource, uids: Iterable[str]) -> None:
         """Takes what a listing has found in the archive, which then is not asked for it."""
@@ -166,7 +171,7 @@ class InstanceStorer:
         return (self._lost(reference) if unsent else None) or failure_of(error, self._transform, reference=reference)
 
     def _lost(self, reference: Resource) -> Failure | None:
-        reason = self._destination.unavailable
+        reason = self._full or self._destination.unavailable
         return not_tried(reason, self._transform, reference=reference) if reason is not None else None
 
     def store(self, instances: Sequence[Instance]) -> list[CopyResult]:
@@ -188,9 +193,15 @@ class InstanceStorer:
             self._send([instances[place] for place in places], places, policy, results)
         return [results[place] for place in range(len(instances))]
 
+    def _note_full(self, failure: Failure) -> None:
+        """Notes that a folder takes nothing any more, so that the rest is not retrieved in vain."""
+        for text in () if self._destination.transport is not None else _FULL:
+            if text in failure.message:
+                self._full = f"{self._destination.base_url} takes no more files: {text}"
+
     def _by_policy(self, instances: Sequence[Instance], results: dict[int, CopyResult]) -> dict[OnExisting, list[int]]:
         """The places of the instances by how they are sent; failures of the listing are results."""
-        reason = self._destination.unavailable
+        reason = self._full or self._destination.unavailable
         if reason is not None:
             for place, instance in enumerate(instances):
                 results[place] = not_tried(reason, self._transform, reference=instance.reference)
@@ -219,6 +230,7 @@ class InstanceStorer:
             for place, instance, outcome in zip(places, instances, outcomes, strict=True):
                 if isinstance(outcome, Failure):
                     outcome = replace(outcome, transform=self._transform, reference=instance.reference)
+                    self._note_full(outcome)
                 else:
                     self._listing.add(instance.reference)
                 results[place] = outcome

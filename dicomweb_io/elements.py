@@ -611,6 +611,9 @@ class Failure:
             summaries.
         element: What the element is, if nothing else names it: its type, its size or keys, and the UIDs in it, without
             other values.
+        line: The line of the user's list that named it.
+        wanted: What that line asks for, as names and values, where no reference says it: a later run can take it from
+            there. It may be the identifier of a patient.
     """
 
     transform: str
@@ -625,6 +628,8 @@ class Failure:
     retryable: bool = False
     server_message: str | None = None
     element: str | None = None
+    line: str | None = None
+    wanted: tuple[tuple[str, str], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The failure as a JSON object; absent values are left out."""
@@ -633,6 +638,8 @@ class Failure:
             result["reference"] = self.reference.to_dict()
         if self.rows is not None:
             result["rows"] = list(self.rows)
+        if self.wanted is not None:
+            result["wanted"] = dict(self.wanted)
         return result
 
 

@@ -76,6 +76,7 @@ class InstanceGroup:
         listed: How many instances the archive lists in the series; None if it was not asked.
         held: What the destination has of the series, as far as it matters here; None if it was not asked.
         named: Whether each instance was named, so that no other of the series is wanted.
+        line: The line of a list that names them, before groups are merged.
     """
 
     series: Resource
@@ -83,6 +84,7 @@ class InstanceGroup:
     listed: int | None = None
     held: tuple[str, ...] | None = None
     named: bool = False
+    line: str | None = None
 
     @property
     def references(self) -> list[Resource]:
@@ -936,7 +938,7 @@ def _of_json(line: str) -> Wanted | None:
         raise ValueError(f"not JSON: {error}") from error
     if "transform" in value and "message" in value:
         if not value.get("reference"):
-            raise ValueError("this failure does not name an object; repeat the search")
+            return _of_failure(value)
         value = value["reference"]
     if "difference" in value:
         if value["difference"] == "extra":
@@ -954,3 +956,21 @@ def _of_json(line: str) -> Wanted | None:
     if any(map(_PATTERN.search, found.uids.values())):
         raise ValueError("it holds a pattern where a UID should be")
     return found
+
+
+def _of_failure(failure: Mapping[str, Any]) -> Wanted:
+    """What a failure that has no reference asks for: what its line asked for."""
+    if isinstance(failure.get("wanted"), dict):
+        return _of_keys(failure["wanted"])
+    if failure.get("line"):
+        raise ValueError(f"it could not be read in {failure['line']}, where it has to be mended")
+    if failure.get("source"):
+        raise ValueError(f"it concerns the file {failure['source']}, which names no object")
+    raise ValueError("this failure does not name an object: repeat the search, without --input")
+
+
+def keys_of(query: SearchQuery) -> tuple[tuple[str, str], ...]:
+    """What a line asks for by a query, by the names of columns."""
+    names = {attribute: name for name, attribute in _COLUMNS.items()}
+    study = [(UID_KEYWORDS["study"], query.study_instance_uid)] if query.study_instance_uid else []
+    return (*study, *((names.get(key, key), value) for key, value in query.search_filters))

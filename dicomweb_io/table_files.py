@@ -186,7 +186,8 @@ class TableWriter:
             Without it the folder is replaced.
 
     Attributes:
-        incomplete: Whether rows are missing. Then the table appears under another name, `incomplete_name`.
+        incomplete: Whether rows are missing. Then the table appears under another name, `incomplete_name`, or not at
+            all if no row was written.
         files: The number of files that were written.
         size: Their bytes.
     """
@@ -229,7 +230,7 @@ class TableWriter:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds a row: values by the names of the columns."""
-        folder = "" if self._by is None else f"{self._by}={partition_text(row[self._by])}"
+        folder = "" if self._by is None else f"{self._by}={partition_text(row.get(self._by))}"
         file = self._open.get(folder)
         if file is None:
             file = self._start(folder)
@@ -266,6 +267,8 @@ class TableWriter:
     ) -> None:
         with self._stack:
             if error is None:
+                if self._number == 0 and self.incomplete:
+                    return
                 if self._number == 0 and not self._added:
                     # A table without rows is a table.
                     self._start("")
@@ -303,6 +306,8 @@ class TableWriter:
         import fsspec
 
         files, base = fsspec.core.url_to_fs(target)
+        if not self.incomplete and files.exists(gone := incomplete_name(base)):
+            files.rm(gone, recursive=True)
         if not self._folder:
             files.put_file(os.path.join(made, f"table.{self._kind}"), base)
             return

@@ -764,10 +764,10 @@ def table_summary(
     """Makes the summary of a table, and writes it where it is wanted.
 
     Returns:
-        ``table`` (where it is), ``level``, ``found`` (studies, series or instances), ``rows``, ``files``, ``bytes``,
-        ``changed_studies`` (of a refresh, else None), ``failed``, ``not_tried``, ``unwritten`` (reports), ``reasons``
-        (of failures, most frequent first), ``unreadable_values`` (left out, by column), ``absent_columns`` (of which no
-        row had the attribute), and ``seconds``.
+        ``table`` (where the rows are), ``level``, ``found`` (studies, series or instances), ``rows``, ``files``,
+        ``bytes``, ``changed_studies`` (of a refresh, else None), ``failed``, ``not_tried``, ``unwritten`` (reports),
+        ``reasons`` (of failures, most frequent first), ``unreadable_values`` (left out, by column), ``absent_columns``
+        (of which no row had the attribute), and ``seconds``.
     """
 
     def named(prefix: str) -> dict[str, int]:
@@ -776,7 +776,7 @@ def table_summary(
 
     names = [column.name for column in job.table_columns] if not job.takes_all and counts.get("objects") else []
     summary = {
-        "table": safe_url(incomplete_name(job.out) if any(map(counts.get, _FAILED)) and not job.table else job.out),
+        "table": safe_url(incomplete_name(job.out) if written is not None and written.incomplete else job.out),
         "level": job.level,
         "found": counts.get("objects", 0),
         "rows": counts.get("rows", 0),
@@ -820,8 +820,8 @@ def table_lines(summary: Mapping[str, Any], job: TableJob) -> Iterator[str]:
         yield f"  THE TABLE IS NOT COMPLETE: {failed:,} failed or were not tried"
         for reason, number in list(summary["reasons"].items())[:10]:
             yield f"    {number:,} x {reason}"
-        if not job.table:
-            yield f"  The rows that came are in {summary['table']}; {safe_url(job.out)} is as it was before."
+        came = f"The rows that came are in {summary['table']}" if summary["files"] else "Nothing was written"
+        yield f"  {came}; {safe_url(job.out)} is as it was before."
     if summary["unwritten"]:
         yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."
 

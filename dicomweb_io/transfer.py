@@ -56,6 +56,7 @@ from dicomweb_io.listing import (
     SeriesListing,
     Wanted,
     group_by_series,
+    keys_of,
     list_groups,
     resource_of_row,
     several_patients,
@@ -366,15 +367,16 @@ def _all_entries(
 ) -> Generator[Entry, None, None]:
     pool = BoundedPool(max_in_flight)
     lane: Lane[None, Entry] = pool.lane()
+    places: dict[Resource, str] = {}
     try:
-        for task in _tasks(source, job):
+        for task in _tasks(source, job, places):
             if isinstance(task, Failure):
                 yield task
                 continue
             for _, entry in lane.submit(None, partial(_entries, source, copier, task)):
-                yield entry
+                yield named_by(entry, places) if isinstance(entry, Failure) else entry
         for _, entry in lane.drain():
-            yield entry
+            yield named_by(entry, places) if isinstance(entry, Failure) else entry
         yield from excluded_files(source, job)
     except (GeneratorExit, KeyboardInterrupt):
         # The process may end next: what its threads are writing is to be whole.
@@ -386,27 +388,36 @@ def _all_entries(
         pool.close()
 
 
-def _tasks(source: DICOMClient, job: TransferJob) -> Iterator[Resource | InstanceGroup | Failure]:
-    """Series that are wanted whole, or groups of instances; and searches that failed."""
+def _tasks(
+    source: DICOMClient, job: TransferJob, places: dict[Resource, str]
+) -> Iterator[Resource | InstanceGroup | Failure]:
+    """Series that are wanted whole, or groups of instances; and searches that failed. It notes who names what."""
     failures: list[Failure] = []
     if job.copies_series:
         yield from dict.fromkeys(_found(source, job.query("series"), failures))
     else:
         listing = SeriesListing(source)
-        for group in group_by_series(_distinct(_wanted(source, job, failures))):
+        for group in group_by_series(_distinct(_wanted(source, job, failures, places))):
             yield from spread(group, listing)
     yield from failures
 
 
-def _wanted(source: DICOMClient, job: TransferJob, failures: list[Failure]) -> Iterator[Resource]:
+def _wanted(
+    source: DICOMClient, job: TransferJob, failures: list[Failure], places: dict[Resource, str]
+) -> Iterator[Resource]:
     if job.wanted is None:
         yield from _found(source, job.query("instance"), failures)
     for line in job.lines:
+        by_study = isinstance(line.wanted, SearchQuery) and line.wanted.level == "study"
+        if isinstance(line.wanted, Resource):
+            places.setdefault(line.wanted, line.place)
         for item in match_line(source, job, line):
             if isinstance(item, Failure):
                 failures.append(item)
-            else:
-                yield item
+                continue
+            if isinstance(line.wanted, SearchQuery):
+                places.setdefault(Resource(item.study_instance_uid) if by_study else item, line.place)
+            yield item
 
 
 def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterator[Resource | Failure]:
@@ -415,8 +426,10 @@ def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterato
     if wanted is None and not line.problem:
         return
     if wanted is None:
-        yield Failure(UNREADABLE_LINE, f"the line cannot be read: {line.problem}", source=line.place)
+        yield Failure(UNREADABLE_LINE, f"the line cannot be read: {line.problem}", source=line.place, line=line.place)
         return
+    place = line.place
+    asked = keys_of(wanted) if isinstance(wanted, SearchQuery) else None
     if isinstance(wanted, Resource) and wanted.level == "instance" and not job.filters:
         yield wanted
         return
@@ -424,7 +437,7 @@ def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterato
         rows = _studies(source, wanted, failures)
         problem = None if job.allow_several_patients else several_patients(rows)
         if problem is not None:
-            yield Failure(SEVERAL_PATIENTS, problem, source=line.place)
+            yield Failure(SEVERAL_PATIENTS, problem, source=place, line=place, wanted=asked)
             return
         queries = [job.query("instance", study) for study in dict.fromkeys(_resources(rows, "study", failures))]
     elif isinstance(wanted, Resource) and wanted.level == "instance":
@@ -439,12 +452,27 @@ def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterato
             matched = True
             yield instance
     for failure in failures:
-        yield replace(failure, source=line.place)
+        yield replace(failure, source=place, line=place, wanted=None if failure.reference else asked)
     if not matched and not failures:
         reference = wanted if isinstance(wanted, Resource) else None
-        yield Failure(
-            UNMATCHED_LINE, f"nothing at the source matches: {_words(wanted)}", reference=reference, source=line.place
-        )
+        message = f"nothing at the source matches: {_words(wanted)}"
+        yield Failure(UNMATCHED_LINE, message, reference=reference, source=place, line=place, wanted=asked)
+
+
+def named_by(failure: Failure, places: Mapping[Resource, str]) -> Failure:
+    """A failure with the line of the list that names what it concerns, if one does."""
+    reference = failure.reference
+    if failure.line is None and reference is not None and places:
+        for one in (reference.instance, reference.series, Resource(reference.study_instance_uid)):
+            if one in places:
+                return replace(failure, line=places[one])
+    return failure
+
+
+def places_of(group: InstanceGroup) -> Iterator[tuple[Resource, str]]:
+    """What a line of a list has named, a series or a single instance, and the line."""
+    if group.line is not None:
+        yield (group.references[0] if len(group.sop_instance_uids) == 1 else group.series), group.line
 
 
 def _studies(source: DICOMClient, query: SearchQuery, failures: list[Failure]) -> list[JSONDataset]:

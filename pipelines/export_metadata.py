@@ -19,13 +19,14 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
@@ -223,8 +224,14 @@ def _scratch(options: PipelineOptions, stack: ExitStack) -> str:
     if not folder:
         raise UsageError("this runner's workers cannot write to this machine: give --temp_location (an fsspec URL)")
     scratch = f"{folder.rstrip('/')}/export-{os.urandom(8).hex()}"
-    stack.callback(FileSystems.delete, [scratch])
+    stack.callback(_delete, scratch)
     return scratch
+
+
+def _delete(folder: str) -> None:
+    # What is left behind does not change the result.
+    with suppress(BeamIOError, OSError):
+        FileSystems.delete([folder])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import AsDict
 
 from dicomweb_io.account import (
     ROW,
@@ -37,12 +38,21 @@ from dicomweb_io.account import (
     shown_progress,
     write_summary,
 )
-from dicomweb_io.elements import Failure
+from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_transfer_options, read_json
 from dicomweb_io.report import write_transfer_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import StoppedError, TransferInterrupted, TransferJob, check_archives, check_places, job_from
+from dicomweb_io.transfer import (
+    StoppedError,
+    TransferInterrupted,
+    TransferJob,
+    check_archives,
+    check_places,
+    job_from,
+    named_by,
+    places_of,
+)
 from dicomweb_io.transforms import CopyInstances, SearchForInstances, SearchForSeries
 from dicomweb_io.transforms._core import piped_by_member
 from dicomweb_io.transforms.copy import (
@@ -107,6 +117,9 @@ def build(pipeline: beam.Pipeline, job: TransferJob) -> TransferOutputs:
         exclusions, unreadable = pipeline | "Exclusions" >> ListExclusions(job)
         failures.append(unreadable)
     joined = failures | "Failures" >> beam.Flatten()
+    if job.wanted is not None:
+        places = references | "Places" >> beam.FlatMap(places_of).with_output_types(tuple[Resource, str])
+        joined = joined | "NameLines" >> beam.Map(named_by, AsDict(places)).with_output_types(Failure)
     return TransferOutputs(grouped.groups, copied.stored, joined, exclusions)
 
 

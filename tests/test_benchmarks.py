@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 LITTLE = {
     "archives": ("--series", "2", "--instances", "2", "--size", "1000", "--runs", "1"),
     "client": ("--runs", "1"),
+    "compare": ("--instances", "60", "--series", "6", "--servers", "--content"),
     "export_table": ("--rows", "200"),
     "file_index": ("--instances", "40", "--repeat", "1", "--small-files", "--no-peer", "--writers", "2"),
     "overheads": ("--series", "2", "--instances", "2", "--size", "200", "--runs", "1"),

@@ -478,9 +478,9 @@ def _add_export(methods: argparse._SubParsersAction[Parser]) -> None:
     parser = kinds.add_parser(
         "table",
         help="chosen attributes of studies, series or instances as Parquet, CSV or JSON lines",
-        example="export table https://pacs.example/dicom-web --level series --filter Modality=CT --out x.parquet",
         description="Writes a row for each study, series or instance. The file appears when it is complete; it holds "
         "what the columns name, also names of patients, and only its owner can read it.",
+        example="export table https://pacs.example/dicom-web --level series --filter Modality=CT --out series.parquet",
     )
     parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="the archive (or --url)")
     add_table_options(parser)

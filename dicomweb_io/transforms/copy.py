@@ -337,7 +337,7 @@ class _MatchLines(PooledDoFn):
         narrowed = isinstance(wanted, SearchQuery) and wanted.level != "study"
         listed = not (failed or self._job.filters or single or narrowed)
         for one, uids in series.items():
-            yield InstanceGroup(one, tuple(uids), len(uids) if listed else None)
+            yield InstanceGroup(one, tuple(uids), len(uids) if listed else None, line=subject.place)
 
 
 class ListExclusions(DICOMwebTransform):

@@ -233,6 +233,37 @@ def test_ctrl_c_ends_it_while_threads_wait_and_the_same_command_goes_on(serve, s
     assert len(list(there.rglob("*.dcm"))) == 12
 
 
+# Lines of lists -------------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_names_the_line_and_the_list_of_failures_is_a_list(transfer, serve, folder, tmp_path):
+    """What fails later names its line too; what a line asked for is asked for again."""
+    source, failures = tmp_path / "source", tmp_path / "failures.jsonl"
+    source.mkdir()
+    for uid in ("1.2.1", "1.2.2", "1.2.3"):
+        content = make_bytes(uid, f"{uid}.1", f"{uid}.1.1", AccessionNumber=f"A{uid[-1]}", PatientID=f"P{uid[-1]}")
+        (source / f"{uid}.dcm").write_bytes(content)
+    wanted = tmp_path / "cohort.csv"
+    wanted.write_text("Study UID;Accession;MRN;Date\n1.2.1;;;x\n;A2;;\n;;P3;\n;A9;;\n;1.2E+05;;\n;;P8;\n")
+    to = serve(folder, faults=[fault("refuse_instances", method="POST", numbers=(1,), reason=0xA900, times=3)])
+    code, numbers, said = transfer(source, to.url, "--input", str(wanted), "--failures", str(failures))
+    assert (code, numbers["lines"], numbers["lines_unmatched"], numbers["lines_unreadable"]) == (1, 6, 2, 1)
+    failed = [json.loads(line) for line in failures.read_text().splitlines()]
+    assert {line["line"] for line in failed} >= {f"{wanted}, line {number}" for number in (5, 6, 7)}
+    assert len(failed) == numbers["failed"] + 3 > 3
+    assert all(line.get("line") for line in failed)
+    assert all(f"{line['line']}: " in said for line in failed)
+    make = {"AccessionNumber": "A9", "PatientID": "P8"}
+    for uid, (name, value) in zip(("1.2.8", "1.2.9"), make.items(), strict=True):
+        (source / f"{uid}.dcm").write_bytes(make_bytes(uid, f"{uid}.1", f"{uid}.1.1", **{name: value}))
+    failures.rename(tmp_path / "again.jsonl")
+    code, numbers, said = transfer(source, to.url, "--input", str(tmp_path / "again.jsonl"))
+    assert (code, numbers["lines_unmatched"], numbers["lines_unreadable"]) == (1, 0, 1)
+    assert f"{wanted}, line 6, where it has to be mended" in said
+    assert numbers["transferred"] == len(failed) - 1
+    assert len(list(folder.rglob("*.dcm"))) == 5
+
+
 # What is said ---------------------------------------------------------------------------------------------------------
 
 

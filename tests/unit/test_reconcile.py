@@ -181,6 +181,15 @@ def test_filters_select_in_either_archive(one: Path, two: Path, capsys: pytest.C
     assert (code, [line["difference"] for line in lines]) == (1, ["extra"])
 
 
+def test_a_real_archive(orthanc: Any, one: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines, _ = run(capsys, "compare", one, orthanc.url)
+    assert (code, [line["instances"] for line in lines]) == (1, [3] * 4)
+    assert run(capsys, "copy", one, orthanc.url)[0] == 0
+    for how in ("--counts", "--content"):
+        code, lines, said = run(capsys, "compare", one, orthanc.url, how)
+        assert (code, lines) == (0, []), said
+
+
 @pytest.mark.parametrize("how", [(), ("--counts",), ("--content",)])
 @pytest.mark.parametrize(
     "broken",

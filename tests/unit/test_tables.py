@@ -23,6 +23,7 @@ from dicomweb_io.errors import DICOMError
 from dicomweb_io.table_files import NO_PARTITION, TableWriter, partition_text
 from dicomweb_io.tables import TableJob, iter_table, run_table
 from dicomweb_io.testing.faults import fault
+from tests.answering import Reply
 from tests.unit.files.making import make_dataset, saved
 
 KINDS = ("parquet", "csv", "jsonl")
@@ -301,12 +302,11 @@ def test_metadata_that_fail_are_named(archive: Path, tmp_path: Path, serve: Any,
     assert json.loads(capsys.readouterr().out)["failed"] == len(lost) == (2 if level == "instance" else 1)
 
 
-def test_nothing_is_written_when_the_archive_is_not_there(tmp_path: Path, answering: Any) -> None:
-    from tests.answering import Reply
-
+def test_nothing_is_written_when_the_login_is_refused(tmp_path: Path, answering: Any, capsys: Any) -> None:
     server = answering(lambda request: Reply(401))
     assert export(server.url, tmp_path / "x.csv") == 1
-    assert not (tmp_path / "x.csv").exists()
+    assert "Nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
@@ -407,6 +407,16 @@ def test_a_refresh_neither_misses_nor_doubles(source: str, tmp_path: Path, kind:
             ]
         )
     assert sums == [[3, 3, 0], [3, 4, 1], [3, 4, 1]]
+
+
+def test_a_refresh_by_the_log_of_changes(orthanc: Any, tmp_path: Path) -> None:
+    out = tmp_path / "x.csv"
+    numbers = []
+    for new in ([(1, 1, 1), (2, 1, 1)], [(2, 2, 2), (5, 1, 1)], []):
+        store(orthanc.url, *(put(tmp_path / "new", *uids) for uids in new))
+        assert export(orthanc.url, out, "--since", "last", "--full") == 0
+        numbers.append(sorted(row["SeriesInstanceUID"] for row in rows_of(out)))
+    assert numbers == [["1.2.1.1", "1.2.2.1"], *[["1.2.1.1", "1.2.2.1", "1.2.2.2", "1.2.5.1"]] * 2]
 
 
 def test_a_refresh_that_was_interrupted_is_repeated(archive: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import threading
 from collections import Counter
@@ -20,6 +22,7 @@ from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.elements import UID_TAGS, Failure, Instance, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import PagingError, StoreError
+from dicomweb_io.files.local import LocalFolder
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.http.settings import Limits, Timeouts
 from dicomweb_io.listing import SeriesListing, expand_reference
@@ -513,6 +516,29 @@ def test_two_copiers_into_one_folder_at_once_agree(source, folder):
     originals = {path.read_bytes() for path in Path(source.base_url.removeprefix("file://")).rglob("*.dcm")}
     assert {path.read_bytes() for path in files} == originals
     assert not [path for path in Path(folder).rglob("*") if path.is_file() and path.suffix not in (".dcm", ".segment")]
+
+
+def test_a_full_disk_ends_a_copy(source, serve, tmp_path, folder, monkeypatch):
+    """What is left is not retrieved, and is done by the same command when there is room."""
+    publish, written = LocalFolder.publish, []
+
+    def full(self, path, *arguments, **options):
+        if len(written) >= 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        written.append(path)
+        return publish(self, path, *arguments, **options)
+
+    server = serve(tmp_path / "source")
+    job = TransferJob(Endpoint(server.url), Endpoint(str(folder)))
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "publish", full)
+        summary = run_transfer(job, max_in_flight=1)
+    assert (summary["transferred"], summary["found"]) == (5, 24)
+    assert summary["not_tried"] >= 12
+    assert any("takes no more files: No space left on device" in reason for reason in summary["reasons"])
+    assert sum(requests_for(server, "series").values()) == 1
+    summary = run_transfer(job)
+    assert (summary["transferred"], summary["already_there"], exit_code(summary)) == (19, 5, 0)
 
 
 # The same UIDs elsewhere ----------------------------------------------------------------------------------------------
