@@ -56,6 +56,8 @@ _SHOWN_ON_PAGE = 100
 # What took less than about a second, or is of one size, is not worth drawing.
 _MIN_SLICES = 4
 _MIN_BARS = 3
+_SHOWN_IF_ANY = ("elsewhere", "other_patient", "unreadable", "conflicting", "lines_extra", "lines", *LINE_WORDS)
+_SHOWN_IF_ANY += ("search_failures", "unwritten")
 _SHOWN_VRS = ("UI", "DA", "TM", "DT", "CS", "IS", "US")
 _PATIENT_GROUP = "0010"
 
@@ -273,6 +275,8 @@ def _numbers(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
         return [(_word(name), summary[name]) for name in ("found", "to_transfer", *PARTS) if name in summary]
     numbers = []
     for name, value in summary.items():
+        if not value and name in _SHOWN_IF_ANY:
+            continue
         if type(value) is int and name not in ("bytes", "bytes_per_second"):
             numbers.append((_word(name), value))
         elif isinstance(value, Mapping) and name not in ("reasons", "warnings"):
