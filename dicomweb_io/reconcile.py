@@ -507,6 +507,7 @@ def make_comparison_summary(job: ComparisonJob, counts: Mapping[str, int], secon
         *_OPEN,
         "lines",
         "lines_extra",
+        "lines_repeated",
         *LINES.values(),
         "unwritten",
     )
