@@ -644,6 +644,7 @@ def add_comparison_options(parser: _Parser) -> None:
     )
     parser.add_argument("--failures", metavar="PATH", help="write what could not be compared here, likewise")
     parser.add_argument("--summary", metavar="PATH", help="write the summary here too, as JSON")
+    add_report_option(parser)
     parser.add_argument("--spool-directory", metavar="PATH", help="folder for temporary files")
 
 

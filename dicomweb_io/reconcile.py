@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -47,11 +47,15 @@ from dicomweb_io.options import Report, UsageError, check_writable, filters_from
 from dicomweb_io.pool import BoundedPool, Lane
 from dicomweb_io.profiles import ComparisonLevel, resolve_profile
 from dicomweb_io.queries import level_of
+from dicomweb_io.report import check_report, describe, requests_of, write_reports
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob, excluded_files, match_line
 
 Comparison = Literal["count", "uid", "content"]
 """What is compared: announced numbers, UIDs, or UIDs and contents."""
+
+MAX_SHOWN = 1000
+"""The differences that a report names."""
 
 _LEVELS: tuple[ComparisonLevel, ...] = ("file", "dataset", "pixels", "none")
 MAX_ELSEWHERE = 10
@@ -74,6 +78,7 @@ class ComparisonJob:
         output: Where the differences are written, one JSON object a line.
         failures: Where failures are written, likewise.
         summary: Where the summary is written, as JSON.
+        report: Where reports are written; see `dicomweb_io.report`.
         spool_directory: Where large instances wait while their contents are compared.
         allow_several_patients: Whether a line of a list may name what belongs to several patients.
 
@@ -89,6 +94,7 @@ class ComparisonJob:
     output: str | None = None
     failures: str | None = None
     summary: str | None = None
+    report: tuple[str, ...] = ()
     spool_directory: str | None = None
     allow_several_patients: bool = False
 
@@ -175,9 +181,12 @@ def comparison_from(
             check_writable(getattr(args, option), f"--{option}", elsewhere=workers_elsewhere)
     if args.summary:
         check_writable(args.summary, "--summary")
+    for path in args.report or ():
+        check_report(path)
     try:
         wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
         given = {item.name: getattr(args, item.name) for item in fields(ComparisonJob)[5:]}
+        given["report"] = tuple(args.report or ())
         compare = cast(Comparison, args.compare[0] if args.compare else "uid")
         return ComparisonJob(source, destination, filters_from(args.filters), wanted, compare, **given)
     except (TypeError, ValueError) as error:
@@ -329,6 +338,7 @@ def run_comparison(
     """
     started = time.monotonic()
     counts: Counter[str] = Counter()
+    shown: list[Difference] = []
     with ExitStack() as stack:
         if clients is None:
             clients = job.source.connect(), job.destination.connect()
@@ -363,10 +373,14 @@ def run_comparison(
             counts.update(dict(counts_of_difference(found)))
             on_difference(found)
             output.write(difference_line(found))
+            if job.report and len(shown) < MAX_SHOWN:
+                shown.append(found)
+        requests = [requests_of(role, client) for role, client in zip(_SIDES, clients, strict=True)]
     for report in (failures, output):
         counts["unwritten"] += report.problem is not None
     counts.update(job.sides[0].count_lines())
     summary = make_comparison_summary(job, counts, time.monotonic() - started)
+    write_comparison_reports(job, summary, shown, requests)
     write_comparison_summary(job.summary, summary)
     return summary
 
@@ -522,6 +536,32 @@ def write_comparison_summary(path: str | None, summary: dict[str, Any]) -> None:
     """Writes a summary as JSON; if that fails, the summary says so and goes to standard error."""
     if path is not None and report_lines(path, "--summary", [json.dumps(summary, indent=2)]) is not None:
         summary["unwritten"] += 1
+
+
+def write_comparison_reports(
+    job: ComparisonJob,
+    summary: dict[str, Any],
+    differences: Iterable[Difference] = (),
+    requests: Iterable[Mapping[str, Any] | None] = (),
+) -> None:
+    """Writes the reports of a comparison.
+
+    Args:
+        job: What was done.
+        summary: See `make_comparison_summary`.
+        differences: The first differences.
+        requests: See `dicomweb_io.report.requests_of`.
+    """
+    told = describe(job.sides[0])
+    told |= {"kind": "comparison", "options": {"compared": job.level, **told["options"]}}
+    for name in ("on_existing", "verify"):
+        del told["options"][name]
+    told |= {"complete": comparison_exit_code(summary) == 0, "verdict": list(comparison_lines(summary))[-1].strip()}
+    rows = [[found.kind, found.reference.uri, found.instances, found.reason] for found in differences]
+    if rows:
+        columns = ["difference", "what", "instances", "reason"]
+        told["tables"] = [{"title": "Differences, the first of them", "columns": columns, "rows": rows}]
+    write_reports(job.report, summary, {**told, "requests": [item for item in requests if item is not None]})
 
 
 def differs(summary: Mapping[str, Any]) -> bool:

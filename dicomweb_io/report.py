@@ -21,6 +21,7 @@ Both forms tell the same. The JSON document is an object:
 - ``requests``: for each server its ``archive`` (``"source"``, ``"destination"``, or ``"both"`` from a job's metrics,
   which count repeated work too), ``requests``, ``retries``, ``bytes_in``, ``bytes_out``, ``throttled_seconds``, and
   ``median_seconds``, ``slow_seconds`` (95 of 100 are quicker) and ``max_seconds`` of the latest requests, where known.
+- ``verdict``: the outcome in a sentence, where it is not that of a transfer.
 - ``tables``: further tables, each with ``title``, ``columns`` and ``rows``.
 
 What a report does not concern is left out.
@@ -291,6 +292,8 @@ def _numbers(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 def _verdict(document: Mapping[str, Any]) -> str:
     summary = document["summary"]
+    if "verdict" in document:
+        return str(document["verdict"])
     if "to_transfer" in summary and document.get("complete"):
         return f"This was a dry run, and nothing was written. {summary['to_transfer']:,} are to be transferred."
     if document.get("complete"):

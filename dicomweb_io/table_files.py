@@ -186,8 +186,8 @@ class TableWriter:
             Without it the folder is replaced.
 
     Attributes:
-        incomplete: Whether rows are missing. Then the table appears under another name, `incomplete_name`, or not at
-            all if no row was written.
+        incomplete: Whether rows are missing. Then the table appears under another name, `incomplete_name`; if no row
+            was written, it does not appear.
         files: The number of files that were written.
         size: Their bytes.
     """

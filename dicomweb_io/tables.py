@@ -776,7 +776,9 @@ def table_summary(
 
     names = [column.name for column in job.table_columns] if not job.takes_all and counts.get("objects") else []
     summary = {
-        "table": safe_url(incomplete_name(job.out) if written is not None and written.incomplete else job.out),
+        "table": safe_url(
+            incomplete_name(job.out) if written is not None and written.incomplete and written.files else job.out
+        ),
         "level": job.level,
         "found": counts.get("objects", 0),
         "rows": counts.get("rows", 0),
@@ -808,20 +810,23 @@ def table_lines(summary: Mapping[str, Any], job: TableJob) -> Iterator[str]:
     what = f"{changed:,} studies are new or have grown; " if changed is not None else ""
     size = f" ({format_bytes(summary['bytes'])})" if summary["bytes"] else ""
     rows = "" if summary["rows"] == summary["found"] else f", {summary['rows']:,} rows"
-    yield f"{what}{found}{rows} → {summary['table']}{size} in {summary['seconds']:.1f} s"
+    failed = sum(summary[name] for name in _FAILED)
+    where = f" → {summary['table']}{size}" if summary["files"] or not failed else ""
+    yield f"{what}{found}{rows}{where} in {summary['seconds']:.1f} s"
     for name, number in summary["unreadable_values"].items():
         yield f"  {number:,} x values of {name} are not of its type and were left out"
     if summary["absent_columns"]:
         names = ", ".join(summary["absent_columns"])
         hint = "" if job.full else "; searches may not return it, --full reads it from the metadata"
         yield f"  No row had a value for {names}{hint}"
-    failed = sum(summary[name] for name in _FAILED)
     if failed:
         yield f"  THE TABLE IS NOT COMPLETE: {failed:,} failed or were not tried"
         for reason, number in list(summary["reasons"].items())[:10]:
             yield f"    {number:,} x {reason}"
-        came = f"The rows that came are in {summary['table']}" if summary["files"] else "Nothing was written"
-        yield f"  {came}; {safe_url(job.out)} is as it was before."
+        if summary["files"]:
+            yield f"  The rows that came are in {summary['table']}; {safe_url(job.out)} is as it was before."
+        else:
+            yield f"  Nothing was written to {safe_url(job.out)}."
     if summary["unwritten"]:
         yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."
 

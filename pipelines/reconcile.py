@@ -39,10 +39,12 @@ from dicomweb_io.reconcile import (
     counts_of_result,
     difference_line,
     make_comparison_summary,
+    write_comparison_reports,
     write_comparison_summary,
 )
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transforms.copy import ListExclusions, WriteReport
+from dicomweb_io.transforms.metrics import traffic_of
 from dicomweb_io.transforms.read_write import ReadLines
 from dicomweb_io.transforms.reconcile import CompareSelected, SearchBoth, SelectLines, WriteCounts
 from pipelines._common import (
@@ -121,9 +123,11 @@ def run(job: ComparisonJob, options: PipelineOptions) -> dict[str, Any]:
         account = account_path(options, scratch, "reconcile")
         pipeline = beam.Pipeline(options=options)
         build(pipeline, job, account)
-        pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        result.wait_until_finish()
         counts = read_json(account)
     summary = make_comparison_summary(job, {**counts, **lines}, time.monotonic() - started)
+    write_comparison_reports(job, summary, requests=[traffic_of(result)])
     write_comparison_summary(job.summary, summary)
     return summary
 

@@ -13,9 +13,9 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from dicomweb_io.changes import ChangeMethod
-from dicomweb_io.cli.arguments import build_parser
+from dicomweb_io.cli.arguments import all_parsers, build_parser
 from dicomweb_io.options import UsageError
-from pipelines import transfer, watch
+from pipelines import export_metadata, reconcile, transfer, watch
 from pipelines._common import is_local, parse
 
 BOTH = ["--source", "/a", "--destination", "/b"]
@@ -114,8 +114,13 @@ def test_the_options_of_another_job_are_unknown():
         parse(watch.WatchOptions, "watch", "", [*BOTH, "--cursor", "c", "--allow-patterns"])
 
 
-OF_ONE = "--(source|destination)|--jobs$"
-COMMANDS = [("copy", transfer.TransferOptions), ("watch", watch.WatchOptions)]
+OF_ONE = "--(source|destination|a|b)$|--(source|destination|a|b)-|--jobs$"
+COMMANDS = [
+    ("copy", transfer.TransferOptions),
+    ("watch", watch.WatchOptions),
+    ("compare", reconcile.ReconcileOptions),
+    ("export table", export_metadata.ExportOptions),
+]
 
 
 @pytest.mark.parametrize(("command", "options"), COMMANDS)
@@ -124,17 +129,17 @@ def test_a_command_and_its_job_have_the_same_options(command, options):
     job = argparse.ArgumentParser()
     options._add_argparse_args(job)
     commands = build_parser()
-    (methods,) = (item.choices for item in commands._actions if isinstance(item, argparse._SubParsersAction))
+    (own,) = (parser for parser in all_parsers(commands) if parser.get_default("command") == command)
     anywhere = set(commands._option_string_actions)
     told = [
         {name for name in set(parser._option_string_actions) - anywhere if not re.match(OF_ONE, name)}
-        for parser in (job, methods[command])
+        for parser in (job, own)
     ]
     assert told[0] == told[1] > {"--filter"}
     if command == "watch":
         assert set(job._option_string_actions["--method"].choices or ()) == set(get_args(ChangeMethod))
     for name in told[0]:
-        first, second = (vars(parser._option_string_actions[name]) for parser in (job, methods[command]))
+        first, second = (vars(parser._option_string_actions[name]) for parser in (job, own))
         assert {**first, "container": None} == {**second, "container": None}
 
 

@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -31,6 +32,7 @@ from dicomweb_io.report import (
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 from dicomweb_io.transfer import TransferJob, run_transfer
+from pipelines.reconcile import main as run_comparison_job
 from pipelines.transfer import main as run_job
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -355,6 +357,28 @@ def test_a_copy_reports(driver, serve, tmp_path, capsys):
     assert traffic["retries"] == 1
     assert traffic["max_seconds"] > 0
     check_page(reports[0].read_text())
+
+
+@pytest.mark.parametrize("driver", ["compare", "job"])
+def test_a_comparison_reports(driver, serve, tmp_path, capsys):
+    make_study(tmp_path / "source", series=2, instances=3, size=100)
+    server = serve(tmp_path / "archive")
+    paths = [str(tmp_path / "report.json"), str(tmp_path / "report.html")]
+    options = [argument for path in paths for argument in ("--report", path)]
+    if driver == "compare":
+        assert main(["compare", str(tmp_path / "source"), server.url, *options]) == 1
+    else:
+        assert run_comparison_job(["--source", str(tmp_path / "source"), "--destination", server.url, *options]) == 1
+    document = json.loads(Path(paths[0]).read_text())
+    assert (document["kind"], document["complete"]) == ("comparison", False)
+    assert document["verdict"] == "The archives differ."
+    assert document["summary"]["missing"] == 6
+    assert document["requests"][0]["requests"] > 0
+    text = check_page(Path(paths[1]).read_text())
+    assert "The archives differ." in text
+    assert "instances, source 6" in text
+    if driver == "compare":
+        assert document["tables"][0]["rows"][0][:1] == ["missing"]
 
 
 def test_a_store_reports(serve, tmp_path, capsys):
