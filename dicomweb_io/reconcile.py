@@ -115,6 +115,7 @@ class ComparisonJob:
             self.destination,
             self.filters,
             self.wanted,
+            on_existing="server",
             allow_several_patients=self.allow_several_patients,
         )
         return one, replace(one, source=self.destination, destination=self.source)
@@ -207,9 +208,7 @@ def search_line(
     clients: Sequence[DICOMClient], sides: Sequence[TransferJob], line: ListLine
 ) -> Iterator[Selected | Failure]:
     """What a line of a list selects in both archives; failures if it names nothing in either, or cannot be read."""
-    wanted = line.wanted
-    if wanted is None and not line.problem:
-        return
+    wanted, line = line.wanted, replace(line, difference="")
     if isinstance(wanted, Resource) and not sides[0].filters:
         yield Selected(wanted, place=line.place)
         return
@@ -499,7 +498,7 @@ def counts_of_failure(failure: Failure) -> Iterator[tuple[str, int]]:
         yield LINES[failure.transform], 1
     elif failure.transform == READ:
         yield "unreadable", 1
-    elif failure.transform == EXCLUSIONS and failure.source is not None:
+    elif failure.transform == EXCLUSIONS and failure.reference is not None:
         yield "conflicting", 1
         # Its reason names two files.
         return
@@ -530,6 +529,7 @@ def make_comparison_summary(job: ComparisonJob, counts: Mapping[str, int], secon
         "other_patient",
         *_OPEN,
         "lines",
+        "lines_repeated",
         "lines_extra",
         "lines_repeated",
         *LINES.values(),
