@@ -562,6 +562,8 @@ def write_comparison_reports(
         differences: The first differences.
         requests: See `dicomweb_io.report.requests_of`.
     """
+    if not job.report:
+        return
     told = describe(job.sides[0])
     told |= {"kind": "comparison", "options": {"compared": job.level, **told["options"]}}
     for name in ("on_existing", "verify"):
