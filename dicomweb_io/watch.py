@@ -43,7 +43,7 @@ from dicomweb_io.listing import ListLine
 from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from
 from dicomweb_io.report import check_report, describe, describe_archive, write_report
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.tables import TableJob, run_table, table_job_from
+from dicomweb_io.tables import TableJob, place_file, run_table, table_job_from
 from dicomweb_io.transfer import TransferJob, check_places, job_from as transfer_from
 
 ATTEMPTS = 5
@@ -151,7 +151,7 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint | None) -> Watch
         watched["complete studies"] = True
     return WatchJob(
         source,
-        PlaceFile(args.cursor if destination is not None else f"{args.table}.watch", watched),
+        PlaceFile(args.cursor if table is None or destination is not None else f"{table.out}.watch", watched),
         changes,
         transfer,
         start,
@@ -386,7 +386,7 @@ class _Watch:
             RuntimeError: If rows are missing.
         """
         self._table_is_due = True
-        if os.path.exists(table.cursor_file):
+        if place_file(table).exists:
             # It goes on where it ended, also if it began with a day.
             table = replace(table, since="last")
         summary = run_table(table, client=self._client, max_in_flight=self._job.source.limits.max_in_flight)
