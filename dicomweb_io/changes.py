@@ -154,12 +154,14 @@ class Changes:
         cursor: Where to continue.
         more: Whether there is more already, so that waiting is pointless.
         failures: What the archive reported without naming an object.
+        incomplete: Why the answer lacks something, also if that was reported before.
     """
 
     references: tuple[Resource, ...]
     cursor: Cursor
     more: bool = False
     failures: tuple[Failure, ...] = ()
+    incomplete: Failure | None = None
 
 
 class ChangeSource(ABC):
@@ -448,14 +450,16 @@ class SearchChanges(_Source):
             if len(references) >= max_changes:
                 break
         more = listing.goes_on()
+        incomplete = None
         for problem in listing.incomplete:
             if silent:
                 raise problem
+            incomplete = failure_of(problem, "Watch")
             # What came is told, and what is wrong is told once.
             digest = digest_of(str(problem))
             if digest not in known:
                 seen.setdefault("", set()).add(digest)
-                failures.append(failure_of(problem, "Watch"))
+                failures.append(incomplete)
         # While rows are missing the window stays, so that a later search finds them.
         missing = more or bool(listing.incomplete)
         if not missing:
@@ -468,7 +472,7 @@ class SearchChanges(_Source):
         position = cursor.position if missing else listing.began.isoformat()
         place = _LISTINGS.keep(listing) if more else ""
         reached = Cursor(self.method, position, cursor.start, frozen, place)
-        return Changes(tuple(references), reached, more=more, failures=tuple(failures))
+        return Changes(tuple(references), reached, more=more, failures=tuple(failures), incomplete=incomplete)
 
     def _since(self, cursor: Cursor, now: datetime, silent: bool) -> datetime | None:
         if self._window is None:

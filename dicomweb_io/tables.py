@@ -503,7 +503,7 @@ def plan_refresh(client: DICOMClient, job: TableJob) -> Refresh:
     while more:
         changes = source.poll(client, cursor, start=start)
         studies.update(dict.fromkeys(up_to(reference, "study") for reference in changes.references))
-        failures += changes.failures
+        failures += filter(None, changes.failures or (changes.incomplete,))
         cursor, more = changes.cursor, changes.more
     run = digest_of(json.dumps(before.to_json() if before is not None else str(start), sort_keys=True))[:12]
     # What arrives while the whole table is written is in the table, and is found again by the next refresh.

@@ -333,6 +333,7 @@ class _Watch:
         )
 
     _error: BaseException | None = None
+    _incomplete: Failure | None = None
 
     def _poll(self) -> None:
         """One poll, with as many rounds as it takes to copy what it reports, and the table."""
@@ -353,7 +354,8 @@ class _Watch:
             return
         if self._error is not None:
             _say(f"{self._job.source.safe_url} is followed again; {totals['failed_polls']:,} polls failed so far")
-        totals["last_error"] = self._error = None
+        self._error = None
+        totals["last_error"] = self._incomplete.message if self._incomplete is not None else None
 
     def _poll_once(self) -> bool:
         """Copies what one answer of the change source reports. Returns whether there is more."""
@@ -365,6 +367,7 @@ class _Watch:
             raise
         except ValueError as error:
             raise UsageError(f"--cursor {job.place.path}: {error}") from error
+        self._incomplete = changes.incomplete
         place, given_up = self._round(place, changes, began)
         busy = totals["found"] > found
         totals["rounds"] += busy

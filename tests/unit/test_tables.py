@@ -523,6 +523,16 @@ def test_a_refresh_since_a_day(archive: Path, tmp_path: Path, serve: Any) -> Non
     assert sorted(row["StudyInstanceUID"] for row in rows_of(out)) == ["1.2.2", "1.2.3"]
 
 
+def test_a_listing_that_stays_incomplete_is_told_each_time(archive: Path, tmp_path: Path, serve: Any) -> None:
+    server, method = serve(archive), ("--method", "list")
+    assert export(server.url, tmp_path / "x.csv", "--since", "last", *method) == 0
+    server.faults.add(fault("lying_total", path="studies$", times=None, difference=3))
+    assert [export(server.url, tmp_path / "x.csv", "--since", "last", *method) for _ in range(2)] == [1, 1]
+    server.faults.add(fault("lying_total", path="instances$", times=None, difference=3))
+    watch = ["watch", server.url, str(tmp_path / "mirror"), "--cursor", str(tmp_path / "cursor"), "--once", *method]
+    assert [main(watch) for _ in range(2)] == [1, 1]
+
+
 def test_a_refresh_needs_its_table(archive: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "x.csv"
     assert export(archive, out, "--since", "last") == 0
