@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
 from dicomweb_io.errors import plain_text
-from dicomweb_io.listing import InstanceGroup
+from dicomweb_io.listing import DIFFERENT_LINE, InstanceGroup
 from dicomweb_io.options import report_lines
 
 if TYPE_CHECKING:
@@ -40,7 +40,12 @@ REPORT = "WriteReport"
 UNREADABLE_LINE = "ReadLine"
 UNMATCHED_LINE = "MatchLine"
 SEVERAL_PATIENTS = "CheckPatients"
-LINES = {UNMATCHED_LINE: "lines_unmatched", UNREADABLE_LINE: "lines_unreadable", SEVERAL_PATIENTS: "lines_withheld"}
+LINES = {
+    UNMATCHED_LINE: "lines_unmatched",
+    UNREADABLE_LINE: "lines_unreadable",
+    SEVERAL_PATIENTS: "lines_withheld",
+    DIFFERENT_LINE: "lines_different",
+}
 EXCLUSIONS = "ListExclusions"
 SEARCHES: dict[str, str] = {
     "study": "SearchForStudies",
@@ -51,6 +56,7 @@ LINE_WORDS = {
     "lines_unmatched": "match nothing",
     "lines_unreadable": "cannot be read",
     "lines_withheld": "name several patients",
+    "lines_different": "name what is there with other contents",
 }
 """What is said of the lines of a list that name nothing."""
 
@@ -482,9 +488,10 @@ def make_summary(
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
         could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
-        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``, ``lines_unreadable``
-        and ``lines_withheld`` (they name several patients), ``lines_extra`` (of a comparison: what only the destination
-        has, so that nothing is to be copied), ``unwritten`` (reports that could not be written), ``bytes``,
+        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``,
+        ``lines_unreadable``, ``lines_withheld`` (they name several patients) and ``lines_different`` (the destination
+        has what they name with other contents, and keeps it), ``lines_extra`` (of a comparison: what only the
+        destination has, so that nothing is to be copied), ``unwritten`` (reports that could not be written), ``bytes``,
         ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
         about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
         thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they belong

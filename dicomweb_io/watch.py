@@ -40,8 +40,8 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import CredentialsError, plain_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListLine
-from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from
-from dicomweb_io.report import check_report, describe, describe_archive, write_report
+from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from, read_json
+from dicomweb_io.report import RoundsFacts, check_report, describe, describe_archive, write_reports
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.tables import TableJob, run_table, table_job_from
 from dicomweb_io.transfer import TransferJob, check_places, job_from as transfer_from
@@ -271,6 +271,7 @@ class _Watch:
         self._started = time.monotonic()
         self._reasons: Counter[str] = Counter()
         self._rounds: deque[list[Any]] = deque(maxlen=_MAX_ROUNDS)
+        self._facts = RoundsFacts()
         try:
             self._place = job.place.read()
         except ValueError as error:
@@ -315,12 +316,9 @@ class _Watch:
             "columns": ["ended", "found", "transferred", "already there", "failed", "bytes"],
             "rows": list(self._rounds),
         }
-        facts |= {"kind": "watch", "complete": exit_code(totals) == 0, "tables": [rounds]}
-        for path in job.report:
-            problem = write_report(path, summary, facts)
-            if problem is not None:
-                totals["unwritten"] += 1
-                _say(problem)
+        facts |= {**self._facts.document(), "kind": "watch", "complete": exit_code(totals) == 0, "tables": [rounds]}
+        write_reports(job.report, summary, facts)
+        totals["unwritten"] = summary["unwritten"]
 
     def _count(self) -> None:
         self.totals["pending"], self.totals["open"] = len(self._place.pending), len(self._place.open)
@@ -445,9 +443,12 @@ class _Watch:
             path = os.path.join(scratch, "failures.jsonl")
             # What is new was found with the filters.
             lines = tuple(ListLine(uri, reference) for uri, reference in wanted.items())
-            summary = self._copy(
-                replace(cast(TransferJob, self._job.transfer), wanted=lines, filters={}, failures=path)
-            )
+            once = replace(cast(TransferJob, self._job.transfer), wanted=lines, filters={}, failures=path)
+            if self._job.report:
+                once = replace(once, report=(os.path.join(scratch, "report.json"),))
+            summary = self._copy(once)
+            for report in once.report:
+                self._facts.add(read_json(report))
             with open(path, encoding="utf-8") as file:
                 failures = [json.loads(line) for line in file]
         if not adds_up(summary):
