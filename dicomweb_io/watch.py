@@ -37,7 +37,7 @@ from dicomweb_io.changes import (
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import CredentialsError
+from dicomweb_io.errors import CredentialsError, plain_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListLine
 from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from, read_json
@@ -505,7 +505,7 @@ def _failure_from(item: Mapping[str, Any], reference: Resource) -> Failure:
 
 
 def _say(text: str) -> None:
-    print(f"watch: {text}", file=sys.stderr, flush=True)
+    print(f"watch: {plain_text(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
