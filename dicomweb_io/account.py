@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
+from dicomweb_io.errors import plain_text
 from dicomweb_io.listing import DIFFERENT_LINE, InstanceGroup
 from dicomweb_io.options import report_lines
 
@@ -159,7 +160,7 @@ def place_of(failure: Failure) -> str | None:
 def told_of(failure: Failure) -> str:
     """A failure in one line, with its place."""
     where = place_of(failure)
-    return f"{where}: {failure.message}" if where else failure.message
+    return plain_text(f"{where}: {failure.message}" if where else failure.message)
 
 
 class Causes:
@@ -202,7 +203,7 @@ class Causes:
         where = f"{failures} lists all" if failures else "--failures PATH lists all"
         for reason, number in self._counts.most_common():
             if number > _SHOWN:
-                self._told(f"{self._prog}: {number:,} x {reason} (the first {_SHOWN} are above; {where})")
+                self._told(f"{self._prog}: {number:,} x {plain_text(reason)} (the first {_SHOWN} are above; {where})")
 
 
 class Timeline:
@@ -630,12 +631,18 @@ def line_words(summary: Mapping[str, Any]) -> Iterator[str]:
             yield f"  All {lines} of the list name something{repeated}."
 
 
-def print_summary(summary: Mapping[str, Any], job: TransferJob) -> None:
-    """Prints the summary: for a person at a terminal as text, else as JSON, with the text on standard error."""
+def print_summary(lines: Iterable[str], summary: Mapping[str, Any], *, as_json: bool = True) -> None:
+    """Prints a summary: for a person at a terminal its lines, else a JSON object, with the lines on standard error.
+
+    Args:
+        lines: What people read.
+        summary: What programs read; long lists of files are left out.
+        as_json: Whether there may be JSON; not if other results are on standard output.
+    """
     watched = sys.stdout.isatty()
-    for line in summary_lines(summary, job):
-        print(line, file=sys.stdout if watched else sys.stderr)
-    if not watched:
+    for line in lines:
+        print(plain_text(line), file=sys.stdout if watched else sys.stderr)
+    if as_json and not watched:
         print(json.dumps({name: value for name, value in summary.items() if name not in _LISTS}))
 
 

@@ -37,13 +37,13 @@ from dicomweb_io.changes import (
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import CredentialsError
+from dicomweb_io.errors import CredentialsError, plain_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListLine
 from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from, read_json
 from dicomweb_io.report import RoundsFacts, check_report, describe, describe_archive, write_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.tables import TableJob, run_table, table_job_from
+from dicomweb_io.tables import TableJob, place_file, run_table, table_job_from
 from dicomweb_io.transfer import TransferJob, check_places, job_from as transfer_from
 
 ATTEMPTS = 5
@@ -151,7 +151,7 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint | None) -> Watch
         watched["complete studies"] = True
     return WatchJob(
         source,
-        PlaceFile(args.cursor if destination is not None else f"{args.table}.watch", watched),
+        PlaceFile(args.cursor if table is None or destination is not None else f"{table.out}.watch", watched),
         changes,
         transfer,
         start,
@@ -336,6 +336,7 @@ class _Watch:
         )
 
     _error: BaseException | None = None
+    _incomplete: Failure | None = None
 
     def _poll(self) -> None:
         """One poll, with as many rounds as it takes to copy what it reports, and the table."""
@@ -356,7 +357,8 @@ class _Watch:
             return
         if self._error is not None:
             _say(f"{self._job.source.safe_url} is followed again; {totals['failed_polls']:,} polls failed so far")
-        totals["last_error"] = self._error = None
+        self._error = None
+        totals["last_error"] = self._incomplete.message if self._incomplete is not None else None
 
     def _poll_once(self) -> bool:
         """Copies what one answer of the change source reports. Returns whether there is more."""
@@ -368,6 +370,7 @@ class _Watch:
             raise
         except ValueError as error:
             raise UsageError(f"--cursor {job.place.path}: {error}") from error
+        self._incomplete = changes.incomplete
         place, given_up = self._round(place, changes, began)
         busy = totals["found"] > found
         totals["rounds"] += busy
@@ -389,7 +392,7 @@ class _Watch:
             RuntimeError: If rows are missing.
         """
         self._table_is_due = True
-        if os.path.exists(table.cursor_file):
+        if place_file(table).exists:
             # It goes on where it ended, also if it began with a day.
             table = replace(table, since="last")
         summary = run_table(table, client=self._client, max_in_flight=self._job.source.limits.max_in_flight)
@@ -505,7 +508,7 @@ def _failure_from(item: Mapping[str, Any], reference: Resource) -> Failure:
 
 
 def _say(text: str) -> None:
-    print(f"watch: {text}", file=sys.stderr, flush=True)
+    print(f"watch: {plain_text(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
