@@ -49,7 +49,7 @@ from dicomweb_io.profiles import ComparisonLevel, resolve_profile
 from dicomweb_io.queries import level_of
 from dicomweb_io.report import check_report, describe, requests_of, write_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import TransferJob, excluded_files, match_line
+from dicomweb_io.transfer import TransferJob, excluded_files, match_line, whereabouts
 
 Comparison = Literal["count", "uid", "content"]
 """What is compared: announced numbers, UIDs, or UIDs and contents."""
@@ -177,6 +177,8 @@ def comparison_from(
     for endpoint in (source, destination):
         if not (endpoint.is_web or "://" in endpoint.url or workers_elsewhere or os.path.isdir(endpoint.url)):
             raise UsageError(f"there is no folder {endpoint.url} to compare")
+    if whereabouts(source) == whereabouts(destination):
+        raise UsageError(f"the source and the destination are the same: {source.safe_url}")
     for option in ("output", "failures"):
         if getattr(args, option):
             check_writable(getattr(args, option), f"--{option}", elsewhere=workers_elsewhere)

@@ -212,7 +212,7 @@ def check_places(job: TransferJob) -> None:
                 end.credentials.check()
             except CredentialsError as error:
                 raise UsageError(f"the login for the {role} {end.safe_url}: {error.detail}") from error
-    source, destination = _place(job.source), _place(job.destination)
+    source, destination = whereabouts(job.source), whereabouts(job.destination)
     if source == destination:
         raise UsageError(f"the source and the destination are the same: {job.source.safe_url}")
     if not job.source.is_web and not job.destination.is_web:
@@ -231,7 +231,7 @@ def check_places(job: TransferJob) -> None:
         _check_folder(destination)
 
 
-def _place(endpoint: Endpoint) -> str:
+def whereabouts(endpoint: Endpoint) -> str:
     """What two endpoints have in common that are the same archive; an absolute path for a folder of this computer."""
     if endpoint.is_web:
         return endpoint.safe_url.rstrip("/").lower()
