@@ -43,7 +43,15 @@ from dicomweb_io.elements import Difference, Exclusion, Failure, Resource, Searc
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListFile, ListLine, Wanted
-from dicomweb_io.options import Report, UsageError, check_writable, filters_from, report_lines, wanted_from
+from dicomweb_io.options import (
+    Report,
+    UsageError,
+    check_spool_directory,
+    check_writable,
+    filters_from,
+    report_lines,
+    wanted_from,
+)
 from dicomweb_io.pool import BoundedPool, Lane
 from dicomweb_io.profiles import ComparisonLevel, resolve_profile
 from dicomweb_io.queries import level_of
@@ -186,6 +194,7 @@ def comparison_from(
         check_writable(args.summary, "--summary")
     for path in args.report or ():
         check_report(path)
+    check_spool_directory(args.spool_directory, elsewhere=workers_elsewhere)
     try:
         wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
         given = {item.name: getattr(args, item.name) for item in fields(ComparisonJob)[5:]}

@@ -234,6 +234,7 @@ def test_a_folder_that_is_not_there_is_a_search_that_failed(one: Path, capsys: p
         (["--counts", "--filter", "InstanceNumber=1"], "needs a comparison by UID"),
         (["--output", "/nowhere/x"], "there is no folder /nowhere"),
         (["--jobs", "0"], "--jobs"),
+        (["--spool-directory", "/nowhere"], "--spool-directory /nowhere: there is no such folder"),
         (["--content", "--destination-profile", "dicomcloud"], "keeps nothing of a stored file"),
     ],
 )
