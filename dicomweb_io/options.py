@@ -720,6 +720,20 @@ def check_writable(path: str, option: str, *, elsewhere: bool = False) -> None:
         raise UsageError(f"{option} {path}: the folder {folder} cannot be written to")
 
 
+def check_distinct(args: Any, *options: str) -> None:
+    """Checks that no two options name the same file: one would overwrite the other.
+
+    Raises:
+        UsageError: If two do.
+    """
+    named: dict[str, str] = {}
+    for option in options:
+        if path := getattr(args, option):
+            other = named.setdefault(path if "://" in path else os.path.realpath(path), option)
+            if other != option:
+                raise UsageError(f"--{other} and --{option} name the same file: {path}")
+
+
 @contextmanager
 def atomic_file(path: str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """A file to write, for its owner only (mode 0600), which appears complete or not at all.

@@ -382,6 +382,15 @@ def test_a_list_of_instances(source: str, tmp_path: Path, capsys: Any, full: boo
     assert "1.2.1.1.9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["export", "table", "--out"], ["watch", "--once", "--table"]])
+def test_no_file_overwrites_another(archive: Path, tmp_path: Path, capsys: Any, command: list[str]) -> None:
+    out = tmp_path / "x.csv"
+    for option in ("--cursor", "--failures", "--summary"):
+        assert main([*command, str(out), option, f"{tmp_path}/./x.csv", str(archive)]) == 2
+        assert "name the same file" in capsys.readouterr().err
+        assert not out.exists()
+
+
 def test_a_list_has_no_limit(archive: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "cohort.csv").write_text("PatientID\nP1\n")
     assert export(archive, tmp_path / "x.csv", "--limit", 3, "--input", tmp_path / "cohort.csv") == 2
