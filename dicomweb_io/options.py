@@ -176,6 +176,7 @@ def endpoint_from(
     option = f"--{role}" if role else "--url"
     url = url or getattr(args, role or "url") or (None if role else os.environ.get(URL_VARIABLE))
     if not url:
+        option = f"ARCHIVE or {option}" if hasattr(args, "archive") else option
         raise UsageError(
             f"{option} is required: a DICOMweb service (https://…), a folder, an fsspec URL, or a server's name "
             "(dicomweb-io servers)" + ("" if role else f"; or set the environment variable {URL_VARIABLE}")

@@ -397,6 +397,21 @@ def test_a_list_has_no_limit(archive: Path, tmp_path: Path, capsys: Any) -> None
     assert "leave --limit out" in capsys.readouterr().err
 
 
+def test_a_table_needs_an_archive(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.delenv("DICOMWEB_URL", raising=False)
+    assert main(["export", "table", "--out", str(tmp_path / "x.csv")]) == 2
+    assert "ARCHIVE or --url is required" in capsys.readouterr().err
+
+
+def test_a_private_creator_may_have_several_blocks() -> None:
+    row = {
+        **{f"000900{block}": {"vr": "LO", "Value": ["ONE"]} for block in ("10", "11")},
+        "00091020": {"vr": "LO", "Value": ["a"]},
+        "00091130": {"vr": "LO", "Value": ["b"]},
+    }
+    assert [column_of(f'(0009,"ONE",{element})').cell(row)[0] for element in ("20", "30", "40")] == ["a", "b", None]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_attribute_is_no_column(tmp_path: Path, answering: Any, kind: str) -> None:
     row = {"0020000D": {"vr": "UI", "Value": ["1.2"]}, "0020000E": {"vr": "UI", "Value": ["1.3"]}}
