@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
-from dicomweb_io.listing import InstanceGroup
+from dicomweb_io.errors import plain_text
+from dicomweb_io.listing import DIFFERENT_LINE, InstanceGroup
 from dicomweb_io.options import report_lines
 
 if TYPE_CHECKING:
@@ -39,7 +40,12 @@ REPORT = "WriteReport"
 UNREADABLE_LINE = "ReadLine"
 UNMATCHED_LINE = "MatchLine"
 SEVERAL_PATIENTS = "CheckPatients"
-LINES = {UNMATCHED_LINE: "lines_unmatched", UNREADABLE_LINE: "lines_unreadable", SEVERAL_PATIENTS: "lines_withheld"}
+LINES = {
+    UNMATCHED_LINE: "lines_unmatched",
+    UNREADABLE_LINE: "lines_unreadable",
+    SEVERAL_PATIENTS: "lines_withheld",
+    DIFFERENT_LINE: "lines_different",
+}
 EXCLUSIONS = "ListExclusions"
 SEARCHES: dict[str, str] = {
     "study": "SearchForStudies",
@@ -50,6 +56,7 @@ LINE_WORDS = {
     "lines_unmatched": "match nothing",
     "lines_unreadable": "cannot be read",
     "lines_withheld": "name several patients",
+    "lines_different": "name what is there with other contents",
 }
 """What is said of the lines of a list that name nothing."""
 
@@ -153,7 +160,7 @@ def place_of(failure: Failure) -> str | None:
 def told_of(failure: Failure) -> str:
     """A failure in one line, with its place."""
     where = place_of(failure)
-    return f"{where}: {failure.message}" if where else failure.message
+    return plain_text(f"{where}: {failure.message}" if where else failure.message)
 
 
 class Causes:
@@ -196,7 +203,7 @@ class Causes:
         where = f"{failures} lists all" if failures else "--failures PATH lists all"
         for reason, number in self._counts.most_common():
             if number > _SHOWN:
-                self._told(f"{self._prog}: {number:,} x {reason} (the first {_SHOWN} are above; {where})")
+                self._told(f"{self._prog}: {number:,} x {plain_text(reason)} (the first {_SHOWN} are above; {where})")
 
 
 class Timeline:
@@ -481,9 +488,10 @@ def make_summary(
     Returns:
         ``found``, ``transferred``, ``already_there``, ``duplicate``, ``ignored``, ``failed``, ``not_tried`` (an archive
         could not be asked any more), ``search_failures``, ``conflicting`` (duplicates whose content is not in the file
-        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``, ``lines_unreadable``
-        and ``lines_withheld`` (they name several patients), ``lines_extra`` (of a comparison: what only the destination
-        has, so that nothing is to be copied), ``unwritten`` (reports that could not be written), ``bytes``,
+        that was chosen), ``lines`` of a list, and of them ``lines_repeated``, ``lines_unmatched``,
+        ``lines_unreadable``, ``lines_withheld`` (they name several patients) and ``lines_different`` (the destination
+        has what they name with other contents, and keeps it), ``lines_extra`` (of a comparison: what only the
+        destination has, so that nothing is to be copied), ``unwritten`` (reports that could not be written), ``bytes``,
         ``seconds``, ``bytes_per_second``, ``reasons`` (of failures, most frequent first), ``warnings`` (what is odd
         about instances that were transferred, with their numbers), ``duplicates`` and ``ignored_files`` (the first
         thousand). That of a dry run has also ``to_transfer`` (instances), ``series`` and ``studies`` (which they belong
@@ -619,12 +627,18 @@ def line_words(summary: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def print_summary(summary: Mapping[str, Any], job: TransferJob) -> None:
-    """Prints the summary: for a person at a terminal as text, else as JSON, with the text on standard error."""
+def print_summary(lines: Iterable[str], summary: Mapping[str, Any], *, as_json: bool = True) -> None:
+    """Prints a summary: for a person at a terminal its lines, else a JSON object, with the lines on standard error.
+
+    Args:
+        lines: What people read.
+        summary: What programs read; long lists of files are left out.
+        as_json: Whether there may be JSON; not if other results are on standard output.
+    """
     watched = sys.stdout.isatty()
-    for line in summary_lines(summary, job):
-        print(line, file=sys.stdout if watched else sys.stderr)
-    if not watched:
+    for line in lines:
+        print(plain_text(line), file=sys.stdout if watched else sys.stderr)
+    if as_json and not watched:
         print(json.dumps({name: value for name, value in summary.items() if name not in _LISTS}))
 
 

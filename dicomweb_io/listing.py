@@ -607,6 +607,9 @@ def lost_beside(reference: Resource, others: Iterable[Resource], there: Collecti
 Wanted = Resource | SearchQuery
 """What a line of a list asks for: an object, or every study (or instance, by its UIDs) that a query finds."""
 
+DIFFERENT_LINE = "CheckDifference"
+"""The step that withholds what the destination has with other contents."""
+
 
 @dataclass(frozen=True)
 class ListLine:
@@ -614,13 +617,15 @@ class ListLine:
 
     Attributes:
         place: The list and the number of the line, for messages.
-        wanted: What it asks for; None if it cannot be read, or asks for nothing (see `read_references`).
+        wanted: What it asks for; None if it cannot be read.
         problem: Why it cannot be read.
+        difference: What a comparison has written that it is: ``"missing"``, ``"extra"`` or ``"different"``; else empty.
     """
 
     place: str
     wanted: Wanted | None
     problem: str = ""
+    difference: str = ""
 
 
 @dataclass(frozen=True)
@@ -684,7 +689,7 @@ def read_references(path: str, *, allow_patterns: bool = False) -> Iterator[List
     """Reads a list of what is wanted. Blank lines and lines that begin with ``#`` are left out.
 
     Each line is one of: a JSON object with UIDs (``study_instance_uid`` …, or DICOM JSON), an entry of an earlier
-    ``--failures`` file, a difference that a comparison has written (what is extra in the destination asks for nothing),
+    ``--failures`` file, a difference that a comparison has written,
     a DICOMweb URI, a study's UID, an accession number, or a line of a CSV file (commas, semicolons
     or tabs) whose header names some of ``StudyInstanceUID``, ``SeriesInstanceUID``, ``SOPInstanceUID``,
     ``AccessionNumber``, ``IssuerOfAccessionNumber``, ``PatientID``, ``IssuerOfPatientID`` and ``StudyDate`` (also as
@@ -726,7 +731,8 @@ def read_references(path: str, *, allow_patterns: bool = False) -> Iterator[List
                 if header is not None and not any(cells):
                     continue
                 wanted = _of_line(line) if header is None else _of_cells(header, cells)
-                yield ListLine(place, _without_patterns(wanted, allowed=allow_patterns))
+                wanted = _without_patterns(wanted, allowed=allow_patterns)
+                yield ListLine(place, wanted, difference=_difference_of(line) if header is None else "")
             except (TypeError, ValueError) as error:
                 yield ListLine(place, None, str(error))
 
@@ -908,14 +914,14 @@ def _date(text: str) -> str:
     raise ValueError(f"its StudyDate {text[:20]!r} cannot be read in exactly one way: write YYYYMMDD")
 
 
-def _without_patterns(wanted: Wanted | None, *, allowed: bool) -> Wanted | None:
+def _without_patterns(wanted: Wanted, *, allowed: bool) -> Wanted:
     for key, value in wanted.search_filters if isinstance(wanted, SearchQuery) and not allowed else ():
         if _PATTERN.search(value):
             raise ValueError(f"its {key} is a pattern or a list of values: allow patterns, if it is meant so")
     return wanted
 
 
-def _of_line(line: str) -> Wanted | None:
+def _of_line(line: str) -> Wanted:
     if line.startswith("{"):
         return _of_json(line)
     if _is_reference(line):
@@ -931,7 +937,7 @@ def _of_line(line: str) -> Wanted | None:
     return _of_keys({"AccessionNumber": cells[0]} if cells[0] else {})
 
 
-def _of_json(line: str) -> Wanted | None:
+def _of_json(line: str) -> Wanted:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -941,8 +947,6 @@ def _of_json(line: str) -> Wanted | None:
             return _of_failure(value)
         value = value["reference"]
     if "difference" in value:
-        if value["difference"] == "extra":
-            return None
         value = {key: item for key, item in value.items() if key in _COLUMNS}
     if any(key in _COLUMNS for key in value):
         keys = {_COLUMNS.get(str(key), ""): item for key, item in value.items()}
@@ -956,6 +960,14 @@ def _of_json(line: str) -> Wanted | None:
     if any(map(_PATTERN.search, found.uids.values())):
         raise ValueError("it holds a pattern where a UID should be")
     return found
+
+
+def _difference_of(line: str) -> str:
+    """What a comparison has written that a line is, which can be read; empty if none has written it."""
+    if not line.startswith("{"):
+        return ""
+    value = json.loads(line)
+    return "different" if value.get("transform") == DIFFERENT_LINE else str(value.get("difference", ""))
 
 
 def _of_failure(failure: Mapping[str, Any]) -> Wanted:

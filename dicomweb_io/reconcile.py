@@ -115,6 +115,7 @@ class ComparisonJob:
             self.destination,
             self.filters,
             self.wanted,
+            on_existing="server",
             allow_several_patients=self.allow_several_patients,
         )
         return one, replace(one, source=self.destination, destination=self.source)
@@ -207,9 +208,7 @@ def search_line(
     clients: Sequence[DICOMClient], sides: Sequence[TransferJob], line: ListLine
 ) -> Iterator[Selected | Failure]:
     """What a line of a list selects in both archives; failures if it names nothing in either, or cannot be read."""
-    wanted = line.wanted
-    if wanted is None and not line.problem:
-        return
+    wanted, line = line.wanted, replace(line, difference="")
     if isinstance(wanted, Resource) and not sides[0].filters:
         yield Selected(wanted, place=line.place)
         return
@@ -293,6 +292,7 @@ class Ledger:
     def differences(self) -> Iterator[Difference]:
         """All differences in the order of their UIDs, with where else the other archive has the instances."""
         self._database.execute("CREATE INDEX by_instance ON instances (instance)")
+        self._database.execute("CREATE INDEX in_series ON instances (series)")
         self._database.execute("CREATE INDEX by_series ON series (study, series)")
         for row in self._database.cursor().execute("SELECT * FROM differences ORDER BY study, series, instance, kind"):
             study, series, instance, kind, number, reason = row
@@ -302,15 +302,24 @@ class Ledger:
     def _elsewhere(self, one: Difference) -> tuple[str, ...]:
         """The series of the other archive that have the SOP Instance UIDs of what is missing or extra."""
         own, other = (0, 1) if one.kind == "missing" else (1, 0)
-        uids = one.reference.uids
-        rows = self._database.execute(
-            "SELECT DISTINCT theirs.study, theirs.series FROM series ours "
-            "JOIN instances mine ON mine.series = ours.id AND mine.side = ? "
-            "JOIN instances its ON its.instance = mine.instance AND its.side IN (?, 2) "
-            "JOIN series theirs ON theirs.id = its.series "
-            "WHERE ours.study = ? AND ours.series = ? AND (? IS NULL OR mine.instance = ?) LIMIT ?",
-            (own, other, uids["study"], uids["series"], uids.get("instance"), uids.get("instance"), MAX_ELSEWHERE),
+        reference = one.reference
+        study, series, instance = (
+            reference.study_instance_uid,
+            reference.series_instance_uid,
+            reference.sop_instance_uid,
         )
+        # Two statements, because each has an index of its own.
+        if instance is not None:
+            query = "SELECT DISTINCT study, series.series FROM instances JOIN series ON id = instances.series "
+            query += "WHERE instance = ? AND side IN (?, 2) LIMIT ?"
+            rows = self._database.execute(query, (instance, other, MAX_ELSEWHERE))
+        else:
+            query = "SELECT DISTINCT theirs.study, theirs.series FROM series ours "
+            query += "CROSS JOIN instances mine ON mine.series = ours.id AND mine.side = ? "
+            query += "CROSS JOIN instances its ON its.instance = mine.instance AND its.side IN (?, 2) "
+            query += "CROSS JOIN series theirs ON theirs.id = its.series "
+            query += "WHERE ours.study = ? AND ours.series = ? LIMIT ?"
+            rows = self._database.execute(query, (own, other, study, series, MAX_ELSEWHERE))
         return tuple(sorted(Resource(*row).uri for row in rows))
 
 
@@ -489,7 +498,7 @@ def counts_of_failure(failure: Failure) -> Iterator[tuple[str, int]]:
         yield LINES[failure.transform], 1
     elif failure.transform == READ:
         yield "unreadable", 1
-    elif failure.transform == EXCLUSIONS and failure.source is not None:
+    elif failure.transform == EXCLUSIONS and failure.reference is not None:
         yield "conflicting", 1
         # Its reason names two files.
         return
@@ -520,7 +529,9 @@ def make_comparison_summary(job: ComparisonJob, counts: Mapping[str, int], secon
         "other_patient",
         *_OPEN,
         "lines",
+        "lines_repeated",
         "lines_extra",
+        "lines_repeated",
         *LINES.values(),
         "unwritten",
     )
@@ -551,6 +562,8 @@ def write_comparison_reports(
         differences: The first differences.
         requests: See `dicomweb_io.report.requests_of`.
     """
+    if not job.report:
+        return
     told = describe(job.sides[0])
     told |= {"kind": "comparison", "options": {"compared": job.level, **told["options"]}}
     for name in ("on_existing", "verify"):

@@ -235,7 +235,9 @@ class TableJob:
     def list_job(self) -> TransferJob:
         """What matches the lines of the list; see `dicomweb_io.transfer.match_line`."""
         several = self.allow_several_patients
-        return TransferJob(self.source, self.source, self.filters, self.wanted, allow_several_patients=several)
+        return TransferJob(
+            self.source, self.source, self.filters, self.wanted, on_existing="server", allow_several_patients=several
+        )
 
     def change_source(self) -> Any:
         """What reports the studies that are new or have grown."""

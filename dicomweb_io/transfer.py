@@ -50,6 +50,7 @@ from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
 from dicomweb_io.files.local import folder_of
 from dicomweb_io.http.auth import Credentials
 from dicomweb_io.listing import (
+    DIFFERENT_LINE,
     InstanceGroup,
     ListFile,
     ListLine,
@@ -150,11 +151,11 @@ class TransferJob:
         lines, readable, extra, seen = 0, 0, 0, set[int]()
         for line in self.lines:
             lines += 1
-            if line.wanted is not None:
+            if line.difference == "extra":
+                extra += 1
+            elif line.wanted is not None:
                 readable += 1
                 seen.add(hash(line.wanted))
-            elif not line.problem:
-                extra += 1
         return {"lines": lines, "lines_repeated": readable - len(seen), "lines_extra": extra}
 
     def query(self, level: SearchLevel = "instance", within: Wanted | None = None) -> SearchQuery:
@@ -423,12 +424,18 @@ def _wanted(
 def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterator[Resource | Failure]:
     """The instances that a line of a list names; or the failure that says why it names none."""
     wanted, failures = line.wanted, list[Failure]()
-    if wanted is None and not line.problem:
-        return
     if wanted is None:
         yield Failure(UNREADABLE_LINE, f"the line cannot be read: {line.problem}", source=line.place, line=line.place)
         return
+    if line.difference == "extra":
+        return
     place = line.place
+    reference = wanted if isinstance(wanted, Resource) else None
+    skips = job.on_existing == "skip" and job.verify != "content"
+    if line.difference == "different" and skips and reference is not None and reference.level != "series":
+        message = "the destination has it, with other contents, and was not changed: --on-existing replace replaces it"
+        yield Failure(DIFFERENT_LINE, message, reference=reference, source=place, line=place)
+        return
     asked = keys_of(wanted) if isinstance(wanted, SearchQuery) else None
     if isinstance(wanted, Resource) and wanted.level == "instance" and not job.filters:
         yield wanted
@@ -454,7 +461,6 @@ def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterato
     for failure in failures:
         yield replace(failure, source=place, line=place, wanted=None if failure.reference else asked)
     if not matched and not failures:
-        reference = wanted if isinstance(wanted, Resource) else None
         message = f"nothing at the source matches: {_words(wanted)}"
         yield Failure(UNMATCHED_LINE, message, reference=reference, source=place, line=place, wanted=asked)
 
@@ -588,5 +594,5 @@ def _named(source: DICOMClient, job: TransferJob) -> Iterator[Resource]:
     for line in job.lines:
         if isinstance(line.wanted, SearchQuery):
             yield from _resources(source.iter_search(line.wanted), line.wanted.level, [])
-        elif line.wanted is not None:
+        elif line.wanted is not None and line.difference != "extra":
             yield line.wanted

@@ -37,11 +37,19 @@ from dicomweb_io.changes import (
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import CredentialsError
+from dicomweb_io.errors import CredentialsError, plain_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListLine
-from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_distinct, check_writable, filters_from
-from dicomweb_io.report import check_report, describe, describe_archive, write_report
+from dicomweb_io.options import (
+    LIST_OPTIONS,
+    UsageError,
+    append_lines,
+    check_distinct,
+    check_writable,
+    filters_from,
+    read_json,
+)
+from dicomweb_io.report import RoundsFacts, check_report, describe, describe_archive, write_reports
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.tables import TableJob, place_file, run_table, table_job_from
 from dicomweb_io.transfer import TransferJob, check_places, job_from as transfer_from
@@ -272,6 +280,7 @@ class _Watch:
         self._started = time.monotonic()
         self._reasons: Counter[str] = Counter()
         self._rounds: deque[list[Any]] = deque(maxlen=_MAX_ROUNDS)
+        self._facts = RoundsFacts()
         try:
             self._place = job.place.read()
         except ValueError as error:
@@ -316,12 +325,9 @@ class _Watch:
             "columns": ["ended", "found", "transferred", "already there", "failed", "bytes"],
             "rows": list(self._rounds),
         }
-        facts |= {"kind": "watch", "complete": exit_code(totals) == 0, "tables": [rounds]}
-        for path in job.report:
-            problem = write_report(path, summary, facts)
-            if problem is not None:
-                totals["unwritten"] += 1
-                _say(problem)
+        facts |= {**self._facts.document(), "kind": "watch", "complete": exit_code(totals) == 0, "tables": [rounds]}
+        write_reports(job.report, summary, facts)
+        totals["unwritten"] = summary["unwritten"]
 
     def _count(self) -> None:
         self.totals["pending"], self.totals["open"] = len(self._place.pending), len(self._place.open)
@@ -449,9 +455,12 @@ class _Watch:
             path = os.path.join(scratch, "failures.jsonl")
             # What is new was found with the filters.
             lines = tuple(ListLine(uri, reference) for uri, reference in wanted.items())
-            summary = self._copy(
-                replace(cast(TransferJob, self._job.transfer), wanted=lines, filters={}, failures=path)
-            )
+            once = replace(cast(TransferJob, self._job.transfer), wanted=lines, filters={}, failures=path)
+            if self._job.report:
+                once = replace(once, report=(os.path.join(scratch, "report.json"),))
+            summary = self._copy(once)
+            for report in once.report:
+                self._facts.add(read_json(report))
             with open(path, encoding="utf-8") as file:
                 failures = [json.loads(line) for line in file]
         if not adds_up(summary):
@@ -505,7 +514,7 @@ def _failure_from(item: Mapping[str, Any], reference: Resource) -> Failure:
 
 
 def _say(text: str) -> None:
-    print(f"watch: {text}", file=sys.stderr, flush=True)
+    print(f"watch: {plain_text(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -342,7 +342,7 @@ class _NameLines(beam.DoFn):
 
     def process(self, line: ListLine) -> Iterator[Any]:
         wanted, problem = line.wanted, line.problem
-        if wanted is None and not problem:
+        if line.difference == "extra":
             # What a comparison found in the destination only.
             return
         if wanted is not None and self._level is not None:

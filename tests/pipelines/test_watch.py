@@ -400,5 +400,7 @@ def test_a_report_tells_all_rounds(job, source, tmp_path, monkeypatch):
     told = json.loads(document.read_text())
     assert (code, told["kind"], told["complete"], told["summary"]["transferred"]) == (0, "watch", True, 7)
     assert [row[2] for row in told["tables"][0]["rows"]] == [3, 3, 1]
+    assert sum(item["transferred"] for item in told["timeline"]["slices"]) == 7
+    assert sum(item["instances"] for item in told["sizes"]) == 7
     assert "Watch report" in page.read_text()
     assert page.stat().st_mode & 0o777 == 0o600

@@ -94,11 +94,18 @@ def test_what_is_found_and_copied(
     assert by_kind["missing", None][SERIES] == datasets[0].SeriesInstanceUID
     assert by_kind["missing", None]["instances"] == 3
     assert "bytes" in by_kind["different", changed.SOPInstanceUID]["reason"]
+    # What differs stays, unless it may be replaced, and a copy that leaves it is not complete.
+    code, lines, said = run(capsys, "copy", source, destination, "--input", diff, "--dry-run")
+    assert (code, lines[0]["to_transfer"], lines[0]["lines_different"]) == (1, 4, 1), said
+    assert "--on-existing replace replaces it" in said
     code, lines, said = run(capsys, "copy", source, destination, "--input", diff, "--on-existing", "replace")
     assert code == 0, said
     assert [lines[0][name] for name in ("found", "transferred", "lines", "lines_extra")] == [5, 5, 4, 1]
     code, lines, said = run(capsys, "compare", source, destination, "--content")
     assert [line["difference"] for line in lines] == ["extra"], said
+    # The list of what differs can be compared again, also what only the destination has.
+    code, lines, said = run(capsys, "compare", source, destination, "--content", "--input", diff)
+    assert (code, [line["difference"] for line in lines]) == (1, ["extra"]), said
     # What only the destination has is copied the other way.
     diff.write_text("".join(json.dumps({**line, "difference": "missing"}) + "\n" for line in lines))
     assert run(capsys, "copy", destination, source, "--input", diff)[0] == 0
@@ -209,6 +216,13 @@ def test_a_search_that_fails_proves_nothing(
     assert (code, lines) == (1, [])
     assert "hold the same" not in said
     assert "searches failed or were incomplete" in said
+
+
+def test_a_folder_that_is_not_there_is_a_search_that_failed(one: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines, said = run(capsys, "compare", "memory://not-there", one)
+    assert (code, lines) == (1, [])
+    assert "searches failed or were incomplete" in said
+    assert "other contents" not in said
 
 
 @pytest.mark.parametrize(
