@@ -382,10 +382,34 @@ def test_a_list_of_instances(source: str, tmp_path: Path, capsys: Any, full: boo
     assert "1.2.1.1.9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["export", "table", "--out"], ["watch", "--once", "--table"]])
+def test_no_file_overwrites_another(archive: Path, tmp_path: Path, capsys: Any, command: list[str]) -> None:
+    out = tmp_path / "x.csv"
+    for option in ("--cursor", "--failures", "--summary"):
+        assert main([*command, str(out), option, f"{tmp_path}/./x.csv", str(archive)]) == 2
+        assert "name the same file" in capsys.readouterr().err
+        assert not out.exists()
+
+
 def test_a_list_has_no_limit(archive: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "cohort.csv").write_text("PatientID\nP1\n")
     assert export(archive, tmp_path / "x.csv", "--limit", 3, "--input", tmp_path / "cohort.csv") == 2
     assert "leave --limit out" in capsys.readouterr().err
+
+
+def test_a_table_needs_an_archive(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.delenv("DICOMWEB_URL", raising=False)
+    assert main(["export", "table", "--out", str(tmp_path / "x.csv")]) == 2
+    assert "ARCHIVE or --url is required" in capsys.readouterr().err
+
+
+def test_a_private_creator_may_have_several_blocks() -> None:
+    row = {
+        **{f"000900{block}": {"vr": "LO", "Value": ["ONE"]} for block in ("10", "11")},
+        "00091020": {"vr": "LO", "Value": ["a"]},
+        "00091130": {"vr": "LO", "Value": ["b"]},
+    }
+    assert [column_of(f'(0009,"ONE",{element})').cell(row)[0] for element in ("20", "30", "40")] == ["a", "b", None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
