@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
+from dicomweb_io.errors import plain_text
 from dicomweb_io.listing import DIFFERENT_LINE, InstanceGroup
 from dicomweb_io.options import report_lines
 
@@ -159,7 +160,7 @@ def place_of(failure: Failure) -> str | None:
 def told_of(failure: Failure) -> str:
     """A failure in one line, with its place."""
     where = place_of(failure)
-    return f"{where}: {failure.message}" if where else failure.message
+    return plain_text(f"{where}: {failure.message}" if where else failure.message)
 
 
 class Causes:
@@ -202,7 +203,7 @@ class Causes:
         where = f"{failures} lists all" if failures else "--failures PATH lists all"
         for reason, number in self._counts.most_common():
             if number > _SHOWN:
-                self._told(f"{self._prog}: {number:,} x {reason} (the first {_SHOWN} are above; {where})")
+                self._told(f"{self._prog}: {number:,} x {plain_text(reason)} (the first {_SHOWN} are above; {where})")
 
 
 class Timeline:
@@ -590,7 +591,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
     if summary["search_failures"]:
         failed = summary["search_failures"]
-        yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
+        what = "search failed or was" if failed == 1 else "searches failed or were"
+        yield f"  {failed:,} {what} incomplete, so some instances may not have been found."
     yield from line_words(summary)
     if summary["unwritten"]:
         yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."
@@ -601,7 +603,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     if summary.get("interrupted"):
         yield "  It was interrupted: there may be more, which was not looked for."
     elif not summary["found"]:
-        yield "  Nothing was found."
+        empty = job.wanted is not None and not summary["lines"]
+        yield "  The list is empty: nothing was asked for." if empty else "  Nothing was found."
     elif job.dry_run:
         if whole and not summary["to_transfer"]:
             yield "  Everything is at the destination already."
@@ -619,19 +622,27 @@ def line_words(summary: Mapping[str, Any]) -> Iterator[str]:
         if summary["lines_extra"]:
             open_lines.append(f"{summary['lines_extra']:,} name what only the destination has")
         repeated = f" ({summary['lines_repeated']:,} repeat others)" if summary["lines_repeated"] else ""
-        yield (
-            f"  Of {summary['lines']:,} lines of the list{repeated}, {', '.join(open_lines)}."
-            if open_lines
-            else (f"  All {summary['lines']:,} lines of the list name something{repeated}.")
-        )
+        lines = _counted(summary["lines"], "line", "lines")
+        if open_lines:
+            yield f"  Of {lines} of the list{repeated}, {', '.join(open_lines)}."
+        elif summary["lines"] == 1:
+            yield "  The line of the list names something."
+        else:
+            yield f"  All {lines} of the list name something{repeated}."
 
 
-def print_summary(summary: Mapping[str, Any], job: TransferJob) -> None:
-    """Prints the summary: for a person at a terminal as text, else as JSON, with the text on standard error."""
+def print_summary(lines: Iterable[str], summary: Mapping[str, Any], *, as_json: bool = True) -> None:
+    """Prints a summary: for a person at a terminal its lines, else a JSON object, with the lines on standard error.
+
+    Args:
+        lines: What people read.
+        summary: What programs read; long lists of files are left out.
+        as_json: Whether there may be JSON; not if other results are on standard output.
+    """
     watched = sys.stdout.isatty()
-    for line in summary_lines(summary, job):
-        print(line, file=sys.stdout if watched else sys.stderr)
-    if not watched:
+    for line in lines:
+        print(plain_text(line), file=sys.stdout if watched else sys.stderr)
+    if as_json and not watched:
         print(json.dumps({name: value for name, value in summary.items() if name not in _LISTS}))
 
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Union, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import fsspec
 
 from dicomweb_io.client import DICOMClient, FilterMismatch, check_filter_mismatch
+from dicomweb_io.errors import safe_url
 from dicomweb_io.http.auth import Credentials
 from dicomweb_io.http.retry import RetryPolicy
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts, split_service_url
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 EndpointLike = Union["Endpoint", str, "os.PathLike[str]"]
 
 _CLIENTS = {True: ("dicomweb_io.web.client", "DICOMwebClient"), False: ("dicomweb_io.files.client", "DICOMfileClient")}
-_SERVER_WITHOUT_SCHEME = re.compile(r"[\w.-]+:\d+(/|$)|[\w-]+\.[\w.-]+/(.*/)?dicom[_-]?web/?$", re.IGNORECASE)
+_SERVER_WITHOUT_SCHEME = re.compile(
+    r"[\w.-]+:\d+(/|$)|[\w-]+\.[\w.-]+/(.*/)?dicom[_-]?web/?$|[^/@:\\]+:[^/@\\]+@[\w.-]+(:\d+)?(/|$)", re.IGNORECASE
+)
 _GROUPS = {"prefixes": Prefixes, "tls": TLS, "timeouts": Timeouts, "limits": Limits, "retry": RetryPolicy}
 
 
@@ -98,7 +101,8 @@ class Endpoint:
         else:
             if _SERVER_WITHOUT_SCHEME.match(self.url):
                 # As a destination it would quietly become a folder.
-                raise ValueError(f"{text!r}: write http:// or https:// before a server's address, ./ before a folder")
+                shown = text.rpartition("@")[2]
+                raise ValueError(f"{shown!r}: write http:// or https:// before a server's address, ./ before a folder")
             self._check_filesystem()
             kinds = ("prefixes", "credentials", "internal_url")
             given = [name for name in kinds if getattr(self, name) not in (None, Prefixes())]
@@ -143,8 +147,7 @@ class Endpoint:
         """The URL without user information, query and fragment, for logs and messages."""
         if "://" not in self.url:
             return self.url
-        parts = urlsplit(self.url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return safe_url(self.url)
 
     def replace(self, **changes: Any) -> Endpoint:
         """A copy with other values."""

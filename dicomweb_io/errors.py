@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,7 @@ __all__ = [
     "UserFunctionError",
     "http_error",
     "log_text",
+    "plain_text",
     "safe_url",
 ]
 
@@ -163,7 +165,7 @@ class DICOMwebError(requests.HTTPError):
             words.append(f"HTTP {self.status}")
         if detail:
             words.append(detail)
-        text = ": ".join(filter(None, words)) or "request failed"
+        text = plain_text(": ".join(filter(None, words))) or "request failed"
         return f"{text} (after {self.attempts} attempts)" if self.attempts > 1 else text
 
     def __repr__(self) -> str:
@@ -320,6 +322,17 @@ def safe_url(url: str) -> str:
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     except ValueError:
         return text.rpartition("@")[2]
+
+
+_REORDERS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+
+
+def plain_text(text: str) -> str:
+    """Text of an archive as one line for a terminal: without control characters and marks that reverse the writing."""
+    if text.isascii() and text.isprintable():
+        return text
+    kept = (" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text)
+    return "".join(kept).translate(_REORDERS)
 
 
 def log_text(error: BaseException) -> str:

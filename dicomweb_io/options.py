@@ -11,7 +11,6 @@ import argparse
 import getpass
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from dicomweb_io.http.auth import (
     Credentials,
     GoogleCredentials,
     OAuth2ClientCredentials,
+    variable_text,
 )
 from dicomweb_io.http.settings import TLS, Limits, Prefixes, Timeouts
 from dicomweb_io.listing import ListLine, read_references
@@ -315,13 +315,7 @@ def _credentials(
     if given.get("user"):
         return _basic(given, spelled)
     if given.get("token_env") and not workers_elsewhere and given["token_env"] not in os.environ:
-        # A token itself, given by mistake, is not shown.
-        name = (
-            f"variable {given['token_env']}"
-            if re.fullmatch("[A-Z_][A-Z0-9_]{0,60}", given["token_env"])
-            else "variable"
-        )
-        raise UsageError(f"{spelled('token_env')}: the environment {name} is not set")
+        raise UsageError(f"{spelled('token_env')}: the environment {variable_text(given['token_env'])} is not set")
     for name, field in (("token", "token"), ("token_env", "env"), ("token_file", "file"), ("token_command", "command")):
         if given.get(name):
             return BearerToken(**{field: given[name]})
@@ -711,6 +705,8 @@ def check_writable(path: str, option: str, *, elsewhere: bool = False) -> None:
         return
     if elsewhere:
         raise UsageError(f"{option} {path}: workers of this runner cannot write to this machine; give an fsspec URL")
+    if _is_device(path):
+        return
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UsageError(f"{option} {path}: there is no folder {folder}")
@@ -730,15 +726,21 @@ def check_spool_directory(path: str | None, *, elsewhere: bool = False) -> None:
         raise UsageError(f"--spool-directory {path}: there is no such folder that can be written to")
 
 
+def _is_device(path: str) -> bool:
+    """Whether a path is a pipe or device, such as ``/dev/null``: nothing can take its place."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 @contextmanager
 def atomic_file(path: str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """A file to write, for its owner only (mode 0600), which appears complete or not at all.
 
     Args:
-        path: A local path, or an fsspec URL (which is written to when everything is there).
+        path: A local path, a pipe or device (which is written to), or an fsspec URL (likewise, when everything is
+            there).
         mode: ``"w"`` for text in UTF-8, ``"wb"`` for bytes.
     """
-    remote = "://" in path
+    remote = "://" in path or _is_device(path)
     folder, name = (None, "upload") if remote else os.path.split(os.path.abspath(path))
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"} if mode == "w" else {}
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", suffix=".part", dir=folder)
@@ -759,7 +761,7 @@ def atomic_file(path: str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
 def _upload(local: str, url: str) -> None:
     import fsspec
 
-    with open(local, "rb") as content, fsspec.open(url, "wb") as file:
+    with open(local, "rb") as content, fsspec.open(url, "wb") if "://" in url else open(url, "wb") as file:
         shutil.copyfileobj(content, file)
 
 
@@ -855,9 +857,15 @@ def report_lines(path: str, name: str, lines: Iterable[str]) -> str | None:
 def append_lines(path: str, lines: Iterable[str]) -> None:
     """Adds lines to a local file that only its owner can read, and waits until they are on the disk."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
+        device = _is_device(path)
+        if not device:
+            # It may be there already, for all to read.
+            with suppress(PermissionError):
+                os.chmod(path, 0o600)
         file.writelines(line + "\n" for line in lines)
         file.flush()
-        os.fsync(file.fileno())
+        if not device:
+            os.fsync(file.fileno())
 
 
 def read_json(path: str) -> Any:

@@ -303,6 +303,7 @@ class Ledger:
     def differences(self) -> Iterator[Difference]:
         """All differences in the order of their UIDs, with where else the other archive has the instances."""
         self._database.execute("CREATE INDEX by_instance ON instances (instance)")
+        self._database.execute("CREATE INDEX in_series ON instances (series)")
         self._database.execute("CREATE INDEX by_series ON series (study, series)")
         for row in self._database.cursor().execute("SELECT * FROM differences ORDER BY study, series, instance, kind"):
             study, series, instance, kind, number, reason = row
@@ -312,15 +313,24 @@ class Ledger:
     def _elsewhere(self, one: Difference) -> tuple[str, ...]:
         """The series of the other archive that have the SOP Instance UIDs of what is missing or extra."""
         own, other = (0, 1) if one.kind == "missing" else (1, 0)
-        uids = one.reference.uids
-        rows = self._database.execute(
-            "SELECT DISTINCT theirs.study, theirs.series FROM series ours "
-            "JOIN instances mine ON mine.series = ours.id AND mine.side = ? "
-            "JOIN instances its ON its.instance = mine.instance AND its.side IN (?, 2) "
-            "JOIN series theirs ON theirs.id = its.series "
-            "WHERE ours.study = ? AND ours.series = ? AND (? IS NULL OR mine.instance = ?) LIMIT ?",
-            (own, other, uids["study"], uids["series"], uids.get("instance"), uids.get("instance"), MAX_ELSEWHERE),
+        reference = one.reference
+        study, series, instance = (
+            reference.study_instance_uid,
+            reference.series_instance_uid,
+            reference.sop_instance_uid,
         )
+        # Two statements, because each has an index of its own.
+        if instance is not None:
+            query = "SELECT DISTINCT study, series.series FROM instances JOIN series ON id = instances.series "
+            query += "WHERE instance = ? AND side IN (?, 2) LIMIT ?"
+            rows = self._database.execute(query, (instance, other, MAX_ELSEWHERE))
+        else:
+            query = "SELECT DISTINCT theirs.study, theirs.series FROM series ours "
+            query += "CROSS JOIN instances mine ON mine.series = ours.id AND mine.side = ? "
+            query += "CROSS JOIN instances its ON its.instance = mine.instance AND its.side IN (?, 2) "
+            query += "CROSS JOIN series theirs ON theirs.id = its.series "
+            query += "WHERE ours.study = ? AND ours.series = ? LIMIT ?"
+            rows = self._database.execute(query, (own, other, study, series, MAX_ELSEWHERE))
         return tuple(sorted(Resource(*row).uri for row in rows))
 
 
@@ -532,6 +542,7 @@ def make_comparison_summary(job: ComparisonJob, counts: Mapping[str, int], secon
         "lines",
         "lines_repeated",
         "lines_extra",
+        "lines_repeated",
         *LINES.values(),
         "unwritten",
     )
@@ -562,6 +573,8 @@ def write_comparison_reports(
         differences: The first differences.
         requests: See `dicomweb_io.report.requests_of`.
     """
+    if not job.report:
+        return
     told = describe(job.sides[0])
     told |= {"kind": "comparison", "options": {"compared": job.level, **told["options"]}}
     for name in ("on_existing", "verify"):
@@ -632,6 +645,8 @@ def comparison_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     if differs(summary):
         rest = "" if is_complete(summary) else ", and not everything could be compared"
         yield f"  The archives differ{rest}."
+        if summary["missing"]:
+            yield "  What is missing is copied by copy --input, which takes the lines of this comparison as its list."
     elif not is_complete(summary):
         yield "  Not everything could be compared, so it is unknown whether the archives differ."
     else:

@@ -56,6 +56,8 @@ _SHOWN_ON_PAGE = 100
 # What took less than about a second, or is of one size, is not worth drawing.
 _MIN_SLICES = 4
 _MIN_BARS = 3
+_SHOWN_IF_ANY = ("elsewhere", "other_patient", "unreadable", "conflicting", "lines_extra", "lines", *LINE_WORDS)
+_SHOWN_IF_ANY += ("search_failures", "unwritten")
 _SHOWN_VRS = ("UI", "DA", "TM", "DT", "CS", "IS", "US")
 _PATIENT_GROUP = "0010"
 
@@ -118,17 +120,10 @@ def write_transfer_reports(
     write_reports(job.report, summary, told)
 
 
-class RoundsReport:
-    """Reports of work that is done in rounds, each of which is a transfer.
+class RoundsFacts:
+    """The facts of work that is done in rounds, each of which is a transfer."""
 
-    Args:
-        paths: Where they are written.
-        told: What is known before the work starts; see `write_report`.
-    """
-
-    def __init__(self, paths: Sequence[str], told: Mapping[str, Any]) -> None:
-        self._paths = paths
-        self._told = dict(told)
+    def __init__(self) -> None:
         self._facts = Facts()
         self._requests: dict[str, dict[str, Any]] = {}
 
@@ -142,10 +137,9 @@ class RoundsReport:
                 known[name] = known.get(name, 0) + item[name]
             known["max_seconds"] = max(known["max_seconds"], item.get("max_seconds", 0))
 
-    def write(self, summary: dict[str, Any], *, complete: bool) -> None:
-        """Writes them; those that cannot be written are told and counted in the summary."""
-        told = {**self._told, **self._facts.document(), "requests": list(self._requests.values())}
-        write_reports(self._paths, summary, {**told, "complete": complete})
+    def document(self) -> dict[str, Any]:
+        """What is known of all rounds, for `write_reports`."""
+        return {**self._facts.document(), "requests": list(self._requests.values())}
 
 
 def write_reports(paths: Sequence[str], summary: dict[str, Any], told: Mapping[str, Any]) -> None:
@@ -281,6 +275,8 @@ def _numbers(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
         return [(_word(name), summary[name]) for name in ("found", "to_transfer", *PARTS) if name in summary]
     numbers = []
     for name, value in summary.items():
+        if not value and name in _SHOWN_IF_ANY:
+            continue
         if type(value) is int and name not in ("bytes", "bytes_per_second"):
             numbers.append((_word(name), value))
         elif isinstance(value, Mapping) and name not in ("reasons", "warnings"):

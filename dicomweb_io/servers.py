@@ -92,6 +92,9 @@ def parse(text: str, path: str, kinds: Mapping[str, type]) -> dict[str, Server]:
                 raise ServersError(f"{_place(text, path, name, key)}: [{name}] {problem}")
         if not server.get("url"):
             raise ServersError(f"{_place(text, path, name)}: [{name}] has no url")
+        if re.match("[^/]*//[^/]*@", server["url"]):
+            what = "the url holds a name or password: use user with password-env or password-file"
+            raise ServersError(f"{_place(text, path, name, 'url')}: [{name}] {what}")
     return document
 
 

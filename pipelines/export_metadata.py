@@ -30,7 +30,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from dicomweb_io.account import ROW, shown_progress
+from dicomweb_io.account import ROW, print_summary, shown_progress
 from dicomweb_io.dicom.columns import Column, RowMaker
 from dicomweb_io.dicom.json_decode import loads
 from dicomweb_io.elements import Resource, open_path
@@ -44,6 +44,7 @@ from dicomweb_io.tables import (
     TableJob,
     columns_of_all,
     conclude,
+    one_at_a_time,
     plan_refresh,
     publish,
     table_exit_code,
@@ -144,11 +145,12 @@ def run(job: TableJob, options: PipelineOptions, *, show_progress: bool | None =
     """
     started = time.monotonic()
     refresh = Refresh()
-    if job.refreshes:
-        with job.source.connect() as client:
-            refresh = plan_refresh(client, job)
     account, written = TableAccount(), None
     with ExitStack() as stack:
+        stack.enter_context(one_at_a_time(job))
+        if job.refreshes:
+            with job.source.connect() as client:
+                refresh = plan_refresh(client, job)
         if refresh.studies != ():
             scratch = _scratch(options, stack)
             before = TALLY.snapshot().get("rows", 0)
@@ -256,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"export_metadata: there is no table: {error}", file=sys.stderr)
         return 1
-    print(*table_lines(summary, job), sep="\n")
+    print_summary(table_lines(summary, job), summary)
     return table_exit_code(summary)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from dicomweb_io.account import conflicts_of
+from dicomweb_io.account import conflicts_of, print_summary
 from dicomweb_io.elements import Failure
 from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import UsageError, add_comparison_options, read_json
@@ -151,8 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"reconcile: there is no summary: {error}", file=sys.stderr)
         return 1
-    for line in comparison_lines(summary):
-        print(line)
+    print_summary(comparison_lines(summary), summary)
     return comparison_exit_code(summary)
 
 

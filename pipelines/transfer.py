@@ -36,6 +36,7 @@ from dicomweb_io.account import (
     make_summary,
     print_summary,
     shown_progress,
+    summary_lines,
     write_summary,
 )
 from dicomweb_io.elements import Failure, Resource
@@ -218,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         if isinstance(error, TransferInterrupted):
-            print_summary(error.summary, job)
+            print_summary(summary_lines(error.summary, job), error.summary)
         print("transfer: interrupted; the same command goes on with what is missing", file=sys.stderr)
         if argv is None:
             end_process(130)
@@ -229,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"transfer: there is no summary: {error}", file=sys.stderr)
         return 1
-    print_summary(summary, job)
+    print_summary(summary_lines(summary, job), summary)
     return exit_code(summary)
 
 

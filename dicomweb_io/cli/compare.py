@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dicomweb_io.cli.output import print_line, progress
+from dicomweb_io.account import Causes, print_summary
+from dicomweb_io.cli.output import progress
 from dicomweb_io.comparer import Compared, SeriesComparison
-from dicomweb_io.elements import Difference, Failure
+from dicomweb_io.elements import Difference
+from dicomweb_io.errors import plain_text
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.reconcile import (
@@ -34,7 +36,7 @@ def compare(args: argparse.Namespace) -> int:
     source = endpoint_from(args, args.source).replace(limits=limits)
     job = comparison_from(args, source, endpoint_from(args, role="destination").replace(limits=limits))
     clients = connect(args, job.source), connect(args, job.destination)
-    shown = _Shown(job.output is None)
+    shown, causes = _Shown(job.output is None), Causes("dicomweb-io")
     try:
         with progress("series") as bar:
 
@@ -46,25 +48,21 @@ def compare(args: argparse.Namespace) -> int:
                 job,
                 max_in_flight=args.jobs,
                 on_difference=shown.difference,
-                on_failure=shown.failure,
+                on_failure=causes.add,
                 on_result=advance,
                 clients=clients,
             )
     finally:
         for client in clients:
             client.close()
+        causes.finish(job.failures)
     shown.end()
-    for_person = sys.stdout.isatty()
-    if job.output is not None and not for_person:
-        print_line(summary)
-    else:
-        for line in comparison_lines(summary):
-            print(line, file=sys.stdout if for_person else sys.stderr)
+    print_summary(comparison_lines(summary), summary, as_json=job.output is not None)
     return comparison_exit_code(summary)
 
 
 class _Shown:
-    """What is shown while it is found: all differences in a pipe, the first ones on a terminal, the first failures.
+    """What is shown while it is found: all differences in a pipe, the first ones on a terminal.
 
     Args:
         prints: Whether differences are shown at all.
@@ -74,7 +72,6 @@ class _Shown:
         self._prints = prints
         self._limit = _MAX_SHOWN if sys.stdout.isatty() else None
         self._differences = 0
-        self._failures = 0
 
     def difference(self, found: Difference) -> None:
         """Shows a difference."""
@@ -87,19 +84,9 @@ class _Shown:
         number = f" ({found.instances:,} instances)" if found.reference.level == "series" else ""
         reason = f": {found.reason}" if found.reason else ""
         elsewhere = f", which is in {', '.join(found.elsewhere)}" if found.elsewhere else ""
-        print(f"{found.kind:9} {found.reference.uri}{number}{reason}{elsewhere}")
-
-    def failure(self, failure: Failure) -> None:
-        """Shows a failure, if it is one of the first."""
-        self._failures += 1
-        if self._failures <= _MAX_SHOWN:
-            where = failure.source or (failure.reference.uri if failure.reference is not None else "")
-            print(f"dicomweb-io: {where and where + ': '}{failure.message}", file=sys.stderr)
+        print(plain_text(f"{found.kind:9} {found.reference.uri}{number}{reason}{elsewhere}"))
 
     def end(self) -> None:
         """Says how much was not shown."""
         if self._prints and self._limit is not None and self._differences > self._limit:
             print(f"… and {self._differences - self._limit:,} more; --output PATH writes all of them")
-        if self._failures > _MAX_SHOWN:
-            more = f"{self._failures - _MAX_SHOWN:,} more failures; --failures PATH writes all of them"
-            print(f"dicomweb-io: {more}", file=sys.stderr)

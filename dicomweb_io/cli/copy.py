@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dicomweb_io.account import Account, Causes, exit_code, print_summary, shown_progress
+from dicomweb_io.account import Account, Causes, exit_code, print_summary, shown_progress, summary_lines
 from dicomweb_io.http.settings import Limits
 from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.transfer import StoppedError, TransferInterrupted, check_archives, check_places, job_from, run_transfer
@@ -33,7 +33,7 @@ def copy(args: argparse.Namespace) -> int:
         finally:
             causes.finish(job.failures)
     except TransferInterrupted as error:
-        print_summary(error.summary, job)
+        print_summary(summary_lines(error.summary, job), error.summary)
         raise
     except StoppedError as error:
         print(f"dicomweb-io: {error}", file=sys.stderr)
@@ -41,5 +41,5 @@ def copy(args: argparse.Namespace) -> int:
     finally:
         for client in clients:
             client.close()
-    print_summary(summary, job)
+    print_summary(summary_lines(summary, job), summary)
     return exit_code(summary)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from dicomweb_io.cli.output import print_line, progress
-from dicomweb_io.elements import COLLECTIONS, Failure
+from dicomweb_io.account import Causes, print_summary
+from dicomweb_io.cli.output import progress
+from dicomweb_io.elements import COLLECTIONS
 from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.tables import run_table, table_exit_code, table_job_from, table_lines
 
@@ -22,21 +22,13 @@ def export_table(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--out {job.out}: the command writes files; python -m pipelines.export_metadata writes to BigQuery"
         )
-    client = connect(args, job.source)
-    try:
-        with progress(COLLECTIONS[job.level]) as shown:
-            summary = run_table(job, client=client, max_in_flight=args.jobs, on_failure=_show, on_object=shown.advance)
-    finally:
-        client.close()
-    if sys.stdout.isatty():
-        print(*table_lines(summary, job), sep="\n")
-    else:
-        print_line(summary)
-        # What a reader of the JSON may overlook.
-        print(*table_lines(summary, job), sep="\n", file=sys.stderr)
+    causes = Causes("dicomweb-io")
+    with connect(args, job.source) as client, progress(COLLECTIONS[job.level]) as shown:
+        try:
+            summary = run_table(
+                job, client=client, max_in_flight=args.jobs, on_failure=causes.add, on_object=shown.advance
+            )
+        finally:
+            causes.finish(job.failures)
+    print_summary(table_lines(summary, job), summary)
     return table_exit_code(summary)
-
-
-def _show(failure: Failure) -> None:
-    where = failure.source or (failure.reference.uri if failure.reference is not None else None)
-    print(f"dicomweb-io: {where}: {failure.message}" if where else f"dicomweb-io: {failure.message}", file=sys.stderr)

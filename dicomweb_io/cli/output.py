@@ -17,12 +17,16 @@ from dicomweb_io.dicom.json_decode import dumps, load_json_dataset, loads
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import JSONDataset, Resource
+from dicomweb_io.errors import plain_text
 from dicomweb_io.options import atomic_file
 
 logger = logging.getLogger("dicomweb_io")
 
 # A UID outside of sequences, as pydicom prints it.
 _UID_LINE = re.compile(rb"^\((\w{4}, ?\w{4})\) .* UI: (\S+)$", re.MULTILINE)
+
+# JSON allows these characters in texts.
+_CONTROLS = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 _EXTENSIONS = {
     "application/dicom": "dcm",
@@ -58,7 +62,7 @@ def print_datasets(rows: Iterable[JSONDataset], args: argparse.Namespace) -> int
     count = 0
     if args.dicomize or args.json_lines:
         for row in rows:
-            write(f"{load_json_dataset(row)}\n\n" if args.dicomize else json_text(row) + "\n")
+            write(f"{readable_text(row)}\n\n" if args.dicomize else json_text(row) + "\n")
             count += 1
         return count
     for row in rows:
@@ -68,13 +72,22 @@ def print_datasets(rows: Iterable[JSONDataset], args: argparse.Namespace) -> int
     return count
 
 
-def json_text(value: Any, *, indent: bool = False) -> str:
-    """A value as JSON text with sorted keys."""
-    if not indent:
-        return dumps(value).decode("utf-8")
-    import json
+def readable_text(row: JSONDataset) -> str:
+    """A dataset in the DICOM JSON model as lines of text."""
+    return "\n".join(map(plain_text, str(load_json_dataset(row)).split("\n")))
 
-    return json.dumps(value, indent=4, sort_keys=True, ensure_ascii=False)
+
+def json_text(value: Any, *, indent: bool = False) -> str:
+    """A value as JSON text with sorted keys; what would do something to a terminal is escaped."""
+    if not indent:
+        text = dumps(value).decode("utf-8")
+    else:
+        import json
+
+        text = json.dumps(value, indent=4, sort_keys=True, ensure_ascii=False)
+    return (
+        text if text.isascii() and "\x7f" not in text else _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    )
 
 
 def print_line(value: Any) -> None:
@@ -98,7 +111,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(plain_text(cell)) for cell in row))
     width = None if sys.stdout.isatty() else _WIDTH
     Console(file=sys.stdout, highlight=False, width=width).print(table)
 

@@ -24,12 +24,13 @@ from dicomweb_io.cli.output import (
     print_datasets,
     print_line,
     progress,
+    readable_text,
     save_beside,
     save_bytes,
     write_bytes,
 )
 from dicomweb_io.client import DICOMClient, MediaTypes
-from dicomweb_io.dicom.json_decode import first_value, load_json_dataset
+from dicomweb_io.dicom.json_decode import first_value
 from dicomweb_io.elements import Instance, RenderedImage, Resource, SearchQuery
 from dicomweb_io.errors import DICOMwebError
 from dicomweb_io.failures import RECOVERABLE
@@ -122,7 +123,7 @@ def _metadata(client: DICOMClient, reference: Resource, args: argparse.Namespace
     names = FileNames(args.output_dir, "txt" if args.dicomize else "json")
     with progress("metadata", _total(client, reference)) as shown:
         for row in rows:
-            text = str(load_json_dataset(row)) if args.dicomize else json_text(row, indent=args.prettify)
+            text = readable_text(row) if args.dicomize else json_text(row, indent=args.prettify)
             content = text.encode("utf-8", "backslashreplace")
             save_bytes(args.output_dir, names.of(resource_of_row(row, "instance", reference)), [content])
             saved.add(len(content))

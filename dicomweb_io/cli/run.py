@@ -14,7 +14,7 @@ from io import TextIOWrapper
 import requests
 
 from dicomweb_io.cli.arguments import parse
-from dicomweb_io.errors import DICOMError, DICOMwebError
+from dicomweb_io.errors import DICOMError, DICOMwebError, plain_text
 from dicomweb_io.options import UsageError
 from dicomweb_io.servers import NAME
 
@@ -41,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except UsageError as error:
-        print(f"dicomweb-io: {error}", file=sys.stderr)
+        print(f"dicomweb-io: {plain_text(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader closed the pipe, as `head` does. Without this, Python prints another error at exit.
@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     except (requests.RequestException, ValueError, TypeError, KeyError, OSError, OverflowError, ImportError) as error:
         if args.verbosity > 1:
             raise
-        print(f"dicomweb-io: {_told(error)}", file=sys.stderr)
+        print(f"dicomweb-io: {plain_text(_told(error))}", file=sys.stderr)
         return 1
 
 
@@ -93,13 +93,21 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
         super().emit(record)
 
 
+class _Formatter(logging.Formatter):
+    """Writes one line a record: what archives and files say is a part of it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return plain_text(super().formatMessage(record))
+
+
 @contextmanager
 def _logging(verbosity: int) -> Iterator[None]:
     """Logs to standard error while a command runs. Programs that call `main` keep their logging."""
     # Partial answers and filters that a server may have ignored concern all users of what is printed.
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     handler = _Handler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("dicomweb_io")
     before = logger.level
     logger.addHandler(handler)

@@ -7,7 +7,6 @@ import csv
 import heapq
 import shutil
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +23,7 @@ from dicomweb_io.dicom.json_decode import first_text, first_value, iter_values
 from dicomweb_io.dicom.uids import name_of_uid
 from dicomweb_io.dicom.values import fold_case, iso_date, iso_time, readable_name
 from dicomweb_io.elements import COLLECTIONS, JSONDataset, Resource, SearchLevel, SearchQuery
-from dicomweb_io.errors import DICOMwebError
+from dicomweb_io.errors import DICOMwebError, plain_text
 from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.options import UsageError, connect, endpoint_from, parse_filters
 from dicomweb_io.queries import check_limits, make_query
@@ -217,16 +216,6 @@ def _chunks(rows: Iterable[list[str]]) -> Iterator[list[list[str]]]:
 
 def _noun(count: int, level: SearchLevel) -> str:
     return level if count == 1 else COLLECTIONS[level]
-
-
-def plain_text(text: str) -> str:
-    """Text of an archive as one line for a terminal: without control characters and marks that reverse the writing."""
-    if text.isascii() and text.isprintable():
-        return text
-    kept = (" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp", "Cs") else letter for letter in text)
-    return "".join(
-        letter for letter in kept if not "\u202a" <= letter <= "\u202e" and not "\u2066" <= letter <= "\u2069"
-    )
 
 
 class _Lines:

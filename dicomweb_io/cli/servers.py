@@ -100,7 +100,7 @@ def _list(known: dict[str, Server], path: str) -> int:
         print_table(("name", "url", "options"), rows)
     else:
         for name, server in known.items():
-            print_line({"name": name, **server})
+            print_line({"name": name, **server, "url": safe_url(server["url"])})
     print(f"{len(known):,} servers in {path}", file=sys.stderr)
     return 0
 
@@ -130,5 +130,5 @@ def _test(args: argparse.Namespace) -> int:
         client.close()
     print_table(("feature", "works", "answer"), rows)
     what = "answers searches" if works else "cannot be searched"
-    print(f"{args.name} ({endpoint.safe_url}) {what}", file=sys.stderr)
+    print(f"{safe_url(args.name)} ({endpoint.safe_url}) {what}", file=sys.stderr)
     return 0 if works else 1

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from dicomweb_io.account import READ, Account, format_bytes, make_summary
+from dicomweb_io.account import READ, Account, format_bytes, make_summary, told_of
 from dicomweb_io.cli.output import print_line, progress
 from dicomweb_io.elements import Exclusion, Failure, StoredInstance
 from dicomweb_io.errors import DICOMwebError
@@ -99,9 +99,9 @@ class _Results:
         if isinstance(result, StoredInstance) and outcome != "exists":
             self._size += result.size
         if not self._people:
-            print_line({"outcome": outcome, **_told_of(result)})
+            print_line({"outcome": outcome, **_as_json(result)})
         elif isinstance(result, Failure) and outcome == "failed":
-            print(f"dicomweb-io: {f'{result.source}: ' if result.source else ''}{result.message}", file=sys.stderr)
+            print(f"dicomweb-io: {told_of(result)}", file=sys.stderr)
 
     def line(self, destination: str) -> str:
         """All results in one line, whose numbers add up."""
@@ -113,7 +113,7 @@ class _Results:
         return f"{total:,} {noun}: {', '.join(parts)}; {format_bytes(self._size)} → {destination}"
 
 
-def _told_of(result: StoredInstance | Failure | Exclusion) -> dict[str, Any]:
+def _as_json(result: StoredInstance | Failure | Exclusion) -> dict[str, Any]:
     if isinstance(result, Failure):
         return result.to_dict()
     if isinstance(result, Exclusion):

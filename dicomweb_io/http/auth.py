@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import threading
@@ -136,10 +137,15 @@ def _exactly_one(owner: str, **sources: Any) -> str:
     return given[0]
 
 
+def variable_text(name: str) -> str:
+    """What to call a variable of the environment: a secret itself, given by mistake, is not shown."""
+    return f"variable {name}" if re.fullmatch("[A-Z_][A-Z0-9_]{0,60}", name) else "variable"
+
+
 def _from_environment(name: str) -> str:
     value = os.environ.get(name)
     if not value:
-        raise CredentialsError(f"the environment variable {name} is not set")
+        raise CredentialsError(f"the environment {variable_text(name)} is not set")
     return value.strip()
 
 

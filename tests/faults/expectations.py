@@ -384,6 +384,8 @@ rule(
     "CopyInstances (listing) / status 404*",
 )
 rule(RECOVERED, "SearchForSeries / gap", "CopyInstances (listing) / gap")
+# A search of the whole archive has no filter and no path that could be ignored, and few rows.
+rule(RECOVERED, *(f"CompareArchives / {what}" for what in ("filters ignored", "path ignored", "gap")))
 # A listing that broke off because rows moved or came twice is made again.
 rule(
     RECOVERED,

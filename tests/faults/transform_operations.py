@@ -19,7 +19,7 @@ from typing import Any
 import apache_beam as beam
 
 from dicomweb_io import transforms
-from dicomweb_io.elements import Bulkdata, Failure, Frame, Instance, RenderedImage, Resource, StoredInstance
+from dicomweb_io.elements import Bulkdata, Difference, Failure, Frame, Instance, RenderedImage, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.testing.samples import make_study, new_uid
 from dicomweb_io.testing.server.exchange import Record
@@ -135,6 +135,12 @@ def _copied(endpoint: Endpoint, folder: Path, bench: Bench) -> Any:
     return transforms.CopyInstances(endpoint, copies, failures=_COLLECT)
 
 
+def _compared(endpoint: Endpoint, folder: Path, bench: Bench) -> Any:
+    """With a folder that has nothing, so that each series is a difference."""
+    (folder / "compared").mkdir(exist_ok=True)
+    return transforms.CompareArchives(endpoint, folder / "compared", failures=_COLLECT)
+
+
 def _copied_from(place: str) -> Make:
     """Copies from a folder of the bench."""
     return lambda endpoint, folder, bench: transforms.CopyInstances(getattr(bench, place), endpoint, failures=_COLLECT)
@@ -185,6 +191,7 @@ _ALL = (
         "/series/[^/]+",
         OBJECTS | {"several", "long"},
     ),
+    _search("CompareArchives", _compared, "/studies$", {}),
     _search("WatchForStudies", _watch(transforms.WatchForStudies), "/studies$", _pages_of(1)),
     _search("WatchForInstances", _watch(transforms.WatchForInstances), "/instances$", _pages_of(7)),
     _search(
@@ -248,6 +255,8 @@ def item_of(result: Any) -> Item:
         return ("bulk data", result.uri.partition("/dicom-web/")[2], digest(result.content or b""))
     if isinstance(result, StoredInstance):
         return ("stored", result.reference.uri, result.outcome, result.size)
+    if isinstance(result, Difference):
+        return ("difference", result.kind, result.reference.uri, result.instances)
     if isinstance(result, Resource):
         return ("deleted", result.uri)
     if isinstance(result, str):

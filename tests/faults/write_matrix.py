@@ -34,7 +34,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Storing, by policy and proof": ("store: server*", "store: skip*", "store: replace*", "store: error*"),
     "Storing, what is asked besides; deleting": ("store: the*", "store: reading*", "store_instances", "delete *"),
-    "Transforms: searching and retrieving": ("SearchFor*", "Watch*", "Read*", "Retrieve*"),
+    "Transforms: searching and retrieving": ("SearchFor*", "Compare*", "Watch*", "Read*", "Retrieve*"),
     "Transforms: copying, storing, deleting": ("Copy*", "Download*", "StoreInstances", "Write*", "Delete*"),
 }
 

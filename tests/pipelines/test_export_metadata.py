@@ -68,7 +68,7 @@ def test_a_list_with_a_wrong_line(archive: Path, tmp_path: Path, capsys: Any, le
     assert len(rows_of(tmp_path / "x.incomplete.csv")) == 2 * {"study": 1, "series": 2, "instance": 3}[level]
     (failed,) = map(json.loads, failures.read_text().splitlines())
     assert failed["source"] == f"{wanted}, line 5"
-    assert "THE TABLE IS NOT COMPLETE: 1 failed" in capsys.readouterr().out
+    assert "THE TABLE IS NOT COMPLETE: 1 failed" in capsys.readouterr().err
 
 
 def test_a_table_with_gaps_does_not_look_whole(archive: Path, tmp_path: Path, serve: Any) -> None:

@@ -48,7 +48,7 @@ def test_the_job_says_what_the_command_says(archives, tmp_path, how, capsys):
     code, differences, failures, summary = outcomes[0]
     assert (code, len(differences), len(failures)) == (1, 1, 2)
     assert [summary[name] for name in ("missing", "unreadable", "conflicting")] == [2, 1, 1]
-    assert "The archives differ, and not everything could be compared." in capsys.readouterr().out
+    assert "The archives differ, and not everything could be compared." in capsys.readouterr().err
 
 
 def test_a_list_and_a_way_back(archives, tmp_path, capsys):
@@ -60,17 +60,17 @@ def test_a_list_and_a_way_back(archives, tmp_path, capsys):
     wanted.write_text("\n".join(["StudyInstanceUID", *studies, "1.2.3.4"]))
     places = ["--source", str(one), "--destination", str(two)]
     assert main([*places, "--input", str(wanted), "--output", str(tmp_path / "diff.jsonl")]) == 1
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "Of 3 lines of the list, 1 match nothing." in said
     assert command(["copy", str(one), str(two), "--input", str(tmp_path / "diff.jsonl")]) == 0
     assert main(places) == 0
-    assert "Both archives hold the same." in capsys.readouterr().out
+    assert "Both archives hold the same." in capsys.readouterr().err
 
 
 def test_a_refused_login_proves_nothing(archives, serve, capsys):
     server = serve(archives[1], faults=[fault("status", status=401, times=None)])
     assert main(["--source", str(archives[0]), "--destination", server.url]) == 1
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "it is unknown whether the archives differ" in said
 
 

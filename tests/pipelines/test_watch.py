@@ -349,6 +349,8 @@ def test_a_table_is_kept_and_neither_misses_nor_doubles(job, serve, source, fold
             server.refresh()
         code, numbers, printed = job(server.url, *options, destination=destination)
         assert (code, numbers["rows"]) == (0, rows), printed
+        # One line for each night, also for one in which nothing came.
+        assert printed.count("watch: poll 1: ") == 1
         assert rows_of(table) == uids_of(source)
         assert not copies or bytes_of(folder) == bytes_of(source)
     assert table.stat().st_mode & 0o777 == 0o600
@@ -400,5 +402,7 @@ def test_a_report_tells_all_rounds(job, source, tmp_path, monkeypatch):
     told = json.loads(document.read_text())
     assert (code, told["kind"], told["complete"], told["summary"]["transferred"]) == (0, "watch", True, 7)
     assert [row[2] for row in told["tables"][0]["rows"]] == [3, 3, 1]
+    assert sum(item["transferred"] for item in told["timeline"]["slices"]) == 7
+    assert sum(item["instances"] for item in told["sizes"]) == 7
     assert "Watch report" in page.read_text()
     assert page.stat().st_mode & 0o777 == 0o600

@@ -22,11 +22,12 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.listing import InstanceGroup
 from dicomweb_io.options import UsageError
 from dicomweb_io.report import (
-    RoundsReport,
+    RoundsFacts,
     check_report,
     make_document,
     render_page,
     write_report,
+    write_reports,
     write_transfer_reports,
 )
 from dicomweb_io.testing.faults import fault
@@ -297,14 +298,15 @@ def test_other_commands_write_reports_too(tmp_path):
 def test_rounds_are_added_up(tmp_path):
     """What watches copies in rounds, which report each."""
     path = tmp_path / "report.html"
-    report = RoundsReport((str(path), str(tmp_path / "report.json")), {"kind": "watch", "source": {"url": "/a"}})
+    facts = RoundsFacts()
     traffic = {"requests": 3, "retries": 1, "bytes_in": 5, "bytes_out": 6, "throttled_seconds": 0.5, "max_seconds": 2.0}
     for number in range(3):
         failure = Failure("CopyInstances", "refused", reference=stored(number).reference)
         account = account_of(stored(number, sop_class_uid=CT), failure)
-        report.add(document_of(account, requests=[{"archive": "source", **traffic}]))
+        facts.add(document_of(account, requests=[{"archive": "source", **traffic}]))
     totals = {"polls": 3, "transferred": 3, "found": 6, "pending": 3, "reasons": {"refused": 3}, "last_error": SCRIPT}
-    report.write(totals, complete=False)
+    paths = [str(path), str(tmp_path / "report.json")]
+    write_reports(paths, totals, {**facts.document(), "kind": "watch", "source": {"url": "/a"}, "complete": False})
     text = check_page(path.read_text())
     assert "Watch report" in text
     assert "Not everything is done: 3 to be tried again." in text
