@@ -716,6 +716,11 @@ def check_writable(path: str, option: str, *, elsewhere: bool = False) -> None:
         raise UsageError(f"{option} {path}: the folder {folder} cannot be written to")
 
 
+def _is_device(path: str) -> bool:
+    """Whether a path is a pipe or device, such as ``/dev/null``: nothing can take its place."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def check_spool_directory(path: str | None, *, elsewhere: bool = False) -> None:
     """Checks the folder for temporary files, unless workers on other machines use it.
 
@@ -724,11 +729,6 @@ def check_spool_directory(path: str | None, *, elsewhere: bool = False) -> None:
     """
     if path and not elsewhere and not (os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)):
         raise UsageError(f"--spool-directory {path}: there is no such folder that can be written to")
-
-
-def _is_device(path: str) -> bool:
-    """Whether a path is a pipe or device, such as ``/dev/null``: nothing can take its place."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextmanager
