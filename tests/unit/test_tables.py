@@ -208,13 +208,13 @@ def test_a_table_of_several_files(archive: Path, tmp_path: Path) -> None:
     assert pyarrow.dataset.dataset(tmp_path / "x.parquet").count_rows() == 8
 
 
-def test_many_partitions_keep_few_files_open(tmp_path: Path) -> None:
+def test_each_partition_is_one_file_in_whatever_order_rows_come(tmp_path: Path) -> None:
     columns = columns_of(["PatientID", "Rows"])
     with TableWriter(str(tmp_path / "x.csv"), columns, partition_by="PatientID") as table:
         for number in range(200):
             table.write({"PatientID": f"a/../{number % 50}", "Rows": number})
     assert sum(len(rows_of(path)) for path in (tmp_path / "x.csv").rglob("*.csv")) == 200
-    assert len(list((tmp_path / "x.csv").iterdir())) == 50
+    assert len(list((tmp_path / "x.csv").rglob("*.csv"))) == len(list((tmp_path / "x.csv").iterdir())) == 50
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_many_partitions_keep_few_files_open(tmp_path: Path) -> None:
         (date(2024, 2, 29), "2024-02-29"),
         (3, "3"),
         ("山田" * 32, "山田" * 32),
-        ("lone \ud800\0", "lone %3F%00"),
+        ("lone \ud800\n", "lone %3F%0A"),
     ],
 )
 def test_names_of_partitions_are_safe(value: Any, text: str) -> None:
@@ -244,6 +244,12 @@ def test_texts_of_every_kind_fit_into_files(tmp_path: Path, kind: str) -> None:
     written = [row["PatientName"] for row in rows_of(tmp_path / f"x.{kind}")]
     assert [*written[:4], written[5]] == [*texts[:4], texts[5]]
     assert written[4].startswith("lone ")
+
+
+def test_csv_has_no_nul(tmp_path: Path) -> None:
+    with TableWriter(str(tmp_path / "x.csv"), columns_of(["ImageType"])) as table:
+        table.write({"ImageType": ["A\0", "B"]})
+    assert (tmp_path / "x.csv").read_bytes() == b"ImageType\r\nA\\B\r\n"
 
 
 def test_excel_reads_csv_with_a_byte_order_mark(archive: Path, tmp_path: Path) -> None:
