@@ -254,6 +254,8 @@ class TableWriter:
         self._folder = partition_by is not None or rows_per_file is not None
         self._bom, self._added = bom, added
         self._remote = "://" in out
+        # In an object store the files of before stay until all of these are there.
+        self._run = added or (os.urandom(4).hex() if self._remote else "")
         self._stack = ExitStack()
         self._open: tuple[TableFile, IO[bytes]] | None = None
         self._places: dict[str, array[int]] = {}
@@ -308,7 +310,7 @@ class TableWriter:
         return folder
 
     def _start(self, folder: str) -> tuple[TableFile, IO[bytes]]:
-        name = "table" if not self._folder else f"part-{self._added}{'-' if self._added else ''}{self._number:05}"
+        name = "table" if not self._folder else f"part-{self._run}{'-' if self._run else ''}{self._number:05}"
         self._number += 1
         path = os.path.join(self._scratch, "table", folder, f"{name}.{self._kind}")
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -380,11 +382,17 @@ class TableWriter:
             return
         old = set(files.find(base)) if files.exists(base) else set()
         new = set()
-        for path in parts_in(made):
-            place = f"{base}/{os.path.relpath(path, made)}".replace(os.sep, "/")
-            files.makedirs(place.rpartition("/")[0], exist_ok=True)
-            files.put_file(path, place)
-            new.add(place)
+        try:
+            for path in parts_in(made):
+                place = f"{base}/{os.path.relpath(path, made)}".replace(os.sep, "/")
+                new.add(place)
+                files.makedirs(place.rpartition("/")[0], exist_ok=True)
+                files.put_file(path, place)
+        except BaseException:
+            for place in new:
+                with suppress(OSError):
+                    files.rm_file(place)
+            raise
         run = f"part-{self._added}-" if self._added else "part-"
         for path in old - new:
             if path.rpartition("/")[2].startswith(run):

@@ -297,6 +297,27 @@ def test_a_refresh_in_an_object_store_continues(archive: Path, capsys: Any) -> N
     assert fsspec.filesystem("memory").cat("/refreshed/x.csv").count(b"\r\n") == 10
 
 
+def test_a_folder_in_an_object_store_stays_if_it_cannot_be_replaced(archive: Path, monkeypatch: Any) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def put_file(self: Any, path: str, place: str, **how: Any) -> None:
+        if "Modality=MR" in place:
+            raise OSError("the store is full")
+        put_before(self, path, place, **how)
+
+    put_before, files = MemoryFileSystem.put_file, MemoryFileSystem()
+    arguments = ["export", "table", str(archive), "--out", "memory://full/x.csv", "--partition-by", "Modality"]
+    assert main(arguments) == 0
+    before = {path: files.cat(path) for path in files.find("/full")}
+    put(archive, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "put_file", put_file)
+        assert main(arguments) == 1
+    assert {path: files.cat(path) for path in files.find("/full")} == before
+    assert main(arguments) == 0
+    assert len(files.find("/full")) == 2
+
+
 def test_tables_go_to_object_stores(archive: Path) -> None:
     import fsspec
 
