@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import shutil
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -264,13 +263,9 @@ class TableWriter:
         self.files = self.size = 0
 
     def __enter__(self) -> TableWriter:
-        if self._remote:
-            self._scratch = self._stack.enter_context(PrivateDirectory(prefix="dicomweb_io-table-"))
-        else:
-            parent, name = os.path.split(os.path.abspath(self._out))
-            # On the same filesystem, so that it can be moved to its place in one step.
-            self._scratch = tempfile.mkdtemp(prefix=f".{name}-", suffix=".part", dir=parent)
-            self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+        # On the same filesystem, so that it can be moved to its place in one step.
+        parent, name = os.path.split(os.path.abspath(self._out)) if not self._remote else (None, "dicomweb_io-table")
+        self._scratch = self._stack.enter_context(PrivateDirectory(parent, f".{name}-"))
         os.mkdir(os.path.join(self._scratch, "table"), 0o700)
         # Rows of a partition come in any order: they wait, and then one partition is written after the other.
         self._waiting = self._stack.enter_context(open(os.path.join(self._scratch, "rows"), "w+b"))

@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import stat
+import subprocess
+import sys
 import threading
 import time as time_module
 from datetime import date, time
@@ -636,6 +638,21 @@ def test_long_cells_are_read_again(tmp_path: Path) -> None:
     with TableWriter(str(tmp_path / "x.csv"), [column_of("PatientComments")]) as table:
         table.write({"PatientComments": "y" * 200_000})
     assert [len(row["PatientComments"]) for row in read_table(str(tmp_path / "x.csv"), "csv")] == [200_000]
+
+
+def test_what_a_killed_run_leaves_is_removed_by_the_next_one(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.csv"
+    script = f"""
+import os
+from dicomweb_io import cli, table_files
+table_files.TableWriter._publish = lambda self: os.kill(os.getpid(), 9)
+cli.main(["export", "table", {str(archive)!r}, "--out", {str(out)!r}])
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert not out.exists()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert export(archive, out) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "x.csv"]
 
 
 def test_two_refreshes_at_once_take_turns(archive: Path, tmp_path: Path, monkeypatch: Any) -> None:
