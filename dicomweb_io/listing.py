@@ -29,6 +29,7 @@ from itertools import chain
 from typing import IO, Any
 
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.uids import is_uid
@@ -949,8 +950,10 @@ def _of_json(line: str) -> Wanted:
     if "difference" in value:
         value = {key: item for key, item in value.items() if key in _COLUMNS}
     if any(key in _COLUMNS for key in value):
-        keys = {_COLUMNS.get(str(key), ""): item for key, item in value.items()}
-        if "" in keys or not all(isinstance(item, str) for item in keys.values()):
+        keys = {_COLUMNS[key]: item for key, item in value.items() if key in _COLUMNS and item is not None}
+        # Columns of tables are passed over; a mistyped key would leave out what it says, and so name more.
+        unknown = [key for key in value if key not in _COLUMNS and not _is_attribute(key)]
+        if unknown or not all(isinstance(item, str) for item in keys.values()):
             raise ValueError(f"it has unknown keys, or values that are no text (known: {', '.join(_COLUMNS)})")
         return _of_keys({key: item.strip() for key, item in keys.items() if item.strip()})
     found = Resource.of(value).instance
@@ -960,6 +963,13 @@ def _of_json(line: str) -> Wanted:
     if any(map(_PATTERN.search, found.uids.values())):
         raise ValueError("it holds a pattern where a UID should be")
     return found
+
+
+def _is_attribute(key: str) -> bool:
+    """Whether it is the name of a column of a table."""
+    with contextlib.suppress(ValueError):
+        return key.startswith("tag_") or bool(resolve(key.partition("_")[0]))
+    return False
 
 
 def _difference_of(line: str) -> str:
