@@ -29,6 +29,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from dicomweb_io.account import print_summary
 from dicomweb_io.options import UsageError, add_watch_options, endpoint_from
 from dicomweb_io.transfer import TransferJob
 from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, progress_line, run_watch
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("watch: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
-    print(f"Ended after {progress_line(totals, job)}")
+    print_summary([f"Ended after {progress_line(totals, job)}"], totals)
     return exit_code(totals)
 
 
