@@ -154,12 +154,14 @@ class Changes:
         cursor: Where to continue.
         more: Whether there is more already, so that waiting is pointless.
         failures: What the archive reported without naming an object.
+        incomplete: Why the answer lacks something, also if that was reported before.
     """
 
     references: tuple[Resource, ...]
     cursor: Cursor
     more: bool = False
     failures: tuple[Failure, ...] = ()
+    incomplete: Failure | None = None
 
 
 class ChangeSource(ABC):
@@ -448,14 +450,16 @@ class SearchChanges(_Source):
             if len(references) >= max_changes:
                 break
         more = listing.goes_on()
+        incomplete = None
         for problem in listing.incomplete:
             if silent:
                 raise problem
+            incomplete = failure_of(problem, "Watch")
             # What came is told, and what is wrong is told once.
             digest = digest_of(str(problem))
             if digest not in known:
                 seen.setdefault("", set()).add(digest)
-                failures.append(failure_of(problem, "Watch"))
+                failures.append(incomplete)
         # While rows are missing the window stays, so that a later search finds them.
         missing = more or bool(listing.incomplete)
         if not missing:
@@ -468,7 +472,7 @@ class SearchChanges(_Source):
         position = cursor.position if missing else listing.began.isoformat()
         place = _LISTINGS.keep(listing) if more else ""
         reached = Cursor(self.method, position, cursor.start, frozen, place)
-        return Changes(tuple(references), reached, more=more, failures=tuple(failures))
+        return Changes(tuple(references), reached, more=more, failures=tuple(failures), incomplete=incomplete)
 
     def _since(self, cursor: Cursor, now: datetime, silent: bool) -> datetime | None:
         if self._window is None:
@@ -909,11 +913,13 @@ class Place:
         cursor: Where the source was read to; None at the beginning.
         pending: What has to be tried again, with the number of attempts so far.
         open: Studies that are not at rest, with the time of their last change in seconds since 1970.
+        written: The time of the latest rows of a table, in seconds since 1970.
     """
 
     cursor: Cursor | None = None
     pending: dict[Resource, int] = field(default_factory=dict)
     open: dict[str, float] = field(default_factory=dict)
+    written: float = 0.0
 
 
 class PlaceFile:
@@ -929,15 +935,25 @@ class PlaceFile:
         self._watched = json.loads(json.dumps(watched))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
         """Keeps other processes from the file. The system releases it when this process ends.
 
         Raises:
-            BlockingIOError: If another process has it.
+            BlockingIOError: If another process has it, and this one does not wait.
         """
         path = Path(self.path)
-        with lock_file(path.with_name(f".{path.name}"), wait=False):
+        with lock_file(path.with_name(f".{path.name}"), wait=wait):
             yield
+
+    @property
+    def exists(self) -> bool:
+        """Whether a position was written, to a local path or an fsspec URL."""
+        if "://" not in self.path:
+            return os.path.exists(self.path)
+        import fsspec
+
+        files, path = fsspec.core.url_to_fs(self.path)
+        return bool(files.exists(path))
 
     def read(self) -> Place:
         """The position; the beginning if there is no file.
@@ -945,7 +961,7 @@ class PlaceFile:
         Raises:
             ValueError: If the file is damaged, or belongs to another watch.
         """
-        if not os.path.exists(self.path):
+        if not self.exists:
             return Place()
         try:
             document = read_json(self.path)
@@ -954,6 +970,7 @@ class PlaceFile:
             cursor = Cursor.from_json(document["cursor"]) if document["cursor"] is not None else None
             pending = {Resource.of(item["reference"]): int(item["attempts"]) for item in document["pending"]}
             studies = {str(uid): float(moment) for uid, moment in document.get("open", {}).items()}
+            written = float(document.get("written", 0))
             watched = dict(document["watched"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"this is not a cursor file: {error}") from error
@@ -963,7 +980,7 @@ class PlaceFile:
             other = [name for name in names if self._watched.get(name) != watched.get(name)]
             with_other = f" with other {' and '.join(other)}" if other else ""
             raise ValueError(f"this cursor belongs to a watch of {watched.get('source')}{with_other}; use another file")
-        return Place(cursor, pending, studies)
+        return Place(cursor, pending, studies, written)
 
     def write(self, place: Place) -> None:
         """Replaces the file."""
@@ -976,5 +993,6 @@ class PlaceFile:
                 for reference, attempts in place.pending.items()
             ],
             "open": place.open,
+            "written": place.written,
         }
         write_lines(self.path, [json.dumps(document)])

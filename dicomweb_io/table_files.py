@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date, datetime, time
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -18,6 +19,8 @@ from urllib.parse import quote
 
 from dicomweb_io.dicom.columns import Column
 from dicomweb_io.elements import open_path
+from dicomweb_io.errors import safe_url
+from dicomweb_io.options import UsageError
 from dicomweb_io.spool import PrivateDirectory
 
 TableFormat = Literal["parquet", "csv", "jsonl"]
@@ -31,6 +34,7 @@ NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _CELLS = 400_000
 """Cells that wait in memory for a row group of Parquet."""
 _MAX_OPEN = 16
+_MAX_NAME = 255
 
 
 def format_of(path: str) -> TableFormat | None:
@@ -143,9 +147,26 @@ def _plain(item: Any) -> Any:
     return item.encode("utf-8", "replace").decode() if isinstance(item, str) else item
 
 
+@contextmanager
+def _reading(path: str) -> Iterator[IO[bytes]]:
+    """Opens a table that is there. What is wrong with its content is told without the content."""
+    try:
+        with open_path(path) as file:
+            yield file
+    except (ValueError, csv.Error) as error:
+        raise UsageError(
+            f"{safe_url(path)}: this table is damaged or was not written here ({type(error).__name__}); to write the "
+            "whole table again, remove it and its cursor file"
+        ) from error
+
+
 def read_table(path: str, kind: TableFormat) -> Iterator[dict[str, Any]]:
-    """The rows of a file that `TableFile` wrote; the values of CSV are texts."""
-    with open_path(path) as file:
+    """The rows of a file that `TableFile` wrote; the values of CSV are texts.
+
+    Raises:
+        UsageError: If it is damaged.
+    """
+    with _reading(path) as file:
         if kind == "parquet":
             from pyarrow.parquet import ParquetFile
 
@@ -153,20 +174,40 @@ def read_table(path: str, kind: TableFormat) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
             return
         with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-            yield from csv.DictReader(text) if kind == "csv" else map(json.loads, text)
+            # Sequences are long texts.
+            csv.field_size_limit((1 << 31) - 1)
+            rows = csv.DictReader(text, strict=True) if kind == "csv" else map(json.loads, text)
+            names = None
+            for row in rows:
+                names = names or list(row)
+                if list(row) != names or (kind == "csv" and None in row.values()):
+                    raise ValueError("a row has other columns than the first one")
+                yield row
 
 
-def names_in(path: str, kind: TableFormat) -> list[str]:
-    """The columns of a file that `TableFile` wrote; none if it has no rows to tell."""
-    if kind == "parquet":
-        from pyarrow.parquet import ParquetFile
+def columns_in(path: str, kind: TableFormat) -> list[str]:
+    """The columns of a file that `TableFile` wrote, of Parquet with their types; none if it has no rows to tell.
 
-        with open_path(path) as file:
-            return list(ParquetFile(file).schema_arrow.names)
-    with open_path(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        if kind == "csv":
-            return list(next(csv.reader(text), []))
-        return list(json.loads(text.readline() or "{}"))
+    Raises:
+        UsageError: If it is damaged.
+    """
+    with _reading(path) as file:
+        if kind == "parquet":
+            from pyarrow.parquet import ParquetFile
+
+            return _typed_names(ParquetFile(file).schema_arrow)
+        with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            return list(next(csv.reader(text), []) if kind == "csv" else json.loads(text.readline() or "{}"))
+
+
+def columns_in_parquet(columns: Iterable[Column]) -> list[str]:
+    """What `columns_in` gives for a Parquet file with these columns."""
+    return _typed_names(arrow_schema(columns))
+
+
+def _typed_names(schema: Any) -> list[str]:
+    # The item of a list has another name once it was written.
+    return [f"{item.name} {str(item.type).replace('<element:', '<item:')}" for item in schema]
 
 
 class TableWriter:
@@ -230,7 +271,7 @@ class TableWriter:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds a row: values by the names of the columns."""
-        folder = "" if self._by is None else f"{self._by}={partition_text(row.get(self._by))}"
+        folder = self._folder_of(row)
         file = self._open.get(folder)
         if file is None:
             file = self._start(folder)
@@ -240,6 +281,14 @@ class TableWriter:
         self._rows[folder] += 1
         if self._most is not None and self._rows[folder] >= self._most:
             self._finish(folder)
+
+    def _folder_of(self, row: Mapping[str, Any]) -> str:
+        if self._by is None:
+            return ""
+        folder = f"{self._by}={partition_text(row.get(self._by))}"
+        if len(folder.encode()) > _MAX_NAME:
+            raise UsageError(f"{self._by} cannot divide the table: a value is too long for the name of a folder")
+        return folder
 
     def _start(self, folder: str) -> tuple[TableFile, IO[bytes]]:
         if len(self._open) >= _MAX_OPEN:
@@ -271,7 +320,7 @@ class TableWriter:
                     return
                 if self._number == 0 and not self._added:
                     # A table without rows is a table.
-                    self._start("")
+                    self._start(self._folder_of({}))
                 for folder in list(self._open):
                     self._finish(folder)
                 self._publish()
@@ -332,8 +381,9 @@ def incomplete_name(out: str) -> str:
 
 def partition_text(value: Any) -> str:
     """A value as the name of a folder."""
-    text = _csv_text(value)
-    return quote(str(text), safe=" ") if text != "" else NO_PARTITION
+    text = _plain(str(_csv_text(value)))
+    # Letters of all alphabets stay: names of folders have at most 255 bytes.
+    return re.sub(r"[\x00-\x7f]", lambda match: quote(match[0], safe=" "), text) or NO_PARTITION
 
 
 def parts_in(folder: str) -> list[str]:

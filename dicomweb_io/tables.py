@@ -15,7 +15,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timezone
 from functools import partial
@@ -69,10 +69,11 @@ from dicomweb_io.table_files import (
     FORMATS,
     TableFormat,
     TableWriter as TableWriter,
+    columns_in,
+    columns_in_parquet,
     files_of,
     format_of,
     incomplete_name,
-    names_in,
     parts_in,
     read_table,
 )
@@ -147,6 +148,7 @@ class TableJob:
     allow_several_patients: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", self.out.rstrip("/"))
         if self.level not in LEVELS:
             raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {self.level!r}")
         check_limits(self.limit, None, self.rows_per_file)
@@ -164,10 +166,13 @@ class TableJob:
                 raise ValueError(f"--explode {self.explode}: no column is in it; name one, as {self.explode}.CodeValue")
         if self.table is not None and (self.is_folder or self.refreshes or self.takes_all):
             raise ValueError("a table of BigQuery takes named columns, and neither partitions, files nor a cursor")
-        if self.partition_by is not None and not self.takes_all:
-            divided = [column for column in columns if column.name == column_of(self.partition_by).name]
+        if self.partition_by is not None:
+            by = column_of(self.partition_by)
+            divided = [column for column in columns or [by] if column.name == by.name]
             if not divided or divided[0].many:
                 raise ValueError(f"--partition-by {self.partition_by}: this is no column of the table with one value")
+        if self.wanted is not None and self.limit is not None:
+            raise ValueError("a list says what is wanted: leave --limit out")
         if self.refreshes:
             if self.takes_all or not any(column.name == _STUDY for column in columns):
                 raise ValueError(f"a table that is refreshed has named columns, and {_STUDY} is one of them")
@@ -249,7 +254,7 @@ class TableJob:
     @property
     def cursor_file(self) -> str:
         """Where the position of a refresh is kept."""
-        return self.cursor or f"{self.out.rstrip('/')}.cursor"
+        return self.cursor or f"{self.out}.cursor"
 
 
 # Datasets -------------------------------------------------------------------------------------------------------------
@@ -465,12 +470,14 @@ class Refresh:
         cursor: Where the next refresh begins; None without one.
         run: A name for the files of this run; a run that is repeated has the same.
         failures: What the archive reported without naming an object.
+        moment: When the rows are written, in seconds since 1970: later than those before, whatever the clock says.
     """
 
     studies: tuple[Resource, ...] | None = None
     cursor: Cursor | None = None
     run: str = ""
     failures: tuple[Failure, ...] = ()
+    moment: float = 0.0
 
 
 def plan_refresh(client: DICOMClient, job: TableJob) -> Refresh:
@@ -483,10 +490,11 @@ def plan_refresh(client: DICOMClient, job: TableJob) -> Refresh:
     if not job.refreshes:
         return Refresh()
     try:
-        before = place_file(job).read().cursor if job.since in (None, "last") else None
+        place = place_file(job).read()
     except ValueError as error:
         raise UsageError(f"--cursor {job.cursor_file}: {error}") from error
     start: Start = job.since if isinstance(job.since, date) else "now"
+    before = place.cursor if start == "now" else None
     source = job.change_source()
     whole = before is None and start == "now"
     if not whole:
@@ -497,22 +505,33 @@ def plan_refresh(client: DICOMClient, job: TableJob) -> Refresh:
     while more:
         changes = source.poll(client, cursor, start=start)
         studies.update(dict.fromkeys(up_to(reference, "study") for reference in changes.references))
-        failures += changes.failures
+        failures += filter(None, changes.failures or (changes.incomplete,))
         cursor, more = changes.cursor, changes.more
     run = digest_of(json.dumps(before.to_json() if before is not None else str(start), sort_keys=True))[:12]
     # What arrives while the whole table is written is in the table, and is found again by the next refresh.
-    return Refresh(None if whole else tuple(studies), cursor, run.replace("-", "_"), tuple(failures))
+    moment = max(time.time(), place.written + 0.001)
+    return Refresh(None if whole else tuple(studies), cursor, run.replace("-", "_"), tuple(failures), moment)
 
 
 def place_file(job: TableJob) -> PlaceFile:
     """Where the position of a table is kept."""
     watched = {"source": job.source.safe_url, "filters": dict(job.filters), "level": job.level}
-    return PlaceFile(job.cursor_file, watched)
+    return PlaceFile(job.cursor_file, {**watched, "table": os.path.basename(job.out), "explode": job.explode})
+
+
+@contextmanager
+def one_at_a_time(job: TableJob) -> Iterator[None]:
+    """Lets a refresh wait until another one of the same table has written the table and its cursor."""
+    if not job.refreshes or "://" in job.out:
+        yield
+        return
+    with PlaceFile(job.out, {}).locked(wait=True):
+        yield
 
 
 def _check_old_table(job: TableJob, *, continues: bool) -> None:
     """Checks that rows can be added to the table that is there."""
-    out = job.out.rstrip("/")
+    out = job.out
     try:
         there = files_of(out, folder=job.is_folder)
     except FileNotFoundError:
@@ -524,9 +543,10 @@ def _check_old_table(job: TableJob, *, continues: bool) -> None:
         )
     kind = job.format
     if there and kind is not None:
-        expected = [column.name for column in written_columns(job, job.table_columns)]
-        found = names_in(there[0], kind)
-        if found and found != [name for name in expected if name != job.partition_by]:
+        by = column_of(job.partition_by).name if job.partition_by is not None else None
+        expected = [column for column in written_columns(job, job.table_columns) if column.name != by]
+        found = columns_in(there[0], kind)
+        if found and found != (columns_in_parquet(expected) if kind == "parquet" else [item.name for item in expected]):
             raise UsageError(
                 f"--out {safe_url(out)}: this table has other columns ({', '.join(found)}); a refresh keeps them"
             )
@@ -661,6 +681,7 @@ def run_table(
                     if job.limit is not None and counts["objects"] >= job.limit:
                         return
 
+        stack.enter_context(one_at_a_time(job))
         refresh = plan_refresh(client, job)
         rows = stack.enter_context(closing(datasets()))
         written: TableWriter | None = None
@@ -693,7 +714,7 @@ def publish(
         rows: The rows.
         lacks: Asked when all rows are written: whether some are missing, so that the table is not whole.
     """
-    stamp = {_EXPORTED.name: datetime.now(timezone.utc)}
+    stamp = {_EXPORTED.name: datetime.fromtimestamp(refresh.moment, timezone.utc)}
     with writer_of(job, columns, refresh) as written:
         keep_old_rows(job, refresh, written)
         for row in rows:
@@ -705,7 +726,7 @@ def publish(
 def conclude(job: TableJob, refresh: Refresh, account: TableAccount) -> None:
     """Moves the cursor, when the table is whole: a run that fails is repeated by the next one."""
     if refresh.cursor is not None and not account.lacks:
-        place_file(job).write(Place(refresh.cursor))
+        place_file(job).write(Place(refresh.cursor, written=refresh.moment))
 
 
 def writer_of(job: TableJob, columns: Sequence[Column], refresh: Refresh) -> TableWriter:
@@ -806,13 +827,13 @@ def table_lines(summary: Mapping[str, Any], job: TableJob) -> Iterator[str]:
     """The summary for people."""
     found = f"{summary['found']:,} {COLLECTIONS[job.level]}"
     changed = summary["changed_studies"]
-    if changed == 0:
+    failed = sum(summary[name] for name in _FAILED)
+    if changed == 0 and not failed:
         yield f"Nothing is new: {summary['table']} stays as it is."
         return
     what = f"{changed:,} studies are new or have grown; " if changed is not None else ""
     size = f" ({format_bytes(summary['bytes'])})" if summary["bytes"] else ""
     rows = "" if summary["rows"] == summary["found"] else f", {summary['rows']:,} rows"
-    failed = sum(summary[name] for name in _FAILED)
     where = f" → {summary['table']}{size}" if summary["files"] or not failed else ""
     yield f"{what}{found}{rows}{where} in {summary['seconds']:.1f} s"
     for name, number in summary["unreadable_values"].items():
@@ -825,9 +846,9 @@ def table_lines(summary: Mapping[str, Any], job: TableJob) -> Iterator[str]:
         yield f"  THE TABLE IS NOT COMPLETE: {failed:,} failed or were not tried"
         for reason, number in list(summary["reasons"].items())[:10]:
             yield f"    {number:,} x {reason}"
-        if summary["files"]:
+        if summary["table"] != safe_url(job.out):
             yield f"  The rows that came are in {summary['table']}; {safe_url(job.out)} is as it was before."
-        else:
+        elif not summary["files"]:
             yield f"  Nothing was written to {safe_url(job.out)}."
     if summary["unwritten"]:
         yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."
@@ -866,7 +887,7 @@ def table_job_from(args: Any, source: Endpoint, *, workers_elsewhere: bool = Fal
 
 def _check_place(job: TableJob) -> None:
     """Checks that the table can be put to its place, and that nothing else is there."""
-    out = job.out.rstrip("/")
+    out = job.out
     if not job.is_folder:
         check_writable(out, "--out")
         return

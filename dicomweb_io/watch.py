@@ -43,7 +43,7 @@ from dicomweb_io.listing import ListLine
 from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from, read_json
 from dicomweb_io.report import RoundsFacts, check_report, describe, describe_archive, write_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.tables import TableJob, run_table, table_job_from
+from dicomweb_io.tables import TableJob, place_file, run_table, table_job_from
 from dicomweb_io.transfer import TransferJob, check_places, job_from as transfer_from
 
 ATTEMPTS = 5
@@ -151,7 +151,7 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint | None) -> Watch
         watched["complete studies"] = True
     return WatchJob(
         source,
-        PlaceFile(args.cursor if destination is not None else f"{args.table}.watch", watched),
+        PlaceFile(args.cursor if table is None or destination is not None else f"{table.out}.watch", watched),
         changes,
         transfer,
         start,
@@ -287,12 +287,17 @@ class _Watch:
         ends = self._started + job.duration if job.duration is not None else float("inf")
         if job.max_polls != 1:
             _say(f"watching {job.source.safe_url} every {job.interval:g} s (method: {job.changes.method})")
+        told = progress_line(totals, job).partition(": ")[2]
         while not stopping.is_set():
             began = time.monotonic()
             totals["polls"] += 1
             rounds = totals["rounds"], totals["rows"]
             self._poll()
             self._count()
+            line = progress_line(totals, job)
+            before, told = told, line.partition(": ")[2]
+            if told != before or (job.max_polls == 1 and self._error is None):
+                _say(line)
             if rounds != (totals["rounds"], totals["rows"]) or totals["polls"] == 1:
                 self._write_reports()
             write_summary(job.summary, totals)
@@ -331,6 +336,7 @@ class _Watch:
         )
 
     _error: BaseException | None = None
+    _incomplete: Failure | None = None
 
     def _poll(self) -> None:
         """One poll, with as many rounds as it takes to copy what it reports, and the table."""
@@ -351,7 +357,8 @@ class _Watch:
             return
         if self._error is not None:
             _say(f"{self._job.source.safe_url} is followed again; {totals['failed_polls']:,} polls failed so far")
-        totals["last_error"] = self._error = None
+        self._error = None
+        totals["last_error"] = self._incomplete.message if self._incomplete is not None else None
 
     def _poll_once(self) -> bool:
         """Copies what one answer of the change source reports. Returns whether there is more."""
@@ -363,6 +370,7 @@ class _Watch:
             raise
         except ValueError as error:
             raise UsageError(f"--cursor {job.place.path}: {error}") from error
+        self._incomplete = changes.incomplete
         place, given_up = self._round(place, changes, began)
         busy = totals["found"] > found
         totals["rounds"] += busy
@@ -373,7 +381,7 @@ class _Watch:
         self._place = place
         self._table_is_due = self._table_is_due or bool(changes.references)
         self._count()
-        if busy or given_up or changes.references:
+        if changes.more:
             _say(progress_line(totals, job))
         return changes.more
 
@@ -384,7 +392,7 @@ class _Watch:
             RuntimeError: If rows are missing.
         """
         self._table_is_due = True
-        if os.path.exists(table.cursor_file):
+        if place_file(table).exists:
             # It goes on where it ended, also if it began with a day.
             table = replace(table, since="last")
         summary = run_table(table, client=self._client, max_in_flight=self._job.source.limits.max_in_flight)
@@ -394,8 +402,6 @@ class _Watch:
             raise RuntimeError(f"the table is as it was, because {lost:,} of its rows failed: {reason}")
         self._table_is_due = False
         self.totals["rows"] += summary["rows"]
-        if summary["rows"]:
-            _say(progress_line(self.totals, self._job))
 
     def _round(self, place: Place, changes: Changes, began: float) -> tuple[Place, list[Failure]]:
         """Copies what is new and what is to be tried again.

@@ -44,6 +44,7 @@ from dicomweb_io.tables import (
     TableJob,
     columns_of_all,
     conclude,
+    one_at_a_time,
     plan_refresh,
     publish,
     table_exit_code,
@@ -144,11 +145,12 @@ def run(job: TableJob, options: PipelineOptions, *, show_progress: bool | None =
     """
     started = time.monotonic()
     refresh = Refresh()
-    if job.refreshes:
-        with job.source.connect() as client:
-            refresh = plan_refresh(client, job)
     account, written = TableAccount(), None
     with ExitStack() as stack:
+        stack.enter_context(one_at_a_time(job))
+        if job.refreshes:
+            with job.source.connect() as client:
+                refresh = plan_refresh(client, job)
         if refresh.studies != ():
             scratch = _scratch(options, stack)
             before = TALLY.snapshot().get("rows", 0)

@@ -23,6 +23,7 @@ _PART = re.compile(
     |(?P<name>[^.\[\]()]*))(?:\[(?P<item>\d{1,6})\])?(?:\.|\Z)""",
     re.VERBOSE,
 )
+_TAG = re.compile("[0-9A-Fa-f]{8}")
 _UNREADABLE = object()
 _TEXTS_AS_BYTES = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UT"))
 
@@ -210,8 +211,10 @@ def attributes_in(text: str) -> list[str]:
 
 
 def has_value(tag: str, element: Any) -> bool:
-    """Whether an element of a row can be a column: it has values, and no bulk data."""
-    return isinstance(element, Mapping) and "Value" in element and vr_of(tag) not in BINARY_VRS - {"UN"}
+    """Whether an element of a row can be a column: it has a tag and values, and no bulk data."""
+    if not _TAG.fullmatch(tag) or not isinstance(element, Mapping) or "Value" not in element:
+        return False
+    return vr_of(tag) not in BINARY_VRS - {"UN"}
 
 
 class RowMaker:

@@ -15,9 +15,9 @@ What Windows, macOS, Linux or an object store does not take in a name becomes ``
 most 120 bytes, a path 600, and what is longer ends with a hash of all of it. Without an extension, the template gets
 ``.dcm``.
 
-Where a number is absent or is none, where the last name lacks a value, and where another instance has the name
-already, the name ends with a hash of the three UIDs. So an instance has the same name in every run, apart from which of
-two instances has the name without a hash.
+Where a number is absent or is none, where the last name lacks a value, where another instance has the name already, and
+where a filesystem cannot keep two writers from one name, the name ends with a hash of the three UIDs. So an instance
+has the same name in every run, apart from which of two instances has the name without a hash.
 """
 
 from __future__ import annotations

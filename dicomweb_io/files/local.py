@@ -182,6 +182,13 @@ class LocalFolder(Folder):
             except FileNotFoundError:
                 pass  # It was moved to its final name, or never made.
 
+    def is_same(self, path: str, other: str) -> bool:
+        """Also through links to directories, and where case or Unicode form make no difference."""
+        try:
+            return os.path.samefile(self._path(path), self._path(other))
+        except FileNotFoundError:
+            return False
+
     def sweep(self, abandoned: list[str]) -> None:
         """Removes what killed writers left behind, and directories that become empty."""
         for path in abandoned:

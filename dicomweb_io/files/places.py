@@ -128,6 +128,14 @@ class Folder:
         """
         raise NotImplementedError
 
+    def is_exclusive(self, size: int) -> bool:
+        """Whether `publish` without `replace` leaves what another writer puts there at the same moment."""
+        return True
+
+    def is_same(self, path: str, other: str) -> bool:
+        """Whether two paths lead to one file now."""
+        return path == other
+
     def sweep(self, abandoned: list[str]) -> None:
         """Removes temporary files that `walk` found abandoned. One that cannot be removed stays, and does no harm."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -119,6 +120,16 @@ class RemoteFolder(Folder):
                 file_source.copy_to(file)
             filesystem.put_file(copy, name)
         return True
+
+    def is_exclusive(self, size: int) -> bool:
+        """What fsspec does itself for ``mode="create"`` is a look-up before, which excludes nobody."""
+        from fsspec.asyn import AsyncFileSystem
+        from fsspec.spec import AbstractFileSystem
+
+        kind = type(self.filesystem)
+        write = kind._pipe_file if issubclass(kind, AsyncFileSystem) else kind.pipe_file
+        general = write in (AsyncFileSystem._pipe_file, AbstractFileSystem.pipe_file)
+        return not general and size <= _EXCLUSIVE_PUT_BYTES and "mode" in inspect.signature(write).parameters
 
     @staticmethod
     def _put_bytes(filesystem: Any, name: str, content: bytes, replace: bool) -> bool:

@@ -2,7 +2,8 @@
 
 Instances go to ``STUDY/SERIES/SOP.dcm``, so one look-up shows whether an instance is there, and writers need not know
 of each other. Only a folder that holds files with other names is searched by its index as well, as is one with a layout
-(`dicomweb_io.files.layout`): there the exclusive creation of a file decides which instance has the name.
+(`dicomweb_io.files.layout`): there the exclusive creation of a file decides which instance has the name, and where the
+filesystem has none, the name has the hash of the UIDs.
 
 `InstanceDownloader` does so with what another archive has.
 """
@@ -10,6 +11,7 @@ of each other. Only a folder that holds files with other names is searched by it
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -142,9 +144,13 @@ class FolderStore:
 
     def _nameless(self, error: BaseException) -> BaseException:
         """An error of the filesystem without the path, which may hold a patient's attributes."""
-        if self._layout is None or not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        if self._layout is None or not isinstance(error, OSError):
             return error
-        return OSError(error.errno, f"a file in {self._folder.base_url} cannot be written: {error.strerror}")
+        passing = isinstance(error, (ConnectionError, TimeoutError))
+        code = error.errno or (errno.ETIMEDOUT if passing else errno.EIO)
+        # Without a file name, the path may be in the text.
+        reason = error.strerror if error.filename is not None else f"{type(error).__name__}: {os.strerror(code)}"
+        return OSError(code, f"a file in {self._folder.base_url} cannot be written: {reason}")
 
     def _store(self, item: StoreItem, on_existing: OnExisting, verify: Verify) -> str:
         """Stores an item, notes its outcome, and returns where the instance is."""
@@ -173,7 +179,8 @@ class FolderStore:
             if not published:
                 self._publish(target, item, source, replace=True)
         for path in existing:
-            if path != target and self._folder.remove(path):
+            # The index may know one file by several paths, which a link to a directory makes.
+            if not self._folder.is_same(path, target) and self._folder.remove(path):
                 self._on_change(path, None)
         self._prove(item, target, "replaced", verify)
         return target
@@ -188,9 +195,10 @@ class FolderStore:
             DICOMError: If something else has all names.
         """
         problem = ""
-        for name in names:
+        # Where writers do not exclude each other, only the name that no other instance can have is safe.
+        for name in names if self._folder.is_exclusive(item.size) else names[-1:]:
             stat = self._folder.stat(name)
-            if stat is None and self._is_free(name, item.reference):
+            if stat is None and (name == names[-1] or self._is_free(name, item.reference)):
                 if self._publish(name, item, source, replace=False):
                     return name, True
                 stat = self._folder.stat(name)

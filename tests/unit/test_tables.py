@@ -6,8 +6,11 @@ import csv
 import json
 import re
 import stat
+import threading
+import time as time_module
 from datetime import date, time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -16,12 +19,12 @@ import pyarrow.parquet
 import pytest
 from pydicom.dataset import Dataset
 
-from dicomweb_io import Endpoint
+from dicomweb_io import Endpoint, tables
 from dicomweb_io.cli import main
 from dicomweb_io.dicom.columns import COLUMNS, column_of, columns_of
 from dicomweb_io.errors import DICOMError
-from dicomweb_io.table_files import NO_PARTITION, TableWriter, partition_text
-from dicomweb_io.tables import TableJob, iter_table, run_table
+from dicomweb_io.table_files import NO_PARTITION, TableWriter, partition_text, read_table
+from dicomweb_io.tables import TableJob, iter_table, publish, run_table
 from dicomweb_io.testing.faults import fault
 from tests.answering import Reply
 from tests.unit.files.making import make_dataset, saved
@@ -223,6 +226,8 @@ def test_many_partitions_keep_few_files_open(tmp_path: Path) -> None:
         ("a=b", "a%3Db"),
         (date(2024, 2, 29), "2024-02-29"),
         (3, "3"),
+        ("山田" * 32, "山田" * 32),
+        ("lone \ud800\0", "lone %3F%00"),
     ],
 )
 def test_names_of_partitions_are_safe(value: Any, text: str) -> None:
@@ -251,6 +256,39 @@ def test_an_empty_table_is_a_table(archive: Path, tmp_path: Path) -> None:
         assert export(archive, tmp_path / f"x.{kind}", "--filter", "PatientID=nobody") == 0
         assert rows_of(tmp_path / f"x.{kind}") == []
     assert pyarrow.parquet.read_schema(tmp_path / "x.parquet").names == list(COLUMNS["series"])
+
+
+def test_an_empty_table_with_partitions_can_grow(tmp_path: Path, folder: Path) -> None:
+    out, arguments = tmp_path / "x.parquet", ("--partition-by", "StudyDate", "--since", "last")
+    assert export(folder, out, *arguments) == 0
+    put(folder, 1)
+    assert export(folder, out, *arguments) == 0
+    rows = duckdb.sql(f"SELECT StudyDate FROM read_parquet('{out}/**/*.parquet', hive_partitioning = true)").fetchall()
+    assert [str(day) for (day,) in rows] == ["2024-01-01"]
+
+
+def test_a_value_that_is_no_name_of_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "x.csv"
+    with (
+        pytest.raises(ValueError, match="PatientComments cannot divide the table"),
+        TableWriter(str(out), columns_of(["PatientComments", "Rows"]), partition_by="PatientComments") as table,
+    ):
+        table.write({"PatientComments": "x" * 300, "Rows": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refresh_in_an_object_store_continues(archive: Path, capsys: Any) -> None:
+    arguments = ["export", "table", str(archive), "--out", "memory://refreshed/x.csv", "--since", "last"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "Nothing is new" in capsys.readouterr().err
+    put(archive, 5)
+    assert main(arguments) == 0
+    assert summary_of(capsys)["rows"] == 1
+    import fsspec
+
+    assert fsspec.filesystem("memory").cat("/refreshed/x.csv").count(b"\r\n") == 10
 
 
 def test_tables_go_to_object_stores(archive: Path) -> None:
@@ -344,6 +382,20 @@ def test_a_list_of_instances(source: str, tmp_path: Path, capsys: Any, full: boo
     assert "1.2.1.1.9" in capsys.readouterr().err
 
 
+def test_a_list_has_no_limit(archive: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "cohort.csv").write_text("PatientID\nP1\n")
+    assert export(archive, tmp_path / "x.csv", "--limit", 3, "--input", tmp_path / "cohort.csv") == 2
+    assert "leave --limit out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_attribute_is_no_column(tmp_path: Path, answering: Any, kind: str) -> None:
+    row = {"0020000D": {"vr": "UI", "Value": ["1.2"]}, "0020000E": {"vr": "UI", "Value": ["1.3"]}}
+    server = answering(lambda request: Reply.json([{**row, "extra": {"vr": "LO", "Value": ["x"]}, "more": 5}]))
+    assert export(server.url, tmp_path / f"x.{kind}", "--columns", "all") == 0
+    assert [list(row.values()) for row in rows_of(tmp_path / f"x.{kind}")] == [["1.2", "1.3"]]
+
+
 def test_a_limit(source: str, tmp_path: Path) -> None:
     for more in ([], ["--full"]):
         assert export(source, tmp_path / "x.csv", "--limit", 3, *more) == 0
@@ -365,6 +417,7 @@ def test_a_limit(source: str, tmp_path: Path) -> None:
         ("x.csv", ["--since", "last", "--columns", "PatientID"], "StudyInstanceUID is one of them"),
         ("x.csv", ["--since", "last", "--limit", "3"], "leave --input and --limit out"),
         ("x.csv", ["--limit", "-1"], "limit must be 0 or more"),
+        ("x.csv", ["--columns", "all", "--partition-by", "NoSuch"], "NoSuch"),
         ("x.csv", ["--rows-per-file", "0"], "must be a positive integer"),
         ("x.csv", ["--filter", "PatientID="], "would match everything"),
         ("archive.csv", ["--rows-per-file", "5"], "holds other files"),
@@ -470,6 +523,16 @@ def test_a_refresh_since_a_day(archive: Path, tmp_path: Path, serve: Any) -> Non
     assert sorted(row["StudyInstanceUID"] for row in rows_of(out)) == ["1.2.2", "1.2.3"]
 
 
+def test_a_listing_that_stays_incomplete_is_told_each_time(archive: Path, tmp_path: Path, serve: Any) -> None:
+    server, method = serve(archive), ("--method", "list")
+    assert export(server.url, tmp_path / "x.csv", "--since", "last", *method) == 0
+    server.faults.add(fault("lying_total", path="studies$", times=None, difference=3))
+    assert [export(server.url, tmp_path / "x.csv", "--since", "last", *method) for _ in range(2)] == [1, 1]
+    server.faults.add(fault("lying_total", path="instances$", times=None, difference=3))
+    watch = ["watch", server.url, str(tmp_path / "mirror"), "--cursor", str(tmp_path / "cursor"), "--once", *method]
+    assert [main(watch) for _ in range(2)] == [1, 1]
+
+
 def test_a_refresh_needs_its_table(archive: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "x.csv"
     assert export(archive, out, "--since", "last") == 0
@@ -478,9 +541,91 @@ def test_a_refresh_needs_its_table(archive: Path, tmp_path: Path, capsys: Any) -
     assert "has other columns" in capsys.readouterr().err
     assert export(archive, out, "--since", "last", "--filter", "Modality=CT") == 2
     assert "use another file" in capsys.readouterr().err
+    assert export(archive, out, "--since", "2024-01-01", "--filter", "Modality=CT") == 2
+    assert "use another file" in capsys.readouterr().err
+    assert export(archive, tmp_path / "other.csv", "--since", "last", "--cursor", f"{out}.cursor") == 2
+    assert "other table" in capsys.readouterr().err
     out.unlink()
     assert export(archive, out, "--since", "last") == 2
     assert "remove that file" in capsys.readouterr().err
+
+
+def test_a_refresh_keeps_the_types(archive: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "x.parquet"
+    assert export(archive, out, "--since", "last") == 0
+    put(archive, 5)
+    assert export(archive, out, "--since", "last", "--typed-dates") == 2
+    assert "StudyDate string" in capsys.readouterr().err
+
+
+def test_a_refresh_keeps_what_a_row_is(archive: Path, tmp_path: Path, capsys: Any) -> None:
+    out, columns = tmp_path / "x.csv", ("--columns", f"StudyInstanceUID,{STEP}", "--since", "last")
+    assert export(archive, out, *columns) == 0
+    assert export(archive, out, *columns, "--explode", STEP.partition(".")[0]) == 2
+    assert "other explode" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_table_is_not_refreshed(archive: Path, tmp_path: Path, capsys: Any, kind: str) -> None:
+    out = tmp_path / f"x.{kind}"
+    assert export(archive, out, "--since", "last") == 0
+    content = out.read_bytes()
+    put(archive, 5)
+    for damaged in (content[: len(content) * 2 // 3], b"\0\xff garbage", content + b'"1.2"'):
+        out.write_bytes(damaged)
+        assert export(archive, out, "--since", "last") == 2
+        assert "damaged" in capsys.readouterr().err
+        assert out.read_bytes() == damaged
+    out.write_bytes(content)
+    assert export(archive, out, "--since", "last") == 0
+    assert len(rows_of(out)) == 9
+
+
+def test_long_cells_are_read_again(tmp_path: Path) -> None:
+    with TableWriter(str(tmp_path / "x.csv"), [column_of("PatientComments")]) as table:
+        table.write({"PatientComments": "y" * 200_000})
+    assert [len(row["PatientComments"]) for row in read_table(str(tmp_path / "x.csv"), "csv")] == [200_000]
+
+
+def test_two_refreshes_at_once_take_turns(archive: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    out, steps, others = tmp_path / "x.csv", list[str](), list[threading.Thread]()
+    assert export(archive, out, "--since", "last") == 0
+
+    def other() -> None:
+        assert run_table(TableJob(Endpoint(str(archive)), "series", str(out), since="last"))["failed"] == 0
+
+    def slow_publish(*arguments: Any) -> Any:
+        if not others:
+            others.append(threading.Thread(target=other))
+            others[0].start()
+            others[0].join(0.3)
+        return publish(*arguments)
+
+    for name in ("plan_refresh", "conclude"):
+        step = getattr(tables, name)
+        monkeypatch.setattr(tables, name, lambda *given, step=step, name=name: (steps.append(name), step(*given))[1])
+    monkeypatch.setattr(tables, "publish", slow_publish)
+    put(archive, 5)
+    assert export(archive, out, "--since", "last") == 0
+    others[0].join()
+    assert steps == ["plan_refresh", "conclude"] * 2
+    assert len(rows_of(out)) == 9
+
+
+def test_the_latest_rows_are_the_latest_whatever_the_clock_says(
+    archive: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    out, moments = tmp_path / "x.jsonl", []
+    for clock in (2e9, 1.5e9, 1.6e9):
+        monkeypatch.setattr(
+            tables, "time", SimpleNamespace(time=lambda now=clock: now, monotonic=time_module.monotonic)
+        )
+        put(archive, 5, 1, len(moments) + 1)
+        assert export(archive, out, "--level", "study", "--rows-per-file", 100, "--since", "last") == 0
+        rows = [row for path in out.iterdir() for row in rows_of(path) if row["StudyInstanceUID"] == "1.2.5"]
+        latest = max(rows, key=lambda row: row["exported_at"])
+        moments.append(latest["NumberOfStudyRelatedInstances"])
+    assert moments == [1, 2, 3]
 
 
 def test_nothing_new_changes_nothing(archive: Path, tmp_path: Path, capsys: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings, strategies as st
 
 from dicomweb_io.dicom.header_scan import scan_header
@@ -339,6 +340,41 @@ def test_a_filesystem_that_ignores_case(tmp_path: Path, monkeypatch: pytest.Monk
         assert len(client.search_for_instances()) == 2
 
 
+def test_the_only_file_is_not_removed_by_another_of_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = LocalFolder._path
+    content = made(StudyDescription="new")
+    list(DICOMfileClient(tmp_path / "x", in_memory=True).iter_store_instances([made()]))
+    (tmp_path / "x" / "link").symlink_to(tmp_path / "x" / "1.2.1")
+    client = DICOMfileClient(tmp_path / "x", in_memory=True)
+    assert outcome_of(client, content, on_existing="replace") == "replaced"
+    assert client._folder.read("1.2.1/1.2.1.1/1.2.1.1.1.dcm") == content
+    monkeypatch.setattr(LocalFolder, "_path", lambda self, path: place(self, path.lower()))
+    for patient in ("doe", "DOE"):
+        client = DICOMfileClient(tmp_path / "y", layout="{PatientID}/{InstanceNumber}", in_memory=True)
+        assert outcome_of(client, made(PatientID=patient), on_existing="replace") in ("stored", "replaced")
+    assert client._folder.read("DOE/1.dcm") == made(PatientID="DOE")
+
+
+def test_writers_that_cannot_exclude_each_other_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [
+        DICOMfileClient("memory://no-exclusion", layout="{PatientID}/{InstanceNumber}", in_memory=True)
+        for _ in range(2)
+    ]
+    write, others = MemoryFileSystem.pipe_file, [made(1, "1.2.1.1.2")]
+
+    def overwrite(self: MemoryFileSystem, path: str, value: bytes, **options: Any) -> None:
+        # Another writer comes between the look-up and the writing.
+        while others:
+            one(clients[1], others.pop())
+        write(self, path, value)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", overwrite)
+    assert outcome_of(clients[0], made(1)) == "stored"
+    assert files_of(clients[0]) == ["Doe/1#.dcm"] * 2
+    assert len(clients[0].search_for_instances()) == 2
+    assert outcome_of(clients[0], made(1)) == "exists"
+
+
 def test_many_writers_at_once(connect: Connect) -> None:
     contents = [made(number % 3, f"1.2.1.1.{number}") for number in range(12)] * 2
     clients = [connect(), connect()]
@@ -428,8 +464,13 @@ def test_messages_name_no_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(LocalFolder, "publish", full)
     messages.append(one(other, made(3, "1.2.1.1.3", SeriesNumber=1)))
+    memory = DICOMfileClient("memory://messages", layout=LAYOUT, in_memory=True)
+    memory._folder.publish("Doe", b"a file", replace=False)
+    messages.append(one(memory, made(1)))
     for failure, words in zip(
-        messages, ("already in", "another file", "***/1/0001.dcm is not a file", "No space left"), strict=True
+        messages,
+        ("already in", "another file", "***/1/0001.dcm is not a file", "No space left", "cannot be written"),
+        strict=True,
     ):
         assert isinstance(failure, Failure)
         assert words in failure.message
