@@ -681,7 +681,7 @@ _DATES = (
 )
 """The forms of a date, and the numbers of it that may be the other way round."""
 _RANGE = re.compile(r"(\d{8})?-(\d{8})?")
-_MAX_JOINED = 20
+_MAX_JOINED, _MAX_CELL = 20, 131_072
 _BINARY = {b"PK\x03\x04": "a spreadsheet (.xlsx) or a ZIP file", b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)"}
 _told: set[str] = set()
 
@@ -816,6 +816,8 @@ def _cells(line: str, delimiter: str) -> list[str]:
         cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
         raise ValueError(f"not CSV: {error}") from None
+    if max(map(len, cells), default=0) > _MAX_CELL:
+        raise ValueError(f"not CSV: a cell of more than {_MAX_CELL:,} characters")
     return [_EXCEL_TEXT.sub(r"\1", cell.strip()).strip() for cell in cells]
 
 
