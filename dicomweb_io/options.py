@@ -721,6 +721,16 @@ def _is_device(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
+def check_spool_directory(path: str | None, *, elsewhere: bool = False) -> None:
+    """Checks the folder for temporary files, unless workers on other machines use it.
+
+    Raises:
+        UsageError: If it does not exist, or cannot be written to.
+    """
+    if path and not elsewhere and not (os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)):
+        raise UsageError(f"--spool-directory {path}: there is no such folder that can be written to")
+
+
 @contextmanager
 def atomic_file(path: str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """A file to write, for its owner only (mode 0600), which appears complete or not at all.

@@ -43,13 +43,21 @@ from dicomweb_io.elements import Difference, Exclusion, Failure, Resource, Searc
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListFile, ListLine, Wanted
-from dicomweb_io.options import Report, UsageError, check_writable, filters_from, report_lines, wanted_from
+from dicomweb_io.options import (
+    Report,
+    UsageError,
+    check_spool_directory,
+    check_writable,
+    filters_from,
+    report_lines,
+    wanted_from,
+)
 from dicomweb_io.pool import BoundedPool, Lane
 from dicomweb_io.profiles import ComparisonLevel, resolve_profile
 from dicomweb_io.queries import level_of
 from dicomweb_io.report import check_report, describe, requests_of, write_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import TransferJob, excluded_files, match_line
+from dicomweb_io.transfer import TransferJob, excluded_files, match_line, whereabouts
 
 Comparison = Literal["count", "uid", "content"]
 """What is compared: announced numbers, UIDs, or UIDs and contents."""
@@ -177,6 +185,8 @@ def comparison_from(
     for endpoint in (source, destination):
         if not (endpoint.is_web or "://" in endpoint.url or workers_elsewhere or os.path.isdir(endpoint.url)):
             raise UsageError(f"there is no folder {endpoint.url} to compare")
+    if whereabouts(source) == whereabouts(destination):
+        raise UsageError(f"the source and the destination are the same: {source.safe_url}")
     for option in ("output", "failures"):
         if getattr(args, option):
             check_writable(getattr(args, option), f"--{option}", elsewhere=workers_elsewhere)
@@ -184,6 +194,7 @@ def comparison_from(
         check_writable(args.summary, "--summary")
     for path in args.report or ():
         check_report(path)
+    check_spool_directory(args.spool_directory, elsewhere=workers_elsewhere)
     try:
         wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
         given = {item.name: getattr(args, item.name) for item in fields(ComparisonJob)[5:]}
