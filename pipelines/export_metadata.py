@@ -34,6 +34,7 @@ from dicomweb_io.account import ROW, print_summary, shown_progress
 from dicomweb_io.dicom.columns import Column, RowMaker
 from dicomweb_io.dicom.json_decode import loads
 from dicomweb_io.elements import Resource, open_path
+from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.listing import InstanceGroup, ListFile, ListLine
 from dicomweb_io.options import UsageError, add_table_options, endpoint_from, read_json
 from dicomweb_io.spool import PrivateDirectory
@@ -255,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("export_metadata: interrupted; the table is as it was before", file=sys.stderr)
         return 130
-    except OSError as error:
-        print(f"export_metadata: there is no table: {error}", file=sys.stderr)
+    except RECOVERABLE as error:
+        print(f"export_metadata: the table is as it was before: {error}", file=sys.stderr)
         return 1
     print_summary(table_lines(summary, job), summary)
     return table_exit_code(summary)
