@@ -591,7 +591,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
         yield f"  {format_bytes(summary['bytes'])} in {summary['seconds']:.1f} s, {rate}"
     if summary["search_failures"]:
         failed = summary["search_failures"]
-        yield f"  {failed:,} searches failed or were incomplete, so some instances may not have been found."
+        what = "search failed or was" if failed == 1 else "searches failed or were"
+        yield f"  {failed:,} {what} incomplete, so some instances may not have been found."
     yield from line_words(summary)
     if summary["unwritten"]:
         yield f"  {summary['unwritten']} reports could not be written; standard error has what was to be in them."
@@ -602,7 +603,8 @@ def summary_lines(summary: Mapping[str, Any], job: TransferJob) -> Iterator[str]
     if summary.get("interrupted"):
         yield "  It was interrupted: there may be more, which was not looked for."
     elif not summary["found"]:
-        yield "  Nothing was found."
+        empty = job.wanted is not None and not summary["lines"]
+        yield "  The list is empty: nothing was asked for." if empty else "  Nothing was found."
     elif job.dry_run:
         if whole and not summary["to_transfer"]:
             yield "  Everything is at the destination already."
@@ -620,11 +622,13 @@ def line_words(summary: Mapping[str, Any]) -> Iterator[str]:
         if summary["lines_extra"]:
             open_lines.append(f"{summary['lines_extra']:,} name what only the destination has")
         repeated = f" ({summary['lines_repeated']:,} repeat others)" if summary["lines_repeated"] else ""
-        yield (
-            f"  Of {summary['lines']:,} lines of the list{repeated}, {', '.join(open_lines)}."
-            if open_lines
-            else (f"  All {summary['lines']:,} lines of the list name something{repeated}.")
-        )
+        lines = _counted(summary["lines"], "line", "lines")
+        if open_lines:
+            yield f"  Of {lines} of the list{repeated}, {', '.join(open_lines)}."
+        elif summary["lines"] == 1:
+            yield "  The line of the list names something."
+        else:
+            yield f"  All {lines} of the list name something{repeated}."
 
 
 def print_summary(lines: Iterable[str], summary: Mapping[str, Any], *, as_json: bool = True) -> None:

@@ -73,13 +73,21 @@ def selected_of_row(row: JSONDataset, level: SearchLevel, side: int) -> Selected
         reference = resource_of_row(row, level)
     except (TypeError, ValueError) as error:
         return failure_of(error, ROW)
-    number = first_value(row, SERIES_RELATED_INSTANCES) if level == "series" else None
     return Selected(
         reference,
         side,
         _digest_of_patient(reference.study_instance_uid, first_text(row, _PATIENT_ID)),
-        int(number) if isinstance(number, (int, float)) else None,
+        _number_of(first_value(row, SERIES_RELATED_INSTANCES)) if level == "series" else None,
     )
+
+
+def _number_of(value: Any) -> int | None:
+    """A number of instances; None for what is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() and number >= 0 else None
 
 
 def _digest_of_patient(study: str, patient: str) -> str:

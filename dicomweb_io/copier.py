@@ -350,8 +350,9 @@ class SeriesReader:
         series, known = group.series, set(group.references)
         is_all = not group.named and group.listed is not None and group.listed <= len(known)
         left, ends = self._limits.max_bytes, time.monotonic() + self._limits.max_seconds
-        instances = self._retrieve(series, room)
+        instances: Iterator[Instance] | None = None
         try:
+            instances = self._retrieve(series, room)
             for instance in instances:
                 self._in_vain = 0
                 _check(room)

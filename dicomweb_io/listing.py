@@ -839,7 +839,7 @@ def _header(number: int, line: str, delimiter: str) -> tuple[list[str] | None, s
         names.pop()
     columns = [_BY_NAME.get(re.sub(r"[_\W]", "", name).lower(), "") for name in names]
     if "\0" in line or not (_is_utf8(line) or any(columns)):
-        raise ValueError(f"line {number}: it is no text in UTF-8")
+        raise ValueError(f"line {number}: it is no text in UTF-8: save a workbook, or another encoding, as CSV UTF-8")
     # A single column may lack its header. An accession number or a UID has a digit.
     if len(names) == 1 and not columns[0] and re.search(r"[\d*?]", names[0]):
         return None, delimiter, []

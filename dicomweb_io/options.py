@@ -722,6 +722,16 @@ def _is_device(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
+def check_spool_directory(path: str | None, *, elsewhere: bool = False) -> None:
+    """Checks the folder for temporary files, unless workers on other machines use it.
+
+    Raises:
+        UsageError: If it does not exist, or cannot be written to.
+    """
+    if path and not elsewhere and not (os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)):
+        raise UsageError(f"--spool-directory {path}: there is no such folder that can be written to")
+
+
 def check_distinct(args: Any, *options: str) -> None:
     """Checks that no two options name the same file: one would overwrite the other.
 

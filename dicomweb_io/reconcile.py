@@ -43,13 +43,21 @@ from dicomweb_io.elements import Difference, Exclusion, Failure, Resource, Searc
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListFile, ListLine, Wanted
-from dicomweb_io.options import Report, UsageError, check_writable, filters_from, report_lines, wanted_from
+from dicomweb_io.options import (
+    Report,
+    UsageError,
+    check_spool_directory,
+    check_writable,
+    filters_from,
+    report_lines,
+    wanted_from,
+)
 from dicomweb_io.pool import BoundedPool, Lane
 from dicomweb_io.profiles import ComparisonLevel, resolve_profile
 from dicomweb_io.queries import level_of
 from dicomweb_io.report import check_report, describe, requests_of, write_reports
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transfer import TransferJob, excluded_files, match_line
+from dicomweb_io.transfer import TransferJob, excluded_files, match_line, whereabouts
 
 Comparison = Literal["count", "uid", "content"]
 """What is compared: announced numbers, UIDs, or UIDs and contents."""
@@ -177,6 +185,8 @@ def comparison_from(
     for endpoint in (source, destination):
         if not (endpoint.is_web or "://" in endpoint.url or workers_elsewhere or os.path.isdir(endpoint.url)):
             raise UsageError(f"there is no folder {endpoint.url} to compare")
+    if whereabouts(source) == whereabouts(destination):
+        raise UsageError(f"the source and the destination are the same: {source.safe_url}")
     for option in ("output", "failures"):
         if getattr(args, option):
             check_writable(getattr(args, option), f"--{option}", elsewhere=workers_elsewhere)
@@ -184,6 +194,7 @@ def comparison_from(
         check_writable(args.summary, "--summary")
     for path in args.report or ():
         check_report(path)
+    check_spool_directory(args.spool_directory, elsewhere=workers_elsewhere)
     try:
         wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
         given = {item.name: getattr(args, item.name) for item in fields(ComparisonJob)[5:]}
@@ -568,7 +579,7 @@ def write_comparison_reports(
     told |= {"kind": "comparison", "options": {"compared": job.level, **told["options"]}}
     for name in ("on_existing", "verify"):
         del told["options"][name]
-    told |= {"complete": comparison_exit_code(summary) == 0, "verdict": list(comparison_lines(summary))[-1].strip()}
+    told |= {"complete": comparison_exit_code(summary) == 0, "verdict": _verdict(summary)}
     rows = [[found.kind, found.reference.uri, found.instances, found.reason] for found in differences]
     if rows:
         columns = ["difference", "what", "instances", "reason"]
@@ -630,11 +641,16 @@ def comparison_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield from line_words(summary)
     for reason, number in list(summary["reasons"].items())[:10]:
         yield f"    {number:,} x {reason}"
-    nothing = not any(summary["studies"].values())
+    yield f"  {_verdict(summary)}"
+    if summary["missing"]:
+        yield "  What is missing is copied by copy --input, which takes the lines of this comparison as its list."
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """The outcome in a sentence."""
     if differs(summary):
         rest = "" if is_complete(summary) else ", and not everything could be compared"
-        yield f"  The archives differ{rest}."
-    elif not is_complete(summary):
-        yield "  Not everything could be compared, so it is unknown whether the archives differ."
-    else:
-        yield "  Nothing was found." if nothing else "  Both archives hold the same."
+        return f"The archives differ{rest}."
+    if not is_complete(summary):
+        return "Not everything could be compared, so it is unknown whether the archives differ."
+    return "Both archives hold the same." if any(summary["studies"].values()) else "Nothing was found."

@@ -848,7 +848,7 @@ def table_lines(summary: Mapping[str, Any], job: TableJob) -> Iterator[str]:
         for reason, number in list(summary["reasons"].items())[:10]:
             yield f"    {number:,} x {reason}"
         if summary["table"] != safe_url(job.out):
-            yield f"  The rows that came are in {summary['table']}; {safe_url(job.out)} is as it was before."
+            yield f"  The rows that came are in {summary['table']}; {safe_url(job.out)} was not touched."
         elif not summary["files"]:
             yield f"  Nothing was written to {safe_url(job.out)}."
     if summary["unwritten"]:

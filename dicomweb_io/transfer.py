@@ -63,7 +63,7 @@ from dicomweb_io.listing import (
     several_patients,
     spread,
 )
-from dicomweb_io.options import Report, UsageError, check_writable, filters_from, wanted_from
+from dicomweb_io.options import Report, UsageError, check_spool_directory, check_writable, filters_from, wanted_from
 from dicomweb_io.pool import BoundedPool, Lane, Room
 from dicomweb_io.queries import level_of, make_query
 from dicomweb_io.report import check_report, requests_of, write_transfer_reports
@@ -190,6 +190,7 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint, *, workers_else
         check_writable(args.summary, "--summary")
     for path in args.report or ():
         check_report(path)
+    check_spool_directory(args.spool_directory, elsewhere=workers_elsewhere)
     try:
         wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
         given = {item.name: getattr(args, item.name) for item in fields(TransferJob)[4:]}
@@ -212,7 +213,7 @@ def check_places(job: TransferJob) -> None:
                 end.credentials.check()
             except CredentialsError as error:
                 raise UsageError(f"the login for the {role} {end.safe_url}: {error.detail}") from error
-    source, destination = _place(job.source), _place(job.destination)
+    source, destination = whereabouts(job.source), whereabouts(job.destination)
     if source == destination:
         raise UsageError(f"the source and the destination are the same: {job.source.safe_url}")
     if not job.source.is_web and not job.destination.is_web:
@@ -231,7 +232,7 @@ def check_places(job: TransferJob) -> None:
         _check_folder(destination)
 
 
-def _place(endpoint: Endpoint) -> str:
+def whereabouts(endpoint: Endpoint) -> str:
     """What two endpoints have in common that are the same archive; an absolute path for a folder of this computer."""
     if endpoint.is_web:
         return endpoint.safe_url.rstrip("/").lower()

@@ -296,12 +296,17 @@ class _Watch:
         ends = self._started + job.duration if job.duration is not None else float("inf")
         if job.max_polls != 1:
             _say(f"watching {job.source.safe_url} every {job.interval:g} s (method: {job.changes.method})")
+        told = progress_line(totals, job).partition(": ")[2]
         while not stopping.is_set():
             began = time.monotonic()
             totals["polls"] += 1
             rounds = totals["rounds"], totals["rows"]
             self._poll()
             self._count()
+            line = progress_line(totals, job)
+            before, told = told, line.partition(": ")[2]
+            if told != before or (job.max_polls == 1 and self._error is None):
+                _say(line)
             if rounds != (totals["rounds"], totals["rows"]) or totals["polls"] == 1:
                 self._write_reports()
             write_summary(job.summary, totals)
@@ -385,7 +390,7 @@ class _Watch:
         self._place = place
         self._table_is_due = self._table_is_due or bool(changes.references)
         self._count()
-        if busy or given_up or changes.references:
+        if changes.more:
             _say(progress_line(totals, job))
         return changes.more
 
@@ -406,8 +411,6 @@ class _Watch:
             raise RuntimeError(f"the table is as it was, because {lost:,} of its rows failed: {reason}")
         self._table_is_due = False
         self.totals["rows"] += summary["rows"]
-        if summary["rows"]:
-            _say(progress_line(self.totals, self._job))
 
     def _round(self, place: Place, changes: Changes, began: float) -> tuple[Place, list[Failure]]:
         """Copies what is new and what is to be tried again.

@@ -92,7 +92,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if rest:
         # It is not repeated: it may be a value of an option that takes none.
         place = f"number {words.index(rest[-1]) + 1}" if words.count(rest[-1]) == 1 else "one"
-        raise UsageError(f"{command} takes fewer arguments: {place} of the command line is too many")
+        hint = "" if args.url or {"archive", "source"} & vars(args).keys() else "; --url names the archive"
+        raise UsageError(f"{command} takes fewer arguments: {place} of the command line is too many{hint}")
     check_given_once(parser, words)
     args.verbosity += sum(number for name, number in vars(args).items() if name.startswith(_MORE))
     return args
@@ -308,7 +309,9 @@ _UID_EXAMPLES = ("--study 1.2.3", "--series 1.2.4", "--instance 1.2.5")
 
 
 def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
-    retrieve = methods.add_parser("retrieve", help="retrieve objects, metadata, frames, images, bulk data (WADO-RS)")
+    retrieve = methods.add_parser(
+        "retrieve", help="retrieve files, metadata, frames, pictures, readable reports, bulk data (WADO-RS)"
+    )
     kinds = retrieve.add_subparsers(dest="information_entity", metavar="WHAT", required=True)
     for depth, kind in enumerate(("studies", "series", "instances"), start=1):
         parser = kinds.add_parser(kind, help=f"retrieve {kind}")
@@ -321,12 +324,14 @@ def _add_retrieve(methods: argparse._SubParsersAction[Parser]) -> None:
         _add_format(metadata)
         _add_save(metadata)
         full = forms.add_parser(
-            "full", help="the complete Part 10 files", example=f"{which} full --save --output-dir files"
+            "full", help="the complete DICOM files (Part 10)", example=f"{which} full --save --output-dir files"
         )
         _add_save(full)
         _add_media_type(full)
         rendered = forms.add_parser(
-            "rendered", help="an image for viewing", example=f"{which} rendered --media-type image/png --save --local"
+            "rendered",
+            help="a picture (JPEG, PNG, …) of an image, a page (HTML) of a report (SR) or document",
+            example=f"{which} rendered --media-type image/png --save --local",
         )
         _add_save(rendered)
         _add_media_type(rendered)

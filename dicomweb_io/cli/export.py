@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dicomweb_io.account import Causes, print_summary
-from dicomweb_io.cli.output import progress
+from dicomweb_io.cli.output import progress, tell_unreadable
 from dicomweb_io.elements import COLLECTIONS
 from dicomweb_io.options import UsageError, connect, endpoint_from
 from dicomweb_io.tables import run_table, table_exit_code, table_job_from, table_lines
@@ -30,5 +30,6 @@ def export_table(args: argparse.Namespace) -> int:
             )
         finally:
             causes.finish(job.failures)
+        tell_unreadable(client)
     print_summary(table_lines(summary, job), summary)
     return table_exit_code(summary)

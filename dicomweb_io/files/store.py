@@ -199,8 +199,15 @@ class FolderStore:
         for name in names if self._folder.is_exclusive(item.size) else names[-1:]:
             stat = self._folder.stat(name)
             if stat is None and (name == names[-1] or self._is_free(name, item.reference)):
-                if self._publish(name, item, source, replace=False):
-                    return name, True
+                try:
+                    published = self._publish(name, item, source, replace=False)
+                except OSError as error:
+                    # Where there are no hard links, another writer may have claimed the name, and may have died since.
+                    if error.errno != errno.EBUSY or isinstance(error, SourceChangedError) or name == names[-1]:
+                        raise
+                    continue
+                if published:
+                    return self._kept(name, names, item)
                 stat = self._folder.stat(name)
             other, complete = _found_at(self._folder, name)
             if other == item.reference and complete:
@@ -214,6 +221,16 @@ class FolderStore:
                 what = f"{self._shown(name, names)} holds another instance, {other.uri}, and was not changed"
             problem = problem or what
         raise DICOMError(problem)
+
+    def _kept(self, name: str, names: Sequence[str], item: StoreItem) -> tuple[str, bool]:
+        """The name that stays if another writer, who saw other instances, gave this one its other name; as above."""
+        plain, hashed = names[0], names[-1]
+        other = hashed if name == plain else plain
+        if other == name or not self._is_same(item, other):
+            return name, True
+        if self._folder.remove(hashed):
+            self._on_change(hashed, None)
+        return plain, name == plain
 
     def _is_free(self, name: str, reference: Resource) -> bool:
         """Whether no other instance has a name that differs by case or Unicode form only."""

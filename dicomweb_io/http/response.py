@@ -392,7 +392,10 @@ def describe(chain: list[BaseException]) -> str:
     """What went wrong, without the URL that the texts of requests and urllib3 hold."""
     for item in reversed(chain):
         if isinstance(item, ssl.SSLError):
-            return f"TLS: {item.reason or item.strerror or type(item).__name__}"
+            # What a server answers that speaks no TLS.
+            plain = item.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
+            hint = "; the server may speak http://, not https://, at this port" if plain else ""
+            return f"TLS: {item.reason or item.strerror or type(item).__name__}{hint}"
     for item in reversed(chain):
         if isinstance(item, http.client.IncompleteRead):
             return "the connection was closed early"

@@ -500,7 +500,9 @@ class Transport:
         if status in (429, 503) and retry_after and self._throttle.back_off(min(retry_after, _MAX_RETRY_AFTER)):
             logger.warning("%s asks to wait %.1f s (HTTP %d)", safe_url(self.base_url), retry_after, status)
         message = server_message(body, url, answer.request_headers)
-        words = [message, _ADVICE.get(status, "")]
+        words = [message, _ADVICE.get(status, "") or self._advice_on_root(status, message, url)]
+        if status == 401 and own and "authorization" not in map(str.lower, answer.request_headers):
+            words[1] = "the server asks for a login, and no credentials were given"
         if status in (401, 403) and not own:
             words.append("credentials were not sent there, because it is not the archive's own origin")
         error = answer.error(
@@ -515,6 +517,15 @@ class Transport:
         error.attempts = budget.tries
         error.response = answer.public_response(body)
         return error
+
+    def _advice_on_root(self, status: int, message: str, url: str) -> str:
+        """What to say if the whole service seems to be somewhere else."""
+        root = self.base_url
+        # Orthanc's own interface has studies too, and wants another parameter.
+        wrong = status == 404 or 'Missing "since" argument' in message
+        if wrong and url.partition("?")[0] in {f"{root}/{level}" for level in ("studies", "series", "instances")}:
+            return f"is {safe_url(root)} the root of a DICOMweb service? Many end in /dicom-web or /dicomweb"
+        return ""
 
     def _send(
         self, method: str, url: str, call: _Call, budget: Budget, own: bool

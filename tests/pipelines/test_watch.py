@@ -349,6 +349,8 @@ def test_a_table_is_kept_and_neither_misses_nor_doubles(job, serve, source, fold
             server.refresh()
         code, numbers, printed = job(server.url, *options, destination=destination)
         assert (code, numbers["rows"]) == (0, rows), printed
+        # One line for each night, also for one in which nothing came.
+        assert printed.count("watch: poll 1: ") == 1
         assert rows_of(table) == uids_of(source)
         assert not copies or bytes_of(folder) == bytes_of(source)
     assert table.stat().st_mode & 0o777 == 0o600

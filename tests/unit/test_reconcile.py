@@ -12,6 +12,7 @@ import pydicom
 import pytest
 
 from dicomweb_io.cli import main
+from dicomweb_io.comparer import Selected, selected_of_row
 from dicomweb_io.testing import fault, make_study
 
 PATIENT, STUDY, SERIES, INSTANCE = "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"
@@ -74,8 +75,10 @@ def test_what_is_found_and_copied(
     changed = change(two / files[6].relative_to(one), PatientComments="other")
     (one / files[11].relative_to(one)).unlink()
     source, destination, diff = place(one), place(two), tmp_path / "diff.jsonl"
-    code, lines, said = run(capsys, "compare", source, destination, "--content", "--output", diff)
+    told = tmp_path / "told.json"
+    code, lines, said = run(capsys, "compare", source, destination, "--content", "--output", diff, "--report", told)
     (summary,) = lines
+    assert json.loads(told.read_text())["verdict"] == "The archives differ."
     assert code == 1, said
     assert summary["compared"] == "file"
     assert summary["studies"] == {"source": 2, "destination": 2}
@@ -233,6 +236,7 @@ def test_a_folder_that_is_not_there_is_a_search_that_failed(one: Path, capsys: p
         (["--counts", "--filter", "InstanceNumber=1"], "needs a comparison by UID"),
         (["--output", "/nowhere/x"], "there is no folder /nowhere"),
         (["--jobs", "0"], "--jobs"),
+        (["--spool-directory", "/nowhere"], "--spool-directory /nowhere: there is no such folder"),
         (["--content", "--destination-profile", "dicomcloud"], "keeps nothing of a stored file"),
     ],
 )
@@ -245,3 +249,18 @@ def test_wrong_use(
     assert (code, lines) == (2, [])
     assert text in said
     assert "there is no folder /nowhere to compare" in run(capsys, "compare", "/nowhere", one)[2]
+    code, lines, said = run(capsys, "compare", one, one.as_uri())
+    assert (code, lines) == (2, [])
+    assert "the source and the destination are the same" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(3, 3), ("3", 3), (3.0, 3), (None, None), ("many", None), (-1, None), (1e400, None), (float("nan"), None)],
+)
+def test_what_is_no_number_is_not_compared(value: Any, number: int | None) -> None:
+    uids = {tag: {"vr": "UI", "Value": ["1.2"]} for tag in ("0020000D", "0020000E")}
+    row = {**uids, "00201209": {"vr": "IS", "Value": [value]}}
+    found = selected_of_row(row, "series", 0)
+    assert isinstance(found, Selected)
+    assert found.number == number

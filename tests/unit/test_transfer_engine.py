@@ -446,6 +446,15 @@ def test_only_instances_are_copied(source, destination):
     assert set(expand_reference(source, study)) == set(references_of(source))
 
 
+def test_a_spool_directory_that_goes_is_a_failure_of_each_instance(source, destination, tmp_path):
+    references = references_of(source)
+    options = CopyOptions(spool_directory=str(tmp_path / "gone"))
+    with InstanceCopier(source, destination, options) as copier:
+        results = copier.copy(references)
+    assert [result.reference for result in results] == references
+    assert all(isinstance(result, Failure) and "gone" in result.message for result in results)
+
+
 @pytest.mark.parametrize("options", [{"on_existing": "overwrite"}, {"verify": "md5"}])
 def test_policies_are_checked(source, destination, options):
     with pytest.raises(ValueError, match=r"must be one of"):

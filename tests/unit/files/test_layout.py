@@ -21,9 +21,10 @@ from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.elements import Failure, Resource, StoredInstance
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.files.client import DICOMfileClient
-from dicomweb_io.files.layout import Layout, folded
+from dicomweb_io.files.layout import Layout, NamesInUse, folded
 from dicomweb_io.files.local import LocalFolder
 from dicomweb_io.files.places import is_temporary, temporary_name
+from dicomweb_io.files.remote import RemoteFolder
 from dicomweb_io.files.store import Downloaded, InstanceDownloader
 from tests.unit.files.making import REFERENCE, make_bytes, make_dataset, saved
 
@@ -373,6 +374,46 @@ def test_writers_that_cannot_exclude_each_other_have_names_of_their_own(monkeypa
     assert files_of(clients[0]) == ["Doe/1#.dcm"] * 2
     assert len(clients[0].search_for_instances()) == 2
     assert outcome_of(clients[0], made(1)) == "exists"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_instance_that_two_writers_name_differently_is_one_file(
+    late: bool, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One of them has another instance under a name that differs by case only, which the other does not see.
+    informed, other = connect(), connect()
+    one(informed, made(1, "1.2.1.1.2", PatientID="DOE"))
+    other._names = NamesInUse(())
+    publish = LocalFolder.publish if informed._folder.is_local else RemoteFolder.publish
+    between = [lambda: one(informed if late else other, made(1))]
+
+    def publish_later(self: Any, *args: Any, **options: Any) -> bool:
+        if between:
+            between.pop()()
+        return publish(self, *args, **options)
+
+    monkeypatch.setattr(type(informed._folder), "publish", publish_later)
+    assert outcome_of(other if late else informed, made(1)) == ("stored" if late else "exists")
+    assert files_of(connect()) == ["DOE/CT/0001.dcm", "Doe/CT/0001.dcm"]
+    assert outcome_of(connect(), made(1)) == "exists"
+
+
+def test_a_name_that_another_writer_claims_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    rename = os.rename
+
+    def meanwhile(source: Any, target: Any) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        assert outcome_of(clients[1], made(1, "1.2.1.1.2")) == "stored"
+        rename(source, target)
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "rename", meanwhile)
+    clients = [DICOMfileClient(tmp_path / "x", layout=LAYOUT, in_memory=True) for _ in range(2)]
+    assert outcome_of(clients[0], made(1)) == "stored"
+    assert files_of(clients[0]) == ["Doe/CT/0001#.dcm", "Doe/CT/0001.dcm"]
 
 
 def test_many_writers_at_once(connect: Connect) -> None:

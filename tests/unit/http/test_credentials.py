@@ -98,8 +98,10 @@ def test_basic(serve, connect, monkeypatch, tmp_path) -> None:
         connect(server.url, credentials=BasicCredentials("jürgen", "wrong")).request("GET", "/")
     assert caught.value.status == 401
     assert "wrong" not in repr(caught.value)
+    with pytest.raises(DICOMwebError, match="asks for a login, and no credentials were given"):
+        connect(server.url).request("GET", "/")
     # A literal cannot change, so it is not tried twice.
-    assert len(server.requests) == 4
+    assert len(server.requests) == 5
 
 
 def test_a_changed_password_is_taken_up(serve, connect, tmp_path) -> None:

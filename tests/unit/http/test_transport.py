@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import socket
+import ssl
 import threading
 import time
 import zlib
@@ -32,6 +33,7 @@ from dicomweb_io.errors import (
 )
 from dicomweb_io.http.auth import BasicCredentials, BearerToken
 from dicomweb_io.http.multipart import BodyPart, BodySourceError, MultipartBody
+from dicomweb_io.http.response import describe
 from dicomweb_io.http.retry import Deadline, RetryPolicy
 from dicomweb_io.http.settings import TLS, Limits, Timeouts
 from dicomweb_io.http.transport import StreamedAnswer, Transport
@@ -116,6 +118,34 @@ def test_user_information_becomes_credentials_and_is_never_shown(serve, connect)
     for secret in ("us@er", "us%40er", "p%3Ass", "p:ss", "Doe", "Authorization"):
         assert secret not in shown
     assert caught.value.url == f"http://127.0.0.1:{server.port}/rs/studies"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "target", "advised"),
+    [
+        (404, b"Unknown resource", "/studies?limit=1", True),
+        (405, b"", "/studies", False),
+        (
+            400,
+            b'{"Message": "Bad request", "Details": "Missing \\"since\\" argument for GET request"}',
+            "/series",
+            True,
+        ),
+        (400, b"", "/studies", False),
+        (404, b"", "/studies/1.2", False),
+    ],
+)
+def test_an_address_that_is_no_dicomweb_service(serve, connect, status, body, target, advised) -> None:
+    server = serve(lambda got: got.answer(status, body))
+    with pytest.raises(DICOMwebError) as caught:
+        connect(server.url).request("GET", target)
+    assert (f"is {server.url} the root of a DICOMweb service?" in str(caught.value)) == advised
+
+
+def test_https_to_a_server_that_speaks_http() -> None:
+    error = ssl.SSLError(1, "wrong version number")
+    error.reason = "WRONG_VERSION_NUMBER"
+    assert describe([error]) == "TLS: WRONG_VERSION_NUMBER; the server may speak http://, not https://, at this port"
 
 
 def test_errors_say_what_happened_and_pickle(serve, connect) -> None:
