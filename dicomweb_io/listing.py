@@ -993,8 +993,8 @@ def _of_failure(failure: Mapping[str, Any]) -> Wanted:
     raise ValueError("this failure does not name an object: repeat the search, without --input")
 
 
-def keys_of(query: SearchQuery) -> tuple[tuple[str, str], ...]:
+def keys_of(query: SearchQuery) -> dict[str, str]:
     """What a line asks for by a query, by the names of columns."""
     names = {attribute: name for name, attribute in _COLUMNS.items()}
-    study = [(UID_KEYWORDS["study"], query.study_instance_uid)] if query.study_instance_uid else []
-    return (*study, *((names.get(key, key), value) for key, value in query.search_filters))
+    study = {UID_KEYWORDS["study"]: query.study_instance_uid} if query.study_instance_uid else {}
+    return {**study, **{names.get(key, key): value for key, value in query.search_filters}}

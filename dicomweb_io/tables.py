@@ -839,7 +839,8 @@ def table_lines(summary: Mapping[str, Any], job: TableJob) -> Iterator[str]:
     for name, number in summary["unreadable_values"].items():
         yield f"  {number:,} x values of {name} are not of its type and were left out"
     if summary["absent_columns"]:
-        names = ", ".join(summary["absent_columns"])
+        absent = summary["absent_columns"]
+        names = ", ".join(absent[:10]) + (f" and {len(absent) - 10:,} others" if len(absent) > 10 else "")
         hint = "" if job.full else "; searches may not return it, --full reads it from the metadata"
         yield f"  No row had a value for {names}{hint}"
     if failed:

@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from apache_beam.runners.runner import PipelineRunner
 
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.errors import plain_text
 from dicomweb_io.listing import ListFile
 from dicomweb_io.options import (
@@ -179,7 +180,7 @@ def run_job(name: str, work: Callable[[], int], argv: Sequence[str] | None, *, t
         if argv is None:
             end_process(130)
         return 130
-    except OSError as error:
+    except RECOVERABLE as error:
         print(f"{name}: there is no summary: {plain_text(str(error))}", file=sys.stderr)
         return 1
 

@@ -426,6 +426,12 @@ def test_a_list_has_no_limit(archive: Path, tmp_path: Path, capsys: Any) -> None
     assert "leave --limit out" in capsys.readouterr().err
 
 
+def test_absent_columns_are_told_in_a_line(archive: Path, tmp_path: Path, capsys: Any) -> None:
+    columns = ",".join(f"000910{number:02X}" for number in range(16))
+    assert export(archive, tmp_path / "x.csv", "--columns", columns) == 0
+    assert "tag_00091009 and 6 others;" in capsys.readouterr().err
+
+
 def test_a_table_needs_an_archive(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.delenv("DICOMWEB_URL", raising=False)
     assert main(["export", "table", "--out", str(tmp_path / "x.csv")]) == 2
