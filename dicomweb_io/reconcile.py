@@ -644,9 +644,9 @@ def comparison_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     nothing = not any(summary["studies"].values())
     if differs(summary):
         rest = "" if is_complete(summary) else ", and not everything could be compared"
-        yield f"  The archives differ{rest}."
         if summary["missing"]:
             yield "  What is missing is copied by copy --input, which takes the lines of this comparison as its list."
+        yield f"  The archives differ{rest}."
     elif not is_complete(summary):
         yield "  Not everything could be compared, so it is unknown whether the archives differ."
     else:
