@@ -579,7 +579,7 @@ def write_comparison_reports(
     told |= {"kind": "comparison", "options": {"compared": job.level, **told["options"]}}
     for name in ("on_existing", "verify"):
         del told["options"][name]
-    told |= {"complete": comparison_exit_code(summary) == 0, "verdict": list(comparison_lines(summary))[-1].strip()}
+    told |= {"complete": comparison_exit_code(summary) == 0, "verdict": _verdict(summary)}
     rows = [[found.kind, found.reference.uri, found.instances, found.reason] for found in differences]
     if rows:
         columns = ["difference", "what", "instances", "reason"]
@@ -641,13 +641,16 @@ def comparison_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield from line_words(summary)
     for reason, number in list(summary["reasons"].items())[:10]:
         yield f"    {number:,} x {reason}"
-    nothing = not any(summary["studies"].values())
+    yield f"  {_verdict(summary)}"
+    if summary["missing"]:
+        yield "  What is missing is copied by copy --input, which takes the lines of this comparison as its list."
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """The outcome in a sentence."""
     if differs(summary):
         rest = "" if is_complete(summary) else ", and not everything could be compared"
-        yield f"  The archives differ{rest}."
-        if summary["missing"]:
-            yield "  What is missing is copied by copy --input, which takes the lines of this comparison as its list."
-    elif not is_complete(summary):
-        yield "  Not everything could be compared, so it is unknown whether the archives differ."
-    else:
-        yield "  Nothing was found." if nothing else "  Both archives hold the same."
+        return f"The archives differ{rest}."
+    if not is_complete(summary):
+        return "Not everything could be compared, so it is unknown whether the archives differ."
+    return "Both archives hold the same." if any(summary["studies"].values()) else "Nothing was found."

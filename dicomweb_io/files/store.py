@@ -199,7 +199,14 @@ class FolderStore:
         for name in names if self._folder.is_exclusive(item.size) else names[-1:]:
             stat = self._folder.stat(name)
             if stat is None and (name == names[-1] or self._is_free(name, item.reference)):
-                if self._publish(name, item, source, replace=False):
+                try:
+                    published = self._publish(name, item, source, replace=False)
+                except OSError as error:
+                    # Where there are no hard links, another writer may have claimed the name, and may have died since.
+                    if error.errno != errno.EBUSY or isinstance(error, SourceChangedError) or name == names[-1]:
+                        raise
+                    continue
+                if published:
                     return self._kept(name, names, item)
                 stat = self._folder.stat(name)
             other, complete = _found_at(self._folder, name)

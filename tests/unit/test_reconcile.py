@@ -75,8 +75,10 @@ def test_what_is_found_and_copied(
     changed = change(two / files[6].relative_to(one), PatientComments="other")
     (one / files[11].relative_to(one)).unlink()
     source, destination, diff = place(one), place(two), tmp_path / "diff.jsonl"
-    code, lines, said = run(capsys, "compare", source, destination, "--content", "--output", diff)
+    told = tmp_path / "told.json"
+    code, lines, said = run(capsys, "compare", source, destination, "--content", "--output", diff, "--report", told)
     (summary,) = lines
+    assert json.loads(told.read_text())["verdict"] == "The archives differ."
     assert code == 1, said
     assert summary["compared"] == "file"
     assert summary["studies"] == {"source": 2, "destination": 2}

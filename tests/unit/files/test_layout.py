@@ -398,6 +398,24 @@ def test_an_instance_that_two_writers_name_differently_is_one_file(
     assert outcome_of(connect(), made(1)) == "exists"
 
 
+def test_a_name_that_another_writer_claims_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    rename = os.rename
+
+    def meanwhile(source: Any, target: Any) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        assert outcome_of(clients[1], made(1, "1.2.1.1.2")) == "stored"
+        rename(source, target)
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "rename", meanwhile)
+    clients = [DICOMfileClient(tmp_path / "x", layout=LAYOUT, in_memory=True) for _ in range(2)]
+    assert outcome_of(clients[0], made(1)) == "stored"
+    assert files_of(clients[0]) == ["Doe/CT/0001#.dcm", "Doe/CT/0001.dcm"]
+
+
 def test_many_writers_at_once(connect: Connect) -> None:
     contents = [made(number % 3, f"1.2.1.1.{number}") for number in range(12)] * 2
     clients = [connect(), connect()]
