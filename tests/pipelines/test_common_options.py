@@ -42,8 +42,10 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, tmp_path, job, wra
             raise
 
     monkeypatch.setattr(job, "run", run)
-    to = ["--out", f"{tmp_path}/x.csv"] if job is export_metadata else ["--destination", f"{tmp_path}-copy"]
-    assert job.main(["--source", str(tmp_path), *to]) == 130
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    to = ["--out", f"{tmp_path}/x.csv"] if job is export_metadata else ["--destination", f"{tmp_path}/b"]
+    assert job.main(["--source", f"{tmp_path}/a", *to]) == 130
     assert capsys.readouterr().err.startswith(f"{job.__name__.rpartition('.')[2]}: interrupted")
 
 
