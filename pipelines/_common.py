@@ -160,7 +160,7 @@ def interruptible() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def run_job(name: str, work: Callable[[], int], argv: Sequence[str] | None, *, then: str = "") -> int:
+def run_job(name: str, work: Callable[[], int], argv: Sequence[str] | None, *, then: str = "", left: str = "") -> int:
     """Runs what a job does, tells what ends it before its time in one line, and returns the exit code.
 
     Args:
@@ -168,6 +168,7 @@ def run_job(name: str, work: Callable[[], int], argv: Sequence[str] | None, *, t
         work: Does all of it, and returns the exit code.
         argv: The arguments of the job; if they are those of the process, Ctrl-C ends that without waiting for threads.
         then: What can be done after an interrupt.
+        left: What an error leaves behind.
     """
     try:
         with interruptible():
@@ -181,7 +182,7 @@ def run_job(name: str, work: Callable[[], int], argv: Sequence[str] | None, *, t
             end_process(130)
         return 130
     except RECOVERABLE as error:
-        print(f"{name}: there is no summary: {plain_text(str(error))}", file=sys.stderr)
+        print(f"{name}: {left or 'there is no summary'}: {plain_text(str(error))}", file=sys.stderr)
         return 1
 
 

@@ -250,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_summary(table_lines(summary, job), summary)
         return table_exit_code(summary)
 
-    return run_job("export_metadata", work, argv, then="the table is as it was before")
+    as_before = "the table is as it was before"
+    return run_job("export_metadata", work, argv, then=as_before, left=as_before)
 
 
 if __name__ == "__main__":
