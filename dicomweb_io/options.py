@@ -176,6 +176,7 @@ def endpoint_from(
     option = f"--{role}" if role else "--url"
     url = url or getattr(args, role or "url") or (None if role else os.environ.get(URL_VARIABLE))
     if not url:
+        option = f"ARCHIVE or {option}" if hasattr(args, "archive") else option
         raise UsageError(
             f"{option} is required: a DICOMweb service (https://…), a folder, an fsspec URL, or a server's name "
             "(dicomweb-io servers)" + ("" if role else f"; or set the environment variable {URL_VARIABLE}")
@@ -729,6 +730,21 @@ def check_spool_directory(path: str | None, *, elsewhere: bool = False) -> None:
     """
     if path and not elsewhere and not (os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)):
         raise UsageError(f"--spool-directory {path}: there is no such folder that can be written to")
+
+
+def check_distinct(args: Any, *options: str) -> None:
+    """Checks that no two options name the same file: one would overwrite the other.
+
+    Raises:
+        UsageError: If two do.
+    """
+    named: dict[str, str] = {}
+    for option in options:
+        path = getattr(args, option)
+        if path and not _is_device(path):
+            other = named.setdefault(path if "://" in path else os.path.realpath(path), option)
+            if other != option:
+                raise UsageError(f"--{other} and --{option} name the same file: {path}")
 
 
 @contextmanager

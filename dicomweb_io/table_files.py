@@ -6,10 +6,10 @@ import csv
 import io
 import json
 import os
+import pickle
 import re
 import shutil
-import tempfile
-from collections import Counter, OrderedDict
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import date, datetime, time
@@ -33,7 +33,6 @@ NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 _CELLS = 400_000
 """Cells that wait in memory for a row group of Parquet."""
-_MAX_OPEN = 16
 _MAX_NAME = 255
 
 
@@ -133,6 +132,9 @@ def _csv_text(value: Any) -> Any:
     """A cell of CSV. Several values are separated as DICOM does it, by backslashes."""
     if isinstance(value, (list, tuple)):
         return "\\".join(str(_csv_text(item)) for item in value)
+    if isinstance(value, str):
+        # Not every reader of CSV takes NUL, Python's before 3.11 neither.
+        return value.replace("\0", "")
     return "" if value is None else _iso(value) if isinstance(value, (date, time)) else value
 
 
@@ -251,36 +253,48 @@ class TableWriter:
         self._folder = partition_by is not None or rows_per_file is not None
         self._bom, self._added = bom, added
         self._remote = "://" in out
+        # In an object store the files of before stay until all of these are there.
+        self._run = added or (os.urandom(4).hex() if self._remote else "")
         self._stack = ExitStack()
-        self._open: OrderedDict[str, tuple[TableFile, IO[bytes]]] = OrderedDict()
-        self._rows: Counter[str] = Counter()
-        self._number = 0
+        self._open: tuple[TableFile, IO[bytes]] | None = None
+        self._places: dict[str, array[int]] = {}
+        self._rows = self._number = 0
         self.incomplete = False
         self.files = self.size = 0
 
     def __enter__(self) -> TableWriter:
-        if self._remote:
-            self._scratch = self._stack.enter_context(PrivateDirectory(prefix="dicomweb_io-table-"))
-        else:
-            parent, name = os.path.split(os.path.abspath(self._out))
-            # On the same filesystem, so that it can be moved to its place in one step.
-            self._scratch = tempfile.mkdtemp(prefix=f".{name}-", suffix=".part", dir=parent)
-            self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+        # On the same filesystem, so that it can be moved to its place in one step.
+        parent, name = os.path.split(os.path.abspath(self._out)) if not self._remote else (None, "dicomweb_io-table")
+        self._scratch = self._stack.enter_context(PrivateDirectory(parent, f".{name}-"))
         os.mkdir(os.path.join(self._scratch, "table"), 0o700)
+        # Rows of a partition come in any order: they wait, and then one partition is written after the other.
+        self._waiting = self._stack.enter_context(open(os.path.join(self._scratch, "rows"), "w+b"))
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds a row: values by the names of the columns."""
-        folder = self._folder_of(row)
-        file = self._open.get(folder)
-        if file is None:
-            file = self._start(folder)
-        elif self._by is not None:
-            self._open.move_to_end(folder)
-        file[0].write(row)
-        self._rows[folder] += 1
-        if self._most is not None and self._rows[folder] >= self._most:
-            self._finish(folder)
+        if self._by is None:
+            self._add("", row)
+            return
+        self._places.setdefault(self._folder_of(row), array("Q")).append(self._waiting.tell())
+        pickle.dump([row[column.name] for column in self._columns], self._waiting)
+
+    def _add(self, folder: str, row: Mapping[str, Any]) -> None:
+        file, _ = self._open or self._start(folder)
+        file.write(row)
+        self._rows += 1
+        if self._most is not None and self._rows >= self._most:
+            self._finish()
+
+    def _divide(self) -> None:
+        """Writes the rows that wait, one partition after the other."""
+        names = [column.name for column in self._columns]
+        for folder, places in self._places.items():
+            for place in places:
+                self._waiting.seek(place)
+                # Written by this process, in a folder of its own.
+                self._add(folder, dict(zip(names, pickle.load(self._waiting), strict=True)))  # noqa: S301
+            self._finish()
 
     def _folder_of(self, row: Mapping[str, Any]) -> str:
         if self._by is None:
@@ -291,42 +305,43 @@ class TableWriter:
         return folder
 
     def _start(self, folder: str) -> tuple[TableFile, IO[bytes]]:
-        if len(self._open) >= _MAX_OPEN:
-            self._finish(next(iter(self._open)))
-        name = "table" if not self._folder else f"part-{self._added}{'-' if self._added else ''}{self._number:05}"
+        name = "table" if not self._folder else f"part-{self._run}{'-' if self._run else ''}{self._number:05}"
         self._number += 1
         path = os.path.join(self._scratch, "table", folder, f"{name}.{self._kind}")
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         raw = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-        self._open[folder] = TableFile(raw, self._kind, self._columns, bom=self._bom), raw
-        return self._open[folder]
+        self._open = TableFile(raw, self._kind, self._columns, bom=self._bom), raw
+        return self._open
 
-    def _finish(self, folder: str) -> None:
-        file, raw = self._open.pop(folder)
-        del self._rows[folder]
+    def _finish(self) -> None:
+        """Ends the file that is open."""
+        if self._open is None:
+            return
+        file, raw = self._open
+        self._rows = 0
         file.flush()
         raw.flush()
         os.fsync(raw.fileno())
         self.files += 1
         self.size += raw.tell()
         raw.close()
+        self._open = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._stack:
             if error is None:
+                self._divide()
                 if self._number == 0 and self.incomplete:
                     return
                 if self._number == 0 and not self._added:
                     # A table without rows is a table.
                     self._start(self._folder_of({}))
-                for folder in list(self._open):
-                    self._finish(folder)
+                self._finish()
                 self._publish()
-            else:
-                for _, raw in self._open.values():
-                    raw.close()
+            elif self._open is not None:
+                self._open[1].close()
 
     def _publish(self) -> None:
         made = os.path.join(self._scratch, "table")
@@ -362,11 +377,17 @@ class TableWriter:
             return
         old = set(files.find(base)) if files.exists(base) else set()
         new = set()
-        for path in parts_in(made):
-            place = f"{base}/{os.path.relpath(path, made)}".replace(os.sep, "/")
-            files.makedirs(place.rpartition("/")[0], exist_ok=True)
-            files.put_file(path, place)
-            new.add(place)
+        try:
+            for path in parts_in(made):
+                place = f"{base}/{os.path.relpath(path, made)}".replace(os.sep, "/")
+                new.add(place)
+                files.makedirs(place.rpartition("/")[0], exist_ok=True)
+                files.put_file(path, place)
+        except BaseException:
+            for place in new:
+                with suppress(OSError):
+                    files.rm_file(place)
+            raise
         run = f"part-{self._added}-" if self._added else "part-"
         for path in old - new:
             if path.rpartition("/")[2].startswith(run):

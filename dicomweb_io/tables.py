@@ -61,7 +61,7 @@ from dicomweb_io.listing import (
     is_worth_whole,
     resource_of_row,
 )
-from dicomweb_io.options import Report, UsageError, check_writable, filters_from, wanted_from
+from dicomweb_io.options import Report, UsageError, check_distinct, check_writable, filters_from, wanted_from
 from dicomweb_io.pool import BoundedPool, Lane, Room
 from dicomweb_io.queries import apportion, check_limits, level_of, make_query
 from dicomweb_io.spool import PrivateDirectory
@@ -839,7 +839,8 @@ def table_lines(summary: Mapping[str, Any], job: TableJob) -> Iterator[str]:
     for name, number in summary["unreadable_values"].items():
         yield f"  {number:,} x values of {name} are not of its type and were left out"
     if summary["absent_columns"]:
-        names = ", ".join(summary["absent_columns"])
+        absent = summary["absent_columns"]
+        names = ", ".join(absent[:10]) + (f" and {len(absent) - 10:,} others" if len(absent) > 10 else "")
         hint = "" if job.full else "; searches may not return it, --full reads it from the metadata"
         yield f"  No row had a value for {names}{hint}"
     if failed:
@@ -847,7 +848,7 @@ def table_lines(summary: Mapping[str, Any], job: TableJob) -> Iterator[str]:
         for reason, number in list(summary["reasons"].items())[:10]:
             yield f"    {number:,} x {reason}"
         if summary["table"] != safe_url(job.out):
-            yield f"  The rows that came are in {summary['table']}; {safe_url(job.out)} is as it was before."
+            yield f"  The rows that came are in {summary['table']}; {safe_url(job.out)} was not touched."
         elif not summary["files"]:
             yield f"  Nothing was written to {safe_url(job.out)}."
     if summary["unwritten"]:
@@ -866,6 +867,7 @@ def table_job_from(args: Any, source: Endpoint, *, workers_elsewhere: bool = Fal
         path = getattr(args, option)
         if path:
             check_writable(path, f"--{option}", elsewhere=workers_elsewhere and option == "failures")
+    check_distinct(args, "out", "input", "failures", "summary", "cursor")
     since = args.since
     try:
         if since not in (None, "last"):

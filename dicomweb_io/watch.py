@@ -40,7 +40,15 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import CredentialsError, plain_text
 from dicomweb_io.failures import RECOVERABLE, failure_of
 from dicomweb_io.listing import ListLine
-from dicomweb_io.options import LIST_OPTIONS, UsageError, append_lines, check_writable, filters_from, read_json
+from dicomweb_io.options import (
+    LIST_OPTIONS,
+    UsageError,
+    append_lines,
+    check_distinct,
+    check_writable,
+    filters_from,
+    read_json,
+)
 from dicomweb_io.report import RoundsFacts, check_report, describe, describe_archive, write_reports
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.tables import TableJob, place_file, run_table, table_job_from
@@ -116,6 +124,7 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint | None) -> Watch
             raise UsageError(f"--{option} {path}: give a path on this machine")
         if path:
             check_writable(path, f"--{option}")
+    check_distinct(args, "table", "cursor", "failures", "summary")
     if not 0 < args.interval < float("inf"):
         raise UsageError(f"--interval must be a positive number of seconds, not {args.interval}")
     if args.once and args.max_polls is not None:

@@ -16,7 +16,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from dicomweb_io.account import format_bytes
-from dicomweb_io.cli.output import Progress, json_text, print_datasets, print_line, progress
+from dicomweb_io.cli.output import Progress, json_text, print_datasets, print_line, progress, tell_unreadable
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.columns import COLUMNS, Column, column_of, columns_of
 from dicomweb_io.dicom.json_decode import first_text, first_value, iter_values
@@ -75,13 +75,11 @@ def search(args: argparse.Namespace) -> int:
         rows = client.iter_search(query, offset=args.offset, limit=args.limit)
         if form == "table":
             _print_rows(rows, query, columns)
-            return 0
-        if form == "csv":
-            count = _print_csv(rows, columns)
         else:
             args.json_lines = form == "jsonl"
-            count = print_datasets(rows, args)
-    print(f"{count:,} {_noun(count, level)}", file=sys.stderr)
+            count = _print_csv(rows, columns) if form == "csv" else print_datasets(rows, args)
+            print(f"{count:,} {_noun(count, level)}", file=sys.stderr)
+        tell_unreadable(client)
     return 0
 
 

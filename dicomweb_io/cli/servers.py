@@ -101,7 +101,7 @@ def _list(known: dict[str, Server], path: str) -> int:
     else:
         for name, server in known.items():
             print_line({"name": name, **server, "url": safe_url(server["url"])})
-    print(f"{len(known):,} servers in {path}", file=sys.stderr)
+    print(f"{len(known):,} {'server' if len(known) == 1 else 'servers'} in {path}", file=sys.stderr)
     return 0
 
 

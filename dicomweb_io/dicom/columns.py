@@ -64,7 +64,10 @@ class Step:
             if tag[:6] == f"{self.tag[:4]}00" and isinstance(element, Mapping):
                 content = element.get("Value")
                 if isinstance(content, list) and content and str(content[0]).strip() == self.creator:
-                    return row.get(self.tag[:4] + tag[6:].upper() + self.tag[6:])
+                    # A creator may have several blocks.
+                    found = row.get(self.tag[:4] + tag[6:].upper() + self.tag[6:])
+                    if found is not None:
+                        return found
         return None
 
 

@@ -522,7 +522,7 @@ class Transport:
         """What to say if the whole service seems to be somewhere else."""
         root = self.base_url
         # Orthanc's own interface has studies too, and wants another parameter.
-        wrong = status in (404, 405) or 'Missing "since" argument' in message
+        wrong = status == 404 or 'Missing "since" argument' in message
         if wrong and url.partition("?")[0] in {f"{root}/{level}" for level in ("studies", "series", "instances")}:
             return f"is {safe_url(root)} the root of a DICOMweb service? Many end in /dicom-web or /dicomweb"
         return ""

@@ -12,6 +12,7 @@ from apache_beam.io.gcp import bigquery_tools
 
 from dicomweb_io.cli import main as command_line
 from dicomweb_io.dicom.columns import columns_of
+from dicomweb_io.errors import DICOMError
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.transforms.rows import bigquery_schema_of
 from pipelines.export_metadata import main
@@ -86,6 +87,15 @@ def test_a_refresh(source: str, tmp_path: Path) -> None:
         assert export(source, out, "--level", "study", "--since", "last", "--method", "list") == 0
         numbers.append(sorted(row["NumberOfStudyRelatedInstances"] for row in rows_of(out)))
     assert numbers == [[3, 3, 3, 3], [1, 3, 3, 3, 4], [1, 3, 3, 3, 4]]
+
+
+def test_an_archive_that_cannot_tell_what_is_new(archive: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    def fail(*_: Any) -> None:
+        raise DICOMError("its database is a different one now")
+
+    monkeypatch.setattr("pipelines.export_metadata.plan_refresh", fail)
+    assert export(archive, tmp_path / "x.csv", "--since", "last") == 1
+    assert "the table is as it was before: its database" in capsys.readouterr().err
 
 
 def test_wrong_use(archive: Path, tmp_path: Path, capsys: Any) -> None:

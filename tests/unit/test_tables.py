@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import stat
+import subprocess
+import sys
 import threading
 import time as time_module
 from datetime import date, time
@@ -208,13 +210,13 @@ def test_a_table_of_several_files(archive: Path, tmp_path: Path) -> None:
     assert pyarrow.dataset.dataset(tmp_path / "x.parquet").count_rows() == 8
 
 
-def test_many_partitions_keep_few_files_open(tmp_path: Path) -> None:
+def test_each_partition_is_one_file_in_whatever_order_rows_come(tmp_path: Path) -> None:
     columns = columns_of(["PatientID", "Rows"])
     with TableWriter(str(tmp_path / "x.csv"), columns, partition_by="PatientID") as table:
         for number in range(200):
             table.write({"PatientID": f"a/../{number % 50}", "Rows": number})
     assert sum(len(rows_of(path)) for path in (tmp_path / "x.csv").rglob("*.csv")) == 200
-    assert len(list((tmp_path / "x.csv").iterdir())) == 50
+    assert len(list((tmp_path / "x.csv").rglob("*.csv"))) == len(list((tmp_path / "x.csv").iterdir())) == 50
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_many_partitions_keep_few_files_open(tmp_path: Path) -> None:
         (date(2024, 2, 29), "2024-02-29"),
         (3, "3"),
         ("山田" * 32, "山田" * 32),
-        ("lone \ud800\0", "lone %3F%00"),
+        ("lone \ud800\n", "lone %3F%0A"),
     ],
 )
 def test_names_of_partitions_are_safe(value: Any, text: str) -> None:
@@ -244,6 +246,12 @@ def test_texts_of_every_kind_fit_into_files(tmp_path: Path, kind: str) -> None:
     written = [row["PatientName"] for row in rows_of(tmp_path / f"x.{kind}")]
     assert [*written[:4], written[5]] == [*texts[:4], texts[5]]
     assert written[4].startswith("lone ")
+
+
+def test_csv_has_no_nul(tmp_path: Path) -> None:
+    with TableWriter(str(tmp_path / "x.csv"), columns_of(["ImageType"])) as table:
+        table.write({"ImageType": ["A\0", "B"]})
+    assert (tmp_path / "x.csv").read_bytes() == b"ImageType\r\nA\\B\r\n"
 
 
 def test_excel_reads_csv_with_a_byte_order_mark(archive: Path, tmp_path: Path) -> None:
@@ -289,6 +297,27 @@ def test_a_refresh_in_an_object_store_continues(archive: Path, capsys: Any) -> N
     import fsspec
 
     assert fsspec.filesystem("memory").cat("/refreshed/x.csv").count(b"\r\n") == 10
+
+
+def test_a_folder_in_an_object_store_stays_if_it_cannot_be_replaced(archive: Path, monkeypatch: Any) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def put_file(self: Any, path: str, place: str, **how: Any) -> None:
+        if "Modality=MR" in place:
+            raise OSError("the store is full")
+        put_before(self, path, place, **how)
+
+    put_before, files = MemoryFileSystem.put_file, MemoryFileSystem()
+    arguments = ["export", "table", str(archive), "--out", "memory://full/x.csv", "--partition-by", "Modality"]
+    assert main(arguments) == 0
+    before = {path: files.cat(path) for path in files.find("/full")}
+    put(archive, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "put_file", put_file)
+        assert main(arguments) == 1
+    assert {path: files.cat(path) for path in files.find("/full")} == before
+    assert main(arguments) == 0
+    assert len(files.find("/full")) == 2
 
 
 def test_tables_go_to_object_stores(archive: Path) -> None:
@@ -382,10 +411,40 @@ def test_a_list_of_instances(source: str, tmp_path: Path, capsys: Any, full: boo
     assert "1.2.1.1.9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["export", "table", "--out"], ["watch", "--once", "--table"]])
+def test_no_file_overwrites_another(archive: Path, tmp_path: Path, capsys: Any, command: list[str]) -> None:
+    out = tmp_path / "x.csv"
+    for option in ("--cursor", "--failures", "--summary"):
+        assert main([*command, str(out), option, f"{tmp_path}/./x.csv", str(archive)]) == 2
+        assert "name the same file" in capsys.readouterr().err
+        assert not out.exists()
+
+
 def test_a_list_has_no_limit(archive: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "cohort.csv").write_text("PatientID\nP1\n")
     assert export(archive, tmp_path / "x.csv", "--limit", 3, "--input", tmp_path / "cohort.csv") == 2
     assert "leave --limit out" in capsys.readouterr().err
+
+
+def test_absent_columns_are_told_in_a_line(archive: Path, tmp_path: Path, capsys: Any) -> None:
+    columns = ",".join(f"000910{number:02X}" for number in range(16))
+    assert export(archive, tmp_path / "x.csv", "--columns", columns) == 0
+    assert "tag_00091009 and 6 others;" in capsys.readouterr().err
+
+
+def test_a_table_needs_an_archive(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.delenv("DICOMWEB_URL", raising=False)
+    assert main(["export", "table", "--out", str(tmp_path / "x.csv")]) == 2
+    assert "ARCHIVE or --url is required" in capsys.readouterr().err
+
+
+def test_a_private_creator_may_have_several_blocks() -> None:
+    row = {
+        **{f"000900{block}": {"vr": "LO", "Value": ["ONE"]} for block in ("10", "11")},
+        "00091020": {"vr": "LO", "Value": ["a"]},
+        "00091130": {"vr": "LO", "Value": ["b"]},
+    }
+    assert [column_of(f'(0009,"ONE",{element})').cell(row)[0] for element in ("20", "30", "40")] == ["a", "b", None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -585,6 +644,21 @@ def test_long_cells_are_read_again(tmp_path: Path) -> None:
     with TableWriter(str(tmp_path / "x.csv"), [column_of("PatientComments")]) as table:
         table.write({"PatientComments": "y" * 200_000})
     assert [len(row["PatientComments"]) for row in read_table(str(tmp_path / "x.csv"), "csv")] == [200_000]
+
+
+def test_what_a_killed_run_leaves_is_removed_by_the_next_one(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.csv"
+    script = f"""
+import os
+from dicomweb_io import cli, table_files
+table_files.TableWriter._publish = lambda self: os.kill(os.getpid(), 9)
+cli.main(["export", "table", {str(archive)!r}, "--out", {str(out)!r}])
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert not out.exists()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert export(archive, out) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "x.csv"]
 
 
 def test_two_refreshes_at_once_take_turns(archive: Path, tmp_path: Path, monkeypatch: Any) -> None:

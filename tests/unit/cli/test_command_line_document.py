@@ -1,4 +1,4 @@
-"""The examples of docs/command-line.md run, in order, against the test server and a folder."""
+"""The examples of docs/command-line.md and of the README run, in order, against the test server and a folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ UIDS = {
     "1.2.4": str(DATASET.SeriesInstanceUID),
     "1.2.5": str(DATASET.SOPInstanceUID),
 }
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(
+    r"^```sh\n(.*?)^```$", TEXT + README.partition("## On the command line")[2], re.DOTALL | re.MULTILINE
+)
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PACS_TOKEN", "secret")
     monkeypatch.setenv("DICOMWEB_IO_SERVERS", str(tmp_path / "servers.toml"))
-    for name in ("archive", "data/dicom"):
+    for name in ("archive", "data/dicom", "new"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "ct.dcm").write_bytes(CT.read_bytes())
     (tmp_path / "data/dicom/notes.txt").write_text("not DICOM")

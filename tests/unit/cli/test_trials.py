@@ -153,6 +153,19 @@ def test_without_a_terminal_and_a_home(tmp_path):
     assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o600
 
 
+def test_files_that_cannot_be_read_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_archive(tmp_path / "files", range(1))
+    for command in (["search", "studies", "--url", "files"], ["export", "table", "files", "--out", "table.csv"]):
+        (tmp_path / "files" / "broken.dcm").write_bytes(bytes(128) + b"DICM" + b"broken")
+        assert main(command) == 0
+        told = capsys.readouterr().err
+        assert "! 1 file cannot be read, so it is left out: dicomweb-io index " in told
+        (tmp_path / "files" / "broken.dcm").unlink()
+        assert main(command) == 0
+        assert "cannot be read" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
