@@ -7,6 +7,7 @@ All are frozen dataclasses without any dependency on Apache Beam. Field names ar
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -612,8 +613,8 @@ class Failure:
         element: What the element is, if nothing else names it: its type, its size or keys, and the UIDs in it, without
             other values.
         line: The line of the user's list that named it.
-        wanted: What that line asks for, as names and values, where no reference says it: a later run can take it from
-            there. It may be the identifier of a patient.
+        wanted: What that line asks for, a JSON object of names and values, where no reference says it: a later run can
+            take it from there. It may be the identifier of a patient.
     """
 
     transform: str
@@ -629,7 +630,7 @@ class Failure:
     server_message: str | None = None
     element: str | None = None
     line: str | None = None
-    wanted: tuple[tuple[str, str], ...] | None = None
+    wanted: str | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The failure as a JSON object; absent values are left out."""
@@ -639,7 +640,7 @@ class Failure:
         if self.rows is not None:
             result["rows"] = list(self.rows)
         if self.wanted is not None:
-            result["wanted"] = dict(self.wanted)
+            result["wanted"] = json.loads(self.wanted)
         return result
 
 

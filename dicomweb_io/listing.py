@@ -29,6 +29,7 @@ from itertools import chain
 from typing import IO, Any
 
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.attributes import resolve
 from dicomweb_io.dicom.header_scan import scan_header
 from dicomweb_io.dicom.json_decode import first_text, first_value
 from dicomweb_io.dicom.uids import is_uid
@@ -680,7 +681,7 @@ _DATES = (
 )
 """The forms of a date, and the numbers of it that may be the other way round."""
 _RANGE = re.compile(r"(\d{8})?-(\d{8})?")
-_MAX_JOINED = 20
+_MAX_JOINED, _MAX_CELL = 20, 131_072
 _BINARY = {b"PK\x03\x04": "a spreadsheet (.xlsx) or a ZIP file", b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)"}
 _told: set[str] = set()
 
@@ -815,6 +816,8 @@ def _cells(line: str, delimiter: str) -> list[str]:
         cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
         raise ValueError(f"not CSV: {error}") from None
+    if max(map(len, cells), default=0) > _MAX_CELL:
+        raise ValueError(f"not CSV: a cell of more than {_MAX_CELL:,} characters")
     return [_EXCEL_TEXT.sub(r"\1", cell.strip()).strip() for cell in cells]
 
 
@@ -949,8 +952,10 @@ def _of_json(line: str) -> Wanted:
     if "difference" in value:
         value = {key: item for key, item in value.items() if key in _COLUMNS}
     if any(key in _COLUMNS for key in value):
-        keys = {_COLUMNS.get(str(key), ""): item for key, item in value.items()}
-        if "" in keys or not all(isinstance(item, str) for item in keys.values()):
+        keys = {_COLUMNS[key]: item for key, item in value.items() if key in _COLUMNS and item is not None}
+        # Columns of tables are passed over; a mistyped key would leave out what it says, and so name more.
+        unknown = [key for key in value if key not in _COLUMNS and not _is_attribute(key)]
+        if unknown or not all(isinstance(item, str) for item in keys.values()):
             raise ValueError(f"it has unknown keys, or values that are no text (known: {', '.join(_COLUMNS)})")
         return _of_keys({key: item.strip() for key, item in keys.items() if item.strip()})
     found = Resource.of(value).instance
@@ -960,6 +965,13 @@ def _of_json(line: str) -> Wanted:
     if any(map(_PATTERN.search, found.uids.values())):
         raise ValueError("it holds a pattern where a UID should be")
     return found
+
+
+def _is_attribute(key: str) -> bool:
+    """Whether it is the name of a column of a table."""
+    with contextlib.suppress(ValueError):
+        return key.startswith("tag_") or bool(resolve(key.partition("_")[0]))
+    return False
 
 
 def _difference_of(line: str) -> str:
@@ -981,8 +993,8 @@ def _of_failure(failure: Mapping[str, Any]) -> Wanted:
     raise ValueError("this failure does not name an object: repeat the search, without --input")
 
 
-def keys_of(query: SearchQuery) -> tuple[tuple[str, str], ...]:
+def keys_of(query: SearchQuery) -> dict[str, str]:
     """What a line asks for by a query, by the names of columns."""
     names = {attribute: name for name, attribute in _COLUMNS.items()}
-    study = [(UID_KEYWORDS["study"], query.study_instance_uid)] if query.study_instance_uid else []
-    return (*study, *((names.get(key, key), value) for key, value in query.search_filters))
+    study = {UID_KEYWORDS["study"]: query.study_instance_uid} if query.study_instance_uid else {}
+    return {**study, **{names.get(key, key): value for key, value in query.search_filters}}

@@ -7,6 +7,7 @@ words and files agree.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -437,7 +438,7 @@ def match_line(source: DICOMClient, job: TransferJob, line: ListLine) -> Iterato
         message = "the destination has it, with other contents, and was not changed: --on-existing replace replaces it"
         yield Failure(DIFFERENT_LINE, message, reference=reference, source=place, line=place)
         return
-    asked = keys_of(wanted) if isinstance(wanted, SearchQuery) else None
+    asked = json.dumps(keys_of(wanted)) if isinstance(wanted, SearchQuery) else None
     if isinstance(wanted, Resource) and wanted.level == "instance" and not job.filters:
         yield wanted
         return

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -18,6 +18,9 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from apache_beam.runners.runner import PipelineRunner
 
 from dicomweb_io.endpoint import Endpoint
+from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.errors import plain_text
+from dicomweb_io.listing import ListFile
 from dicomweb_io.options import (
     UsageError,
     add_archive_options,
@@ -155,6 +158,38 @@ def interruptible() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
         logging.disable(logging.NOTSET)
+
+
+def run_job(name: str, work: Callable[[], int], argv: Sequence[str] | None, *, then: str = "") -> int:
+    """Runs what a job does, tells what ends it before its time in one line, and returns the exit code.
+
+    Args:
+        name: The name of the job.
+        work: Does all of it, and returns the exit code.
+        argv: The arguments of the job; if they are those of the process, Ctrl-C ends that without waiting for threads.
+        then: What can be done after an interrupt.
+    """
+    try:
+        with interruptible():
+            return work()
+    except UsageError as error:
+        print(f"{name}: {plain_text(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted{then and '; '}{then}", file=sys.stderr)
+        if argv is None:
+            end_process(130)
+        return 130
+    except RECOVERABLE as error:
+        print(f"{name}: there is no summary: {plain_text(str(error))}", file=sys.stderr)
+        return 1
+
+
+def wanted_by(args: argparse.Namespace, options: PipelineOptions, wanted: Any) -> Any:
+    """What a job's list names, or the list itself: the workers read it, so that it is no part of the job's graph."""
+    if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
+        return ListFile(args.input, args.allow_patterns)
+    return wanted
 
 
 def end_process(code: int) -> None:

@@ -60,7 +60,7 @@ from dicomweb_io.transforms.copy import MatchLines, WriteReport
 from dicomweb_io.transforms.metrics import TALLY
 from dicomweb_io.transforms.read_write import DistinctReferences, ReadLines, ReferencesOfRows
 from dicomweb_io.transforms.rows import AddMetadata, MakeTableRows, WriteTableAccount, bigquery_schema_of
-from pipelines._common import Arguments, add_endpoint_arguments, interruptible, is_local, parse
+from pipelines._common import Arguments, add_endpoint_arguments, is_local, parse, run_job, wanted_by
 
 _SEARCHES = {"study": SearchForStudies, "series": SearchForSeries, "instance": SearchForInstances}
 
@@ -239,28 +239,19 @@ def _delete(folder: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job of a command line and returns the exit code."""
-    try:
+
+    def work() -> int:
         args, options = parse(ExportOptions, "python -m pipelines.export_metadata", __doc__ or "", argv)
         source = endpoint_from(args, role="source", workers_elsewhere=True)
         job = table_job_from(args, source, workers_elsewhere=not is_local(options))
         if job.table is not None and find_spec("apitools") is None:
             raise UsageError(f"--out {job.out}: BigQuery needs pip install 'apache-beam[gcp]'")
-        if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
-            # The workers read it themselves, so that it is no part of the job's graph.
-            job = replace(job, wanted=ListFile(args.input, args.allow_patterns))
-        with interruptible():
-            summary = run(job, options)
-    except UsageError as error:
-        print(f"export_metadata: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("export_metadata: interrupted; the table is as it was before", file=sys.stderr)
-        return 130
-    except RECOVERABLE as error:
-        print(f"export_metadata: the table is as it was before: {error}", file=sys.stderr)
-        return 1
-    print_summary(table_lines(summary, job), summary)
-    return table_exit_code(summary)
+        job = replace(job, wanted=wanted_by(args, options, job.wanted))
+        summary = run(job, options)
+        print_summary(table_lines(summary, job), summary)
+        return table_exit_code(summary)
+
+    return run_job("export_metadata", work, argv, then="the table is as it was before")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ On this machine alone, ``dicomweb-io compare`` does the same without Beam.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +27,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from dicomweb_io.account import conflicts_of, print_summary
 from dicomweb_io.elements import Failure
 from dicomweb_io.listing import ListFile, ListLine
-from dicomweb_io.options import UsageError, add_comparison_options, read_json
+from dicomweb_io.options import add_comparison_options, read_json
 from dicomweb_io.reconcile import (
     ComparisonJob,
     comparison_exit_code,
@@ -52,9 +51,10 @@ from pipelines._common import (
     account_path,
     add_endpoint_arguments,
     endpoints_from,
-    interruptible,
     is_local,
     parse,
+    run_job,
+    wanted_by,
 )
 
 COUNTS: dict[str, Callable[[Any], Iterable[tuple[str, int]]]] = {
@@ -134,25 +134,15 @@ def run(job: ComparisonJob, options: PipelineOptions) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job of a command line and returns the exit code."""
-    try:
+
+    def work() -> int:
         args, options = parse(ReconcileOptions, "python -m pipelines.reconcile", __doc__ or "", argv)
         job = comparison_from(args, *endpoints_from(args), workers_elsewhere=not is_local(options))
-        if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
-            # The workers read it themselves, so that it is no part of the job's graph.
-            job = replace(job, wanted=ListFile(args.input, args.allow_patterns))
-        with interruptible():
-            summary = run(job, options)
-    except UsageError as error:
-        print(f"reconcile: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("reconcile: interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"reconcile: there is no summary: {error}", file=sys.stderr)
-        return 1
-    print_summary(comparison_lines(summary), summary)
-    return comparison_exit_code(summary)
+        summary = run(replace(job, wanted=wanted_by(args, options, job.wanted)), options)
+        print_summary(comparison_lines(summary), summary)
+        return comparison_exit_code(summary)
+
+    return run_job("reconcile", work, argv)
 
 
 if __name__ == "__main__":

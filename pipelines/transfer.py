@@ -17,7 +17,6 @@ On this machine alone, ``dicomweb-io copy`` does the same without Beam.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -40,8 +39,9 @@ from dicomweb_io.account import (
     write_summary,
 )
 from dicomweb_io.elements import Failure, Resource
+from dicomweb_io.errors import plain_text
 from dicomweb_io.listing import ListFile, ListLine
-from dicomweb_io.options import UsageError, add_transfer_options, read_json
+from dicomweb_io.options import add_transfer_options, read_json
 from dicomweb_io.report import write_transfer_reports
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import (
@@ -70,11 +70,12 @@ from pipelines._common import (
     Arguments,
     account_path,
     add_endpoint_arguments,
-    end_process,
     endpoints_from,
     interruptible,
     is_local,
     parse,
+    run_job,
+    wanted_by,
 )
 
 
@@ -201,37 +202,27 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job of a command line and returns the exit code."""
-    try:
+
+    def work() -> int:
         args, options = parse(TransferOptions, "python -m pipelines.transfer", __doc__ or "", argv)
         job = job_from(args, *endpoints_from(args), workers_elsewhere=not is_local(options))
-        if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
-            # The workers read it themselves, so that it is no part of the job's graph.
-            job = replace(job, wanted=ListFile(args.input, args.allow_patterns))
-        if is_local(options):
-            check_places(job)
-        with interruptible():
+        job = replace(job, wanted=wanted_by(args, options, job.wanted))
+        try:
             if is_local(options):
+                check_places(job)
                 with job.source.connect() as source, job.destination.connect() as destination:
                     check_archives(job, (source, destination))
             summary = run(job, options)
-    except UsageError as error:
-        print(f"transfer: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        if isinstance(error, TransferInterrupted):
+        except TransferInterrupted as error:
             print_summary(summary_lines(error.summary, job), error.summary)
-        print("transfer: interrupted; the same command goes on with what is missing", file=sys.stderr)
-        if argv is None:
-            end_process(130)
-        return 130
-    except StoppedError as error:
-        print(f"transfer: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"transfer: there is no summary: {error}", file=sys.stderr)
-        return 1
-    print_summary(summary_lines(summary, job), summary)
-    return exit_code(summary)
+            raise
+        except StoppedError as error:
+            print(f"transfer: {plain_text(str(error))}", file=sys.stderr)
+            return 1
+        print_summary(summary_lines(summary, job), summary)
+        return exit_code(summary)
+
+    return run_job("transfer", work, argv, then="the same command goes on with what is missing")
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from dicomweb_io.account import print_summary
 from dicomweb_io.options import UsageError, add_watch_options, endpoint_from
 from dicomweb_io.transfer import TransferJob
 from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, progress_line, run_watch
 from pipelines import transfer
-from pipelines._common import Arguments, add_endpoint_arguments, interruptible, is_local, parse
+from pipelines._common import Arguments, add_endpoint_arguments, interruptible, is_local, parse, run_job
 
 
 class WatchOptions(PipelineOptions):
@@ -48,7 +49,8 @@ class WatchOptions(PipelineOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job of a command line and returns the exit code."""
-    try:
+
+    def work() -> int:
         args, options = parse(WatchOptions, "python -m pipelines.watch", __doc__ or "", argv)
         if not is_local(options):
             raise UsageError(
@@ -60,25 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.destination:
             destination = endpoint_from(args, role="destination", workers_elsewhere=True)
         job = job_from(args, source, destination)
-        client = source.connect()
 
         def copy(once: TransferJob) -> dict[str, Any]:
             with interruptible():
                 return transfer.run(once, options, show_progress=False, tell_causes=False)
 
-        try:
-            with ended_by_sigterm() as stopping:
-                totals = run_watch(job, client, copy, stopping)
-        finally:
-            client.close()
-    except UsageError as error:
-        print(f"watch: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("watch: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
-    print(f"Ended after {progress_line(totals, job)}")
-    return exit_code(totals)
+        with source.connect() as client, ended_by_sigterm() as stopping:
+            totals = run_watch(job, client, copy, stopping)
+        print_summary([f"Ended after {progress_line(totals, job)}"], totals)
+        return exit_code(totals)
+
+    return run_job("watch", work, argv, then="the same command goes on where it was")
 
 
 if __name__ == "__main__":

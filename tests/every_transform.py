@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def notification_of(reference: Resource) -> str:
 
 def _compare(world: World, **options: Any) -> Any:
     """With a folder that lacks everything."""
-    (world.directory / "empty").mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        (world.directory / "empty").mkdir(exist_ok=True)
     return CompareArchives(world.source, world.directory / "empty", **options)
 
 

@@ -405,11 +405,15 @@ def _add_copy(methods: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("destination", metavar="DESTINATION", help="URL, folder or server to write")
     add_transfer_options(parser)
-    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
+    _add_jobs_and_destination(parser, "series")
+    parser.set_defaults(command="copy")
+
+
+def _add_jobs_and_destination(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help=f"{what} at once (default: %(default)s)")
     there = parser.add_argument_group("destination")
     add_archive_options(there, "destination")
     add_authentication_options(there, "destination")
-    parser.set_defaults(command="copy")
 
 
 def _add_compare(methods: argparse._SubParsersAction[Parser]) -> None:
@@ -424,10 +428,7 @@ def _add_compare(methods: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("source", metavar="SOURCE", help="URL or folder that is to be there again")
     parser.add_argument("destination", metavar="DESTINATION", help="URL or folder that is held against it")
     add_comparison_options(parser)
-    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="studies at once (default: %(default)s)")
-    there = parser.add_argument_group("destination")
-    add_archive_options(there, "destination")
-    add_authentication_options(there, "destination")
+    _add_jobs_and_destination(parser, "studies")
     parser.set_defaults(command="compare")
 
 
@@ -446,10 +447,7 @@ def _add_watch(methods: argparse._SubParsersAction[Parser]) -> None:
         "destination", metavar="DESTINATION", nargs="?", help="URL or folder to write; without it, --table is kept"
     )
     add_watch_options(parser)
-    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="series at once (default: %(default)s)")
-    there = parser.add_argument_group("destination")
-    add_archive_options(there, "destination")
-    add_authentication_options(there, "destination")
+    _add_jobs_and_destination(parser, "series")
     parser.set_defaults(command="watch")
 
 

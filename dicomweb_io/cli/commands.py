@@ -10,15 +10,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import cast
 
-from dicomweb_io.cli.compare import compare
-from dicomweb_io.cli.copy import copy
-from dicomweb_io.cli.export import export_table
+from dicomweb_io.cli.jobs import compare, copy, export_table, watch
 from dicomweb_io.cli.output import ANSWERS, print_line, print_table
 from dicomweb_io.cli.retrieve import retrieve
 from dicomweb_io.cli.search import index, search, tree
 from dicomweb_io.cli.servers import servers
 from dicomweb_io.cli.store import store
-from dicomweb_io.cli.watch import watch
 from dicomweb_io.options import UsageError, connect, endpoint_from
 
 

@@ -29,10 +29,11 @@ def test_an_option_with_one_value_is_given_once():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, tmp_path, wrapped):
+@pytest.mark.parametrize("job", [transfer, reconcile, export_metadata])
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, tmp_path, job, wrapped):
     """Beam makes a RuntimeError of it in a worker."""
 
-    def run(job, options):
+    def run(what, options):
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
@@ -40,9 +41,12 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys, tmp_path, wrapped)
                 raise RuntimeError("KeyboardInterrupt [while running 'Copy']") from None
             raise
 
-    monkeypatch.setattr(transfer, "run", run)
-    assert transfer.main(["--source", str(tmp_path), "--destination", str(tmp_path) + "-copy"]) == 130
-    assert capsys.readouterr().err.startswith("transfer: interrupted")
+    monkeypatch.setattr(job, "run", run)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    to = ["--out", f"{tmp_path}/x.csv"] if job is export_metadata else ["--destination", f"{tmp_path}/b"]
+    assert job.main(["--source", f"{tmp_path}/a", *to]) == 130
+    assert capsys.readouterr().err.startswith(f"{job.__name__.rpartition('.')[2]}: interrupted")
 
 
 def parsed(*arguments):

@@ -197,7 +197,7 @@ def test_a_signal_ends_it_in_order(source, folder, tmp_path, module, number, cod
         process.kill()
         process.wait()
     assert process.returncode == code
-    assert words in (out + err if code else out).replace('"transferred":4', "4 transferred")
+    assert words in (out + err if code else out).replace('"transferred": 4', "4 transferred")
     assert "Traceback" not in err
     assert bytes_of(folder) == bytes_of(source)
     assert json.loads(cursor.read_text())["watched"]["source"] == str(source)

@@ -236,4 +236,4 @@ def test_the_command_accounts_for_files_that_it_did_not_try(serve, many, folder,
     outcomes = Counter(json.loads(line)["outcome"] for line in printed.out.splitlines())
     assert outcomes == {"stored": 50, "not tried": 10}
     assert f"HTTP {status}" in printed.err
-    assert "10 not tried, 50 stored" in printed.err
+    assert "60 files: 50 stored, 10 not tried" in printed.err

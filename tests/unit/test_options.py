@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 from dataclasses import replace
@@ -184,9 +185,13 @@ INSTANCE = Resource("1.2.3", "1.2.4", "1.2.5")
         ("# nothing\n\n", []),
     ],
 )
-def test_every_line_of_a_list_is_read_or_named(content, expected, tmp_path):
+@pytest.mark.parametrize("limit", [131_072, (1 << 31) - 1])
+def test_every_line_of_a_list_is_read_or_named(content, expected, limit, tmp_path):
+    """Whatever else in the process reads CSV and allows for it."""
+    before = csv.field_size_limit(limit)
     (tmp_path / "list").write_bytes(content.encode())
     lines = wanted_from(str(tmp_path / "list"))
+    csv.field_size_limit(before)
     assert [line.wanted for line in lines] == expected
     assert all((line.wanted is None) == bool(line.problem) for line in lines)
     assert all(line.place.startswith(f"{tmp_path / 'list'}, line ") for line in lines)

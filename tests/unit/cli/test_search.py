@@ -291,3 +291,28 @@ def test_a_tree_ends_when_the_server_refuses_the_login(archive: Path, terminal: 
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "401" in printed.err
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("level", ["studies", "series", "instances"])
+def test_what_a_search_or_a_table_says_is_a_list_for_copies(
+    level: str, form: str, archive: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["search", level, "--url", str(archive), "--format", form]) == 0
+    found, table = tmp_path / f"found.{form}", tmp_path / f"table.{form}"
+    found.write_text(capsys.readouterr().out)
+    columns = 'StudyInstanceUID,SeriesInstanceUID,SOPInstanceUID,SeriesNumber,ModalitiesInStudy,(0009,"X",10)'
+    one = level if level == "series" else level.removesuffix("s").replace("studie", "study")
+    names = ["--columns", columns, "--full"] if level == "instances" else []
+    assert main(["export", "table", str(archive), "--level", one, "--out", str(table), *names]) == 0
+    for path in (found, table):
+        capsys.readouterr()
+        assert main(["copy", str(archive), str(tmp_path / "copy"), "--dry-run", "--input", str(path)]) == 0
+        assert json.loads(capsys.readouterr().out)["to_transfer"] == 5
+
+
+def test_a_mistyped_key_of_a_list_is_not_passed_over(archive: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"StudyInstanceUID": "1.2.1", "SeriesInstanceUid": "1.2.1.1"}\n')
+    assert main(["copy", str(archive), str(tmp_path / "copy"), "--dry-run", "--input", str(path)]) == 1
+    assert "unknown keys" in capsys.readouterr().err

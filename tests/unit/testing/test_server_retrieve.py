@@ -206,7 +206,7 @@ def test_pictures_come_from_the_archive(serve):
     assert get(f"{server.url}/studies/1.2/thumbnail", "image/*").status_code == 200
     assert painter.asked == [
         ("instance", ("image/png",), {"window": "40,400,linear", "quality": "90"}, False),
-        ("frame", ("image/jpeg", "image/png", "image/gif", "text/html"), None, False),
+        ("frame", ("image/jpeg", "image/png", "image/gif", "text/html", "application/pdf"), None, False),
         ("study", ("image/jpeg", "image/png", "image/gif"), None, True),
     ]
     assert get(f"{url}/rendered", "application/dicom").status_code == 406
