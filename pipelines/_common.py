@@ -18,8 +18,8 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from apache_beam.runners.runner import PipelineRunner
 
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.errors import plain_text
+from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.listing import ListFile
 from dicomweb_io.options import (
     UsageError,

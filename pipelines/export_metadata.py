@@ -34,7 +34,6 @@ from dicomweb_io.account import ROW, print_summary, shown_progress
 from dicomweb_io.dicom.columns import Column, RowMaker
 from dicomweb_io.dicom.json_decode import loads
 from dicomweb_io.elements import Resource, open_path
-from dicomweb_io.failures import RECOVERABLE
 from dicomweb_io.listing import InstanceGroup, ListFile, ListLine
 from dicomweb_io.options import UsageError, add_table_options, endpoint_from, read_json
 from dicomweb_io.spool import PrivateDirectory
