@@ -185,7 +185,9 @@ def comparison_from(
     for endpoint in (source, destination):
         if not (endpoint.is_web or "://" in endpoint.url or workers_elsewhere or os.path.isdir(endpoint.url)):
             raise UsageError(f"there is no folder {endpoint.url} to compare")
-    if whereabouts(source) == whereabouts(destination):
+    # A header or a prefix may choose one of several archives of a server.
+    here, there = ((whereabouts(one), one.prefixes, one.headers) for one in (source, destination))
+    if here == there:
         raise UsageError(f"the source and the destination are the same: {source.safe_url}")
     for option in ("output", "failures"):
         if getattr(args, option):
