@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from dicomweb_io.client import DICOMClient
 from dicomweb_io.elements import Exclusion, Failure, Resource, StoredInstance
-from dicomweb_io.errors import plain_text
+from dicomweb_io.errors import plain_text, safe_url
 from dicomweb_io.listing import DIFFERENT_LINE, InstanceGroup
 from dicomweb_io.options import report_lines
+from dicomweb_io.queries import make_query
 
 if TYPE_CHECKING:
     from dicomweb_io.transfer import TransferJob
@@ -648,6 +650,18 @@ def print_summary(lines: Iterable[str], summary: Mapping[str, Any], *, as_json: 
 
 def _counted(number: int, one: str, several: str) -> str:
     return f"{number:,} {one if number == 1 else several}"
+
+
+def tell_unreadable(client: DICOMClient) -> int:
+    """Says on standard error that a folder has files of which no search knows anything, and returns their number."""
+    # Duplicates are not of interest, and they would be compared.
+    nothing = make_query("instance", "0.0")
+    number = sum(exclusion.kind == "unreadable" for exclusion in client.iter_exclusions(nothing))
+    if number:
+        what = "file cannot be read, so it is" if number == 1 else "files cannot be read, so they are"
+        folder = safe_url(client.base_url)
+        print(f"! {number:,} {what} left out: dicomweb-io index {folder} --list says why", file=sys.stderr)
+    return number
 
 
 def format_bytes(number: float) -> str:

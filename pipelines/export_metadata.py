@@ -30,7 +30,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from dicomweb_io.account import ROW, print_summary, shown_progress
+from dicomweb_io.account import ROW, print_summary, shown_progress, tell_unreadable
 from dicomweb_io.dicom.columns import Column, RowMaker
 from dicomweb_io.dicom.json_decode import loads
 from dicomweb_io.elements import Resource, open_path
@@ -247,8 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"--out {job.out}: BigQuery needs pip install 'apache-beam[gcp]'")
         job = replace(job, wanted=wanted_by(args, options, job.wanted))
         summary = run(job, options)
+        with source.connect() as client:
+            unreadable = tell_unreadable(client)
         print_summary(table_lines(summary, job), summary)
-        return table_exit_code(summary)
+        return 1 if unreadable else table_exit_code(summary)
 
     as_before = "the table is as it was before"
     return run_job("export_metadata", work, argv, then=as_before, left=as_before)

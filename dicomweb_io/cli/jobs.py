@@ -8,8 +8,16 @@ from contextlib import ExitStack
 from typing import Any
 
 from dicomweb_io import watch as watching
-from dicomweb_io.account import Account, Causes, exit_code, print_summary, shown_progress, summary_lines
-from dicomweb_io.cli.output import progress, tell_unreadable
+from dicomweb_io.account import (
+    Account,
+    Causes,
+    exit_code,
+    print_summary,
+    shown_progress,
+    summary_lines,
+    tell_unreadable,
+)
+from dicomweb_io.cli.output import progress
 from dicomweb_io.comparer import Compared, SeriesComparison
 from dicomweb_io.elements import COLLECTIONS, Difference
 from dicomweb_io.endpoint import Endpoint
@@ -143,9 +151,9 @@ def export_table(args: argparse.Namespace) -> int:
                 )
         finally:
             causes.finish(job.failures)
-        tell_unreadable(client)
+        unreadable = tell_unreadable(client)
     print_summary(table_lines(summary, job), summary)
-    return table_exit_code(summary)
+    return 1 if unreadable else table_exit_code(summary)
 
 
 def watch(args: argparse.Namespace) -> int:

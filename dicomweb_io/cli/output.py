@@ -13,14 +13,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dicomweb_io.account import format_bytes, shown_progress
-from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.json_decode import dumps, load_json_dataset, loads
 from dicomweb_io.dicom.part10 import header_of
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import JSONDataset, Resource
-from dicomweb_io.errors import plain_text, safe_url
+from dicomweb_io.errors import plain_text
 from dicomweb_io.options import atomic_file
-from dicomweb_io.queries import make_query
 
 logger = logging.getLogger("dicomweb_io")
 
@@ -90,17 +88,6 @@ def json_text(value: Any, *, indent: bool = False) -> str:
     return (
         text if text.isascii() and "\x7f" not in text else _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     )
-
-
-def tell_unreadable(client: DICOMClient) -> None:
-    """Says on standard error that a folder has files of which no search knows anything."""
-    # Duplicates are not of interest, and they would be compared.
-    nothing = make_query("instance", "0.0")
-    number = sum(exclusion.kind == "unreadable" for exclusion in client.iter_exclusions(nothing))
-    if number:
-        what = "file cannot be read, so it is" if number == 1 else "files cannot be read, so they are"
-        folder = safe_url(client.base_url)
-        print(f"! {number:,} {what} left out: dicomweb-io index {folder} --list says why", file=sys.stderr)
 
 
 def print_line(value: Any) -> None:

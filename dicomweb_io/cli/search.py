@@ -15,8 +15,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from dicomweb_io.account import format_bytes
-from dicomweb_io.cli.output import Progress, json_text, print_datasets, print_line, progress, tell_unreadable
+from dicomweb_io.account import format_bytes, tell_unreadable
+from dicomweb_io.cli.output import Progress, json_text, print_datasets, print_line, progress
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.columns import COLUMNS, Column, column_of, columns_of
 from dicomweb_io.dicom.json_decode import first_text, first_value, iter_values

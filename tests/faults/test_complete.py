@@ -154,6 +154,8 @@ ASK_NOTHING = {
     "lookup_tag": "a table",
     "refresh": "servers look at their files themselves",
     "survive_outages": "it says how long the others wait",
+    "size_of": "servers do not tell how large files are",
+    "sizes_of": "servers do not tell how large files are",
     "set_chunk_size": "a setting",
     "set_http_retry_params": "a setting",
 }

@@ -151,3 +151,11 @@ def test_the_schema_of_bigquery() -> None:
         ("PatientSize", "FLOAT", "NULLABLE"),
         ("ImageType", "STRING", "REPEATED"),
     ]
+
+
+def test_a_folder_with_files_that_cannot_be_read_is_not_all_in_the_table(archive: Path, tmp_path: Path) -> None:
+    (archive / "broken.dcm").write_bytes(bytes(128) + b"DICM" + b"broken")
+    assert export(archive, tmp_path / "job.csv") == 1
+    assert command_line(["export", "table", str(archive), "--out", str(tmp_path / "command.csv")]) == 1
+    assert sorted_rows(tmp_path / "job.csv")
+    assert rows_of(tmp_path / "job.csv") == rows_of(tmp_path / "command.csv")
