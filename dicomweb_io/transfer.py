@@ -64,7 +64,15 @@ from dicomweb_io.listing import (
     several_patients,
     spread,
 )
-from dicomweb_io.options import Report, UsageError, check_spool_directory, check_writable, filters_from, wanted_from
+from dicomweb_io.options import (
+    Report,
+    UsageError,
+    check_spool_directory,
+    check_writable,
+    filters_from,
+    report_lines,
+    wanted_from,
+)
 from dicomweb_io.pool import BoundedPool, Lane, Room
 from dicomweb_io.queries import level_of, make_query
 from dicomweb_io.report import check_report, requests_of, write_transfer_reports
@@ -263,7 +271,7 @@ def check_archives(job: TransferJob, clients: tuple[DICOMClient, DICOMClient]) -
     A server that does not answer a search in another way may still do what the transfer needs.
 
     Raises:
-        DICOMwebError: If a server refuses the login or cannot be reached.
+        StoppedError: If a server refuses the login or cannot be reached. Reports and summary say so too.
     """
     for role, client in zip(("source", "destination"), clients, strict=True):
         if client.transport is None:
@@ -279,7 +287,19 @@ def check_archives(job: TransferJob, clients: tuple[DICOMClient, DICOMClient]) -
                 logger.info("the first request to %s: %s", client.base_url, log_text(error))
                 continue
             what = "refuses the login" if refused else "cannot be asked"
+            _report_stop(job, failure_of(error, SEARCHES["study"]))
             raise StoppedError(f"the {role} {client.base_url} {what}, so nothing was copied: {error}") from error
+
+
+def _report_stop(job: TransferJob, failure: Failure) -> None:
+    """Writes the files of a transfer that cannot begin: those of an earlier run would look like its own."""
+    account = Account()
+    account.add(failure)
+    if job.failures is not None:
+        report_lines(job.failures, "--failures", [failure_line(failure)])
+    summary = make_summary(account.document(), 0.0, dry_run=job.dry_run)
+    write_transfer_reports(job, summary, {})
+    write_summary(job.summary, summary)
 
 
 class StoppedError(OSError):

@@ -169,9 +169,18 @@ def test_a_refused_login_ends_it_with_one_message(transfer, serve, small, folder
 
 
 def test_a_server_that_is_not_there_ends_it_with_one_message(transfer, small, tmp_path):
-    code, summary, said = transfer(small, "http://127.0.0.1:9/rs", "--destination-deadline", "3")
+    # Files of an earlier run do not pass for those of this one.
+    written = [tmp_path / name for name in ("summary.json", "report.json", "failures.jsonl")]
+    for path in written:
+        path.write_text("of yesterday")
+    files = ("--summary", written[0], "--report", written[1], "--failures", written[2])
+    code, summary, said = transfer(small, "http://127.0.0.1:9/rs", "--destination-deadline", "3", *map(str, files))
     assert (code, summary) == (1, {})
     assert "the destination http://127.0.0.1:9/rs cannot be asked" in said
+    found = [json.loads(path.read_text()) for path in written]
+    assert (found[0]["search_failures"], found[0]["transferred"]) == (1, 0)
+    assert found[1]["summary"]["search_failures"] == 1
+    assert found[2]["transform"] == "SearchForStudies"
 
 
 @pytest.mark.parametrize(
