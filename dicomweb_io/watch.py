@@ -265,6 +265,11 @@ def progress_line(totals: Mapping[str, Any], job: WatchJob) -> str:
     return f"poll {totals['polls']:,}: {', '.join(parts)}"
 
 
+def last_lines(totals: Mapping[str, Any], job: WatchJob) -> list[str]:
+    """The summary for people; a single poll has told it already."""
+    return [] if job.max_polls == 1 else [f"Ended after {progress_line(totals, job)}"]
+
+
 class _Watch:
     """One run of a watch."""
 

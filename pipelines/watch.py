@@ -32,7 +32,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from dicomweb_io.account import print_summary
 from dicomweb_io.options import UsageError, add_watch_options, endpoint_from
 from dicomweb_io.transfer import TransferJob
-from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, progress_line, run_watch
+from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, last_lines, run_watch
 from pipelines import transfer
 from pipelines._common import Arguments, add_endpoint_arguments, interruptible, is_local, parse, run_job
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with source.connect() as client, ended_by_sigterm() as stopping:
             totals = run_watch(job, client, copy, stopping)
-        print_summary([f"Ended after {progress_line(totals, job)}"], totals)
+        print_summary(last_lines(totals, job), totals)
         return exit_code(totals)
 
     return run_job("watch", work, argv, then="the same command goes on where it was")

@@ -170,7 +170,7 @@ def watch(args: argparse.Namespace) -> int:
 
         stopping = stack.enter_context(watching.ended_by_sigterm())
         totals = watching.run_watch(job, client, copy, stopping)
-    print_summary([f"Ended after {watching.progress_line(totals, job)}"], totals)
+    print_summary(watching.last_lines(totals, job), totals)
     return watching.exit_code(totals)
 
 
