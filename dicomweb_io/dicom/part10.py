@@ -191,9 +191,14 @@ def judge(file: BinaryIO | bytes, *, size: int | None = None, scan: HeaderScan |
     return Verdict(None, None if whole else end.problem, scan.deflated, (*warnings, WITHOUT_DELIMITER), end.missing)
 
 
+def has_pixel_data(scan: HeaderScan) -> bool:
+    """Whether a scan found pixel data, or where they are."""
+    return scan.pixel_data is not None or _PIXEL_DATA_PROVIDER_URL in scan.elements
+
+
 def lacks_pixel_data(scan: HeaderScan) -> bool:
     """Whether a scan found no pixel data though header or SOP Class say that it is an image; it may have been cut."""
-    if scan.pixel_data is not None or _PIXEL_DATA_PROVIDER_URL in scan.elements:
+    if has_pixel_data(scan):
         return False
     if scan.elements.keys() >= _IMAGE:
         return True

@@ -101,8 +101,8 @@ class DICOMfileClient(DICOMClient):
         index: A local directory for the index; by default ``dicomweb_io/index`` in the user's cache directory.
         duplicates: Which of several different files of one instance represents it: ``"first"`` by path, the
             ``"newest"``, ``"all"`` of them (each is a separate row), or ``"error"`` to refuse the folder. A
-            truncated file never represents an instance if there is a complete one, nor does one that lacks its pixel
-            data.
+            truncated file never represents an instance if there is a complete one, nor does one without pixel data if
+            another has them.
         permissive_uid: See `dicomweb_io.dicom.uids.is_uid`.
         layout: A template for the paths of what is stored, such as ``{PatientID}/{InstanceNumber:04}.dcm``; see
             `dicomweb_io.files.layout`. An instance that lies elsewhere in the folder is known by its content.

@@ -24,7 +24,7 @@ from dicomweb_io.http.retry import start_anew_after_fork
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _APPLICATION_ID = 0x44574946
 _BUSY_SECONDS = 60.0
 # UIDs come in no order: while an index of 100,000 files is built, the tables of its keys have to stay in memory.

@@ -7,8 +7,7 @@ represents the series, and the first series its study.
 
 Study, series and SOP Instance UID together name an instance. Among complete files that share all three the rule for
 duplicates decides which one represents the instance; a truncated file never does, nor one that lacks its pixel data if
-another has them. `iter_exclusions` lists the files
-that do not represent an instance, and why.
+another has them. `iter_exclusions` lists the files that do not represent an instance, and why.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from dicomweb_io.dicom.header_scan import HeaderScan
 from dicomweb_io.dicom.json_decode import dumps, first_value
 from dicomweb_io.dicom.json_encode import encode
-from dicomweb_io.dicom.part10 import WITHOUT_PIXEL_DATA
+from dicomweb_io.dicom.part10 import has_pixel_data
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.elements import BEGINS_ALIKE, SERIES_INSTANCE_UID, STUDY_INSTANCE_UID, Exclusion, Resource
 from dicomweb_io.errors import DICOMError
@@ -514,8 +513,8 @@ class Views:
             marks = ",".join("?" * len(part))
             candidates: dict[_Name, list[tuple[Any, ...]]] = {}
             for row in writer.execute(
-                "SELECT study, series, sop, id, size, modified, reason FROM file "  # noqa: S608
-                f"WHERE sop IN ({marks}) AND kind = {INSTANCE} ORDER BY path",
+                f"SELECT study, series, sop, id, size, modified FROM file WHERE sop IN ({marks}) AND kind = {INSTANCE} "  # noqa: S608
+                "ORDER BY path",
                 part,
             ):
                 candidates.setdefault(row[:3], []).append(row[3:])
@@ -538,19 +537,21 @@ class Views:
         """The files that represent an instance, out of all complete ones in order of their paths."""
         if len(candidates) < 2:
             return candidates
-        # What lacks its pixel data may have been cut off.
-        whole = [row for row in candidates if WITHOUT_PIXEL_DATA not in (row[3] or "")] or candidates
+        order = candidates
         if self._duplicates == "newest":
             # Of several equally new ones, the first.
-            return [max(whole, key=lambda row: row[2])]
-        if self._duplicates == "all":
-            different: dict[tuple[int, bytes | None], tuple[Any, ...]] = {}
-            sizes = [row[1] for row in candidates]
-            for row in candidates:
-                alone = sizes.count(row[1]) == 1
-                different.setdefault((row[1], None if alone else self.digest(writer, row[0])), row)
-            return list(different.values())
-        return whole[:1]
+            order = sorted(candidates, key=lambda row: row[2], reverse=True)
+        # What lacks pixel data that another file has may have been cut off, wherever its header ends.
+        whole = (row for row in order if has_pixel_data(_stored_scan(writer, row[0])))
+        if self._duplicates != "all":
+            return [next(whole, order[0])]
+        rows = list(whole) or order
+        different: dict[tuple[int, bytes | None], tuple[Any, ...]] = {}
+        sizes = [row[1] for row in rows]
+        for row in rows:
+            alone = sizes.count(row[1]) == 1
+            different.setdefault((row[1], None if alone else self.digest(writer, row[0])), row)
+        return list(different.values())
 
     def check_conflicts(self, writer: sqlite3.Connection) -> None:
         """Checks that no two different files are of one instance.

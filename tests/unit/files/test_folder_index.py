@@ -11,13 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom.uid import CTImageStorage
+from pydicom import dcmread
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian
 
 from dicomweb_io.dicom.header_scan import scan_header
+from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.elements import Resource
 from dicomweb_io.files.client import DICOMfileClient
 from dicomweb_io.files.database import index_path, is_local_disk
@@ -145,22 +149,49 @@ def test_a_damaged_index_is_made_anew(damage: str, folder: Path, place: Path, pu
     assert sops(opened(folder, place)) == ["1.2.1.1.1"]
 
 
-@pytest.mark.parametrize("duplicates", ["first", "newest"])
-def test_a_file_without_its_pixel_data_gives_way_to_one_with_them(duplicates: Any, folder: Path, place: Path) -> None:
+@pytest.mark.parametrize("duplicates", ["first", "newest", "all"])
+@pytest.mark.parametrize("before", [0x00280010, 0x00280100, 0x7FE00010])
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_file_without_its_pixel_data_gives_way_to_one_with_them(
+    duplicates: Any, before: int, deflated: bool, folder: Path, place: Path
+) -> None:
     content = sample_file("CT_small.dcm").read_bytes()
     scan = scan_header(content)
-    for name, kept, when in (("a.dcm", scan.end, 1_700_000_000), ("b.dcm", len(content), 1_600_000_000)):
-        (folder / name).write_bytes(content[:kept])
+    uid = str(scan.text(0x0020000D))
+    cut = content[: scan.end if before == 0x7FE00010 else scan.elements[before][1] - 8]
+    whole = content
+    if deflated:
+        dataset = dcmread(BytesIO(content))
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        whole, cut = (encode_dataset(part) for part in (dataset, dataset[:before]))
+    for name, kept, when in (("a.dcm", cut, 1_700_000_000), ("b.dcm", whole, 1_600_000_000)):
+        (folder / name).write_bytes(kept)
         os.utime(folder / name, (when, when))
     client = DICOMfileClient(folder, index=place, duplicates=duplicates)
-    (instance,) = client.iter_instances(Resource(str(scan.text(0x0020000D))))
-    assert instance.content == content
+    (instance,) = client.iter_instances(Resource(uid))
+    assert instance.content == whole
+    assert [row["00280010"]["Value"] for row in client.search_for_instances(fields=["Rows"])] == [[128]]
     (excluded,) = client.iter_exclusions()
     assert (excluded.kind, os.path.basename(excluded.path)) == ("duplicate", "a.dcm")
+    assert excluded.reason.startswith("conflicting")
     (folder / "b.dcm").unlink()
     client.refresh()
-    (instance,) = client.iter_instances(Resource(str(scan.text(0x0020000D))))
-    assert instance.content == content[: scan.end]
+    (instance,) = client.iter_instances(Resource(uid))
+    assert instance.content == cut
+
+
+def test_an_index_of_an_older_form_chooses_anew(folder: Path, place: Path) -> None:
+    content = sample_file("CT_small.dcm").read_bytes()
+    (folder / "a.dcm").write_bytes(content[: scan_header(content).elements[0x00280010][1] - 8])
+    (folder / "b.dcm").write_bytes(content)
+    for name in ("a.dcm", "b.dcm"):
+        old(folder / name)
+    opened(folder, place).close()
+    cut = "(SELECT id FROM file WHERE path = CAST('a.dcm' AS BLOB))"
+    with closing(sqlite3.connect(place)) as database:
+        database.executescript(f"UPDATE instance SET file = {cut}; PRAGMA user_version = 2")
+    (path,) = [file.path for file in opened(folder, place).files("1", [])]
+    assert path == "b.dcm"
 
 
 def test_damage_in_the_middle_is_noticed_and_repaired(folder: Path, place: Path, put_many: PutMany) -> None:
