@@ -11,7 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -38,6 +38,7 @@ _SPACE_AND_COMMAS = re.compile(rb"[ \t\r\n,]*")
 _BOM = b"\xef\xbb\xbf"
 
 _TAG = re.compile("[0-9A-Fa-f]{8}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LOWER_TAG = re.compile(r"(?=.*[a-f])[0-9A-Fa-f]{8}")
 _NAMES = ("0020000D", "0020000E", "00080018")
 
@@ -93,6 +94,39 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
     if not _is_flat(text) and _is_deep(value):
         raise DatasetError(f"the JSON is nested too deeply (more than {_MAX_LEVELS} levels)")
     return value
+
+
+def encodable(value: Any) -> Any:
+    """A value in which U+FFFD stands for lone surrogates, which `loads` accepts, but UTF-8 does not have.
+
+    Values of JSON, tuples and dates are looked through. What has no lone surrogates stays the same object, nearly
+    always at the cost of writing it as JSON.
+    """
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return _with_replacements(value)
+    return value
+
+
+def _with_replacements(value: Any) -> Any:
+    if isinstance(value, str):
+        text = _SURROGATE.sub("\ufffd", value)
+        if text != value:
+            _tell_of_surrogates()
+            return text
+    elif isinstance(value, dict):
+        items = {_with_replacements(key): _with_replacements(item) for key, item in value.items()}
+        return value if items == value else items
+    elif type(value) in (list, tuple):
+        parts = type(value)(map(_with_replacements, value))
+        return value if parts == value else parts
+    return value
+
+
+@cache
+def _tell_of_surrogates() -> None:
+    logger.warning("texts of an archive hold lone surrogates, which are no characters: U+FFFD stands for them")
 
 
 def _is_flat(text: bytes | bytearray | memoryview | str) -> bool:

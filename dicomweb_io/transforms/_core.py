@@ -34,6 +34,7 @@ from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
 from typing_extensions import Self
 
 from dicomweb_io.client import DICOMClient
+from dicomweb_io.dicom.json_decode import encodable
 from dicomweb_io.elements import (
     LEVELS,
     UID_KEYWORDS,
@@ -640,10 +641,13 @@ class PooledDoFn(LeasingDoFn):
             count("failures")
             if not self._collect:
                 result.raise_it()
+            failure = encodable_failure(result.failure)
             for place in grouped_places(work.places):
-                yield TaggedOutput(FAILURES, WindowedValue(result.failure, *place))
+                yield TaggedOutput(FAILURES, WindowedValue(failure, *place))
             return
         self.count_result(result)
+        if isinstance(result, dict):
+            result = encodable(result)
         for place in grouped_places(work.places):
             yield WindowedValue(result, *place)
 
@@ -715,7 +719,14 @@ def reported(problem: Problem, collect: bool) -> Any:
     count("failures")
     if not collect:
         problem.raise_it()
-    return TaggedOutput(FAILURES, problem.failure)
+    return TaggedOutput(FAILURES, encodable_failure(problem.failure))
+
+
+def encodable_failure(failure: Failure) -> Failure:
+    """The failure with texts that every coder of Beam takes; the name of a file stays exact."""
+    texts = (failure.message, failure.server_message)
+    message, server_message = given = encodable(texts)
+    return failure if given is texts else replace(failure, message=message, server_message=server_message)
 
 
 class AsReferences(Converting):

@@ -26,7 +26,7 @@ from dicomweb_io import elements
 from dicomweb_io.account import ROW
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.columns import Column, RowMaker, columns_of
-from dicomweb_io.dicom.json_decode import dumps
+from dicomweb_io.dicom.json_decode import dumps, encodable
 from dicomweb_io.elements import Failure, JSONDataset, Resource, SearchLevel
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.failures import failure_of
@@ -119,7 +119,7 @@ class AsRows(beam.PTransform[Any, Any]):
         takes = [take for _, _, take in cells]
         schema = RowTypeConstraint.from_fields([(name, kind) for name, kind, _ in cells])
         return pcollection | "TakeFields" >> beam.Map(
-            lambda element: Row(**{name: take(element) for name, take in zip(names, takes, strict=True)})
+            lambda element: Row(**encodable({name: take(element) for name, take in zip(names, takes, strict=True)}))
         ).with_output_types(schema)
 
 
@@ -137,7 +137,7 @@ class TakeColumns(beam.DoFn):
         """Yields the row."""
         maker = RowMaker(self._columns)
         for values in maker.rows(element):
-            yield Row(**values)
+            yield Row(**encodable(values))
         count("unreadable_values", maker.unreadable)
 
 

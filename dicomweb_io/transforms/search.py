@@ -25,7 +25,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.attributes import is_attribute, resolve
 from dicomweb_io.dicom.columns import fields_of
-from dicomweb_io.dicom.json_decode import first_text, first_value
+from dicomweb_io.dicom.json_decode import encodable, first_text, first_value
 from dicomweb_io.dicom.matching import check_filter, unproven
 from dicomweb_io.dicom.uids import is_uid
 from dicomweb_io.dicom.values import parse_date
@@ -618,7 +618,7 @@ class _ReadRows(LeasingDoFn):
                     return
                 claimed += 1
                 self._traffic()
-                yield row
+                yield encodable(row)
         except RECOVERABLE as error:
             failed = error
         finally:

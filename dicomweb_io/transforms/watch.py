@@ -72,6 +72,7 @@ from dicomweb_io.transforms._core import (
     PooledDoFn,
     Problem,
     TransformFailed,
+    encodable_failure,
     piped_by_member,
     problem_of,
     several_windows,
@@ -451,7 +452,7 @@ class _Watch(LeasingDoFn):
             count("failures")
             if not self._collect:
                 raise TransformFailed(failure)
-            yield TaggedOutput(FAILURES, TimestampedValue(failure, moment))
+            yield TaggedOutput(FAILURES, TimestampedValue(encodable_failure(failure), moment))
         for reference in references:
             yield TimestampedValue(reference, moment)
 

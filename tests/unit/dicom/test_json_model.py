@@ -21,7 +21,16 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from dicomweb_io.dicom.errors import Part10Error
 from dicomweb_io.dicom.header_scan import scan_header
-from dicomweb_io.dicom.json_decode import dumps, first_text, first_value, is_empty, load_json_dataset, loads, values
+from dicomweb_io.dicom.json_decode import (
+    dumps,
+    encodable,
+    first_text,
+    first_value,
+    is_empty,
+    load_json_dataset,
+    loads,
+    values,
+)
 from dicomweb_io.dicom.json_encode import BulkDataPlace, encode
 from dicomweb_io.dicom.part10 import encode_dataset
 from dicomweb_io.dicom.values import character_set, name_text
@@ -502,6 +511,14 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=20,
 )
+
+
+def test_lone_surrogates_are_replaced_where_texts_have_to_be_encodable(caplog: pytest.LogCaptureFixture) -> None:
+    for value in ({"a": ["b", 1.5, None, 2**70, math.nan]}, ("a", b"b"), {"a": object}, "山"):
+        assert encodable(value) is value
+    odd = {"\udc00": [{"a": "x\ud800\ud800y"}, ("\udfff", 2**70, b"c")]}
+    assert encodable(odd) == {"\ufffd": [{"a": "x\ufffd\ufffdy"}, ("\ufffd", 2**70, b"c")]}
+    assert odd["\udc00"][0] == {"a": "x\ud800\ud800y"}
 
 
 @given(JSON)

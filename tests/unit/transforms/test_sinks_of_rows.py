@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from dataclasses import replace
 from datetime import date
 
 import apache_beam as beam
@@ -11,11 +13,23 @@ import fastavro
 import pyarrow.parquet
 import pytest
 from apache_beam.io.gcp import bigquery_schema_tools, bigquery_tools
+from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.typehints.schemas import typing_to_runner_api
 from apache_beam.yaml.yaml_transform import YamlTransform
 
 from dicomweb_io.elements import Failure, Resource, StoredInstance
-from dicomweb_io.transforms import AsRows, SearchForSeries, SearchForStudies, bigquery_schema
+from dicomweb_io.testing.faults import JSONFault
+from dicomweb_io.testing.server.behaviour import Limits
+from dicomweb_io.testing.server.behaviours import behaviour_of
+from dicomweb_io.transforms import (
+    AsRows,
+    RetrieveMetadata,
+    SearchForInstances,
+    SearchForSeries,
+    SearchForStudies,
+    bigquery_schema,
+)
+from dicomweb_io.transforms._core import Problem, reported
 from dicomweb_io.transforms.rows import ROW_ELEMENTS, bigquery_schema_of
 
 COLUMNS = [
@@ -182,3 +196,46 @@ def test_every_form_of_a_search_gives_rows_that_are_written(archive, tmp_path, h
     found = [row for path in tmp_path.glob("rows*") for row in parquet_rows(path)]
     assert found
     assert all(date.fromisoformat(row["StudyDate"]) for row in found)
+
+
+class LoneSurrogates(JSONFault):
+    """Half of a character in a text of each row."""
+
+    def apply(self, content):
+        """Each row with other comments and a private attribute."""
+        extra = rb'"00204000": {"vr": "LT", "Value": ["half \ud800"]}, "00091001": {"vr": "LO", "Value": ["\udc00"]}, '
+        return re.sub(rb'\{(?="[0-9A-F]{8}")', lambda match: match[0] + extra, content)
+
+
+@pytest.mark.parametrize("cap", [7, 1000])
+def test_a_lone_surrogate_of_a_server_stops_no_pipeline(serve, archive, tmp_path, caplog, cap):
+    caps = Limits(cap, cap, cap)
+    manners = replace(behaviour_of("generic"), max_limit=caps, default_limit=caps)
+    server = serve(archive, behaviour=manners, faults=[LoneSurrogates(times=None)])
+    path = str(tmp_path / "rows")
+    with pipeline() as p:
+        rows = p | SearchForInstances(server.url)
+        found = rows | beam.Reshuffle() | beam.Map(lambda row: row["00204000"]["Value"] + row["00091001"]["Value"])
+        assert_that(found, equal_to([["half \ufffd", "\ufffd"]] * 60), label="rows")
+        metadata = p | SearchForStudies(server.url) | RetrieveMetadata(server.url)
+        texts = metadata | "Spread" >> beam.Reshuffle() | "Take" >> beam.Map(lambda row: row["00204000"]["Value"])
+        assert_that(texts, equal_to([["half \ufffd"]] * 60), label="metadata")
+        typed = p | "Typed" >> SearchForInstances(server.url, columns=["SOPInstanceUID", "ImageComments"])
+        _ = typed | "ReshuffleTyped" >> beam.Reshuffle() | beam.io.WriteToParquet(path)
+    comments = [row["ImageComments"] for file in tmp_path.glob("rows*") for row in parquet_rows(file)]
+    assert comments == ["half \ufffd"] * 60
+    assert "half" not in caplog.text
+
+
+def test_texts_of_elements_and_failures_are_encodable():
+    failure = Failure("Search", "answered \ud800", source="a\udcff.dcm", server_message="\udfff")
+    given = reported(Problem(failure), collect=True).value
+    assert given == replace(failure, message="answered \ufffd", server_message="\ufffd")
+    plain = Failure("Search", "answered")
+    assert reported(Problem(plain), collect=True).value is plain
+    with pipeline() as p:
+        rows = p | beam.Create([failure]).with_output_types(Failure) | AsRows() | beam.Reshuffle()
+        assert_that(
+            rows | beam.Map(lambda row: (row.message, row.source, row.server_message)),
+            equal_to([("answered \ufffd", "a\ufffd.dcm", "\ufffd")]),
+        )
