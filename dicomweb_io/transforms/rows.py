@@ -44,6 +44,7 @@ ROW_ELEMENTS: tuple[type, ...] = (
     elements.RenderedImage,
     elements.Bulkdata,
     elements.StoredInstance,
+    elements.Difference,
     elements.Failure,
     elements.Exclusion,
 )

@@ -22,6 +22,7 @@ from dicomweb_io.testing.samples import make_study
 from dicomweb_io.testing.server.behaviour import Limits
 from dicomweb_io.testing.server.behaviours import behaviour_of
 from dicomweb_io.transforms import (
+    CompareArchives,
     CopyInstances,
     DistinctReferences,
     ReadFromDICOMweb,
@@ -65,7 +66,8 @@ def test_the_whole_connector(engine, serve, archive, references, folder, tmp_pat
     # Searches take several pages.
     caps = Limits(5, 5, 5)
     source = serve(archive, behaviour=replace(behaviour_of("generic"), max_limit=caps, default_limit=caps))
-    destination, copy = serve(folder), tmp_path / "copy"
+    destination, copy, empty = serve(folder), tmp_path / "copy", tmp_path / "empty"
+    empty.mkdir()
     uris = [reference.uri for reference in references]
     with pipeline(engine) as p:
         studies = p | SearchForStudies(source.url)
@@ -86,6 +88,11 @@ def test_the_whole_connector(engine, serve, archive, references, folder, tmp_pat
         watched = p | WatchForInstances(
             source.url, start="all", max_polls=2, max_changes=2, interval=0.02, method="list"
         )
+        compared = p | CompareArchives(source.url, str(empty))
+        seen = compared | "D" >> beam.Map(lambda item: (item.kind, item.reference.uri, item.instances))
+        series = {reference.series.uri for reference in references}
+        assert_that(seen, equal_to([("missing", uri, 6) for uri in series]), label="compared")
+
         assert_that(watched | "N" >> beam.Map(lambda item: item.uri), equal_to(uris), label="watched")
     assert bytes_of(folder) == bytes_of(copy) == bytes_of(tmp_path / "written") == bytes_of(archive)
 

@@ -26,6 +26,7 @@ from dicomweb_io.dicom.attributes import DECIMAL_VRS, INTEGER_VRS, resolve, vr_o
 from dicomweb_io.elements import (
     UID_KEYWORDS,
     Bulkdata,
+    Difference,
     Failure,
     Frame,
     Instance,
@@ -40,6 +41,7 @@ from dicomweb_io.transforms._core import FAILURES, Converting, FailingTransform,
 from dicomweb_io.transforms.rows import AsRows
 
 __all__ = [
+    "CompareArchives",
     "CopyInstances",
     "DeleteResources",
     "DownloadInstances",
@@ -106,6 +108,7 @@ _OWN = {
         "or error.",
     ),
     "verify": _Parameter(str, "How to prove that they are stored: response, uid or content.", "response"),
+    "compare": _Parameter(str, "What is compared: uid, content or count.", "uid"),
     "allow_unproven_rows": _Parameter(bool, "Delete also what a search found that is not exact.", False),
     "interval": _Parameter(float, "Seconds between polls.", 60.0),
     "quiet": _Parameter(float, "How many seconds nothing may have arrived.", 300.0),
@@ -452,6 +455,15 @@ class CopyInstances(
     """Copies what rows name from one archive to another: a row for each instance. The bytes never become rows."""
 
     _transform = transforms.CopyInstances
+
+
+class CompareArchives(
+    _OnRows, takes=("search_filters", "compare"), gives=Difference, archives=("source", "destination")
+):
+    """Compares two archives: a row with the UIDs for what is missing in the destination, extra in it, or different."""
+
+    _yaml_requires_inputs = False
+    _transform = transforms.CompareArchives
 
 
 class DeleteResources(_OnRows, takes=("allow_unproven_rows",), gives=Resource):

@@ -92,19 +92,20 @@ def test_notifications(serve, archive, tmp_path):
     assert copied(tmp_path / "new") == copied(archive)
 
 
-def test_beam_yaml(serve, archive, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "place"), [(0, "/data/ct"), (1, "/data/copy")])
+def test_beam_yaml(serve, archive, tmp_path, monkeypatch, number, place):
     monkeypatch.setenv("PACS_TOKEN", "a-token")
-    (text,) = blocks("yaml")
+    make_study(tmp_path / "new", instances=1, size=200)
     text = replaced(
-        text,
+        blocks("yaml")[number],
         {
             "PATH/dicomweb_io/transforms/yaml": providers.__path__[0],
             ADDRESS: serve(archive, auth="a-token").url,
-            "/data/ct": str(tmp_path / "ct"),
+            place: str(tmp_path / "new"),
         },
     )
     beam_yaml.run(["--runner=FnApiRunner", f"--yaml_pipeline={text}"])
-    assert copied(tmp_path / "ct") == copied(archive)
+    assert copied(tmp_path / "new") == copied(archive)
 
 
 def test_the_types_of_the_table_are_the_providers():
