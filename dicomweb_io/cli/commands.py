@@ -8,14 +8,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
 from typing import cast
 
-from dicomweb_io.cli.jobs import compare, copy, export_table, watch
 from dicomweb_io.cli.output import ANSWERS, print_line, print_table
-from dicomweb_io.cli.retrieve import retrieve
-from dicomweb_io.cli.search import index, search, tree
-from dicomweb_io.cli.servers import servers
-from dicomweb_io.cli.store import store
 from dicomweb_io.options import UsageError, connect, endpoint_from
 
 
@@ -108,22 +104,30 @@ def completion(args: argparse.Namespace) -> int:
     return 0
 
 
-Command = Callable[[argparse.Namespace], int]
-
-COMMANDS: dict[str, Command] = {
-    "compare": compare,
-    "completion": completion,
-    "copy": copy,
-    "delete": delete,
-    "doctor": doctor,
-    "export table": export_table,
-    "index": index,
-    "retrieve": retrieve,
-    "search": search,
-    "serve": serve,
-    "servers": servers,
-    "store": store,
-    "tree": tree,
-    "watch": watch,
+COMMANDS = {
+    "compare": "jobs.compare",
+    "completion": "commands.completion",
+    "copy": "jobs.copy",
+    "delete": "commands.delete",
+    "doctor": "commands.doctor",
+    "export table": "jobs.export_table",
+    "index": "search.index",
+    "retrieve": "retrieve.retrieve",
+    "search": "search.search",
+    "serve": "commands.serve",
+    "servers": "servers.servers",
+    "store": "store.store",
+    "tree": "search.tree",
+    "watch": "jobs.watch",
 }
-"""What runs for the ``command`` that the parser sets: it takes the arguments and returns the exit code."""
+"""Where the function is, in this package, that runs for the ``command`` that the parser sets.
+
+It takes the arguments and returns the exit code. Its module is imported only then: jobs need many modules.
+"""
+
+
+def command(name: str) -> Callable[[argparse.Namespace], int]:
+    """The function of a command."""
+    module, _, function = COMMANDS[name].partition(".")
+    found: Callable[[argparse.Namespace], int] = getattr(import_module(f"dicomweb_io.cli.{module}"), function)
+    return found

@@ -34,10 +34,10 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported late: help and usage errors do not need the commands.
-    from dicomweb_io.cli.commands import COMMANDS
+    from dicomweb_io.cli.commands import command
 
     try:
-        code = COMMANDS[args.command](args)
+        code = command(args.command)(args)
         sys.stdout.flush()
         return code
     except UsageError as error:
