@@ -170,7 +170,8 @@ def test_two_thousand_instances_from_server_to_server(serve, tmp_path, capsys, s
     assert contents(tmp_path / "archive") == originals
     records = [*source.records.settled(60), *destination.records.settled(60)]
     bounds = kept_back(source), kept_back(destination)
-    assert (
-        sum(least for least, _ in bounds) <= traffic["requests"] - len(records) <= sum(maximum for _, maximum in bounds)
-    )
+    # Before the pipeline starts, each server is asked once whether it is there. These requests may be kept back, too.
+    before = [record for record in records if record.path.endswith("/studies") and record.query == "limit=1"]
+    unseen = traffic["requests"] - (len(records) - len(before))
+    assert sum(least for least, _ in bounds) - 2 <= unseen <= sum(maximum for _, maximum in bounds)
     assert traffic["stored"] + traffic["exists"] == count
