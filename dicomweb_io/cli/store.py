@@ -35,7 +35,7 @@ def store(args: argparse.Namespace) -> int:
     client = connect(args, endpoint)
     client.survive_outages(endpoint.timeouts.outage)
     files, found_in, problems = find_files(args.files)
-    told = _Results()
+    told = _Results(with_facts=bool(args.report))
     for problem in problems:
         told.add("failed", problem)
     done, started = 0, time.monotonic()
@@ -79,11 +79,15 @@ def store(args: argparse.Namespace) -> int:
 
 
 class _Results:
-    """Prints the results, and counts them."""
+    """Prints the results, and counts them.
 
-    def __init__(self) -> None:
+    Args:
+        with_facts: Whether a report is wanted.
+    """
+
+    def __init__(self, *, with_facts: bool) -> None:
         self.counts: Counter[str] = Counter()
-        self.account = Account(with_facts=True)
+        self.account = Account(with_facts)
         self._size = 0
         self._people = sys.stdout.isatty()
 

@@ -210,8 +210,8 @@ class LoneSurrogates(JSONFault):
 @pytest.mark.parametrize("cap", [7, 1000])
 def test_a_lone_surrogate_of_a_server_stops_no_pipeline(serve, archive, tmp_path, caplog, cap):
     caps = Limits(cap, cap, cap)
-    manners = replace(behaviour_of("generic"), max_limit=caps, default_limit=caps)
-    server = serve(archive, behaviour=manners, faults=[LoneSurrogates(times=None)])
+    behaviour = replace(behaviour_of("generic"), max_limit=caps, default_limit=caps)
+    server = serve(archive, behaviour=behaviour, faults=[LoneSurrogates(times=None)])
     path = str(tmp_path / "rows")
     with pipeline() as p:
         rows = p | SearchForInstances(server.url)
