@@ -63,7 +63,9 @@ LINE_WORDS = {
 """What is said of the lines of a list that name nothing."""
 
 _BEFORE = (*SEARCHES.values(), EXCLUSIONS, ROW)
-_REASON = "reason: "
+REASON = "reason: "
+"""What the names of counts begin with that count the failures of one reason."""
+
 _WARNING = "warning: "
 _NAMES = re.compile(r"(?<!//)(?<![\d.])\d+(?:\.\d+){2,}")
 _LISTS = ("duplicates", "ignored_files")
@@ -80,7 +82,9 @@ MAX_EXAMPLES = 5
 SIZES = tuple(factor * 10**power for power in range(3, 11) for factor in (1, 2, 5))
 """Where the sizes of instances are divided in a report, in bytes."""
 
-_MAX_REASONS = 50
+MAX_REASONS = 50
+"""The reasons that a summary lists."""
+
 _WIDE = 110
 _MAX_KINDS = 500
 _SHOWN = 3
@@ -122,7 +126,7 @@ def counts_of(entry: Entry) -> Iterator[tuple[str, int]]:
             yield ("failed" if entry.attempts else "not_tried"), 1
             if entry.transform == READ:
                 yield "found", 1
-        yield f"{_REASON}{reason_of(entry)}", 1
+        yield f"{REASON}{reason_of(entry)}", 1
 
 
 def reason_of(failure: Failure) -> str:
@@ -190,8 +194,8 @@ class Causes:
     def add_known(self, document: Mapping[str, Any]) -> None:
         """Tells the failures that an `Account` has counted; see `Account.document`."""
         for text, number in document["counts"].items():
-            if text.startswith(_REASON):
-                self._counts[text[len(_REASON) :]] += number
+            if text.startswith(REASON):
+                self._counts[text[len(REASON) :]] += number
         for lines in document["examples"].values():
             for line in lines:
                 self._told(f"{self._prog}: {line}")
@@ -299,10 +303,10 @@ class Facts:
                 self.timeline.add(time.time(), "failed")
             examples = self._examples_of(reason_of(entry))
             if examples is not None and len(examples) < MAX_EXAMPLES:
-                examples.append(_place_of(entry))
+                examples.append(_example_of(entry))
 
     def _examples_of(self, reason: str) -> list[dict[str, Any]] | None:
-        if reason not in self._examples and len(self._examples) >= 2 * _MAX_REASONS:
+        if reason not in self._examples and len(self._examples) >= 2 * MAX_REASONS:
             return None
         return self._examples.setdefault(reason, [])
 
@@ -396,7 +400,7 @@ class Facts:
         return facts
 
 
-def _place_of(failure: Failure) -> dict[str, Any]:
+def _example_of(failure: Failure) -> dict[str, Any]:
     """What an example of a failure tells: what it concerns and how it was answered, without a server's words."""
     told = ("transform", "reference", "rows", "source", "url", "status", "reason_code", "attempts", "retryable")
     return {name: value for name, value in failure.to_dict().items() if name in told}
@@ -517,9 +521,8 @@ def make_summary(
     summary: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     summary["seconds"] = round(seconds, 3)
     summary["bytes_per_second"] = round(summary["bytes"] / seconds) if seconds > 0 else 0
-    for name, prefix in (("reasons", _REASON), ("warnings", _WARNING)):
-        texts = {text[len(prefix) :]: number for text, number in counts.items() if text.startswith(prefix)}
-        summary[name] = dict(sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
+    summary["reasons"] = most_frequent(counts, REASON, MAX_REASONS)
+    summary["warnings"] = most_frequent(counts, _WARNING, MAX_REASONS)
     if dry_run:
         summary["dry_run"] = True
     if interrupted:
@@ -529,6 +532,12 @@ def make_summary(
     summary["duplicates"] = [item for item in document["left_out"] if item["kind"] == "duplicate"]
     summary["ignored_files"] = [item for item in document["left_out"] if item["kind"] == "ignored"]
     return summary
+
+
+def most_frequent(counts: Mapping[str, int], prefix: str, limit: int | None = None) -> dict[str, int]:
+    """The counts whose names begin with a prefix, by the rest of their names: the highest first, at most so many."""
+    found = {name[len(prefix) :]: number for name, number in counts.items() if name.startswith(prefix) and number}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:limit])
 
 
 def write_summary(path: str | None, summary: dict[str, Any]) -> None:

@@ -21,14 +21,18 @@ from typing import Any, Literal, cast
 from dicomweb_io.account import (
     EXCLUSIONS,
     LINES,
+    MAX_REASONS,
     READ,
+    REASON,
     REPORT,
     SEARCHES,
     UNMATCHED_LINE,
     conflicts_of,
     failure_line,
     line_words,
+    most_frequent,
     reason_of,
+    write_summary,
 )
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.comparer import (
@@ -46,16 +50,13 @@ from dicomweb_io.listing import ListFile, ListLine, Wanted
 from dicomweb_io.options import (
     Report,
     UsageError,
-    check_spool_directory,
-    check_writable,
     filters_from,
-    report_lines,
     wanted_from,
 )
 from dicomweb_io.pool import BoundedPool, Lane
 from dicomweb_io.profiles import ComparisonLevel, resolve_profile
 from dicomweb_io.queries import level_of
-from dicomweb_io.report import check_report, describe, requests_of, write_reports
+from dicomweb_io.report import check_results, describe, requests_of, write_reports
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob, excluded_files, match_line, whereabouts
 
@@ -189,14 +190,7 @@ def comparison_from(
     here, there = ((whereabouts(one), one.prefixes, one.headers) for one in (source, destination))
     if here == there:
         raise UsageError(f"the source and the destination are the same: {source.safe_url}")
-    for option in ("output", "failures"):
-        if getattr(args, option):
-            check_writable(getattr(args, option), f"--{option}", elsewhere=workers_elsewhere)
-    if args.summary:
-        check_writable(args.summary, "--summary")
-    for path in args.report or ():
-        check_report(path)
-    check_spool_directory(args.spool_directory, elsewhere=workers_elsewhere)
+    check_results(args, "output", "failures", elsewhere=workers_elsewhere)
     try:
         wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
         given = {item.name: getattr(args, item.name) for item in fields(ComparisonJob)[5:]}
@@ -403,7 +397,7 @@ def run_comparison(
     counts.update(job.sides[0].count_lines())
     summary = make_comparison_summary(job, counts, time.monotonic() - started)
     write_comparison_reports(job, summary, shown, requests)
-    write_comparison_summary(job.summary, summary)
+    write_summary(job.summary, summary)
     return summary
 
 
@@ -466,8 +460,6 @@ def difference_line(found: Difference) -> str:
 
 _SIDES = ("source", "destination")
 _COUNTED = ("studies", "series", "instances")
-_REASON = "reason: "
-_MAX_REASONS = 50
 _KINDS = ("missing", "extra", "different")
 _OPEN = ("not_compared", "search_failures", "unreadable", "conflicting")
 
@@ -517,7 +509,7 @@ def counts_of_failure(failure: Failure) -> Iterator[tuple[str, int]]:
         return
     elif reference is None or reference.level != "instance":
         yield "search_failures", 1
-    yield f"{_REASON}{reason_of(failure)}", 1
+    yield f"{REASON}{reason_of(failure)}", 1
 
 
 def make_comparison_summary(job: ComparisonJob, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
@@ -544,21 +536,13 @@ def make_comparison_summary(job: ComparisonJob, counts: Mapping[str, int], secon
         "lines",
         "lines_repeated",
         "lines_extra",
-        "lines_repeated",
         *LINES.values(),
         "unwritten",
     )
     summary.update({name: counts.get(name, 0) for name in names})
-    reasons = {text[len(_REASON) :]: number for text, number in counts.items() if text.startswith(_REASON)}
-    summary["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
+    summary["reasons"] = most_frequent(counts, REASON, MAX_REASONS)
     summary["seconds"] = round(seconds, 3)
     return summary
-
-
-def write_comparison_summary(path: str | None, summary: dict[str, Any]) -> None:
-    """Writes a summary as JSON; if that fails, the summary says so and goes to standard error."""
-    if path is not None and report_lines(path, "--summary", [json.dumps(summary, indent=2)]) is not None:
-        summary["unwritten"] += 1
 
 
 def write_comparison_reports(

@@ -44,7 +44,7 @@ from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.attributes import resolve, vr_of
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import safe_url
-from dicomweb_io.options import UsageError, atomic_file, check_writable
+from dicomweb_io.options import UsageError, atomic_file, check_spool_directory, check_writable
 
 if TYPE_CHECKING:
     from dicomweb_io.transfer import TransferJob
@@ -76,6 +76,27 @@ def check_report(path: str, option: str = "--report") -> None:
             f"{option} {path}: the drawings of a page need matplotlib: pip install 'dicomweb_io[report]'; "
             "a report in JSON (.json) needs nothing"
         )
+
+
+def check_results(args: Any, *written_by_workers: str, elsewhere: bool = False) -> None:
+    """Checks where a job of parsed arguments writes its results and temporary files, before the work starts.
+
+    Args:
+        args: The parsed arguments; ``summary``, ``report`` and ``spool_directory`` among them.
+        written_by_workers: The names of the other options that name files.
+        elsewhere: Whether these are written by workers on other machines.
+
+    Raises:
+        UsageError: If something cannot be written there.
+    """
+    for option in written_by_workers:
+        if getattr(args, option):
+            check_writable(getattr(args, option), f"--{option}", elsewhere=elsewhere)
+    if args.summary:
+        check_writable(args.summary, "--summary")
+    for path in args.report or ():
+        check_report(path)
+    check_spool_directory(args.spool_directory, elsewhere=elsewhere)
 
 
 def write_report(path: str, summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:

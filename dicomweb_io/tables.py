@@ -22,7 +22,17 @@ from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
-from dicomweb_io.account import REPORT, ROW, SEARCHES, failure_line, format_bytes, reason_of, write_summary
+from dicomweb_io.account import (
+    REASON,
+    REPORT,
+    ROW,
+    SEARCHES,
+    failure_line,
+    format_bytes,
+    most_frequent,
+    reason_of,
+    write_summary,
+)
 from dicomweb_io.changes import ChangeMethod, Cursor, Place, PlaceFile, Start, change_source, digest_of
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.columns import (
@@ -89,7 +99,6 @@ _FAILED = ("failed", "not_tried")
 _MAX_BYTES = 64 * 1024 * 1024
 _ROW_BYTES = 8 * 1024
 _METADATA_BYTES = 64 * 1024
-_REASON = "reason: "
 _STUDY = "StudyInstanceUID"
 _EXPORTED = Column("exported_at", (), datetime, False)
 """When a row was written: in a folder that is refreshed, the latest rows of a study are its rows."""
@@ -605,6 +614,12 @@ def iter_table(
             yield from maker.rows(dataset)
 
 
+def counts_of_lost(failure: Failure) -> Iterator[tuple[str, int]]:
+    """What a failure adds to the counts of a table."""
+    yield ("unwritten" if failure.transform == REPORT else "failed" if failure.attempts else "not_tried"), 1
+    yield f"{REASON}{reason_of(failure)}", 1
+
+
 class TableAccount:
     """What is counted of a table, as it is written by one thread.
 
@@ -620,9 +635,8 @@ class TableAccount:
 
     def fail(self, failure: Failure) -> None:
         """Counts a failure."""
-        name = "unwritten" if failure.transform == REPORT else "failed" if failure.attempts else "not_tried"
-        self.counts[name] += 1
-        self.counts[f"{_REASON}{reason_of(failure)}"] += 1
+        for name, number in counts_of_lost(failure):
+            self.counts[name] += number
 
     @property
     def lacks(self) -> bool:
@@ -792,11 +806,6 @@ def table_summary(
         ``reasons`` (of failures, most frequent first), ``unreadable_values`` (left out, by column), ``absent_columns``
         (of which no row had the attribute), and ``seconds``.
     """
-
-    def named(prefix: str) -> dict[str, int]:
-        found = {name[len(prefix) :]: number for name, number in counts.items() if name.startswith(prefix) and number}
-        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
-
     names = [column.name for column in job.table_columns] if not job.takes_all and counts.get("objects") else []
     summary = {
         "table": safe_url(
@@ -809,8 +818,8 @@ def table_summary(
         "bytes": written.size if written is not None else 0,
         "changed_studies": len(refresh.studies) if refresh.studies is not None else None,
         **{name: counts.get(name, 0) for name in (*_FAILED, "unwritten")},
-        "reasons": named(_REASON),
-        "unreadable_values": named("unreadable:"),
+        "reasons": most_frequent(counts, REASON),
+        "unreadable_values": most_frequent(counts, "unreadable:"),
         "absent_columns": [name for name in names if not counts.get(f"carried:{name}")],
         "seconds": round(seconds, 3),
     }

@@ -67,15 +67,13 @@ from dicomweb_io.listing import (
 from dicomweb_io.options import (
     Report,
     UsageError,
-    check_spool_directory,
-    check_writable,
     filters_from,
     report_lines,
     wanted_from,
 )
 from dicomweb_io.pool import BoundedPool, Lane, Room
 from dicomweb_io.queries import level_of, make_query
-from dicomweb_io.report import check_report, requests_of, write_transfer_reports
+from dicomweb_io.report import check_results, requests_of, write_transfer_reports
 from dicomweb_io.store_items import check_options
 
 logger = logging.getLogger("dicomweb_io")
@@ -193,13 +191,7 @@ def job_from(args: Any, source: Endpoint, destination: Endpoint, *, workers_else
     Raises:
         UsageError: If they are not valid.
     """
-    if args.failures:
-        check_writable(args.failures, "--failures", elsewhere=workers_elsewhere)
-    if args.summary:
-        check_writable(args.summary, "--summary")
-    for path in args.report or ():
-        check_report(path)
-    check_spool_directory(args.spool_directory, elsewhere=workers_elsewhere)
+    check_results(args, "failures", elsewhere=workers_elsewhere)
     try:
         wanted = wanted_from(args.input, allow_patterns=args.allow_patterns) if args.input else None
         given = {item.name: getattr(args, item.name) for item in fields(TransferJob)[4:]}

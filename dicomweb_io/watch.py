@@ -24,7 +24,16 @@ from datetime import date, datetime, timezone
 from types import SimpleNamespace
 from typing import Any, cast
 
-from dicomweb_io.account import EXCLUSIONS, PARTS, adds_up, failure_line, format_bytes, make_summary, write_summary
+from dicomweb_io.account import (
+    EXCLUSIONS,
+    MAX_REASONS,
+    PARTS,
+    adds_up,
+    failure_line,
+    format_bytes,
+    make_summary,
+    write_summary,
+)
 from dicomweb_io.changes import (
     Changes,
     ChangeSource,
@@ -66,7 +75,6 @@ Copy = Callable[[TransferJob], Mapping[str, Any]]
 _SUMS = ("found", *PARTS, "bytes")
 _REFUSED = (401, 403)
 _FULL = 507
-_MAX_REASONS = 50
 _MAX_ROUNDS = 100
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -341,7 +349,7 @@ class _Watch:
 
     def _count(self) -> None:
         self.totals["pending"], self.totals["open"] = len(self._place.pending), len(self._place.open)
-        self.totals["reasons"] = dict(self._reasons.most_common(_MAX_REASONS))
+        self.totals["reasons"] = dict(self._reasons.most_common(MAX_REASONS))
 
     def _is_hopeless(self) -> bool:
         """Whether the source was never there: a wrong address or login is no reason to wait."""

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import plain_text
 from dicomweb_io.failures import RECOVERABLE
-from dicomweb_io.listing import ListFile
+from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import (
     UsageError,
     add_archive_options,
@@ -29,6 +30,8 @@ from dicomweb_io.options import (
     endpoint_from,
 )
 from dicomweb_io.servers import suggestion
+from dicomweb_io.transfer import TransferJob
+from dicomweb_io.transforms.read_write import ReadLines
 
 _PATIENCE = 2.0
 
@@ -191,6 +194,13 @@ def wanted_by(args: argparse.Namespace, options: PipelineOptions, wanted: Any) -
     if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
         return ListFile(args.input, args.allow_patterns)
     return wanted
+
+
+def lines_of(pipeline: beam.Pipeline, job: TransferJob) -> Any:
+    """The lines of a job's list: read by the workers, or in the job's graph."""
+    if isinstance(job.wanted, ListFile):
+        return pipeline | "Lines" >> ReadLines(job.wanted)
+    return pipeline | "Lines" >> beam.Create(list(job.lines)).with_output_types(ListLine)
 
 
 def end_process(code: int) -> None:

@@ -34,7 +34,7 @@ from dicomweb_io.account import ROW, print_summary, shown_progress, tell_unreada
 from dicomweb_io.dicom.columns import Column, RowMaker
 from dicomweb_io.dicom.json_decode import loads
 from dicomweb_io.elements import Resource, open_path
-from dicomweb_io.listing import InstanceGroup, ListFile, ListLine
+from dicomweb_io.listing import InstanceGroup
 from dicomweb_io.options import UsageError, add_table_options, endpoint_from, read_json
 from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.table_files import arrow_schema, read_table
@@ -44,6 +44,7 @@ from dicomweb_io.tables import (
     TableJob,
     columns_of_all,
     conclude,
+    counts_of_lost,
     one_at_a_time,
     plan_refresh,
     publish,
@@ -55,11 +56,11 @@ from dicomweb_io.tables import (
     up_to,
 )
 from dicomweb_io.transforms import RetrieveMetadata, SearchForInstances, SearchForSeries, SearchForStudies
-from dicomweb_io.transforms.copy import MatchLines, WriteReport
+from dicomweb_io.transforms.copy import MatchLines, WriteCounts, WriteReport
 from dicomweb_io.transforms.metrics import TALLY
-from dicomweb_io.transforms.read_write import DistinctReferences, ReadLines, ReferencesOfRows
-from dicomweb_io.transforms.rows import AddMetadata, MakeTableRows, WriteTableAccount, bigquery_schema_of
-from pipelines._common import Arguments, add_endpoint_arguments, is_local, parse, run_job, wanted_by
+from dicomweb_io.transforms.read_write import DistinctReferences, ReferencesOfRows
+from dicomweb_io.transforms.rows import AddMetadata, MakeTableRows, bigquery_schema_of
+from pipelines._common import Arguments, add_endpoint_arguments, is_local, lines_of, parse, run_job, wanted_by
 
 _SEARCHES = {"study": SearchForStudies, "series": SearchForSeries, "instance": SearchForInstances}
 
@@ -115,11 +116,8 @@ def build(pipeline: beam.Pipeline, job: TableJob, studies: Iterable[Resource] | 
 
 def _listed(pipeline: beam.Pipeline, job: TableJob, failures: list[Any]) -> Any:
     """What a list names, each study, series or instance once."""
-    if isinstance(job.wanted, ListFile):
-        lines = pipeline | "Lines" >> ReadLines(job.wanted)
-    else:
-        lines = pipeline | "Lines" >> beam.Create(list(job.list_job().lines)).with_output_types(ListLine)
-    groups, unmatched = lines | "MatchLines" >> MatchLines(job.list_job())
+    listed = job.list_job()
+    groups, unmatched = lines_of(pipeline, listed) | "MatchLines" >> MatchLines(listed)
     failures.append(unmatched)
     level = job.level
 
@@ -180,8 +178,13 @@ def _make_rows(job: TableJob, refresh: Refresh, options: PipelineOptions, scratc
     if job.failures is not None:
         unwritten = failures | "WriteFailures" >> WriteReport(job.failures)
         failures = (failures, unwritten) | "AllFailures" >> beam.Flatten()
-    _ = (counts, failures) | "Account" >> WriteTableAccount(f"{scratch}/account.json")
+    counted = {"counts": counts, "failures": failures}
+    _ = counted | "Account" >> WriteCounts(f"{scratch}/account.json", {"counts": _as_it_is, "failures": counts_of_lost})
     pipeline.run().wait_until_finish()
+
+
+def _as_it_is(counted: tuple[str, int]) -> Iterator[tuple[str, int]]:
+    yield counted
 
 
 def _rows_in(

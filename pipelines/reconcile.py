@@ -24,9 +24,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from dicomweb_io.account import conflicts_of, print_summary
+from dicomweb_io.account import conflicts_of, print_summary, write_summary
 from dicomweb_io.elements import Failure
-from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import add_comparison_options, read_json
 from dicomweb_io.reconcile import (
     ComparisonJob,
@@ -39,19 +38,18 @@ from dicomweb_io.reconcile import (
     difference_line,
     make_comparison_summary,
     write_comparison_reports,
-    write_comparison_summary,
 )
 from dicomweb_io.spool import PrivateDirectory
-from dicomweb_io.transforms.copy import ListExclusions, WriteReport
+from dicomweb_io.transforms.copy import ListExclusions, WriteCounts, WriteReport
 from dicomweb_io.transforms.metrics import traffic_of
-from dicomweb_io.transforms.read_write import ReadLines
-from dicomweb_io.transforms.reconcile import CompareSelected, SearchBoth, SelectLines, WriteCounts
+from dicomweb_io.transforms.reconcile import CompareSelected, SearchBoth, SelectLines
 from pipelines._common import (
     Arguments,
     account_path,
     add_endpoint_arguments,
     endpoints_from,
     is_local,
+    lines_of,
     parse,
     run_job,
     wanted_by,
@@ -82,11 +80,7 @@ def build(pipeline: beam.Pipeline, job: ComparisonJob, account: str) -> None:
     if job.wanted is None:
         selected, failures = pipeline | "Search" >> SearchBoth(job)
     else:
-        if isinstance(job.wanted, ListFile):
-            lines = pipeline | "Lines" >> ReadLines(job.wanted)
-        else:
-            lines = pipeline | "Lines" >> beam.Create(list(job.sides[0].lines)).with_output_types(ListLine)
-        selected, failures = lines | "Select" >> SelectLines(job)
+        selected, failures = lines_of(pipeline, job.sides[0]) | "Select" >> SelectLines(job)
     compared = selected | "Compare" >> CompareSelected(job, failures="collect")
     failed = [failures, compared.failures]
     for name, side in zip(("Source", "Destination"), job.sides, strict=True):
@@ -128,7 +122,7 @@ def run(job: ComparisonJob, options: PipelineOptions) -> dict[str, Any]:
         counts = read_json(account)
     summary = make_comparison_summary(job, {**counts, **lines}, time.monotonic() - started)
     write_comparison_reports(job, summary, requests=[traffic_of(result)])
-    write_comparison_summary(job.summary, summary)
+    write_summary(job.summary, summary)
     return summary
 
 

@@ -40,7 +40,6 @@ from dicomweb_io.account import (
 )
 from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.errors import plain_text
-from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import add_transfer_options, read_json
 from dicomweb_io.report import write_transfer_reports
 from dicomweb_io.spool import PrivateDirectory
@@ -65,7 +64,7 @@ from dicomweb_io.transforms.copy import (
 )
 from dicomweb_io.transforms.grouping import GroupBySeries
 from dicomweb_io.transforms.metrics import traffic_of
-from dicomweb_io.transforms.read_write import ReadLines, ReferencesOfRows
+from dicomweb_io.transforms.read_write import ReferencesOfRows
 from pipelines._common import (
     Arguments,
     account_path,
@@ -73,6 +72,7 @@ from pipelines._common import (
     endpoints_from,
     interruptible,
     is_local,
+    lines_of,
     parse,
     run_job,
     wanted_by,
@@ -132,11 +132,7 @@ def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[An
         found = pipeline | "Search" >> search(job.source, job.filters, failures="collect")
         references, lost = found.rows | "References" >> ReferencesOfRows(job.level, ROW, failures="collect")
         return references, [found.failures, lost]
-    if isinstance(job.wanted, ListFile):
-        lines = pipeline | "Lines" >> ReadLines(job.wanted)
-    else:
-        lines = pipeline | "Lines" >> beam.Create(list(job.lines)).with_output_types(ListLine)
-    references, unmatched = lines | "MatchLines" >> MatchLines(job)
+    references, unmatched = lines_of(pipeline, job) | "MatchLines" >> MatchLines(job)
     return references, [unmatched]
 
 

@@ -5,7 +5,7 @@ reshuffled, so that the work spreads, and each is moved by the transfer engine (
 for a whole series, store requests of many.
 
 Around that a job has `MatchLines` and `ListExclusions`, which say what there is to copy, and
-`WriteAccount` and `WriteReport`, which report the result, counted from output collections.
+`WriteAccount`, `WriteCounts` and `WriteReport`, which report the result, counted from output collections.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import repeat
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
-from apache_beam.pvalue import AsIter, TaggedOutput
+from apache_beam.pvalue import AsDict, AsIter, TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
@@ -420,6 +420,36 @@ def _write_account(accounts: tuple[int, Iterable[Account]], path: str, with_fact
     for account in accounts[1]:
         total.merge(account)
     report_lines(path, "the account of the job in", [json.dumps(total.document())])
+
+
+class WriteCounts(beam.PTransform[Any, Any]):
+    """Sums up counts and writes them as a JSON object.
+
+    The input is a mapping: collections by name.
+
+    Args:
+        path: A local path or an fsspec URL that the workers can write.
+        counts_of: What an element of each collection adds, by its name.
+    """
+
+    def __init__(self, path: str, counts_of: Mapping[str, Callable[[Any], Iterable[tuple[str, int]]]]) -> None:
+        super().__init__()
+        self._path = path
+        self._counts_of = counts_of
+
+    def expand(self, collections: Any) -> Any:
+        """Builds the steps."""
+        counted = tuple(
+            items | f"Count_{name}" >> beam.FlatMap(self._counts_of[name]).with_output_types(tuple[str, int])
+            for name, items in collections.items()
+        )
+        totals = counted | "Counts" >> beam.Flatten() | "Sum" >> beam.CombinePerKey(sum)
+        once = totals.pipeline | "Once" >> beam.Create([self._path], reshuffle=False)
+        return once | "Write" >> beam.Map(_write_counts, AsDict(totals))
+
+
+def _write_counts(path: str, counts: Mapping[str, int]) -> None:
+    report_lines(path, "the account of the job in", [json.dumps(dict(counts))])
 
 
 class WriteReport(beam.PTransform[Any, Any]):

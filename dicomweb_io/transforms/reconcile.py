@@ -7,14 +7,12 @@ other archive has, to say where else it is.
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
-from apache_beam.pvalue import AsDict
 from apache_beam.transforms.display import DisplayDataItem
 
 from dicomweb_io.client import DICOMClient
@@ -30,7 +28,6 @@ from dicomweb_io.comparer import (
 from dicomweb_io.elements import Difference, Failure, JSONDataset, Resource, SearchLevel
 from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.listing import ListLine
-from dicomweb_io.options import report_lines
 from dicomweb_io.pool import Lease, Room
 from dicomweb_io.reconcile import MAX_ELSEWHERE, Comparison, ComparisonJob, search_line
 from dicomweb_io.transforms._core import (
@@ -353,33 +350,3 @@ class _SelectLines(BetweenArchives):
 
     def produce(self, subject: ListLine, client: DICOMClient, room: Room) -> Iterator[Any]:
         yield from search_line((client, cast(Lease, self._receiver).client), self._job.sides, subject)
-
-
-class WriteCounts(beam.PTransform[Any, Any]):
-    """Sums up counts and writes them as a JSON object.
-
-    The input is a mapping: collections by name.
-
-    Args:
-        path: A local path or an fsspec URL that the workers can write.
-        counts_of: What an element of each collection adds, by its name.
-    """
-
-    def __init__(self, path: str, counts_of: Mapping[str, Callable[[Any], Iterable[tuple[str, int]]]]) -> None:
-        super().__init__()
-        self._path = path
-        self._counts_of = counts_of
-
-    def expand(self, collections: Any) -> Any:
-        """Builds the steps."""
-        counted = tuple(
-            items | f"Count_{name}" >> beam.FlatMap(self._counts_of[name]).with_output_types(tuple[str, int])
-            for name, items in collections.items()
-        )
-        totals = counted | "Counts" >> beam.Flatten() | "Sum" >> beam.CombinePerKey(sum)
-        once = totals.pipeline | "Once" >> beam.Create([self._path], reshuffle=False)
-        return once | "Write" >> beam.Map(_write_counts, AsDict(totals))
-
-
-def _write_counts(path: str, counts: Mapping[str, int]) -> None:
-    report_lines(path, "the account of the job in", [json.dumps(dict(counts))])

@@ -7,10 +7,8 @@ BigQuery's there is `bigquery_schema`.
 
 from __future__ import annotations
 
-import json
 import typing
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from datetime import date, time
 from typing import Any, Optional
@@ -27,13 +25,12 @@ from dicomweb_io.account import ROW
 from dicomweb_io.client import DICOMClient
 from dicomweb_io.dicom.columns import Column, RowMaker, columns_of
 from dicomweb_io.dicom.json_decode import dumps, encodable
-from dicomweb_io.elements import Failure, JSONDataset, Resource, SearchLevel
+from dicomweb_io.elements import JSONDataset, Resource, SearchLevel
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.failures import failure_of
 from dicomweb_io.listing import resource_of_row
-from dicomweb_io.options import report_lines
 from dicomweb_io.pool import Room
-from dicomweb_io.tables import TableAccount, TableJob, detailed
+from dicomweb_io.tables import TableJob, detailed
 from dicomweb_io.transforms._core import FAILURES, DICOMwebTransform, FailingTransform, PooledDoFn
 from dicomweb_io.transforms.metrics import count
 
@@ -296,7 +293,7 @@ class MakeTableRows(FailingTransform):
         job: The table.
 
     Returns:
-        The rows, what was counted of each bundle, and the failures of rows that name nothing.
+        The rows, what was counted of each bundle by name, and the failures of rows that name nothing.
     """
 
     def __init__(self, job: TableJob) -> None:
@@ -305,7 +302,7 @@ class MakeTableRows(FailingTransform):
 
     def expand(self, datasets: Any) -> tuple[Any, Any, Any]:
         """Builds the step."""
-        made = datasets | "Make" >> self._step(_MakeTableRows(self._job), Any, **{_COUNTS: tuple[int, Any]})
+        made = datasets | "Make" >> self._step(_MakeTableRows(self._job), Any, **{_COUNTS: tuple[str, int]})
         return made["main"], made[_COUNTS], made[FAILURES]
 
 
@@ -333,35 +330,5 @@ class _MakeTableRows(beam.DoFn):
             yield from self._maker.rows(element)
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield TaggedOutput(_COUNTS, WindowedValue((0, self._maker.counts), MIN_TIMESTAMP, (GlobalWindow(),)))
-
-
-class WriteTableAccount(beam.PTransform[Any, Any]):
-    """Writes what was counted of a table as JSON; the input are the counts of bundles, and failures.
-
-    Args:
-        path: A local path or an fsspec URL that the workers can write.
-    """
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self._path = path
-
-    def expand(self, counted: tuple[Any, Any]) -> Any:
-        """Builds the steps."""
-        counts, failures = counted
-        failed = failures | "CountFailures" >> beam.Map(_count_failure).with_output_types(tuple[int, Any])
-        # An account is also written of nothing.
-        first = counts.pipeline | "Begin" >> beam.Create([(0, Counter[str]())], reshuffle=False)
-        merged = (first, counts, failed) | "Counts" >> beam.Flatten() | "Merge" >> beam.GroupByKey()
-        return merged | "Write" >> beam.Map(_write_counts, self._path)
-
-
-def _count_failure(failure: Failure) -> tuple[int, Counter[str]]:
-    account = TableAccount()
-    account.fail(failure)
-    return 0, account.counts
-
-
-def _write_counts(counts: tuple[int, Iterable[Counter[str]]], path: str) -> None:
-    report_lines(path, "the account of the job in", [json.dumps(sum(map(Counter, counts[1]), Counter()))])
+        for counted in self._maker.counts.items():
+            yield TaggedOutput(_COUNTS, WindowedValue(counted, MIN_TIMESTAMP, (GlobalWindow(),)))
