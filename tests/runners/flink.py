@@ -92,8 +92,9 @@ _CONFIGURATION: dict[str, object] = {
     # The cluster has Beam's classes itself: those of a job's jar would be others.
     "classloader.resolve-order": "parent-first",
     "classloader.check-leaked-classloader": "false",
+    # One that is gone is noticed at once, because it cannot be reached. One that is slow has time.
     "heartbeat.interval": "1000",
-    "heartbeat.timeout": "6000",
+    "heartbeat.timeout": "120000",
     "blob.service.cleanup.interval": "60",
 }
 FlinkUnavailable = JavaUnavailable
@@ -250,11 +251,19 @@ class FlinkCluster:
     def _java(self, name: str, megabytes: int, main: str, *arguments: str) -> int:
         """Starts a Java program in the folder, and returns its process ID."""
         command = [java(), f"-Xms{megabytes}m", f"-Xmx{megabytes}m", *_JAVA_OPTIONS]
-        command += [f"-Djava.io.tmpdir={self.folder / 'tmp'}", "-cp", self._state["jar"], main, *arguments]
+        log_path = self.folder / "logs" / f"{name}.log"
+        command += [
+            f"-Djava.io.tmpdir={self.folder / 'tmp'}",
+            f"-Dlog.file={log_path}",
+            "-cp",
+            self._state["jar"],
+            main,
+            *arguments,
+        ]
         if main != PROGRAM.main:
             command += ["--configDir", str(self.folder / "configuration")]
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        with open(self.folder / "logs" / f"{name}.log", "ab") as log:
+        with open(log_path, "ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
