@@ -67,6 +67,7 @@ setup(
             *HTJ2K,
             *YAML,
             *REPORT,
+            "coverage[toml]>=7.10",
             "duckdb>=1.1",
             "pytest>=8",
             "pytest-xdist>=3.6",
