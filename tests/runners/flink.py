@@ -28,7 +28,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tests.runners.jars import JavaUnavailable, Program, cache_directory, java
+from tests.go_programs import ProgramUnavailable, cache_directory
+from tests.runners.jars import Program, java
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Program(
@@ -97,7 +98,8 @@ _CONFIGURATION: dict[str, object] = {
     "heartbeat.timeout": "120000",
     "blob.service.cleanup.interval": "60",
 }
-FlinkUnavailable = JavaUnavailable
+FlinkUnavailable = ProgramUnavailable
+"""There is no Java, no Maven, or no way to the jar; the text says why."""
 
 
 def flink_jar() -> Path:

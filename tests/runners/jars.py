@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.go_programs import ProgramUnavailable, cache_directory
+
 OLDEST_JAVA = 11
 MAVEN_SECONDS = 900
 """Downloading takes about a minute from a near mirror."""
@@ -27,10 +29,6 @@ _MERGED = ("META-INF/services/", "reference.conf")
 
 _FORM = 1
 """Raised if the same jars are to be merged in another way."""
-
-
-class JavaUnavailable(Exception):
-    """Java is missing, or a program can be neither found nor built; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Program:
         """The path of the jar, which is built if it is not there yet.
 
         Raises:
-            JavaUnavailable: If there is no Maven, or it cannot get the artifacts.
+            ProgramUnavailable: If there is no Maven, or it cannot get the artifacts.
         """
         key = hashlib.sha256(f"{_FORM} {self}".encode()).hexdigest()[:12]
         directory = cache_directory() / self.name / key
@@ -74,17 +72,17 @@ class Program:
     def _build(self, scratch: Path) -> None:
         program = shutil.which("mvn")
         if program is None:
-            raise JavaUnavailable("there is no 'mvn' (Apache Maven) on the PATH")
+            raise ProgramUnavailable("there is no 'mvn' (Apache Maven) on the PATH")
         (scratch / "pom.xml").write_text(self.pom(), encoding="utf-8")
         paths = scratch / "paths"
         command = [program, "-B", "-q", "-f", str(scratch / "pom.xml"), _PLUGIN, f"-Dmdep.outputFile={paths}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=MAVEN_SECONDS, cwd=scratch)
         except subprocess.TimeoutExpired as error:
-            raise JavaUnavailable(f"Maven did not get {self.name} within {MAVEN_SECONDS} s") from error
+            raise ProgramUnavailable(f"Maven did not get {self.name} within {MAVEN_SECONDS} s") from error
         if done.returncode != 0 or not paths.exists():
             said = without_secrets((done.stdout + done.stderr)[-2000:].strip())
-            raise JavaUnavailable(f"Maven could not get {self.name} ({done.returncode}): {said}")
+            raise ProgramUnavailable(f"Maven could not get {self.name} ({done.returncode}): {said}")
         merge(paths.read_text(encoding="utf-8").strip().split(os.pathsep), scratch / "merged.jar", self.main)
 
     def pom(self) -> str:
@@ -108,27 +106,23 @@ class Program:
         )
 
 
-def cache_directory() -> Path:
-    """Where programs are kept."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(caches) / "dicomweb_io"
-
-
 def java() -> str:
     """The path of a Java that is new enough: that of ``JAVA_HOME``, or the one on the PATH.
 
     Raises:
-        JavaUnavailable: If there is none.
+        ProgramUnavailable: If there is none.
     """
     home = os.environ.get("JAVA_HOME")
     program = shutil.which(os.path.join(home, "bin", "java") if home else "java")
     if program is None:
-        raise JavaUnavailable(f"there is no Java in JAVA_HOME ({home})" if home else "there is no 'java' on the PATH")
+        raise ProgramUnavailable(
+            f"there is no Java in JAVA_HOME ({home})" if home else "there is no 'java' on the PATH"
+        )
     said = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=60).stderr
     version = re.search(r'version "(?:1\.)?(\d+)', said)
     if version is None or int(version[1]) < OLDEST_JAVA:
         found = f"is Java {version[1]}" if version else "does not say its version"
-        raise JavaUnavailable(f"{program} {found}, but Java {OLDEST_JAVA} or newer is needed")
+        raise ProgramUnavailable(f"{program} {found}, but Java {OLDEST_JAVA} or newer is needed")
     return program
 
 
@@ -146,7 +140,7 @@ def merge(paths: list[str], target: Path, main: str) -> None:
         main: The main class.
 
     Raises:
-        JavaUnavailable: If a jar is broken.
+        ProgramUnavailable: If a jar is broken.
     """
     seen: set[str] = set()
     merged: dict[str, list[bytes]] = {}
@@ -165,7 +159,9 @@ def merge(paths: list[str], target: Path, main: str) -> None:
                             seen.add(name)
                             jar.writestr(name, part.read(name))
             except (OSError, zipfile.BadZipFile) as error:
-                raise JavaUnavailable(f"{path} is broken ({error}): remove it, so that Maven gets it again") from error
+                raise ProgramUnavailable(
+                    f"{path} is broken ({error}): remove it, so that Maven gets it again"
+                ) from error
         for name, contents in merged.items():
             jar.writestr(name, b"\n".join(contents))
 
