@@ -23,6 +23,10 @@ IMAGES = [
 HTJ2K = ["imagecodecs>=2026.1.14; python_version >= '3.11'"]
 AWS = ["botocore>=1.34"]
 AZURE = ["azure-identity>=1.16"]
+# From these versions on, an object can be written only if there is none of its name.
+S3 = ["s3fs>=2024.10"]
+GCS = ["gcsfs>=2024.10"]
+ABFS = ["adlfs>=2024.7"]
 YAML = ["apache-beam[yaml]>=2.77,<3"]
 REPORT = ["matplotlib>=3.8"]
 
@@ -58,6 +62,9 @@ setup(
         "htj2k": [*IMAGES, *HTJ2K],
         "aws": AWS,
         "azure": AZURE,
+        "s3": S3,
+        "gcs": GCS,
+        "abfs": ABFS,
         "yaml": YAML,
         "report": REPORT,
         "test": [
