@@ -194,9 +194,15 @@ def check_run(args: argparse.Namespace, options: PipelineOptions) -> None:
     """Checks, before anything is sent, that the account and the results of a job can be written where they are to be.
 
     Raises:
-        UsageError: If workers on other machines have no place for the account, or nothing can be written to another
-            filesystem; see `check_remote_results`.
+        UsageError: If the job is to run as a stream, workers on other machines have no place for the account, or
+            nothing can be written to another filesystem; see `check_remote_results`.
     """
+    if options.view_as(StandardOptions).streaming:
+        # On Flink with checkpoints the results do not reach the last step, so that the account would be an empty one.
+        raise UsageError(
+            "--streaming: this job comes to an end, and its account is complete in batch mode only; for a stream use "
+            "the transforms WatchForInstances and CopyInstances in your own pipeline"
+        )
     temp = options.view_as(GoogleCloudOptions).temp_location
     if not (is_local(options) or temp):
         raise UsageError(

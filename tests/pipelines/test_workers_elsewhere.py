@@ -179,6 +179,15 @@ def test_a_job_without_an_account_ends_well(job, ends, more, code, words, archiv
     assert len(left) == (1 if more == ["--no_wait_until_finish"] else 0)
 
 
+@pytest.mark.parametrize("job", [transfer, reconcile, export_metadata])
+def test_a_job_is_no_stream(job, archives, tmp_path, capsys):
+    """Its account would miss what comes after the first checkpoint, and look like a complete one."""
+    (tmp_path / "b").mkdir()
+    to = ["--out", f"{tmp_path}/x.csv"] if job is export_metadata else archives[2:]
+    assert job.main([*archives[:2], *to, "--streaming"]) == 2
+    assert "its account is complete in batch mode only" in capsys.readouterr().err
+
+
 def test_the_dry_run_of_beam_is_not_the_one_of_a_transfer(archives, capsys):
     assert transfer.main([*archives, "--dry_run=True"]) == 2
     assert "--dry-run of transfer writes nothing" in capsys.readouterr().err
