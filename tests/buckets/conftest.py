@@ -99,6 +99,7 @@ def buckets(_servers: Callable[[str], Proxy], monkeypatch: pytest.MonkeyPatch) -
         kind, proxy = KINDS[name], _servers(name)
         for variable, value in kind.environment(proxy.port).items():
             monkeypatch.setenv(variable, value)
+        proxy.reset()
         bucket = Bucket(kind, f"{kind.scheme}://images-{next(_NUMBERS)}", proxy)
         if exists:
             bucket.files.mkdir(bucket.url)
