@@ -8,8 +8,9 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from dicomweb_io.errors import safe_url
 from dicomweb_io.files.places import FileStat, Folder, Problem, SourceFile, is_temporary
 from dicomweb_io.spool import PrivateDirectory
 
@@ -29,7 +30,7 @@ class RemoteFolder(Folder):
         parts = urlsplit(self.url)
         if "::" in self.url or not parts.scheme:
             return self.url.rstrip("/")
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")).rstrip("/")
+        return safe_url(self.url).rstrip("/")
 
     @property
     def filesystem(self) -> Any:
