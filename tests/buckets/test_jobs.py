@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_a_server_a_bucket_and_a_bucket_of_another_kind(
     """Each copy moves all, and again nothing; the bytes at the end are those at the beginning."""
     other = buckets("gs" if bucket.kind.scheme == "s3" else "s3")
     chain = [images, serve(folder).url, f"{bucket.url}/a b", f"{other.url}/b", folder / "last"]
-    for source, destination in zip(chain, chain[1:], strict=False):
+    for source, destination in itertools.pairwise(chain):
         assert numbers(main, "copy", source, destination)["transferred"] == 6
         again = numbers(main, "copy", source, destination)
         assert (again["transferred"], again["already_there"]) == (0, 6)
@@ -68,7 +69,7 @@ def test_the_job_of_beam_in_two_processes(
     # The clients of this process are there before the workers are.
     assert [bucket.names() for bucket in made] == [[]] * len(made)
     chain = [images, *(f"{bucket.url}/x" for bucket in made), tmp_path / "back"]
-    for source, destination in zip(chain, chain[1:], strict=False):
+    for source, destination in itertools.pairwise(chain):
         assert numbers(job, "--source", source, "--destination", destination, *TWO_PROCESSES)["transferred"] == 6
     assert bytes_of(tmp_path / "back") == bytes_of(images)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
