@@ -23,6 +23,10 @@ IMAGES = [
 HTJ2K = ["imagecodecs>=2026.1.14; python_version >= '3.11'"]
 AWS = ["botocore>=1.34"]
 AZURE = ["azure-identity>=1.16"]
+# From these versions on, an object can be written only if there is none of its name.
+S3 = ["s3fs>=2024.10"]
+GCS = ["gcsfs>=2024.10"]
+ABFS = ["adlfs>=2024.7"]
 YAML = ["apache-beam[yaml]>=2.77,<3"]
 REPORT = ["matplotlib>=3.8"]
 
@@ -34,7 +38,10 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["dicomweb_io", "dicomweb_io.*", "pipelines", "pipelines.*"]),
-    package_data={"dicomweb_io": ["py.typed", "transforms/yaml/*.yaml", "templates/*"], "pipelines": ["py.typed"]},
+    package_data={
+        "dicomweb_io": ["py.typed", "transforms/yaml/*.yaml", "templates/*"],
+        "pipelines": ["py.typed", "containers/*", "containers/metadata/*"],
+    },
     zip_safe=False,
     install_requires=[
         "apache-beam>=2.77,<3",
@@ -58,6 +65,9 @@ setup(
         "htj2k": [*IMAGES, *HTJ2K],
         "aws": AWS,
         "azure": AZURE,
+        "s3": S3,
+        "gcs": GCS,
+        "abfs": ABFS,
         "yaml": YAML,
         "report": REPORT,
         "test": [
@@ -67,6 +77,7 @@ setup(
             *HTJ2K,
             *YAML,
             *REPORT,
+            "coverage[toml]>=7.10",
             "duckdb>=1.1",
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from tests.runners.prism import PrismUnavailable, prism_binary
+from tests.go_programs import ProgramUnavailable
+from tests.runners.prism import prism_binary
 
 ENGINES = {
     "in memory": ("--runner=FnApiRunner",),
@@ -33,7 +34,7 @@ def prism() -> str:
     logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)
     try:
         return str(prism_binary())
-    except PrismUnavailable as error:
+    except ProgramUnavailable as error:
         if _is_set("CI"):
             pytest.fail(f"CI needs Prism: {error}")
         pytest.skip(f"no Prism: {error}")
