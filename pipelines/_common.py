@@ -328,7 +328,7 @@ def run_to_end(pipeline: beam.Pipeline) -> Any:
     options = pipeline.options
     result: Any = None
     try:
-        with interruptible():
+        with interruptible(), _without_traceback_of_messages():
             result = pipeline.run()
             if options.view_as(TestOptions).dry_run:
                 raise NoAccountError("the graph was built, and nothing was submitted (--dry_run)", 0)
@@ -349,10 +349,30 @@ def run_to_end(pipeline: beam.Pipeline) -> Any:
         if _is_in_process(options):
             raise
         logging.getLogger("dicomweb_io").debug("the job on its runner", exc_info=error)
+        details = getattr(error, "details", None)
+        if result is not None and callable(details):
+            # An error of gRPC.
+            why = plain_text(str(details()))
+            message = f"the job server does not answer any more ({why}), and the job may go on without it"
+            raise NoAccountError(message, goes_on=True) from error
         raise NoAccountError(f"the job failed on its runner: {brief_error(error)}") from error
     if state not in (None, PipelineState.DONE):
         raise NoAccountError(f"the job ended on its runner as {state}")
     return result
+
+
+@contextmanager
+def _without_traceback_of_messages() -> Iterator[None]:
+    """Keeps quiet about Beam's thread that reads a job's messages: why it fails, the thread that waits tells."""
+    name, before = "wait_until_finish_read", threading.excepthook
+    threading.excepthook = lambda error: None if error.thread and error.thread.name == name else before(error)
+    try:
+        yield
+    finally:
+        for thread in threading.enumerate():
+            if thread.name == name:
+                thread.join(_PATIENCE)
+        threading.excepthook = before
 
 
 def _written_graph(options: PipelineOptions) -> str | None:
