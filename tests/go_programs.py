@@ -62,7 +62,7 @@ def built(program: Path, command: Sequence[str], environment: Mapping[str, str] 
         raise ProgramUnavailable(f"there is no '{command[0]}' on the PATH to build {program.name} with")
     said = " ".join(command)
     program.parent.mkdir(parents=True, exist_ok=True)
-    with open(program.parent / "lock", "wb") as lock:
+    with open(cache_directory() / f"{program.name}.lock", "wb") as lock:
         # Several test processes may want it at once.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if program.exists():

@@ -16,7 +16,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from tests.buckets.servers import KINDS, Kind, Proxy, Request, ServerUnavailable, running, skip_or_fail
+from tests.buckets.servers import KINDS, Kind, Proxy, Request, running, skip_or_fail
+from tests.go_programs import ProgramUnavailable
 
 _NUMBERS = itertools.count(1)
 
@@ -76,9 +77,9 @@ def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
         if name not in started:
             try:
                 if find_spec(KINDS[name].package) is None:
-                    raise ServerUnavailable(f"{KINDS[name].package} is not installed")
+                    raise ProgramUnavailable(f"{KINDS[name].package} is not installed")
                 started[name] = stack.enter_context(running(KINDS[name], tmp_path_factory.mktemp(f"server-{name}")))
-            except ServerUnavailable as error:
+            except ProgramUnavailable as error:
                 started[name] = str(error)
         found = started[name]
         if isinstance(found, str):

@@ -24,12 +24,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.go_programs import ProgramUnavailable, built, cache_directory, go_program
+
 START_SECONDS = 60
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "proxy-connection", "expect"}
-
-
-class ServerUnavailable(Exception):
-    """A server can be neither found nor built; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,11 @@ def _xml(code: str, message: str) -> bytes:
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
 
 
+def _json(code: int, reason: str) -> bytes:
+    """An error as Google Cloud Storage writes it."""
+    return json.dumps({"error": {"code": code, "message": reason, "errors": [{"reason": reason}]}}).encode()
+
+
 def _s3_command(port: int, _: Path) -> list[str]:
     return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
 
@@ -79,6 +82,33 @@ def _s3_environment(port: int) -> dict[str, str]:
     }
 
 
+def _gs_command(port: int, _: Path) -> list[str]:
+    program = go_program("github.com/fsouza/fake-gcs-server", "v1.56.1")
+    place = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
+    return [str(program), *place, "-backend", "memory", "-log-level", "error"]
+
+
+def _gs_environment(port: int) -> dict[str, str]:
+    return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}"}
+
+
+def _az_command(port: int, folder: Path) -> list[str]:
+    version = "3.35.0"
+    home = cache_directory() / "azurite" / version
+    install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(home), f"azurite@{version}"]
+    program = built(home / "node_modules" / ".bin" / "azurite-blob", install)
+    place = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder)]
+    return [str(program), *place, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+
+
+def _az_environment(port: int) -> dict[str, str]:
+    account = "devstoreaccount1"
+    # The key of this account is the same in every Azurite.
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    place = f"DefaultEndpointsProtocol=http;BlobEndpoint=http://127.0.0.1:{port}/{account}"
+    return {"AZURE_STORAGE_CONNECTION_STRING": f"{place};AccountName={account};AccountKey={key}"}
+
+
 KINDS: dict[str, Kind] = {
     "s3": Kind(
         "s3",
@@ -87,6 +117,26 @@ KINDS: dict[str, Kind] = {
         Answer(503, _xml("SlowDown", "Please reduce your request rate."), {"Content-Type": "application/xml"}),
         Answer(403, _xml("AccessDenied", "Access Denied"), {"Content-Type": "application/xml"}),
         "s3fs",
+    ),
+    "gs": Kind(
+        "gs",
+        _gs_command,
+        _gs_environment,
+        Answer(429, _json(429, "rateLimitExceeded"), {"Content-Type": "application/json"}),
+        Answer(403, _json(403, "forbidden"), {"Content-Type": "application/json"}),
+        "gcsfs",
+    ),
+    "az": Kind(
+        "az",
+        _az_command,
+        _az_environment,
+        Answer(503, _xml("ServerBusy", "The server is busy."), {"Content-Type": "application/xml"}),
+        Answer(
+            403,
+            _xml("AuthorizationPermissionMismatch", "This request is not authorized to perform this operation."),
+            {"Content-Type": "application/xml", "x-ms-error-code": "AuthorizationPermissionMismatch"},
+        ),
+        "adlfs",
     ),
 }
 
@@ -243,7 +293,7 @@ def running(kind: Kind, folder: Path) -> Iterator[Proxy]:
     """The server of a kind and the proxy before it.
 
     Raises:
-        ServerUnavailable: If the server cannot be had or does not start.
+        ProgramUnavailable: If the server cannot be had or does not start.
     """
     port = free_port()
     command = kind.command(port, folder)
@@ -256,7 +306,7 @@ def running(kind: Kind, folder: Path) -> Iterator[Proxy]:
                     break
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
-                    raise ServerUnavailable(f"{' '.join(command)} did not start: {log.read()[-2000:]!r}")
+                    raise ProgramUnavailable(f"{' '.join(command)} did not start: {log.read()[-2000:]!r}")
                 time.sleep(0.1)
             proxy = Proxy(port)
             try:
@@ -277,8 +327,3 @@ def skip_or_fail(reason: str) -> None:
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
         pytest.fail(f"CI needs this server: {reason}")
     pytest.skip(reason)
-
-
-def json_error(code: int, reason: str) -> bytes:
-    """An error as Google Cloud Storage writes it."""
-    return json.dumps({"error": {"code": code, "message": reason, "errors": [{"reason": reason}]}}).encode()
