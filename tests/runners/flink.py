@@ -2,7 +2,7 @@
 
 ``python -m tests.runners.flink start`` starts them, with ``--processes --task-managers 2`` as on a real cluster:
 each TaskManager starts Python workers of its own. ``options`` prints the arguments that run a pipeline there,
-``status`` what is running, ``stop`` ends it all.
+``status`` what is running, ``stop`` ends it all. ``jar`` builds the jar only, and prints its path.
 
 One jar from Maven Central holds Flink and the job server. Everything listens on free ports, Flink itself on 127.0.0.1
 only; all files are in one folder, which goes when the cluster is stopped.
@@ -83,9 +83,10 @@ _CONFIGURATION: dict[str, object] = {
     "taskmanager.memory.framework.off-heap.size": "128m",
     "taskmanager.memory.task.heap.size": "512m",
     "taskmanager.memory.task.off-heap.size": "64m",
-    # With less, larger graphs end with "Insufficient number of network buffers".
     "taskmanager.memory.network.min": "256m",
     "taskmanager.memory.network.max": "256m",
+    # Each shuffle of a batch takes 512 buffers by default: large graphs end with "Insufficient number of ... buffers".
+    "taskmanager.network.sort-shuffle.min-buffers": "64",
     "taskmanager.memory.managed.size": "256m",
     "taskmanager.memory.jvm-metaspace.size": "256m",
     "taskmanager.memory.jvm-overhead.min": "64m",
@@ -96,6 +97,8 @@ _CONFIGURATION: dict[str, object] = {
     # One that is gone is noticed at once, because it cannot be reached. One that is slow has time.
     "heartbeat.interval": "1000",
     "heartbeat.timeout": "120000",
+    # With checkpoints Flink would start a failing job again and again.
+    "restart-strategy.type": "none",
     "blob.service.cleanup.interval": "60",
 }
 FlinkUnavailable = ProgramUnavailable
@@ -226,20 +229,23 @@ class FlinkCluster:
         runtime = "org.apache.flink.runtime"
         entrypoint = f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"
         state["job_manager"] = self._java("job-manager", 512, entrypoint, "--executionMode", "cluster")
-        state["job_server"] = self._java(
+        self._start_job_server()
+        for _ in range(state["started"]):
+            self._start_task_manager()
+
+    def _start_job_server(self) -> None:
+        self._state["job_server"] = self._java(
             "job-server",
             512,
             PROGRAM.main,
-            f"--flink-master=127.0.0.1:{state['rest_port']}",
+            f"--flink-master=127.0.0.1:{self._state['rest_port']}",
             f"--flink-conf-dir={self.folder / 'configuration'}",
             "--job-host=127.0.0.1",
-            f"--job-port={state['job_port']}",
+            f"--job-port={self._state['job_port']}",
             "--artifact-port=0",
             "--expansion-port=-1",
             f"--artifacts-dir={self.folder / 'artifacts'}",
         )
-        for _ in range(state["started"]):
-            self._start_task_manager()
         self._save()
 
     def _start_task_manager(self) -> str:
@@ -334,8 +340,14 @@ class FlinkCluster:
         return [pid for pid, command in _processes(self.folder).items() if "sdk_worker_main" in command]
 
     def kill(self, name: str) -> None:
-        """Ends a TaskManager at once, with SIGKILL."""
-        os.kill(self.task_managers()[name], signal.SIGKILL)
+        """Ends a TaskManager or the ``job-server`` at once, with SIGKILL."""
+        os.kill({**self.task_managers(), "job-server": self._state["job_server"]}[name], signal.SIGKILL)
+        self._state["managers"].pop(name, None)
+
+    def start_job_server(self) -> None:
+        """Starts the job server again, on the same port, and waits until it answers."""
+        self._start_job_server()
+        self._wait(0)
 
     def start_task_manager(self) -> str:
         """Starts one more TaskManager, waits until it has registered, and returns its name."""
@@ -442,50 +454,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("stop", help="end it, and remove its files")
     commands.add_parser("status", help="print what is running, as JSON")
     commands.add_parser("options", help="print the arguments that run a pipeline there")
+    commands.add_parser("jar", help="print the path of the jar, which is built if it is not there yet")
     commands.add_parser("keep").add_argument("folder", type=Path)
     arguments = parser.parse_args(argv)
     if arguments.command == "keep":
         return _keep(arguments.folder)
+    try:
+        return _command(arguments)
+    except (FlinkUnavailable, RuntimeError, ValueError) as error:
+        print(f"{arguments.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    if arguments.command == "jar":
+        print(flink_jar())
+        return 0
+    if arguments.command == "options":
+        # Without arguments the job would run in its own process, in silence.
+        cluster = FlinkCluster.of(cache_directory() / "flink" / "running")
+        print(" ".join(cluster.options()) if cluster else "--runner=FlinkIsNotRunning")
+        return 0 if cluster else 1
     home = cache_directory() / "flink"
     folder = home / "running"
     with _alone(home):
         cluster = FlinkCluster.of(folder)
         if arguments.command == "start":
-            return _start_command(cluster, folder, arguments)
+            print(_start(cluster, folder, arguments))
+            return 0
         if arguments.command == "stop":
             there = folder.exists()
             _end(folder)
             print("The cluster has been stopped." if there else "No cluster is running.")
             return 0
         if cluster is None:
-            print("No cluster is running: python -m tests.runners.flink start", file=sys.stderr)
-            return 1
-        if arguments.command == "options":
-            print(" ".join(cluster.options()))
-        else:
-            print(json.dumps(_status(cluster), indent=2))
+            raise RuntimeError("no cluster is running; 'python -m tests.runners.flink start' starts one")
+        print(json.dumps(_status(cluster), indent=2))
     return 0
 
 
-def _start_command(cluster: FlinkCluster | None, folder: Path, arguments: argparse.Namespace) -> int:
-    if cluster is not None:
-        print(f"A cluster is running already: {cluster.rest_url}")
-        return 0
-    # What is left of one that has lost a process.
-    _end(folder)
-    try:
-        settings = dict(one.split("=", 1) for one in arguments.set)
-        cluster = FlinkCluster(
-            arguments.task_managers, arguments.slots, processes=arguments.processes, configuration=settings
-        )
+def _start(cluster: FlinkCluster | None, folder: Path, arguments: argparse.Namespace) -> str:
+    """Starts a cluster if none is running, and tells what to do next."""
+    said = "is running already" if cluster else "is running"
+    if cluster is None:
+        settings = dict(one.partition("=")[::2] for one in arguments.set)
+        numbers = arguments.task_managers, arguments.slots
+        cluster = FlinkCluster(*numbers, processes=arguments.processes, configuration=settings)
+        # What is left of one that has lost a process.
+        _end(folder)
         cluster.start(folder)
-    except (FlinkUnavailable, RuntimeError, ValueError) as error:
-        print(f"The cluster cannot be started: {error}", file=sys.stderr)
-        return 1
-    print(f"Flink is running, see {cluster.rest_url} (logs: {folder / 'logs'}). Run a job on it:")
-    print("  python -m pipelines.transfer --source … --destination … $(python -m tests.runners.flink options)")
-    print("and in the end: python -m tests.runners.flink stop")
-    return 0
+    return (
+        f"Flink {said}: {cluster.rest_url} (logs: {folder / 'logs'}). Run a job on it:\n"
+        "  python -m pipelines.transfer --source … --destination … $(python -m tests.runners.flink options)\n"
+        "and in the end: python -m tests.runners.flink stop"
+    )
 
 
 def _status(cluster: FlinkCluster) -> dict[str, object]:
