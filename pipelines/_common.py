@@ -169,7 +169,7 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     options = PipelineOptions(rest)
     standard = options.view_as(StandardOptions)
     standard.runner = "FnApiRunner" if standard.runner is None else _spelled(standard.runner)
-    if unknown and _is_in_process(options):
+    if unknown and is_in_process(options):
         # A local runner takes no options but Beam's own: any remaining option is a mistake.
         raise UsageError(f"unknown arguments: {' '.join(_shown(unknown, helper._option_string_actions))}")
     args.workers_elsewhere = not (args.shared_filesystem or is_local(options))
@@ -358,7 +358,7 @@ def run_to_end(pipeline: beam.Pipeline) -> Any:
     except (NoAccountError, *RECOVERABLE):
         raise
     except Exception as error:
-        if _is_in_process(options):
+        if is_in_process(options):
             raise
         logging.getLogger("dicomweb_io").debug("the job on its runner", exc_info=error)
         details = getattr(error, "details", None)
@@ -533,7 +533,7 @@ def is_local(options: PipelineOptions) -> bool:
     environment = str(values.get("environment_type") or "").upper()
     if _is_on(options, "DataflowRunner") or environment == "DOCKER":
         return False
-    if environment == "LOOPBACK" or _is_in_process(options):
+    if environment == "LOOPBACK" or is_in_process(options):
         return True
     if environment or values.get("output_executable_path"):
         return False
@@ -544,7 +544,7 @@ def is_local(options: PipelineOptions) -> bool:
     )
 
 
-def _is_in_process(options: PipelineOptions) -> bool:
+def is_in_process(options: PipelineOptions) -> bool:
     """Whether the runner itself is a part of this process, or started by it."""
     embedded = options.get_all_options().get("job_endpoint") in (None, "embed")
     return _is_on(options, *StandardOptions.LOCAL_RUNNERS) or (_is_on(options, "PortableRunner") and embedded)
