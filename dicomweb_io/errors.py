@@ -310,16 +310,26 @@ class UserFunctionError(DICOMError):
     """A function that the user gave raised something. The message names both, and no value of the element."""
 
 
+_OBJECT_STORES = re.compile(r"(?:(?P<azure>abfss?|az|adl)|s3a?|gs|gcs)://", re.IGNORECASE)
+
+
 def safe_url(url: str) -> str:
     """The URL without user information, query and fragment, for messages and logs.
+
+    In an object store ``?`` and ``#`` are parts of a name, and what stands before the ``@`` is a container of Azure:
+    both are kept, unless there is an ``=`` or a ``:``, which could come before a secret.
 
     Never raises. If the text is not a URL, everything up to the last ``@`` of the authority and from the first ``?`` or
     ``#`` on is removed.
     """
     text = re.split(r"[?#]", str(url), maxsplit=1)[0]
+    store, rest = _OBJECT_STORES.match(text), str(url)[len(text) :]
     try:
         parts = urlsplit(text)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        user, _, place = parts.netloc.rpartition("@")
+        if store and store["azure"] and ":" not in user:
+            place = parts.netloc
+        return urlunsplit((parts.scheme, place, parts.path, "", "")) + (rest if store and "=" not in rest else "")
     except ValueError:
         return text.rpartition("@")[2]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, BinaryIO, ClassVar, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from dicomweb_io.errors import safe_url
 from dicomweb_io.files.places import (
@@ -285,7 +285,7 @@ class RemoteFolder(Folder):
         parts = urlsplit(self.url)
         if "::" in self.url or not parts.scheme:
             return self.url.rstrip("/")
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")).rstrip("/")
+        return safe_url(self.url).rstrip("/")
 
     @property
     def filesystem(self) -> Any:

@@ -61,6 +61,23 @@ class Bucket:
         """Makes an object."""
         self.files.pipe_file(f"{self.url}/{name}", content)
 
+    def mark(self, name: str) -> None:
+        """Makes an object that stands for a directory, as consoles do: empty, its name ends in a slash."""
+        files, bucket = self.files, self.url.partition("://")[2]
+
+        async def put() -> None:
+            # The filesystems take the slash away.
+            if self.kind.scheme == "s3":
+                await files._call_s3("put_object", Bucket=bucket, Key=name, Body=b"")
+            elif self.kind.scheme == "gs":
+                address = f"http://127.0.0.1:{self.proxy.port}/upload/storage/v1/b/{bucket}/o"
+                await files._call("POST", address, uploadType="media", name=name)
+            else:
+                async with files.service_client.get_blob_client(container=bucket, blob=name) as blob:
+                    await blob.upload_blob(b"")
+
+        fsspec.asyn.sync(files.loop, put)
+
     def fill(self, folder: Path) -> None:
         """Makes objects of all files of a folder."""
         for path in sorted(folder.rglob("*")):
@@ -102,7 +119,7 @@ def buckets(_servers: Callable[[str], Proxy], monkeypatch: pytest.MonkeyPatch) -
         proxy.reset()
         bucket = Bucket(kind, f"{kind.scheme}://images-{next(_NUMBERS)}", proxy)
         if exists:
-            bucket.files.mkdir(bucket.url)
+            bucket.files.mkdir(bucket.url.partition("://")[2])
         proxy.reset()
         return bucket
 

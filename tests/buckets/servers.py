@@ -89,7 +89,8 @@ def _gs_command(port: int, _: Path) -> list[str]:
 
 
 def _gs_environment(port: int) -> dict[str, str]:
-    return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}"}
+    # The second asks an emulator nothing over gRPC, which it does not speak. It is read when gcsfs is imported.
+    return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 
 
 def _az_command(port: int, folder: Path) -> list[str]:

@@ -25,6 +25,10 @@ from dicomweb_io.http.redaction import public_response, server_message, without_
         ("http://u:p@[bad", "[bad"),
         ("", ""),
         ("no url ?secret", "no url "),
+        ("s3://bucket/a?b#c", "s3://bucket/a?b#c"),
+        ("s3://key:secret@bucket/a?sig=secret", "s3://bucket/a"),
+        ("abfss://images@account.dfs.core.windows.net/a", "abfss://images@account.dfs.core.windows.net/a"),
+        ("abfss://key:secret@account/a#b", "abfss://account/a#b"),
     ],
 )
 def test_safe_url(url, safe) -> None:
