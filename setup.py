@@ -38,7 +38,10 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["dicomweb_io", "dicomweb_io.*", "pipelines", "pipelines.*"]),
-    package_data={"dicomweb_io": ["py.typed", "transforms/yaml/*.yaml", "templates/*"], "pipelines": ["py.typed"]},
+    package_data={
+        "dicomweb_io": ["py.typed", "transforms/yaml/*.yaml", "templates/*"],
+        "pipelines": ["py.typed", "containers/*", "containers/metadata/*"],
+    },
     zip_safe=False,
     install_requires=[
         "apache-beam>=2.77,<3",
@@ -74,6 +77,7 @@ setup(
             *HTJ2K,
             *YAML,
             *REPORT,
+            "coverage[toml]>=7.10",
             "duckdb>=1.1",
             "pytest>=8",
             "pytest-xdist>=3.6",

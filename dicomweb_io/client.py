@@ -391,6 +391,13 @@ class DICOMClient(ABC):
         """The HTTP connection, for requests beside DICOMweb; None for an archive that is not reached by HTTP."""
         return None
 
+    def check_place(self) -> None:  # noqa: B027 - most archives have nothing to check
+        """Asks the server of a remote folder once whether the folder can be used; see `DICOMfileClient.check_place`.
+
+        Raises:
+            requests.HTTPError: If it cannot.
+        """
+
     @property
     def stats(self) -> Stats | None:
         """What the client did on the network so far; None where it uses none."""

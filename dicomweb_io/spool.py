@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import re
@@ -72,7 +73,9 @@ class Spool:
         self._max_bytes = max_bytes
         self._directory = None if directory is None else os.fspath(directory)
         self._suffix = suffix
-        self._chunks: list[Chunk] = []
+        self._first: Chunk = b""
+        # It gives its buffer away without a copy, and lets go of each chunk at once.
+        self._memory = io.BytesIO()
         self._file: BinaryIO | None = None
         self._path: str | None = None
         self._process = os.getpid()
@@ -86,15 +89,21 @@ class Spool:
         """
         self.size += len(chunk)
         if self._file is None and self.size <= self._max_bytes:
-            self._chunks.append(chunk)
+            if self.size == len(chunk):
+                self._first = chunk
+                return
+            self._memory.write(self._first)
+            self._memory.write(chunk)
+            self._first = b""
             return
         if self._file is None:
             # mkstemp creates the file for its owner only (mode 0600): it holds patients' images.
             descriptor, self._path = tempfile.mkstemp(self._suffix, "dicomweb_io-", self._directory)
             self._file = os.fdopen(descriptor, "wb", buffering=0)
-            for kept in self._chunks:
+            self._write_all(self._first)
+            with self._memory.getbuffer() as kept:
                 self._write_all(kept)
-            self._chunks.clear()
+            self._forget()
         self._write_all(chunk)
 
     def _write_all(self, chunk: Chunk) -> None:
@@ -103,12 +112,14 @@ class Spool:
         while rest:
             rest = rest[self._file.write(rest) :]
 
+    def _forget(self) -> None:
+        self._first, self._memory = b"", io.BytesIO()
+
     def finish(self) -> Collected:
         """The collected bytes; a file belongs to the caller from now on."""
         if self._file is None:
-            only = self._chunks[0] if len(self._chunks) == 1 else None
-            content = only if isinstance(only, bytes) else b"".join(self._chunks)
-            self._chunks.clear()
+            content = bytes(self._first) or self._memory.getvalue()
+            self._forget()
             return Collected(content, None)
         self._file.close()
         path, self._file, self._path = self._path, None, None
@@ -116,7 +127,7 @@ class Spool:
 
     def discard(self) -> None:
         """Forgets the bytes and removes the file, if there is one."""
-        self._chunks.clear()
+        self._forget()
         file, path = self._file, self._path
         self._file = self._path = None
         if file is not None:

@@ -260,17 +260,24 @@ def _check_folder(path: str) -> None:
 def check_archives(job: TransferJob, clients: tuple[DICOMClient, DICOMClient]) -> None:
     """Asks each server once, so that one which refuses the login or is not there ends a transfer before it begins.
 
+    A folder in a bucket is asked for too: a bucket that does not exist is never made, as its name may be mistyped.
+
     A server that does not answer a search in another way may still do what the transfer needs.
 
     Raises:
         StoppedError: If a server refuses the login or cannot be reached. Reports and summary say so too.
     """
     for role, client in zip(("source", "destination"), clients, strict=True):
-        if client.transport is None:
-            continue
         try:
-            client.search_page(make_query("study"), limit=1, walk=False)
+            if client.transport is None:
+                client.check_place()
+            else:
+                client.search_page(make_query("study"), limit=1, walk=False)
         except RECOVERABLE as error:
+            if client.transport is None:
+                _report_stop(job, failure_of(error, SEARCHES["study"]))
+                reason = getattr(error, "detail", error)
+                raise StoppedError(f"the {role} cannot be used, so nothing was copied: {reason}") from error
             needed = role == "source" or job.on_existing == "skip"
             refused = getattr(error, "status", None) in ((401, 403) if needed else (401,))
             if not isinstance(error, DICOMwebError) or not (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import signal
@@ -96,7 +97,7 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     Raises:
         UsageError: If an option or the runner is unknown.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = as_options(options_class, sys.argv[1:] if argv is None else argv)
     helper = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [options]",
@@ -123,6 +124,57 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
         # A local runner takes no options but Beam's own: any remaining option is a mistake.
         raise UsageError(f"unknown arguments: {' '.join(_shown(unknown, helper._option_string_actions))}")
     return args, options
+
+
+def job_options(options_class: type[PipelineOptions]) -> dict[str, argparse.Action]:
+    """The options of a job by their names with underscores: as a template's parameters, whose values are all texts.
+
+    An option of Beam that has the same name with underscores keeps it.
+    """
+    parser, of_beam = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(conflict_handler="resolve")
+    options_class._add_argparse_args(cast(Any, parser))
+    for beam_options in PipelineOptions.__subclasses__():
+        if beam_options.__module__.startswith("apache_beam."):
+            beam_options._add_argparse_args(cast(Any, of_beam))
+    named = {action.option_strings[-1][2:].replace("-", "_"): action for action in parser._actions}
+    return {name: action for name, action in named.items() if f"--{name}" not in of_beam._option_string_actions}
+
+
+def as_options(options_class: type[PipelineOptions], arguments: Sequence[str]) -> list[str]:
+    """A job's arguments in its own spelling.
+
+    Launchers of templates know only ``--NAME=VALUE``, each once. So an underscore stands for a hyphen, a flag may have
+    the value ``true`` or ``false``, and what may be repeated may be a JSON list:
+    ``--filter=["Modality=CT","PatientID=1"]``.
+
+    Raises:
+        UsageError: If a flag has another value.
+    """
+    options, result = job_options(options_class), list[str]()
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        action = options.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        if action is None:
+            result.append(argument)
+            continue
+        option = action.option_strings[-1]
+        if action.nargs == 0 and equals:
+            if value.lower() not in ("true", "false"):
+                raise UsageError(f"{option} takes no value but true or false, and {value!r} is neither")
+            result += [option] if value.lower() == "true" else []
+        elif isinstance(action, argparse._AppendAction) and value.startswith("["):
+            result += [f"{option}={item}" for item in _listed(option, value)]
+        else:
+            result.append(f"{option}{equals}{value}")
+    return result
+
+
+def _listed(option: str, text: str) -> list[str]:
+    with suppress(ValueError):
+        items = json.loads(text)
+        if all(isinstance(item, str) for item in items):
+            return cast(list[str], items)
+    raise UsageError(f"{option}: a value that begins with [ is a JSON list of texts, and this one is not valid")
 
 
 def _shown(unknown: Sequence[str], known: Iterable[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ looked or when `DICOMfileClient.refresh` was last called, and what was stored an
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from urllib.parse import unquote
 
 from dicomweb_io.client import DEFAULT_MAX_ELEMENT_BYTES, DICOMClient, MediaTypes, OnExisting, Storable, Verify
 from dicomweb_io.dicom.media_types import accepted_for
-from dicomweb_io.dicom.uids import check_uid, is_safe_name
+from dicomweb_io.dicom.uids import check_uid, is_safe_name, is_uid
 from dicomweb_io.elements import (
     Bulkdata,
     Exclusion,
@@ -36,6 +37,7 @@ from dicomweb_io.files.database import index_path
 from dicomweb_io.files.index import DUPLICATE_RULES, Duplicates, Index, IndexedFile, RefreshCounts, iter_exclusions
 from dicomweb_io.files.layout import Layout, NamesInUse
 from dicomweb_io.files.local import folder_of
+from dicomweb_io.files.places import MissingBucketError
 from dicomweb_io.files.render import FolderRenderer
 from dicomweb_io.files.retrieve import FolderReader, PixelAccess
 from dicomweb_io.files.search import Searcher
@@ -51,7 +53,10 @@ if TYPE_CHECKING:
     from dicomweb_io.endpoint import Endpoint
 
 
-_MAX_PENDING = 20_000
+_MAX_PENDING = 100_000
+_MAX_OWN = 10_000
+_MANY_SERIES = 20
+_Series = tuple["str | None", "str | None"]
 _BULKDATA = re.compile(r"studies/([^/]+)/series/([^/]+)/instances/([^/]+)/bulkdata/(.+)\Z")
 
 
@@ -150,7 +155,11 @@ class DICOMfileClient(DICOMClient):
         self._index: Index | None = None
         self._searcher: Searcher | None = None
         self._reader = FolderReader(self._folder)
-        self._changed: set[str] | None = set()
+        # The paths that this client has changed, by study and series where these are known; None for too many.
+        self._changed: dict[_Series | None, set[str]] | None = {}
+        self._changes = 0
+        self._absent = False
+        self._checked = self._folder.is_local
         self._other_layout: bool | None = None
         self._names: NamesInUse | None = None
         # Where this client has stored what its index does not know yet.
@@ -158,7 +167,10 @@ class DICOMfileClient(DICOMClient):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_lock", "_index", "_searcher", "_reader", "_changed", "_other_layout", "_names", "_own"):
+        for name in (
+            "_lock", "_index", "_searcher", "_reader", "_changed", "_changes", "_absent", "_checked",
+            "_other_layout", "_names", "_own",
+        ):  # fmt: skip
             del state[name]
         # A copy in another process uses the index, it does not throw it away again.
         state["_recreate_db"] = False
@@ -205,7 +217,7 @@ class DICOMfileClient(DICOMClient):
             FileNotFoundError: If the folder does not exist.
         """
         with self._lock:
-            self._changed = set()
+            self._changed, self._changes, self._absent = {}, 0, False
             if self._index is None:
                 self._index = self._make_index()
             return self._index.refresh()
@@ -228,30 +240,56 @@ class DICOMfileClient(DICOMClient):
         self._recreate_db = False
         return index
 
-    def _current(self) -> Index:
-        """The index, opened at first use, with what this client has changed since."""
+    def _current(self, study: str | None = None, series: str | None = None) -> Index:
+        """The index, opened at first use, with what this client has changed since.
+
+        What it has changed in other studies or series than those given is left for later: a copy that asks for each
+        series before it stores it would read all that it has stored.
+        """
         with self._lock:
             if self._index is None:
                 index = self._make_index()
                 try:
-                    index.open(self._update_db)
+                    if self._absent and study is not None:
+                        index.start_empty()
+                    else:
+                        index.open(self._update_db)
+                        self._changed, self._changes = {}, 0
                 except BaseException:
                     index.close()
                     raise
-                self._index = index
-                self._changed = set()
-            elif self._changed is None:
-                self._changed = set()
+                self._index, self._absent = index, False
+            keys = self._pending(study, series)
+            if self._changed is None or (len(keys) > _MANY_SERIES and not self._folder.is_local):
+                # A listing tells of a thousand files in one request.
+                self._changed, self._changes = {}, 0
                 self._index.refresh()
-            elif self._changed:
-                paths, self._changed = self._changed, set()
+            elif keys:
+                paths = set().union(*(self._changed.pop(key) for key in keys))
+                self._changes -= len(paths)
                 self._index.update(paths)
-            self._own.clear()
+            if not self._changed:
+                self._own.clear()
             return self._index
 
-    def _opened_searcher(self) -> Searcher:
-        index = self._current()
+    def _pending(self, study: str | None, series: str | None) -> list[_Series | None]:
+        """Under which keys there are changes of a study or series, or of everything, that the index does not know."""
+        return [
+            key
+            for key in self._changed or ()
+            if study is None or key is None or (key[0] == study and series in (None, key[1]))
+        ]
+
+    def _opened_searcher(self, query: SearchQuery) -> Searcher:
+        study, series = query.study_instance_uid, query.series_instance_uid
+        for name, value in query.search_filters:
+            if study is None and name == "StudyInstanceUID" and is_uid(value):
+                study = value
         with self._lock:
+            known_empty = self._absent and study is not None and self._changed is not None
+            if known_empty and not self._pending(study, series):
+                raise FileNotFoundError(errno.ENOENT, "the folder had no files", self.base_url)
+            index = self._current(study, series)
             if self._searcher is None:
                 self._searcher = Searcher(index, self.base_url)
             return self._searcher
@@ -269,9 +307,11 @@ class DICOMfileClient(DICOMClient):
             elif self._names is not None:
                 self._names.settle(path, taken=False)
             if self._changed is not None:
-                self._changed.add(path)
-                if len(self._changed) > _MAX_PENDING:
-                    self._changed = None
+                key = None if reference is None else (reference.study_instance_uid, reference.series_instance_uid)
+                self._changed.setdefault(key, set()).add(path)
+                self._changes += 1
+                if self._changes > _MAX_PENDING:
+                    self._changed, self._changes = None, 0
 
     # Search ---------------------------------------------------------------------------------------------------------
 
@@ -291,7 +331,7 @@ class DICOMfileClient(DICOMClient):
         """
         check_limits(limit, offset)
         try:
-            return self._opened_searcher().page(query, offset, limit)
+            return self._opened_searcher(query).page(query, offset, limit)
         except FileNotFoundError:
             if self._is_missing_destination(query):
                 return SearchPage([], offset, limit, total=0, more=False)
@@ -303,7 +343,7 @@ class DICOMfileClient(DICOMClient):
         """Yields every row of a query once."""
         check_limits(limit, offset, page_size)
         try:
-            searcher = self._opened_searcher()
+            searcher = self._opened_searcher(query)
         except FileNotFoundError:
             if self._is_missing_destination(query):
                 none: list[JSONDataset] = []
@@ -314,7 +354,7 @@ class DICOMfileClient(DICOMClient):
     def count(self, query: SearchQuery) -> int:
         """The exact number of rows of a query."""
         try:
-            return self._opened_searcher().count(query)
+            return self._opened_searcher(query).count(query)
         except FileNotFoundError:
             if self._is_missing_destination(query):
                 return 0
@@ -322,7 +362,12 @@ class DICOMfileClient(DICOMClient):
 
     def _is_missing_destination(self, query: SearchQuery) -> bool:
         """Whether a query names objects of a folder that does not exist yet."""
-        return query.study_instance_uid is not None and not self._readonly and not self._folder.exists()
+        if query.study_instance_uid is None or self._readonly:
+            return False
+        missing = self._absent or not self._folder.exists()
+        # A look at a local folder costs nothing.
+        self._absent = missing and not self._folder.is_local
+        return missing
 
     def iter_exclusions(self, query: SearchQuery | None = None) -> Iterator[Exclusion]:
         """Yields the files that searches do not return, and why.
@@ -330,7 +375,7 @@ class DICOMfileClient(DICOMClient):
         Files of one instance are compared byte by byte (by hash) when they are yielded.
         """
         return iter_exclusions(
-            self._current(), None if query is None else self._opened_searcher().matching_files(query)
+            self._current(), None if query is None else self._opened_searcher(query).matching_files(query)
         )
 
     # Retrieve -------------------------------------------------------------------------------------------------------
@@ -343,7 +388,8 @@ class DICOMfileClient(DICOMClient):
         """
         where, values = _condition(resource, "i.")
         try:
-            found = list(self._current().files(where, values))
+            uids = resource.study_instance_uid, resource.series_instance_uid
+            found = list(self._current(*uids).files(where, values))
             if not found and resource.sop_instance_uid is not None and self._notice(resource):
                 found = list(self._current().files(where, values))
         except FileNotFoundError:
@@ -537,6 +583,7 @@ class DICOMfileClient(DICOMClient):
             requests.HTTPError: 403 if the client is read-only.
         """
         self._check_writable("store into", "POST")
+        self.check_place()
         names_in_use = None if self._layout is None else self._names_in_use
         return FolderStore(self._folder, self._elsewhere, self._note, self._layout, names_in_use)
 
@@ -556,6 +603,8 @@ class DICOMfileClient(DICOMClient):
         with self._lock:
             if self._layout is not None:
                 return self._known_paths(reference)
+            if self._other_layout is None and self._absent:
+                self._other_layout = False
             if self._other_layout is None:
                 self._other_layout = has_other_layout(self._folder)
             if not self._other_layout:
@@ -568,11 +617,12 @@ class DICOMfileClient(DICOMClient):
 
     def _known_paths(self, reference: Resource) -> list[str]:
         """The paths of an instance in a folder with a layout, which its UIDs do not tell."""
-        if self._index is None or len(self._own) >= _MAX_PENDING // 2:
+        if (self._index is None and not self._absent) or len(self._own) >= _MAX_OWN:
             try:
                 self._current()
             except FileNotFoundError:
-                pass  # The first store makes the folder.
+                # The first store makes the folder.
+                self._absent = not self._folder.is_local and not self._folder.exists()
         condition, values = _condition(reference)
         known = [] if self._index is None else self._index.paths_of(f"{condition} AND kind = 0", values)
         own = self._own.get(reference)
@@ -604,6 +654,23 @@ class DICOMfileClient(DICOMClient):
                 ) from None
             finally:
                 self._note(path)
+
+    def check_place(self) -> None:
+        """Asks the server of a remote folder once whether the folder can be used; it may have no files yet.
+
+        Raises:
+            requests.HTTPError: 404 if its bucket is not there, 403 if access is denied, 500 if it cannot be asked.
+        """
+        if self._checked:
+            return
+        try:
+            self._folder.check()
+        except OSError as error:
+            status = 404 if isinstance(error, MissingBucketError) else 403 if error.errno == errno.EACCES else 500
+            detail = f"{error.filename}: {error.strerror}"
+            retryable = bool(getattr(error, "retryable", False))
+            raise http_error(status, detail, url=self.base_url, retryable=retryable) from None
+        self._checked = True
 
     def _check_writable(self, what: str, method: str) -> None:
         if self._readonly:

@@ -158,6 +158,16 @@ class Index:
             else:
                 self.refresh()
 
+    def start_empty(self) -> None:
+        """Takes the first snapshot of a folder that had no files when it was looked at."""
+
+        def work() -> None:
+            known = [number for (number,) in self._database.writer.execute("SELECT id FROM file")]
+            self._remove(known, set())
+            self._finish(None)
+
+        self._updating(work)
+
     def refresh(self) -> RefreshCounts:
         """Compares the folder with the index, reads what is new or changed, and takes a new snapshot.
 
@@ -275,7 +285,7 @@ class Index:
                 kind = IGNORED if entry.reason == "not a regular file" else UNREADABLE
                 return FileRecord(FileStat(entry.path, -1, entry.reason, 0.0), kind, entry.reason)
             record = read_record(self.folder, entry)
-            if entry.modified and not is_settled(entry.modified):
+            if entry.modified and not entry.tagged and not is_settled(entry.modified):
                 record.stat = record.stat._replace(version="!")
             return record
 

@@ -145,11 +145,11 @@ class LocalFolder(Folder):
             return None
         return _file_stat(path, stat) if stat_modes.S_ISREG(stat.st_mode) else None
 
-    def open(self, path: str, size: int | None = None) -> BinaryIO:
+    def open(self, path: str, size: int | None = None, version: str | None = None) -> BinaryIO:
         """Opens a file for reading."""
         return open(self._path(path), "rb")
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, version: str | None = None) -> bytes:
         """All bytes of a file."""
         with open(self._path(path), "rb", buffering=0) as file:
             return file.read()

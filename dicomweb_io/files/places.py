@@ -39,12 +39,14 @@ class FileStat(NamedTuple):
         size: Bytes.
         version: What changes when the content does: the time of modification in nanoseconds, or an object store's tag.
         modified: Seconds since 1970, 0 where the filesystem does not say.
+        tagged: Whether the version is a tag, which every change of the content changes, however soon after another.
     """
 
     path: str
     size: int
     version: str
     modified: float
+    tagged: bool = False
 
 
 class Problem(NamedTuple):
@@ -80,6 +82,11 @@ class Folder:
     is_local = False
 
     @property
+    def checks_versions(self) -> bool:
+        """Whether reads of a version fail where the file has another one by now."""
+        return False
+
+    @property
     def base_url(self) -> str:
         """The folder as a URL without user information, query and trailing slash."""
         raise NotImplementedError
@@ -99,17 +106,38 @@ class Folder:
         """One file as `walk` gives it, as it is now; None if it is not there."""
         raise NotImplementedError
 
-    def open(self, path: str, size: int | None = None) -> BinaryIO:
-        """Opens a file for reading; reads fetch only what is asked for. `size`, if known, saves a request."""
+    def open(self, path: str, size: int | None = None, version: str | None = None) -> BinaryIO:
+        """Opens a file for reading; reads fetch only what is asked for.
+
+        Args:
+            path: Which.
+            size: Its bytes; if they are known, that saves a request.
+            version: The version that is read and no other, where `checks_versions`.
+
+        Raises:
+            VersionChangedError: If the file has another version; also when it is read.
+            OSError: If it cannot be read.
+        """
         raise NotImplementedError
 
-    def read(self, path: str) -> bytes:
-        """All bytes of a file."""
+    def read(self, path: str, version: str | None = None) -> bytes:
+        """All bytes of a file; see `open`."""
         raise NotImplementedError
 
     def exists(self) -> bool:
-        """Whether the folder itself exists."""
+        """Whether the folder itself exists.
+
+        Raises:
+            OSError: If it is in a bucket that is not there or cannot be looked at.
+        """
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Asks the server of a remote folder once whether it can be used, also if it has no files yet.
+
+        Raises:
+            OSError: If its bucket is not there, the access is denied, or a package for it is missing.
+        """
 
     def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
         """Puts a complete file at `path` in one step, so that no reader ever sees a part of it.
@@ -132,6 +160,10 @@ class Folder:
         """Whether `publish` without `replace` leaves what another writer puts there at the same moment."""
         return True
 
+    def writes_first(self, size: int) -> bool:
+        """Whether to write a new file costs less than to look whether it is there."""
+        return False
+
     def is_same(self, path: str, other: str) -> bool:
         """Whether two paths lead to one file now."""
         return path == other
@@ -146,6 +178,48 @@ class Folder:
     def location_of(self, path: str) -> str:
         """The local path or URL of a file, for messages and for `fsspec.open`."""
         raise NotImplementedError
+
+
+class MissingBucketError(FileNotFoundError):
+    """There is no such bucket (Azure: container). Buckets are never created: the name may be mistyped."""
+
+    retryable = False
+
+    def __init__(self, place: str) -> None:
+        super().__init__(errno.ENOENT, "there is no such bucket; create it first, or correct its name", place)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.filename,)
+
+
+class ObjectStoreError(OSError):
+    """A server of objects refuses a request, or does not answer.
+
+    Args:
+        code: The error number.
+        what: What came back.
+        place: What was asked for.
+        retryable: Whether a later attempt could help.
+    """
+
+    def __init__(self, code: int, what: str, place: str, retryable: bool) -> None:
+        super().__init__(code, what, place)
+        self.retryable = retryable
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errno, self.strerror, self.filename, self.retryable)
+
+
+class VersionChangedError(OSError):
+    """A file is not the version that was asked for."""
+
+    retryable = False
+
+    def __init__(self, place: str) -> None:
+        super().__init__(errno.ESTALE, "it changed", place)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.filename,)
 
 
 class SourceChangedError(OSError):

@@ -75,7 +75,7 @@ def read_record(folder: Folder, stat: FileStat) -> FileRecord:
             if len(content) != stat.size:
                 return FileRecord(stat._replace(version="!"), UNREADABLE, "it changed while it was read")
             return _record(stat, content)
-        with folder.open(stat.path, stat.size) as file:
+        with folder.open(stat.path, stat.size, stat.version if stat.tagged else None) as file:
             return _record(stat, file)
     except OSError as error:
         # Permissions can be repaired without a change to the file: this version makes the next refresh read it again.

@@ -13,7 +13,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -39,7 +40,7 @@ from dicomweb_io.dicom.values import swap_words
 from dicomweb_io.elements import Bulkdata, Frame, Instance, JSONDataset, Resource
 from dicomweb_io.errors import ElementTooLargeError, FileClientError, http_error
 from dicomweb_io.files.index import Index, IndexedFile
-from dicomweb_io.files.places import FileStat, Folder
+from dicomweb_io.files.places import FileStat, Folder, ObjectStoreError, VersionChangedError
 from dicomweb_io.queries import AVAILABLE_TRANSFER_SYNTAX_UID
 
 if TYPE_CHECKING:
@@ -58,6 +59,15 @@ _WALKED_FRAMES = 1024
 _PATH = re.compile(r"[0-9A-F]{8}(?:/[1-9][0-9]*/[0-9A-F]{8})*\Z")
 
 
+# Each is a request, and in memory while it is written.
+_REMOTE_CHUNK = 1 << 23
+
+
+def _version(file: IndexedFile) -> str | None:
+    """The version of a file; one that was not settled when it was indexed has none, and its size has to suffice."""
+    return None if file.version == "!" else file.version
+
+
 def reference_of(file: IndexedFile) -> Resource:
     """The instance that a file represents."""
     return Resource(file.study, file.series, file.sop)
@@ -73,44 +83,66 @@ class FolderReader:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
 
-    def open(self, file: IndexedFile) -> BinaryIO:
+    @contextmanager
+    def open(self, file: IndexedFile) -> Iterator[BinaryIO]:
         """Opens a file after checking that it is the one that was indexed.
 
         Raises:
-            requests.HTTPError: If it is gone (404) or changed (409).
+            requests.HTTPError: If it is gone (404) or changed (409), also while it is read.
         """
+        with self._errors(file):
+            try:
+                opened = self._folder.open(file.path, file.size, _version(file))
+            except FileNotFoundError:
+                raise self._gone(file) from None
+            except OSError as error:
+                raise self._unreadable(file, error) from None
+            with opened:
+                self.check(file, opened)
+                yield opened
+
+    @contextmanager
+    def _errors(self, file: IndexedFile) -> Iterator[None]:
+        """Errors of a remote folder as what a server would answer."""
         try:
-            opened = self._folder.open(file.path, file.size)
+            yield
+        except VersionChangedError:
+            raise self._changed(file) from None
         except FileNotFoundError:
+            if self._folder.is_local:
+                raise
             raise self._gone(file) from None
-        except OSError as error:
+        except ObjectStoreError as error:
             raise self._unreadable(file, error) from None
-        try:
-            self.check(file, opened)
-        except BaseException:
-            opened.close()
-            raise
-        return opened
 
     def read(self, file: IndexedFile) -> bytes:
         """All bytes of a file. See `open` for the errors."""
-        with self.open(file) as opened:
-            try:
-                content = self._folder.read(file.path) if not self._folder.is_local else opened.read(file.size + 1)
-            except OSError as error:
-                raise self._unreadable(file, error) from None
-            self.check_local(file, opened)
+        if self._folder.is_local:
+            with self.open(file) as opened:
+                try:
+                    content = opened.read(file.size + 1)
+                except OSError as error:
+                    raise self._unreadable(file, error) from None
+                self.check(file, opened)
+        else:
+            with self._errors(file):
+                self.check(file)
+                content = self._folder.read(file.path, _version(file))
         if len(content) != file.size:
             raise self._changed(file)
         return content
 
-    def check(self, file: IndexedFile, opened: BinaryIO) -> None:
-        """Checks that an open file is still the indexed one: before it is read, and when that is done.
+    def check(self, file: IndexedFile, opened: BinaryIO | None = None) -> None:
+        """Checks that a file is still the indexed one: before it is read, and when that is done.
+
+        Object stores check it in each read.
 
         Raises:
             requests.HTTPError: If it is gone (404) or changed (409).
         """
-        if self._folder.is_local:
+        if self._folder.checks_versions:
+            return
+        if opened is not None and self._folder.is_local:
             # The open file is asked, not its name, which may soon belong to another file.
             found = os.fstat(opened.fileno())
             stat: FileStat | None = FileStat(file.path, found.st_size, str(found.st_mtime_ns), 0.0)
@@ -118,8 +150,7 @@ class FolderReader:
             stat = self._folder.stat(file.path)
         if stat is None:
             raise self._gone(file)
-        # A version of "!" was not settled when it was indexed; then the size has to suffice.
-        if stat.size != file.size or file.version not in ("!", stat.version):
+        if stat.size != file.size or _version(file) not in (None, stat.version):
             raise self._changed(file)
 
     def check_local(self, file: IndexedFile, opened: BinaryIO) -> None:
@@ -152,7 +183,9 @@ class FolderReader:
         return self._error(409, file, "changed after it was indexed (refresh() brings the index up to date)")
 
     def _unreadable(self, file: IndexedFile, error: OSError) -> FileClientError:
-        return self._error(500, file, f"cannot be read: {error.strerror or type(error).__name__}")
+        answer = self._error(500, file, f"cannot be read: {error.strerror or type(error).__name__}")
+        answer.retryable = bool(getattr(error, "retryable", False))
+        return answer
 
     def instance(
         self,
@@ -180,7 +213,8 @@ class FolderReader:
         if file.size <= max_element_bytes:
             return Instance(reference, file.syntax, self.read(file), **facts)
         if borrow:
-            self.open(file).close()
+            with self.open(file):
+                pass
             path = self._folder.location_of(file.path)
         else:
             path = _spool_path(reference, file.size, max_element_bytes, spool_directory)
@@ -194,7 +228,7 @@ class FolderReader:
                 if self._folder.is_local:
                     _copy_in_kernel(source.fileno(), target.fileno(), file.size)
                     source.seek(target.seek(0, os.SEEK_END))
-                shutil.copyfileobj(source, target, 1 << 20)
+                shutil.copyfileobj(source, target, 1 << 20 if self._folder.is_local else _REMOTE_CHUNK)
                 size = target.tell()
                 self.check(file, source)
             if size != file.size:

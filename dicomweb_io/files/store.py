@@ -33,7 +33,14 @@ from dicomweb_io.endpoint import Endpoint, EndpointLike
 from dicomweb_io.failures import RECOVERABLE, failure_of, not_tried
 from dicomweb_io.files.layout import Layout, NamesInUse
 from dicomweb_io.files.local import folder_of
-from dicomweb_io.files.places import Folder, Problem, SourceChangedError, SourceFile, read_exactly
+from dicomweb_io.files.places import (
+    Folder,
+    MissingBucketError,
+    Problem,
+    SourceChangedError,
+    SourceFile,
+    read_exactly,
+)
 from dicomweb_io.spool import MEMORY_THRESHOLD, PrivateDirectory, collect
 from dicomweb_io.store_items import StoreItem, check_options, prepare
 from dicomweb_io.store_response import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE
@@ -72,6 +79,8 @@ def has_other_layout(folder: Folder) -> bool:
         return any(
             not isinstance(entry, Problem) and not is_layout_path(entry.path) for entry in folder.walk(abandoned)
         )
+    except MissingBucketError:
+        raise
     except FileNotFoundError:
         return False
     finally:
@@ -157,11 +166,11 @@ class FolderStore:
         source = _source_file(item.given, item.size)
         names = [layout_path(item.reference)] if self._layout is None else []
         names += _check(item.given, item.size, self._layout)
-        existing = [
-            path
-            for path in dict.fromkeys((*names, *self._known_paths(item.reference)))
-            if self._holds(path, item.reference)
-        ]
+        known = self._known_paths(item.reference)
+        # Where writing shows whether there is a file of the name, looking before only costs requests.
+        first = self._layout is None and on_existing != "replace" and self._folder.writes_first(item.size)
+        looked = [path for path in dict.fromkeys((*names, *known)) if not first or path not in names]
+        existing = [path for path in looked if self._holds(path, item.reference)]
         if not existing:
             target, published = self._publish_new(names, item, source)
             if published:
@@ -197,7 +206,8 @@ class FolderStore:
         problem = ""
         # Where writers do not exclude each other, only the name that no other instance can have is safe.
         for name in names if self._folder.is_exclusive(item.size) else names[-1:]:
-            stat = self._folder.stat(name)
+            # Where publishing asks the server for it, nothing need be known of the name.
+            stat = None if self._folder.writes_first(item.size) else self._folder.stat(name)
             if stat is None and (name == names[-1] or self._is_free(name, item.reference)):
                 try:
                     published = self._publish(name, item, source, replace=False)

@@ -73,6 +73,22 @@ def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
     return media_type.strip().lower(), parameters
 
 
+def joined(pieces: Iterable[Bytes]) -> bytes:
+    """All pieces as one value; each is let go once it is copied, and the value is copied no second time."""
+    arriving = iter(pieces)
+    first = next(arriving, b"")
+    second = next(arriving, None)
+    if second is None:
+        return bytes(first)
+    whole = io.BytesIO()
+    whole.write(first)
+    whole.write(second)
+    del first, second
+    for piece in arriving:
+        whole.write(piece)
+    return whole.getvalue()
+
+
 class Part:
     """One part of a message. Its content is read from the network as it is iterated, once.
 
@@ -111,10 +127,7 @@ class Part:
 
     def read(self) -> bytes:
         """The whole content."""
-        pieces = list(self.iter_bytes())
-        if len(pieces) == 1:
-            return bytes(pieces[0])
-        return b"".join(pieces)
+        return joined(self.iter_bytes())
 
     def __repr__(self) -> str:
         return f"<Part {self.index + 1}: {self.content_type or 'no Content-Type'}>"

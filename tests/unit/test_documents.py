@@ -16,7 +16,7 @@ from dicomweb_io import DICOMfileClient
 from dicomweb_io.cli import main
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 FRAGMENTS = sorted((ROOT / "changes").iterdir())
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 KINDS = ("added", "changed", "deprecated", "removed", "fixed", "security")

@@ -54,7 +54,7 @@ class CountingFile(io.FileIO):
 def counted(monkeypatch: pytest.MonkeyPatch) -> Count:
     """Tells how many bytes were read from files of folders since it was last asked."""
 
-    def open_counting(self: LocalFolder, path: str, size: int | None = None) -> BinaryIO:
+    def open_counting(self: LocalFolder, path: str, *known: object) -> BinaryIO:
         return io.BufferedReader(CountingFile(self.location_of(path)))
 
     monkeypatch.setattr(LocalFolder, "open", open_counting)

@@ -83,7 +83,7 @@ def test_a_file_that_changes_after_it_was_checked_is_not_stored(
 ) -> None:
     client = DICOMfileClient(tmp_path / "store" if url == "local" else f"memory://sources/{change.__name__}{len(url)}")
     if url == "memory, large":
-        monkeypatch.setattr(remote, "_EXCLUSIVE_PUT_BYTES", 0)
+        monkeypatch.setattr(remote, "_SINGLE_PUT_BYTES", 0)
     opened = SourceFile.opened
 
     def change_first(self: SourceFile) -> object:

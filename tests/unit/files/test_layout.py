@@ -459,7 +459,7 @@ def test_an_instance_with_another_header_is_the_same_instance(
 
 
 def test_the_index_takes_what_was_written_in_between(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicomweb_io.files.client._MAX_PENDING", 4)
+    monkeypatch.setattr("dicomweb_io.files.client._MAX_OWN", 2)
     client = connect()
     contents = [made(number, f"1.2.1.1.{number}") for number in range(9)]
     list(client.iter_store_instances(contents))
