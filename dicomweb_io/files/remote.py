@@ -450,21 +450,19 @@ class RemoteFolder(Folder):
         filesystem = self.filesystem
         store = object_store(filesystem)
         name = self._path(path)
-        if store is not None:
-            try:
-                with self._asking(path):
+        try:
+            with self._asking(path):
+                if store is not None:
                     return cast(bytes, store.run(store.read, *store.split(name), part, version))
-            except MissingBucketError:
+                start, end = part or (None, None)
+                return bytes(filesystem.cat_file(name, start=start, end=end))
+        except (FileNotFoundError, VersionChangedError):
+            if store is None or version is None:
                 raise
-            except (FileNotFoundError, VersionChangedError):
-                # Servers differ in which of both they say of a version that is gone.
-                if version is None or self.stat(path) is None:
-                    place = safe_url(self.location_of(path))
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from None
-                raise VersionChangedError(safe_url(self.location_of(path))) from None
-        with self._asking(path):
-            start, end = part or (None, None)
-            return bytes(filesystem.cat_file(name, start=start, end=end))
+            # Each server has its own answer to a version that it does not have.
+            if self.stat(path) is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.location_of(path)) from None
+            raise VersionChangedError(safe_url(self.location_of(path))) from None
 
     def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
         """One completed PUT, exclusive where the filesystem can do that."""
