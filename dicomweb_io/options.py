@@ -11,6 +11,7 @@ import argparse
 import getpass
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from typing import IO, Any, Literal, Protocol
 from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import safe_url
+from dicomweb_io.files.local import create_nameless, give_name, is_on_this_machine, local_path
+from dicomweb_io.files.places import temporary_name
 from dicomweb_io.http.auth import (
     AWSSigV4,
     AzureCredentials,
@@ -692,7 +695,7 @@ def wanted_from(path: str, *, allow_patterns: bool = False) -> tuple[ListLine, .
 
 
 def check_writable(path: str, option: str, *, elsewhere: bool = False) -> None:
-    """Checks the address of a report before the work starts.
+    """Checks the address of a report before the work starts; one on another filesystem see `check_remote_results`.
 
     Args:
         path: A local path or an fsspec URL.
@@ -702,19 +705,91 @@ def check_writable(path: str, option: str, *, elsewhere: bool = False) -> None:
     Raises:
         UsageError: If the folder does not exist, it or workers elsewhere cannot write there, or it is the path itself.
     """
-    if "://" in path:
-        return
     if elsewhere:
-        raise UsageError(f"{option} {path}: workers of this runner cannot write to this machine; give an fsspec URL")
-    if _is_device(path):
+        check_reach(path, option)
+    path = _local_path(path, option) or ""
+    if not path or _is_device(path):
         return
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise UsageError(f"{option} {path}: there is no folder {folder}")
     if os.path.isdir(path):
         raise UsageError(f"{option} {path}: this is a folder; name a file in it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"{option} {path}: the folder {folder} cannot be written to")
+
+
+def check_reach(path: str, option: str) -> None:
+    """Checks that workers on other machines reach a place.
+
+    Raises:
+        UsageError: If it is on this machine.
+    """
+    if is_on_this_machine(path):
+        raise UsageError(
+            f"{option} {safe_url(path)}: the workers of this runner are on other machines and do not reach this one's "
+            "disks: give a URL that they reach (gs://…, s3://…), or --shared-filesystem if they see the same paths"
+        )
+
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "az": "abfs", "abfs": "abfs", "abfss": "abfs"}
+
+
+def check_remote_results(args: Any, *more: str) -> None:
+    """Writes and removes an empty file beside each result that goes to another filesystem, before the work starts.
+
+    Args:
+        args: The parsed arguments.
+        more: Further files.
+
+    Raises:
+        UsageError: If a filesystem's package is not installed, or nothing can be written there.
+    """
+    import fsspec
+
+    results = {name: getattr(args, name, None) for name in ("out", "table", "output", "failures", "summary", "report")}
+    places = [(f"--{name}", path) for name, given in results.items() for path in listed(given)]
+    for option, path in (*places, *(("--temp_location", path) for path in more)):
+        if "://" not in path or _local_path(path, option) is not None:
+            continue
+        try:
+            filesystem, name = fsspec.core.url_to_fs(path)
+        except ImportError as error:
+            scheme = path.partition(":")[0]
+            extra = f"pip install 'dicomweb_io[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else str(error)
+            raise UsageError(f"{option} {safe_url(path)}: the package for {scheme}:// is missing: {extra}") from error
+        except Exception as error:
+            raise UsageError(f"{option} {safe_url(path)}: {brief_error(error)}") from error
+        above, _, last = str(name).rstrip("/").rpartition("/")
+        probe = f"{above}/{temporary_name(last)}"
+        try:
+            filesystem.pipe_file(probe, b"")
+        except Exception as error:
+            # Libraries of object stores raise exceptions of their own.
+            raise UsageError(f"{option} {safe_url(path)} cannot be written: {brief_error(error)}") from error
+        with suppress(Exception):
+            # Where nothing may be removed, it stays, and listings leave it out.
+            filesystem.rm_file(probe)
+
+
+def listed(given: Any) -> Sequence[str]:
+    """The values of an option that may be repeatable."""
+    return [given] if isinstance(given, str) else given or ()
+
+
+def brief_error(error: Exception) -> str:
+    """The first line of an error, without what stands in URLs after the question mark: it may be a signature."""
+    lines = [*str(error).strip().splitlines(), ""]
+    return re.sub(r"\?[^\s'\"]*", "", f"{type(error).__name__}: {lines[0]}")[:300]
+
+
+def _local_path(path: str, option: str) -> str | None:
+    if "://" not in path:
+        return os.path.abspath(path)
+    try:
+        return local_path(path)
+    except ValueError as error:
+        raise UsageError(f"{option} {safe_url(path)}: {error}") from error
 
 
 def _is_device(path: str) -> bool:
@@ -759,12 +834,20 @@ def atomic_file(path: str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     remote = "://" in path or _is_device(path)
     folder, name = (None, "upload") if remote else os.path.split(os.path.abspath(path))
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"} if mode == "w" else {}
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", suffix=".part", dir=folder)
+    # Nothing is left of a file without a name if this process is killed.
+    descriptor = None if folder is None else create_nameless(folder, 0o600)
+    nameless = descriptor is not None
+    if descriptor is None or folder is None:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", suffix=".part", dir=folder)
+    else:
+        temporary = os.path.join(folder, temporary_name(name))
     try:
         with os.fdopen(descriptor, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if nameless:
+                give_name(descriptor, temporary)
         if remote:
             _upload(temporary, path)
         else:

@@ -1,4 +1,4 @@
-"""What the jobs share: how their options and Beam's are parsed, and which runners work on this machine."""
+"""What the jobs share: how their options and Beam's are parsed, where their workers are, and how they run to an end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,27 +15,50 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
-from apache_beam.runners.runner import PipelineRunner
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+    TestOptions,
+)
+from apache_beam.runners.runner import PipelineRunner, PipelineState
 
 from dicomweb_io.endpoint import Endpoint
-from dicomweb_io.errors import plain_text
+from dicomweb_io.errors import plain_text, safe_url
 from dicomweb_io.failures import RECOVERABLE
+from dicomweb_io.files.local import is_on_this_machine, local_path
 from dicomweb_io.listing import ListFile, ListLine
 from dicomweb_io.options import (
     UsageError,
     add_archive_options,
     add_authentication_options,
+    brief_error,
     check_given_once,
+    check_reach,
+    check_remote_results,
     endpoint_from,
+    listed,
 )
 from dicomweb_io.servers import suggestion
+from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import TransferJob
 from dicomweb_io.transforms.read_write import ReadLines
 
 _PATIENCE = 2.0
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_BIGQUERY = re.compile(r"bq:(?!//)")
+_MAX_IN_GRAPH = 1 << 20
+"""The bytes of a list of this machine that may become a part of the graph of a job elsewhere."""
+
+_FILES = (
+    *("input", "out", "table", "output", "failures", "summary", "report", "cursor", "spool_directory"),
+    *(f"{role}_{file}" for role in ("source", "destination") for file in ("token_file", "ca", "cert")),
+)
+"""The options that name files, beside those that name archives."""
 
 
 class Arguments:
@@ -72,13 +96,33 @@ def add_endpoint_arguments(parser: Arguments, *roles: str) -> None:
 
 
 def endpoints_from(args: argparse.Namespace) -> tuple[Endpoint, Endpoint]:
-    """The source and the destination of parsed arguments.
+    """The source and the destination of parsed arguments; see `archive_from`."""
+    source, destination = (archive_from(args, role) for role in ("source", "destination"))
+    return source, destination
+
+
+def archive_from(args: argparse.Namespace, role: str) -> Endpoint:
+    """An archive of parsed arguments; a folder by its absolute path, because workers run in folders of their own.
 
     Raises:
-        UsageError: If one is missing, or its options contradict each other.
+        UsageError: If it is missing, its options contradict each other, or the workers cannot reach it.
     """
-    source, destination = (endpoint_from(args, role=role, workers_elsewhere=True) for role in ("source", "destination"))
-    return source, destination
+    endpoint = endpoint_from(args, role=role, workers_elsewhere=True)
+    if not endpoint.is_web:
+        if args.workers_elsewhere:
+            check_reach(endpoint.url, f"--{role}")
+        return endpoint.replace(url=_absolute(endpoint.url))
+    if args.workers_elsewhere and (urlsplit(endpoint.url).hostname or "") in _LOOPBACK:
+        print(
+            f"--{role} {endpoint.safe_url}: each worker looks for this server on its own machine, unless all run here",
+            file=sys.stderr,
+        )
+    return endpoint
+
+
+def _absolute(place: str) -> str:
+    """A place of this machine by its whole path, which workers in other folders know too; a URL as it is."""
+    return place if place.lower().startswith("file:///") else local_path(place) or place
 
 
 def parse(options_class: type[PipelineOptions], prog: str, description: str, argv: Sequence[str] | None) -> Any:
@@ -106,23 +150,44 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
         conflict_handler="resolve",
     )
-    own = helper.add_argument_group("The job", "The runner is FnApiRunner unless --runner, below, names another.")
+    own: Any = helper.add_argument_group("The job", "The runner is FnApiRunner unless --runner, below, names another.")
     for beam_options in PipelineOptions.__subclasses__():
         # The options of other jobs may be imported too.
         if beam_options.__module__.startswith("apache_beam."):
             beam_options._add_argparse_args(cast(Any, helper.add_argument_group(f"Beam: {beam_options.__name__}")))
-    options_class._add_argparse_args(cast(Any, own))
-    _, unknown = helper.parse_known_args(arguments)
     parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, add_help=False)
-    options_class._add_argparse_args(cast(Any, parser))
+    for group in (own, parser):
+        options_class._add_argparse_args(cast(Any, group))
+        group.add_argument(
+            "--shared-filesystem",
+            action="store_true",
+            help="workers on other machines see the folders and files of this one, under the same paths",
+        )
+    _, unknown = helper.parse_known_args(arguments)
     args, rest = parser.parse_known_args(arguments)
     check_given_once(parser, arguments)
     options = PipelineOptions(rest)
     standard = options.view_as(StandardOptions)
     standard.runner = "FnApiRunner" if standard.runner is None else _spelled(standard.runner)
-    if unknown and is_local(options):
+    if unknown and _is_in_process(options):
         # A local runner takes no options but Beam's own: any remaining option is a mistake.
         raise UsageError(f"unknown arguments: {' '.join(_shown(unknown, helper._option_string_actions))}")
+    args.workers_elsewhere = not (args.shared_filesystem or is_local(options))
+    for name in _FILES:
+        given = getattr(args, name, None)
+        if given:
+            whole = [
+                path if "://" in path or _BIGQUERY.match(path) else os.path.abspath(path) for path in listed(given)
+            ]
+            setattr(args, name, whole[0] if isinstance(given, str) else whole)
+    cloud = options.view_as(GoogleCloudOptions)
+    if cloud.temp_location:
+        cloud.temp_location = _absolute(cloud.temp_location)
+    if options.view_as(TestOptions).dry_run and not _is_on(options, "DataflowRunner"):
+        raise UsageError(
+            "--dry_run is an option of DataflowRunner, which builds the graph and does not submit it; --dry-run of "
+            "transfer writes nothing and says what would be copied"
+        )
     return args, options
 
 
@@ -177,6 +242,31 @@ def _listed(option: str, text: str) -> list[str]:
     raise UsageError(f"{option}: a value that begins with [ is a JSON list of texts, and this one is not valid")
 
 
+def check_run(args: argparse.Namespace, options: PipelineOptions) -> None:
+    """Checks, before anything is sent, that the account and the results of a job can be written where they are to be.
+
+    Raises:
+        UsageError: If the job is to run as a stream, workers on other machines have no place for the account, or
+            nothing can be written to another filesystem; see `check_remote_results`.
+    """
+    if options.view_as(StandardOptions).streaming:
+        # On Flink with checkpoints the results do not reach the last step, so that the account would be an empty one.
+        raise UsageError(
+            "--streaming: this job comes to an end, and its account is complete in batch mode only; for a stream use "
+            "the transforms WatchForInstances and CopyInstances in your own pipeline"
+        )
+    temp = options.view_as(GoogleCloudOptions).temp_location
+    if not (is_local(options) or temp):
+        raise UsageError(
+            "the workers of this runner write the account of the job: give --temp_location, a URL that they and this "
+            "machine reach (gs://…, s3://…), or a folder with --shared-filesystem"
+        )
+    if args.workers_elsewhere:
+        check_reach(temp, "--temp_location")
+    if not (options.view_as(TestOptions).dry_run or _written_graph(options)):
+        check_remote_results(args, *([] if is_local(options) else [f"{temp.rstrip('/')}/account"]))
+
+
 def _shown(unknown: Sequence[str], known: Iterable[str]) -> Iterator[str]:
     """Unknown arguments, with what may have been meant, and without values: one may be a secret."""
     before = ""
@@ -215,6 +305,75 @@ def interruptible() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def new_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """A pipeline for a job.
+
+    Raises:
+        UsageError: If its runner does not accept Beam's options.
+    """
+    try:
+        return beam.Pipeline(options=options)
+    except ValueError as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+class NoAccountError(OSError):
+    """A job that ends here without an account, in one sentence.
+
+    Attributes:
+        code: The exit code: 0 if this is what was asked for.
+        goes_on: Whether its workers are still to write one.
+    """
+
+    def __init__(self, message: str, code: int = 1, *, goes_on: bool = False) -> None:
+        super().__init__(f"{message}; there is no summary")
+        self.code = code
+        self.goes_on = goes_on
+
+
+def run_to_end(pipeline: beam.Pipeline) -> Any:
+    """Runs a pipeline, waits for its end, and returns Beam's result. On Ctrl-C the job is cancelled on its runner too.
+
+    Raises:
+        NoAccountError: If it did not come to its end, or was not to.
+    """
+    options = pipeline.options
+    result: Any = None
+    try:
+        with interruptible():
+            result = pipeline.run()
+            if options.view_as(TestOptions).dry_run:
+                raise NoAccountError("the graph was built, and nothing was submitted (--dry_run)", 0)
+            if graph := _written_graph(options):
+                raise NoAccountError(f"the graph was written to {safe_url(graph)}, and nothing was copied", 0)
+            if options.view_as(StandardOptions).no_wait_until_finish and not is_local(options):
+                raise NoAccountError("the job was submitted and goes on (--no_wait_until_finish)", 0, goes_on=True)
+            state = result.wait_until_finish()
+    except KeyboardInterrupt:
+        if result is not None:
+            # Whatever a runner says now, the interrupt is what has to be told.
+            with suppress(Exception):
+                result.cancel()
+        raise
+    except (NoAccountError, *RECOVERABLE):
+        raise
+    except Exception as error:
+        if _is_in_process(options):
+            raise
+        logging.getLogger("dicomweb_io").debug("the job on its runner", exc_info=error)
+        raise NoAccountError(f"the job failed on its runner: {brief_error(error)}") from error
+    if state not in (None, PipelineState.DONE):
+        raise NoAccountError(f"the job ended on its runner as {state}")
+    return result
+
+
+def _written_graph(options: PipelineOptions) -> str | None:
+    """Where the runner writes the graph instead of running it."""
+    portable: str | None = options.view_as(PortableOptions).output_executable_path
+    template: str | None = options.view_as(GoogleCloudOptions).template_location
+    return template if _is_on(options, "DataflowRunner") else portable
+
+
 def run_job(name: str, work: Callable[[], int], argv: Sequence[str] | None, *, then: str = "", left: str = "") -> int:
     """Runs what a job does, tells what ends it before its time in one line, and returns the exit code.
 
@@ -236,15 +395,28 @@ def run_job(name: str, work: Callable[[], int], argv: Sequence[str] | None, *, t
         if argv is None:
             end_process(130)
         return 130
+    except NoAccountError as error:
+        print(f"{name}: {plain_text(str(error))}", file=sys.stderr)
+        return error.code
     except RECOVERABLE as error:
         print(f"{name}: {left or 'there is no summary'}: {plain_text(str(error))}", file=sys.stderr)
         return 1
 
 
 def wanted_by(args: argparse.Namespace, options: PipelineOptions, wanted: Any) -> Any:
-    """What a job's list names, or the list itself: the workers read it, so that it is no part of the job's graph."""
-    if args.input and ("://" in args.input or (is_local(options) and os.path.isfile(args.input))):
+    """What a job's list names, or the list itself: the workers read it, so that it is no part of the job's graph.
+
+    Raises:
+        UsageError: If the workers cannot read it, and it is too long for the graph.
+    """
+    if not args.input:
+        return wanted
+    here = is_on_this_machine(args.input)
+    path = local_path(args.input)
+    if (not here or not args.workers_elsewhere) and (path is None or os.path.isfile(path)):
         return ListFile(args.input, args.allow_patterns)
+    if args.workers_elsewhere and path is not None and os.path.isfile(path) and os.path.getsize(path) > _MAX_IN_GRAPH:
+        check_reach(args.input, "--input")
     return wanted
 
 
@@ -293,29 +465,70 @@ def _spelled(runner: str) -> str:
     return runner if path is runner else name
 
 
-def account_path(options: PipelineOptions, scratch: str, job: str) -> str:
-    """Where the workers of a job write its account.
+@contextmanager
+def scratch_folder(options: PipelineOptions, job: str) -> Iterator[str]:
+    """A folder that the workers of a job and this process reach, for the account. It is removed when the job has ended.
+
+    Elsewhere it is ``TEMP_LOCATION/JOB-`` and 16 digits, so that jobs do not meet; it stays if this process is killed.
 
     Args:
         options: Beam's options.
-        scratch: A directory of this machine.
         job: The name of the job.
-
-    Raises:
-        UsageError: If they cannot write to this machine, and there is no other place.
     """
     if is_local(options):
-        return os.path.join(scratch, "account.json")
-    folder = options.view_as(GoogleCloudOptions).temp_location
-    if not folder:
-        raise UsageError("this runner's workers cannot write to this machine: give --temp_location (an fsspec URL)")
-    return f"{folder.rstrip('/')}/{job}-{os.urandom(8).hex()}-account.json"
+        with PrivateDirectory(prefix=f"dicomweb_io-{job}-") as directory:
+            yield directory
+        return
+    place = str(options.view_as(GoogleCloudOptions).temp_location)
+    folder = f"{(local_path(place) or place).rstrip('/')}/{job}-{os.urandom(8).hex()}"
+    if "://" not in folder:
+        os.makedirs(folder, mode=0o700)
+    try:
+        yield folder
+    except NoAccountError as error:
+        if error.goes_on:
+            print(f"{job}: its account will be {safe_url(folder)}/account.json", file=sys.stderr)
+        else:
+            _remove(folder)
+        raise
+    except BaseException:
+        _remove(folder)
+        raise
+    _remove(folder)
+
+
+def _remove(folder: str) -> None:
+    import fsspec
+
+    # What is left behind does not change the result; libraries of object stores raise exceptions of their own.
+    with suppress(Exception):
+        filesystem, path = fsspec.core.url_to_fs(folder)
+        filesystem.invalidate_cache()
+        filesystem.rm(path, recursive=True)
 
 
 def is_local(options: PipelineOptions) -> bool:
-    """Whether the job's workers run on this machine."""
-    runner = str(options.view_as(StandardOptions).runner).rpartition(".")[2]
-    if runner in StandardOptions.LOCAL_RUNNERS:
-        return True
+    """Whether the job's workers run on this machine, in the submitter's process or started by it."""
     values = options.get_all_options()
-    return runner == "PortableRunner" and values.get("job_endpoint") in (None, "embed")
+    environment = str(values.get("environment_type") or "").upper()
+    if _is_on(options, "DataflowRunner") or environment == "DOCKER":
+        return False
+    if environment == "LOOPBACK" or _is_in_process(options):
+        return True
+    if environment or values.get("output_executable_path"):
+        return False
+    # As these runners choose their environment themselves.
+    flink, spark = str(values.get("flink_master")), str(values.get("spark_master_url"))
+    return (_is_on(options, "FlinkRunner") and flink.strip() in ("[local]", "[auto]")) or (
+        _is_on(options, "SparkRunner") and re.match(r"local(\[.+\])?$", spark) is not None
+    )
+
+
+def _is_in_process(options: PipelineOptions) -> bool:
+    """Whether the runner itself is a part of this process, or started by it."""
+    embedded = options.get_all_options().get("job_endpoint") in (None, "embed")
+    return _is_on(options, *StandardOptions.LOCAL_RUNNERS) or (_is_on(options, "PortableRunner") and embedded)
+
+
+def _is_on(options: PipelineOptions, *runners: str) -> bool:
+    return str(options.view_as(StandardOptions).runner).rpartition(".")[2] in runners

@@ -15,28 +15,25 @@ On this machine alone, ``dicomweb-io export table`` does the same without Beam.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from dicomweb_io.account import ROW, print_summary, shown_progress, tell_unreadable
 from dicomweb_io.dicom.columns import Column, RowMaker
 from dicomweb_io.dicom.json_decode import loads
 from dicomweb_io.elements import Resource, open_path
 from dicomweb_io.listing import InstanceGroup
-from dicomweb_io.options import UsageError, add_table_options, endpoint_from, read_json
-from dicomweb_io.spool import PrivateDirectory
+from dicomweb_io.options import UsageError, add_table_options, read_json
 from dicomweb_io.table_files import arrow_schema, read_table
 from dicomweb_io.tables import (
     Refresh,
@@ -60,7 +57,19 @@ from dicomweb_io.transforms.copy import MatchLines, WriteCounts, WriteReport
 from dicomweb_io.transforms.metrics import TALLY
 from dicomweb_io.transforms.read_write import DistinctReferences, ReferencesOfRows
 from dicomweb_io.transforms.rows import AddMetadata, MakeTableRows, bigquery_schema_of
-from pipelines._common import Arguments, add_endpoint_arguments, is_local, lines_of, parse, run_job, wanted_by
+from pipelines._common import (
+    Arguments,
+    add_endpoint_arguments,
+    archive_from,
+    check_run,
+    lines_of,
+    new_pipeline,
+    parse,
+    run_job,
+    run_to_end,
+    scratch_folder,
+    wanted_by,
+)
 
 _SEARCHES = {"study": SearchForStudies, "series": SearchForSeries, "instance": SearchForInstances}
 
@@ -150,7 +159,7 @@ def run(job: TableJob, options: PipelineOptions, *, show_progress: bool | None =
             with job.source.connect() as client:
                 refresh = plan_refresh(client, job)
         if refresh.studies != ():
-            scratch = _scratch(options, stack)
+            scratch = stack.enter_context(scratch_folder(options, "export"))
             before = TALLY.snapshot().get("rows", 0)
             with shown_progress(lambda: {"found": TALLY.snapshot().get("rows", 0) - before}, show_progress):
                 _make_rows(job, refresh, options, scratch)
@@ -169,7 +178,7 @@ def run(job: TableJob, options: PipelineOptions, *, show_progress: bool | None =
 
 
 def _make_rows(job: TableJob, refresh: Refresh, options: PipelineOptions, scratch: str) -> None:
-    pipeline = beam.Pipeline(options=options)
+    pipeline = new_pipeline(options)
     rows, counts, failures = build(pipeline, job, refresh.studies)
     if job.takes_all:
         _ = rows | "Write" >> beam.io.WriteToText(f"{scratch}/rows")
@@ -180,7 +189,7 @@ def _make_rows(job: TableJob, refresh: Refresh, options: PipelineOptions, scratc
         failures = (failures, unwritten) | "AllFailures" >> beam.Flatten()
     counted = {"counts": counts, "failures": failures}
     _ = counted | "Account" >> WriteCounts(f"{scratch}/account.json", {"counts": _as_it_is, "failures": counts_of_lost})
-    pipeline.run().wait_until_finish()
+    run_to_end(pipeline)
 
 
 def _as_it_is(counted: tuple[str, int]) -> Iterator[tuple[str, int]]:
@@ -221,34 +230,17 @@ def _load(job: TableJob, pattern: str, options: PipelineOptions) -> None:
         )
 
 
-def _scratch(options: PipelineOptions, stack: ExitStack) -> str:
-    """A folder that the workers and this process reach."""
-    if is_local(options):
-        return stack.enter_context(PrivateDirectory(prefix="dicomweb_io-export-"))
-    folder = options.view_as(GoogleCloudOptions).temp_location
-    if not folder:
-        raise UsageError("this runner's workers cannot write to this machine: give --temp_location (an fsspec URL)")
-    scratch = f"{folder.rstrip('/')}/export-{os.urandom(8).hex()}"
-    stack.callback(_delete, scratch)
-    return scratch
-
-
-def _delete(folder: str) -> None:
-    # What is left behind does not change the result.
-    with suppress(BeamIOError, OSError):
-        FileSystems.delete([folder])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job of a command line and returns the exit code."""
 
     def work() -> int:
         args, options = parse(ExportOptions, "python -m pipelines.export_metadata", __doc__ or "", argv)
-        source = endpoint_from(args, role="source", workers_elsewhere=True)
-        job = table_job_from(args, source, workers_elsewhere=not is_local(options))
+        source = archive_from(args, "source")
+        job = table_job_from(args, source, workers_elsewhere=args.workers_elsewhere)
         if job.table is not None and find_spec("apitools") is None:
             raise UsageError(f"--out {job.out}: BigQuery needs pip install 'apache-beam[gcp]'")
         job = replace(job, wanted=wanted_by(args, options, job.wanted))
+        check_run(args, options)
         summary = run(job, options)
         with source.connect() as client:
             unreadable = tell_unreadable(client)

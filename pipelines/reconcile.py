@@ -39,19 +39,20 @@ from dicomweb_io.reconcile import (
     make_comparison_summary,
     write_comparison_reports,
 )
-from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transforms.copy import ListExclusions, WriteCounts, WriteReport
 from dicomweb_io.transforms.metrics import traffic_of
 from dicomweb_io.transforms.reconcile import CompareSelected, SearchBoth, SelectLines
 from pipelines._common import (
     Arguments,
-    account_path,
     add_endpoint_arguments,
+    check_run,
     endpoints_from,
-    is_local,
     lines_of,
+    new_pipeline,
     parse,
     run_job,
+    run_to_end,
+    scratch_folder,
     wanted_by,
 )
 
@@ -113,12 +114,11 @@ def run(job: ComparisonJob, options: PipelineOptions) -> dict[str, Any]:
     """
     started = time.monotonic()
     lines = job.sides[0].count_lines()
-    with PrivateDirectory(prefix="dicomweb_io-reconcile-") as scratch:
-        account = account_path(options, scratch, "reconcile")
-        pipeline = beam.Pipeline(options=options)
+    with scratch_folder(options, "reconcile") as scratch:
+        account = f"{scratch}/account.json"
+        pipeline = new_pipeline(options)
         build(pipeline, job, account)
-        result = pipeline.run()
-        result.wait_until_finish()
+        result = run_to_end(pipeline)
         counts = read_json(account)
     summary = make_comparison_summary(job, {**counts, **lines}, time.monotonic() - started)
     write_comparison_reports(job, summary, requests=[traffic_of(result)])
@@ -131,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args, options = parse(ReconcileOptions, "python -m pipelines.reconcile", __doc__ or "", argv)
-        job = comparison_from(args, *endpoints_from(args), workers_elsewhere=not is_local(options))
+        job = comparison_from(args, *endpoints_from(args), workers_elsewhere=args.workers_elsewhere)
+        check_run(args, options)
         summary = run(replace(job, wanted=wanted_by(args, options, job.wanted)), options)
         print_summary(comparison_lines(summary), summary)
         return comparison_exit_code(summary)

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.pvalue import AsDict
 
 from dicomweb_io.account import (
     ROW,
@@ -42,7 +41,6 @@ from dicomweb_io.elements import Failure, Resource
 from dicomweb_io.errors import plain_text
 from dicomweb_io.options import add_transfer_options, read_json
 from dicomweb_io.report import write_transfer_reports
-from dicomweb_io.spool import PrivateDirectory
 from dicomweb_io.transfer import (
     StoppedError,
     TransferInterrupted,
@@ -67,14 +65,15 @@ from dicomweb_io.transforms.metrics import traffic_of
 from dicomweb_io.transforms.read_write import ReferencesOfRows
 from pipelines._common import (
     Arguments,
-    account_path,
     add_endpoint_arguments,
+    check_run,
     endpoints_from,
-    interruptible,
-    is_local,
     lines_of,
+    new_pipeline,
     parse,
     run_job,
+    run_to_end,
+    scratch_folder,
     wanted_by,
 )
 
@@ -121,8 +120,23 @@ def build(pipeline: beam.Pipeline, job: TransferJob) -> TransferOutputs:
     joined = failures | "Failures" >> beam.Flatten()
     if job.wanted is not None:
         places = references | "Places" >> beam.FlatMap(places_of).with_output_types(tuple[Resource, str])
-        joined = joined | "NameLines" >> beam.Map(named_by, AsDict(places)).with_output_types(Failure)
+        together = {
+            "places": places | "PlaceSeries" >> beam.WithKeys(lambda place: _series_of(place[0])),
+            "failures": joined | "FailureSeries" >> beam.WithKeys(lambda failure: _series_of(failure.reference)),
+        } | "BySeries" >> beam.CoGroupByKey()
+        joined = together | "NameLines" >> beam.FlatMap(_named).with_output_types(Failure)
     return TransferOutputs(grouped.groups, copied.stored, joined, exclusions)
+
+
+def _series_of(reference: Resource | None) -> str:
+    """What a place of a list and the failures that it may name have in common."""
+    return "" if reference is None or reference.series_instance_uid is None else reference.series.uri
+
+
+def _named(group: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Failure]:
+    places = dict(group[1]["places"])
+    for failure in group[1]["failures"]:
+        yield named_by(failure, places)
 
 
 def _references(pipeline: beam.Pipeline, job: TransferJob) -> tuple[Any, list[Any]]:
@@ -167,16 +181,14 @@ def run(
     """
     started = time.monotonic()
     lines = job.count_lines()
-    with PrivateDirectory(prefix="dicomweb_io-transfer-") as scratch:
-        account = account_path(options, scratch, "transfer")
-        pipeline = beam.Pipeline(options=options)
+    with scratch_folder(options, "transfer") as scratch:
+        account = f"{scratch}/account.json"
+        pipeline = new_pipeline(options)
         report(build(pipeline, job), account, job.failures, with_facts=bool(job.report))
         before = tallied()
         with shown_progress(lambda: {name: number - before[name] for name, number in tallied().items()}, show_progress):
             try:
-                with interruptible():
-                    result = pipeline.run()
-                    result.wait_until_finish()
+                result = run_to_end(pipeline)
             except KeyboardInterrupt:
                 counts = {**{name: number - before[name] for name, number in tallied().items()}, **lines}
                 document, seconds = {"counts": counts, "left_out": []}, time.monotonic() - started
@@ -201,11 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args, options = parse(TransferOptions, "python -m pipelines.transfer", __doc__ or "", argv)
-        job = job_from(args, *endpoints_from(args), workers_elsewhere=not is_local(options))
+        job = job_from(args, *endpoints_from(args), workers_elsewhere=args.workers_elsewhere)
         job = replace(job, wanted=wanted_by(args, options, job.wanted))
         try:
-            if is_local(options):
+            if not args.workers_elsewhere:
                 check_places(job)
+            check_run(args, options)
+            if not args.workers_elsewhere:
                 with job.source.connect() as source, job.destination.connect() as destination:
                     check_archives(job, (source, destination))
             summary = run(job, options)

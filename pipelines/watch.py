@@ -34,7 +34,15 @@ from dicomweb_io.options import UsageError, add_watch_options, endpoint_from
 from dicomweb_io.transfer import TransferJob
 from dicomweb_io.watch import ended_by_sigterm, exit_code, job_from, last_lines, run_watch
 from pipelines import transfer
-from pipelines._common import Arguments, add_endpoint_arguments, interruptible, is_local, parse, run_job
+from pipelines._common import (
+    Arguments,
+    add_endpoint_arguments,
+    check_run,
+    interruptible,
+    is_local,
+    parse,
+    run_job,
+)
 
 
 class WatchOptions(PipelineOptions):
@@ -62,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.destination:
             destination = endpoint_from(args, role="destination", workers_elsewhere=True)
         job = job_from(args, source, destination)
+        check_run(args, options)
 
         def copy(once: TransferJob) -> dict[str, Any]:
             with interruptible():

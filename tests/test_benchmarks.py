@@ -16,6 +16,7 @@ LITTLE = {
     "export_table": ("--rows", "200"),
     "file_index": ("--instances", "40", "--repeat", "1", "--small-files", "--no-peer", "--writers", "2"),
     "overheads": ("--series", "2", "--instances", "2", "--size", "200", "--runs", "1"),
+    "runners": ("--rows", "300", "--instances", "300", "--task-managers", "0", "--milliseconds", "1"),
     "search": ("--rows", "200", "--milliseconds", "1", "--runs", "1"),
     "transfer": ("--count", "4", "--size", "1000", "--runs", "1"),
 }

@@ -23,7 +23,7 @@ from dicomweb_io.elements import COLLECTIONS, Difference
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import plain_text
 from dicomweb_io.http.settings import Limits
-from dicomweb_io.options import UsageError, connect, endpoint_from
+from dicomweb_io.options import UsageError, check_remote_results, connect, endpoint_from
 from dicomweb_io.reconcile import (
     comparison_exit_code,
     comparison_from,
@@ -49,6 +49,7 @@ def copy(args: argparse.Namespace) -> int:
     """Copies what matches; prints a summary whose numbers add up."""
     job = job_from(args, _source(args), _destination(args))
     check_places(job)
+    check_remote_results(args)
     account, causes = Account(), Causes("dicomweb-io")
     with connect(args, job.source) as source, connect(args, job.destination) as destination:
         clients = source, destination
@@ -77,6 +78,7 @@ def compare(args: argparse.Namespace) -> int:
     What is not on standard output is on standard error; with ``--output`` the summary is on standard output.
     """
     job = comparison_from(args, _source(args), _destination(args))
+    check_remote_results(args)
     shown, causes = _Shown(job.output is None), Causes("dicomweb-io")
     with connect(args, job.source) as source, connect(args, job.destination) as destination:
         try:
@@ -138,6 +140,7 @@ def export_table(args: argparse.Namespace) -> int:
         raise UsageError("give the archive once: as an argument or with --url")
     _check_jobs(args)
     job = table_job_from(args, endpoint_from(args, args.archive))
+    check_remote_results(args)
     if job.table is not None:
         raise UsageError(
             f"--out {job.out}: the command writes files; python -m pipelines.export_metadata writes to BigQuery"
@@ -160,6 +163,7 @@ def watch(args: argparse.Namespace) -> int:
     """Copies what is new, and keeps a table; prints a summary at the end."""
     source = _source(args)
     job = watching.job_from(args, source, _destination(args) if args.destination else None)
+    check_remote_results(args)
     with ExitStack() as stack:
         client = stack.enter_context(connect(args, source))
 

@@ -64,6 +64,24 @@ def folder_of(location: str | os.PathLike[str], storage_options: Mapping[str, An
     return LocalFolder(os.path.abspath(os.path.expanduser(text)), options)
 
 
+def local_path(place: str) -> str | None:
+    """The absolute path that a path or a URL of this computer names; None for what is on another filesystem.
+
+    Raises:
+        ValueError: See `folder_of`.
+    """
+    if re.match(r"https?:", place, re.IGNORECASE):
+        return None
+    folder = folder_of(place)
+    return folder.url if folder.is_local else None
+
+
+def is_on_this_machine(place: str) -> bool:
+    """Whether a path or URL leads to this computer, so that others reach it only if they share its disks."""
+    last = place.rpartition("::")[2] if "://" in place else place
+    return last.startswith("memory:") or local_path(last) is not None
+
+
 def _path_of_file_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost", "127.0.0.1"):
@@ -155,7 +173,7 @@ class LocalFolder(Folder):
             return file.read()
 
     def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
-        """Writes to a temporary name in the same directory, then links or replaces."""
+        """Writes without a name, or under a temporary one in the same directory; then links or replaces."""
         target = self._path(path)
         directory, name = os.path.split(target)
         if not replace and os.path.lexists(target):
@@ -164,14 +182,21 @@ class LocalFolder(Folder):
         if isinstance(source, str):
             source = SourceFile.of(source)
         try:
+            if (nameless := create_nameless(directory, 0o666, make=True)) is not None:
+                with open(nameless, "r+b", buffering=0) as file:
+                    _fill(file, source)
+                    try:
+                        give_name(nameless, temporary if replace else target)
+                    except FileExistsError:
+                        return False
+                    except OSError as error:
+                        logger.debug("a file below %s gets its name in another way: %s", self.url, error.strerror)
+                    else:
+                        if replace:
+                            os.replace(temporary, target)
+                        return True
             with open(_create(temporary), "r+b", buffering=0) as file:
-                if isinstance(source, bytes):
-                    view = memoryview(source)
-                    while view:
-                        view = view[file.write(view) :]
-                else:
-                    source.copy_to(file)
-                os.fsync(file.fileno())
+                _fill(file, source)
             if replace:
                 os.replace(temporary, target)
                 return True
@@ -191,6 +216,8 @@ class LocalFolder(Folder):
 
     def sweep(self, abandoned: list[str]) -> None:
         """Removes what killed writers left behind, and directories that become empty."""
+        if abandoned:
+            logger.info("%d unfinished files of killed writers are removed below %s", len(abandoned), self.url)
         for path in abandoned:
             try:
                 self.remove(path)
@@ -223,6 +250,48 @@ def _is_loop(path: str) -> bool:
     real = os.path.realpath(path)
     inside = os.path.realpath(os.path.dirname(path))
     return inside == real or inside.startswith(real.rstrip(os.sep) + os.sep)
+
+
+def create_nameless(directory: str, mode: int, *, make: bool = False) -> int | None:
+    """A new file in a directory that has no name yet, so that nothing is left of it if its writer is killed.
+
+    Args:
+        directory: Where it is to get its name.
+        mode: Its permissions, less those that the process withholds.
+        make: Make the directory if there is none.
+
+    Returns:
+        Its descriptor; None where there are no such files: on network filesystems, and on systems other than Linux.
+    """
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        if make and not os.path.isdir(directory):
+            os.makedirs(directory, exist_ok=True)
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR, mode)
+    except OSError:
+        return None
+
+
+def give_name(descriptor: int, path: str) -> None:
+    """Gives a file of `create_nameless` its name.
+
+    Raises:
+        FileExistsError: If something has it.
+        OSError: If the filesystem cannot do that.
+    """
+    # Only with a descriptor of a directory, which an absolute path does not use, is the link in /proc followed.
+    os.link(f"/proc/self/fd/{descriptor}", os.path.abspath(path), src_dir_fd=descriptor, follow_symlinks=True)
+
+
+def _fill(file: BinaryIO, source: bytes | SourceFile) -> None:
+    if isinstance(source, bytes):
+        view = memoryview(source)
+        while view:
+            view = view[file.write(view) :]
+    else:
+        source.copy_to(file)
+    os.fsync(file.fileno())
 
 
 def _create(temporary: str) -> int:

@@ -14,11 +14,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
-from apache_beam.pvalue import AsDict, AsIter, TaggedOutput
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
@@ -444,12 +444,27 @@ class WriteCounts(beam.PTransform[Any, Any]):
             for name, items in collections.items()
         )
         totals = counted | "Counts" >> beam.Flatten() | "Sum" >> beam.CombinePerKey(sum)
-        once = totals.pipeline | "Once" >> beam.Create([self._path], reshuffle=False)
-        return once | "Write" >> beam.Map(_write_counts, AsDict(totals))
+        lines = totals | "Lines" >> beam.Map(json.dumps).with_output_types(str)
+        return lines | "Together" >> _Together() | "Write" >> beam.Map(_write_counts, self._path)
 
 
-def _write_counts(path: str, counts: Mapping[str, int]) -> None:
-    report_lines(path, "the account of the job in", [json.dumps(dict(counts))])
+def _write_counts(counts: Iterable[str], path: str) -> None:
+    report_lines(path, "the account of the job in", [json.dumps(dict(map(json.loads, counts)))])
+
+
+class _Together(beam.PTransform[Any, Any]):
+    """Gives all lines as one iterable, also if there are none.
+
+    A side input would do the same, but not in a streaming job on Flink: it fails there when a checkpoint is taken.
+    """
+
+    def expand(self, lines: Any) -> Any:
+        """Builds the steps."""
+        kind = tuple[int, list[str]]
+        begin = lines.pipeline | "Begin" >> beam.Create([(0, [])], reshuffle=False).with_output_types(kind)
+        keyed = lines | "Key" >> beam.Map(lambda line: (0, [line])).with_output_types(kind)
+        grouped = (begin, keyed) | "Flatten" >> beam.Flatten() | "Group" >> beam.GroupByKey()
+        return grouped | "Chain" >> beam.Map(lambda group: chain.from_iterable(group[1]))
 
 
 class WriteReport(beam.PTransform[Any, Any]):
@@ -469,15 +484,13 @@ class WriteReport(beam.PTransform[Any, Any]):
 
     def expand(self, elements: Any) -> Any:
         """Builds the steps."""
-        once = elements.pipeline | "Once" >> beam.Create([None])
-        write = beam.FlatMap(_write_report, *self._how, AsIter(elements))
-        return once | "Write" >> write.with_output_types(Failure)
+        path, option, line_of = self._how
+        lines = elements | "Lines" >> beam.Map(line_of).with_output_types(str) | "Together" >> _Together()
+        return lines | "Write" >> beam.FlatMap(_write_report, path, option).with_output_types(Failure)
 
 
-def _write_report(
-    _: None, path: str, option: str, line_of: Callable[[Any], str], elements: Iterable[Any]
-) -> Iterator[Failure]:
-    problem = report_lines(path, option, map(line_of, elements))
+def _write_report(lines: Iterable[str], path: str, option: str) -> Iterator[Failure]:
+    problem = report_lines(path, option, lines)
     if problem is not None:
         yield Failure(REPORT, problem)
 

@@ -73,10 +73,10 @@ class RowRange:
         stop = self.likely_stop
         return self.row_bytes * (1 if stop is None else stop - self.start)
 
-    def pieces(self, least: int = LEAST_ROWS) -> Iterator[RowRange]:
-        """Yields ranges of at least `least` rows that together are this one."""
+    def pieces(self) -> Iterator[RowRange]:
+        """Yields ranges of at least `LEAST_ROWS` rows that together are this one."""
         stop = self.likely_stop
-        number = 1 if stop is None or self.whole else max(1, (stop - self.start) // least)
+        number = 1 if stop is None or self.whole else max(1, (stop - self.start) // LEAST_ROWS)
         if stop is None or number == 1:
             yield self
             return

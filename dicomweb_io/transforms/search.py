@@ -188,7 +188,7 @@ class _Search(DICOMwebTransform):
             queries = made["main"] | "ReshuffleQueries" >> beam.Reshuffle()
             failures.append(made[FAILURES])
         if self.split_by is None:
-            rows = self._rows(queries, "", hold, failures)
+            rows = self._rows(queries, "", hold, failures, spread=isinstance(pvalue, PBegin))
         else:
             rows = self._split_rows(queries, hold, failures)
         if self.distinct:
@@ -200,13 +200,21 @@ class _Search(DICOMwebTransform):
         lost = self._report(failures)
         return SearchResult(rows, lost) if self._failure_mode == "collect" else rows
 
-    def _rows(self, queries: Any, which: str, hold: bool, failures: list[Any]) -> Any:
-        """The rows of queries, and their failures added to a list."""
+    def _rows(self, queries: Any, which: str, hold: bool, failures: list[Any], *, spread: bool) -> Any:
+        """The rows of queries, and their failures added to a list.
+
+        Many queries spread over the workers by themselves, and their first pages are not to be shuffled. So `spread`
+        is for a single query.
+        """
         name, collects = type(self).__name__, self.collects
         how = {"require_match": self.require_match, "collect": collects}
-        plan = _Plan(self.endpoint, name, limit=self.limit, page_size=self.page_size, hold=hold, **how)
+        plan = _Plan(self.endpoint, name, limit=self.limit, page_size=self.page_size, spread=spread, hold=hold, **how)
         planned = queries | f"Plan{which}" >> self._step(plan, PlannedSearch)
-        found = planned["main"] | f"Search{which}" >> self._step(
+        ranges = planned["main"]
+        if spread:
+            # A runner that does not move the parts of a source, as Flink, would leave all of them to one worker.
+            ranges = ranges | f"ReshuffleParts{which}" >> beam.Reshuffle()
+        found = ranges | f"Search{which}" >> self._step(
             _ReadRows(self.endpoint, name, proof=self._proof, **how), dict[str, Any]
         )
         failures += [planned[FAILURES], found[FAILURES]]
@@ -223,8 +231,8 @@ class _Search(DICOMwebTransform):
         split = queries | "SplitByStudyDate" >> self._step(
             SplitByStudyDate(self.endpoint, name, **how), SearchQuery, **{REST: SearchQuery}
         )
-        dated = self._rows(split["main"] | "Reshuffle" >> beam.Reshuffle(), "", hold, failures)
-        rest = self._rows(split[REST] | "ReshuffleRest" >> beam.Reshuffle(), "Rest", hold, failures)
+        dated = self._rows(split["main"] | "Reshuffle" >> beam.Reshuffle(), "", hold, failures, spread=False)
+        rest = self._rows(split[REST] | "ReshuffleRest" >> beam.Reshuffle(), "Rest", hold, failures, spread=True)
         maybe = rest | "DropDated" >> beam.Filter(lambda row: not is_dated(row)).with_output_types(dict[str, Any])
         # Rows without a date are few; the archive is asked for the study of each.
         spread = maybe | "ReshuffleUndated" >> beam.Reshuffle()
@@ -487,6 +495,16 @@ class PlannedSearch:
     page_size: int | None = None
     beginning: Beginning | None = None
 
+    def parts(self) -> list[PlannedSearch]:
+        """The pieces of the range as searches of their own."""
+        parts = [replace(self, rows=piece) for piece in self.rows.pieces()]
+        return parts[:1] + [replace(part, beginning=further_on(part.beginning)) for part in parts[1:]]
+
+
+def further_on(beginning: Beginning | None) -> Beginning | None:
+    """What is known at the start of a part further on: the rows just before it are not, but there are some."""
+    return beginning and replace(beginning, last=(), full=True)
+
 
 register(Beginning, PlannedSearch)
 
@@ -501,10 +519,12 @@ class _Plan(PooledDoFn):
         *,
         limit: int | None,
         page_size: int | None,
+        spread: bool = False,
         require_match: bool = False,
         **how: Any,
     ) -> None:
         super().__init__(endpoint, transform, **how)
+        self._spread = spread
         self._require_match = require_match
         self._limit = limit
         self._page_size = page_size
@@ -552,12 +572,13 @@ class _Plan(PooledDoFn):
             # Before parts of it are read at once, another page has to show that the archive honours offsets.
             if paging.offset_works or len(list(rest.pieces())) == 1:
                 planned = True
-                yield PlannedSearch(
+                remaining = PlannedSearch(
                     subject,
                     rest,
                     page_size=len(answer.keys) or self._page_size if by_offset else self._page_size,
                     beginning=replace(paging.beginning, total=total) if by_offset else None,
                 )
+                yield from remaining.parts() if self._spread else (remaining,)
                 break
         confirm_end(paging, ask)
         if self._require_match and not planned:
@@ -648,8 +669,7 @@ class _ReadRows(LeasingDoFn):
             limit = None if stop is None else stop - start
             return enumerate(client.iter_search(query, offset=start, limit=limit, page_size=element.page_size), start)
         if start > first:
-            # A part further on: the rows just before it are not known, but there are some.
-            beginning = replace(beginning, last=(), full=True)
+            beginning = further_on(beginning)
         paging = Paging(
             client.profile, query, url=client.base_url, start=start, page_size=element.page_size, beginning=beginning
         )

@@ -68,9 +68,27 @@ def parsed(*arguments):
             (["--runner", name], name, local)
             for name, local in (
                 ("apache_beam.runners.portability.fn_api_runner.FnApiRunner", True),
-                ("apache_beam.runners.portability.flink_runner.FlinkRunner", False),
+                ("apache_beam.runners.portability.flink_runner.FlinkRunner", True),
             )
         ],
+        (["--runner=PortableRunner", "--job_endpoint=embed"], "PortableRunner", True),
+        (["--runner=PortableRunner", "--job_endpoint=h:1", "--environment_type=LOOPBACK"], "PortableRunner", True),
+        (
+            ["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=PROCESS"],
+            "PortableRunner",
+            False,
+        ),
+        (["--runner=PortableRunner", "--job_endpoint=h:1", "--environment_type=EXTERNAL"], "PortableRunner", False),
+        (["--runner=FlinkRunner", "--flink_master=[local]"], "FlinkRunner", True),
+        (["--runner=FlinkRunner", "--flink_master=[auto]", "--environment_type=PROCESS"], "FlinkRunner", False),
+        (["--runner=FlinkRunner", "--flink_master=host:8081"], "FlinkRunner", False),
+        (["--runner=FlinkRunner", "--flink_master=host:8081", "--environment_type=LOOPBACK"], "FlinkRunner", True),
+        (["--runner=SparkRunner"], "SparkRunner", True),
+        (["--runner=SparkRunner", "--spark_master_url=local[2]"], "SparkRunner", True),
+        (["--runner=SparkRunner", "--spark_master_url=spark://host:7077"], "SparkRunner", False),
+        (["--direct_running_mode=multi_processing"], "FnApiRunner", True),
+        (["--runner=prism", "--environment_type=DOCKER"], "PrismRunner", False),
+        (["--runner=DataflowRunner", "--environment_type=LOOPBACK"], "DataflowRunner", False),
     ],
 )
 def test_a_runner_is_named_as_beam_allows(arguments, runner, local):

@@ -400,8 +400,8 @@ def test_five_percent_faults_conserve_every_element(serve, tmp_path, folder):
         (["--source", "/a", "--destination", "/b", "--layout", "../{PatientID}"], "begins with a dot"),
         (["--source", "/a", "--destination", "http://b", "--layout", "{PatientID}"], "layout: only for folders"),
         (
-            ["--source", "/a", "--destination", "/b", "--runner=DataflowRunner", "--failures", "f"],
-            "cannot write to this machine",
+            ["--source", "/a", "--destination", "/b", "--runner=DataflowRunner"],
+            "--source /a: the workers of this runner are on other machines",
         ),
     ],
 )

@@ -229,20 +229,23 @@ class FlinkCluster:
         runtime = "org.apache.flink.runtime"
         entrypoint = f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"
         state["job_manager"] = self._java("job-manager", 512, entrypoint, "--executionMode", "cluster")
-        state["job_server"] = self._java(
+        self._start_job_server()
+        for _ in range(state["started"]):
+            self._start_task_manager()
+
+    def _start_job_server(self) -> None:
+        self._state["job_server"] = self._java(
             "job-server",
             512,
             PROGRAM.main,
-            f"--flink-master=127.0.0.1:{state['rest_port']}",
+            f"--flink-master=127.0.0.1:{self._state['rest_port']}",
             f"--flink-conf-dir={self.folder / 'configuration'}",
             "--job-host=127.0.0.1",
-            f"--job-port={state['job_port']}",
+            f"--job-port={self._state['job_port']}",
             "--artifact-port=0",
             "--expansion-port=-1",
             f"--artifacts-dir={self.folder / 'artifacts'}",
         )
-        for _ in range(state["started"]):
-            self._start_task_manager()
         self._save()
 
     def _start_task_manager(self) -> str:
@@ -337,8 +340,14 @@ class FlinkCluster:
         return [pid for pid, command in _processes(self.folder).items() if "sdk_worker_main" in command]
 
     def kill(self, name: str) -> None:
-        """Ends a TaskManager at once, with SIGKILL."""
-        os.kill(self.task_managers()[name], signal.SIGKILL)
+        """Ends a TaskManager or the ``job-server`` at once, with SIGKILL."""
+        os.kill({**self.task_managers(), "job-server": self._state["job_server"]}[name], signal.SIGKILL)
+        self._state["managers"].pop(name, None)
+
+    def start_job_server(self) -> None:
+        """Starts the job server again, on the same port, and waits until it answers."""
+        self._start_job_server()
+        self._wait(0)
 
     def start_task_manager(self) -> str:
         """Starts one more TaskManager, waits until it has registered, and returns its name."""

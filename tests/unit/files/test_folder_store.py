@@ -21,7 +21,7 @@ from dicomweb_io.dicom.uids import is_safe_name, is_uid
 from dicomweb_io.elements import Failure, Instance, Resource, StoredInstance
 from dicomweb_io.errors import StoreError
 from dicomweb_io.files.client import DICOMfileClient
-from dicomweb_io.files.local import LocalFolder
+from dicomweb_io.files.local import LocalFolder, create_nameless
 from dicomweb_io.files.places import FileStat, temporary_name
 from dicomweb_io.files.store import is_layout_path, layout_path
 from dicomweb_io.testing.samples import sample_file
@@ -385,10 +385,14 @@ def test_processes_store_into_one_folder_with_overlaps(tmp_path: Path) -> None:
     assert all(not name.startswith(".") for _, _, names in os.walk(folder) for name in names)
 
 
-def test_a_writer_killed_half_way_leaves_nothing_that_a_search_can_see(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_writer_killed_half_way_leaves_nothing_that_a_search_can_see(tmp_path: Path, nameless: bool) -> None:
+    if nameless and create_nameless(str(tmp_path), 0o600) is None:
+        pytest.skip("this filesystem has no files without a name")
     folder = tmp_path / "not there yet"
     script = (
         "import os, signal, sys\n"
+        f"{'' if nameless else 'del os.O_TMPFILE'}\n"
         "from dicomweb_io.files.client import DICOMfileClient\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "list(DICOMfileClient(sys.argv[1]).iter_store_instances([sys.argv[2]]))\n"
@@ -397,7 +401,7 @@ def test_a_writer_killed_half_way_leaves_nothing_that_a_search_can_see(tmp_path:
     source.write_bytes(make_bytes())
     done = subprocess.run([sys.executable, "-c", script, str(folder), str(source)], check=False)
     assert done.returncode == -9
-    assert sum(len(names) for _, _, names in os.walk(folder)) == 1
+    assert sum(len(names) for _, _, names in os.walk(folder)) == (0 if nameless else 1)
     client = DICOMfileClient(folder)
     assert client.search_for_instances() == []
     assert list(client.iter_exclusions()) == []

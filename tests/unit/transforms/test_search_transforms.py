@@ -21,10 +21,10 @@ from dicomweb_io.queries import make_query
 from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.server.behaviour import Limits
 from dicomweb_io.testing.server.behaviours import behaviour_of
-from dicomweb_io.transforms import ReadReferences, SearchForInstances, SearchForSeries, SearchForStudies
+from dicomweb_io.transforms import ReadReferences, SearchForInstances, SearchForSeries, SearchForStudies, row_range
 from dicomweb_io.transforms._core import TransformFailed
 from dicomweb_io.transforms.metrics import NAMESPACE
-from dicomweb_io.transforms.search import _DistinctRows, query_for
+from dicomweb_io.transforms.search import _DistinctRows, _ReadRows, query_for
 
 ONCE = RetryPolicy.none()
 
@@ -59,6 +59,24 @@ def test_every_row_comes_once_whatever_the_page_size(serve, archive, references,
     with pipeline() as p:
         rows = p | SearchForInstances(server.url)
         assert_that(rows | beam.Map(Resource.of), equal_to(references))
+    assert not server.errors
+
+
+def test_parts_of_a_large_search_are_elements_of_their_own(serve, archive, references, monkeypatch):
+    """A runner such as Flink spreads elements over its workers, and never what it has split itself."""
+    monkeypatch.setattr(row_range, "LEAST_ROWS", 10)
+    read, original = [], _ReadRows._rows
+
+    def rows(dofn, element, tracker):
+        read.extend([] if element.page else [(element.rows.start, element.rows.stop)])
+        return original(dofn, element, tracker)
+
+    monkeypatch.setattr(_ReadRows, "_rows", rows)
+    server = serve(archive, behaviour=capped(5, total_header=True))
+    with pipeline() as p:
+        rows = p | SearchForInstances(server.url)
+        assert_that(rows | beam.Map(Resource.of), equal_to(references))
+    assert sorted(set(read), key=lambda part: part[0]) == [(5, 16), (16, 27), (27, 38), (38, 49), (49, None)]
     assert not server.errors
 
 
