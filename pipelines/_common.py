@@ -305,6 +305,18 @@ def interruptible() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def new_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """A pipeline for a job.
+
+    Raises:
+        UsageError: If its runner does not accept Beam's options.
+    """
+    try:
+        return beam.Pipeline(options=options)
+    except ValueError as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
 class NoAccountError(OSError):
     """A job that ends here without an account, in one sentence.
 

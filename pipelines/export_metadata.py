@@ -63,6 +63,7 @@ from pipelines._common import (
     archive_from,
     check_run,
     lines_of,
+    new_pipeline,
     parse,
     run_job,
     run_to_end,
@@ -177,7 +178,7 @@ def run(job: TableJob, options: PipelineOptions, *, show_progress: bool | None =
 
 
 def _make_rows(job: TableJob, refresh: Refresh, options: PipelineOptions, scratch: str) -> None:
-    pipeline = beam.Pipeline(options=options)
+    pipeline = new_pipeline(options)
     rows, counts, failures = build(pipeline, job, refresh.studies)
     if job.takes_all:
         _ = rows | "Write" >> beam.io.WriteToText(f"{scratch}/rows")

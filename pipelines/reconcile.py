@@ -48,6 +48,7 @@ from pipelines._common import (
     check_run,
     endpoints_from,
     lines_of,
+    new_pipeline,
     parse,
     run_job,
     run_to_end,
@@ -115,7 +116,7 @@ def run(job: ComparisonJob, options: PipelineOptions) -> dict[str, Any]:
     lines = job.sides[0].count_lines()
     with scratch_folder(options, "reconcile") as scratch:
         account = f"{scratch}/account.json"
-        pipeline = beam.Pipeline(options=options)
+        pipeline = new_pipeline(options)
         build(pipeline, job, account)
         result = run_to_end(pipeline)
         counts = read_json(account)

@@ -69,6 +69,7 @@ from pipelines._common import (
     check_run,
     endpoints_from,
     lines_of,
+    new_pipeline,
     parse,
     run_job,
     run_to_end,
@@ -182,7 +183,7 @@ def run(
     lines = job.count_lines()
     with scratch_folder(options, "transfer") as scratch:
         account = f"{scratch}/account.json"
-        pipeline = beam.Pipeline(options=options)
+        pipeline = new_pipeline(options)
         report(build(pipeline, job), account, job.failures, with_facts=bool(job.report))
         before = tallied()
         with shown_progress(lambda: {name: number - before[name] for name, number in tallied().items()}, show_progress):

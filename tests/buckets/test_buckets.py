@@ -182,6 +182,12 @@ def test_two_writers_write_each_instance_once(bucket: Bucket, folder: Path, tmp_
 def test_a_killed_writer_leaves_no_half_object(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
     make_study(folder, series=4, instances=25, size=1 << 17)
     place = f"{bucket.url}/studies"
+
+    def slowly(method: str, target: str) -> None:
+        if method in ("PUT", "POST"):
+            time.sleep(0.1)
+
+    bucket.proxy.refuse = slowly
     writer = subprocess.Popen([sys.executable, "-c", _COPY, "copy", str(folder), place], start_new_session=True)
     deadline = time.monotonic() + 120
     while of_objects(bucket).count("PUT") + of_objects(bucket).count("POST") < 10:
@@ -190,6 +196,7 @@ def test_a_killed_writer_leaves_no_half_object(bucket: Bucket, folder: Path, tmp
         time.sleep(0.01)
     os.killpg(writer.pid, signal.SIGKILL)
     writer.wait()
+    bucket.proxy.reset()
     whole = contents(folder)
     there = bucket.names()
     assert 0 < len(there) < 100

@@ -180,6 +180,25 @@ def test_a_job_without_an_account_ends_well(job, ends, more, code, words, archiv
 
 
 @pytest.mark.parametrize("job", [transfer, reconcile, export_metadata])
+def test_ctrl_c_ends_the_job_on_its_runner_too(job, archives, elsewhere, monkeypatch, capsys):
+    cancelled = []
+
+    def interrupted(self, duration=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Elsewhere, "ends", PipelineState.RUNNING)
+    monkeypatch.setattr(Ended, "wait_until_finish", interrupted)
+    monkeypatch.setattr(Ended, "cancel", lambda self: cancelled.append(self), raising=False)
+    to = ["--out", f"{archives[3]}.csv"] if job is export_metadata else archives[2:]
+    if job is reconcile:
+        make_study(archives[3])
+    assert job.main([*archives[:2], *to, *elsewhere]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(cancelled) == 1
+    assert list(Path(elsewhere[-1]).iterdir()) == []
+
+
+@pytest.mark.parametrize("job", [transfer, reconcile, export_metadata])
 def test_a_job_is_no_stream(job, archives, tmp_path, capsys):
     """Its account would miss what comes after the first checkpoint, and look like a complete one."""
     (tmp_path / "b").mkdir()
