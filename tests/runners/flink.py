@@ -57,10 +57,9 @@ _JAVA_OPTIONS = (
     "--add-exports=java.rmi/sun.rmi.registry=ALL-UNNAMED",
     "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
     *(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in _OPENED.split()),
-    # No files in /tmp, few threads, and a quick start.
+    # No files in /tmp, and few threads.
     "-XX:-UsePerfData",
     "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
     "-XX:MaxMetaspaceSize=256m",
     "-XX:MaxDirectMemorySize=512m",
     "-Djava.util.logging.SimpleFormatter.format=%1$tT.%1$tL %4$s %3$s: %5$s%6$s%n",

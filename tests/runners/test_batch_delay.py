@@ -24,8 +24,8 @@ def paths(tmp_path):
     return [str(path) for path in make_study(tmp_path / "source", instances=COUNT, size=200)]
 
 
-def pipeline(prism):
-    return beam.Pipeline(options=PipelineOptions(["--runner=PrismRunner", f"--prism_location={prism}", "--streaming"]))
+def pipeline(engine):
+    return beam.Pipeline(options=PipelineOptions(engine))
 
 
 def dribble(paths, begin, seconds=COUNT * 0.1):
@@ -36,7 +36,7 @@ def dribble(paths, begin, seconds=COUNT * 0.1):
 
 
 @pytest.mark.parametrize("window", [None, 1000])
-def test_paths_that_dribble_in_share_requests(prism, serve, folder, paths, window):
+def test_paths_that_dribble_in_share_requests(streaming_engine, serve, folder, paths, window):
     server = serve(folder)
     # All in one window.
     begin = Timestamp(1000 * (int(time.time()) // 1000))
@@ -46,7 +46,7 @@ def test_paths_that_dribble_in_share_requests(prism, serve, folder, paths, windo
         with open(seen, "a") as file:
             file.write(f"{round(float(moment - begin) / 0.1)} {type(window).__name__}\n")
 
-    with pipeline(prism) as p:
+    with pipeline(streaming_engine) as p:
         given = p | dribble(paths, begin)
         if window is not None:
             given = given | beam.WindowInto(FixedWindows(window))
@@ -57,9 +57,9 @@ def test_paths_that_dribble_in_share_requests(prism, serve, folder, paths, windo
     assert len(server.records.of("POST")) <= store._SHARDS
 
 
-def test_what_has_waited_is_sent_before_the_window_ends(prism, serve, folder, paths):
+def test_what_has_waited_is_sent_before_the_window_ends(streaming_engine, serve, folder, paths):
     server = serve(folder)
-    p = pipeline(prism)
+    p = pipeline(streaming_engine)
     _ = p | dribble(paths[:1], Timestamp.now(), seconds=3600) | StoreInstances(server.url, max_batch_delay=0.5)
     result = p.run()
     try:

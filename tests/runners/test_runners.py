@@ -166,13 +166,13 @@ def test_the_transfer_job(engine, serve, archive, folder, tmp_path):
     assert bytes_of(folder) == bytes_of(archive)
 
 
-def test_an_unbounded_watch_streams_on_prism(prism, serve, tmp_path, folder):
+def test_an_unbounded_watch_streams(streaming_engine, serve, tmp_path, folder):
     """What arrives while the pipeline runs is copied while it runs, in the rhythm that was asked for."""
     source = tmp_path / "source"
     source.mkdir()
     server = serve(source)
     interval = 0.5
-    p = pipeline(["--runner=PrismRunner", f"--prism_location={prism}", "--streaming"])
+    p = pipeline(streaming_engine)
     watched = p | WatchForInstances(server.url, start="all", interval=interval, method="list")
     assert not watched.is_bounded
     _ = watched | CopyInstances(server.url, str(folder))

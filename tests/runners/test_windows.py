@@ -36,14 +36,13 @@ def test_results_and_failures_are_where_their_elements_are(engine, how, serve, f
         check_windows(p, worlds, WINDOWINGS[how])
 
 
-def test_the_panes_of_an_accumulating_trigger_on_prism(prism, files, tmp_path):
+def test_the_panes_of_an_accumulating_trigger(streaming_engine, files, tmp_path):
     """A stream that fires early, on time and late: what is in a pane comes in that pane, also what came before.
 
     FnApiRunner, and the embedded portable runner that is made of it, have no TestStream: there
     `WINDOWINGS["accumulating"]` stands for such a trigger. BundleBasedDirectRunner has one, but its Reshuffle drops
     late panes (Beam 2.77).
     """
-    options = ["--runner=PrismRunner", f"--prism_location={prism}", "--streaming"]
     first, second, third = (Instance.from_path(path).reference for path in sorted(files.rglob("*.dcm")))
     stream = (
         test_stream.TestStream()
@@ -60,7 +59,7 @@ def test_the_panes_of_an_accumulating_trigger_on_prism(prism, files, tmp_path):
         "metadata": RetrieveMetadata(str(files)),
         "copies": CopyInstances(str(files), str(tmp_path / "copy")),
     }
-    with beam.Pipeline(options=PipelineOptions(options)) as p:
+    with beam.Pipeline(options=PipelineOptions(streaming_engine)) as p:
         fired = p | stream | early_and_late() | beam.WithKeys("all")
         fired = fired | beam.GroupByKey() | beam.FlatMapTuple(lambda key, uris: list(uris)).with_output_types(str)
         looked = [fired | "Before" >> beam.Map(_placed, "given")]
