@@ -20,6 +20,7 @@ from urllib.parse import quote
 from dicomweb_io.dicom.columns import Column
 from dicomweb_io.elements import open_path
 from dicomweb_io.errors import safe_url
+from dicomweb_io.files.remote import make_parents
 from dicomweb_io.options import UsageError
 from dicomweb_io.spool import PrivateDirectory
 
@@ -381,7 +382,7 @@ class TableWriter:
             for path in parts_in(made):
                 place = f"{base}/{os.path.relpath(path, made)}".replace(os.sep, "/")
                 new.add(place)
-                files.makedirs(place.rpartition("/")[0], exist_ok=True)
+                make_parents(files, place)
                 files.put_file(path, place)
         except BaseException:
             for place in new:

@@ -138,6 +138,11 @@ class _S3(ObjectStore):
 class _GoogleCloudStorage(ObjectStore):
     _FIELDS = "name,size,generation,updated"
 
+    def split(self, name: str) -> tuple[str, str]:
+        # gcsfs takes what follows a number sign for a generation, if it is a number.
+        bucket, _, key = name.partition("/")
+        return bucket, key
+
     async def page(self, bucket: str, prefix: str, token: str | None, limit: int) -> tuple[list[FileStat], str | None]:
         answer = await self._files._call(
             "GET",
@@ -445,16 +450,19 @@ class RemoteFolder(Folder):
         filesystem = self.filesystem
         store = object_store(filesystem)
         name = self._path(path)
-        with self._asking(path):
-            if store is not None:
-                try:
+        try:
+            with self._asking(path):
+                if store is not None:
                     return cast(bytes, store.run(store.read, *store.split(name), part, version))
-                except FileNotFoundError:
-                    if version is not None and self.stat(path) is not None:
-                        raise VersionChangedError(safe_url(self.location_of(path))) from None
-                    raise
-            start, end = part or (None, None)
-            return bytes(filesystem.cat_file(name, start=start, end=end))
+                start, end = part or (None, None)
+                return bytes(filesystem.cat_file(name, start=start, end=end))
+        except (FileNotFoundError, VersionChangedError):
+            if store is None or version is None:
+                raise
+            # Each server has its own answer to a version that it does not have.
+            if self.stat(path) is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.location_of(path)) from None
+            raise VersionChangedError(safe_url(self.location_of(path))) from None
 
     def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
         """One completed PUT, exclusive where the filesystem can do that."""

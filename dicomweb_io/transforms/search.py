@@ -203,19 +203,17 @@ class _Search(DICOMwebTransform):
     def _rows(self, queries: Any, which: str, hold: bool, failures: list[Any], *, spread: bool) -> Any:
         """The rows of queries, and their failures added to a list.
 
-        Many queries spread over the workers by themselves, and joining their first pages with parts costs time. So
-        `spread` is for few queries.
+        Many queries spread over the workers by themselves, and their first pages are not to be shuffled. So `spread`
+        is for a single query.
         """
         name, collects = type(self).__name__, self.collects
         how = {"require_match": self.require_match, "collect": collects}
         plan = _Plan(self.endpoint, name, limit=self.limit, page_size=self.page_size, spread=spread, hold=hold, **how)
-        more = {PARTS: PlannedSearch} if spread else {}
-        planned = queries | f"Plan{which}" >> self._step(plan, PlannedSearch, **more)
+        planned = queries | f"Plan{which}" >> self._step(plan, PlannedSearch)
         ranges = planned["main"]
         if spread:
             # A runner that does not move the parts of a source, as Flink, would leave all of them to one worker.
-            parts = planned[PARTS] | f"ReshuffleParts{which}" >> beam.Reshuffle()
-            ranges = (ranges, parts) | f"JoinParts{which}" >> beam.Flatten()
+            ranges = ranges | f"ReshuffleParts{which}" >> beam.Reshuffle()
         found = ranges | f"Search{which}" >> self._step(
             _ReadRows(self.endpoint, name, proof=self._proof, **how), dict[str, Any]
         )
@@ -498,9 +496,7 @@ class PlannedSearch:
     beginning: Beginning | None = None
 
     def parts(self) -> list[PlannedSearch]:
-        """The pieces of the range as searches of their own; itself if it is one piece."""
-        if self.page is not None:
-            return [self]
+        """The pieces of the range as searches of their own."""
         parts = [replace(self, rows=piece) for piece in self.rows.pieces()]
         return parts[:1] + [replace(part, beginning=further_on(part.beginning)) for part in parts[1:]]
 
@@ -509,9 +505,6 @@ def further_on(beginning: Beginning | None) -> Beginning | None:
     """What is known at the start of a part further on: the rows just before it are not, but there are some."""
     return beginning and replace(beginning, last=(), full=True)
 
-
-PARTS = "parts"
-"""The output of `_Plan` for all parts of a large search but the first."""
 
 register(Beginning, PlannedSearch)
 
@@ -579,23 +572,17 @@ class _Plan(PooledDoFn):
             # Before parts of it are read at once, another page has to show that the archive honours offsets.
             if paging.offset_works or len(list(rest.pieces())) == 1:
                 planned = True
-                yield PlannedSearch(
+                remaining = PlannedSearch(
                     subject,
                     rest,
                     page_size=len(answer.keys) or self._page_size if by_offset else self._page_size,
                     beginning=replace(paging.beginning, total=total) if by_offset else None,
                 )
+                yield from remaining.parts() if self._spread else (remaining,)
                 break
         confirm_end(paging, ask)
         if self._require_match and not planned:
             yield _unmatched(subject, self._transform)
-
-    def _emit(self, work: Work, result: Any) -> Iterator[Any]:
-        parts = result.parts() if self._spread and isinstance(result, PlannedSearch) else [result]
-        yield from super()._emit(work, parts[0])
-        for part in parts[1:]:
-            for place in grouped_places(work.places):
-                yield TaggedOutput(PARTS, WindowedValue(part, *place))
 
     def count_result(self, result: PlannedSearch) -> None:
         if result.page is not None:
