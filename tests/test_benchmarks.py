@@ -18,6 +18,7 @@ LITTLE = {
     "file_index": ("--instances", "40", "--repeat", "1", "--small-files", "--no-peer", "--writers", "2"),
     "overheads": ("--series", "2", "--instances", "2", "--size", "200", "--runs", "1"),
     "runners": ("--rows", "300", "--instances", "300", "--task-managers", "0", "--milliseconds", "1"),
+    "sizing": ("--instances", "20", "--runs", "1"),
     "search": ("--rows", "200", "--milliseconds", "1", "--runs", "1"),
     "transfer": ("--count", "4", "--size", "1000", "--runs", "1"),
 }
