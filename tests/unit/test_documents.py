@@ -116,6 +116,29 @@ def test_the_examples_of_a_folder_run(tmp_path: Path) -> None:
     assert (tmp_path / "by-patient/98890234/2003-05-05_Carotids/1_MR/0001.dcm").exists()
 
 
+def test_the_objects_for_kubernetes_fit_together() -> None:
+    """The command submits to the service, whose jobs go to the cluster, whose pods have a pool of workers."""
+    text = re.sub(r"^   ", "", text_of("docs/runners/kubernetes.md"), flags=re.MULTILINE)
+    blocks = dict(re.findall(r"^```(yaml|sh)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    cluster, server, service = yaml.safe_load_all(blocks["yaml"])
+    main, workers = cluster["spec"]["taskManager"]["podTemplate"]["spec"]["containers"]
+    assert (main["name"], workers["args"]) == ("flink-main-container", ["--worker_pool"])
+    assert workers["image"] in text.partition("```")[0]
+    [job_server] = server["spec"]["template"]["spec"]["containers"]
+    assert cluster["spec"]["image"].startswith(f"flink:{re.findall('flink(1[.][0-9]+)', job_server['image'])[0]}-")
+    assert f"--flink-master={cluster['metadata']['name']}-rest:8081" in job_server["args"]
+    ports = {port["containerPort"] for port in job_server["ports"]}
+    assert {port["port"] for port in service["spec"]["ports"]} == ports
+    assert service["spec"]["selector"] == server["spec"]["template"]["metadata"]["labels"]
+    words = shlex.split(blocks["sh"].replace("\\\n", ""))
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    name, _, port = options["--job_endpoint"].partition(":")
+    assert name == service["metadata"]["name"]
+    assert int(port) in ports
+    assert options["--environment_config"] == f"localhost:{workers['ports'][0]['containerPort']}"
+    assert options["--source-token-env"] in [variable["name"] for variable in workers["env"]]
+
+
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: path.name)
 def test_changelog_fragments_fit(path: Path) -> None:
     """CONTRIBUTING.md says how a fragment is named and written."""
@@ -139,3 +162,13 @@ def test_issue_forms_are_forms(path: Path) -> None:
     for item in form["body"]:
         assert item["type"] in ("markdown", "textarea", "input", "dropdown")
         assert item["attributes"].get("value" if item["type"] == "markdown" else "label")
+
+
+def test_the_examples_of_sizing_give_what_stands_below_them(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = re.findall(
+        r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", text_of("docs/runners/sizing.md"), re.M | re.S
+    )
+    assert len(examples) == 2
+    for code, printed in examples:
+        exec(code, {})
+        assert capsys.readouterr().out == printed
