@@ -169,7 +169,7 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     options = PipelineOptions(rest)
     standard = options.view_as(StandardOptions)
     standard.runner = "FnApiRunner" if standard.runner is None else _spelled(standard.runner)
-    if unknown and _is_in_process(options):
+    if unknown and is_in_process(options):
         # A local runner takes no options but Beam's own: any remaining option is a mistake.
         raise UsageError(f"unknown arguments: {' '.join(_shown(unknown, helper._option_string_actions))}")
     args.workers_elsewhere = not (args.shared_filesystem or is_local(options))
@@ -340,7 +340,7 @@ def run_to_end(pipeline: beam.Pipeline) -> Any:
     options = pipeline.options
     result: Any = None
     try:
-        with interruptible():
+        with interruptible(), _without_traceback_of_messages():
             result = pipeline.run()
             if options.view_as(TestOptions).dry_run:
                 raise NoAccountError("the graph was built, and nothing was submitted (--dry_run)", 0)
@@ -358,13 +358,33 @@ def run_to_end(pipeline: beam.Pipeline) -> Any:
     except (NoAccountError, *RECOVERABLE):
         raise
     except Exception as error:
-        if _is_in_process(options):
+        if is_in_process(options):
             raise
         logging.getLogger("dicomweb_io").debug("the job on its runner", exc_info=error)
+        details = getattr(error, "details", None)
+        if result is not None and callable(details):
+            # An error of gRPC.
+            why = plain_text(str(details()))
+            message = f"the job server does not answer any more ({why}), and the job may go on without it"
+            raise NoAccountError(message, goes_on=True) from error
         raise NoAccountError(f"the job failed on its runner: {brief_error(error)}") from error
     if state not in (None, PipelineState.DONE):
         raise NoAccountError(f"the job ended on its runner as {state}")
     return result
+
+
+@contextmanager
+def _without_traceback_of_messages() -> Iterator[None]:
+    """Keeps quiet about Beam's thread that reads a job's messages: why it fails, the thread that waits tells."""
+    name, before = "wait_until_finish_read", threading.excepthook
+    threading.excepthook = lambda error: None if error.thread and error.thread.name == name else before(error)
+    try:
+        yield
+    finally:
+        for thread in threading.enumerate():
+            if thread.name == name:
+                thread.join(_PATIENCE)
+        threading.excepthook = before
 
 
 def _written_graph(options: PipelineOptions) -> str | None:
@@ -513,7 +533,7 @@ def is_local(options: PipelineOptions) -> bool:
     environment = str(values.get("environment_type") or "").upper()
     if _is_on(options, "DataflowRunner") or environment == "DOCKER":
         return False
-    if environment == "LOOPBACK" or _is_in_process(options):
+    if environment == "LOOPBACK" or is_in_process(options):
         return True
     if environment or values.get("output_executable_path"):
         return False
@@ -524,7 +544,7 @@ def is_local(options: PipelineOptions) -> bool:
     )
 
 
-def _is_in_process(options: PipelineOptions) -> bool:
+def is_in_process(options: PipelineOptions) -> bool:
     """Whether the runner itself is a part of this process, or started by it."""
     embedded = options.get_all_options().get("job_endpoint") in (None, "embed")
     return _is_on(options, *StandardOptions.LOCAL_RUNNERS) or (_is_on(options, "PortableRunner") and embedded)

@@ -68,6 +68,7 @@ from pipelines._common import (
     add_endpoint_arguments,
     check_run,
     endpoints_from,
+    is_in_process,
     lines_of,
     new_pipeline,
     parse,
@@ -229,7 +230,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except StoppedError as error:
             print(f"transfer: {plain_text(str(error))}", file=sys.stderr)
             return 1
-        print_summary(summary_lines(summary, job), summary)
+        lines = [*summary_lines(summary, job)]
+        if summary["already_there"] and not is_in_process(options):
+            lines.append("  What is already there includes what this job copied in steps that its runner repeated.")
+        print_summary(lines, summary)
         return exit_code(summary)
 
     return run_job("transfer", work, argv, then="the same command goes on with what is missing")

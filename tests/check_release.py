@@ -35,6 +35,7 @@ import dicomweb_io.ext.gcp, dicomweb_io.transforms, pipelines.transfer, pipeline
 
 assert (where / "py.typed").is_file()
 assert list((where / "transforms" / "yaml").glob("*.yaml"))
+assert list((where.parent / "pipelines" / "containers").glob("*.Dockerfile"))
 make_study(sys.argv[1], instances=3)
 """
 

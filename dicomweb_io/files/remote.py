@@ -138,6 +138,11 @@ class _S3(ObjectStore):
 class _GoogleCloudStorage(ObjectStore):
     _FIELDS = "name,size,generation,updated"
 
+    def split(self, name: str) -> tuple[str, str]:
+        # gcsfs takes what follows a number sign for a generation, if it is a number.
+        bucket, _, key = name.partition("/")
+        return bucket, key
+
     async def page(self, bucket: str, prefix: str, token: str | None, limit: int) -> tuple[list[FileStat], str | None]:
         answer = await self._files._call(
             "GET",

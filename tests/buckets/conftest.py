@@ -116,6 +116,10 @@ def buckets(_servers: Callable[[str], Proxy], monkeypatch: pytest.MonkeyPatch) -
         kind, proxy = KINDS[name], _servers(name)
         for variable, value in kind.environment(proxy.port).items():
             monkeypatch.setenv(variable, value)
+        if name == "az":
+            # The client waits for at least a quarter of a minute after each refusal.
+            waits = "azure.storage.blob._shared.policies_async.ExponentialRetry.get_backoff_time"
+            monkeypatch.setattr(waits, lambda policy, settings: 0.1)
         proxy.reset()
         bucket = Bucket(kind, f"{kind.scheme}://images-{next(_NUMBERS)}", proxy)
         if exists:

@@ -20,6 +20,8 @@ import pytest
 from dicomweb_io import DICOMfileClient, Endpoint, Resource
 from dicomweb_io.cli import main
 from dicomweb_io.errors import FileClientError
+from dicomweb_io.files import remote
+from dicomweb_io.files.local import folder_of
 from dicomweb_io.files.places import MissingBucketError
 from dicomweb_io.testing.samples import make_study
 from tests.buckets.conftest import Bucket
@@ -224,3 +226,19 @@ def test_the_examples_of_the_document_run(buckets: Callable[..., Bucket], folder
     names: dict[str, object] = {}
     exec(blocks["py"], names)
     assert isinstance(names["endpoint"], Endpoint)
+
+
+def test_what_goes_up_in_parts_is_exclusive_too(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_SINGLE_PUT_BYTES", 1000)
+    target = folder_of(bucket.url)
+    (one := tmp_path / "one").write_bytes(b"1" * 5000)
+    (two := tmp_path / "two").write_bytes(b"2" * 5000)
+    assert target.publish("a.dcm", str(one), replace=False)
+    assert not target.publish("a.dcm", str(two), replace=False)
+    assert bucket.read("a.dcm") == one.read_bytes()
+    assert target.publish("a.dcm", str(two), replace=True)
+    assert target.read("a.dcm") == two.read_bytes()
+    assert target.remove("a.dcm")
+    assert not target.remove("a.dcm")

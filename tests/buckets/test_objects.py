@@ -69,6 +69,27 @@ def test_containers_of_one_account(buckets: Callable[..., Bucket], folder: Path)
     assert main(["compare", "--content", last, str(folder)]) == 0
 
 
+def test_what_is_no_image_is_left_alone(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
+    """Markers of directories, empty objects, text."""
+    make_study(folder, instances=2)
+    bucket.fill(folder)
+    for name in ("x/", "study-0000/", "study-0000/empty/"):
+        bucket.mark(name)
+    bucket.write("empty.dcm", b"")
+    bucket.write("notes.txt", b"not DICOM\n" * 100)
+    before = bucket.names()
+    client = DICOMfileClient(bucket.url)
+    assert len(client.search_for_instances()) == 2
+    reasons = {exclusion.path.rpartition("/")[2]: exclusion.kind for exclusion in client.iter_exclusions()}
+    assert reasons == {"empty.dcm": "ignored", "notes.txt": "ignored"}
+    assert main(["copy", bucket.url, str(tmp_path / "back")]) == 0
+    assert len(list((tmp_path / "back").rglob("*.dcm"))) == 2
+    # A store into what is marked as a directory.
+    assert main(["copy", str(folder), f"{bucket.url}/x"]) == 0
+    assert len(DICOMfileClient(f"{bucket.url}/x").search_for_instances()) == 2
+    assert set(before) <= set(bucket.names())
+
+
 def test_a_bucket_without_objects(bucket: Bucket, tmp_path: Path) -> None:
     """It holds nothing, which is no error; a prefix that is not there is one."""
     assert DICOMfileClient(bucket.url).search_for_studies() == []

@@ -146,6 +146,12 @@ def test_on_a_shared_filesystem_everything_goes_to_folders(archives, elsewhere, 
     assert len(list((tmp_path / "b").rglob("*.dcm"))) == 3
 
 
+def test_what_a_runner_repeats_counts_as_already_there(archives, elsewhere, capsys):
+    for options, told in (([], False), (elsewhere, True)):
+        assert transfer.main([*archives, *options]) == 0
+        assert ("this job copied in steps that its runner repeated" in capsys.readouterr().err) == told
+
+
 def test_on_a_shared_filesystem_folders_are_looked_at_before(archives, elsewhere, capsys):
     assert transfer.main([*archives[:2], "--destination", f"{archives[1]}/inside", *elsewhere]) == 2
     assert "lies inside the source" in capsys.readouterr().err

@@ -162,3 +162,13 @@ def test_issue_forms_are_forms(path: Path) -> None:
     for item in form["body"]:
         assert item["type"] in ("markdown", "textarea", "input", "dropdown")
         assert item["attributes"].get("value" if item["type"] == "markdown" else "label")
+
+
+def test_the_examples_of_sizing_give_what_stands_below_them(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = re.findall(
+        r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", text_of("docs/runners/sizing.md"), re.M | re.S
+    )
+    assert len(examples) == 2
+    for code, printed in examples:
+        exec(code, {})
+        assert capsys.readouterr().out == printed
