@@ -279,6 +279,7 @@ def measure(kind: str, count: int, milliseconds: float, on: Engine) -> dict[str,
         else:
             command = [sys.executable, "-m", "pipelines.export_metadata", "--source", origin, "--level", "instance"]
             command += ["--full", "--out", f"{folder}/table.parquet", *arguments]
+            command += [] if cluster is None else ["--shared-filesystem"]
         began = time.monotonic()
         with open(f"{folder}/log", "w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as job:
             with Watched({**roots, "the job's process": job.pid}) as watched:

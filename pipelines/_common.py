@@ -102,7 +102,7 @@ def endpoints_from(args: argparse.Namespace) -> tuple[Endpoint, Endpoint]:
 
 
 def archive_from(args: argparse.Namespace, role: str) -> Endpoint:
-    """An archive of parsed arguments; a folder by its absolute path, because workers run in folders of their own.
+    """An archive of parsed arguments; for other processes a folder by its absolute path: they work in other folders.
 
     Raises:
         UsageError: If it is missing, its options contradict each other, or the workers cannot reach it.
@@ -111,7 +111,7 @@ def archive_from(args: argparse.Namespace, role: str) -> Endpoint:
     if not endpoint.is_web:
         if args.workers_elsewhere:
             check_reach(endpoint.url, f"--{role}")
-        return endpoint.replace(url=_absolute(endpoint.url))
+        return endpoint if args.runs_here else endpoint.replace(url=_absolute(endpoint.url))
     if args.workers_elsewhere and (urlsplit(endpoint.url).hostname or "") in _LOOPBACK:
         print(
             f"--{role} {endpoint.safe_url}: each worker looks for this server on its own machine, unless all run here",
@@ -172,10 +172,11 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     if unknown and is_in_process(options):
         # A local runner takes no options but Beam's own: any remaining option is a mistake.
         raise UsageError(f"unknown arguments: {' '.join(_shown(unknown, helper._option_string_actions))}")
-    args.workers_elsewhere = not (args.shared_filesystem or is_local(options))
+    args.runs_here = is_local(options)
+    args.workers_elsewhere = not (args.shared_filesystem or args.runs_here)
     for name in _FILES:
         given = getattr(args, name, None)
-        if given:
+        if given and not args.runs_here:
             whole = [
                 path if "://" in path or _BIGQUERY.match(path) else os.path.abspath(path) for path in listed(given)
             ]
@@ -345,7 +346,7 @@ def run_to_end(pipeline: beam.Pipeline) -> Any:
             if options.view_as(TestOptions).dry_run:
                 raise NoAccountError("the graph was built, and nothing was submitted (--dry_run)", 0)
             if graph := _written_graph(options):
-                raise NoAccountError(f"the graph was written to {safe_url(graph)}, and nothing was copied", 0)
+                raise NoAccountError(f"the graph was written to {safe_url(graph)}, and nothing was run", 0)
             if options.view_as(StandardOptions).no_wait_until_finish and not is_local(options):
                 raise NoAccountError("the job was submitted and goes on (--no_wait_until_finish)", 0, goes_on=True)
             state = result.wait_until_finish()

@@ -116,12 +116,15 @@ def test_a_watch_copies_on_this_machine(capsys):
     assert "it copies in rounds on this machine" in capsys.readouterr().err
 
 
-def test_local_paths_are_absolute_at_once(tmp_path, monkeypatch):
-    """Workers run in folders of their own."""
+def test_local_paths_are_absolute_at_once(elsewhere, tmp_path, monkeypatch):
+    """Workers elsewhere work in folders of their own; here the words of the user stay."""
     monkeypatch.chdir(tmp_path)
     given = {"--source": "in", "--destination": "local://out", "--failures": "f", "--spool-directory": "spool"}
     given |= {"--summary": "/s.json", "--report": "r.html", "--input": "gs://b/list", "--temp_location": "temp"}
-    args, options = parse(transfer.TransferOptions, "", "", [word for pair in given.items() for word in pair])
+    words = [word for pair in given.items() for word in pair]
+    args, _ = parse(transfer.TransferOptions, "", "", words)
+    assert ([end.url for end in endpoints_from(args)], args.failures) == (["in", "local://out"], "f")
+    args, options = parse(transfer.TransferOptions, "", "", [*elsewhere[:-2], *words])
     assert [end.url for end in endpoints_from(args)] == [f"{tmp_path}/in", f"{tmp_path}/out"]
     assert (args.failures, args.spool_directory) == (f"{tmp_path}/f", f"{tmp_path}/spool")
     assert (args.summary, args.report, args.input) == ("/s.json", [f"{tmp_path}/r.html"], "gs://b/list")
