@@ -174,13 +174,8 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
         raise UsageError(f"unknown arguments: {' '.join(_shown(unknown, helper._option_string_actions))}")
     args.runs_here = is_local(options)
     args.workers_elsewhere = not (args.shared_filesystem or args.runs_here)
-    for name in _FILES:
-        given = getattr(args, name, None)
-        if given and not args.runs_here:
-            whole = [
-                path if "://" in path or _BIGQUERY.match(path) else os.path.abspath(path) for path in listed(given)
-            ]
-            setattr(args, name, whole[0] if isinstance(given, str) else whole)
+    if not args.runs_here:
+        _make_absolute(args)
     cloud = options.view_as(GoogleCloudOptions)
     if cloud.temp_location:
         cloud.temp_location = _absolute(cloud.temp_location)
@@ -190,6 +185,16 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
             "transfer writes nothing and says what would be copied"
         )
     return args, options
+
+
+def _make_absolute(args: argparse.Namespace) -> None:
+    for name in _FILES:
+        given = getattr(args, name, None)
+        if given:
+            whole = [
+                path if "://" in path or _BIGQUERY.match(path) else os.path.abspath(path) for path in listed(given)
+            ]
+            setattr(args, name, whole[0] if isinstance(given, str) else whole)
 
 
 def job_options(options_class: type[PipelineOptions]) -> dict[str, argparse.Action]:

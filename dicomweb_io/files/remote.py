@@ -209,6 +209,13 @@ _STORES: dict[str, type[ObjectStore]] = {
 _EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "abfs"}
 
 
+def missing_package(error: ImportError) -> str:
+    """What fsspec says of a filesystem whose package is not installed, with the extra that installs it."""
+    extra = next((extra for package, extra in _EXTRAS.items() if package in str(error)), None)
+    remedy = f"pip install 'dicomweb_io[{extra}]'" if extra else str(error)
+    return f"the package for this kind of folder is not installed: {remedy}"
+
+
 def object_store(filesystem: Any) -> ObjectStore | None:
     """What is known of an fsspec filesystem if it is an object store."""
     for kind in type(filesystem).__mro__:
@@ -303,10 +310,7 @@ class RemoteFolder(Folder):
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url, **(self.storage_options or {}))
         except ImportError as error:
-            extra = next((extra for package, extra in _EXTRAS.items() if package in str(error)), None)
-            remedy = f"pip install 'dicomweb_io[{extra}]'" if extra else str(error)
-            what = f"a package for this kind of folder is not installed: {remedy}"
-            raise ObjectStoreError(errno.ENOPKG, what, safe_url(self.url), False) from None
+            raise ObjectStoreError(errno.ENOPKG, missing_package(error), safe_url(self.url), False) from None
         except (OSError, TypeError, ValueError, AssertionError):
             raise
         except Exception as error:

@@ -235,7 +235,7 @@ def test_results_on_other_filesystems_are_checked_before_copying(option, archive
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     fsspec.register_implementation("forbidding", Forbidding, clobber=True)
     for url, words in (
-        ("gs://bucket/x.json", "the package for gs:// is missing: pip install 'dicomweb_io[gcs]'"),
+        ("gs://bucket/x.json", "folder is not installed: pip install 'dicomweb_io[gcs]'"),
         ("forbidding://bucket/x.json", "cannot be written: RuntimeError: 403, url='https://bucket.example/x'"),
     ):
         assert transfer.main([*archives, option, url]) == 2

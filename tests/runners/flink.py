@@ -289,7 +289,7 @@ class FlinkCluster:
         """Waits until TaskManagers have registered and the job server answers."""
         end = time.monotonic() + STARTING_SECONDS
         expected = {self._state["job_manager"], self._state["job_server"], *self._state["managers"].values()}
-        while time.monotonic() < end and expected <= set(_processes(self.folder)):
+        while time.monotonic() < end and not _have_ended(expected):
             with contextlib.suppress(OSError, ValueError):
                 socket.create_connection(("127.0.0.1", self._state["job_port"]), timeout=5).close()
                 if self._state["managers"].keys() <= {one["id"] for one in self._get("taskmanagers")["taskmanagers"]}:
@@ -384,6 +384,11 @@ class FlinkCluster:
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []
 """Held, so that Python does not warn of those that run on."""
+
+
+def _have_ended(pids: set[int]) -> bool:
+    """Whether one of the processes that were started here has ended; while it starts, it shows no mark yet."""
+    return any(child.pid in pids and child.poll() is not None for child in _CHILDREN)
 
 
 def _processes(folder: Path) -> dict[int, str]:
