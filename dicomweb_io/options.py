@@ -279,7 +279,7 @@ def make_endpoint(
         if path and not workers_elsewhere and not os.path.exists(path):
             raise UsageError(f"{spelled(name)}: there is no file {path}")
     try:
-        return Endpoint(
+        endpoint = Endpoint(
             url,
             credentials,
             given.get("profile") or "auto",
@@ -290,8 +290,11 @@ def make_endpoint(
             filter_mismatch=given.get("filter_mismatch") or "error",
             limits=Limits(**{name: given[name] for name in ("max_in_flight",) if given.get(name) is not None}),
         )
+        if not endpoint.is_web:
+            local_path(url)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+    return endpoint
 
 
 def _timeouts(given: Mapping[str, Any]) -> Timeouts:
@@ -843,7 +846,15 @@ def atomic_file(path: str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
             if nameless:
-                give_name(descriptor, temporary)
+                try:
+                    give_name(descriptor, temporary)
+                except OSError:
+                    # Some sandboxes and filesystems have files without names, and let nobody give them one.
+                    copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                    with os.fdopen(copy, "wb") as named, open(f"/proc/self/fd/{descriptor}", "rb") as written:
+                        shutil.copyfileobj(written, named)
+                        named.flush()
+                        os.fsync(copy)
         if remote:
             _upload(temporary, path)
         else:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import (
+    DirectOptions,
     GoogleCloudOptions,
     PipelineOptions,
     PortableOptions,
@@ -111,7 +112,8 @@ def archive_from(args: argparse.Namespace, role: str) -> Endpoint:
     if not endpoint.is_web:
         if args.workers_elsewhere:
             check_reach(endpoint.url, f"--{role}")
-        return endpoint if args.runs_here else endpoint.replace(url=_absolute(endpoint.url))
+        _check_memory(args, endpoint.url, f"--{role}")
+        return endpoint if args.runs_here else endpoint.replace(url=_absolute(endpoint.url, f"--{role}"))
     if args.workers_elsewhere and (urlsplit(endpoint.url).hostname or "") in _LOOPBACK:
         print(
             f"--{role} {endpoint.safe_url}: each worker looks for this server on its own machine, unless all run here",
@@ -120,9 +122,20 @@ def archive_from(args: argparse.Namespace, role: str) -> Endpoint:
     return endpoint
 
 
-def _absolute(place: str) -> str:
+def _check_memory(args: argparse.Namespace, place: str, option: str) -> None:
+    """Refuses a place in memory that other processes work with: each has its own, and takes it along when it ends."""
+    if not args.workers_within and place.rpartition("::")[2].lower().startswith("memory:"):
+        raise UsageError(
+            f"{option} {safe_url(place)}: each worker process has a memory of its own; give a folder or URL"
+        )
+
+
+def _absolute(place: str, option: str) -> str:
     """A place of this machine by its whole path, which workers in other folders know too; a URL as it is."""
-    return place if place.lower().startswith("file:///") else local_path(place) or place
+    try:
+        return place if place.lower().startswith("file:///") else local_path(place) or place
+    except ValueError as error:
+        raise UsageError(f"{option} {safe_url(place)}: {error}") from error
 
 
 def parse(options_class: type[PipelineOptions], prog: str, description: str, argv: Sequence[str] | None) -> Any:
@@ -174,11 +187,13 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
         raise UsageError(f"unknown arguments: {' '.join(_shown(unknown, helper._option_string_actions))}")
     args.runs_here = is_local(options)
     args.workers_elsewhere = not (args.shared_filesystem or args.runs_here)
-    if not args.runs_here:
-        _make_absolute(args)
+    args.workers_within = args.runs_here and options.view_as(DirectOptions).direct_running_mode != "multi_processing"
+    _check_files(args)
     cloud = options.view_as(GoogleCloudOptions)
     if cloud.temp_location:
-        cloud.temp_location = _absolute(cloud.temp_location)
+        cloud.temp_location = _absolute(cloud.temp_location, "--temp_location")
+        if not args.workers_elsewhere:
+            _check_memory(args, cloud.temp_location, "--temp_location")
     if options.view_as(TestOptions).dry_run and not _is_on(options, "DataflowRunner"):
         raise UsageError(
             "--dry_run is an option of DataflowRunner, which builds the graph and does not submit it; --dry-run of "
@@ -187,13 +202,15 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     return args, options
 
 
-def _make_absolute(args: argparse.Namespace) -> None:
+def _check_files(args: argparse.Namespace) -> None:
+    """Makes the paths of results and lists absolute where workers in other folders know them too."""
     for name in _FILES:
-        given = getattr(args, name, None)
-        if given:
-            whole = [
-                path if "://" in path or _BIGQUERY.match(path) else os.path.abspath(path) for path in listed(given)
-            ]
+        given, option = getattr(args, name, None), f"--{name.replace('_', '-')}"
+        for path in listed(given):
+            _check_memory(args, path, option)
+        if given and not args.runs_here:
+            whole = [_absolute(path, option) if "://" in path else path for path in listed(given)]
+            whole = [path if "://" in path or _BIGQUERY.match(path) else os.path.abspath(path) for path in whole]
             setattr(args, name, whole[0] if isinstance(given, str) else whole)
 
 
@@ -248,13 +265,27 @@ def _listed(option: str, text: str) -> list[str]:
     raise UsageError(f"{option}: a value that begins with [ is a JSON list of texts, and this one is not valid")
 
 
-def check_run(args: argparse.Namespace, options: PipelineOptions) -> None:
+def check_run(args: argparse.Namespace, options: PipelineOptions, *, ends_here: bool = False) -> None:
     """Checks, before anything is sent, that the account and the results of a job can be written where they are to be.
 
+    Args:
+        args: The job's options.
+        options: Beam's options.
+        ends_here: Whether this process makes the result of what the workers wrote.
+
     Raises:
-        UsageError: If the job is to run as a stream, workers on other machines have no place for the account, or
-            nothing can be written to another filesystem; see `check_remote_results`.
+        UsageError: If the job is to run as a stream, or without the process that makes its result; it has no job
+            server; workers on other machines have no place for the account; or nothing can be written to another
+            filesystem; see `check_remote_results`.
     """
+    if _is_on(options, "PortableRunner") and not options.view_as(PortableOptions).job_endpoint:
+        raise UsageError("--runner PortableRunner needs its job server: --job_endpoint HOST:PORT")
+    no_wait = options.view_as(StandardOptions).no_wait_until_finish and not is_local(options)
+    if ends_here and (no_wait or _written_graph(options)):
+        raise UsageError(
+            "this job's result is put together by the process that starts it, which has to wait for the workers: "
+            "leave out --no_wait_until_finish, --template_location and --output_executable_path"
+        )
     if options.view_as(StandardOptions).streaming:
         # On Flink with checkpoints the results do not reach the last step, so that the account would be an empty one.
         raise UsageError(
@@ -367,6 +398,10 @@ def run_to_end(pipeline: beam.Pipeline) -> Any:
         if is_in_process(options):
             raise
         logging.getLogger("dicomweb_io").debug("the job on its runner", exc_info=error)
+        if type(error).__name__ == "FutureTimeoutError":
+            # An error of gRPC without words.
+            where = options.view_as(PortableOptions).job_endpoint
+            raise NoAccountError(f"the job server {where} does not answer, so nothing was run") from error
         details = getattr(error, "details", None)
         if result is not None and callable(details):
             # An error of gRPC.

@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if job.table is not None and find_spec("apitools") is None:
             raise UsageError(f"--out {job.out}: BigQuery needs pip install 'apache-beam[gcp]'")
         job = replace(job, wanted=wanted_by(args, options, job.wanted))
-        check_run(args, options)
+        check_run(args, options, ends_here=True)
         summary = run(job, options)
         with source.connect() as client:
             unreadable = tell_unreadable(client)

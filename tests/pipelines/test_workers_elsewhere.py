@@ -120,7 +120,7 @@ def test_local_paths_are_absolute_at_once(elsewhere, tmp_path, monkeypatch):
     """Workers elsewhere work in folders of their own; here the words of the user stay."""
     monkeypatch.chdir(tmp_path)
     given = {"--source": "in", "--destination": "local://out", "--failures": "f", "--spool-directory": "spool"}
-    given |= {"--summary": "/s.json", "--report": "r.html", "--input": "gs://b/list", "--temp_location": "temp"}
+    given |= {"--summary": "/s.json", "--report": "local://r.html", "--input": "gs://b/list", "--temp_location": "temp"}
     words = [word for pair in given.items() for word in pair]
     args, _ = parse(transfer.TransferOptions, "", "", words)
     assert ([end.url for end in endpoints_from(args)], args.failures) == (["in", "local://out"], "f")
@@ -129,6 +129,34 @@ def test_local_paths_are_absolute_at_once(elsewhere, tmp_path, monkeypatch):
     assert (args.failures, args.spool_directory) == (f"{tmp_path}/f", f"{tmp_path}/spool")
     assert (args.summary, args.report, args.input) == ("/s.json", [f"{tmp_path}/r.html"], "gs://b/list")
     assert options.view_as(GoogleCloudOptions).temp_location == f"{tmp_path}/temp"
+
+
+@pytest.mark.parametrize("option", ["--source", "--destination", "--failures", "--temp_location"])
+@pytest.mark.parametrize("processes", [True, False])
+def test_processes_of_workers_share_no_memory(option, processes, elsewhere, archives, tmp_path, capsys):
+    """What one of them holds ends with it: the images would be called transferred, and be gone."""
+    runner = ["--direct_running_mode=multi_processing"] if processes else elsewhere
+    given = dict(zip(archives[::2], archives[1::2], strict=True)) | {option: "memory://lost"}
+    assert transfer.main([*runner, *[word for pair in given.items() for word in pair]]) == 2
+    assert f"{option} memory://lost: each worker process has a memory of its own" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("option", ["--source", "--destination", "--failures", "--temp_location"])
+def test_a_file_url_of_another_host_is_a_wrong_use(option, elsewhere, archives, capsys):
+    for runner in ([], elsewhere):
+        given = dict(zip(archives[::2], archives[1::2], strict=True)) | {option: "file://host/x"}
+        assert transfer.main([*runner, *[word for pair in given.items() for word in pair]]) == 2
+        assert "this one names the host 'host'" in capsys.readouterr().err
+
+
+def test_a_job_server_that_is_not_there_is_told(archives, tmp_path, capsys):
+    runner = ["--runner=PortableRunner", "--environment_type=LOOPBACK"]
+    assert transfer.main([*archives, *runner]) == 2
+    assert "--runner PortableRunner needs its job server: --job_endpoint HOST:PORT" in capsys.readouterr().err
+    assert transfer.main([*archives, *runner, "--job_endpoint=127.0.0.1:1", "--job_server_timeout=1"]) == 1
+    assert "the job server 127.0.0.1:1 does not answer, so nothing was run" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_server_of_this_machine_is_none_of_the_workers(capsys):
@@ -181,11 +209,14 @@ def test_a_job_without_an_account_ends_well(job, ends, more, code, words, archiv
     to = ["--out", f"{archives[3]}.csv"] if job is export_metadata else archives[2:]
     if job is reconcile:
         make_study(archives[3])
+    if job is export_metadata and more:
+        # Nobody would put its table together.
+        code, words = 2, "by the process that starts it, which has to wait for the workers"
     assert job.main([*archives[:2], *to, *elsewhere, *more]) == code
     said = capsys.readouterr().err
     assert words in said
     left = list(Path(elsewhere[-1]).iterdir())
-    assert len(left) == (1 if more == ["--no_wait_until_finish"] else 0)
+    assert len(left) == (1 if code == 0 and more == ["--no_wait_until_finish"] else 0)
 
 
 @pytest.mark.parametrize("job", [transfer, reconcile, export_metadata])

@@ -297,6 +297,18 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path, where):
         assert os.listdir(tmp_path) == ["report"]
 
 
+def test_a_file_appears_where_files_without_names_get_none(tmp_path, monkeypatch):
+    def refused(*paths, **options):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    write_lines(str(tmp_path / "report"), ["old"])
+    write_lines(str(tmp_path / "report"), ["new"])
+    assert (tmp_path / "report").read_text() == "new\n"
+    assert os.stat(tmp_path / "report").st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["report"]
+
+
 def test_lines_are_added_to_a_private_file(tmp_path):
     path = str(tmp_path / "failures")
     append_lines(path, ["one"])
