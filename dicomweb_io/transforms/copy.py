@@ -422,6 +422,9 @@ def _write_account(accounts: tuple[int, Iterable[Account]], path: str, with_fact
     report_lines(path, "the account of the job in", [json.dumps(total.document())])
 
 
+_Lines = tuple[int, Iterable[list[str]]]
+
+
 class WriteCounts(beam.PTransform[Any, Any]):
     """Sums up counts and writes them as a JSON object.
 
@@ -448,12 +451,13 @@ class WriteCounts(beam.PTransform[Any, Any]):
         return lines | "Together" >> _Together() | "Write" >> beam.Map(_write_counts, self._path)
 
 
-def _write_counts(counts: Iterable[str], path: str) -> None:
-    report_lines(path, "the account of the job in", [json.dumps(dict(map(json.loads, counts)))])
+def _write_counts(group: _Lines, path: str) -> None:
+    counts = map(json.loads, chain.from_iterable(group[1]))
+    report_lines(path, "the account of the job in", [json.dumps(dict(counts))])
 
 
 class _Together(beam.PTransform[Any, Any]):
-    """Gives all lines as one iterable, also if there are none.
+    """Gives all lines as one group, also if there are none.
 
     A side input would do the same, but not in a streaming job on Flink: it fails there when a checkpoint is taken.
     """
@@ -463,8 +467,7 @@ class _Together(beam.PTransform[Any, Any]):
         kind = tuple[int, list[str]]
         begin = lines.pipeline | "Begin" >> beam.Create([(0, [])], reshuffle=False).with_output_types(kind)
         keyed = lines | "Key" >> beam.Map(lambda line: (0, [line])).with_output_types(kind)
-        grouped = (begin, keyed) | "Flatten" >> beam.Flatten() | "Group" >> beam.GroupByKey()
-        return grouped | "Chain" >> beam.Map(lambda group: chain.from_iterable(group[1]))
+        return (begin, keyed) | "Flatten" >> beam.Flatten() | "Group" >> beam.GroupByKey()
 
 
 class WriteReport(beam.PTransform[Any, Any]):
@@ -489,8 +492,8 @@ class WriteReport(beam.PTransform[Any, Any]):
         return lines | "Write" >> beam.FlatMap(_write_report, path, option).with_output_types(Failure)
 
 
-def _write_report(lines: Iterable[str], path: str, option: str) -> Iterator[Failure]:
-    problem = report_lines(path, option, lines)
+def _write_report(group: _Lines, path: str, option: str) -> Iterator[Failure]:
+    problem = report_lines(path, option, chain.from_iterable(group[1]))
     if problem is not None:
         yield Failure(REPORT, problem)
 
