@@ -75,7 +75,7 @@ def main() -> None:
             with running(kind, server) as proxy:
                 os.environ.update(kind.environment(proxy.port))
                 bucket = f"{kind.scheme}://benchmark"
-                fsspec.filesystem(kind.scheme).mkdir(bucket)
+                fsspec.filesystem(kind.scheme).mkdir("benchmark")
                 steps = {
                     "copy a folder into it": ["copy", str(source), f"{bucket}/a"],
                     "copy again: all there": ["copy", str(source), f"{bucket}/a"],

@@ -310,6 +310,8 @@ class UserFunctionError(DICOMError):
     """A function that the user gave raised something. The message names both, and no value of the element."""
 
 
+# Where the next filesystem of a chain begins.
+_CHAIN = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
 _OBJECT_STORES = re.compile(r"(?:(?P<azure>abfss?|az|adl)|s3a?|gs|gcs)://", re.IGNORECASE)
 
 
@@ -317,19 +319,24 @@ def safe_url(url: str) -> str:
     """The URL without user information, query and fragment, for messages and logs.
 
     In an object store ``?`` and ``#`` are parts of a name, and what stands before the ``@`` is a container of Azure:
-    both are kept, unless there is an ``=`` or a ``:``, which could come before a secret.
+    both are kept, unless there is an ``=`` or a ``:``, also encoded, which could come before a secret. Each filesystem
+    of a chain has its own.
 
     Never raises. If the text is not a URL, everything up to the last ``@`` of the authority and from the first ``?`` or
     ``#`` on is removed.
     """
+    if len(chain := _CHAIN.split(str(url))) > 1:
+        return "::".join(safe_url(part) if re.search("[@?#]", part) else part for part in chain)
     text = re.split(r"[?#]", str(url), maxsplit=1)[0]
     store, rest = _OBJECT_STORES.match(text), str(url)[len(text) :]
+    if not store or re.search("=|%(25)*3d", rest, re.IGNORECASE):
+        rest = ""
     try:
         parts = urlsplit(text)
         user, _, place = parts.netloc.rpartition("@")
-        if store and store["azure"] and ":" not in user:
+        if store and store["azure"] and not re.search(":|%(25)*3a", user, re.IGNORECASE):
             place = parts.netloc
-        return urlunsplit((parts.scheme, place, parts.path, "", "")) + (rest if store and "=" not in rest else "")
+        return urlunsplit((parts.scheme, place, parts.path, "", "")) + rest
     except ValueError:
         return text.rpartition("@")[2]
 

@@ -26,6 +26,7 @@ from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import safe_url
 from dicomweb_io.files.local import create_nameless, give_name, is_on_this_machine, local_path
 from dicomweb_io.files.places import temporary_name
+from dicomweb_io.files.remote import missing_package
 from dicomweb_io.http.auth import (
     AWSSigV4,
     AzureCredentials,
@@ -735,9 +736,6 @@ def check_reach(path: str, option: str) -> None:
         )
 
 
-_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "az": "abfs", "abfs": "abfs", "abfss": "abfs"}
-
-
 def check_remote_results(args: Any, *more: str) -> None:
     """Writes and removes an empty file beside each result that goes to another filesystem, before the work starts.
 
@@ -758,9 +756,7 @@ def check_remote_results(args: Any, *more: str) -> None:
         try:
             filesystem, name = fsspec.core.url_to_fs(path)
         except ImportError as error:
-            scheme = path.partition(":")[0]
-            extra = f"pip install 'dicomweb_io[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else str(error)
-            raise UsageError(f"{option} {safe_url(path)}: the package for {scheme}:// is missing: {extra}") from error
+            raise UsageError(f"{option} {safe_url(path)}: {missing_package(error)}") from error
         except Exception as error:
             raise UsageError(f"{option} {safe_url(path)}: {brief_error(error)}") from error
         above, _, last = str(name).rstrip("/").rpartition("/")

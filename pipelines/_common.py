@@ -188,14 +188,7 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
     args.runs_here = is_local(options)
     args.workers_elsewhere = not (args.shared_filesystem or args.runs_here)
     args.workers_within = args.runs_here and options.view_as(DirectOptions).direct_running_mode != "multi_processing"
-    for name in _FILES:
-        given, option = getattr(args, name, None), f"--{name.replace('_', '-')}"
-        for path in listed(given):
-            _check_memory(args, path, option)
-        if given and not args.runs_here:
-            whole = [_absolute(path, option) if "://" in path else path for path in listed(given)]
-            whole = [path if "://" in path or _BIGQUERY.match(path) else os.path.abspath(path) for path in whole]
-            setattr(args, name, whole[0] if isinstance(given, str) else whole)
+    _check_files(args)
     cloud = options.view_as(GoogleCloudOptions)
     if cloud.temp_location:
         cloud.temp_location = _absolute(cloud.temp_location, "--temp_location")
@@ -207,6 +200,18 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
             "transfer writes nothing and says what would be copied"
         )
     return args, options
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Refuses files that other processes cannot share, and makes paths absolute for workers in other folders."""
+    for name in _FILES:
+        given, option = getattr(args, name, None), f"--{name.replace('_', '-')}"
+        for path in listed(given):
+            _check_memory(args, path, option)
+        if given and not args.runs_here:
+            whole = [_absolute(path, option) if "://" in path else path for path in listed(given)]
+            whole = [path if "://" in path or _BIGQUERY.match(path) else os.path.abspath(path) for path in whole]
+            setattr(args, name, whole[0] if isinstance(given, str) else whole)
 
 
 def job_options(options_class: type[PipelineOptions]) -> dict[str, argparse.Action]:

@@ -231,8 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"transfer: {plain_text(str(error))}", file=sys.stderr)
             return 1
         lines = [*summary_lines(summary, job)]
-        if summary["already_there"] and not is_in_process(options):
-            lines.append("  What is already there includes what this job copied in steps that its runner repeated.")
+        if summary["already_there"] and not (job.dry_run or is_in_process(options)):
+            lines.append("  What this job copied counts as already there if its runner repeated the step that did it.")
         print_summary(lines, summary)
         return exit_code(summary)
 

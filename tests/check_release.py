@@ -35,7 +35,8 @@ import dicomweb_io.ext.gcp, dicomweb_io.transforms, pipelines.transfer, pipeline
 
 assert (where / "py.typed").is_file()
 assert list((where / "transforms" / "yaml").glob("*.yaml"))
-assert list((where.parent / "pipelines" / "containers").glob("*.Dockerfile"))
+for name in ("*.Dockerfile", "metadata/*.json", "requirements-*.txt"):
+    assert list((where.parent / "pipelines" / "containers").glob(name)), name
 make_study(sys.argv[1], instances=3)
 """
 

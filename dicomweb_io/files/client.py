@@ -648,7 +648,7 @@ class DICOMfileClient(DICOMClient):
             except OSError as error:
                 raise http_error(
                     403,
-                    f"{self._folder.location_of(path)} cannot be removed: {error.strerror or type(error).__name__}",
+                    f"{self._folder.shown(path)} cannot be removed: {error.strerror or type(error).__name__}",
                     url=f"{self.base_url}/{resource.uri}",
                     method="DELETE",
                 ) from None

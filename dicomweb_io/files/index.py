@@ -708,7 +708,7 @@ def iter_exclusions(index: Index, matching: Collection[int] | None) -> Iterator[
     for path, kind, reason, study, series, sop in rows:
         yield Exclusion(
             "ignored" if kind == IGNORED else "unreadable",
-            index.folder.location_of(path_text(path)),
+            index.folder.shown(path_text(path)),
             reason or "",
             _reference(study, series, sop),
         )
@@ -729,10 +729,10 @@ def _duplicates(index: Index, name: tuple[Any, ...], matching: Collection[int] |
         same, reason = _comparison(index, row, chosen)
         yield Exclusion(
             "duplicate",
-            index.folder.location_of(path_text(row[1])),
+            index.folder.shown(path_text(row[1])),
             reason,
             _reference(row[5], row[6], row[7]),
-            index.folder.location_of(path_text(same[1])),
+            index.folder.shown(path_text(same[1])),
         )
 
 

@@ -179,6 +179,10 @@ class Folder:
         """The local path or URL of a file, for messages and for `fsspec.open`."""
         raise NotImplementedError
 
+    def shown(self, path: str) -> str:
+        """The same for messages, without user information and query."""
+        return self.location_of(path)
+
 
 class MissingBucketError(FileNotFoundError):
     """There is no such bucket (Azure: container). Buckets are never created: the name may be mistyped."""

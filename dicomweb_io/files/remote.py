@@ -3,7 +3,9 @@
 Through fsspec alone, a read of an object takes two or three requests and a write up to eight, because paths on object
 stores could be folders. So S3, Google Cloud Storage and Azure are asked directly (`ObjectStore`), over the connections,
 logins and retries of their filesystems: one request for each read, each write and each thousand names of a listing. A
-read names the version that the listing has shown, and a write of a new object the condition that there is none.
+read names the version that the listing has shown, and a write of a new object the condition that there is none. Some
+servers of S3 know no conditions and replace what is there, so each has to prove it once to each process; one that does
+not is asked before each write whether there is an object.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import inspect
 import io
 import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, BinaryIO, ClassVar, cast
 from urllib.parse import urlsplit
@@ -42,6 +44,9 @@ _READ_BYTES = 1 << 14
 
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "generation")
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+_THERE = {"PreconditionFailed", "ConditionNotMet", "BlobAlreadyExists"}
+# Whether the server of a bucket keeps the condition of a write, by filesystem and bucket.
+_KEPT_CONDITIONS: dict[tuple[int, str], bool] = {}
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -50,7 +55,12 @@ class ObjectStore:
 
     Args:
         filesystem: The filesystem of fsspec.
+
+    Attributes:
+        conditional: Whether all servers of the kind keep the condition of a write.
     """
+
+    conditional: ClassVar[bool] = True
 
     def __init__(self, filesystem: Any) -> None:
         self._files = filesystem
@@ -92,6 +102,8 @@ class ObjectStore:
 
 
 class _S3(ObjectStore):
+    conditional = False
+
     async def page(self, bucket: str, prefix: str, token: str | None, limit: int) -> tuple[list[FileStat], str | None]:
         more = {"ContinuationToken": token} if token else {}
         answer = await self._files._call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=limit, **more)
@@ -209,6 +221,13 @@ _STORES: dict[str, type[ObjectStore]] = {
 _EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "abfs"}
 
 
+def missing_package(error: ImportError) -> str:
+    """What fsspec says of a filesystem whose package is not installed, with the extra that installs it."""
+    extra = next((extra for package, extra in _EXTRAS.items() if package in str(error)), None)
+    remedy = f"pip install 'dicomweb_io[{extra}]'" if extra else str(error)
+    return f"the package for this kind of folder is not installed: {remedy}"
+
+
 def object_store(filesystem: Any) -> ObjectStore | None:
     """What is known of an fsspec filesystem if it is an object store."""
     for kind in type(filesystem).__mro__:
@@ -219,9 +238,12 @@ def object_store(filesystem: Any) -> ObjectStore | None:
 
 
 def make_parents(filesystem: Any, name: str) -> None:
-    """Makes the folders above a path; object stores have none, and would make a bucket instead."""
+    """Makes the folders above a path; object stores have none, and would make a bucket instead, also behind a cache."""
+    kept = filesystem
+    while object_store(kept) is None and hasattr(kept, "fs"):
+        kept = kept.fs
     parent = name.rpartition("/")[0]
-    if parent and object_store(filesystem) is None:
+    if parent and object_store(kept) is None:
         filesystem.makedirs(parent, exist_ok=True)
 
 
@@ -239,7 +261,7 @@ def _tagged(key: str, size: Any, version: Any, time: Any) -> FileStat:
 
 def _code_of(error: BaseException) -> str:
     """What a server calls its error."""
-    for one in (error, error.__cause__):
+    for one in (error, error.__cause__ or error.__context__):
         answer = getattr(one, "response", None)
         if isinstance(answer, Mapping):
             return str(answer.get("Error", {}).get("Code") or "")
@@ -250,16 +272,22 @@ def _code_of(error: BaseException) -> str:
 
 
 def _status_of(error: BaseException) -> int | None:
-    for one in (error, error.__cause__):
+    for one in (error, error.__cause__ or error.__context__):
         answer = getattr(one, "response", None)
         if isinstance(answer, Mapping):
             return cast("int | None", answer.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-        for name in ("status_code", "code", "status"):
+        for name in ("status_code", "status", "code"):
             status = getattr(one, name, None)
             if isinstance(status, (int, str)) and str(status).isdigit():
                 return int(status)
     # So gcsfs says it.
     return 403 if str(error).startswith("Forbidden") else None
+
+
+def _is_there(error: Exception) -> bool:
+    """Whether an error of a write with a condition says that there is an object; Azure has one status for conflicts."""
+    code = _code_of(error)
+    return code in _THERE or (isinstance(error, FileExistsError) and not code)
 
 
 def _translated(error: Exception, bucket: str, place: str) -> OSError:
@@ -288,7 +316,7 @@ class RemoteFolder(Folder):
     def base_url(self) -> str:
         """The URL without user information and query."""
         parts = urlsplit(self.url)
-        if "::" in self.url or not parts.scheme:
+        if not parts.scheme:
             return self.url.rstrip("/")
         return safe_url(self.url).rstrip("/")
 
@@ -303,10 +331,7 @@ class RemoteFolder(Folder):
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url, **(self.storage_options or {}))
         except ImportError as error:
-            extra = next((extra for package, extra in _EXTRAS.items() if package in str(error)), None)
-            remedy = f"pip install 'dicomweb_io[{extra}]'" if extra else str(error)
-            what = f"a package for this kind of folder is not installed: {remedy}"
-            raise ObjectStoreError(errno.ENOPKG, what, safe_url(self.url), False) from None
+            raise ObjectStoreError(errno.ENOPKG, missing_package(error), safe_url(self.url), False) from None
         except (OSError, TypeError, ValueError, AssertionError):
             raise
         except Exception as error:
@@ -332,22 +357,26 @@ class RemoteFolder(Folder):
         """What goes wrong inside is an `OSError`."""
         try:
             yield
-        except (TypeError, AttributeError, AssertionError, FileExistsError):
+        except (TypeError, AttributeError, AssertionError):
             raise
         except (MissingBucketError, ObjectStoreError, VersionChangedError):
             raise
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and self._store is None:
+            if isinstance(error, (FileNotFoundError, FileExistsError)) and self._store is None:
                 raise
             if isinstance(error, OSError) and self._store is None and error.errno is not None:
                 raise
-            raise _translated(error, self._bucket, safe_url(self.location_of(path))) from None
+            raise _translated(error, self._bucket, self.shown(path)) from None
 
     def location_of(self, path: str) -> str:
         """The URL of a file."""
         if not path:
             return self.url
         return f"{self.url.rstrip('/')}/{path}"
+
+    def shown(self, path: str) -> str:
+        """The URL of a file without what could be secret."""
+        return f"{self.base_url}/{path}" if path else self.base_url
 
     def exists(self) -> bool:
         """Whether there is anything at the prefix, or the whole bucket is meant."""
@@ -437,7 +466,7 @@ class RemoteFolder(Folder):
         if size is None:
             stat = self.stat(path)
             if stat is None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.location_of(path))
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.shown(path))
             size = stat.size
         return cast(BinaryIO, RangeFile(self, path, size, version))
 
@@ -461,53 +490,70 @@ class RemoteFolder(Folder):
                 raise
             # Each server has its own answer to a version that it does not have.
             if self.stat(path) is None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.location_of(path)) from None
-            raise VersionChangedError(safe_url(self.location_of(path))) from None
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.shown(path)) from None
+            raise VersionChangedError(self.shown(path)) from None
 
     def publish(self, path: str, source: bytes | str | SourceFile, *, replace: bool) -> bool:
         """One completed PUT, exclusive where the filesystem can do that."""
         filesystem, _ = self._resolve()
         store = object_store(filesystem)
         name = self._path(path)
-        if not replace and store is None and self.stat(path) is not None:
+        kept = self._kept_conditions
+        if not replace and not kept and self.stat(path) is not None:
             return False
         with self._asking(path):
             make_parents(filesystem, name)
         file_source = SourceFile.of(source) if isinstance(source, str) else source
         if isinstance(file_source, bytes) or file_source.size <= _SINGLE_PUT_BYTES:
             content = file_source if isinstance(file_source, bytes) else file_source.read()
-            with self._asking(path):
-                try:
-                    if replace:
-                        filesystem.pipe_file(name, content)
-                    elif store is not None:
-                        store.run(store.create, *store.split(name), content)
-                    else:
-                        _create(filesystem, name, content)
-                except FileExistsError:
-                    return False
-            return True
+
+            def create() -> None:
+                if replace:
+                    filesystem.pipe_file(name, content)
+                elif store is not None:
+                    store.run(store.create, *store.split(name), content)
+                else:
+                    _create(filesystem, name, content)
+
+            written = self._is_written(path, create, replace)
+            if written and not replace and store is not None and kept is None and len(content) <= _WRITE_FIRST_BYTES:
+                with suppress(OSError):
+                    _KEPT_CONDITIONS[self._server] = not self._is_written(path, create, False)
+            return written
         # An upload in parts shows the object when its last part arrives: too late to notice that the file changed. So a
         # private copy is uploaded.
         with PrivateDirectory() as directory:
             copy = os.path.join(directory, "copy.dcm")
             with open(copy, "w+b") as file:
                 file_source.copy_to(file)
-            with self._asking(path):
-                if replace or store is None:
-                    filesystem.put_file(copy, name)
-                    return True
-                try:
-                    filesystem.put_file(copy, name, mode="create")
-                except FileExistsError:
-                    return False
+            more = {} if replace or store is None else {"mode": "create"}
+            return self._is_written(path, lambda: filesystem.put_file(copy, name, **more), replace)
+
+    def _is_written(self, path: str, write: Callable[[], None], replace: bool) -> bool:
+        with self._asking(path):
+            try:
+                write()
+            except Exception as error:
+                if replace or not _is_there(error):
+                    raise
+                return False
         return True
+
+    @property
+    def _server(self) -> tuple[int, str]:
+        return hash(self.filesystem), self._bucket
+
+    @property
+    def _kept_conditions(self) -> bool | None:
+        """Whether the server keeps the condition of a write; None if it has not proven it yet."""
+        store = self._store
+        return False if store is None else store.conditional or _KEPT_CONDITIONS.get(self._server)
 
     def is_exclusive(self, size: int) -> bool:
         """Object stores exclude other writers, and so do other filesystems with an exclusive write of their own."""
         filesystem = self.filesystem
         if object_store(filesystem) is not None:
-            return True
+            return self._kept_conditions is not False
         from fsspec.asyn import AsyncFileSystem
         from fsspec.spec import AbstractFileSystem
 
@@ -519,7 +565,7 @@ class RemoteFolder(Folder):
 
     def writes_first(self, size: int) -> bool:
         """A conditional PUT of little is one request, a look-up another."""
-        return self._store is not None and size <= _WRITE_FIRST_BYTES
+        return self._kept_conditions is not False and size <= _WRITE_FIRST_BYTES
 
     def remove(self, path: str) -> bool:
         """Removes an object."""

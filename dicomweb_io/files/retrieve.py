@@ -173,7 +173,7 @@ class FolderReader:
 
     def _error(self, status: int, file: IndexedFile, what: str) -> FileClientError:
         reference = reference_of(file)
-        message = f"the file {self._folder.location_of(file.path)} of {reference.uri} {what}"
+        message = f"the file {self._folder.shown(file.path)} of {reference.uri} {what}"
         return http_error(status, message, url=self.uri_of(reference))
 
     def _gone(self, file: IndexedFile) -> FileClientError:

@@ -250,7 +250,7 @@ class FolderStore:
         """The location of a file for messages, without what a layout may have taken of the patient."""
         if self._layout is not None and not is_layout_path(path):
             path = self._layout.masked(path) if path in names else "***"
-        return self._folder.location_of(path)
+        return self._folder.shown(path)
 
     def _holds(self, path: str, reference: Resource) -> bool:
         """Whether a complete file of this instance is at a path now."""
@@ -544,7 +544,7 @@ class InstanceDownloader:
         found = _instance_at(self._folder, target)
         if found not in (None, reference):
             raise FileExistsError(
-                f"{self._folder.location_of(target)} holds another instance ({found.uri}); nothing was written"
+                f"{self._folder.shown(target)} holds another instance ({found.uri}); nothing was written"
             )
         return found is not None
 
@@ -560,7 +560,7 @@ class InstanceDownloader:
         written = self._folder.publish(target, content, replace=self._overwrite)
         if not written and not self._is_there(target, instance.reference):
             if self._folder.stat(target) is None or not self._folder.publish(target, content, replace=True):
-                raise FileExistsError(in_the_way(path))
+                raise FileExistsError(in_the_way(self._folder.shown(target)))
             written = True
         # Else another writer was first; its bytes are the same.
         return Downloaded(path, instance.size if written else 0, not written)

@@ -169,11 +169,15 @@ class Proxy:
     Attributes:
         requests: What has passed, in the order of the answers.
         refuse: Called with method and target of each request before it is sent on; what it returns is the answer.
+        lose: Called with the same after the server's answer; if true, the client gets none.
+        dropped: Headers of requests, in lower case, that do not reach the server, which so knows nothing of them.
     """
 
     def __init__(self, upstream: int) -> None:
         self.requests: list[Request] = []
         self.refuse: Callable[[str, str], Answer | None] = lambda method, target: None
+        self.lose: Callable[[str, str], bool] = lambda method, target: False
+        self.dropped: set[str] = set()
         proxy = self
 
         class Handler(_Handler):
@@ -189,6 +193,8 @@ class Proxy:
         """Forgets what has passed, and refuses nothing."""
         self.requests.clear()
         self.refuse = lambda method, target: None
+        self.lose = lambda method, target: False
+        self.dropped = set()
 
     def refuse_some(self, answer: Answer, count: int, methods: str = "GET PUT POST HEAD DELETE") -> None:
         """Gives an answer to the first of the requests with these methods."""
@@ -227,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():
-                    if name.lower() not in _HOP_BY_HOP | {"content-length"}:
+                    if name.lower() not in _HOP_BY_HOP | {"content-length"} | self.owner.dropped:
                         upstream.putheader(name, value)
                 if body is not None:
                     upstream.putheader("Content-Length", str(len(body)))
@@ -254,6 +260,9 @@ class _Handler(BaseHTTPRequestHandler):
                 len(content),
             )
         )
+        if self.owner.lose(self.command, self.path):
+            self.close_connection = True
+            return
         self.send_response_only(status)
         for name, value in headers:
             self.send_header(name, value)

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 
+from dicomweb_io.testing.faults import fault
 from dicomweb_io.testing.samples import make_study
 
 
 def test_a_job_server_that_goes_away_is_told_in_a_line(serve, tmp_path):
     make_study(tmp_path / "source", instances=300)
-    server = serve(tmp_path / "source")
+    # So slowly that the job is still running when it loses its server.
+    server = serve(tmp_path / "source", faults=[fault("drip", path="/series/[0-9.]+$", count=8192)])
     port = tmp_path / "port"
     command = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", "--port_file", port]
     job_server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -23,7 +23,7 @@ def parsed(*arguments, options=transfer.TransferOptions):
 def test_each_option_is_taken_as_a_template_gives_it(options):
     """As ``--NAME=VALUE`` with underscores; the values arrive as if they had been given the usual way."""
     for name, action in job_options(options).items():
-        if name in ("help", "source", "destination"):
+        if name in ("source", "destination"):
             continue
         option = action.option_strings[-1]
         value = str(next(iter(action.choices))) if action.choices else "7" if action.type else "A=1"

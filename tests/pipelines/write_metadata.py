@@ -20,7 +20,7 @@ TEMPLATES: dict[str, tuple[Any, Any]] = {
     "reconcile": (reconcile, reconcile.ReconcileOptions),
 }
 """The jobs that are complete without the process that starts them. The others end with work of their own there."""
-OF_THE_SUBMITTER = {"help", "summary", "report", "shared_filesystem"}
+OF_THE_SUBMITTER = {"summary", "report"}
 """What a launched template cannot do: it ends when the job starts, on a machine that nobody sees again."""
 PATTERNS = {int: r"^\d+$", float: r"^\d+(\.\d+)?$"}
 

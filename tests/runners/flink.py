@@ -142,7 +142,9 @@ class FlinkCluster:
         """
         if task_managers > 1 and not processes:
             # Each of them numbers its workers from 1, and Python keeps them by that number.
-            raise ValueError("several TaskManagers need processes=True: in one process their workers get mixed up")
+            raise ValueError("several TaskManagers need processes (--processes): in one their workers get mixed up")
+        if min(task_managers, slots) < 1:
+            raise ValueError("a cluster has at least one TaskManager, and that at least one slot")
         self.folder = Path()
         self._state: dict[str, Any] = {
             "started": task_managers,
@@ -194,7 +196,7 @@ class FlinkCluster:
                 folder.mkdir(parents=True)
             try:
                 self._start(jar)
-                self._wait(self._state["started"])
+                self._wait()
                 return
             except BaseException as error:
                 logs = self._logs()
@@ -283,14 +285,14 @@ class FlinkCluster:
         _CHILDREN.append(process)
         return process.pid
 
-    def _wait(self, task_managers: int) -> None:
+    def _wait(self) -> None:
         """Waits until TaskManagers have registered and the job server answers."""
         end = time.monotonic() + STARTING_SECONDS
         expected = {self._state["job_manager"], self._state["job_server"], *self._state["managers"].values()}
-        while time.monotonic() < end and expected <= set(_processes(self.folder)):
+        while time.monotonic() < end and not _have_ended(expected):
             with contextlib.suppress(OSError, ValueError):
                 socket.create_connection(("127.0.0.1", self._state["job_port"]), timeout=5).close()
-                if self._get("overview")["taskmanagers"] >= task_managers:
+                if self._state["managers"].keys() <= {one["id"] for one in self._get("taskmanagers")["taskmanagers"]}:
                     return
             time.sleep(0.2)
         what = "is not ready" if time.monotonic() >= end else "lost a process while it started"
@@ -346,17 +348,20 @@ class FlinkCluster:
     def start_job_server(self) -> None:
         """Starts the job server again, on the same port, and waits until it answers."""
         self._start_job_server()
-        self._wait(0)
+        self._wait()
 
     def start_task_manager(self) -> str:
         """Starts one more TaskManager, waits until it has registered, and returns its name."""
+        self._state["managers"] = self.task_managers()
         name = self._start_task_manager()
-        end = time.monotonic() + STARTING_SECONDS
-        while name not in (one["id"] for one in self._get("taskmanagers")["taskmanagers"]):
-            if time.monotonic() > end or name not in self.task_managers():
-                raise RuntimeError(f"{name} did not come up; the logs end with:\n{self._logs()}")
-            time.sleep(0.2)
+        self._wait()
         return name
+
+    def complete(self) -> None:
+        """Starts TaskManagers for those that have ended, and waits until everything is ready."""
+        while len(self.task_managers()) < self._state["started"]:
+            self.start_task_manager()
+        self._wait()
 
     def jobs(self) -> list[dict[str, Any]]:
         """The jobs that Flink knows, each with ``jid``, ``name``, ``state`` and more."""
@@ -379,6 +384,11 @@ class FlinkCluster:
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []
 """Held, so that Python does not warn of those that run on."""
+
+
+def _have_ended(pids: set[int]) -> bool:
+    """Whether one of the processes that were started here has ended; while it starts, it shows no mark yet."""
+    return any(child.pid in pids and child.poll() is not None for child in _CHILDREN)
 
 
 def _processes(folder: Path) -> dict[int, str]:
@@ -495,13 +505,20 @@ def _command(arguments: argparse.Namespace) -> int:
 def _start(cluster: FlinkCluster | None, folder: Path, arguments: argparse.Namespace) -> str:
     """Starts a cluster if none is running, and tells what to do next."""
     said = "is running already" if cluster else "is running"
+    settings = dict(one.partition("=")[::2] for one in arguments.set)
+    if not all(settings.values()):
+        raise ValueError("--set takes NAME=VALUE, a setting of Flink")
+    numbers = arguments.task_managers, arguments.slots
+    wanted = FlinkCluster(*numbers, processes=arguments.processes, configuration=settings)
     if cluster is None:
-        settings = dict(one.partition("=")[::2] for one in arguments.set)
-        numbers = arguments.task_managers, arguments.slots
-        cluster = FlinkCluster(*numbers, processes=arguments.processes, configuration=settings)
         # What is left of one that has lost a process.
         _end(folder)
-        cluster.start(folder)
+        wanted.start(folder)
+        cluster = wanted
+    elif cluster._state | wanted._state != cluster._state:
+        raise RuntimeError("a cluster with other settings is running; 'python -m tests.runners.flink stop' ends it")
+    else:
+        cluster.complete()
     return (
         f"Flink {said}: {cluster.rest_url} (logs: {folder / 'logs'}). Run a job on it:\n"
         "  python -m pipelines.transfer --source … --destination … $(python -m tests.runners.flink options)\n"

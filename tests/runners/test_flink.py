@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dicomweb_io.testing.samples import make_study
-from tests.runners.flink import PROGRAM, ROOT, FlinkCluster, _processes
+from tests.runners.flink import PROGRAM, ROOT, FlinkCluster, _processes, main
 
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/runners/flink.md").read_text(), re.DOTALL | re.MULTILINE)
 PATIENCE = 100
@@ -78,7 +79,11 @@ def test_two_commands_run_a_transfer_and_nothing_is_left(shell, tmp_path):
         sorted(path.read_bytes() for path in tmp_path.glob(f"{it}/**/*.dcm")) for it in ("copy", "studies")
     )
     assert copied == source
+    [killed] = json.loads(shell("python -m tests.runners.flink status"))["task_managers"].values()
+    os.kill(killed, signal.SIGKILL)
     assert "Flink is running already: http://127.0.0.1:" in shell(start)
+    assert list(json.loads(shell("python -m tests.runners.flink status"))["task_managers"]) == ["task-manager-2"]
+    assert "with other settings is running" in shell(f"{start.strip()} --slots 3", code=1)
     status, _, said = shell(block("python -m tests.runners.flink status")).rpartition("\n}\n")
     assert said == "The cluster has been stopped.\n"
     assert list(json.loads(status + "}")["jobs"].values()) == ["FINISHED", "FINISHED"]
@@ -112,6 +117,16 @@ def test_a_cluster_that_does_not_come_up_says_why_and_leaves_nothing(flink_jar):
     assert _processes(cluster.folder) == {}
 
 
-def test_several_task_managers_have_processes_of_their_own():
-    with pytest.raises(ValueError, match="several TaskManagers need processes=True"):
-        FlinkCluster(2)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--task-managers", "2"], "several TaskManagers need processes (--processes)"),
+        (["--task-managers", "0"], "at least one TaskManager"),
+        (["--slots", "0"], "at least one slot"),
+        (["--set", "name"], "--set takes NAME=VALUE"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["start", *words]) == 1
+    assert said in capsys.readouterr().err

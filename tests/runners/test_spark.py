@@ -38,7 +38,7 @@ def contents(folder):
     return sorted(path.read_bytes() for path in folder.rglob("*.dcm"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_and_a_transfer_both_ways_on_spark(spark, serve, folder, tmp_path):
     make_study(tmp_path / "archive", series=5, instances=COUNT // 5, size=300)
     server, back, summary = serve(folder), tmp_path / "back", tmp_path / "summary.json"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
-from tests.runners.write_table import BEGIN, DOCUMENT, END, FEATURES, base_name, engines, table_of
+from tests.runners.write_table import BEGIN, DOCUMENT, END, FEATURES, Outcomes, base_name, engines, table_of
 
 ON_ENGINES = re.compile(r"^def (test_\w+)\((?=[^)]*\b(?:engine|streaming_engine|prism|spark)\b)", re.MULTILINE)
 
@@ -37,3 +38,12 @@ def test_a_cell_says_what_was_seen():
     table = table_of(outcomes)
     assert f"| {feature} | ✓ | [1] | **fails** | – |" in table
     assert table.endswith("[1] it has no timers.")
+
+
+def test_what_has_no_row_does_not_run():
+    """The kills are no part of the table, and take half an hour."""
+    names = "test_nothing_is_lost_or_doubled", "test_a_search_and_a_transfer_both_ways_on_spark"
+    items = [SimpleNamespace(originalname=name, nodeid=name, path=Path("test_spark.py")) for name in names]
+    outcomes = Outcomes(engines())
+    outcomes.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == [names[1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 import subprocess
@@ -19,6 +20,11 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 FRAGMENTS = sorted((ROOT / "changes").iterdir())
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+RUN_BY_CI = {
+    name
+    for names in re.findall(r" -e ([\w,-]+)", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+    for name in names.split(",")
+}
 KINDS = ("added", "changed", "deprecated", "removed", "fixed", "security")
 
 
@@ -150,9 +156,25 @@ def test_changelog_fragments_fit(path: Path) -> None:
 
 def test_hooks_run_what_continuous_integration_runs() -> None:
     (repository,) = yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"]
-    run_by_ci = {name for names in re.findall(r" -e ([\w,-]+)", text_of(".ci/run")) for name in names.split(",")}
     for hook in repository["hooks"]:
-        assert hook["entry"].removeprefix(".venv/bin/tox -q -e ") in run_by_ci
+        assert hook["entry"].removeprefix(".venv/bin/tox -q -e ") in RUN_BY_CI
+
+
+# A part of others, the parts of `hard`, and what takes half an hour.
+NOT_BY_CI = {"quick", "coverage", "security", "faults", "slow", "long"}
+
+
+def test_continuous_integration_runs_every_environment() -> None:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "tox.ini", encoding="utf-8")
+    environments = {name.partition(":")[2] for name in config.sections()} - {"", "py3{10,11,12,13}"}
+    assert environments - NOT_BY_CI == RUN_BY_CI - {"test", "py310", "py313"}
+    told = re.findall(r"^\| `tox -e ([\w,-]+)", text_of("CONTRIBUTING.md"), re.MULTILINE)
+    assert environments - set(told) == {"hard"}
+    # Tests of the cloud are collected where its packages are.
+    with_cloud = {name: options for name, options in config.items() if " tests/cloud " in options.get("commands", "")}
+    assert set(with_cloud) == {"testenv:dataflow", "testenv:long"}
+    assert all("gcp" in options["deps"] or "testenv:dataflow" in options["deps"] for options in with_cloud.values())
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*_*.yml")), ids=lambda path: path.name)

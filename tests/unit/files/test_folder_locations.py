@@ -88,6 +88,7 @@ def test_base_url_hides_user_information() -> None:
     folder = folder_of("s3://key:secret@bucket/prefix/", {"secret": "hidden"})
     assert isinstance(folder, RemoteFolder)
     assert folder.base_url == "s3://bucket/prefix"
+    assert folder.shown("a#1.dcm") == "s3://bucket/prefix/a#1.dcm"
     assert "hidden" not in repr(folder)
 
 

@@ -29,6 +29,13 @@ from dicomweb_io.http.redaction import public_response, server_message, without_
         ("s3://key:secret@bucket/a?sig=secret", "s3://bucket/a"),
         ("abfss://images@account.dfs.core.windows.net/a", "abfss://images@account.dfs.core.windows.net/a"),
         ("abfss://key:secret@account/a#b", "abfss://account/a#b"),
+        ("abfss://key%3Asecret@account/a", "abfss://account/a"),
+        ("az://container/a?sv%3D2020%26sig%3Dsecret", "az://container/a"),
+        ("az://container/a?sig%253Dsecret", "az://container/a"),
+        ("simplecache::s3://key:secret@bucket/a?b#c", "simplecache::s3://bucket/a?b#c"),
+        ("zip://a#1.dcm::ftp://u:secret@host/a.zip?token=secret", "zip://a::ftp://host/a.zip"),
+        ("zip://::file:///a.zip", "zip://::file:///a.zip"),
+        ("filecache::zip://::s3://bucket/a.zip", "filecache::zip://::s3://bucket/a.zip"),
     ],
 )
 def test_safe_url(url, safe) -> None:
