@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import inspect
 import io
+import logging
 import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -212,6 +213,10 @@ class _Azure(ObjectStore):
             return cast(bytes, await stream.readall())
 
 
+# It logs each failure with a traceback and the server's words, which may name a patient, and without a handler of the
+# program's own all of it goes to standard error; the errors themselves say what is needed.
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+
 _STORES: dict[str, type[ObjectStore]] = {
     "S3FileSystem": _S3,
     "GCSFileSystem": _GoogleCloudStorage,
@@ -407,6 +412,7 @@ class RemoteFolder(Folder):
         """Yields every object below the prefix as it is listed. Writers leave no temporary objects behind."""
         filesystem, root = self._resolve()
         store = object_store(filesystem)
+        stats: Iterator[FileStat | Problem]
         stats = self._found(filesystem, root) if store is None else self._listed(store, root)
         for stat in stats:
             folders = stat.path.split("/")
@@ -427,7 +433,7 @@ class RemoteFolder(Folder):
             if info.get("type", "file") == "file":
                 yield _remote_stat(path.lstrip("/"), info)
 
-    def _listed(self, store: ObjectStore, root: str) -> Iterator[FileStat]:
+    def _listed(self, store: ObjectStore, root: str) -> Iterator[FileStat | Problem]:
         bucket, key = store.split(root)
         skip = len(key) + 1 if key else 0
         found, token = self._page(store, bucket, key, None, _PAGE)
@@ -435,7 +441,11 @@ class RemoteFolder(Folder):
             raise FileNotFoundError(errno.ENOENT, "the folder does not exist, or has no files", self.base_url)
         while True:
             for stat in found:
-                yield stat._replace(path=stat.path[skip:])
+                path = stat.path[skip:]
+                if "?version" in path.lower() and store.split(f"{bucket}/{stat.path}") != (bucket, stat.path):
+                    yield Problem(path, "the name means a version of another object, so it cannot be asked for")
+                else:
+                    yield stat._replace(path=path)
             if not token:
                 return
             found, token = self._page(store, bucket, key, token, _PAGE)
@@ -482,7 +492,12 @@ class RemoteFolder(Folder):
         try:
             with self._asking(path):
                 if store is not None:
-                    return cast(bytes, store.run(store.read, *store.split(name), part, version))
+                    content = cast(bytes, store.run(store.read, *store.split(name), part, version))
+                    if part is not None and len(content) > part[1] - part[0]:
+                        # It does not know ranges, or unpacks the object: these bytes stand elsewhere in it.
+                        what = f"the server answers {part[1] - part[0]} bytes of a range with {len(content)}"
+                        raise ObjectStoreError(errno.EIO, what, self.shown(path), False)
+                    return content
                 start, end = part or (None, None)
                 return bytes(filesystem.cat_file(name, start=start, end=end))
         except (FileNotFoundError, VersionChangedError):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from dicomweb_io.cli import main
 from dicomweb_io.files import remote
 from dicomweb_io.files.local import folder_of
+from dicomweb_io.files.places import FileStat, Problem
+from dicomweb_io.files.remote import RemoteFolder
 from dicomweb_io.testing.samples import make_study
 from tests.buckets.conftest import Bucket
 from tests.buckets.servers import KINDS, Answer
 
 
-def _error(status: int, code: str) -> Answer:
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+def _error(status: int, code: str, words: str = "No.") -> Answer:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{words}</Message></Error>".encode()
     return Answer(status, body, {"Content-Type": "application/xml", "x-ms-error-code": code})
 
 
@@ -85,3 +90,41 @@ def test_no_bucket_is_made_behind_a_cache(bucket: Bucket, buckets: Callable[...,
     missing = buckets(next(name for name, kind in KINDS.items() if kind is bucket.kind), exists=False)
     assert main(["copy", str(folder), f"simplecache::{missing.url}/x"]) != 0
     assert not missing.files.exists(missing.url)
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_server_ignores_ranges(kind: str, buckets: Callable[..., Bucket]) -> None:
+    """The beginning of the object is not taken for its middle. (Azure's client signs the range.)"""
+    bucket = buckets(kind)
+    bucket.write("a.dcm", b"0123456789")
+    bucket.proxy.dropped = {"range"}
+    with pytest.raises(OSError, match="answers 3 bytes of a range with 10"):
+        cast(RemoteFolder, folder_of(bucket.url)).read_part("a.dcm", (2, 5))
+
+
+def test_a_name_that_means_a_version_is_told(buckets: Callable[..., Bucket], folder: Path, tmp_path: Path) -> None:
+    """A removal would take the other object."""
+    bucket = buckets("s3")
+    (path,) = make_study(folder, instances=1)
+    bucket.mark("x/a?versionId=1")
+    bucket.write("x/a", path.read_bytes())
+    assert [type(entry) for entry in folder_of(f"{bucket.url}/x").walk()] == [FileStat, Problem]
+    assert main(["copy", f"{bucket.url}/x", str(tmp_path / "back")]) == 1
+    assert len(list((tmp_path / "back").rglob("*.dcm"))) == 1
+
+
+def test_what_a_server_says_is_not_printed(bucket: Bucket, folder: Path) -> None:
+    """Its words could name a patient."""
+    make_study(folder, instances=1)
+    body = b'{"error": {"code": 400, "message": "DOE^JANE"}}'
+    refusal = Answer(400, body, {"Content-Type": "application/json"}) if bucket.kind.scheme == "gs" else None
+    bucket.proxy.refuse = lambda method, target: (
+        refusal or _error(400, "InvalidArgument", "DOE^JANE") if method in ("PUT", "POST") else None
+    )
+    program = "import sys; from dicomweb_io.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "copy", str(folder), f"{bucket.url}/x"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1
+    assert "the server refuses the request (400" in ended.stderr
+    assert "DOE" not in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr

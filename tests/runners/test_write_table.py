@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests.runners.write_table import BEGIN, DOCUMENT, END, FEATURES, Outcomes, base_name, engines, table_of
+import pytest
+
+from tests.runners.write_table import BEGIN, DOCUMENT, END, FEATURES, Outcomes, base_name, engines, main, table_of
 
 ON_ENGINES = re.compile(r"^def (test_\w+)\((?=[^)]*\b(?:engine|streaming_engine|prism|spark)\b)", re.MULTILINE)
 
@@ -38,6 +40,19 @@ def test_a_cell_says_what_was_seen():
     table = table_of(outcomes)
     assert f"| {feature} | ✓ | [1] | **fails** | – |" in table
     assert table.endswith("[1] it has no timers.")
+
+
+@pytest.mark.parametrize(("code", "written"), [(0, True), (1, True), (2, False), (3, False), (5, False)])
+def test_a_run_that_was_cut_short_leaves_the_table_as_it_was(code, written, tmp_path, monkeypatch, capsys):
+    document = tmp_path / "README.md"
+    document.write_text(f"{BEGIN}before{END}")
+    monkeypatch.setattr("tests.runners.write_table.DOCUMENT", document)
+    monkeypatch.setattr(pytest, "main", lambda *args, **options: code)
+    assert main(["in memory"]) == code
+    assert ("before" not in document.read_text(), "was not written" in capsys.readouterr().err) == (
+        written,
+        not written,
+    )
 
 
 def test_what_has_no_row_does_not_run():
