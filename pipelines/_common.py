@@ -203,7 +203,7 @@ def parse(options_class: type[PipelineOptions], prog: str, description: str, arg
 
 
 def _check_files(args: argparse.Namespace) -> None:
-    """Makes the paths of results and lists absolute where workers in other folders know them too."""
+    """Refuses files that other processes cannot share, and makes paths absolute for workers in other folders."""
     for name in _FILES:
         given, option = getattr(args, name, None), f"--{name.replace('_', '-')}"
         for path in listed(given):
