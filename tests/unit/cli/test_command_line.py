@@ -316,7 +316,7 @@ def test_a_missing_package_is_an_error_not_a_crash(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert run("--url", "gs://bucket/folder", "search", "studies") == 1
-    assert "gcsfs" in capsys.readouterr().err
+    assert "pip install 'dicomweb_io[gcs]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["--json-lines", "--prettify", "--dicomize"])

@@ -399,7 +399,7 @@ def test_an_instance_that_two_writers_name_differently_is_one_file(
 
 
 def test_a_name_that_another_writer_claims_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_links(*_: Any) -> None:
+    def no_links(*_: Any, **__: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     rename = os.rename
