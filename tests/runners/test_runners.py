@@ -183,7 +183,8 @@ def test_an_unbounded_watch_streams(streaming_engine, serve, tmp_path, folder):
             client.store_instances([str(path) for path in paths])
             end = time.monotonic() + 300
             while len(list(folder.rglob("*.dcm"))) < 2 * number:
-                assert time.monotonic() < end, f"arrival {number} was not copied"
+                seen = f"the job is {result.state}, after {len(server.records)} requests"
+                assert time.monotonic() < end, f"arrival {number} was not copied: {seen}"
                 time.sleep(0.02)
         assert result.state == "RUNNING"
     finally:
