@@ -32,7 +32,7 @@ from apache_beam.coders import Coder, FastPrimitivesCoder
 from apache_beam.coders.typecoders import registry
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.options.pipeline_options import DirectOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.pvalue import PBegin, TaggedOutput
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.display import DisplayDataItem
@@ -81,6 +81,8 @@ from dicomweb_io.transforms.coders import register
 from dicomweb_io.transforms.metrics import count, count_traffic
 
 logger = logging.getLogger("dicomweb_io")
+
+_IDLE_SOURCES = "shutdown_sources_after_idle_ms"
 
 MAX_WAIT = 5.0
 """Seconds that the DoFn waits by itself at most before it defers to the runner."""
@@ -588,7 +590,9 @@ class _WatchTransform(DICOMwebTransform):
     def expand(self, pbegin: PBegin) -> Any:
         """Builds the steps."""
         self._check_begins(pbegin)
-        kind = _UnboundedWatch if self.stop is None and self.max_polls is None else _BoundedWatch
+        bounded = self.stop is not None or self.max_polls is not None
+        _check_idle_sources(pbegin.pipeline.options, bounded)
+        kind = _BoundedWatch if bounded else _UnboundedWatch
         # With several workers FnApiRunner (Beam 2.77) forgets what they defer, and the pipeline would end as if all was
         # well after one poll.
         workers = pbegin.pipeline.options.view_as(DirectOptions).direct_num_workers
@@ -612,6 +616,20 @@ class _WatchTransform(DICOMwebTransform):
             "max_polls": DisplayDataItem(self.max_polls, label="Maximum number of polls").drop_if_none(),
             "filters": DisplayDataItem(self._filters, label="Filtered by").drop_if_default(""),
         }
+
+
+def _check_idle_sources(options: PipelineOptions, bounded: bool) -> None:
+    """Looks for an option of Flink (Beam's runner of 2.70) that ends a watch at a moment between two polls.
+
+    Raises:
+        ValueError: If it would end a watch that is to go on.
+    """
+    if _IDLE_SOURCES not in options.get_all_options(drop_default=True, retain_unknown_options=True):
+        return
+    what = f"--{_IDLE_SOURCES} may end a watch between two of its polls, and the job as if all was well"
+    if not bounded:
+        raise ValueError(f"{what}: leave it out where a watch is to go on")
+    logger.warning("%s; without it a watch makes all its polls, and nothing is grouped at its end", what)
 
 
 class WatchForInstances(_WatchTransform):

@@ -149,6 +149,15 @@ def test_an_unbounded_watch_ends_only_by_its_runner(archive):
     assert (unbounded.is_bounded, bounded.is_bounded, until.is_bounded) == (False, True, True)
 
 
+def test_an_option_that_ends_a_watch_by_chance_is_refused(archive, caplog):
+    p = beam.Pipeline(options=PipelineOptions(["--shutdown_sources_after_idle_ms=1000"]))
+    with pytest.raises(ValueError, match="between two of its polls"):
+        _ = p | WatchForInstances(str(archive))
+    assert not caplog.messages
+    _ = p | "Bounded" >> WatchForInstances(str(archive), max_polls=1)
+    assert "between two of its polls" in caplog.text
+
+
 def test_a_stop_ends_it(archive, held):
     # The second poll would come after the end.
     later = datetime.now(timezone.utc) + timedelta(hours=1)
