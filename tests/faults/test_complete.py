@@ -146,6 +146,7 @@ SAME_AS: dict[str, tuple[str, Call]] = {
 """Methods that do the same as an operation of the matrix in other words, with a call that asks the same."""
 
 ASK_NOTHING = {
+    "check_place": "a DICOMweb server is looked at by its first search",
     "close": "ends the client",
     "from_endpoint": "makes a client",
     "iter_exclusions": "servers do not tell what their searches leave out",
