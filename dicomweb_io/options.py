@@ -24,9 +24,6 @@ from typing import IO, Any, Literal, Protocol
 from dicomweb_io.client import DICOMClient, check_chunk_size
 from dicomweb_io.endpoint import Endpoint
 from dicomweb_io.errors import safe_url
-from dicomweb_io.files.local import create_nameless, give_name, is_on_this_machine, local_path
-from dicomweb_io.files.places import temporary_name
-from dicomweb_io.files.remote import missing_package
 from dicomweb_io.http.auth import (
     AWSSigV4,
     AzureCredentials,
@@ -291,6 +288,8 @@ def make_endpoint(
             limits=Limits(**{name: given[name] for name in ("max_in_flight",) if given.get(name) is not None}),
         )
         if not endpoint.is_web:
+            from dicomweb_io.files.local import local_path
+
             local_path(url)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
@@ -729,6 +728,8 @@ def check_reach(path: str, option: str) -> None:
     Raises:
         UsageError: If it is on this machine.
     """
+    from dicomweb_io.files.local import is_on_this_machine
+
     if is_on_this_machine(path):
         raise UsageError(
             f"{option} {safe_url(path)}: the workers of this runner are on other machines and do not reach this one's "
@@ -746,13 +747,16 @@ def check_remote_results(args: Any, *more: str) -> None:
     Raises:
         UsageError: If a filesystem's package is not installed, or nothing can be written there.
     """
-    import fsspec
-
     results = {name: getattr(args, name, None) for name in ("out", "table", "output", "failures", "summary", "report")}
     places = [(f"--{name}", path) for name, given in results.items() for path in listed(given)]
     for option, path in (*places, *(("--temp_location", path) for path in more)):
         if "://" not in path or _local_path(path, option) is not None:
             continue
+        import fsspec
+
+        from dicomweb_io.files.places import temporary_name
+        from dicomweb_io.files.remote import missing_package
+
         try:
             filesystem, name = fsspec.core.url_to_fs(path)
         except ImportError as error:
@@ -785,6 +789,8 @@ def brief_error(error: Exception) -> str:
 def _local_path(path: str, option: str) -> str | None:
     if "://" not in path:
         return os.path.abspath(path)
+    from dicomweb_io.files.local import local_path
+
     try:
         return local_path(path)
     except ValueError as error:
@@ -830,6 +836,9 @@ def atomic_file(path: str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
             there).
         mode: ``"w"`` for text in UTF-8, ``"wb"`` for bytes.
     """
+    from dicomweb_io.files.local import create_nameless, give_name
+    from dicomweb_io.files.places import temporary_name
+
     remote = "://" in path or _is_device(path)
     folder, name = (None, "upload") if remote else os.path.split(os.path.abspath(path))
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"} if mode == "w" else {}
